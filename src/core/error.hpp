@@ -1,0 +1,53 @@
+#pragma once
+
+#include <source_location>
+#include <stdexcept>
+#include <string>
+
+namespace weightcast {
+
+/// The process's exit codes (sysexits where one fits). The README has the table for users.
+enum class ExitCode : int {
+  kDone = 0,
+  kUsage = 64,
+  kBadInput = 65,
+  kVerificationFailed = 66,
+  kInternal = 70,
+  kInputOutput = 74,
+  kStopped = 75,
+  kTimeout = 76,
+};
+
+/// Base of every error that the program raises on purpose. `what()` is one line that names the culprit (file,
+/// tensor, option) and the remedy; the place in the source is for the log at debug level.
+class Error : public std::runtime_error {
+ public:
+  Error(ExitCode code, const std::string& message,
+        std::source_location where = std::source_location::current())
+      : std::runtime_error(message), code_(code), where_(where) {}
+
+  ExitCode code() const { return code_; }
+  const std::source_location& where() const { return where_; }
+
+ private:
+  ExitCode code_;
+  std::source_location where_;
+};
+
+/// An error class for each exit code, so that a throw says what kind of thing went wrong.
+template <ExitCode Code>
+class ErrorOf : public Error {
+ public:
+  explicit ErrorOf(const std::string& message, std::source_location where = std::source_location::current())
+      : Error(Code, message, where) {}
+};
+
+using UsageError = ErrorOf<ExitCode::kUsage>;                ///< the command line is wrong
+using InputError = ErrorOf<ExitCode::kBadInput>;             ///< a file's content is wrong
+using VerifyError = ErrorOf<ExitCode::kVerificationFailed>;  ///< weights arrived different
+using InternalError = ErrorOf<ExitCode::kInternal>;          ///< the program is wrong
+using IoError = ErrorOf<ExitCode::kInputOutput>;             ///< the system refused
+using StoppedError = ErrorOf<ExitCode::kStopped>;            ///< a signal asked to stop
+using TimeoutError = ErrorOf<ExitCode::kTimeout>;            ///< a deadline passed
+
+}  // namespace weightcast

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace weightcast {
+
+/// Bytes of `256MiB`, `1GiB`, `64KiB`, `512MB` or a plain number. Throws UsageError otherwise.
+std::int64_t parse_bytes(std::string_view text);
+
+/// `256 MiB`, `61.06 GB`-style text for people: binary units, three significant digits.
+std::string format_bytes(std::int64_t bytes);
+
+/// `value` rounded up to a multiple of `step` (step > 0).
+constexpr std::int64_t round_up(std::int64_t value, std::int64_t step) {
+  return (value + step - 1) / step * step;
+}
+
+/// Ceiling of a / b for positive b.
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace weightcast
