@@ -1,0 +1,37 @@
+#include "model/catalog.hpp"
+
+#include <fmt/format.h>
+
+#include <numeric>
+
+#include "core/error.hpp"
+
+namespace weightcast {
+
+std::uint32_t Catalog::add(std::string name, DType dtype, Shape shape) {
+  const auto index = static_cast<std::uint32_t>(tensors_.size());
+  if (!index_.emplace(name, index).second) {
+    throw InternalError(fmt::format("the catalog lists tensor {} twice", name));
+  }
+  tensors_.push_back({std::move(name), dtype, shape});
+  return index;
+}
+
+std::optional<std::uint32_t> Catalog::find(std::string_view name) const {
+  const auto found = index_.find(name);
+  if (found == index_.end()) return std::nullopt;
+  return found->second;
+}
+
+std::uint32_t Catalog::at(std::string_view name) const {
+  const auto found = find(name);
+  if (!found) throw InternalError(fmt::format("tensor {} is not in the catalog", name));
+  return *found;
+}
+
+std::int64_t Catalog::bytes() const {
+  return std::accumulate(tensors_.begin(), tensors_.end(), std::int64_t{0},
+                         [](std::int64_t sum, const Tensor& tensor) { return sum + tensor.bytes(); });
+}
+
+}  // namespace weightcast

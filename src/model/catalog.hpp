@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "core/dtype.hpp"
+#include "core/shape.hpp"
+
+namespace weightcast {
+
+/// A canonical weight: its Hugging Face name, global shape and dtype.
+struct Tensor {
+  std::string name;
+  DType dtype = DType::kBF16;
+  Shape shape;
+
+  std::int64_t bytes() const { return shape.elements() * dtype_bytes(dtype); }
+};
+
+/// The ordered list of a model's tensors. A tensor's index is its identity everywhere else.
+class Catalog {
+ public:
+  /// Appends a tensor; throws InternalError when the name is there already.
+  std::uint32_t add(std::string name, DType dtype, Shape shape);
+
+  const std::vector<Tensor>& tensors() const { return tensors_; }
+  const Tensor& operator[](std::uint32_t index) const { return tensors_[index]; }
+  std::size_t size() const { return tensors_.size(); }
+
+  /// Index of the tensor of that name, or nothing.
+  std::optional<std::uint32_t> find(std::string_view name) const;
+
+  /// As find; throws InternalError for a name that the family did not list.
+  std::uint32_t at(std::string_view name) const;
+
+  /// Bytes of all tensors together.
+  std::int64_t bytes() const;
+
+ private:
+  struct TextHash {
+    using is_transparent = void;  // NOLINT(readability-identifier-naming): the standard's name
+    std::size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
+  };
+
+  std::vector<Tensor> tensors_;
+  std::unordered_map<std::string, std::uint32_t, TextHash, std::equal_to<>> index_;
+};
+
+}  // namespace weightcast

@@ -1,0 +1,50 @@
+#include "model/engine.hpp"
+
+#include <fmt/format.h>
+
+#include <charconv>
+
+#include "core/error.hpp"
+#include "model/layouts/moe_layout.hpp"
+
+namespace weightcast {
+
+EngineRank engine_rank(const EngineLayout& layout, std::int64_t rank) {
+  return {rank / layout.replica_ranks(), rank % layout.replica_ranks() / layout.tp, rank % layout.tp};
+}
+
+EngineLayout parse_engine_layout(std::string_view text, std::string_view moe_layout) {
+  EngineLayout layout;
+  layout.moe_layout = find_moe_layout(moe_layout).name();
+  const std::string_view whole = text;
+  while (!text.empty()) {
+    const std::string_view item = text.substr(0, text.find(','));
+    text.remove_prefix(std::min(text.size(), item.size() + 1));
+    const std::size_t equals = item.find('=');
+    const std::string_view name = item.substr(0, equals);
+    std::int64_t* field = name == "tp"         ? &layout.tp
+                          : name == "ep"       ? &layout.ep
+                          : name == "pp"       ? &layout.pp
+                          : name == "replicas" ? &layout.replicas
+                                               : nullptr;
+    const std::string_view digits = equals == std::string_view::npos ? "" : item.substr(equals + 1);
+    const char* end = digits.data() + digits.size();
+    constexpr std::int64_t kMostRanks = 1 << 20;
+    std::int64_t value = 0;
+    const auto [rest, status] = std::from_chars(digits.data(), end, value);
+    if (field == nullptr || status != std::errc() || rest != end || value < 1 || value > kMostRanks) {
+      throw UsageError(fmt::format(
+          "--inference {}: cannot read '{}'; write for example tp=2,ep=2,pp=1,replicas=1", whole, item));
+    }
+    *field = value;
+  }
+  if (layout.tp % layout.ep != 0) {
+    throw UsageError(
+        fmt::format("--inference {}: ep={} does not divide tp={}; experts are cut ep ways inside "
+                    "the tp group",
+                    whole, layout.ep, layout.tp));
+  }
+  return layout;
+}
+
+}  // namespace weightcast

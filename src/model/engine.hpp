@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace weightcast {
+
+/// How the inference engine cuts a model, as `--inference tp=2,ep=2,pp=1,replicas=1` says it.
+/// `ep` divides `tp`: experts are cut `ep` ways, each expert's inner size `tp/ep` ways.
+struct EngineLayout {
+  std::int64_t tp = 1;
+  std::int64_t ep = 1;
+  std::int64_t pp = 1;
+  std::int64_t replicas = 1;
+  std::string moe_layout = "triton";
+
+  std::int64_t expert_tp() const { return tp / ep; }
+  /// Ranks of one replica. A rank's coordinate in it is `pp rank × tp + tp rank`.
+  std::int64_t replica_ranks() const { return pp * tp; }
+  std::int64_t ranks() const { return replicas * replica_ranks(); }
+};
+
+/// Where a rank stands in its replica; `tp rank = ep rank × (tp/ep) + rank inside the expert`.
+struct EngineRank {
+  std::int64_t replica = 0;
+  std::int64_t pp = 0;
+  std::int64_t tp = 0;
+};
+
+/// The place of inference rank `rank`: replica-major, then pp, then tp.
+EngineRank engine_rank(const EngineLayout& layout, std::int64_t rank);
+
+/// Reads `tp=2,ep=2,pp=1,replicas=1` (absent = 1). Throws UsageError naming the piece that is wrong, among
+/// them an ep that does not divide tp.
+EngineLayout parse_engine_layout(std::string_view text, std::string_view moe_layout);
+
+}  // namespace weightcast

@@ -1,0 +1,12 @@
+#pragma once
+
+#include <memory>
+
+#include "model/family.hpp"
+
+namespace weightcast {
+
+std::unique_ptr<Family> make_qwen3(const ModelConfig& config);
+std::unique_ptr<Family> make_qwen3_moe(const ModelConfig& config);
+
+}  // namespace weightcast

@@ -1,0 +1,195 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/error.hpp"
+#include "model/families/families.hpp"
+#include "model/layouts/moe_layout.hpp"
+#include "model/sharding.hpp"
+
+namespace weightcast {
+
+namespace {
+
+/// Qwen3 (dense) and Qwen3-MoE: grouped-query attention with a norm per head, and in each layer either a
+/// gated MLP or routed experts. Names and shapes are those of transformers' Qwen3 and Qwen3Moe classes.
+class Qwen3 final : public Family {
+ public:
+  Qwen3(const ModelConfig& config, bool moe)
+      : origin_(config.origin()),
+        dtype_(config.dtype()),
+        hidden_(config.integer({"hidden_size"})),
+        layers_(config.integer({"num_hidden_layers"})),
+        heads_(config.integer({"num_attention_heads"})),
+        kv_heads_(config.integer({"num_key_value_heads"})),
+        head_dim_(config.integer_or({"head_dim"}, hidden_ / heads_)),
+        vocabulary_(config.integer({"vocab_size"})),
+        tied_(config.boolean_or({"tie_word_embeddings"}, false)),
+        attention_bias_(config.boolean_or({"attention_bias"}, false)) {
+    if (head_dim_ < 1) {
+      throw InputError(origin_ + ": hidden_size is less than num_attention_heads and head_dim is missing");
+    }
+    if (moe) {
+      experts_ = config.integer({"num_experts", "num_local_experts"});
+      expert_inner_ = config.integer({"moe_intermediate_size"});
+      sparse_step_ = config.integer_or({"decoder_sparse_step"}, 1);
+      dense_layers_ = config.integers_or_empty({"mlp_only_layers"});
+    }
+    for (std::int64_t layer = 0; layer < layers_; ++layer) {
+      if (!is_moe_layer(layer)) inner_ = config.integer({"intermediate_size"});
+    }
+    list_tensors();
+  }
+
+  const Catalog& catalog() const override { return catalog_; }
+
+  std::vector<Parameter> parameters(const EngineLayout& layout, const EngineRank& rank) const override {
+    require_divides("pp", layout.pp, "the layers of " + origin_, layers_);
+    const TensorParallel tp(catalog_, layout.tp, rank.tp);
+    std::vector<Parameter> parameters;
+    const bool last = rank.pp == layout.pp - 1;
+    if (rank.pp == 0 || (last && tied_)) parameters.push_back(tp.vocabulary(kEmbedding));
+    const std::int64_t stage = layers_ / layout.pp;
+    for (std::int64_t layer = rank.pp * stage; layer < (rank.pp + 1) * stage; ++layer) {
+      add_attention(tp, prefix(layer), parameters);
+      parameters.push_back(tp.replicated(prefix(layer) + "post_attention_layernorm.weight"));
+      if (is_moe_layer(layer)) {
+        add_experts(tp, layout, rank, prefix(layer) + "mlp.", parameters);
+      } else {
+        const std::string mlp = prefix(layer) + "mlp.";
+        parameters.push_back(
+            tp.gate_up(mlp + "gate_up_proj.weight", mlp + "gate_proj.weight", mlp + "up_proj.weight"));
+        parameters.push_back(tp.row_parallel(mlp + "down_proj.weight"));
+      }
+    }
+    if (last) {
+      parameters.push_back(tp.replicated(kFinalNorm));
+      if (!tied_) parameters.push_back(tp.vocabulary(kHead));
+    }
+    return parameters;
+  }
+
+  std::optional<StoredForm> other_stored_form(const Tensor& tensor) const override {
+    return experts_ > 0 ? stacked_expert_form(tensor, experts_) : std::nullopt;
+  }
+
+  bool may_ignore(std::string_view stored_name) const override {
+    // Many tied checkpoints still carry the head; older exports carry the rotary frequencies.
+    return (tied_ && stored_name == kHead) || stored_name.ends_with(".rotary_emb.inv_freq");
+  }
+
+ private:
+  static constexpr const char* kEmbedding = "model.embed_tokens.weight";
+  static constexpr const char* kFinalNorm = "model.norm.weight";
+  static constexpr const char* kHead = "lm_head.weight";
+
+  static std::string prefix(std::int64_t layer) { return fmt::format("model.layers.{}.", layer); }
+
+  bool is_moe_layer(std::int64_t layer) const {
+    return experts_ > 0 && (layer + 1) % sparse_step_ == 0 &&
+           std::find(dense_layers_.begin(), dense_layers_.end(), layer) == dense_layers_.end();
+  }
+
+  void list_tensors() {
+    catalog_.add(kEmbedding, dtype_, {vocabulary_, hidden_});
+    for (std::int64_t layer = 0; layer < layers_; ++layer) {
+      const std::string at = prefix(layer);
+      catalog_.add(at + "input_layernorm.weight", dtype_, {hidden_});
+      list_projection(at + "self_attn.q_proj", heads_ * head_dim_, hidden_);
+      list_projection(at + "self_attn.k_proj", kv_heads_ * head_dim_, hidden_);
+      list_projection(at + "self_attn.v_proj", kv_heads_ * head_dim_, hidden_);
+      list_projection(at + "self_attn.o_proj", hidden_, heads_ * head_dim_);
+      catalog_.add(at + "self_attn.q_norm.weight", dtype_, {head_dim_});
+      catalog_.add(at + "self_attn.k_norm.weight", dtype_, {head_dim_});
+      catalog_.add(at + "post_attention_layernorm.weight", dtype_, {hidden_});
+      if (is_moe_layer(layer)) {
+        catalog_.add(at + "mlp.gate.weight", dtype_, {experts_, hidden_});
+        for (std::int64_t expert = 0; expert < experts_; ++expert) {
+          list_mlp(fmt::format("{}mlp.experts.{}.", at, expert), expert_inner_);
+        }
+      } else {
+        list_mlp(at + "mlp.", inner_);
+      }
+    }
+    catalog_.add(kFinalNorm, dtype_, {hidden_});
+    if (!tied_) catalog_.add(kHead, dtype_, {vocabulary_, hidden_});
+  }
+
+  void list_projection(const std::string& name, std::int64_t out, std::int64_t in) {
+    catalog_.add(name + ".weight", dtype_, {out, in});
+    if (attention_bias_) catalog_.add(name + ".bias", dtype_, {out});
+  }
+
+  void list_mlp(const std::string& at, std::int64_t inner) {
+    catalog_.add(at + "gate_proj.weight", dtype_, {inner, hidden_});
+    catalog_.add(at + "up_proj.weight", dtype_, {inner, hidden_});
+    catalog_.add(at + "down_proj.weight", dtype_, {hidden_, inner});
+  }
+
+  void add_attention(const TensorParallel& tp, const std::string& at,
+                     std::vector<Parameter>& parameters) const {
+    parameters.push_back(tp.replicated(at + "input_layernorm.weight"));
+    const std::string attention = at + "self_attn.";
+    const auto add_qkv = [&](const std::string& kind) {
+      parameters.push_back(tp.fused_qkv(attention + "qkv_proj" + kind, attention + "q_proj" + kind,
+                                        attention + "k_proj" + kind, attention + "v_proj" + kind, heads_,
+                                        kv_heads_, head_dim_));
+    };
+    add_qkv(".weight");
+    parameters.push_back(tp.row_parallel(attention + "o_proj.weight"));
+    if (attention_bias_) {
+      add_qkv(".bias");
+      // Stored whole on every rank; the engine adds it once, on tp rank 0.
+      parameters.push_back(tp.replicated(attention + "o_proj.bias"));
+    }
+    parameters.push_back(tp.replicated(attention + "q_norm.weight"));
+    parameters.push_back(tp.replicated(attention + "k_norm.weight"));
+  }
+
+  void add_experts(const TensorParallel& tp, const EngineLayout& layout, const EngineRank& rank,
+                   const std::string& at, std::vector<Parameter>& parameters) const {
+    parameters.push_back(tp.replicated(at + "gate.weight"));
+    require_divides("ep", layout.ep, "the experts of " + origin_, experts_);
+    const std::int64_t count = experts_ / layout.ep;
+    const std::int64_t first = rank.tp / layout.expert_tp() * count;
+    std::vector<ExpertTensors> slots;
+    slots.reserve(static_cast<std::size_t>(count));
+    for (std::int64_t expert = first; expert < first + count; ++expert) {
+      // list_mlp put the three matrices of an expert side by side.
+      const std::uint32_t gate = catalog_.at(fmt::format("{}experts.{}.gate_proj.weight", at, expert));
+      slots.push_back({gate, gate + 1, gate + 2});
+    }
+    const MoeLayout& moe_layout = find_moe_layout(layout.moe_layout);
+    moe_layout.require_shape(expert_inner_ / layout.expert_tp(), hidden_, dtype_bytes(dtype_));
+    moe_layout.add_parameters(
+        catalog_, {at + "experts", slots, layout.expert_tp(), rank.tp % layout.expert_tp()}, parameters);
+  }
+
+  std::string origin_;
+  DType dtype_;
+  std::int64_t hidden_;
+  std::int64_t layers_;
+  std::int64_t heads_;
+  std::int64_t kv_heads_;
+  std::int64_t head_dim_;
+  std::int64_t vocabulary_;
+  bool tied_;
+  bool attention_bias_;
+  std::int64_t inner_ = 0;
+  std::int64_t experts_ = 0;
+  std::int64_t expert_inner_ = 0;
+  std::int64_t sparse_step_ = 1;
+  std::vector<std::int64_t> dense_layers_;
+  Catalog catalog_;
+};
+
+}  // namespace
+
+std::unique_ptr<Family> make_qwen3(const ModelConfig& config) {
+  return std::make_unique<Qwen3>(config, false);
+}
+std::unique_ptr<Family> make_qwen3_moe(const ModelConfig& config) {
+  return std::make_unique<Qwen3>(config, true);
+}
+
+}  // namespace weightcast

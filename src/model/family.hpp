@@ -1,0 +1,40 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "model/catalog.hpp"
+#include "model/config.hpp"
+#include "model/engine.hpp"
+#include "model/experts.hpp"
+#include "model/parameter.hpp"
+
+namespace weightcast {
+
+/// One model of a family: what tensors it has, how checkpoints may store them, and which parameters an engine
+/// rank keeps of them. A family is one file in families/ and one line in family.cpp.
+class Family {
+ public:
+  virtual ~Family() = default;
+
+  /// Every tensor of the model in network order (embedding, layers, final norm, head).
+  virtual const Catalog& catalog() const = 0;
+
+  /// The parameters of the rank at (`rank.pp`, `rank.tp`) of any replica. Throws UsageError when the layout
+  /// does not divide the model, naming what does not.
+  virtual std::vector<Parameter> parameters(const EngineLayout& layout, const EngineRank& rank) const = 0;
+
+  /// Another stored form in which a checkpoint may hold a canonical tensor, or nothing.
+  virtual std::optional<StoredForm> other_stored_form(const Tensor& tensor) const = 0;
+
+  /// True for a stored tensor that checkpoints carry but the engine never reads (a tied head, rotary tables).
+  virtual bool may_ignore(std::string_view stored_name) const = 0;
+};
+
+/// The family of `config`'s architecture; throws InputError naming the architecture and the supported ones.
+std::unique_ptr<Family> make_family(const ModelConfig& config);
+
+}  // namespace weightcast

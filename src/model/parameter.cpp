@@ -1,0 +1,33 @@
+#include "model/parameter.hpp"
+
+#include <fmt/format.h>
+
+#include "core/error.hpp"
+
+namespace weightcast {
+
+Parameter stack(const Catalog& catalog, std::string name, Shape shape, const std::vector<TensorBox>& boxes) {
+  Parameter parameter{std::move(name), catalog[boxes.at(0).tensor].dtype, shape, {}, {}};
+  const std::int64_t element = dtype_bytes(parameter.dtype);
+  parameter.parts.reserve(boxes.size());
+  std::int64_t offset = 0;
+  for (const auto& [tensor, box] : boxes) {
+    if (!Box::whole(catalog[tensor].shape).contains(box)) {
+      throw InternalError(fmt::format("parameter {} asks for {} of tensor {} {}", parameter.name,
+                                      box.to_string(), catalog[tensor].name,
+                                      catalog[tensor].shape.to_string()));
+    }
+    if (box.empty()) continue;  // a rank whose share is padding alone
+    const std::int64_t pitch = box.cols * element;
+    parameter.parts.push_back({tensor, box, offset, pitch});
+    offset += box.rows * pitch;
+  }
+  if (offset > parameter.bytes()) {
+    throw InternalError(fmt::format("parameter {} {} is fed {} bytes but holds {}", parameter.name,
+                                    shape.to_string(), offset, parameter.bytes()));
+  }
+  if (offset < parameter.bytes()) parameter.padding.push_back({offset, parameter.bytes() - offset});
+  return parameter;
+}
+
+}  // namespace weightcast

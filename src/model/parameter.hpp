@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/dtype.hpp"
+#include "core/shape.hpp"
+#include "model/catalog.hpp"
+
+namespace weightcast {
+
+/// A box of one tensor that feeds a region of one parameter: element (r, c) of the box lies at byte
+/// `offset + r × pitch + c × element bytes` of the parameter.
+struct Part {
+  std::uint32_t tensor = 0;
+  Box box;
+  std::int64_t offset = 0;
+  std::int64_t pitch = 0;
+};
+
+/// Bytes of a parameter that no tensor feeds and that must be zero.
+struct Padding {
+  std::int64_t offset = 0;
+  std::int64_t bytes = 0;
+};
+
+/// A named buffer of the inference engine on one rank: final shape, dtype, and what goes where in it.
+struct Parameter {
+  std::string name;
+  DType dtype = DType::kBF16;
+  Shape shape;
+  std::vector<Part> parts;
+  std::vector<Padding> padding;
+
+  std::int64_t bytes() const { return shape.elements() * dtype_bytes(dtype); }
+};
+
+/// A box of a named tensor, before it has a place.
+struct TensorBox {
+  std::uint32_t tensor = 0;
+  Box box;
+};
+
+/// The parameter that holds `boxes` one behind the other, each row-major without gaps, and zeros behind the
+/// last. All dense layouts are of this form: a fused qkv is three boxes, w13 two for each expert. Throws
+/// InternalError when the boxes do not fit the shape.
+Parameter stack(const Catalog& catalog, std::string name, Shape shape, const std::vector<TensorBox>& boxes);
+
+}  // namespace weightcast

@@ -1,0 +1,96 @@
+#include "model/sharding.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/error.hpp"
+#include "core/units.hpp"
+
+namespace weightcast {
+
+namespace {
+
+// The padding unit of vocabulary-parallel layers in engines of the SGLang and vLLM kind.
+constexpr std::int64_t kVocabularyUnit = 64;
+
+/// The tensor's shape with another outermost extent.
+Shape with_outer(const Shape& shape, std::int64_t outer) {
+  return shape.dims() == 1 ? Shape{outer} : Shape{outer, shape.cols()};
+}
+
+}  // namespace
+
+void require_divides(const std::string& what, std::int64_t parts, const std::string& of, std::int64_t total) {
+  if (total % parts == 0) return;
+  throw UsageError(
+      fmt::format("--inference: {}={} does not divide {} ({}); choose a divisor", what, parts, of, total));
+}
+
+TensorParallel::TensorParallel(const Catalog& catalog, std::int64_t tp_size, std::int64_t tp_rank)
+    : catalog_(catalog), tp_size_(tp_size), tp_rank_(tp_rank) {}
+
+TensorBox TensorParallel::outer(std::uint32_t tensor, std::int64_t start, std::int64_t count) const {
+  const Shape& shape = catalog_[tensor].shape;
+  if (shape.dims() == 1) return {tensor, {0, 1, start, count}};
+  return {tensor, {start, count, 0, shape.cols()}};
+}
+
+Parameter TensorParallel::replicated(const std::string& tensor) const {
+  const std::uint32_t index = catalog_.at(tensor);
+  const Shape& shape = catalog_[index].shape;
+  return stack(catalog_, tensor, shape, {{index, Box::whole(shape)}});
+}
+
+Parameter TensorParallel::row_parallel(const std::string& tensor) const {
+  const std::uint32_t index = catalog_.at(tensor);
+  const Shape& shape = catalog_[index].shape;
+  require_divides("tp", tp_size_, "the columns of " + tensor, shape.cols());
+  const std::int64_t cols = shape.cols() / tp_size_;
+  return stack(catalog_, tensor, {shape.rows(), cols}, {{index, {0, shape.rows(), tp_rank_ * cols, cols}}});
+}
+
+Parameter TensorParallel::gate_up(const std::string& name, const std::string& gate,
+                                  const std::string& up) const {
+  const std::uint32_t gate_index = catalog_.at(gate);
+  const Shape& shape = catalog_[gate_index].shape;
+  require_divides("tp", tp_size_, "the rows of " + gate, shape[0]);
+  const std::int64_t count = shape[0] / tp_size_;
+  return stack(catalog_, name, with_outer(shape, 2 * count),
+               {outer(gate_index, tp_rank_ * count, count), outer(catalog_.at(up), tp_rank_ * count, count)});
+}
+
+Parameter TensorParallel::fused_qkv(const std::string& name, const std::string& q, const std::string& k,
+                                    const std::string& v, std::int64_t heads, std::int64_t kv_heads,
+                                    std::int64_t head_dim) const {
+  require_divides("tp", tp_size_, "the attention heads of " + q, heads);
+  const bool replicate = tp_size_ >= kv_heads;
+  if (replicate && tp_size_ % kv_heads != 0) {
+    throw UsageError(
+        fmt::format("--inference: tp={} is no multiple of the {} kv heads of {}; a kv head cannot "
+                    "be shared evenly",
+                    tp_size_, kv_heads, k));
+  }
+  if (!replicate) require_divides("tp", tp_size_, "the kv heads of " + k, kv_heads);
+  const std::int64_t q_rows = heads / tp_size_ * head_dim;
+  const std::int64_t kv_rows = (replicate ? 1 : kv_heads / tp_size_) * head_dim;
+  const std::int64_t kv_start = (replicate ? tp_rank_ / (tp_size_ / kv_heads) : tp_rank_) * kv_rows;
+  const std::uint32_t q_index = catalog_.at(q);
+  return stack(catalog_, name, with_outer(catalog_[q_index].shape, q_rows + 2 * kv_rows),
+               {outer(q_index, tp_rank_ * q_rows, q_rows), outer(catalog_.at(k), kv_start, kv_rows),
+                outer(catalog_.at(v), kv_start, kv_rows)});
+}
+
+Parameter TensorParallel::vocabulary(const std::string& tensor) const {
+  const std::uint32_t index = catalog_.at(tensor);
+  const Shape& shape = catalog_[index].shape;
+  const std::int64_t vocabulary = shape.rows();
+  const std::int64_t padded = round_up(vocabulary, kVocabularyUnit);
+  require_divides("tp", tp_size_, "the padded vocabulary of " + tensor, padded);
+  const std::int64_t rows = padded / tp_size_;
+  const std::int64_t start = std::min(vocabulary, tp_rank_ * rows);
+  const std::int64_t count = std::min(vocabulary, (tp_rank_ + 1) * rows) - start;
+  return stack(catalog_, tensor, {rows, shape.cols()}, {outer(index, start, count)});
+}
+
+}  // namespace weightcast

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/catalog.hpp"
+#include "model/parameter.hpp"
+
+namespace weightcast {
+
+/// How dense weights are cut over a tensor-parallel group: the rules that engines of the SGLang and vLLM kind
+/// share (column-parallel, row-parallel, fused qkv, fused gate_up, vocabulary). Every function returns the
+/// parameter of rank `tp_rank` of `tp_size`; a size that does not divide is a UsageError that names the
+/// tensor and --inference.
+class TensorParallel {
+ public:
+  TensorParallel(const Catalog& catalog, std::int64_t tp_size, std::int64_t tp_rank);
+
+  /// The whole tensor under its own name.
+  Parameter replicated(const std::string& tensor) const;
+
+  /// Columns [t·in/T, (t+1)·in/T) of `o_proj` or `down_proj`.
+  Parameter row_parallel(const std::string& tensor) const;
+
+  /// `[gate slice ; up slice]`, each rows [t·I/T, (t+1)·I/T) of its tensor.
+  Parameter gate_up(const std::string& name, const std::string& gate, const std::string& up) const;
+
+  /// Rows [q | k | v]: this rank's query heads, then its key and value heads. With more ranks than kv heads
+  /// each kv head is held by T/kv_heads neighbouring ranks. Weights and biases alike.
+  Parameter fused_qkv(const std::string& name, const std::string& q, const std::string& k,
+                      const std::string& v, std::int64_t heads, std::int64_t kv_heads,
+                      std::int64_t head_dim) const;
+
+  /// Rows [t·Vp/T, (t+1)·Vp/T) of an embedding whose vocabulary is padded with zero rows to a multiple of 64.
+  Parameter vocabulary(const std::string& tensor) const;
+
+ private:
+  /// Elements [start, start + count) of the outermost dimension.
+  TensorBox outer(std::uint32_t tensor, std::int64_t start, std::int64_t count) const;
+
+  const Catalog& catalog_;
+  std::int64_t tp_size_;
+  std::int64_t tp_rank_;
+};
+
+/// Throws UsageError unless `parts` (of the option value `what`) divides `total` (`of` says of what).
+void require_divides(const std::string& what, std::int64_t parts, const std::string& of, std::int64_t total);
+
+}  // namespace weightcast

@@ -1,0 +1,66 @@
+#include "model/synthetic.hpp"
+
+#include <bit>
+#include <cstring>
+
+#include "core/float_bits.hpp"
+#include "core/hash.hpp"
+
+namespace weightcast {
+
+namespace {
+
+/// The bits of `value` as IEEE half precision. Synthetic values are multiples of 2^-20 below 2^-5: normal or
+/// subnormal halves, never infinite.
+std::uint16_t f16_bits(float value) {
+  return std::bit_cast<std::uint16_t>(static_cast<_Float16>(value));
+}
+
+template <typename Element, typename Make>
+void fill(std::span<std::byte> to, std::uint64_t seed, std::int64_t first, Make make) {
+  const std::size_t count = to.size() / sizeof(Element);
+  for (std::size_t i = 0; i < count; ++i) {
+    const Element element = make(mix64(seed + static_cast<std::uint64_t>(first) + i));
+    std::memcpy(to.data() + i * sizeof(Element), &element, sizeof(Element));
+  }
+}
+
+float value_of(std::uint64_t mixed) {
+  return static_cast<float>(static_cast<std::int64_t>(mixed >> 48) - 32768) * 0x1p-20f;
+}
+
+}  // namespace
+
+void fill_synthetic(const Tensor& tensor, std::int64_t version, std::int64_t first_element,
+                    std::span<std::byte> to) {
+  const std::uint64_t seed =
+      hash_text(tensor.name) + static_cast<std::uint64_t>(version) * 0x9e3779b97f4a7c15ull;
+  switch (tensor.dtype) {
+    case DType::kBF16:
+      return fill<std::uint16_t>(to, seed, first_element,
+                                 [](std::uint64_t m) { return bf16_bits(value_of(m)); });
+    case DType::kF16:
+      return fill<std::uint16_t>(to, seed, first_element,
+                                 [](std::uint64_t m) { return f16_bits(value_of(m)); });
+    case DType::kF32:
+      return fill<float>(to, seed, first_element, [](std::uint64_t m) { return value_of(m); });
+    case DType::kF64:
+      return fill<double>(to, seed, first_element, [](std::uint64_t m) { return double{value_of(m)}; });
+    default:
+      break;
+  }
+  switch (dtype_bytes(tensor.dtype)) {
+    case 1:
+      return fill<std::uint8_t>(to, seed, first_element, [](auto m) { return static_cast<std::uint8_t>(m); });
+    case 2:
+      return fill<std::uint16_t>(to, seed, first_element,
+                                 [](auto m) { return static_cast<std::uint16_t>(m); });
+    case 4:
+      return fill<std::uint32_t>(to, seed, first_element,
+                                 [](auto m) { return static_cast<std::uint32_t>(m); });
+    default:
+      return fill<std::uint64_t>(to, seed, first_element, [](auto m) { return m; });
+  }
+}
+
+}  // namespace weightcast
