@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "core/shape.hpp"
+#include "kernels/move.hpp"
+
+namespace weightcast {
+
+/// A box of a tensor in a numbered buffer whose digest is wanted.
+struct DigestBox {
+  std::int64_t offset = 0;  ///< bytes from the start of the numbered buffer to the first element
+  std::int64_t pitch = 0;   ///< bytes from row to row
+  Box box;                  ///< canonical coordinates
+  std::uint64_t tensor_key = 0;
+  std::uint32_t buffer = 0;
+  std::uint32_t segment = 0;  ///< index of the segment in the plan: where the expected digest stands
+  std::uint8_t element_bytes = 0;
+};
+
+/// Runs programs: the moves of one bucket. Implementations agree byte for byte.
+class Executor {
+ public:
+  virtual ~Executor() = default;
+
+  /// Numbered buffers → staging.
+  virtual void pack(std::span<const Move> program, std::span<const std::byte* const> buffers,
+                    std::byte* staging) const = 0;
+
+  /// Staging → numbered buffers.
+  virtual void unpack(std::span<const Move> program, const std::byte* staging,
+                      std::span<std::byte* const> buffers) const = 0;
+
+  /// Digests of boxes, from the numbered buffers; results[i] belongs to boxes[i].
+  virtual void digest(std::span<const DigestBox> boxes, std::span<const std::byte* const> buffers,
+                      std::span<std::uint64_t> results) const = 0;
+
+  /// Index of the first kZero move whose region is not all zero, or -1.
+  virtual std::int64_t first_not_zero(std::span<const Move> program,
+                                      std::span<const std::byte* const> buffers) const = 0;
+};
+
+/// The reference: one thread of the host, memory-to-memory copies.
+std::unique_ptr<Executor> make_host_executor();
+
+}  // namespace weightcast

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+
+namespace weightcast {
+
+/// What happens to the bytes of a move on the way.
+enum class MoveOp : std::uint8_t {
+  kCopy,
+  kZero,       ///< unpack only: the buffer's bytes become zero, staging is not read
+  kF32ToBF16,  ///< pack only: the buffer holds float32, staging receives bfloat16, rounded to nearest even
+};
+
+/// One flat, trivially copyable descriptor: `rows` rows of `row_bytes` bytes between a gapless run of a
+/// staging buffer and a strided region of a numbered buffer (a source tensor when packing, a parameter when
+/// unpacking).
+struct Move {
+  std::int64_t offset = 0;  ///< bytes from the start of the numbered buffer to the first row
+  std::int64_t pitch = 0;   ///< bytes from row to row in the numbered buffer
+  std::int64_t staging =
+      0;  ///< bytes from the start of the bucket to the first row; row r lies r × row_bytes on
+  std::int64_t rows = 0;
+  std::int64_t row_bytes = 0;  ///< on the staging side
+  std::uint32_t buffer = 0;    ///< which numbered buffer
+  MoveOp op = MoveOp::kCopy;
+
+  /// True when the rows lie one behind the other in the numbered buffer too.
+  bool dense() const { return rows == 1 || pitch == row_bytes; }
+  std::int64_t bytes() const { return rows * row_bytes; }
+};
+
+}  // namespace weightcast

@@ -1,0 +1,59 @@
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "plan/plan.hpp"
+
+namespace weightcast {
+
+std::string plan_json(const Plan& plan, const Catalog& catalog, bool segments) {
+  using nlohmann::ordered_json;
+  const EngineLayout& engine = plan.topology.engine;
+  ordered_json root;
+  root["weightcast"] = "plan";
+  root["hash"] = fmt::format("{:016x}", plan.hash);
+  root["trainers"] = plan.topology.trainers;
+  root["colocate"] = plan.topology.colocate;
+  root["inference"] = {{"tp", engine.tp},
+                       {"ep", engine.ep},
+                       {"pp", engine.pp},
+                       {"replicas", engine.replicas},
+                       {"moe_layout", engine.moe_layout}};
+  root["fan_out"] = plan.limits.fan_out == FanOut::kAll ? "all" : "needed";
+  root["model"] = {{"tensors", catalog.size()}, {"bytes", catalog.bytes()}};
+  root["wire_bytes"] = plan.wire_bytes();
+  root["bucket_bytes"] = plan.limits.bucket_bytes;
+  root["staging_bytes_per_rank"] = plan.staging_bytes_per_rank();
+  root["routes"] = plan.routes();
+  root["destinations"] = plan.destinations;
+  auto& ranks = root["ranks"] = ordered_json::array();
+  const std::vector<Traffic> traffic = plan.traffic();
+  for (std::size_t rank = 0; rank < traffic.size(); ++rank) {
+    ranks.push_back({{"rank", rank},
+                     {"sent", traffic[rank].sent},
+                     {"received", traffic[rank].received},
+                     {"buckets", traffic[rank].buckets}});
+  }
+  auto& buckets = root["buckets"] = ordered_json::array();
+  for (const Bucket& bucket : plan.buckets) {
+    ordered_json entry = {{"root", bucket.root},
+                          {"destinations", bucket.destinations},
+                          {"bytes", bucket.bytes},
+                          {"segments", bucket.segments}};
+    if (segments) {
+      auto& list = entry["segments"] = ordered_json::array();
+      for (std::uint32_t i = 0; i < bucket.segments; ++i) {
+        const Segment& segment = plan.segments[bucket.first_segment + i];
+        const Box& box = segment.box;
+        list.push_back({{"tensor", catalog[segment.tensor].name},
+                        {"rows", {box.row, box.row + box.rows}},
+                        {"columns", {box.col, box.col + box.cols}},
+                        {"offset", segment.offset}});
+      }
+    }
+    buckets.push_back(std::move(entry));
+  }
+  return root.dump(2) + "\n";
+}
+
+}  // namespace weightcast

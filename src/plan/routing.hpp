@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/shape.hpp"
+#include "model/family.hpp"
+#include "plan/plan.hpp"
+
+namespace weightcast {
+
+/// A box of a tensor that a set of ranks needs as a whole and no other rank needs any part of.
+struct Piece {
+  std::uint32_t tensor = 0;
+  std::uint32_t destinations = 0;
+  Box box;
+};
+
+/// All pieces of the model, in catalog order, and the destination sets they name.
+struct Routing {
+  std::vector<std::vector<std::int64_t>> destinations;
+  std::vector<Piece> pieces;
+};
+
+/// Cuts every tensor along the edges of the boxes that the ranks of one replica need. With FanOut::kAll the
+/// pieces are the same but all of them go to every coordinate.
+Routing route_pieces(const Family& family, const EngineLayout& engine, FanOut fan_out);
+
+}  // namespace weightcast

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/executor.hpp"
+#include "kernels/move.hpp"
+#include "model/family.hpp"
+#include "model/parameter.hpp"
+#include "plan/plan.hpp"
+
+namespace weightcast {
+
+/// A consecutive part of a bucket that travels as one message. Segments of at least kDirectBytes travel
+/// alone, so that a root may send them from where they are and a destination receive them where they belong,
+/// without staging; what lies between them travels together. The cuts depend on the plan alone: both sides
+/// make the same.
+struct Message {
+  static constexpr std::uint32_t kNone = ~0u;
+
+  std::int64_t staging = 0;  ///< bytes from the start of the bucket
+  std::int64_t bytes = 0;
+  std::uint32_t segment = kNone;  ///< the one segment of a message that may go directly
+  std::uint32_t move = kNone;     ///< of Share::moves: received right where this move would put it
+};
+
+/// A bucket that this rank packs, receives, or both (colocated).
+struct ShareBucket {
+  std::uint32_t bucket = 0;  ///< index into Plan::buckets
+  bool root = false;
+  bool destination = false;
+  std::uint32_t first_move = 0;     ///< of Share::moves
+  std::uint32_t staged_moves = 0;   ///< the unpack program
+  std::uint32_t moves = 0;          ///< with those behind the program that the transport makes
+  std::uint32_t first_message = 0;  ///< of Share::messages
+  std::uint32_t messages = 0;
+};
+
+/// What one rank has to do for an update, compiled: flat arrays, no names, no decisions left.
+struct Share {
+  std::vector<Parameter> parameters;            ///< of an inference rank; empty for a pure trainer
+  std::vector<std::int64_t> parameter_offsets;  ///< of each parameter in the rank's parameter memory
+  std::int64_t parameter_bytes = 0;             ///< size of that memory
+  std::vector<ShareBucket> buckets;             ///< in the global order
+  std::vector<Move> moves;                      ///< of all buckets, one behind the other
+  std::vector<DigestBox> checks;                ///< checks[i] verifies what moves[i] wrote
+  std::vector<Message> messages;                ///< of all buckets, one behind the other
+  std::vector<Move> padding;                    ///< zero fills, run before the first bucket
+
+  std::span<const Move> program(const ShareBucket& bucket) const {
+    return std::span(moves).subspan(bucket.first_move, bucket.staged_moves);
+  }
+  std::span<const Message> messages_of(const ShareBucket& bucket) const {
+    return std::span(messages).subspan(bucket.first_message, bucket.messages);
+  }
+  std::span<const DigestBox> digest_program(const ShareBucket& bucket) const {
+    return std::span(checks).subspan(bucket.first_move, bucket.moves);
+  }
+};
+
+/// Parameters begin at multiples of this in a rank's parameter memory.
+inline constexpr std::int64_t kParameterAlignment = 256;
+
+/// The share of world rank `rank`, with the proof that it writes each of its bytes exactly once.
+Share make_share(const Plan& plan, const Family& family, std::int64_t rank);
+
+}  // namespace weightcast

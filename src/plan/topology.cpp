@@ -1,0 +1,36 @@
+#include "plan/topology.hpp"
+
+#include <fmt/format.h>
+
+#include "core/error.hpp"
+
+namespace weightcast {
+
+std::optional<std::int64_t> Topology::trainer(std::int64_t rank) const {
+  if (rank >= trainers) return std::nullopt;
+  return rank;
+}
+
+std::optional<std::int64_t> Topology::inference_rank(std::int64_t rank) const {
+  if (colocate) return rank;
+  if (rank < trainers) return std::nullopt;
+  return rank - trainers;
+}
+
+std::int64_t Topology::world_rank_of_inference(std::int64_t inference_rank) const {
+  return colocate ? inference_rank : trainers + inference_rank;
+}
+
+void require_world_size(const Topology& topology, std::int64_t world_size) {
+  if (topology.ranks() == world_size) return;
+  const EngineLayout& engine = topology.engine;
+  const std::string trainers = topology.colocate ? "" : fmt::format("{} trainers + ", topology.trainers);
+  throw UsageError(
+      fmt::format("too {} ranks: {}{} replicas × pp {} × tp {} need {} ranks, the launcher started {}; start "
+                  "{} or change "
+                  "--trainers or --inference",
+                  world_size < topology.ranks() ? "few" : "many", trainers, engine.replicas, engine.pp,
+                  engine.tp, topology.ranks(), world_size, topology.ranks()));
+}
+
+}  // namespace weightcast
