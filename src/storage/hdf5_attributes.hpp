@@ -1,0 +1,43 @@
+#pragma once
+
+#include <string>
+#include <variant>
+
+#include "storage/writer.hpp"
+#include "sys/hdf5.hpp"
+
+namespace weightcast {
+
+/// What precedes the name of every attribute that this program writes or reads.
+inline constexpr std::string_view kAttributePrefix = "weightcast.";
+
+/// The attribute of a dataset that names its dtype, without the prefix.
+inline constexpr const char* kDTypeAttribute = "dtype";
+
+/// The root attribute with the weight version, and the one with the text of `config.json`, without the
+/// prefix.
+inline constexpr const char* kVersionAttribute = "weight_version";
+inline constexpr const char* kConfigAttribute = "config";
+
+using AttributeValue = Attributes::mapped_type;
+
+// All of these name attributes without the prefix, and are called under an Hdf5Lock. `subject` is for
+// messages: the file, or the file and the dataset.
+
+/// Writes an integer (64 bits) or a text (UTF-8 of variable length, which h5py shows as `str`).
+void write_hdf5_attribute(hid_t object, const std::string& name, const AttributeValue& value,
+                          const std::string& subject);
+
+/// The attribute, or nothing when the object has none of that name. Throws InputError naming it when it is
+/// neither one integer nor one text.
+std::optional<AttributeValue> read_hdf5_attribute(hid_t object, const std::string& name,
+                                                  const std::string& subject);
+
+/// All attributes whose names start with the prefix.
+Attributes read_hdf5_attributes(hid_t object, const std::string& subject);
+
+/// Opens a file for reading. Throws IoError when it cannot be read, InputError when it is not HDF5 or
+/// damaged.
+Hdf5File open_hdf5(const std::string& path);
+
+}  // namespace weightcast

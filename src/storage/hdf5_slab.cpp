@@ -1,0 +1,101 @@
+#include "storage/hdf5_slab.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "core/error.hpp"
+#include "storage/hdf5_attributes.hpp"
+
+namespace weightcast {
+
+namespace {
+
+using Extents = std::array<hsize_t, Shape::kMaxDims>;
+
+// A rectangle of the dataset in its own dimensions.
+struct Slab {
+  Extents start{};
+  Extents count{};
+  std::int64_t rows = 0;  // of the matrix view
+};
+
+// The largest slab that starts at matrix row `row` and ends before row `end`. All dimensions but the last are
+// folded into the rows of the matrix view, so a range of rows is in general several slabs: it fills up inner
+// dimensions, then takes whole outer ones, then the rest.
+Slab slab_at(const Shape& shape, std::int64_t row, std::int64_t end) {
+  const std::size_t row_dims = shape.dims() - 1;
+  Slab slab;
+  std::array<std::int64_t, Shape::kMaxDims> rows_each{};  // matrix rows of one index of a dimension
+  std::int64_t folded = 1;
+  for (std::size_t dim = row_dims; dim-- > 0;) {
+    rows_each.at(dim) = folded;
+    folded *= shape[dim];
+  }
+  std::size_t outer = 0;
+  while (outer < row_dims && (row % rows_each.at(outer) != 0 || end - row < rows_each.at(outer))) ++outer;
+  slab.rows = 1;
+  for (std::size_t dim = 0; dim < row_dims; ++dim) {
+    const std::int64_t index = row / rows_each.at(dim) % shape[dim];
+    std::int64_t count = 1;
+    if (dim == outer) count = std::min((end - row) / rows_each.at(dim), shape[dim] - index);
+    if (dim > outer) count = shape[dim];
+    slab.start.at(dim) = static_cast<hsize_t>(index);
+    slab.count.at(dim) = static_cast<hsize_t>(count);
+    slab.rows *= count;
+  }
+  return slab;
+}
+
+}  // namespace
+
+Hdf5SlabReader::Hdf5SlabReader(const std::string& path) : path_(path), file_(open_hdf5(path)) {}
+
+void Hdf5SlabReader::open(const std::string& name) {
+  if (dataset_ && name_ == name) return;
+  dataset_.reset();
+  name_ = name;
+  subject_ = fmt::format("{}: dataset '{}'", path_, name);
+  dataset_ = Hdf5Dataset(WEIGHTCAST_HDF5(H5Dopen2(file_.get(), name.c_str(), H5P_DEFAULT), subject_));
+  // The stored type in this machine's byte order: nothing but the order of bytes may change.
+  const Hdf5Type stored(WEIGHTCAST_HDF5(H5Dget_type(dataset_.get()), subject_));
+  memory_type_ = Hdf5Type(WEIGHTCAST_HDF5(H5Tcopy(stored.get()), subject_));
+  if (H5Tget_order(stored.get()) == H5T_ORDER_BE && H5Tget_class(stored.get()) != H5T_ENUM) {
+    WEIGHTCAST_HDF5(H5Tset_order(memory_type_.get(), H5T_ORDER_LE), subject_);
+  }
+}
+
+void Hdf5SlabReader::read(const StoredTensor& tensor, const Box& box, std::span<std::byte> to) {
+  open(tensor.name);
+  const Hdf5Space stored(WEIGHTCAST_HDF5(H5Dget_space(dataset_.get()), subject_));
+  const auto elements =
+      static_cast<std::size_t>(WEIGHTCAST_HDF5(H5Sget_simple_extent_npoints(stored.get()), subject_));
+  if (elements != static_cast<std::size_t>(tensor.shape.elements()) ||
+      H5Tget_size(memory_type_.get()) != static_cast<std::size_t>(dtype_bytes(tensor.dtype))) {
+    throw IoError(fmt::format("{} changed since its header was read", subject_));
+  }
+  const std::size_t dims = tensor.shape.dims();
+  std::int64_t row = box.row;
+  while (row < box.row + box.rows) {
+    Slab slab;
+    slab.rows = 1;
+    if (dims > 0) {
+      slab = slab_at(tensor.shape, row, box.row + box.rows);
+      slab.start.at(dims - 1) = static_cast<hsize_t>(box.col);
+      slab.count.at(dims - 1) = static_cast<hsize_t>(box.cols);
+      WEIGHTCAST_HDF5(H5Sselect_hyperslab(stored.get(), H5S_SELECT_SET, slab.start.data(), nullptr,
+                                          slab.count.data(), nullptr),
+                      subject_);
+    }
+    const hsize_t count = static_cast<hsize_t>(slab.rows) * static_cast<hsize_t>(box.cols);
+    const Hdf5Space memory(WEIGHTCAST_HDF5(H5Screate_simple(1, &count, nullptr), subject_));
+    WEIGHTCAST_HDF5(
+        H5Dread(dataset_.get(), memory_type_.get(), memory.get(), stored.get(), H5P_DEFAULT, to.data()),
+        subject_);
+    to = to.subspan(count * static_cast<std::size_t>(dtype_bytes(tensor.dtype)));
+    row += slab.rows;
+  }
+}
+
+}  // namespace weightcast

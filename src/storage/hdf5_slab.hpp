@@ -1,0 +1,33 @@
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "core/shape.hpp"
+#include "storage/checkpoint.hpp"
+#include "sys/hdf5.hpp"
+
+namespace weightcast {
+
+/// Reads boxes of one HDF5 file's datasets through the library, which decompresses them, gathers their chunks
+/// and swaps their bytes. Use and destroy under an Hdf5Lock.
+class Hdf5SlabReader {
+ public:
+  /// Throws IoError or InputError naming the file.
+  explicit Hdf5SlabReader(const std::string& path);
+
+  /// Reads a box of a tensor's matrix view, row-major without gaps. Throws IoError naming file and dataset.
+  void read(const StoredTensor& tensor, const Box& box, std::span<std::byte> to);
+
+ private:
+  void open(const std::string& name);
+
+  std::string path_;
+  Hdf5File file_;
+  std::string name_;  // of the dataset that is open: neighbouring boxes often share its cached chunks
+  std::string subject_;
+  Hdf5Dataset dataset_;
+  Hdf5Type memory_type_;
+};
+
+}  // namespace weightcast

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include "core/shape.hpp"
+#include "storage/checkpoint.hpp"
+
+namespace weightcast {
+
+/// Reads boxes of a checkpoint's tensors. Files are opened on first use and kept open. All methods may be
+/// called from several threads at once; what needs the HDF5 library is serialised inside.
+class CheckpointReader {
+ public:
+  /// `checkpoint` must outlive the reader.
+  explicit CheckpointReader(const Checkpoint& checkpoint);
+  ~CheckpointReader();
+  CheckpointReader(const CheckpointReader&) = delete;
+  CheckpointReader& operator=(const CheckpointReader&) = delete;
+
+  /// Reads `box` of the tensor's matrix view into `to`, row-major without gaps, in the stored dtype.
+  /// `to.size()` must be box.area() × element bytes. Whole rows are one positional read; column cuts read
+  /// runs of whole rows through a bounded scratch buffer (at most kScratchBytes a call) and pick the columns
+  /// from there. Throws IoError naming file and tensor when the system refuses or the file ends early.
+  void read(const StoredTensor& tensor, const Box& box, std::span<std::byte> to) const;
+
+  static constexpr std::int64_t kScratchBytes = std::int64_t{4} << 20;
+
+ private:
+  struct Files;
+  std::unique_ptr<Files> files_;
+};
+
+}  // namespace weightcast

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "storage/checkpoint.hpp"
+
+namespace weightcast {
+
+/// The file of a folder that says which of several safetensors files holds which tensor.
+inline constexpr const char* kSafetensorsIndexName = "model.safetensors.index.json";
+
+/// Reads the header of one safetensors file and appends its tensors, marked with file number `file`. The
+/// format is that of https://github.com/huggingface/safetensors: 8 bytes of little-endian header length, a
+/// JSON object, data. Throws IoError when the file cannot be read, InputError naming file and tensor when the
+/// header contradicts itself or the file's size.
+void read_safetensors_header(const std::string& path, std::uint32_t file, std::vector<StoredTensor>& tensors);
+
+/// What `model.safetensors.index.json` says.
+struct SafetensorsIndex {
+  std::vector<std::string> files;  ///< names of the data files, without folder, sorted
+  std::vector<std::pair<std::string, std::string>> tensors;  ///< tensor name and its data file's name, sorted
+};
+
+/// Throws IoError when the file cannot be read, InputError naming it when it is no proper index.
+SafetensorsIndex read_safetensors_index(const std::string& path);
+
+}  // namespace weightcast

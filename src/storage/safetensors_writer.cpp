@@ -1,0 +1,205 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "core/error.hpp"
+#include "core/units.hpp"
+#include "storage/dataset_specs.hpp"
+#include "storage/partial_file.hpp"
+#include "storage/safetensors_header.hpp"
+#include "storage/writer.hpp"
+
+namespace weightcast {
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr std::size_t kLengthBytes = 8;
+constexpr const char* kSingleName = "model.safetensors";
+
+// The datasets of one file, in the order in which their data lies in it.
+struct Group {
+  std::vector<std::size_t> members;
+  std::int64_t bytes = 0;
+};
+
+std::vector<Group> group_by_size(const std::vector<DatasetSpec>& specs, std::int64_t max_file_bytes) {
+  std::vector<Group> groups(1);
+  for (std::size_t i = 0; i < specs.size(); ++i) {
+    if (!groups.back().members.empty() && specs[i].bytes() > max_file_bytes - groups.back().bytes) {
+      groups.emplace_back();
+    }
+    groups.back().members.push_back(i);
+    groups.back().bytes += specs[i].bytes();
+  }
+  // Wide elements first: then every tensor starts at a multiple of its element size.
+  for (Group& group : groups) {
+    std::stable_sort(group.members.begin(), group.members.end(), [&](std::size_t a, std::size_t b) {
+      return dtype_bytes(specs[a].dtype) > dtype_bytes(specs[b].dtype);
+    });
+  }
+  return groups;
+}
+
+std::vector<std::int64_t> header_shape(const DatasetSpec& spec) {
+  std::vector<std::int64_t> extents(spec.shape.extents().begin(), spec.shape.extents().end());
+  // The format counts 4-bit codes, a dataset bytes of two.
+  if (spec.dtype == DType::kF4E2M1x2 && !extents.empty()) extents.back() *= 2;
+  return extents;
+}
+
+std::string dump(const json& value, const std::string& path, int indent = -1) {
+  try {
+    return value.dump(indent);
+  } catch (const json::exception& error) {
+    throw InputError(fmt::format("{}: a tensor's name cannot be written as JSON: {}", path, error.what()));
+  }
+}
+
+// The header with the length before it and spaces after it, so that the data starts at a multiple of 8.
+std::string header_bytes(const std::vector<DatasetSpec>& specs, const Group& group, const std::string& path) {
+  json header{{"__metadata__", {{"format", "pt"}}}};
+  std::int64_t offset = 0;
+  for (const std::size_t i : group.members) {
+    const std::int64_t end = offset + specs[i].bytes();
+    header[specs[i].name] = {{"dtype", dtype_safetensors_name(specs[i].dtype)},
+                             {"shape", header_shape(specs[i])},
+                             {"data_offsets", {offset, end}}};
+    offset = end;
+  }
+  std::string text = dump(header, path);
+  text.resize(static_cast<std::size_t>(round_up(static_cast<std::int64_t>(text.size()), 8)), ' ');
+  const auto length = static_cast<std::uint64_t>(text.size());
+  text.insert(0, reinterpret_cast<const char*>(&length), kLengthBytes);
+  return text;
+}
+
+// `model.safetensors`, its index, or `model-00001-of-00002.safetensors`: the names that this writer gives.
+bool is_model_file(const std::string& name) {
+  if (name == kSingleName || name == kSafetensorsIndexName) return true;
+  constexpr std::string_view kPattern = "model-00000-of-00000.safetensors";
+  return name.size() == kPattern.size() &&
+         std::equal(name.begin(), name.end(), kPattern.begin(),
+                    [](char a, char b) { return b == '0' ? a >= '0' && a <= '9' : a == b; });
+}
+
+class SafetensorsWriter final : public TensorFileWriter {
+ public:
+  SafetensorsWriter(const std::string& directory, const std::string& config_text,
+                    const std::vector<DatasetSpec>& datasets, std::int64_t max_file_bytes)
+      : directory_(directory), specs_(datasets), places_(datasets.size()) {
+    require_space(path_of("model"), check_dataset_specs(directory, specs_));
+    const auto groups = group_by_size(specs_, max_file_bytes);
+    for (const Group& group : groups) add_data_file(group, groups.size());
+    if (groups.size() > 1) add_text_file(kSafetensorsIndexName, index_text(groups));
+    if (!config_text.empty()) add_text_file("config.json", config_text);
+  }
+
+  void write(std::size_t index, std::int64_t offset, std::span<const std::byte> data) override {
+    check_write_range(directory_, specs_, index, offset, data.size());
+    const Place& place = places_.at(index);
+    files_.at(place.file)->write_at(place.offset + offset, data);
+  }
+
+  void flush() override {
+    for (const auto& file : files_) file->flush();
+  }
+
+  void commit() override {
+    flush();
+    for (const auto& file : files_) file->rename_to_final();
+    for (const fs::path& path : left_over_files()) {
+      std::error_code error;
+      if (!fs::remove(path, error) && error) {
+        throw IoError(
+            fmt::format("cannot remove {}, of an earlier checkpoint: {}", path.string(), error.message()));
+      }
+    }
+    sync_directory(directory_);
+  }
+
+ private:
+  struct Place {
+    std::size_t file = 0;
+    std::int64_t offset = 0;
+  };
+
+  std::string path_of(const std::string& name) const { return (fs::path(directory_) / name).string(); }
+
+  void add_data_file(const Group& group, std::size_t files) {
+    const std::string name = files == 1
+                                 ? std::string(kSingleName)
+                                 : fmt::format("model-{:05}-of-{:05}.safetensors", files_.size() + 1, files);
+    auto& file = *files_.emplace_back(std::make_unique<PartialFile>(path_of(name)));
+    const std::string header = header_bytes(specs_, group, file.final_path());
+    auto offset = static_cast<std::int64_t>(header.size());
+    for (const std::size_t i : group.members) {
+      places_[i] = {files_.size() - 1, offset};
+      offset += specs_[i].bytes();
+    }
+    file.open();
+    file.reserve(offset);
+    file.write_at(0, std::as_bytes(std::span(header)));
+  }
+
+  void add_text_file(const std::string& name, const std::string& text) {
+    auto& file = *files_.emplace_back(std::make_unique<PartialFile>(path_of(name)));
+    file.open();
+    file.write_at(0, std::as_bytes(std::span(text)));
+  }
+
+  std::string index_text(const std::vector<Group>& groups) const {
+    json map = json::object();
+    std::int64_t total = 0;
+    for (std::size_t file = 0; file < groups.size(); ++file) {
+      const std::string name = fs::path(files_[file]->final_path()).filename().string();
+      for (const std::size_t i : groups[file].members) map[specs_[i].name] = name;
+      total += groups[file].bytes;
+    }
+    return dump({{"metadata", {{"total_size", total}}}, {"weight_map", std::move(map)}}, directory_, 2) +
+           "\n";
+  }
+
+  // Model files of an earlier checkpoint that this one does not overwrite: left there, an old index or old
+  // shards would be read instead of, or beside, the new ones.
+  std::vector<fs::path> left_over_files() const {
+    std::error_code error;
+    std::vector<fs::path> found;
+    fs::directory_iterator entry(directory_, error);
+    for (const fs::directory_iterator end; !error && entry != end; entry.increment(error)) {
+      const fs::path& path = entry->path();
+      const bool mine = std::any_of(files_.begin(), files_.end(), [&](const auto& file) {
+        return fs::path(file->final_path()).filename() == path.filename();
+      });
+      if (!mine && is_model_file(path.filename().string())) found.push_back(path);
+    }
+    if (error) throw IoError(fmt::format("cannot list {}: {}", directory_, error.message()));
+    return found;
+  }
+
+  std::string directory_;
+  std::vector<DatasetSpec> specs_;
+  std::vector<Place> places_;
+  // In the order of their renaming: data, then what leads readers to it.
+  std::vector<std::unique_ptr<PartialFile>> files_;
+};
+
+}  // namespace
+
+std::unique_ptr<TensorFileWriter> create_safetensors(const std::string& directory,
+                                                     const std::string& config_text,
+                                                     const std::vector<DatasetSpec>& datasets,
+                                                     std::int64_t max_file_bytes) {
+  if (max_file_bytes <= 0) {
+    throw InternalError(
+        fmt::format("{}: safetensors files of {} bytes asked for", directory, max_file_bytes));
+  }
+  return std::make_unique<SafetensorsWriter>(directory, config_text, datasets, max_file_bytes);
+}
+
+}  // namespace weightcast

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "core/dtype.hpp"
+#include "core/shape.hpp"
+
+namespace weightcast {
+
+/// Attributes of a file's root: integers and texts, by name without the prefix `weightcast.` that they have
+/// there.
+using Attributes = std::map<std::string, std::variant<std::int64_t, std::string>>;
+
+/// One dataset to be written.
+struct DatasetSpec {
+  std::string name;
+  DType dtype = DType::kBF16;
+  Shape shape;
+
+  std::int64_t bytes() const { return shape.elements() * dtype_bytes(dtype); }
+};
+
+/// A set of files that appears whole or not at all: data goes to hidden names beside the final ones
+/// (`.NAME.partial`); `commit()` renames them; a destructor without commit removes them and leaves whatever
+/// was there before untouched.
+class TensorFileWriter {
+ public:
+  virtual ~TensorFileWriter() = default;
+
+  /// Writes part of dataset number `index` (order of the specs), from `offset` bytes on. Callable from
+  /// several threads for disjoint ranges. Throws IoError naming the file.
+  virtual void write(std::size_t index, std::int64_t offset, std::span<const std::byte> data) = 0;
+
+  /// Flushes everything to the disk (fsync) without renaming. Throws IoError.
+  virtual void flush() = 0;
+
+  /// Renames the files to their final names, once; flushes first what was written since the last flush.
+  /// Nothing is written afterwards. Throws IoError.
+  virtual void commit() = 0;
+};
+
+/// One HDF5 file of contiguous datasets at the root, named verbatim ('/' cannot occur in a name), with
+/// attribute `weightcast.dtype` each; space is reserved on the disk up front, so a full disk shows here and
+/// not half-way. Missing folders are made. Bytes that nobody writes are zero. Throws IoError when the system
+/// refuses, InputError naming the dataset when a name or shape cannot be written.
+std::unique_ptr<TensorFileWriter> create_hdf5(const std::string& path, const Attributes& attributes,
+                                              const std::vector<DatasetSpec>& datasets);
+
+/// A Hugging Face directory: `model.safetensors`, or several `model-0000i-of-0000n.safetensors` of at most
+/// `max_file_bytes` of data (one tensor is never split) with `model.safetensors.index.json`, and
+/// `config.json` unless `config_text` is empty. The commit removes model files of an earlier checkpoint in
+/// that folder that would be read beside the new ones. Missing folders are made. Errors as with HDF5.
+std::unique_ptr<TensorFileWriter> create_safetensors(const std::string& directory,
+                                                     const std::string& config_text,
+                                                     const std::vector<DatasetSpec>& datasets,
+                                                     std::int64_t max_file_bytes);
+
+/// Removes the partial files of all writers of this process, for one that ends without destructors.
+void remove_partial_files();
+
+/// The root attributes of an HDF5 file whose names start with `weightcast.`, without that prefix. Throws
+/// IoError when the file cannot be read, InputError when it is not HDF5.
+Attributes read_attributes(const std::string& path);
+
+}  // namespace weightcast
