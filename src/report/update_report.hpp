@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace weightcast {
+
+/// One line of the rank map.
+struct RankInfo {
+  int rank = 0;
+  std::string role;
+  std::string host;
+  std::string device;
+};
+
+/// Seconds of the parts of an update; each is the slowest rank's.
+struct UpdateSeconds {
+  double read = 0;  ///< trainers that read files
+  double pack = 0;  ///< trainers that hold their weights in memory
+  double transport = 0;
+  double unpack = 0;
+  double verify = 0;
+  double write = 0;   ///< the sink; not part of `update`
+  double update = 0;  ///< from begin to verified, in parameter memory
+};
+
+/// What an update is compared with.
+struct LimitRecord {
+  std::string what;
+  double gb_s = 0;
+  double achieved = 0;  ///< rate ÷ limit
+};
+
+struct UpdateRecord {
+  std::int64_t weight_version = 0;
+  std::string source;
+  UpdateSeconds seconds;
+  double rate_gb_s = 0;  ///< model bytes ÷ seconds.update
+  LimitRecord limit;
+  bool verified = false;
+};
+
+/// Everything a job reports; the text and the JSON are two faces of it.
+struct JobReport {
+  std::string command;
+  std::string versions;  ///< of the program and its libraries
+  std::string model;     ///< architecture and origin
+  std::string layout;
+  std::vector<RankInfo> ranks;
+  std::int64_t tensors = 0;
+  std::int64_t model_bytes = 0;
+  std::int64_t wire_bytes = 0;
+  std::int64_t buckets = 0;
+  std::int64_t routes = 0;
+  std::int64_t staging_bytes_per_rank = 0;
+  std::int64_t slot_bytes = 0;
+  std::string plan_hash;
+  double startup_seconds = 0;
+  double plan_seconds = 0;
+  std::vector<UpdateRecord> updates;
+};
+
+/// `#` lines: versions, model, layout, plan and the rank map, then the head of the update table.
+std::string header_text(const JobReport& report);
+
+/// One row of the update table.
+std::string update_text(const UpdateRecord& update, std::int64_t model_bytes);
+
+/// The JSON report. `status` is `done` or the kind of error, `error` its line (empty: none). The top-level
+/// figures are those of the last update; `updates` has them all.
+std::string report_json(const JobReport& report, const std::string& status, const std::string& error);
+
+}  // namespace weightcast

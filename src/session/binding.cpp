@@ -1,0 +1,79 @@
+#include "session/binding.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/error.hpp"
+
+namespace weightcast {
+
+namespace {
+
+std::uint32_t number_of(const Checkpoint& checkpoint, const StoredTensor* stored) {
+  return static_cast<std::uint32_t>(stored - checkpoint.tensors.data());
+}
+
+void require_shape(const Checkpoint& checkpoint, const StoredTensor& stored, const Shape& shape) {
+  if (stored.shape == shape) return;
+  throw InputError(
+      fmt::format("{}: tensor {} has shape {} but the model's config wants {}; is --model the right "
+                  "config.json?",
+                  checkpoint.path, stored.name, stored.shape.to_string(), shape.to_string()));
+}
+
+Bound bind_tensor(const Family& family, const Checkpoint& checkpoint, const Tensor& tensor) {
+  if (const StoredTensor* stored = checkpoint.find(tensor.name)) {
+    require_shape(checkpoint, *stored, tensor.shape);
+    return {number_of(checkpoint, stored), 0, false};
+  }
+  if (const auto form = family.other_stored_form(tensor)) {
+    if (const StoredTensor* stored = checkpoint.find(form->name)) {
+      require_shape(checkpoint, *stored, form->shape);
+      return {number_of(checkpoint, stored), form->row, false};
+    }
+  }
+  throw InputError(
+      fmt::format("{}: tensor {} {} is missing; the checkpoint is incomplete or --model is not its "
+                  "config.json",
+                  checkpoint.path, tensor.name, tensor.shape.to_string()));
+}
+
+}  // namespace
+
+std::string Binding::note() const {
+  if (cast_tensors == 0) return "";
+  return fmt::format("{} tensors are stored as float32 and cast to bfloat16, rounded to nearest even",
+                     cast_tensors);
+}
+
+Binding bind(const Family& family, const Checkpoint& checkpoint) {
+  Binding binding;
+  std::vector<bool> used(checkpoint.tensors.size(), false);
+  for (const Tensor& tensor : family.catalog().tensors()) {
+    Bound bound = bind_tensor(family, checkpoint, tensor);
+    const StoredTensor& stored = checkpoint.tensors[bound.stored];
+    if (stored.dtype != tensor.dtype) {
+      if (stored.dtype != DType::kF32 || tensor.dtype != DType::kBF16) {
+        throw InputError(
+            fmt::format("{}: tensor {} is {} but the model's config says {}; only float32 to bfloat16 "
+                        "is converted",
+                        checkpoint.path, stored.name, dtype_name(stored.dtype), dtype_name(tensor.dtype)));
+      }
+      bound.cast_from_f32 = true;
+      ++binding.cast_tensors;
+    }
+    used[bound.stored] = true;
+    binding.tensors.push_back(bound);
+  }
+  for (std::size_t i = 0; i < used.size(); ++i) {
+    if (!used[i] && !family.may_ignore(checkpoint.tensors[i].name)) {
+      throw InputError(fmt::format("{}: tensor {} {} is not part of the model; is --model its config.json?",
+                                   checkpoint.path, checkpoint.tensors[i].name,
+                                   checkpoint.tensors[i].shape.to_string()));
+    }
+  }
+  return binding;
+}
+
+}  // namespace weightcast

@@ -1,0 +1,57 @@
+#include "session/bound_reader.hpp"
+
+#include <algorithm>
+#include <memory>
+#include <span>
+
+#include "kernels/executor.hpp"
+
+namespace weightcast {
+
+namespace {
+
+constexpr std::int64_t kCastScratchBytes = std::int64_t{4} << 20;
+
+std::span<std::byte> bytes_at(std::byte* data, std::int64_t bytes) {
+  return {data, static_cast<std::size_t>(bytes)};
+}
+
+}  // namespace
+
+BoundReader::BoundReader(const Catalog& catalog, const Checkpoint& checkpoint, const Binding& binding)
+    : catalog_(catalog), checkpoint_(checkpoint), binding_(binding), reader_(checkpoint) {
+  if (binding.cast_tensors > 0) cast_scratch_ = HostBuffer(kCastScratchBytes, "casting float32 tensors");
+}
+
+void BoundReader::read(std::uint32_t tensor, const Box& box, std::byte* to) {
+  const Bound& bound = binding_.tensors[tensor];
+  const StoredTensor& stored = checkpoint_.tensors[bound.stored];
+  Box place = box;
+  place.row += bound.row;
+  if (bound.cast_from_f32) {
+    read_cast(stored, place, to);
+  } else {
+    reader_.read(stored, place, bytes_at(to, box.area() * dtype_bytes(catalog_[tensor].dtype)));
+  }
+}
+
+void BoundReader::read_cast(const StoredTensor& stored, const Box& box, std::byte* to) {
+  constexpr std::int64_t kElements = kCastScratchBytes / 4;
+  static const std::unique_ptr<Executor> executor = make_host_executor();
+  const std::byte* const scratch = cast_scratch_.data();
+  // Pieces of whole rows, or runs of columns when a single row is larger than the scratch.
+  const std::int64_t cols = std::min(box.cols, kElements);
+  const std::int64_t rows = std::max<std::int64_t>(1, kElements / box.cols);
+  for (std::int64_t row = 0; row < box.rows; row += rows) {
+    for (std::int64_t col = 0; col < box.cols; col += cols) {
+      const Box piece{box.row + row, std::min(rows, box.rows - row), box.col + col,
+                      std::min(cols, box.cols - col)};
+      reader_.read(stored, piece, bytes_at(cast_scratch_.data(), piece.area() * 4));
+      const Move cast{0, piece.cols * 4,    (row * box.cols + col) * 2, piece.rows, piece.cols * 2,
+                      0, MoveOp::kF32ToBF16};
+      executor->pack({&cast, 1}, {&scratch, 1}, to);
+    }
+  }
+}
+
+}  // namespace weightcast

@@ -1,0 +1,212 @@
+#include "session/pipeline.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+#include "session/backoff.hpp"
+
+namespace weightcast {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+}  // namespace
+
+Pipeline::Pipeline(const Plan& plan, const Share& share, std::vector<std::size_t> routes,
+                   Transport& transport, Control& control, const Executor& executor)
+    : plan_(plan),
+      share_(share),
+      routes_(std::move(routes)),
+      transport_(transport),
+      control_(control),
+      executor_(executor),
+      ring_(plan.staging_bytes_per_rank(), "the staging buffers"),
+      states_(share.buckets.size(), State::kDone) {
+  const auto has = [&](bool ShareBucket::*role) {
+    return std::any_of(share.buckets.begin(), share.buckets.end(),
+                       [&](const ShareBucket& b) { return b.*role; });
+  };
+  const auto start = [&](void (Pipeline::*stage)(const std::stop_token&)) {
+    workers_.emplace_back([this, stage](const std::stop_token& stop) { worker(stop, stage); });
+  };
+  if (has(&ShareBucket::root)) start(&Pipeline::pack_all);
+  if (has(&ShareBucket::destination)) start(&Pipeline::unpack_all);
+}
+
+Pipeline::~Pipeline() = default;
+
+StageSeconds Pipeline::run(Source* source, std::span<std::byte* const> parameters,
+                           std::span<std::uint64_t> sent, std::span<std::uint64_t> written,
+                           Progress& progress) {
+  {
+    const std::scoped_lock lock(mutex_);
+    source_ = source;
+    parameters_ = parameters;
+    written_parameters_.assign(parameters.begin(), parameters.end());
+    sent_ = sent;
+    written_ = written;
+    seconds_ = {};
+    std::fill(states_.begin(), states_.end(), State::kWaiting);
+    workers_busy_ = static_cast<int>(workers_.size());
+    ++update_;
+  }
+  executor_.unpack(share_.padding, nullptr, parameters_);
+  changed_.notify_all();
+  transport_all(progress);
+  return seconds_;
+}
+
+void Pipeline::transport_all(Progress& progress) {
+  std::size_t next = 0;   // first bucket that has not been started
+  std::size_t first = 0;  // first bucket that has not ended
+  Backoff backoff;
+  Clock::time_point since = Clock::now();
+  bool moving = false;
+  while (first < states_.size()) {
+    std::unique_lock lock(mutex_);
+    if (failure_) std::rethrow_exception(failure_);
+    bool advanced = false;
+    for (; first < states_.size() && states_[first] == State::kDone; ++first) {
+      progress.advance(plan_.buckets[share_.buckets[first].bucket].bytes);
+      advanced = true;
+    }
+    while (next < states_.size() && slot_free(next) &&
+           (!share_.buckets[next].root || states_[next] == State::kPacked)) {
+      states_[next] = State::kMoving;
+      const std::uint32_t bucket = share_.buckets[next].bucket;
+      const std::size_t started = next++;
+      lock.unlock();
+      transport_.start(started % static_cast<std::size_t>(plan_.limits.buffers), routes_[bucket],
+                       runs(started));
+      lock.lock();
+      advanced = true;
+    }
+    bool any = false;
+    for (std::size_t k = first; k < next; ++k) {
+      if (states_[k] != State::kMoving) continue;
+      lock.unlock();
+      const bool finished = transport_.finished(k % static_cast<std::size_t>(plan_.limits.buffers));
+      lock.lock();
+      if (finished) {
+        states_[k] = share_.buckets[k].destination ? State::kArrived : State::kDone;
+        changed_.notify_all();
+        advanced = true;
+      } else {
+        any = true;
+      }
+    }
+    lock.unlock();
+    const auto now = Clock::now();
+    if (moving) seconds_.transport += std::chrono::duration<double>(now - since).count();
+    since = now;
+    moving = any;
+    progress.advance(0);
+    control_.poll();
+    advanced ? backoff.reset() : backoff.pause();
+  }
+  std::unique_lock lock(mutex_);
+  using namespace std::chrono_literals;
+  while (!changed_.wait_for(lock, 10ms, [&] { return workers_busy_ == 0; })) {
+    lock.unlock();
+    control_.poll();
+    lock.lock();
+  }
+  if (failure_) std::rethrow_exception(failure_);
+}
+
+void Pipeline::pack_all(const std::stop_token& stop) {
+  for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
+    const ShareBucket& bucket = share_.buckets[k];
+    if (!bucket.root) continue;
+    if (!wait_until(stop, [&] { return slot_free(k); })) return;
+    const auto start = Clock::now();
+    source_->pack(bucket.bucket, slot(k), sent_);
+    seconds_.pack += seconds_since(start);
+    set_state(k, State::kPacked);
+  }
+}
+
+void Pipeline::unpack_all(const std::stop_token& stop) {
+  for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
+    const ShareBucket& bucket = share_.buckets[k];
+    if (!bucket.destination) continue;
+    if (!wait_until(stop, [&] { return states_[k] == State::kArrived; })) return;
+    auto start = Clock::now();
+    executor_.unpack(share_.program(bucket), slot(k), parameters_);
+    seconds_.unpack += seconds_since(start);
+    // The slot has been read; what follows looks at the parameters alone.
+    set_state(k, State::kDone);
+    if (written_.empty()) continue;
+    start = Clock::now();
+    executor_.digest(share_.digest_program(bucket), written_parameters_,
+                     written_.subspan(bucket.first_move, bucket.moves));
+    seconds_.verify += seconds_since(start);
+  }
+}
+
+template <typename Ready>
+bool Pipeline::wait_until(const std::stop_token& stop, Ready ready) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait(lock, stop, [&] { return ready() || failure_; }) && !failure_;
+}
+
+void Pipeline::set_state(std::size_t k, State state) {
+  {
+    const std::scoped_lock lock(mutex_);
+    states_[k] = state;
+  }
+  changed_.notify_all();
+}
+
+void Pipeline::worker(const std::stop_token& stop, void (Pipeline::*stage)(const std::stop_token&)) {
+  for (std::uint64_t done = 0;;) {
+    {
+      std::unique_lock lock(mutex_);
+      if (!changed_.wait(lock, stop, [&] { return update_ > done; })) return;
+      done = update_;
+    }
+    std::exception_ptr failure;
+    try {
+      (this->*stage)(stop);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    const std::scoped_lock lock(mutex_);
+    if (failure && !failure_) failure_ = failure;
+    --workers_busy_;
+    changed_.notify_all();
+  }
+}
+
+bool Pipeline::slot_free(std::size_t k) const {
+  const auto buffers = static_cast<std::size_t>(plan_.limits.buffers);
+  return k < buffers || states_[k - buffers] == State::kDone;
+}
+
+std::span<const std::span<std::byte>> Pipeline::runs(std::size_t k) {
+  const ShareBucket& bucket = share_.buckets[k];
+  runs_.clear();
+  for (const Message& message : share_.messages_of(bucket)) {
+    std::byte* data = slot(k) + message.staging;
+    if (message.move != Message::kNone) {
+      const Move& move = share_.moves[message.move];
+      data = parameters_[move.buffer] + move.offset;
+    } else if (bucket.root && message.segment != Message::kNone) {
+      if (std::byte* in_place = source_->in_place(message.segment)) data = in_place;
+    }
+    runs_.emplace_back(data, static_cast<std::size_t>(message.bytes));
+  }
+  return runs_;
+}
+
+std::byte* Pipeline::slot(std::size_t k) const {
+  return ring_.data() +
+         static_cast<std::int64_t>(k % static_cast<std::size_t>(plan_.limits.buffers)) * plan_.slot_bytes;
+}
+
+}  // namespace weightcast

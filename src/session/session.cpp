@@ -1,0 +1,149 @@
+#include "session/session.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <map>
+
+#include "core/units.hpp"
+#include "memory/available.hpp"
+
+namespace weightcast {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+}  // namespace
+
+Session::Session(Control& control, const Family& family, const Topology& topology, const Limits& limits,
+                 std::int64_t (*source_bytes)(const Plan&, const Catalog&, std::int64_t))
+    : control_(control), family_(family), executor_(make_host_executor()) {
+  plan_together(topology, limits);
+  const auto trainer = topology.trainer(control.rank());
+  require_memory(source_bytes != nullptr && trainer ? source_bytes(plan_, family.catalog(), *trainer) : 0);
+  control_.together([&] {
+    memory_ = HostBuffer(share_.parameter_bytes, "the parameters");
+    for (const std::int64_t offset : share_.parameter_offsets) parameters_.push_back(memory_.data() + offset);
+    readable_parameters_.assign(parameters_.begin(), parameters_.end());
+    expected_.resize(plan_.segments.size());
+    written_.resize(share_.checks.size());
+  });
+  open_routes();
+}
+
+void Session::plan_together(const Topology& topology, const Limits& limits) {
+  const auto start = Clock::now();
+  control_.together([&] {
+    plan_ = make_plan(family_, topology, limits);
+    share_ = make_share(plan_, family_, control_.rank());
+  });
+  plan_seconds_ = seconds_since(start);
+  control_.require_same(
+      plan_.hash,
+      InternalError(
+          "plan: its hash differs between ranks; run the same build of the program on all of them"));
+}
+
+void Session::require_memory(std::int64_t source_bytes) {
+  const Communicator node = Communicator::same_node(control_.comm());
+  const std::int64_t need = share_.parameter_bytes + plan_.staging_bytes_per_rank() + source_bytes;
+  std::int64_t node_need = 0;
+  MPI_Request request = MPI_REQUEST_NULL;
+  const std::int64_t available = available_host_bytes();
+  WEIGHTCAST_MPI(MPI_Iallreduce(&need, &node_need, 1, MPI_INT64_T, MPI_SUM, node.get(), &request));
+  control_.wait(request);
+  control_.together([&] {
+    if (node_need <= available) return;
+    throw IoError(fmt::format(
+        "memory: the ranks of this node need {} (this one {} of parameters, {} of staging, {} of source) but "
+        "{} are "
+        "available; use more nodes, a larger tp or a smaller --bucket-size",
+        format_bytes(node_need), format_bytes(share_.parameter_bytes),
+        format_bytes(plan_.staging_bytes_per_rank()), format_bytes(source_bytes), format_bytes(available)));
+  });
+}
+
+void Session::open_routes() {
+  std::vector<Route> routes;
+  std::vector<std::size_t> route_of_bucket;
+  std::map<std::pair<std::uint32_t, std::uint32_t>, std::size_t> numbers;
+  for (const Bucket& bucket : plan_.buckets) {
+    const auto [found, fresh] = numbers.emplace(std::pair(bucket.root, bucket.destinations), routes.size());
+    if (fresh) {
+      Route route{static_cast<int>(bucket.root), {}, 0};
+      for (const std::int64_t rank : plan_.destination_ranks(bucket.destinations)) {
+        route.destinations.push_back(static_cast<int>(rank));
+      }
+      routes.push_back(std::move(route));
+    }
+    routes[found->second].bytes += bucket.bytes;
+    route_of_bucket.push_back(found->second);
+  }
+  transport_ = make_mpi_transport(control_.comm(), routes, static_cast<std::size_t>(plan_.limits.buffers));
+  control_.together([&] {
+    pipeline_ = std::make_unique<Pipeline>(plan_, share_, std::move(route_of_bucket), *transport_, control_,
+                                           *executor_);
+  });
+}
+
+std::span<std::byte> Session::parameter(std::size_t p) const {
+  return {parameters_.at(p), static_cast<std::size_t>(share_.parameters.at(p).bytes())};
+}
+
+UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify, Progress& progress) {
+  control_.begin_phase("update to version", version);
+  std::int64_t bytes = 0;
+  for (const ShareBucket& bucket : share_.buckets) bytes += plan_.buckets[bucket.bucket].bytes;
+  progress.begin(version, bytes);
+
+  // Every rank begins at the same moment, so that the figures mean the same.
+  control_.together([] {});
+  const auto start = Clock::now();
+  std::fill(expected_.begin(), expected_.end(), 0);
+  StageSeconds stages;
+  try {
+    const std::span<std::uint64_t> none;
+    stages = pipeline_->run(source, parameters_, verify ? std::span(expected_) : none,
+                            verify ? std::span(written_) : none, progress);
+  } catch (const Error& error) {
+    control_.abort_all(error);
+  } catch (const std::exception& error) {
+    control_.abort_all(InternalError(error.what()));
+  }
+  progress.end();
+  // Each segment has one root; all others have added zero.
+  if (verify) control_.sum(expected_);
+  control_.together([&] {
+    if (verify) verify_written();
+  });
+  std::array<double, 5> slowest{stages.pack, stages.transport, stages.unpack, stages.verify,
+                                seconds_since(start)};
+  control_.maximum(std::span<double>(slowest));
+  return {0, slowest[0], slowest[1], slowest[2], slowest[3], 0, slowest[4]};
+}
+
+void Session::verify_written() const {
+  for (std::size_t i = 0; i < share_.checks.size(); ++i) {
+    const DigestBox& check = share_.checks[i];
+    if (written_[i] == expected_[check.segment]) continue;
+    const Segment& segment = plan_.segments[check.segment];
+    throw VerifyError(fmt::format("verify: parameter {} does not hold what was sent of tensor {} ({})",
+                                  share_.parameters[check.buffer].name,
+                                  family_.catalog()[segment.tensor].name, segment.box.to_string()));
+  }
+  const std::int64_t dirty = executor_->first_not_zero(share_.padding, readable_parameters_);
+  if (dirty >= 0) {
+    const Move& move = share_.padding[static_cast<std::size_t>(dirty)];
+    throw VerifyError(
+        fmt::format("verify: the padding of parameter {} is not zero", share_.parameters[move.buffer].name));
+  }
+}
+
+}  // namespace weightcast

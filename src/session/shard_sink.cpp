@@ -1,0 +1,83 @@
+#include "session/shard_sink.hpp"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "core/error.hpp"
+#include "session/signals.hpp"
+#include "storage/writer.hpp"
+
+namespace weightcast {
+
+namespace {
+
+Attributes shard_attributes(const Topology& topology, std::int64_t inference_rank, std::int64_t version) {
+  const EngineLayout& engine = topology.engine;
+  const EngineRank place = engine_rank(engine, inference_rank);
+  return {{"kind", std::string("shard")}, {"weight_version", version},
+          {"rank", inference_rank},       {"replica", place.replica},
+          {"replicas", engine.replicas},  {"pp_rank", place.pp},
+          {"pp_size", engine.pp},         {"tp_rank", place.tp},
+          {"tp_size", engine.tp},         {"ep_rank", place.tp / engine.expert_tp()},
+          {"ep_size", engine.ep},         {"moe_layout", engine.moe_layout}};
+}
+
+/// Removes the shards of an earlier, larger layout, which would make a mixture of the folder.
+void remove_shards_from(std::int64_t rank, const std::string& directory) {
+  std::error_code error;
+  while (std::filesystem::remove(fmt::format("{}/rank-{}.h5", directory, rank), error)) ++rank;
+}
+
+}  // namespace
+
+ShardSink::ShardSink(Control& control, const Session& session, std::string directory)
+    : control_(control), session_(session), directory_(std::move(directory)) {}
+
+void ShardSink::write(std::int64_t version) {
+  constexpr std::string_view kPlaceholder = "{version}";
+  std::string directory = directory_;
+  if (const std::size_t at = directory.find(kPlaceholder); at != std::string::npos) {
+    directory.replace(at, kPlaceholder.size(), std::to_string(version));
+  }
+  const auto rank = session_.plan().topology.inference_rank(control_.rank());
+  std::unique_ptr<TensorFileWriter> writer;
+  const auto stop_if_asked = [] {
+    if (const int signal = hard_stop_signal(); signal != 0) {
+      throw StoppedError(
+          fmt::format("stopped by {} before the shard files were renamed; the previous version is untouched",
+                      signal_name(signal)));
+    }
+  };
+  // A signal ends what follows by agreement, so that no partial file stays behind and a rank that has voted
+  // renames, whatever comes.
+  const Control::DeferSignals defer(control_);
+  control_.together([&] {
+    stop_if_asked();
+    if (!rank) return;
+    const std::vector<Parameter>& parameters = session_.share().parameters;
+    std::vector<DatasetSpec> datasets;
+    datasets.reserve(parameters.size());
+    for (const Parameter& parameter : parameters) {
+      datasets.push_back({parameter.name, parameter.dtype, parameter.shape});
+    }
+    writer = create_hdf5(fmt::format("{}/rank-{}.h5", directory, *rank),
+                         shard_attributes(session_.plan().topology, *rank, version), datasets);
+    for (std::size_t p = 0; p < parameters.size(); ++p) {
+      stop_if_asked();
+      writer->write(p, 0, session_.parameter(p));
+    }
+    writer->flush();
+    stop_if_asked();
+  });
+  // All have written; one that does not vote keeps all from renaming. A deadline of its own, because the time
+  // that the update has left must not run out between two renames.
+  control_.begin_phase("renaming the shards of version", version);
+  control_.together(stop_if_asked);
+  control_.together([&] {
+    if (writer) writer->commit();
+    if (rank && *rank == 0) remove_shards_from(session_.plan().topology.engine.ranks(), directory);
+  });
+}
+
+}  // namespace weightcast

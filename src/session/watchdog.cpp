@@ -1,0 +1,43 @@
+#include "session/watchdog.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include "core/error.hpp"
+#include "report/log.hpp"
+#include "storage/writer.hpp"
+
+namespace weightcast {
+
+Watchdog::Watchdog(const char* name, std::chrono::seconds limit, bool speaks)
+    : name_(name),
+      limit_(limit),
+      speaks_(speaks),
+      deadline_(Clock::now() + limit),
+      thread_([this](const std::stop_token& stop) { run(stop); }) {}
+
+void Watchdog::watch(const char* name, std::chrono::seconds limit) {
+  const std::scoped_lock lock(mutex_);
+  name_ = name;
+  limit_ = limit;
+  speaks_ = true;
+  deadline_ = Clock::now() + limit;
+  changed_.notify_all();
+}
+
+void Watchdog::run(const std::stop_token& stop) {
+  std::unique_lock lock(mutex_);
+  while (!stop.stop_requested()) {
+    const auto deadline = deadline_;
+    changed_.wait_until(lock, stop, deadline, [&] { return deadline_ != deadline; });
+    if (stop.stop_requested() || Clock::now() < deadline_) continue;
+    remove_partial_files();
+    if (speaks_)
+      log_error(fmt::format(
+          "{}: this rank has hung for {} s and is ended; look for a rank that died, or raise --timeout",
+          name_, limit_.count()));
+    _exit(static_cast<int>(ExitCode::kTimeout));
+  }
+}
+
+}  // namespace weightcast
