@@ -1,0 +1,46 @@
+#include <fmt/format.h>
+
+#include "core/error.hpp"
+#include "core/units.hpp"
+#include "launch/commands.hpp"
+#include "launch/job.hpp"
+#include "launch/tensor_copy.hpp"
+#include "report/log.hpp"
+#include "storage/reader.hpp"
+
+namespace weightcast {
+
+void run_convert(const Options& options) {
+  if (options.sources.size() != 1) throw UsageError("convert takes exactly one --source PATH");
+  const Checkpoint checkpoint = read_checkpoint(options.sources.front());
+  const CheckpointReader reader(checkpoint);
+  std::vector<DatasetSpec> specs;
+  std::int64_t total = 0;
+  for (const StoredTensor& tensor : checkpoint.tensors) {
+    specs.push_back({tensor.name, tensor.dtype, tensor.shape});
+    total += tensor.bytes();
+  }
+  const std::int64_t version =
+      options.has_weight_version ? options.weight_version : checkpoint.weight_version.value_or(0);
+  const auto writer = create_checkpoint(options, version, load_config(options)->text(), specs);
+  Progress progress(options.progress, true);
+  progress.begin(version, total);
+  std::vector<std::byte> piece(static_cast<std::size_t>(kCopyBytes));
+  for (std::size_t i = 0; i < specs.size(); ++i) {
+    const StoredTensor& tensor = checkpoint.tensors[i];
+    const std::int64_t element = dtype_bytes(tensor.dtype);
+    for_each_box(tensor.shape, element, [&](const Box& box) {
+      const auto bytes = std::span(piece).first(static_cast<std::size_t>(box.area() * element));
+      reader.read(tensor, box, bytes);
+      writer->write(i, (box.row * tensor.shape.cols() + box.col) * element, bytes);
+      progress.advance(static_cast<std::int64_t>(bytes.size()));
+    });
+  }
+  progress.end();
+  writer->flush();
+  writer->commit();
+  print_report(fmt::format("{}: {} tensors, {}, version {}\n", options.output, specs.size(),
+                           format_bytes(total), version));
+}
+
+}  // namespace weightcast

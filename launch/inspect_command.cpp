@@ -1,0 +1,70 @@
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "core/error.hpp"
+#include "core/hash.hpp"
+#include "core/units.hpp"
+#include "kernels/digest.hpp"
+#include "launch/commands.hpp"
+#include "launch/job.hpp"
+#include "launch/tensor_copy.hpp"
+#include "report/log.hpp"
+#include "report/table.hpp"
+#include "storage/reader.hpp"
+
+namespace weightcast {
+
+namespace {
+
+std::uint64_t digest_of(const CheckpointReader& reader, const StoredTensor& tensor) {
+  std::vector<std::byte> piece(static_cast<std::size_t>(kCopyBytes));
+  const std::int64_t element = dtype_bytes(tensor.dtype);
+  const std::uint64_t key = hash_text(tensor.name);
+  std::uint64_t digest = 0;
+  for_each_box(tensor.shape, element, [&](const Box& box) {
+    reader.read(tensor, box, std::span(piece).first(static_cast<std::size_t>(box.area() * element)));
+    digest += digest_box(piece.data(), box.cols * element, box, element, key);
+  });
+  return digest;
+}
+
+}  // namespace
+
+void run_inspect(const Options& options) {
+  if (options.arguments.size() != 1) throw UsageError("inspect takes one PATH: weightcast inspect PATH");
+  const std::string& path = options.arguments.front();
+  const Checkpoint checkpoint = read_checkpoint(path);
+  const CheckpointReader reader(checkpoint);
+  nlohmann::ordered_json json;
+  json["weightcast"] = "inspect";
+  json["path"] = path;
+  json["files"] = checkpoint.files;
+  auto& list = json["tensors"] = nlohmann::ordered_json::array();
+
+  Table table({"tensor", "dtype", "shape", "bytes", options.no_digests ? "" : "digest"});
+  std::int64_t total = 0;
+  for (const StoredTensor& tensor : checkpoint.tensors) {
+    const std::string digest = options.no_digests ? "" : fmt::format("{:016x}", digest_of(reader, tensor));
+    table.add({tensor.name, std::string(dtype_name(tensor.dtype)), tensor.shape.to_string(),
+               std::to_string(tensor.bytes()), digest});
+    nlohmann::ordered_json entry = {{"name", tensor.name},
+                                    {"dtype", dtype_name(tensor.dtype)},
+                                    {"shape", tensor.shape.extents()},
+                                    {"bytes", tensor.bytes()}};
+    if (!digest.empty()) entry["digest"] = digest;
+    list.push_back(std::move(entry));
+    total += tensor.bytes();
+  }
+  json["bytes"] = total;
+  if (checkpoint.weight_version) json["weight_version"] = *checkpoint.weight_version;
+
+  print_report(
+      fmt::format("# {}: {} tensors, {}, {} files{}\n", path, checkpoint.tensors.size(), format_bytes(total),
+                  checkpoint.files.size(),
+                  checkpoint.weight_version ? fmt::format(", version {}", *checkpoint.weight_version) : ""));
+  print_report(table.text());
+  if (!options.json.empty()) write_text(options.json, json.dump(2) + "\n");
+}
+
+}  // namespace weightcast

@@ -1,0 +1,205 @@
+#include "launch/job.hpp"
+
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "core/error.hpp"
+#include "core/units.hpp"
+#include "launch/version.hpp"
+#include "report/log.hpp"
+
+namespace weightcast {
+
+namespace {
+
+/// The path and the text of the config in force.
+std::pair<std::string, std::string> config_text(const Options& options) {
+  if (options.model.empty()) {
+    if (options.sources.empty()) throw UsageError("--source PATH or --model CONFIG_JSON is needed");
+    const std::string& source = options.sources.front();
+    return {source + " (config.json)", read_config_text(source)};
+  }
+  std::string path = options.model;
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) path += "/config.json";
+  std::ifstream file(path);
+  std::stringstream text;
+  text << file.rdbuf();
+  if (!file) {
+    throw IoError(fmt::format("--model {}: {}; name the model's config.json", path, std::strerror(errno)));
+  }
+  return {path, text.str()};
+}
+
+std::unique_ptr<ModelConfig> make_config(const std::pair<std::string, std::string>& text,
+                                         const Options& options) {
+  auto config = std::make_unique<ModelConfig>(text.second, text.first);
+  if (options.layers) config->set_layers(*options.layers);
+  return config;
+}
+
+void bind_all(Model& model) {
+  for (const Checkpoint& checkpoint : model.checkpoints) {
+    model.bindings.push_back(bind(*model.family, checkpoint));
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<ModelConfig> load_config(const Options& options) {
+  return make_config(config_text(options), options);
+}
+
+Model load_model(const Options& options) {
+  Model model;
+  model.config = load_config(options);
+  model.family = make_family(*model.config);
+  for (const std::string& source : options.sources) model.checkpoints.push_back(read_checkpoint(source));
+  bind_all(model);
+  return model;
+}
+
+Model load_model(Control& control, const Options& options) {
+  // A thousand ranks that open the same headers would be a burden for a file system; one is none.
+  std::pair<std::string, std::string> text;
+  std::vector<std::vector<std::byte>> headers(options.sources.size());
+  control.together([&] {
+    if (control.rank() != 0) return;
+    text = config_text(options);
+    for (std::size_t i = 0; i < headers.size(); ++i)
+      headers[i] = serialize(read_checkpoint(options.sources[i]));
+  });
+  text = {control.broadcast(text.first), control.broadcast(text.second)};
+  for (auto& header : headers) header = control.broadcast(std::move(header));
+  Model model;
+  control.together([&] {
+    model.config = make_config(text, options);
+    model.family = make_family(*model.config);
+    for (const auto& header : headers) model.checkpoints.push_back(deserialize_checkpoint(header));
+    bind_all(model);
+  });
+  return model;
+}
+
+Topology topology_of(const Options& options) {
+  Topology topology;
+  topology.engine = parse_engine_layout(options.inference, options.moe_layout);
+  topology.colocate = options.colocate;
+  topology.trainers = options.colocate ? topology.engine.ranks() : options.trainers;
+  return topology;
+}
+
+Limits limits_of(const Options& options) {
+  return {options.bucket_size, options.buffers, options.fan_out == "all" ? FanOut::kAll : FanOut::kNeeded};
+}
+
+void require_transport(const Options& options) {
+  if (options.transport == "nccl") {
+    throw UsageError("--transport nccl: this build has no NCCL; use --transport mpi");
+  }
+}
+
+JobReport describe_job(Control& control, const Options& options, const Model& model, const Session& session,
+                       double startup_seconds) {
+  const Plan& plan = session.plan();
+  const EngineLayout& engine = plan.topology.engine;
+  JobReport report;
+  report.command = options.command;
+  report.versions = version_line();
+  report.model = fmt::format("{} ({})", model.config->architecture(), model.config->origin());
+  report.layout = fmt::format(
+      "{} trainers, {} replicas × pp {} × tp {}, ep {}, experts {}, fan-out {}, transport mpi, buckets of {} "
+      "× {}",
+      plan.topology.trainers, engine.replicas, engine.pp, engine.tp, engine.ep, engine.moe_layout,
+      options.fan_out, format_bytes(plan.limits.bucket_bytes), plan.limits.buffers);
+  report.tensors = static_cast<std::int64_t>(model.family->catalog().size());
+  report.model_bytes = model.family->catalog().bytes();
+  report.wire_bytes = plan.wire_bytes();
+  report.buckets = static_cast<std::int64_t>(plan.buckets.size());
+  report.routes = plan.routes();
+  report.slot_bytes = plan.slot_bytes;
+  report.staging_bytes_per_rank = plan.staging_bytes_per_rank();
+  report.plan_hash = fmt::format("{:016x}", plan.hash);
+  report.startup_seconds = startup_seconds;
+  report.plan_seconds = session.plan_seconds();
+  const std::vector<std::string> hosts = control.gather(control.host());
+  for (std::size_t rank = 0; rank < hosts.size(); ++rank) {
+    const auto number = static_cast<std::int64_t>(rank);
+    std::string role = plan.topology.trainer(number) ? "trainer" : "";
+    if (const auto inference = plan.topology.inference_rank(number)) {
+      const EngineRank place = engine_rank(engine, *inference);
+      role += fmt::format("{}inference {} (replica {} pp {} tp {} ep {})", role.empty() ? "" : " + ",
+                          *inference, place.replica, place.pp, place.tp, place.tp / engine.expert_tp());
+    }
+    report.ranks.push_back({static_cast<int>(rank), role, hosts[rank], "cpu"});
+  }
+  return report;
+}
+
+void run_job(Control& control, const Options& options, const std::function<void()>& body,
+             const std::function<void(ExitCode, const std::string&)>& write) {
+  // The error has been printed already; a report that cannot be written must not hide it behind another.
+  const auto write_failure = [&](ExitCode code, const std::string& line) {
+    try {
+      write(code, line);
+    } catch (const std::exception& error) {
+      log_note(error.what());
+    }
+  };
+  control.on_abort(write_failure);
+  try {
+    // The first agreement is the one in which a rank with a wrong command line takes part.
+    control.together([] {});
+    control.require_same(hash_options(options),
+                         UsageError("the ranks were given different options; on several nodes write them on "
+                                    "the command line, or export WEIGHTCAST_* with mpirun -x"));
+    body();
+  } catch (const AgreedFailure& failure) {
+    if (control.rank() == 0) write_failure(failure.code(), failure.what());
+    control.on_abort({});
+    throw;
+  } catch (const Error& error) {
+    control.abort_all(error);
+  } catch (const std::exception& error) {
+    control.abort_all(InternalError(error.what()));
+  }
+  control.on_abort({});
+  control.together([&] {
+    if (control.rank() == 0) write(ExitCode::kDone, "");
+  });
+}
+
+std::string status_name(ExitCode code) {
+  switch (code) {
+    case ExitCode::kDone:
+      return "done";
+    case ExitCode::kUsage:
+      return "usage";
+    case ExitCode::kBadInput:
+      return "bad input";
+    case ExitCode::kVerificationFailed:
+      return "verification failed";
+    case ExitCode::kInternal:
+      return "internal";
+    case ExitCode::kInputOutput:
+      return "input/output";
+    case ExitCode::kStopped:
+      return "stopped";
+    case ExitCode::kTimeout:
+      return "timeout";
+  }
+  return "internal";
+}
+
+void write_text(const std::string& path, const std::string& text) {
+  std::ofstream file(path);
+  file << text << std::flush;
+  if (!file) throw IoError(fmt::format("{}: {}; the file could not be written", path, std::strerror(errno)));
+}
+
+}  // namespace weightcast

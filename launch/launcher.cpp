@@ -1,0 +1,97 @@
+#include "launch/launcher.hpp"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+
+#include "core/error.hpp"
+#include "report/log.hpp"
+#include "session/signals.hpp"
+
+namespace weightcast {
+
+namespace {
+
+/// Value of the first of the variables that is set.
+template <std::size_t N>
+const char* first_set(const std::array<const char*, N>& names) {
+  for (const char* name : names) {
+    if (const char* value = std::getenv(name)) return value;
+  }
+  return nullptr;
+}
+
+// What Open MPI's mpirun and a PMIx-speaking srun give every task.
+constexpr std::array<const char*, 2> kMpiRank{"OMPI_COMM_WORLD_RANK", "PMIX_RANK"};
+// What srun gives every task of a step, with or without PMIx.
+constexpr std::array<const char*, 1> kStepTasks{"SLURM_STEP_NUM_TASKS"};
+// What the launchers of other MPI libraries (Hydra and its relatives) give.
+constexpr std::array<const char*, 3> kForeign{"PMI_RANK", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_RANK"};
+constexpr std::array<const char*, 3> kTasks{"OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMI_SIZE"};
+
+void require_launcher() {
+  if (has_mpi_launcher()) return;
+  if (first_set(kStepTasks) != nullptr && std::getenv("SLURM_PROCID") != nullptr) {
+    throw UsageError(
+        "srun started this task without PMIx, so the ranks cannot find each other; use srun --mpi=pmix");
+  }
+  if (first_set(kForeign) != nullptr) {
+    throw UsageError(
+        "the launcher belongs to another MPI than Open MPI, so each process would be alone; use Open "
+        "MPI's mpirun or srun --mpi=pmix");
+  }
+  throw UsageError("started without a launcher; use mpirun -n N weightcast … or srun --mpi=pmix");
+}
+
+/// A launcher of another MPI version leaves each process in a world of one.
+bool is_alone(int size) {
+  const char* tasks = first_set(kTasks);
+  return tasks != nullptr && size == 1 && std::string_view(tasks) != "1";
+}
+
+}  // namespace
+
+bool has_mpi_launcher() {
+  return first_set(kMpiRank) != nullptr;
+}
+
+bool speaks_for_all() {
+  constexpr std::array<const char*, 4> kRanks{"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID",
+                                              "PMI_RANK"};
+  const char* rank = first_set(kRanks);
+  return rank == nullptr || std::string_view(rank) == "0";
+}
+
+int run_as_rank(const std::function<void(Control&)>& job, std::chrono::seconds timeout) {
+  require_launcher();
+  watch_signals();
+  // MPI waits for ever for a task that died before it got there.
+  Watchdog watchdog("starting MPI", timeout, speaks_for_all());
+  const MpiEnvironment mpi;
+  Control control(MPI_COMM_WORLD, timeout, watchdog);
+  if (is_alone(control.size())) {
+    // Each process is rank 0 of its own world, so the environment says who speaks.
+    if (speaks_for_all()) {
+      log_error(fmt::format(
+          "the launcher started {} tasks but MPI sees a world of one: it belongs to another MPI than "
+          "this program's Open MPI; use the mpirun that it was built with",
+          first_set(kTasks)));
+    }
+    return static_cast<int>(ExitCode::kUsage);
+  }
+  try {
+    job(control);
+    return static_cast<int>(ExitCode::kDone);
+  } catch (const AgreedFailure& failure) {
+    return static_cast<int>(failure.code());
+  } catch (const Error& error) {
+    control.abort_all(error);
+  } catch (const std::exception& error) {
+    control.abort_all(InternalError(error.what()));
+  }
+}
+
+}  // namespace weightcast

@@ -1,0 +1,79 @@
+#include <csignal>
+#include <exception>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/error.hpp"
+#include "launch/commands.hpp"
+#include "launch/launcher.hpp"
+#include "launch/options.hpp"
+#include "report/log.hpp"
+
+namespace weightcast {
+
+namespace {
+
+int fail(const Error& error, bool speaks) {
+  if (speaks) log_error(error.what());
+  return static_cast<int>(error.code());
+}
+
+/// A command line that is wrong on some or all ranks: one line, and the same exit code from all, which
+/// launchers only pass on from ranks that have started and ended MPI.
+int fail_as_rank(const Error& error) {
+  using namespace std::chrono_literals;
+  return run_as_rank([&](Control& control) { control.together([&] { throw error; }); }, 60s);
+}
+
+int run_command(const Options& options, bool launched) {
+  const std::string& command = options.command;
+  if (launched) {
+    const auto job = command == "sync" ? &run_sync : &run_bench;
+    return run_as_rank([&](Control& control) { job(control, options); },
+                       std::chrono::seconds(options.timeout));
+  }
+  const auto plain = command == "plan"      ? &run_plan
+                     : command == "inspect" ? &run_inspect
+                     : command == "verify"  ? &run_verify
+                     : command == "synth"   ? &run_synth
+                                            : &run_convert;
+  plain(options);
+  return static_cast<int>(ExitCode::kDone);
+}
+
+int run(int argc, const char* const* argv) {
+  const std::string command = argc > 1 ? argv[1] : "";
+  const bool launched = is_launched(command);
+  // Of the processes of a job one speaks; every plain command speaks for itself.
+  const bool speaks = is_plain(command) || speaks_for_all();
+  std::optional<Options> options;
+  std::vector<std::string> notes;
+  try {
+    try {
+      options = parse_options(argc, argv, speaks, notes);
+    } catch (const Error& error) {
+      return launched && has_mpi_launcher() ? fail_as_rank(error) : fail(error, speaks);
+    }
+    if (!options) return static_cast<int>(ExitCode::kDone);
+    set_quiet(options->quiet);
+    if (speaks) {
+      for (const std::string& note : notes) log_note(note);
+    }
+    return run_command(*options, launched);
+  } catch (const Error& error) {
+    return fail(error, speaks);
+  } catch (const std::exception& error) {
+    return fail(InternalError(error.what()), speaks);
+  }
+}
+
+}  // namespace
+
+}  // namespace weightcast
+
+int main(int argc, char** argv) {
+  // A file-size limit shows as an error of write(), which names the file, not as a silent death.
+  std::signal(SIGXFSZ, SIG_IGN);
+  return weightcast::run(argc, argv);
+}

@@ -1,0 +1,429 @@
+#include "launch/options.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <boost/program_options.hpp>
+#include <cctype>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <sstream>
+
+#include "core/error.hpp"
+#include "core/hash.hpp"
+#include "core/units.hpp"
+#include "launch/version.hpp"
+#include "plan/plan.hpp"
+#include "report/log.hpp"
+
+namespace weightcast {
+
+namespace {
+
+namespace po = boost::program_options;
+
+struct CommandInfo {
+  std::string_view name;
+  std::string_view usage;
+  std::string_view summary;
+  bool launched;
+};
+
+constexpr std::array<CommandInfo, 7> kCommands{{
+    {"sync", "mpirun -n N weightcast sync --source PATH … --inference LAYOUT [--sink hdf5:DIR]",
+     "send weights from checkpoints to inference ranks, one update a source", true},
+    {"plan", "weightcast plan --model CONFIG_JSON --inference LAYOUT",
+     "print what an update would do: routes, buckets, bytes, memory", false},
+    {"bench", "mpirun -n N weightcast bench --model CONFIG_JSON --inference LAYOUT",
+     "repeat updates of synthetic weights beside the wire's own rate", true},
+    {"inspect", "weightcast inspect PATH", "list a checkpoint's or shard file's tensors", false},
+    {"verify", "weightcast verify DIR --source PATH", "compare shard files with a checkpoint", false},
+    {"synth", "weightcast synth --model CONFIG_JSON --output PATH",
+     "write a checkpoint of deterministic values", false},
+    {"convert", "weightcast convert --source PATH --output PATH", "safetensors to HDF5 and back", false},
+}};
+
+enum CommandBit : unsigned {
+  kSync = 1,
+  kPlan = 2,
+  kBench = 4,
+  kInspect = 8,
+  kVerify = 16,
+  kSynth = 32,
+  kConvert = 64,
+  kAll = 127,
+  kJobs = kSync | kBench,
+};
+
+unsigned bit_of(std::string_view command) {
+  for (std::size_t i = 0; i < kCommands.size(); ++i) {
+    if (kCommands.at(i).name == command) return 1u << i;
+  }
+  return 0;
+}
+
+/// Every option once, with the commands that take it.
+struct OptionInfo {
+  const char* name;
+  const char* argument;  ///< nullptr: a switch
+  const char* help;
+  unsigned commands;
+};
+
+constexpr std::array<OptionInfo, 28> kOptions{{
+    {"source", "PATH", "checkpoint: Hugging Face directory, .safetensors or HDF5 file (sync: may repeat)",
+     kSync | kVerify | kConvert | kPlan},
+    {"model", "CONFIG_JSON",
+     "the model's config.json, or its folder (default: beside the source, if there is one)", kAll},
+    {"layers", "N", "the same model with N layers", kPlan | kBench | kSynth},
+    {"trainers", "N", "the first N ranks are trainers (default 1)", kJobs | kPlan},
+    {"colocate", nullptr, "every rank is trainer and inference rank", kJobs | kPlan},
+    {"inference", "LAYOUT", "tp=2,ep=2,pp=1,replicas=1 (absent = 1); ep divides tp", kJobs | kPlan},
+    {"moe-layout", "NAME", "triton (gate first) or cutlass (up first)", kJobs | kPlan},
+    {"fan-out", "WHAT", "needed: each rank what it needs; all: everybody everything", kJobs | kPlan},
+    {"bucket-size", "BYTES", "most bytes of a bucket (default 256MiB)", kJobs | kPlan},
+    {"buffers", "N", "staging buffers of a rank (default 3)", kJobs | kPlan},
+    {"transport", "NAME", "auto or mpi", kJobs},
+    {"sink", "WHERE", "none, or hdf5:DIR with one file a rank; {version} in DIR becomes the version", kSync},
+    {"weight-version", "N", "weight version, of the first source (default: an HDF5 checkpoint's own, else 0)",
+     kJobs | kVerify | kSynth | kConvert},
+    {"no-verify", nullptr, "do not compare digests after an update", kJobs},
+    {"timeout", "SECONDS", "longest start and longest update (default 1800)", kJobs},
+    {"progress", "WHEN", "auto, always or never", kJobs},
+    {"quiet,q", nullptr, "no notes and no progress on stderr; the report and errors stay", kAll},
+    {"json", "FILE", "also write the report as JSON", kJobs | kPlan | kInspect | kVerify},
+    {"rank", "R", "show the share of one world rank alone", kPlan},
+    {"segments", nullptr, "list every segment in the JSON", kPlan},
+    {"iterations", "N", "updates to time (default 5)", kBench},
+    {"min-achieved", "SHARE", "exit 70 when an update reaches less of the wire's rate", kBench},
+    {"no-digests", nullptr, "headers only", kInspect},
+    {"output", "PATH", "what to write: a directory of safetensors, or a file ending in .h5",
+     kSynth | kConvert},
+    {"max-file-size", "BYTES", "data a safetensors file holds at most (default 5GB)", kSynth | kConvert},
+    {"config", "FILE", "read options from FILE, lines of name = value", kAll},
+    {"help,h", nullptr, "this text", kAll},
+    {"version", nullptr, "versions of the program and its libraries", kAll},
+}};
+
+std::string long_name(const OptionInfo& option) {
+  const std::string_view name = option.name;
+  return std::string(name.substr(0, name.find(',')));
+}
+
+/// The options of some commands, as Boost wants them.
+po::options_description describe(unsigned commands) {
+  po::options_description description("options", 110);
+  for (const OptionInfo& option : kOptions) {
+    if ((option.commands & commands) == 0) continue;
+    if (option.argument == nullptr) {
+      description.add_options()(option.name, po::bool_switch(), option.help);
+    } else if (long_name(option) == "source") {
+      description.add_options()(
+          option.name, po::value<std::vector<std::string>>()->value_name(option.argument), option.help);
+    } else {
+      description.add_options()(option.name, po::value<std::string>()->value_name(option.argument),
+                                option.help);
+    }
+  }
+  return description;
+}
+
+std::string command_list() {
+  std::string text;
+  for (const CommandInfo& command : kCommands) {
+    text += fmt::format("  {:<8} {}\n", command.name, command.summary);
+  }
+  return text;
+}
+
+void print_help(std::string_view command) {
+  if (command.empty()) {
+    print_report(fmt::format(
+        "weightcast moves freshly trained weights from trainer ranks into the memory of inference ranks.\n\n"
+        "usage: weightcast COMMAND [options]\n\n{}\nweightcast COMMAND --help lists a command's options.\n",
+        command_list()));
+    return;
+  }
+  std::ostringstream options;
+  options << describe(bit_of(command));
+  for (const CommandInfo& info : kCommands) {
+    if (info.name == command) {
+      print_report(
+          fmt::format("usage: {}\n\n{}: {}\n\n{}", info.usage, info.name, info.summary, options.str()));
+    }
+  }
+}
+
+/// `WEIGHTCAST_BUCKET_SIZE` → `bucket-size`.
+std::string option_of_variable(std::string_view variable) {
+  std::string name(variable.substr(std::string_view("WEIGHTCAST_").size()));
+  std::transform(name.begin(), name.end(), name.begin(),
+                 [](unsigned char c) { return c == '_' ? '-' : static_cast<char>(std::tolower(c)); });
+  return name;
+}
+
+/// An option that the environment or a file may set.
+const OptionInfo* find_option(std::string_view name) {
+  const auto* found = std::find_if(kOptions.begin(), kOptions.end(),
+                                   [&](const OptionInfo& option) { return long_name(option) == name; });
+  const bool interactive = name == "help" || name == "version";
+  return found == kOptions.end() || interactive ? nullptr : found;
+}
+
+bool truth(std::string_view name, const std::string& value) {
+  if (value == "1" || value == "true" || value == "on" || value == "yes" || value.empty()) return true;
+  if (value == "0" || value == "false" || value == "off" || value == "no") return false;
+  throw UsageError(fmt::format("{}: '{}' is neither true nor false", name, value));
+}
+
+/// Adds one option from the environment or a file; `where` names it in messages.
+void add_parsed(po::parsed_options& parsed, const OptionInfo& option, const std::string& value,
+                const std::string& where) {
+  po::option entry;
+  entry.string_key = long_name(option);
+  if (option.argument == nullptr) {
+    entry.value = {truth(where, value) ? "true" : "false"};
+  } else {
+    entry.value = {value};
+  }
+  parsed.options.push_back(std::move(entry));
+}
+
+po::parsed_options parse_environment(const po::options_description& description, unsigned command,
+                                     std::vector<std::string>& notes) {
+  po::parsed_options parsed(&description);
+  for (char** variable = environ; *variable != nullptr; ++variable) {
+    const std::string_view entry = *variable;
+    const std::string_view name = entry.substr(0, entry.find('='));
+    if (!name.starts_with("WEIGHTCAST_")) continue;
+    const std::string option_name = option_of_variable(name);
+    // Environment modules set such names for every program.
+    if (option_name == "version" || option_name == "help") continue;
+    const OptionInfo* option = find_option(option_name);
+    if (option == nullptr) {
+      notes.push_back(fmt::format("environment: {} is no option and is ignored", name));
+    } else if ((option->commands & command) != 0) {
+      add_parsed(parsed, *option, std::string(entry.substr(name.size() + 1)), std::string(name));
+    }
+  }
+  return parsed;
+}
+
+po::parsed_options parse_file(const po::options_description& description, unsigned command,
+                              const std::string& path) {
+  std::ifstream file(path);
+  std::error_code error;
+  if (!file || std::filesystem::is_directory(path, error)) {
+    throw IoError(fmt::format("--config {}: cannot be read; name a file of lines name = value", path));
+  }
+  po::parsed_options parsed(&description);
+  std::string line;
+  for (int number = 1; std::getline(file, line); ++number) {
+    // A comment begins the line or follows a blank: values may contain '#'.
+    for (std::size_t at = line.find('#'); at != std::string::npos; at = line.find('#', at + 1)) {
+      if (at == 0 || line[at - 1] == ' ' || line[at - 1] == '\t') line.resize(at);
+    }
+    const auto trim = [](std::string_view text) {
+      const std::size_t first = text.find_first_not_of(" \t\r");
+      if (first == std::string_view::npos) return std::string();
+      return std::string(text.substr(first, text.find_last_not_of(" \t\r") + 1 - first));
+    };
+    if (trim(line).empty()) continue;
+    const std::size_t equals = line.find('=');
+    const std::string name = trim(std::string_view(line).substr(0, equals));
+    const std::string where = fmt::format("{}:{}: {}", path, number, name);
+    const OptionInfo* option = find_option(name);
+    if (equals == std::string::npos) throw UsageError(where + ": write name = value");
+    if (option == nullptr) throw UsageError(where + ": unknown option");
+    if ((option->commands & command) == 0) continue;  // one file may serve several commands
+    add_parsed(parsed, *option, trim(std::string_view(line).substr(equals + 1)), where);
+  }
+  return parsed;
+}
+
+/// The values after all three places have been read.
+class Values {
+ public:
+  explicit Values(const po::variables_map& map) : map_(map) {}
+
+  bool has(const char* name) const { return map_.count(name) != 0; }
+  bool flag(const char* name) const { return has(name) && map_[name].as<bool>(); }
+  std::string text(const char* name, const std::string& fallback) const {
+    return has(name) ? map_[name].as<std::string>() : fallback;
+  }
+  std::int64_t integer(const char* name, std::int64_t fallback, std::int64_t least,
+                       std::int64_t most = std::numeric_limits<std::int64_t>::max()) const {
+    if (!has(name)) return fallback;
+    const std::string value = text(name, "");
+    std::size_t used = 0;
+    std::int64_t number = 0;
+    try {
+      number = std::stoll(value, &used);
+    } catch (const std::exception&) {
+      used = 0;
+    }
+    if (used != value.size() || number < least || number > most) {
+      const std::string upper =
+          most == std::numeric_limits<std::int64_t>::max() ? "" : fmt::format(" and at most {}", most);
+      throw UsageError(fmt::format("--{} {}: write an integer of at least {}{}", name, value, least, upper));
+    }
+    return number;
+  }
+  std::int64_t bytes(const char* name, std::int64_t fallback, std::int64_t least) const {
+    if (!has(name)) return fallback;
+    std::int64_t value = 0;
+    try {
+      value = parse_bytes(text(name, ""));
+    } catch (const UsageError& error) {
+      throw UsageError(fmt::format("--{}: {}", name, error.what()));
+    }
+    if (value >= least) return value;
+    throw UsageError(
+        fmt::format("--{} {}: too small; the least is {}", name, text(name, ""), format_bytes(least)));
+  }
+  /// One of `choices`.
+  std::string choice(const char* name, const std::vector<std::string>& choices) const {
+    std::string value = text(name, choices.front());
+    if (std::find(choices.begin(), choices.end(), value) == choices.end()) {
+      throw UsageError(fmt::format("--{} {}: choose one of {}", name, value, fmt::join(choices, ", ")));
+    }
+    return value;
+  }
+
+ private:
+  const po::variables_map& map_;
+};
+
+ProgressMode progress_mode(const std::string& name) {
+  return name == "always"  ? ProgressMode::kAlways
+         : name == "never" ? ProgressMode::kNever
+                           : ProgressMode::kAuto;
+}
+
+Options take(const Values& values, std::string command, const po::variables_map& map) {
+  Options options;
+  options.command = std::move(command);
+  if (map.count("argument") != 0) options.arguments = map["argument"].as<std::vector<std::string>>();
+  const bool takes_argument = options.command == "inspect" || options.command == "verify";
+  if (options.arguments.size() > (takes_argument ? 1 : 0)) {
+    throw UsageError(fmt::format("'{}' is not expected; weightcast {} --help says what is",
+                                 options.arguments.back(), options.command));
+  }
+  if (map.count("source") != 0) options.sources = map["source"].as<std::vector<std::string>>();
+  options.model = values.text("model", "");
+  if (values.has("layers")) options.layers = values.integer("layers", 0, 1, 100'000);
+  options.trainers = values.integer("trainers", 1, 1, 1 << 20);
+  options.colocate = values.flag("colocate");
+  options.inference = values.text("inference", "tp=1");
+  options.moe_layout = values.text("moe-layout", "triton");
+  options.fan_out = values.choice("fan-out", {"needed", "all"});
+  options.bucket_size = values.bytes("bucket-size", std::int64_t{256} << 20, Limits::kLeastBucketBytes);
+  options.buffers = values.integer("buffers", 3, 1, 1024);
+  options.transport = values.choice("transport", {"auto", "mpi", "nccl"});
+  options.sink = values.text("sink", "none");
+  options.has_weight_version = values.has("weight-version");
+  options.weight_version = values.integer("weight-version", 0, 0);
+  options.no_verify = values.flag("no-verify");
+  options.timeout = values.integer("timeout", 1800, 1, 100'000'000);
+  options.progress = progress_mode(values.choice("progress", {"auto", "always", "never"}));
+  options.quiet = values.flag("quiet");
+  options.json = values.text("json", "");
+  if (values.has("rank")) options.rank = values.integer("rank", 0, 0);
+  options.segments = values.flag("segments");
+  options.iterations = values.integer("iterations", 5, 1, 1'000'000);
+  const std::string min_achieved = values.text("min-achieved", "0");
+  char* end = nullptr;
+  options.min_achieved = std::strtod(min_achieved.c_str(), &end);
+  if (min_achieved.empty() || *end != '\0' || !(options.min_achieved >= 0)) {
+    throw UsageError(fmt::format("--min-achieved {}: write a share such as 0.95", min_achieved));
+  }
+  options.no_digests = values.flag("no-digests");
+  options.output = values.text("output", "");
+  options.max_file_size = values.bytes("max-file-size", 5'000'000'000, 1);
+  return options;
+}
+
+}  // namespace
+
+bool is_launched(std::string_view command) {
+  return std::any_of(kCommands.begin(), kCommands.end(),
+                     [&](const CommandInfo& info) { return info.name == command && info.launched; });
+}
+
+bool is_plain(std::string_view command) {
+  return bit_of(command) != 0 && !is_launched(command);
+}
+
+std::uint64_t hash_options(const Options& options) {
+  Hasher hasher;
+  hasher.add(options.sources.size());
+  for (const std::string& source : options.sources) hasher.add(std::string_view(source));
+  for (const std::string* text : {&options.command, &options.model, &options.inference, &options.moe_layout,
+                                  &options.fan_out, &options.transport, &options.sink}) {
+    hasher.add(std::string_view(*text));
+  }
+  hasher.add(options.layers.value_or(0)).add(options.trainers).add(options.colocate).add(options.bucket_size);
+  hasher.add(options.buffers).add(options.weight_version).add(options.has_weight_version);
+  hasher.add(options.no_verify).add(options.timeout).add(options.iterations).add(options.min_achieved);
+  return hasher.digest();
+}
+
+std::optional<Options> parse_options(int argc, const char* const* argv, bool speaks,
+                                     std::vector<std::string>& notes) {
+  const std::string command = argc > 1 ? argv[1] : "";
+  if (command == "--help" || command == "-h" || command == "help") {
+    if (speaks) print_help("");
+    return std::nullopt;
+  }
+  if (command == "--version") {
+    if (speaks) print_report(version_line() + "\n");
+    return std::nullopt;
+  }
+  const unsigned bit = bit_of(command);
+  if (bit == 0) {
+    std::vector<std::string_view> names(kCommands.size());
+    std::transform(kCommands.begin(), kCommands.end(), names.begin(),
+                   [](const auto& info) { return info.name; });
+    throw UsageError(
+        fmt::format("{}; commands are {}; weightcast --help says more",
+                    command.empty() ? "no command given" : fmt::format("'{}' is no command", command),
+                    fmt::join(names, ", ")));
+  }
+  po::options_description description = describe(bit);
+  description.add_options()("argument", po::value<std::vector<std::string>>(), "");
+  po::positional_options_description positional;
+  positional.add("argument", -1);
+  po::variables_map map;
+  try {
+    using po::command_line_style::allow_guessing;
+    const auto parsed = po::command_line_parser(argc - 1, argv + 1)
+                            .options(description)
+                            .positional(positional)
+                            .style(po::command_line_style::unix_style & ~allow_guessing)
+                            .run();
+    po::store(parsed, map);
+    if (map["help"].as<bool>()) {
+      if (speaks) print_help(command);
+      return std::nullopt;
+    }
+    if (map["version"].as<bool>()) {
+      if (speaks) print_report(version_line() + "\n");
+      return std::nullopt;
+    }
+    // Whatever is stored first stays: command line, then environment, then file.
+    po::store(parse_environment(description, bit, notes), map);
+    if (map.count("config") != 0) {
+      po::store(parse_file(description, bit, map["config"].as<std::string>()), map);
+    }
+    po::notify(map);
+  } catch (const po::error& error) {
+    throw UsageError(fmt::format("{}; weightcast {} --help lists the options", error.what(), command));
+  }
+  return take(Values(map), command, map);
+}
+
+}  // namespace weightcast

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "report/progress.hpp"
+
+namespace weightcast {
+
+/// What the user asked for: command line over environment (`WEIGHTCAST_BUCKET_SIZE`) over `--config FILE`.
+struct Options {
+  std::string command;
+  std::vector<std::string> arguments;  ///< positional ones behind the command
+
+  std::vector<std::string> sources;
+  std::string model;
+  std::optional<std::int64_t> layers;
+  std::int64_t trainers = 1;
+  bool colocate = false;
+  std::string inference = "tp=1";
+  std::string moe_layout = "triton";
+  std::string fan_out = "needed";
+  std::int64_t bucket_size = 0;
+  std::int64_t buffers = 0;
+  std::string transport = "auto";
+  std::string sink = "none";
+  std::int64_t weight_version = 0;
+  bool has_weight_version = false;
+  bool no_verify = false;
+  std::int64_t timeout = 0;
+  ProgressMode progress = ProgressMode::kAuto;
+  bool quiet = false;
+  std::string json;
+
+  std::optional<std::int64_t> rank;
+  bool segments = false;
+  std::int64_t iterations = 0;
+  double min_achieved = 0;
+  bool no_digests = false;
+  std::string output;
+  std::int64_t max_file_size = 0;
+};
+
+/// A hash of everything that steers what ranks do together; ranks on several nodes may see different
+/// environments.
+std::uint64_t hash_options(const Options& options);
+
+/// True for a command that needs a launcher (mpirun, srun).
+bool is_launched(std::string_view command);
+
+/// True for a command that does not.
+bool is_plain(std::string_view command);
+
+/// Reads command line, environment and configuration file. Returns nothing when `--help` or `--version` has
+/// been answered on stdout (by the process that `speaks`). Throws UsageError naming the option and what to
+/// write instead. `notes` receives lines for the log.
+std::optional<Options> parse_options(int argc, const char* const* argv, bool speaks,
+                                     std::vector<std::string>& notes);
+
+}  // namespace weightcast

@@ -1,0 +1,144 @@
+#include <fmt/format.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "core/error.hpp"
+#include "core/units.hpp"
+#include "launch/commands.hpp"
+#include "launch/job.hpp"
+#include "plan/share.hpp"
+#include "report/log.hpp"
+#include "report/table.hpp"
+
+namespace weightcast {
+
+namespace {
+
+constexpr std::size_t kMostRowsOfRanks = 64;
+
+std::int64_t peak_memory() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return std::int64_t{usage.ru_maxrss} * 1024;
+}
+
+std::string role_of(const Topology& topology, std::int64_t rank) {
+  std::string role = topology.trainer(rank) ? "trainer" : "";
+  if (const auto inference = topology.inference_rank(rank)) {
+    role += fmt::format("{}inference {}", role.empty() ? "" : " + ", *inference);
+  }
+  return role;
+}
+
+void print_ranks(const Plan& plan) {
+  const std::vector<Traffic> traffic = plan.traffic();
+  Table table({"rank", "role", "sent", "received", "buckets", "staging"});
+  for (std::size_t rank = 0; rank < std::min(traffic.size(), kMostRowsOfRanks); ++rank) {
+    table.add({std::to_string(rank), role_of(plan.topology, static_cast<std::int64_t>(rank)),
+               std::to_string(traffic[rank].sent), std::to_string(traffic[rank].received),
+               std::to_string(traffic[rank].buckets), std::to_string(plan.staging_bytes_per_rank())});
+  }
+  print_report(table.text());
+  if (traffic.size() > kMostRowsOfRanks) {
+    print_report(fmt::format("# {} more ranks; --json FILE lists all\n", traffic.size() - kMostRowsOfRanks));
+  }
+  const auto most = [&](std::int64_t Traffic::*field) {
+    std::int64_t greatest = 0;
+    for (const Traffic& rank : traffic) greatest = std::max(greatest, rank.*field);
+    return greatest;
+  };
+  print_report(fmt::format("# lower bound: the busiest link carries {} out or {} in\n",
+                           format_bytes(most(&Traffic::sent)), format_bytes(most(&Traffic::received))));
+}
+
+/// The routes, largest first.
+void print_routes(const Plan& plan) {
+  struct RouteLine {
+    std::uint32_t root = 0;
+    std::uint32_t destinations = 0;
+    std::int64_t buckets = 0;
+    std::int64_t bytes = 0;
+  };
+  std::vector<RouteLine> lines;
+  for (const Bucket& bucket : plan.buckets) {
+    auto found = std::find_if(lines.begin(), lines.end(), [&](const RouteLine& line) {
+      return line.root == bucket.root && line.destinations == bucket.destinations;
+    });
+    if (found == lines.end()) found = lines.insert(lines.end(), {bucket.root, bucket.destinations, 0, 0});
+    ++found->buckets;
+    found->bytes += bucket.bytes;
+  }
+  std::stable_sort(lines.begin(), lines.end(),
+                   [](const RouteLine& a, const RouteLine& b) { return a.bytes > b.bytes; });
+  Table table({"route", "receivers", "buckets", "bytes"});
+  constexpr std::size_t kMostRoutes = 32;
+  for (std::size_t i = 0; i < std::min(lines.size(), kMostRoutes); ++i) {
+    const auto receivers = plan.destination_ranks(lines[i].destinations);
+    std::string names = std::to_string(receivers.front());
+    constexpr std::size_t kMostNames = 8;
+    for (std::size_t r = 1; r < std::min(receivers.size(), kMostNames); ++r)
+      names += fmt::format(",{}", receivers[r]);
+    if (receivers.size() > kMostNames) names += fmt::format(",… ({})", receivers.size());
+    table.add({fmt::format("{} →", lines[i].root), names, std::to_string(lines[i].buckets),
+               std::to_string(lines[i].bytes)});
+  }
+  print_report(table.text());
+  if (lines.size() > kMostRoutes) print_report(fmt::format("# {} more routes\n", lines.size() - kMostRoutes));
+}
+
+void print_share(const Plan& plan, const Share& share, std::int64_t rank) {
+  std::int64_t sent = 0;
+  std::int64_t received = 0;
+  for (const ShareBucket& bucket : share.buckets) {
+    if (bucket.root) sent += plan.buckets[bucket.bucket].bytes;
+    if (bucket.destination) received += plan.buckets[bucket.bucket].bytes;
+  }
+  Table table({"rank " + std::to_string(rank), role_of(plan.topology, rank)});
+  table.add(
+      {"parameters", fmt::format("{} in {}", format_bytes(share.parameter_bytes), share.parameters.size())});
+  table.add({"sent", format_bytes(sent)});
+  table.add({"received", format_bytes(received)});
+  table.add({"buckets", std::to_string(share.buckets.size())});
+  table.add({"moves", std::to_string(share.moves.size())});
+  table.add({"staging", format_bytes(plan.staging_bytes_per_rank())});
+  print_report(table.text());
+}
+
+}  // namespace
+
+void run_plan(const Options& options) {
+  const Model model = load_model(options);
+  const Topology topology = topology_of(options);
+  if (options.rank && *options.rank >= topology.ranks()) {
+    throw UsageError(fmt::format("--rank {}: there are {} ranks", *options.rank, topology.ranks()));
+  }
+  const auto start = std::chrono::steady_clock::now();
+  const Plan plan = make_plan(*model.family, topology, limits_of(options));
+  std::optional<Share> share;
+  if (options.rank) share = make_share(plan, *model.family, *options.rank);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+
+  print_report(fmt::format("# model   {} ({}), {} tensors, {}\n", model.config->architecture(),
+                           model.config->origin(), model.family->catalog().size(),
+                           format_bytes(model.family->catalog().bytes())));
+  print_report(
+      fmt::format("# plan    {} ranks, {} routes, {} buckets of at most {}, {} on the wire, hash {:016x}\n",
+                  topology.ranks(), plan.routes(), plan.buckets.size(),
+                  format_bytes(plan.limits.bucket_bytes), format_bytes(plan.wire_bytes()), plan.hash));
+  for (const Binding& binding : model.bindings) {
+    if (binding.cast_tensors > 0) print_report(fmt::format("# cast    {}\n", binding.note()));
+  }
+  print_report(fmt::format("# built in {:.3f} s with {} of memory\n", seconds, format_bytes(peak_memory())));
+  if (share) {
+    print_share(plan, *share, *options.rank);
+  } else {
+    print_routes(plan);
+    print_ranks(plan);
+  }
+  if (!options.json.empty())
+    write_text(options.json, plan_json(plan, model.family->catalog(), options.segments));
+}
+
+}  // namespace weightcast

@@ -1,0 +1,141 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <optional>
+
+#include "core/error.hpp"
+#include "launch/commands.hpp"
+#include "launch/job.hpp"
+#include "report/log.hpp"
+#include "session/file_source.hpp"
+#include "session/shard_sink.hpp"
+#include "session/signals.hpp"
+
+namespace weightcast {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// The directory of `--sink hdf5:DIR`, or nothing for `none`.
+std::optional<std::string> sink_directory(const std::string& sink) {
+  constexpr std::string_view kHdf5 = "hdf5:";
+  if (sink == "none") return std::nullopt;
+  if (sink.starts_with(kHdf5) && sink.size() > kHdf5.size()) return sink.substr(kHdf5.size());
+  throw UsageError(fmt::format("--sink {}: write none or hdf5:DIR", sink));
+}
+
+/// With stages that overlap perfectly an update takes as long as its slowest stage; that is the limit it is
+/// compared with, because nobody has measured the wire.
+LimitRecord stage_limit(const UpdateSeconds& s, std::int64_t model_bytes) {
+  LimitRecord limit{"read alone", s.read, 0};
+  if (s.transport > limit.gb_s) limit = {"wire alone", s.transport, 0};
+  if (s.unpack + s.verify > limit.gb_s) limit = {"unpack and verify alone", s.unpack + s.verify, 0};
+  const double slowest = std::max(limit.gb_s, 1e-9);
+  limit.gb_s = static_cast<double>(model_bytes) / slowest / 1e9;
+  limit.achieved = slowest / std::max(s.update, 1e-9);
+  return limit;
+}
+
+std::int64_t version_of(const Options& options, const Checkpoint& checkpoint, std::size_t number) {
+  if (!options.has_weight_version && checkpoint.weight_version) return *checkpoint.weight_version;
+  return options.weight_version + static_cast<std::int64_t>(number);
+}
+
+/// One update a source, until all are done or a signal asks to stop.
+class SyncJob {
+ public:
+  SyncJob(Control& control, const Options& options)
+      : control_(control), options_(options), progress_(options.progress, control.rank() == 0) {}
+
+  void run() {
+    run_job(
+        control_, options_,
+        [&] {
+          open();
+          for (std::size_t i = 0; i < options_.sources.size(); ++i) update(i);
+        },
+        [&](ExitCode code, const std::string& line) { write_json(code, line); });
+  }
+
+ private:
+  void open() {
+    const auto start = Clock::now();
+    Topology topology;
+    std::optional<std::string> directory;
+    control_.together([&] {
+      if (options_.sources.empty()) throw UsageError("--source PATH is needed, once for each update");
+      require_transport(options_);
+      directory = sink_directory(options_.sink);
+      topology = topology_of(options_);
+      require_world_size(topology, control_.size());
+    });
+    model_ = load_model(control_, options_);
+    session_.emplace(control_, *model_.family, topology, limits_of(options_));
+    if (directory) sink_.emplace(control_, *session_, *directory);
+    report_ = describe_job(control_, options_, model_, *session_, seconds_since(start));
+    if (control_.rank() == 0) print_report(header_text(report_));
+  }
+
+  void update(std::size_t number) {
+    const Checkpoint& checkpoint = model_.checkpoints[number];
+    const Binding& binding = model_.bindings[number];
+    const std::int64_t version = version_of(options_, checkpoint, number);
+    std::optional<FileSource> source;
+    control_.begin_phase("update to version", version);
+    control_.together([&] {
+      if (const int signal = soft_stop_signal(); signal != 0) {
+        throw StoppedError(
+            fmt::format("stopped by {} before the update to version {}; {} of {} updates are done",
+                        signal_name(signal), version, number, options_.sources.size()));
+      }
+      if (!session_->plan().topology.trainer(control_.rank())) return;
+      source.emplace(session_->plan(), model_.family->catalog(), checkpoint, binding);
+    });
+    if (control_.rank() == 0 && binding.cast_tensors > 0) log_note(checkpoint.path + ": " + binding.note());
+
+    UpdateRecord record;
+    record.weight_version = version;
+    record.source = checkpoint.path;
+    record.seconds = session_->update(source ? &*source : nullptr, version, !options_.no_verify, progress_);
+    // A source that reads packs while it reads.
+    std::swap(record.seconds.read, record.seconds.pack);
+    record.verified = !options_.no_verify;
+    const auto start = Clock::now();
+    if (sink_) sink_->write(version);
+    record.seconds.write = seconds_since(start);
+    record.rate_gb_s = static_cast<double>(report_.model_bytes) / record.seconds.update / 1e9;
+    record.limit = stage_limit(record.seconds, report_.model_bytes);
+    report_.updates.push_back(record);
+    if (control_.rank() == 0) {
+      print_report(update_text(record, report_.model_bytes));
+    }
+  }
+
+  void write_json(ExitCode code, const std::string& error) const {
+    if (options_.json.empty()) return;
+    write_text(options_.json, report_json(report_, status_name(code), error));
+  }
+
+  Control& control_;
+  const Options& options_;
+  Progress progress_;
+  Model model_;
+  std::optional<Session> session_;
+  std::optional<ShardSink> sink_;
+  JobReport report_;
+};
+
+}  // namespace
+
+void run_sync(Control& control, const Options& options) {
+  SyncJob(control, options).run();
+}
+
+}  // namespace weightcast

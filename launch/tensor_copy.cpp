@@ -1,0 +1,36 @@
+#include "launch/tensor_copy.hpp"
+
+#include <algorithm>
+
+#include "core/error.hpp"
+
+namespace weightcast {
+
+std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std::int64_t weight_version,
+                                                    const std::string& config_text,
+                                                    const std::vector<DatasetSpec>& tensors) {
+  if (options.output.empty()) {
+    throw UsageError("--output PATH is needed: a directory for safetensors, or a file ending in .h5");
+  }
+  if (options.output.ends_with(".h5") || options.output.ends_with(".hdf5")) {
+    return create_hdf5(
+        options.output,
+        {{"kind", std::string("checkpoint")}, {"weight_version", weight_version}, {"config", config_text}},
+        tensors);
+  }
+  return create_safetensors(options.output, config_text, tensors, options.max_file_size);
+}
+
+void for_each_box(const Shape& shape, std::int64_t element_bytes,
+                  const std::function<void(const Box&)>& visit) {
+  const std::int64_t elements = kCopyBytes / element_bytes;
+  const std::int64_t cols = std::min(shape.cols(), elements);
+  const std::int64_t rows = std::max<std::int64_t>(1, elements / std::max<std::int64_t>(1, shape.cols()));
+  for (std::int64_t row = 0; row < shape.rows(); row += rows) {
+    for (std::int64_t col = 0; col < shape.cols(); col += cols) {
+      visit({row, std::min(rows, shape.rows() - row), col, std::min(cols, shape.cols() - col)});
+    }
+  }
+}
+
+}  // namespace weightcast

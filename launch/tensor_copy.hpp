@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "launch/options.hpp"
+#include "storage/writer.hpp"
+
+namespace weightcast {
+
+/// Bytes that the plain commands hold of a tensor at a time.
+inline constexpr std::int64_t kCopyBytes = std::int64_t{8} << 20;
+
+/// The checkpoint that `--output` describes: HDF5 when its name ends in .h5 or .hdf5, else a Hugging Face
+/// directory.
+std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std::int64_t weight_version,
+                                                    const std::string& config_text,
+                                                    const std::vector<DatasetSpec>& tensors);
+
+/// Calls `visit` with consecutive boxes that together are the whole tensor, each of at most kCopyBytes (or
+/// part of one row).
+void for_each_box(const Shape& shape, std::int64_t element_bytes,
+                  const std::function<void(const Box&)>& visit);
+
+}  // namespace weightcast

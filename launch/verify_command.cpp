@@ -1,0 +1,240 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "core/error.hpp"
+#include "core/units.hpp"
+#include "launch/commands.hpp"
+#include "launch/job.hpp"
+#include "launch/tensor_copy.hpp"
+#include "report/log.hpp"
+#include "session/bound_reader.hpp"
+#include "storage/reader.hpp"
+#include "storage/writer.hpp"
+
+namespace weightcast {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+/// A shard file and what its attributes say.
+struct Shard {
+  std::string path;
+  Attributes attributes;
+
+  std::int64_t integer(const std::string& name) const {
+    const auto found = attributes.find(name);
+    const auto* value = found == attributes.end() ? nullptr : std::get_if<std::int64_t>(&found->second);
+    if (value == nullptr) throw missing(name);
+    return *value;
+  }
+  std::string text(const std::string& name) const {
+    const auto found = attributes.find(name);
+    const auto* value = found == attributes.end() ? nullptr : std::get_if<std::string>(&found->second);
+    if (value == nullptr) throw missing(name);
+    return *value;
+  }
+
+ private:
+  InputError missing(const std::string& name) const {
+    return InputError(fmt::format(
+        "{}: attribute weightcast.{} is missing; is it a shard file of this program?", path, name));
+  }
+};
+
+std::vector<Shard> read_shards(const std::string& directory) {
+  std::error_code error;
+  if (!fs::is_directory(directory, error))
+    throw IoError(fmt::format("{}: no such directory of shard files", directory));
+  std::vector<Shard> shards;
+  fs::directory_iterator entries(directory, error);
+  if (error) throw IoError(fmt::format("{}: {}", directory, error.message()));
+  for (const auto& entry : entries) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with("rank-") || !name.ends_with(".h5")) continue;
+    shards.push_back({entry.path().string(), read_attributes(entry.path().string())});
+  }
+  if (shards.empty()) throw InputError(fmt::format("{}: no shard files (rank-<n>.h5)", directory));
+  std::sort(shards.begin(), shards.end(),
+            [](const Shard& a, const Shard& b) { return a.integer("rank") < b.integer("rank"); });
+  return shards;
+}
+
+/// Throws InputError unless a file's name and attributes agree on which rank's it is.
+void require_own_place(const EngineLayout& layout, const Shard& shard) {
+  const std::int64_t rank = shard.integer("rank");
+  const EngineRank place = engine_rank(layout, rank);
+  if (fs::path(shard.path).filename() != fmt::format("rank-{}.h5", rank) ||
+      shard.integer("replica") != place.replica || shard.integer("pp_rank") != place.pp ||
+      shard.integer("tp_rank") != place.tp || shard.integer("ep_rank") != place.tp / layout.expert_tp()) {
+    throw InputError(
+        fmt::format("{}: its attributes say rank {} (replica {}, pp {}, tp {}, ep {}), which its name or "
+                    "the layout contradicts; was it renamed?",
+                    shard.path, rank, shard.integer("replica"), shard.integer("pp_rank"),
+                    shard.integer("tp_rank"), shard.integer("ep_rank")));
+  }
+}
+
+/// Throws InputError unless the files are all ranks of one update.
+EngineLayout common_layout(const std::string& directory, const std::vector<Shard>& shards) {
+  const Shard& first = shards.front();
+  for (const Shard& shard : shards) {
+    if (shard.text("kind") != "shard") throw InputError(fmt::format("{}: is no shard file", shard.path));
+    for (const char* name : {"weight_version", "replicas", "pp_size", "tp_size", "ep_size"}) {
+      if (shard.integer(name) != first.integer(name)) {
+        throw InputError(fmt::format("{}: mixed shards: {} has {} {}, {} has {}; run the update again",
+                                     directory, fs::path(first.path).filename().string(), name,
+                                     first.integer(name), fs::path(shard.path).filename().string(),
+                                     shard.integer(name)));
+      }
+    }
+    if (shard.text("moe_layout") != first.text("moe_layout")) {
+      throw InputError(fmt::format("{}: mixed shards: MoE layouts {} and {}", directory,
+                                   first.text("moe_layout"), shard.text("moe_layout")));
+    }
+  }
+  EngineLayout layout;
+  layout.replicas = first.integer("replicas");
+  layout.pp = first.integer("pp_size");
+  layout.tp = first.integer("tp_size");
+  layout.ep = first.integer("ep_size");
+  layout.moe_layout = first.text("moe_layout");
+  if (layout.replicas < 1 || layout.pp < 1 || layout.tp < 1 || layout.ep < 1 || layout.tp % layout.ep != 0) {
+    throw InputError(fmt::format("{}: impossible layout tp={} ep={} pp={} replicas={}", first.path, layout.tp,
+                                 layout.ep, layout.pp, layout.replicas));
+  }
+  for (std::int64_t rank = 0; rank < layout.ranks(); ++rank) {
+    const auto at = static_cast<std::size_t>(rank);
+    if (at >= shards.size() || shards[at].integer("rank") != rank) {
+      throw InputError(fmt::format("{}: rank-{}.h5 of {} is missing", directory, rank, layout.ranks()));
+    }
+  }
+  if (static_cast<std::int64_t>(shards.size()) != layout.ranks()) {
+    throw InputError(fmt::format("{}: {} shard files for {} ranks; remove those of an earlier layout",
+                                 directory, shards.size(), layout.ranks()));
+  }
+  for (const Shard& shard : shards) require_own_place(layout, shard);
+  return layout;
+}
+
+/// Where rows [row, row + rows) of a part lie in the parameter's own matrix view.
+Box place_in_parameter(const Parameter& parameter, const Part& part, const Box& piece) {
+  const std::int64_t element = dtype_bytes(parameter.dtype);
+  const std::int64_t first = part.offset / element + (piece.row - part.box.row) * (part.pitch / element) +
+                             (piece.col - part.box.col);
+  return {first / parameter.shape.cols(), piece.rows, first % parameter.shape.cols(), piece.cols};
+}
+
+class ShardVerifier {
+ public:
+  ShardVerifier(const Model& model, const Shard& shard, BoundReader& source)
+      : catalog_(model.family->catalog()),
+        shard_(shard),
+        source_(source),
+        file_(read_checkpoint(shard.path)),
+        reader_(file_),
+        piece_(static_cast<std::size_t>(kCopyBytes)),
+        stored_piece_(static_cast<std::size_t>(kCopyBytes)) {}
+
+  /// Bytes compared.
+  std::int64_t verify(const std::vector<Parameter>& parameters) {
+    std::int64_t bytes = 0;
+    for (const Parameter& parameter : parameters) {
+      const StoredTensor* stored = file_.find(parameter.name);
+      if (stored == nullptr) throw InputError(fmt::format("{}: {} is missing", shard_.path, parameter.name));
+      if (stored->shape != parameter.shape || stored->dtype != parameter.dtype) {
+        throw InputError(fmt::format("{}: {} is {} {} but its layout wants {} {}", shard_.path,
+                                     parameter.name, dtype_name(stored->dtype), stored->shape.to_string(),
+                                     dtype_name(parameter.dtype), parameter.shape.to_string()));
+      }
+      for (const Part& part : parameter.parts) verify_part(parameter, *stored, part);
+      for (const Padding& padding : parameter.padding) verify_padding(parameter, *stored, padding);
+      bytes += parameter.bytes();
+    }
+    if (file_.tensors.size() != parameters.size()) {
+      throw InputError(fmt::format("{}: holds {} datasets but the model has {} parameters on this rank",
+                                   shard_.path, file_.tensors.size(), parameters.size()));
+    }
+    return bytes;
+  }
+
+ private:
+  void verify_part(const Parameter& parameter, const StoredTensor& stored, const Part& part) {
+    const std::int64_t element = dtype_bytes(parameter.dtype);
+    for_each_box({part.box.rows, part.box.cols}, element, [&](const Box& inner) {
+      const Box piece{part.box.row + inner.row, inner.rows, part.box.col + inner.col, inner.cols};
+      const auto bytes = static_cast<std::size_t>(piece.area() * element);
+      source_.read(part.tensor, piece, piece_.data());
+      reader_.read(stored, place_in_parameter(parameter, part, piece), std::span(stored_piece_).first(bytes));
+      if (std::memcmp(piece_.data(), stored_piece_.data(), bytes) != 0) {
+        throw VerifyError(fmt::format("{}: {} does not hold tensor {} ({})", shard_.path, parameter.name,
+                                      catalog_[part.tensor].name, piece.to_string()));
+      }
+    });
+  }
+
+  void verify_padding(const Parameter& parameter, const StoredTensor& stored, const Padding& padding) {
+    const std::int64_t element = dtype_bytes(parameter.dtype);
+    const std::int64_t cols = parameter.shape.cols();
+    const std::int64_t rows = padding.bytes / element / cols;
+    for_each_box({rows, cols}, element, [&](const Box& inner) {
+      const std::int64_t first = padding.offset / element / cols;
+      const auto bytes = std::span(stored_piece_).first(static_cast<std::size_t>(inner.area() * element));
+      reader_.read(stored, {first + inner.row, inner.rows, inner.col, inner.cols}, bytes);
+      if (std::any_of(bytes.begin(), bytes.end(), [](std::byte b) { return b != std::byte{0}; })) {
+        throw VerifyError(fmt::format("{}: the padding of {} is not zero", shard_.path, parameter.name));
+      }
+    });
+  }
+
+  const Catalog& catalog_;
+  const Shard& shard_;
+  BoundReader& source_;
+  Checkpoint file_;
+  CheckpointReader reader_;
+  std::vector<std::byte> piece_;
+  std::vector<std::byte> stored_piece_;
+};
+
+}  // namespace
+
+void run_verify(const Options& options) {
+  if (options.arguments.size() != 1 || options.sources.size() != 1) {
+    throw UsageError("write weightcast verify DIR --source PATH, one of each");
+  }
+  const std::string& directory = options.arguments.front();
+  const std::vector<Shard> shards = read_shards(directory);
+  const EngineLayout layout = common_layout(directory, shards);
+  const std::int64_t version = shards.front().integer("weight_version");
+  if (options.has_weight_version && options.weight_version != version) {
+    throw VerifyError(fmt::format("{}: holds version {}, not {}; the shards are stale", directory, version,
+                                  options.weight_version));
+  }
+  const Model model = load_model(options);
+  BoundReader source(model.family->catalog(), model.checkpoints.front(), model.bindings.front());
+  std::int64_t bytes = 0;
+  for (const Shard& shard : shards) {
+    std::vector<Parameter> parameters;
+    try {
+      parameters = model.family->parameters(layout, engine_rank(layout, shard.integer("rank")));
+    } catch (const UsageError& error) {
+      // The layout comes from the file, not from an option.
+      throw InputError(fmt::format("{}: {}", shard.path, error.what()));
+    }
+    bytes += ShardVerifier(model, shard, source).verify(parameters);
+  }
+  print_report(fmt::format("{}: {} shards of version {} hold {} exactly, {} compared\n", directory,
+                           shards.size(), version, options.sources.front(), format_bytes(bytes)));
+  if (!options.json.empty()) {
+    const nlohmann::ordered_json json = {
+        {"weightcast", "verify"},  {"status", "done"}, {"weight_version", version},
+        {"shards", shards.size()}, {"bytes", bytes},   {"error", nullptr}};
+    write_text(options.json, json.dump(2) + "\n");
+  }
+}
+
+}  // namespace weightcast
