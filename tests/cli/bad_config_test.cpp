@@ -1,0 +1,117 @@
+#include <functional>
+
+#include "cli/cli.hpp"
+
+namespace weightcast::test_support {
+namespace {
+
+using Change = std::function<void(nlohmann::json&)>;
+
+class BadConfig : public CliTest {
+ protected:
+  /// Expects a job and a plan to refuse the trained checkpoint with a changed config.
+  void expect_refused_config(const Change& change, const Words& in_the_line) {
+    auto config = read_json(trained(0) + "/config.json");
+    change(config);
+    expect_refused_text(config.dump(), in_the_line);
+  }
+
+  void expect_refused_text(const std::string& text, const Words& in_the_line) {
+    put_file(path_, text);
+    EXPECT_TRUE(refused(run_plain({"plan", "--source", trained(0), "--model", path_}), 65, in_the_line));
+    put_old_shards();
+    const auto before = folder_contents(sink_);
+    EXPECT_TRUE(refused(run_job(3, sync_words(trained(0)) + Words{"--model", path_}), 65, in_the_line));
+    EXPECT_EQ(folder_contents(sink_), before);
+  }
+
+  std::string path_ = dir_ / "config.json";
+};
+
+TEST_F(BadConfig, NotJson) {
+  expect_refused_text("{\"architectures\": ", {path_, "JSON"});
+}
+
+TEST_F(BadConfig, NoObject) {
+  expect_refused_text("[]", {path_, "JSON object"});
+}
+
+TEST_F(BadConfig, UnknownArchitecture) {
+  expect_refused_config(
+      [](auto& config) { config["architectures"] = {"GPT2LMHeadModel"}; },
+      {path_, "GPT2LMHeadModel", "not supported", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"});
+}
+
+TEST_F(BadConfig, NoArchitecture) {
+  expect_refused_config([](auto& config) { config.erase("architectures"); },
+                        {path_, "'architectures'", "missing"});
+}
+
+TEST_F(BadConfig, MissingFields) {
+  for (const std::string field :
+       {"hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
+        "moe_intermediate_size", "num_local_experts"}) {
+    auto config = read_json(trained(0) + "/config.json");
+    config.erase(field);
+    put_file(path_, config.dump());
+    EXPECT_TRUE(refused(run_plain({"plan", "--source", trained(0), "--model", path_}), 65,
+                        {path_, field, "missing", "Qwen3MoeForCausalLM"}));
+  }
+  expect_refused_config([](auto& config) { config.erase("hidden_size"); },
+                        {path_, "'hidden_size'", "missing"});
+}
+
+TEST_F(BadConfig, FieldsOfTheWrongKind) {
+  const std::vector<std::pair<std::string, nlohmann::json>> wrong{
+      {"hidden_size", "128"},         {"hidden_size", 0},   {"hidden_size", -128},
+      {"num_hidden_layers", 2.5},     {"vocab_size", true}, {"tie_word_embeddings", "yes"},
+      {"mlp_only_layers", {"first"}}, {"head_dim", -1}};
+  for (const auto& [field, value] : wrong) {
+    auto config = read_json(trained(0) + "/config.json");
+    config[field] = value;
+    put_file(path_, config.dump());
+    EXPECT_TRUE(refused(run_plain({"plan", "--source", trained(0), "--model", path_}), 65, {path_, field}))
+        << value.dump();
+  }
+}
+
+TEST_F(BadConfig, UnsupportedDtype) {
+  expect_refused_config([](auto& config) { config["dtype"] = "float8_e4m3fn"; },
+                        {path_, "float8_e4m3fn", "not supported", "bfloat16"});
+}
+
+TEST_F(BadConfig, OfAnotherModel) {
+  expect_refused_config([](auto& config) { config["num_hidden_layers"] = 4; },
+                        {"model.layers.3.", "missing", "--model", trained(0)});
+  expect_refused_config([](auto& config) { config["num_hidden_layers"] = 2; },
+                        {"model.layers.2.", "not part of the model", "--model", trained(0)});
+  expect_refused_config([](auto& config) { config["hidden_size"] = 64; }, {"shape", "--model", trained(0)});
+}
+
+TEST_F(BadConfig, OfADifferentFamily) {
+  EXPECT_TRUE(refused(run_plain({"plan", "--source", trained(0), "--model", model_folder("tiny-qwen3")}), 65,
+                      {trained(0), "--model"}));
+}
+
+TEST_F(BadConfig, NotThere) {
+  EXPECT_TRUE(refused(run_plain({"plan", "--model", dir_ / "absent.json"}), 74,
+                      {dir_ / "absent.json", "No such file", "config.json"}));
+  EXPECT_TRUE(refused(run_job(3, sync_words(trained(0)) + Words{"--model", dir_ / "absent.json"}), 74,
+                      {dir_ / "absent.json", "No such file", "config.json"}));
+}
+
+TEST_F(BadConfig, FolderWithoutOne) {
+  std::filesystem::copy(trained(0) + "/model.safetensors", dir_ / "model.safetensors");
+  for (const std::string& source : {dir_.string(), dir_ / "model.safetensors"}) {
+    EXPECT_TRUE(refused(run_job(3, sync_words(source)), 74, {source, "no config.json", "--model"}));
+  }
+  EXPECT_TRUE(refused(run_plain({"plan", "--model", dir_.string()}), 74, {dir_.string(), "config.json"}));
+}
+
+TEST_F(BadConfig, BelowAFile) {
+  EXPECT_TRUE(refused(run_plain({"plan", "--model", trained(0) + "/config.json/config.json"}), 74,
+                      {"/config.json/config.json", "Not a directory"}));
+}
+
+}  // namespace
+}  // namespace weightcast::test_support

@@ -1,0 +1,96 @@
+#include "cli/cli.hpp"
+
+namespace weightcast::test_support {
+namespace {
+
+using BadLaunch = CliTest;
+
+TEST_F(BadLaunch, WithoutALauncher) {
+  for (const Words& words : {sync_words(trained(0)), Words{"bench", "--model", model_folder("tiny-qwen3")}}) {
+    EXPECT_TRUE(refused(run_plain(words), 64, {"without a launcher", "mpirun -n N", "srun --mpi=pmix"}));
+  }
+  EXPECT_FALSE(std::filesystem::exists(sink_));
+}
+
+TEST_F(BadLaunch, LauncherOfAnotherMpi) {
+  const Words in_the_line{"another MPI", "Open MPI's mpirun", "srun --mpi=pmix"};
+  const Words words = sync_words(trained(0));
+  EXPECT_TRUE(refused(run_plain(words, {{"PMI_RANK", "0"}, {"PMI_SIZE", "4"}}), 64, in_the_line));
+  EXPECT_TRUE(refused(run_plain(words, {{"MPI_LOCALNRANKS", "4"}}), 64, in_the_line));
+  EXPECT_TRUE(refused(run_plain(words, {{"MV2_COMM_WORLD_RANK", "0"}}), 64, in_the_line));
+  // The other ranks leave the speaking to rank 0.
+  const Outcome other = run_plain(words, {{"PMI_RANK", "3"}, {"PMI_SIZE", "4"}});
+  EXPECT_EQ(other.exit_code, 64) << describe(other);
+  EXPECT_EQ(other.err, "");
+  EXPECT_FALSE(std::filesystem::exists(sink_));
+}
+
+TEST_F(BadLaunch, SrunWithoutPmix) {
+  const Words in_the_line{"srun", "without PMIx", "srun --mpi=pmix"};
+  const Words words = sync_words(trained(0));
+  EXPECT_TRUE(
+      refused(run_plain(words, {{"SLURM_STEP_NUM_TASKS", "4"}, {"SLURM_PROCID", "0"}}), 64, in_the_line));
+  // Slurm's own PMI-2 sets variables of another MPI too; the remedy is still PMIx.
+  EXPECT_TRUE(
+      refused(run_plain(words, {{"SLURM_STEP_NUM_TASKS", "4"}, {"SLURM_PROCID", "0"}, {"PMI_RANK", "0"}}), 64,
+              in_the_line));
+  const Outcome other = run_plain(words, {{"SLURM_STEP_NUM_TASKS", "4"}, {"SLURM_PROCID", "2"}});
+  EXPECT_EQ(other.exit_code, 64) << describe(other);
+  EXPECT_EQ(other.err, "");
+}
+
+TEST_F(BadLaunch, WorldOfOne) {
+  // The variables of Open MPI's mpirun, but no mpirun that this process could find: MPI starts it alone.
+  const Outcome outcome =
+      run_plain(sync_words(trained(0)), {{"OMPI_COMM_WORLD_SIZE", "4"}, {"OMPI_COMM_WORLD_RANK", "0"}});
+  EXPECT_TRUE(refused(outcome, 64, {"4 tasks", "world of one", "mpirun"}));
+  EXPECT_FALSE(std::filesystem::exists(sink_));
+}
+
+TEST_F(BadLaunch, TooFewRanks) {
+  put_old_shards();
+  const auto before = folder_contents(sink_);
+  EXPECT_TRUE(refused(run_job(2, sync_words(trained(0))), 64,
+                      {"too few ranks", "need 3", "started 2", "--trainers", "--inference"}));
+  EXPECT_TRUE(refused(run_job(1, sync_words(trained(0))), 64, {"too few ranks", "need 3", "started 1"}));
+  EXPECT_EQ(folder_contents(sink_), before);
+}
+
+TEST_F(BadLaunch, TooManyRanks) {
+  EXPECT_TRUE(refused(run_job(4, sync_words(trained(0))), 64,
+                      {"too many ranks", "need 3", "started 4", "--trainers", "--inference"}));
+  EXPECT_TRUE(refused(run_job(3, {"sync", "--colocate", "--source", trained(0), "--inference", "tp=2"}), 64,
+                      {"too many ranks", "need 2", "started 3"}));
+  EXPECT_TRUE(refused(run_job(3, {"bench", "--model", model_folder("tiny-qwen3")}), 64,
+                      {"too many ranks", "need 2", "started 3"}));
+  EXPECT_FALSE(std::filesystem::exists(sink_));
+}
+
+TEST_F(BadLaunch, NcclWithoutItsHardware) {
+  EXPECT_TRUE(refused(run_job(3, sync_words(trained(0)) + Words{"--transport", "nccl"}), 64,
+                      {"--transport nccl", "--transport mpi"}));
+  EXPECT_FALSE(std::filesystem::exists(sink_));
+}
+
+TEST_F(BadLaunch, LessMemoryThanThePlanNeeds) {
+  const std::string json = dir_ / "report.json";
+  const Outcome outcome = run_job(
+      3, {"bench", "--model", model_folder("Qwen3-235B-A22B"), "--inference", "tp=2", "--json", json});
+  EXPECT_TRUE(refused(outcome, 74, {"memory", "GiB", "available", "more nodes", "--bucket-size"}));
+  EXPECT_EQ(read_json(json).at("status"), "input/output");
+}
+
+TEST_F(BadLaunch, LessAddressSpaceThanThePlanNeeds) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer takes more than any limit";
+#endif
+  // 4 GiB of address space, and staging of 3 × 2 GiB for a model that fills such buckets.
+  const std::string limited = R"(ulimit -v 4194304; exec "$0" "$@")";
+  const CommandLine command =
+      mpirun(3, {"sh", "-c", limited, WEIGHTCAST_BINARY, "bench", "--model", model_folder("Qwen3-30B-A3B"),
+                 "--layers", "3", "--inference", "tp=2", "--bucket-size", "2GiB", "--iterations", "1"});
+  EXPECT_TRUE(refused(run(command), 74, {"memory", "available", "--bucket-size"}));
+}
+
+}  // namespace
+}  // namespace weightcast::test_support

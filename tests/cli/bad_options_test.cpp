@@ -1,0 +1,206 @@
+#include "cli/cli.hpp"
+
+namespace weightcast::test_support {
+namespace {
+
+class BadOptions : public CliTest {
+ protected:
+  /// Runs a job that the command line makes impossible, in front of shards that must survive it.
+  void expect_refused_job(const Words& more, const Words& in_the_line, int ranks = 3) {
+    put_old_shards();
+    const auto before = folder_contents(sink_);
+    EXPECT_TRUE(refused(run_job(ranks, sync_words(trained(0)) + more), 64, in_the_line));
+    EXPECT_EQ(folder_contents(sink_), before);
+  }
+};
+
+TEST_F(BadOptions, NoCommand) {
+  EXPECT_TRUE(refused(run_plain({}), 64, {"no command", "sync", "weightcast --help"}));
+}
+
+TEST_F(BadOptions, UnknownCommand) {
+  EXPECT_TRUE(refused(run_plain({"sink"}), 64, {"'sink'", "sync", "weightcast --help"}));
+  EXPECT_TRUE(refused(run_job(2, {"sink"}), 64, {"'sink'", "sync", "weightcast --help"}));
+}
+
+TEST_F(BadOptions, UnknownOption) {
+  EXPECT_TRUE(refused(run_plain({"plan", "--sauce", "x"}), 64, {"--sauce", "plan --help"}));
+  // An abbreviation that is clear today may become ambiguous with the next option.
+  EXPECT_TRUE(refused(run_plain({"plan", "--sourc", "x"}), 64, {"--sourc", "plan --help"}));
+  expect_refused_job({"--sauce", "x"}, {"--sauce", "sync --help"});
+}
+
+TEST_F(BadOptions, OptionOfAnotherCommand) {
+  EXPECT_TRUE(refused(run_plain({"plan", "--iterations", "3"}), 64, {"--iterations", "plan --help"}));
+}
+
+TEST_F(BadOptions, OptionWithoutItsValue) {
+  EXPECT_TRUE(refused(run_plain({"plan", "--source"}), 64, {"--source", "plan --help"}));
+}
+
+TEST_F(BadOptions, OptionGivenTwice) {
+  EXPECT_TRUE(
+      refused(run_plain({"plan", "--buffers", "2", "--buffers", "3"}), 64, {"--buffers", "plan --help"}));
+}
+
+TEST_F(BadOptions, WordsThatAreNotExpected) {
+  EXPECT_TRUE(refused(run_plain({"plan", "extra", "--model", model_folder("tiny-qwen3")}), 64, {"'extra'"}));
+  EXPECT_TRUE(refused(run_plain({"inspect"}), 64, {"inspect PATH"}));
+  EXPECT_TRUE(refused(run_plain({"inspect", "a", "b"}), 64, {"'b'", "inspect --help"}));
+  EXPECT_TRUE(refused(run_plain({"verify", dir_.string()}), 64, {"--source PATH"}));
+  EXPECT_TRUE(
+      refused(run_plain({"synth", "extra", "--model", model_folder("tiny-qwen3"), "--output", dir_ / "x"}),
+              64, {"'extra'"}));
+  EXPECT_TRUE(refused(run_plain({"convert", "extra", "--source", trained(0), "--output", dir_ / "x"}), 64,
+                      {"'extra'"}));
+  expect_refused_job({"extra"}, {"'extra'", "sync --help"});
+}
+
+TEST_F(BadOptions, SourceMissing) {
+  EXPECT_TRUE(refused(run_job(2, {"sync"}), 64, {"--source PATH"}));
+  EXPECT_TRUE(refused(run_plain({"plan"}), 64, {"--source PATH", "--model CONFIG_JSON"}));
+  EXPECT_TRUE(refused(run_plain({"convert", "--output", dir_ / "x"}), 64, {"--source PATH"}));
+}
+
+TEST_F(BadOptions, ModelMissing) {
+  EXPECT_TRUE(refused(run_job(2, {"bench"}), 64, {"--model CONFIG_JSON"}));
+  EXPECT_TRUE(refused(run_plain({"synth", "--output", dir_ / "x"}), 64, {"--model CONFIG_JSON"}));
+}
+
+TEST_F(BadOptions, OutputMissing) {
+  EXPECT_TRUE(
+      refused(run_plain({"synth", "--model", model_folder("tiny-qwen3")}), 64, {"--output PATH", ".h5"}));
+  EXPECT_TRUE(refused(run_plain({"convert", "--source", trained(0)}), 64, {"--output PATH", ".h5"}));
+}
+
+TEST_F(BadOptions, Sink) {
+  for (const std::string sink : {"tape:/x", "hdf5", "hdf5:", "/some/folder", ""}) {
+    SCOPED_TRACE(sink);
+    EXPECT_TRUE(refused(run_job(3, {"sync", "--source", trained(0), "--inference", "tp=2", "--sink", sink}),
+                        64, {"--sink " + sink, "none", "hdf5:DIR"}));
+  }
+}
+
+TEST_F(BadOptions, NumbersOutOfRange) {
+  const Words plan{"plan", "--model", model_folder("tiny-qwen3")};
+  for (const std::string value : {"0", "-3", "three", "3x", "99999999999999999999"}) {
+    EXPECT_TRUE(
+        refused(run_plain(plan + Words{"--buffers=" + value}), 64, {"--buffers " + value, "at least 1"}));
+  }
+  EXPECT_TRUE(refused(run_plain(plan + Words{"--trainers", "0"}), 64, {"--trainers 0", "at least 1"}));
+  EXPECT_TRUE(refused(run_plain(plan + Words{"--layers", "0"}), 64, {"--layers 0", "at least 1"}));
+  EXPECT_TRUE(refused(run_plain(plan + Words{"--rank=-1"}), 64, {"--rank -1", "at least 0"}));
+  EXPECT_TRUE(refused(run_plain(plan + Words{"--rank", "2"}), 64, {"--rank 2", "2 ranks"}));
+  expect_refused_job({"--buffers", "0"}, {"--buffers 0", "at least 1"});
+  expect_refused_job({"--timeout", "0"}, {"--timeout 0", "at least 1"});
+  expect_refused_job({"--weight-version", "-1"}, {"--weight-version -1", "at least 0"});
+}
+
+TEST_F(BadOptions, MaxFileSizeOfNothing) {
+  EXPECT_TRUE(
+      refused(run_plain({"convert", "--source", trained(0), "--output", dir_ / "x", "--max-file-size", "0"}),
+              64, {"--max-file-size"}));
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "x"));
+}
+
+TEST_F(BadOptions, BucketBelow64KiB) {
+  expect_refused_job({"--bucket-size", "65535"}, {"--bucket-size 65535", "64.0 KiB"});
+  expect_refused_job({"--bucket-size", "0"}, {"--bucket-size 0", "64.0 KiB"});
+}
+
+TEST_F(BadOptions, BucketSizeThatIsNone) {
+  const Words plan{"plan", "--model", model_folder("tiny-qwen3")};
+  for (const std::string size : {"big", "1.5GiB", "-1", "1XB", "99999999999GiB"}) {
+    EXPECT_TRUE(
+        refused(run_plain(plan + Words{"--bucket-size=" + size}), 64, {"--bucket-size", size, "256MiB"}));
+  }
+}
+
+TEST_F(BadOptions, Choices) {
+  expect_refused_job({"--transport", "pigeon"}, {"--transport pigeon", "auto, mpi, nccl"});
+  expect_refused_job({"--fan-out", "some"}, {"--fan-out some", "needed, all"});
+  expect_refused_job({"--progress", "maybe"}, {"--progress maybe", "auto, always, never"});
+  expect_refused_job({"--moe-layout", "marble"}, {"--moe-layout marble", "triton, cutlass"});
+  EXPECT_TRUE(refused(run_plain({"plan", "--model", model_folder("tiny-qwen3"), "--moe-layout", "marble"}),
+                      64, {"--moe-layout marble", "triton, cutlass"}));
+}
+
+TEST_F(BadOptions, MinAchieved) {
+  const Words bench{"bench", "--model", model_folder("tiny-qwen3"), "--min-achieved"};
+  for (const std::string share : {"most", "-1", ""}) {
+    EXPECT_TRUE(refused(run_job(2, bench + Words{share}), 64, {"--min-achieved " + share, "0.95"}));
+  }
+}
+
+TEST_F(BadOptions, Inference) {
+  const Words plan{"plan", "--model", model_folder("tiny-qwen3-moe"), "--inference"};
+  for (const std::string layout :
+       {"tp", "tp=", "tp=two", "tp=0", "tp=-2", "tp=2,xp=3", "tp=2 ep=2", "2", ","}) {
+    SCOPED_TRACE(layout);
+    EXPECT_TRUE(refused(run_plain(plan + Words{layout}), 64, {"--inference " + layout, "tp=2,ep=2,pp=1"}));
+  }
+  EXPECT_TRUE(refused(run_plain(plan + Words{"tp=2,ep=4"}), 64, {"tp=2,ep=4", "does not divide", "tp=2"}));
+}
+
+TEST_F(BadOptions, LayoutThatDoesNotDivideTheModel) {
+  // 8 heads, 3 layers, a vocabulary of 320 with its padding.
+  const Words plan{"plan", "--source", trained(0), "--inference"};
+  EXPECT_TRUE(refused(run_plain(plan + Words{"tp=5"}), 64, {"tp=5", "heads", "(8)", "divisor"}));
+  EXPECT_TRUE(refused(run_plain(plan + Words{"tp=3"}), 64, {"tp=3", "vocabulary", "(320)", "divisor"}));
+  EXPECT_TRUE(refused(run_plain(plan + Words{"tp=16,ep=16"}), 64, {"tp=16", "heads", "(8)", "divisor"}));
+  EXPECT_TRUE(refused(run_plain(plan + Words{"pp=2"}), 64, {"pp=2", "layers", "(3)", "divisor"}));
+  const Words job{"sync", "--source", trained(0), "--sink", "hdf5:" + sink_, "--inference"};
+  EXPECT_TRUE(refused(run_job(6, job + Words{"tp=5"}), 64, {"tp=5", "heads", "(8)", "divisor"}));
+  EXPECT_FALSE(std::filesystem::exists(sink_));
+}
+
+TEST_F(BadOptions, ExpertsThatEpDoesNotDivide) {
+  auto config = read_json(trained(0) + "/config.json");
+  config["num_local_experts"] = 6;
+  put_file(dir_ / "config.json", config.dump());
+  EXPECT_TRUE(refused(run_plain({"plan", "--model", dir_ / "config.json", "--inference", "tp=4,ep=4"}), 64,
+                      {"ep=4", "experts", "(6)", "divisor"}));
+}
+
+TEST_F(BadOptions, KvHeadsThatCannotBeShared) {
+  auto config = read_json(trained(0) + "/config.json");
+  config["num_attention_heads"] = 12;
+  config["num_key_value_heads"] = 4;
+  config["vocab_size"] = 384;
+  put_file(dir_ / "config.json", config.dump());
+  EXPECT_TRUE(refused(run_plain({"plan", "--model", dir_ / "config.json", "--inference", "tp=6,ep=1"}), 64,
+                      {"tp=6", "4 kv heads"}));
+}
+
+TEST_F(BadOptions, ConfigFile) {
+  const Words plan{"plan", "--model", model_folder("tiny-qwen3"), "--config"};
+  const std::string path = dir_ / "options.conf";
+  const auto refuses = [&](const std::string& text, const Words& in_the_line) {
+    put_file(path, text);
+    EXPECT_TRUE(refused(run_plain(plan + Words{path}), 64, in_the_line)) << text;
+  };
+  refuses("# a comment\n\nbucket-syze = 1MiB\n", {path + ":3", "bucket-syze", "unknown"});
+  refuses("bucket-size\n", {path + ":1", "bucket-size", "name = value"});
+  refuses("= 3\n", {path + ":1"});
+  refuses("trainers = 2\nbuffers = 0\n", {"buffers 0", "at least 1"});
+  refuses("colocate = perhaps\n", {path + ":1", "colocate", "'perhaps'"});
+  for (const std::string& missing : {dir_ / "absent.conf", dir_.string()}) {
+    EXPECT_TRUE(refused(run_plain(plan + Words{missing}), 74, {"--config " + missing, "name = value"}));
+  }
+}
+
+TEST_F(BadOptions, Environment) {
+  const Words plan{"plan", "--model", model_folder("tiny-qwen3")};
+  EXPECT_TRUE(refused(run_plain(plan, {{"WEIGHTCAST_BUCKET_SIZE", "huge"}}), 64, {"'huge'", "bucket-size"}));
+  EXPECT_TRUE(refused(run_plain(plan, {{"WEIGHTCAST_COLOCATE", "perhaps"}}), 64,
+                      {"WEIGHTCAST_COLOCATE", "'perhaps'"}));
+}
+
+TEST_F(BadOptions, QuietDoesNotHideErrors) {
+  EXPECT_TRUE(refused(run_plain({"plan", "-q", "--model", dir_ / "absent"}), 74, {dir_ / "absent"}));
+  EXPECT_TRUE(refused(run_plain({"plan", "-q", "--sauce"}), 64, {"--sauce"}));
+  EXPECT_TRUE(refused(run_job(2, {"sync", "-q", "--source", dir_ / "absent"}), 74, {dir_ / "absent"}));
+}
+
+}  // namespace
+}  // namespace weightcast::test_support

@@ -1,0 +1,128 @@
+#include <sys/mount.h>
+
+#include "cli/cli.hpp"
+
+namespace weightcast::test_support {
+namespace {
+
+using BadSink = CliTest;
+
+/// A file system of 1 MiB, which is too small for the two shards of 0.75 MiB.
+class SmallDisk {
+ public:
+  explicit SmallDisk(const std::string& path) : path_(path) {
+    std::filesystem::create_directory(path_);
+    mounted_ = ::mount("tmpfs", path_.c_str(), "tmpfs", 0, "size=1m") == 0;
+  }
+  ~SmallDisk() {
+    if (mounted_) ::umount2(path_.c_str(), MNT_DETACH);
+  }
+  SmallDisk(const SmallDisk&) = delete;
+  SmallDisk& operator=(const SmallDisk&) = delete;
+  bool mounted() const { return mounted_; }
+
+ private:
+  std::string path_;
+  bool mounted_ = false;
+};
+
+TEST_F(BadSink, FullDisk) {
+  const SmallDisk disk(sink_);
+  if (!disk.mounted()) GTEST_SKIP() << "mounting is not permitted here";
+  put_old_shards();
+  const auto before = folder_contents(sink_);
+  const std::string json = dir_ / "report.json";
+  const Outcome outcome = run_job(3, sync_words(trained(0)) + Words{"--json", json});
+  EXPECT_TRUE(refused(outcome, 74, {sink_ + "/rank-", "No space left on device", "free some space"}));
+  EXPECT_EQ(folder_contents(sink_), before);
+  const auto report = read_json(json);
+  EXPECT_EQ(report.at("status"), "input/output");
+  EXPECT_TRUE(has(report.at("error"), {sink_ + "/rank-", "No space left on device"}));
+}
+
+TEST_F(BadSink, FileSizeLimit) {
+  put_old_shards();
+  const auto before = folder_contents(sink_);
+  // The limit counts for shared memory too, so Open MPI must do without.
+  CommandLine command = mpirun(
+      3, Words{"sh", "-c", "ulimit -f 256; exec \"$0\" \"$@\"", WEIGHTCAST_BINARY} + sync_words(trained(0)));
+  command.environment["OMPI_MCA_btl"] = "self,tcp";
+  EXPECT_TRUE(refused(run(command), 74, {sink_ + "/rank-", "File too large", "free some space"}));
+  EXPECT_EQ(folder_contents(sink_), before);
+}
+
+TEST_F(BadSink, OneRankThatCannotWriteStopsAll) {
+  put_file(sink_ + "/rank-0.h5", "the old shard of rank 0");
+  std::filesystem::create_directory(sink_ + "/rank-1.h5");
+  const auto before = folder_contents(sink_);
+  EXPECT_TRUE(
+      refused(run_job(3, sync_words(trained(0))), 74, {"rank 2", sink_ + "/rank-1.h5", "Is a directory"}));
+  EXPECT_EQ(folder_contents(sink_), before);
+}
+
+TEST_F(BadSink, BelowAFile) {
+  put_file(sink_, "no folder");
+  EXPECT_TRUE(refused(run_job(3, sync_words(trained(0))), 74, {sink_ + "/rank-", "Not a directory"}));
+  EXPECT_EQ(get_file(sink_), "no folder");
+}
+
+TEST_F(BadSink, OfTheSecondVersionLeavesTheFirst) {
+  const std::string second = dir_ / "shards-8";
+  put_file(second, "no folder");
+  const Outcome outcome =
+      run_job(3, {"sync", "--source", trained(0), "--source", trained(1), "--weight-version", "7",
+                  "--inference", "tp=2,ep=2", "--sink", "hdf5:" + (dir_ / "shards-{version}")});
+  EXPECT_TRUE(refused(outcome, 74, {second + "/rank-", "Not a directory"}));
+  EXPECT_TRUE(
+      done(run_plain({"verify", dir_ / "shards-7", "--source", trained(0), "--weight-version", "7"})));
+  EXPECT_EQ(folder_contents(dir_ / "shards-7").size(), 2);
+}
+
+TEST_F(BadSink, ReportThatCannotBeWritten) {
+  const Outcome outcome = run_job(3, sync_words(trained(0)) + Words{"--json", dir_ / "absent/report.json"});
+  EXPECT_TRUE(refused(outcome, 74, {dir_ / "absent/report.json", "No such file"}));
+  EXPECT_TRUE(refused(run_plain({"plan", "--source", trained(0), "--json", dir_ / "absent/plan.json"}), 74,
+                      {dir_ / "absent/plan.json", "No such file"}));
+}
+
+TEST_F(BadSink, ReportToAFullDevice) {
+  // stdout is checked too: a report that is cut short is no report.
+  CommandLine command;
+  command.words = {"sh", "-c", "exec \"$0\" \"$@\" >/dev/full", WEIGHTCAST_BINARY, "inspect", trained(0)};
+  EXPECT_TRUE(refused(run(command), 74, {"stdout"}));
+}
+
+TEST_F(BadSink, OutputThatCannotBeMade) {
+  put_file(dir_ / "file", "no folder");
+  for (const std::string& output : {dir_ / "file/model", dir_ / "file/model.h5"}) {
+    EXPECT_TRUE(refused(run_plain({"convert", "--source", trained(0), "--output", output}), 74,
+                        {output, "Not a directory"}));
+    EXPECT_TRUE(refused(run_plain({"synth", "--model", model_folder("tiny-qwen3"), "--output", output}), 74,
+                        {output, "Not a directory"}));
+  }
+}
+
+TEST_F(BadSink, OutputLargerThanTheDisk) {
+  const SmallDisk disk(dir_ / "disk");
+  if (!disk.mounted()) GTEST_SKIP() << "mounting is not permitted here";
+  for (const std::string& output : {dir_ / "disk/model", dir_ / "disk/model.h5"}) {
+    EXPECT_TRUE(refused(run_plain({"convert", "--source", trained(0), "--output", output}), 74,
+                        {output, "No space left on device", "free some space"}));
+    EXPECT_TRUE(folder_contents(dir_ / "disk").empty());
+  }
+}
+
+TEST_F(BadSink, FailedConversionLeavesTheOldCheckpoint) {
+  const std::string output = dir_ / "model";
+  EXPECT_TRUE(done(run_plain({"convert", "--source", trained(0), "--output", output})));
+  const auto before = folder_contents(output);
+  std::string bytes = get_file(trained(1) + "/model.safetensors");
+  put_file(dir_ / "cut/model.safetensors", bytes.substr(0, bytes.size() - 2));
+  put_file(dir_ / "cut/config.json", get_file(trained(1) + "/config.json"));
+  EXPECT_TRUE(refused(run_plain({"convert", "--source", dir_ / "cut", "--output", output}), 65,
+                      {dir_ / "cut/model.safetensors", "truncated"}));
+  EXPECT_EQ(folder_contents(output), before);
+}
+
+}  // namespace
+}  // namespace weightcast::test_support

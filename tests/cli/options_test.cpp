@@ -1,0 +1,161 @@
+#include <array>
+
+#include "cli/cli.hpp"
+
+namespace weightcast::test_support {
+namespace {
+
+constexpr std::array<const char*, 7> kCommands{"sync",   "plan",  "bench",  "inspect",
+                                               "verify", "synth", "convert"};
+
+using OptionsTest = CliTest;
+
+TEST_F(OptionsTest, HelpNeedsNoLauncher) {
+  for (const Words& words : {Words{"--help"}, Words{"-h"}, Words{"help"}}) {
+    const Outcome outcome = run_plain(words);
+    EXPECT_TRUE(done(outcome));
+    EXPECT_TRUE(has(outcome.out, Words(kCommands.begin(), kCommands.end())));
+    EXPECT_EQ(outcome.err, "");
+  }
+}
+
+TEST_F(OptionsTest, EveryCommandHasHelpAndVersion) {
+  for (const std::string command : kCommands) {
+    SCOPED_TRACE(command);
+    const Outcome help = run_plain({command, "--help"});
+    EXPECT_TRUE(done(help));
+    EXPECT_TRUE(has(help.out, {"usage: ", "weightcast " + command, "--config", "--quiet"}));
+    EXPECT_EQ(help.err, "");
+    EXPECT_EQ(run_plain({command, "-h"}).out, help.out);
+    const Outcome version = run_plain({command, "--version"});
+    EXPECT_TRUE(done(version));
+    EXPECT_TRUE(version.out.starts_with("weightcast ")) << version.out;
+  }
+}
+
+TEST_F(OptionsTest, HelpListsTheOptionsOfItsCommand) {
+  EXPECT_TRUE(has(run_plain({"sync", "--help"}).out,
+                  {"--source", "--model", "--trainers", "--colocate", "--inference", "--moe-layout",
+                   "--bucket-size", "--buffers", "--transport", "--sink", "--weight-version", "--no-verify",
+                   "--timeout", "--progress", "--json"}));
+  EXPECT_FALSE(has(run_plain({"sync", "--help"}).out, {"--iterations"}));
+}
+
+TEST_F(OptionsTest, VersionNamesTheLibraries) {
+  const Outcome outcome = run_plain({"--version"});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"weightcast 0.1.0", "Open MPI", "HDF5", "Boost"}));
+}
+
+TEST_F(OptionsTest, HelpIsAnsweredBeforeMistakes) {
+  EXPECT_TRUE(done(run_plain({"sync", "--help", "--bucket-size", "nonsense"})));
+  EXPECT_TRUE(done(run_plain({"sync", "--help"}, {{"WEIGHTCAST_BUFFERS", "0"}})));
+}
+
+/// `plan` writes into its JSON what it was told.
+class Precedence : public CliTest {
+ protected:
+  nlohmann::json plan(const Words& more, const Variables& environment = {}) const {
+    const std::string json = dir_ / "plan.json";
+    const Outcome outcome =
+        run_plain({"plan", "--model", model_folder("tiny-qwen3"), "--json", json}, environment);
+    EXPECT_TRUE(done(outcome));
+    const Outcome changed =
+        run_plain(Words{"plan", "--model", model_folder("tiny-qwen3"), "--json", json} + more, environment);
+    EXPECT_TRUE(done(changed));
+    return read_json(json);
+  }
+
+  std::string file_ = dir_ / "options.conf";
+};
+
+TEST_F(Precedence, CommandLineOverEnvironmentOverFile) {
+  put_file(file_, "# for all commands\nbucket-size = 64KiB\n trainers=3  # some\n\ninference = tp=4\n");
+  const Words from_file{"--config", file_};
+  const Variables environment{{"WEIGHTCAST_BUCKET_SIZE", "128KiB"}, {"WEIGHTCAST_TRAINERS", "2"}};
+  const Words words{"--bucket-size", "256KiB"};
+
+  auto json = plan(from_file);
+  EXPECT_EQ(json.at("bucket_bytes"), 64 << 10);
+  EXPECT_EQ(json.at("trainers"), 3);
+  EXPECT_EQ(json.at("inference").at("tp"), 4);
+
+  json = plan(from_file, environment);
+  EXPECT_EQ(json.at("bucket_bytes"), 128 << 10);
+  EXPECT_EQ(json.at("trainers"), 2);
+  EXPECT_EQ(json.at("inference").at("tp"), 4);
+
+  json = plan(from_file + words, environment);
+  EXPECT_EQ(json.at("bucket_bytes"), 256 << 10);
+  EXPECT_EQ(json.at("trainers"), 2);
+  EXPECT_EQ(json.at("inference").at("tp"), 4);
+}
+
+TEST_F(Precedence, EnvironmentNamesTheFile) {
+  put_file(file_, "bucket-size = 64KiB\n");
+  EXPECT_EQ(plan({}, {{"WEIGHTCAST_CONFIG", file_}}).at("bucket_bytes"), 64 << 10);
+}
+
+TEST_F(Precedence, Switches) {
+  put_file(file_, "colocate = yes\n");
+  EXPECT_EQ(plan({}).at("colocate"), false);
+  EXPECT_EQ(plan({"--colocate"}).at("colocate"), true);
+  EXPECT_EQ(plan({"--config", file_}).at("colocate"), true);
+  EXPECT_EQ(plan({}, {{"WEIGHTCAST_COLOCATE", "1"}}).at("colocate"), true);
+  EXPECT_EQ(plan({"--config", file_}, {{"WEIGHTCAST_COLOCATE", "0"}}).at("colocate"), false);
+  EXPECT_EQ(plan({"--colocate"}, {{"WEIGHTCAST_COLOCATE", "0"}}).at("colocate"), true);
+}
+
+TEST_F(Precedence, SourcesOfTheCommandLineReplaceThoseOfTheEnvironment) {
+  // A source that is not there would be noticed.
+  const Words words{"plan", "--source", trained(0)};
+  EXPECT_TRUE(done(run_plain(words, {{"WEIGHTCAST_SOURCE", dir_ / "absent"}})));
+  put_file(file_, "source = " + (dir_ / "absent") + "\n");
+  EXPECT_TRUE(done(run_plain(words + Words{"--config", file_})));
+  EXPECT_TRUE(done(run_plain({"plan"}, {{"WEIGHTCAST_SOURCE", trained(0)}})));
+}
+
+TEST_F(Precedence, OneFileServesAllCommands) {
+  put_file(file_, "iterations = 3\nsink = none\n");
+  EXPECT_TRUE(done(run_plain({"plan", "--source", trained(0), "--config", file_})));
+}
+
+TEST_F(Precedence, SizesOfEverySpelling) {
+  const std::vector<std::pair<std::string, std::int64_t>> sizes{
+      {"65536", 65536},    {"65536B", 65536},  {"64KiB", 65536},   {"1MiB", 1 << 20},     {"1GiB", 1LL << 30},
+      {"3GiB", 3LL << 30}, {"100KB", 100'000}, {"1MB", 1'000'000}, {"2GB", 2'000'000'000}};
+  for (const auto& [text, bytes] : sizes)
+    EXPECT_EQ(plan({"--bucket-size", text}).at("bucket_bytes"), bytes) << text;
+}
+
+TEST_F(Precedence, ReachesEveryRankOfAJob) {
+  const std::string json = dir_ / "report.json";
+  put_file(file_, "bucket-size = 64KiB\njson = " + json + "\n");
+  const Variables environment{{"WEIGHTCAST_INFERENCE", "tp=2,ep=1"}, {"WEIGHTCAST_BUFFERS", "2"}};
+  const Outcome outcome = run_job(3, {"sync", "--source", trained(0), "--config", file_}, environment);
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"tp 2, ep 1", "buckets of 64.0 KiB × 2"}));
+  EXPECT_EQ(read_json(json).at("staging_bytes_per_rank"), 2 * (64 << 10));
+}
+
+TEST_F(OptionsTest, VariablesThatAreNoOptionsAreNoted) {
+  const Words words{"plan", "--model", model_folder("tiny-qwen3")};
+  const Outcome outcome = run_plain(words, {{"WEIGHTCAST_BUKET_SIZE", "1MiB"}});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.err, {"WEIGHTCAST_BUKET_SIZE", "ignored"}));
+  EXPECT_EQ(run_plain(words + Words{"-q"}, {{"WEIGHTCAST_BUKET_SIZE", "1MiB"}}).err, "");
+}
+
+TEST_F(OptionsTest, ModelMayBeAFolderOrAFile) {
+  const auto model_line = [](const Outcome& outcome) {
+    return outcome.out.substr(outcome.out.find(" tensors, "), 30);
+  };
+  const Outcome folder = run_plain({"plan", "--model", model_folder("tiny-qwen3")});
+  const Outcome file = run_plain({"plan", "--model", model_folder("tiny-qwen3") + "/config.json"});
+  EXPECT_TRUE(done(folder));
+  EXPECT_TRUE(done(file));
+  EXPECT_EQ(model_line(folder), model_line(file));
+}
+
+}  // namespace
+}  // namespace weightcast::test_support

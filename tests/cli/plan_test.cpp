@@ -1,0 +1,146 @@
+#include <algorithm>
+#include <numeric>
+#include <set>
+
+#include "cli/cli.hpp"
+
+namespace weightcast::test_support {
+namespace {
+
+class PlanTest : public CliTest {
+ protected:
+  nlohmann::json plan(const Words& more) const {
+    const std::string json = dir_ / "plan.json";
+    EXPECT_TRUE(done(run_plain(Words{"plan", "--json", json} + more)));
+    return read_json(json);
+  }
+};
+
+TEST_F(PlanTest, NumbersAddUp) {
+  const auto json = plan({"--source", trained(0), "--trainers", "2", "--inference", "tp=2,ep=2,replicas=2",
+                          "--bucket-size", "64KiB", "--buffers", "4"});
+  EXPECT_EQ(json.at("trainers"), 2);
+  EXPECT_EQ(json.at("inference").at("replicas"), 2);
+  EXPECT_EQ(json.at("bucket_bytes"), 64 << 10);
+  EXPECT_EQ(json.at("model").at("tensors"), 102);
+  EXPECT_LE(json.at("staging_bytes_per_rank"), 4 * (64 << 10));
+
+  std::int64_t wire = 0;
+  std::vector<std::int64_t> sent(2);
+  std::vector<std::int64_t> received(6);
+  std::set<std::pair<int, int>> routes;
+  for (const auto& bucket : json.at("buckets")) {
+    const std::int64_t bytes = bucket.at("bytes");
+    EXPECT_GT(bytes, 0);
+    EXPECT_LE(bytes, 64 << 10);
+    wire += bytes;
+    sent.at(bucket.at("root")) += bytes;
+    const std::size_t destinations = bucket.at("destinations");
+    for (const std::size_t coordinate : json.at("destinations").at(destinations)) {
+      for (const std::size_t replica : {0, 1}) received.at(2 + replica * 2 + coordinate) += bytes;
+    }
+    routes.emplace(bucket.at("root"), bucket.at("destinations"));
+  }
+  EXPECT_EQ(json.at("wire_bytes"), wire);
+  EXPECT_EQ(json.at("routes"), routes.size());
+  ASSERT_EQ(json.at("ranks").size(), 6);
+  for (std::size_t rank = 0; rank < 6; ++rank) {
+    EXPECT_EQ(json.at("ranks")[rank].at("sent"), rank < 2 ? sent[rank] : 0) << rank;
+    EXPECT_EQ(json.at("ranks")[rank].at("received"), received[rank]) << rank;
+  }
+  // The trainers share the work.
+  EXPECT_LT(*std::max_element(sent.begin(), sent.end()), 0.55 * static_cast<double>(wire));
+}
+
+/// Expects the segments to cover every element of every tensor of the catalog once.
+void expect_each_element_once(const nlohmann::json& json, const SafetensorsFile& checkpoint) {
+  std::map<std::string, std::vector<char>> written;
+  for (const auto& [name, tensor] : checkpoint.tensors) written[name].resize(tensor.data.size() / 2);
+  for (const auto& bucket : json.at("buckets")) {
+    for (const auto& segment : bucket.at("segments")) {
+      const auto& tensor = checkpoint.tensors.at(segment.at("tensor"));
+      const std::int64_t cols = tensor.shape.back();
+      auto& elements = written.at(segment.at("tensor"));
+      for (std::int64_t row = segment.at("rows")[0]; row < segment.at("rows")[1]; ++row) {
+        for (std::int64_t col = segment.at("columns")[0]; col < segment.at("columns")[1]; ++col) {
+          ++elements.at(static_cast<std::size_t>(row * cols + col));
+        }
+      }
+    }
+  }
+  for (const auto& [name, elements] : written) {
+    EXPECT_TRUE(std::all_of(elements.begin(), elements.end(), [](char count) { return count == 1; })) << name;
+  }
+}
+
+TEST_F(PlanTest, EveryElementTravelsOnce) {
+  const auto checkpoint = SafetensorsFile::read(trained(0) + "/model.safetensors");
+  for (const Words& layout :
+       {Words{"--inference", "tp=2,ep=2"}, Words{"--inference", "tp=4,ep=2", "--trainers", "3"},
+        Words{"--inference", "tp=2", "--moe-layout", "cutlass", "--bucket-size", "64KiB"},
+        Words{"--inference", "pp=3", "--colocate"},
+        Words{"--inference", "tp=8,ep=8,replicas=2", "--fan-out", "all"}}) {
+    expect_each_element_once(plan(Words{"--source", trained(0), "--segments"} + layout), checkpoint);
+  }
+}
+
+TEST_F(PlanTest, NeededSendsToEachRankWhatItNeeds) {
+  const Words layout{"--source", trained(0), "--inference", "tp=2,ep=2"};
+  const auto needed = plan(layout);
+  const auto all = plan(layout + Words{"--fan-out", "all"});
+  EXPECT_EQ(all.at("fan_out"), "all");
+  EXPECT_EQ(all.at("destinations").size(), 1);
+  EXPECT_EQ(all.at("routes"), 1);
+  for (const std::size_t rank : {1, 2}) {
+    EXPECT_GE(all.at("ranks")[rank].at("received"), all.at("model").at("bytes"));
+    // The experts, which are the most of the model, go to one rank each.
+    EXPECT_LT(needed.at("ranks")[rank].at("received").get<double>(),
+              0.7 * all.at("model").at("bytes").get<double>());
+  }
+}
+
+TEST_F(PlanTest, SameInputsSamePlan) {
+  const Words words{"--model", model_folder("tiny-qwen3-moe"), "--inference", "tp=4,ep=2", "--trainers", "2"};
+  const auto first = plan(words);
+  EXPECT_EQ(plan(words), first);
+  EXPECT_NE(plan(words + Words{"--bucket-size", "64KiB"}).at("hash"), first.at("hash"));
+  EXPECT_NE(plan(words + Words{"--moe-layout", "cutlass"}).at("hash"), first.at("hash"));
+}
+
+TEST_F(PlanTest, TextShowsRoutesRanksAndBound) {
+  const Outcome outcome = run_plain({"plan", "--source", trained(0), "--inference", "tp=2,ep=2"});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_EQ(outcome.err, "");
+  EXPECT_TRUE(
+      has(outcome.out, {"Qwen3MoeForCausalLM", "102 tensors", "3 ranks", "3 routes", "route", "receivers",
+                        "1,2", "sent", "received", "staging", "trainer", "inference 1", "lower bound"}));
+}
+
+TEST_F(PlanTest, ShareOfOneRank) {
+  const Words words{"plan", "--source", trained(0), "--inference", "tp=2,ep=2", "--rank"};
+  const Outcome trainer = run_plain(words + Words{"0"});
+  EXPECT_TRUE(done(trainer));
+  EXPECT_TRUE(
+      has(trainer.out, {"rank 0", "trainer", "sent", "1.49 MiB", "received", "0 B", "moves", "staging"}));
+  const Outcome inference = run_plain(words + Words{"2"});
+  EXPECT_TRUE(done(inference));
+  EXPECT_TRUE(has(inference.out, {"rank 2", "inference 1", "parameters", "moves", "staging"}));
+  EXPECT_TRUE(refused(run_plain(words + Words{"3"}), 64, {"--rank 3", "3 ranks"}));
+}
+
+TEST_F(PlanTest, LayersShortenTheModel) {
+  const auto json = plan({"--model", model_folder("Qwen3-30B-A3B"), "--layers", "3", "--inference", "tp=2"});
+  // Attention, norms, router and 128 experts of three matrices; embedding, head and final norm.
+  EXPECT_EQ(json.at("model").at("tensors"), 3 * (8 + 1 + 128 * 3) + 3);
+}
+
+TEST_F(PlanTest, OfALargeModel) {
+  const auto json =
+      plan({"--model", model_folder("Qwen3-235B-A22B"), "--inference", "tp=8,ep=8", "--trainers", "8"});
+  EXPECT_NEAR(json.at("model").at("bytes").get<double>(), 235e9 * 2, 1e9);
+  EXPECT_EQ(json.at("ranks").size(), 16);
+  EXPECT_EQ(json.at("staging_bytes_per_rank"), 3 * (256 << 20));
+}
+
+}  // namespace
+}  // namespace weightcast::test_support

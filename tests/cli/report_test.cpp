@@ -1,0 +1,176 @@
+#include <sstream>
+
+#include "cli/cli.hpp"
+
+namespace weightcast::test_support {
+namespace {
+
+class ReportTest : public CliTest {
+ protected:
+  std::string json_ = dir_ / "report.json";
+};
+
+constexpr std::int64_t kTensors = 102;
+constexpr std::int64_t kModelBytes = 1566144;
+
+TEST_F(ReportTest, JsonHasWhatTheContractSays) {
+  const Outcome outcome = run_job(
+      3, sync_words(trained(0)) + Words{"--weight-version", "5", "--json", json_, "--bucket-size", "256KiB"});
+  EXPECT_TRUE(done(outcome));
+  const auto report = read_json(json_);
+  EXPECT_TRUE(has(report.at("weightcast"), {"weightcast 0.1.0"}));
+  EXPECT_EQ(report.at("command"), "sync");
+  EXPECT_EQ(report.at("status"), "done");
+  EXPECT_EQ(report.at("weight_version"), 5);
+  EXPECT_EQ(report.at("model").at("tensors"), kTensors);
+  EXPECT_EQ(report.at("model").at("bytes"), kModelBytes);
+  // Alignment adds a little.
+  EXPECT_GE(report.at("wire_bytes"), kModelBytes);
+  EXPECT_LE(report.at("wire_bytes"), kModelBytes * 1.02);
+  EXPECT_GE(report.at("buckets"), kModelBytes / (256 << 10));
+  // To both, to the first and to the second.
+  EXPECT_EQ(report.at("routes"), 3);
+  EXPECT_LE(report.at("staging_bytes_per_rank"), 3 * (256 << 10));
+  EXPECT_TRUE(report.at("verified").get<bool>());
+  EXPECT_TRUE(report.at("error").is_null());
+  for (const char* name : {"startup", "plan", "read", "pack", "transport", "unpack", "verify", "update"}) {
+    EXPECT_GE(report.at("seconds").at(name).get<double>(), 0.0) << name;
+  }
+  const double update = report.at("seconds").at("update");
+  EXPECT_GT(update, 0.0);
+  EXPECT_NEAR(report.at("rate_gb_s"), kModelBytes / update / 1e9, 1e-6);
+  EXPECT_GT(report.at("limit").at("gb_s"), 0.0);
+  EXPECT_GT(report.at("limit").at("achieved"), 0.0);
+  EXPECT_FALSE(report.at("limit").at("what").get<std::string>().empty());
+}
+
+TEST_F(ReportTest, RanksHaveRolesAndPlaces) {
+  EXPECT_TRUE(done(run_job(6, {"sync", "--source", trained(0), "--trainers", "2", "--inference",
+                               "tp=2,ep=2,replicas=2", "--json", json_})));
+  const auto ranks = read_json(json_).at("ranks");
+  ASSERT_EQ(ranks.size(), 6);
+  for (std::size_t rank = 0; rank < 6; ++rank) {
+    EXPECT_EQ(ranks[rank].at("rank"), rank);
+    EXPECT_FALSE(ranks[rank].at("host").get<std::string>().empty());
+    EXPECT_EQ(ranks[rank].at("device"), "cpu");
+  }
+  EXPECT_EQ(ranks[0].at("role"), "trainer");
+  EXPECT_EQ(ranks[1].at("role"), "trainer");
+  EXPECT_EQ(ranks[2].at("role"), "inference 0 (replica 0 pp 0 tp 0 ep 0)");
+  EXPECT_EQ(ranks[5].at("role"), "inference 3 (replica 1 pp 0 tp 1 ep 1)");
+}
+
+TEST_F(ReportTest, ColocatedRanksAreBoth) {
+  EXPECT_TRUE(done(
+      run_job(2, {"sync", "--colocate", "--source", trained(0), "--inference", "tp=2", "--json", json_})));
+  EXPECT_EQ(read_json(json_).at("ranks")[1].at("role"), "trainer + inference 1 (replica 0 pp 0 tp 1 ep 0)");
+}
+
+TEST_F(ReportTest, OneEntryAnUpdate) {
+  EXPECT_TRUE(done(run_job(2, {"sync", "--source", trained(0), "--source", trained(1), "--weight-version",
+                               "40", "--json", json_})));
+  const auto report = read_json(json_);
+  EXPECT_EQ(report.at("weight_version"), 41);
+  const auto& updates = report.at("updates");
+  ASSERT_EQ(updates.size(), 2);
+  EXPECT_EQ(updates[0].at("weight_version"), 40);
+  EXPECT_EQ(updates[0].at("source"), trained(0));
+  EXPECT_EQ(updates[1].at("weight_version"), 41);
+  EXPECT_EQ(updates[1].at("source"), trained(1));
+  EXPECT_EQ(updates[1].at("seconds"), report.at("seconds"));
+}
+
+TEST_F(ReportTest, ReportOnStdoutAndLogOnStderr) {
+  const Outcome outcome = run_job(3, sync_words(trained(0)) + Words{"--weight-version", "5"});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_EQ(outcome.err, "");
+  EXPECT_TRUE(
+      has(outcome.out, {"weightcast 0.1.0", "sync", "Qwen3MoeForCausalLM", "102 tensors", "1.49 MiB",
+                        "1 trainers", "tp 2, ep 2", "transport mpi", "3 routes", "inference 1", "verified"}));
+  // Lines of the head start with #, so that the rest is a table of numbers: one row an update.
+  std::istringstream lines(outcome.out);
+  std::vector<std::string> rows;
+  for (std::string line; std::getline(lines, line);) {
+    if (!line.starts_with('#')) rows.push_back(line);
+  }
+  ASSERT_EQ(rows.size(), 1);
+  std::istringstream row(rows.front());
+  std::int64_t version = 0;
+  std::int64_t bytes = 0;
+  row >> version >> bytes;
+  EXPECT_EQ(version, 5);
+  EXPECT_EQ(bytes, kModelBytes);
+}
+
+TEST_F(ReportTest, NoVerifyIsSaid) {
+  const Outcome outcome = run_job(3, sync_words(trained(0)) + Words{"--no-verify", "--json", json_});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"not verified"}));
+  EXPECT_FALSE(read_json(json_).at("verified").get<bool>());
+  EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(0)})));
+}
+
+TEST_F(ReportTest, FailureIsInTheJsonToo) {
+  const Outcome outcome =
+      run_job(3, {"sync", "--source", dir_ / "absent", "--inference", "tp=2", "--json", json_});
+  EXPECT_TRUE(refused(outcome, 74, {dir_ / "absent"}));
+  const auto report = read_json(json_);
+  EXPECT_EQ(report.at("status"), "input/output");
+  EXPECT_EQ("weightcast: error: " + report.at("error").get<std::string>(), error_lines(outcome.err).front());
+  EXPECT_FALSE(report.at("verified").get<bool>());
+  EXPECT_TRUE(report.at("updates").empty());
+}
+
+TEST_F(ReportTest, FailureOfTheSecondUpdateKeepsTheFirst) {
+  put_file(dir_ / "shards-1", "no folder");
+  const Outcome outcome = run_job(2, {"sync", "--source", trained(0), "--source", trained(1), "--sink",
+                                      "hdf5:" + (dir_ / "shards-{version}"), "--json", json_});
+  EXPECT_TRUE(refused(outcome, 74, {dir_ / "shards-1"}));
+  const auto report = read_json(json_);
+  EXPECT_EQ(report.at("status"), "input/output");
+  ASSERT_EQ(report.at("updates").size(), 1);
+  EXPECT_EQ(report.at("updates")[0].at("source"), trained(0));
+  EXPECT_EQ(report.at("weight_version"), 0);
+}
+
+TEST_F(ReportTest, Bench) {
+  const Outcome outcome = run_job(3, {"bench", "--model", model_folder("tiny-qwen3-moe"), "--inference",
+                                      "tp=2", "--iterations", "2", "--bucket-size", "1MiB", "--json", json_});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"Qwen3MoeForCausalLM", "MPI_Bcast"}));
+  const auto report = read_json(json_);
+  EXPECT_EQ(report.at("command"), "bench");
+  EXPECT_EQ(report.at("status"), "done");
+  EXPECT_GT(report.at("rate_gb_s"), 0.0);
+  EXPECT_GT(report.at("limit").at("achieved"), 0.0);
+  EXPECT_FALSE(report.at("measured").empty());
+  for (const auto& measured : report.at("measured")) EXPECT_GT(measured.at("gb_s"), 0.0) << measured.dump();
+}
+
+TEST_F(ReportTest, BenchBelowTheShareThatIsAskedFor) {
+  EXPECT_TRUE(refused(run_job(2, {"bench", "--model", model_folder("tiny-qwen3"), "--iterations", "1",
+                                  "--min-achieved", "1000"}),
+                      70, {"--min-achieved"}));
+}
+
+TEST_F(ReportTest, VerifyAndInspectWriteJson) {
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(0)) + Words{"--weight-version", "9"})));
+  const Outcome verify = run_plain({"verify", sink_, "--source", trained(0), "--json", json_});
+  EXPECT_TRUE(done(verify));
+  EXPECT_TRUE(has(verify.out, {"2 shards", "version 9", "exactly"}));
+  auto report = read_json(json_);
+  EXPECT_EQ(report.at("status"), "done");
+  EXPECT_EQ(report.at("weight_version"), 9);
+  EXPECT_EQ(report.at("shards"), 2);
+  EXPECT_GE(report.at("bytes"), kModelBytes);
+
+  const Outcome inspect = run_plain({"inspect", sink_ + "/rank-1.h5", "--json", json_});
+  EXPECT_TRUE(done(inspect));
+  EXPECT_TRUE(has(inspect.out, {"version 9", "model.layers.0.mlp.experts.w13_weight", "[4, 128, 128]",
+                                "bfloat16", "model.layers.2.self_attn.qkv_proj.weight"}));
+  report = read_json(json_);
+  EXPECT_EQ(report.at("weight_version"), 9);
+}
+
+}  // namespace
+}  // namespace weightcast::test_support

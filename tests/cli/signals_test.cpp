@@ -1,0 +1,177 @@
+// Jobs that are stopped, and jobs in which a rank hangs or dies.
+
+#include <sys/stat.h>
+
+#include <csignal>
+#include <memory>
+#include <thread>
+
+#include "cli/cli.hpp"
+
+namespace weightcast::test_support {
+namespace {
+
+class Signals : public CliTest {
+ protected:
+  /// More updates than any test waits for.
+  static constexpr int kUpdates = 400;
+
+  /// Starts a job of three ranks and waits until some updates are done.
+  std::unique_ptr<Process> start(const Words& more = {}) const {
+    Words words{"sync", "--inference", "tp=2,ep=2", "--sink", "hdf5:" + sink_, "--json", json_};
+    for (int i = 0; i < kUpdates; ++i) words = words + Words{"--source", trained(i % 2)};
+    auto job = std::make_unique<Process>(job_command(3, words + more));
+    EXPECT_TRUE(job->wait_for_output("\n        3 ")) << describe(job->wait());
+    return job;
+  }
+
+  /// Compares the shards with the source of the version that they say they have.
+  Outcome verify_shards() const {
+    const auto version = read_checkpoint(sink_ + "/rank-0.h5").weight_version;
+    EXPECT_TRUE(version.has_value());
+    return run_plain({"verify", sink_, "--source", trained(static_cast<int>(version.value_or(0) % 2))});
+  }
+
+  /// Expects the shards to be all of one version, which is whole, and nothing beside them.
+  void expect_whole_shards() const {
+    EXPECT_TRUE(done(verify_shards()));
+    EXPECT_EQ(folder_contents(sink_).size(), 2);
+  }
+
+  /// The same when a rank may have been stopped just when all had agreed to rename and before it did: then
+  /// the shards are of two versions, and are refused.
+  void expect_whole_or_mixed_shards() const {
+    const Outcome outcome = verify_shards();
+    if (outcome.exit_code == 0) {
+      EXPECT_TRUE(done(outcome));
+    } else {
+      EXPECT_TRUE(refused(outcome, 65, {sink_, "mixed", "weight_version"}));
+    }
+  }
+
+  std::string json_ = dir_ / "report.json";
+};
+
+TEST_F(Signals, Usr1StopsBetweenUpdates) {
+  const auto job = start();
+  // mpirun hands it on to all ranks.
+  job->send(SIGUSR1);
+  const Outcome outcome = job->wait();
+  EXPECT_TRUE(refused(outcome, 75, {"SIGUSR1", "of 400 updates are done"}));
+  const auto report = read_json(json_);
+  EXPECT_EQ(report.at("status"), "stopped");
+  const std::size_t updates = report.at("updates").size();
+  EXPECT_GT(updates, 3);
+  EXPECT_LT(updates, kUpdates);
+  EXPECT_TRUE(has(error_lines(outcome.err).front(), {std::to_string(updates) + " of 400"}));
+  // Everything that was begun is done.
+  const auto last = report.at("updates").back();
+  EXPECT_EQ(last.at("weight_version"), updates - 1);
+  EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", last.at("source").get<std::string>(),
+                              "--weight-version", std::to_string(updates - 1)})));
+  EXPECT_EQ(folder_contents(sink_).size(), 2);
+}
+
+TEST_F(Signals, Usr1ToOneRankStopsAll) {
+  const auto job = start();
+  const auto ranks = job->children();
+  ASSERT_EQ(ranks.size(), 3);
+  ::kill(ranks.at(2), SIGUSR1);
+  EXPECT_TRUE(refused(job->wait(), 75, {"SIGUSR1", "of 400 updates are done"}));
+  expect_whole_shards();
+}
+
+TEST_F(Signals, TermToTheRanksStopsAtOnce) {
+  const auto job = start();
+  for (const pid_t rank : job->children()) ::kill(rank, SIGTERM);
+  EXPECT_TRUE(refused(job->wait(), 75, {"stopped by"}));
+  expect_whole_shards();
+  EXPECT_EQ(read_json(json_).at("status"), "stopped");
+}
+
+TEST_F(Signals, IntToOneRankStopsAll) {
+  const auto job = start();
+  ::kill(job->children().at(1), SIGINT);
+  EXPECT_TRUE(refused(job->wait(), 75, {"stopped by"}));
+  expect_whole_shards();
+}
+
+TEST_F(Signals, NeverBetweenTheShardsOfAVersion) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer wants to be loaded first";
+#endif
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(0)))));
+  // The second inference rank is still writing its shard of version 1 when the first, which has done so and
+  // waits for it, is told to stop. The trainer sleeps meanwhile: when it wakes, it finds the votes for the
+  // new version and whatever the first rank has to say, in any order.
+  CommandLine command =
+      job_command(3, sync_words(trained(1)) + Words{"--weight-version", "1", "--json", json_});
+  command.environment["LD_PRELOAD"] = WEIGHTCAST_SLOW_DISK;
+  command.environment["SLOW_DISK_FILE"] = ".rank-1.h5.partial";
+  Process job(command);
+  while (!std::filesystem::exists(sink_ + "/.rank-1.h5.partial")) {
+    ASSERT_TRUE(job.running()) << describe(job.wait());
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  const auto ranks = job.children();
+  ASSERT_EQ(ranks.size(), 3);
+  ::kill(ranks.at(0), SIGSTOP);
+  ::kill(ranks.at(1), SIGINT);
+  std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+  ::kill(ranks.at(0), SIGCONT);
+  EXPECT_TRUE(refused(job.wait(), 75, {"stopped by"}));
+  expect_whole_shards();
+}
+
+TEST_F(Signals, TermToTheLauncher) {
+  const auto job = start();
+  job->send(SIGTERM);
+  const Outcome outcome = job->wait();
+  // The exit code is mpirun's own, which may be gone before it has passed the line on.
+  EXPECT_NE(outcome.exit_code, 0);
+  EXPECT_FALSE(outcome.timed_out);
+  EXPECT_LE(error_lines(outcome.err).size(), 1) << describe(outcome);
+  expect_whole_shards();
+}
+
+TEST_F(Signals, RankThatHangs) {
+  const auto job = start({"--timeout", "3"});
+  const pid_t rank = job->children().at(2);
+  ::kill(rank, SIGSTOP);
+  EXPECT_TRUE(refused(job->wait(), 76, {"version", "not done after 3 s", "--timeout"}));
+  expect_whole_or_mixed_shards();
+  EXPECT_EQ(read_json(json_).at("status"), "timeout");
+}
+
+TEST_F(Signals, FirstRankThatHangs) {
+  // The one that speaks for the others.
+  const auto job = start({"--timeout", "3"});
+  ::kill(job->children().at(0), SIGSTOP);
+  EXPECT_TRUE(refused(job->wait(), 76, {"version", "not done after 3 s", "--timeout"}));
+  expect_whole_or_mixed_shards();
+}
+
+TEST_F(Signals, RankThatDies) {
+  const auto job = start();
+  ::kill(job->children().at(2), SIGKILL);
+  const Outcome outcome = job->wait();
+  // Nothing is left to agree with; the launcher notices and ends the others.
+  EXPECT_NE(outcome.exit_code, 0);
+  EXPECT_FALSE(outcome.timed_out);
+  EXPECT_LE(error_lines(outcome.err).size(), 1) << describe(outcome);
+  expect_whole_or_mixed_shards();
+}
+
+TEST_F(Signals, SourceThatNeverAnswers) {
+  // Opening a pipe that nobody writes to would last for ever.
+  put_file(dir_ / "source/config.json", get_file(trained(0) + "/config.json"));
+  ASSERT_EQ(::mkfifo((dir_ / "source/model.safetensors").c_str(), 0600), 0);
+  put_old_shards();
+  const auto before = folder_contents(sink_);
+  const Outcome outcome = run_job(3, sync_words(dir_ / "source") + Words{"--timeout", "5"});
+  EXPECT_TRUE(refused(outcome, 74, {dir_ / "source/model.safetensors", "no regular file"}));
+  EXPECT_EQ(folder_contents(sink_), before);
+}
+
+}  // namespace
+}  // namespace weightcast::test_support

@@ -1,0 +1,145 @@
+#include <array>
+
+#include "cli/cli.hpp"
+
+namespace weightcast::test_support {
+namespace {
+
+class Verify : public CliTest {
+ protected:
+  void sync(const std::string& sink, int version, const Words& layout = {"--inference", "tp=2,ep=2"},
+            int ranks = 3) const {
+    EXPECT_TRUE(done(run_job(ranks, Words{"sync", "--source", trained(0), "--sink", "hdf5:" + sink,
+                                          "--weight-version", std::to_string(version)} +
+                                        layout)));
+  }
+  Outcome verify() const { return run_plain({"verify", sink_, "--source", trained(0)}); }
+
+  /// Where the first bytes of a tensor (from `skip` on) are in a shard file.
+  static std::size_t find(const std::string& shard, const std::string& tensor, std::size_t skip = 0) {
+    const auto checkpoint = SafetensorsFile::read(trained(0) + "/model.safetensors");
+    const std::size_t found = get_file(shard).find(checkpoint.tensors.at(tensor).data.substr(skip, 64));
+    EXPECT_NE(found, std::string::npos) << tensor;
+    return found;
+  }
+};
+
+TEST_F(Verify, OneChangedBitIsFoundAndNamed) {
+  sync(sink_, 1);
+  EXPECT_TRUE(done(verify()));
+  const std::vector<std::array<std::string, 3>> places{
+      {"rank-0.h5", "model.layers.2.mlp.experts.1.down_proj.weight", "model.layers.2.mlp.experts.w2_weight"},
+      {"rank-1.h5", "model.layers.0.mlp.experts.7.up_proj.weight", "model.layers.0.mlp.experts.w13_weight"},
+      {"rank-0.h5", "model.layers.1.self_attn.q_proj.weight", "model.layers.1.self_attn.qkv_proj.weight"},
+      {"rank-0.h5", "lm_head.weight", "lm_head.weight"},
+      {"rank-1.h5", "model.layers.1.mlp.gate.weight", "model.layers.1.mlp.gate.weight"}};
+  for (const auto& [shard, tensor, parameter] : places) {
+    const std::string path = sink_ + "/" + shard;
+    const std::size_t at = find(path, tensor) + 63;
+    flip_bit(path, at);
+    EXPECT_TRUE(refused(verify(), 66, {path, tensor, parameter}));
+    flip_bit(path, at);
+  }
+  EXPECT_TRUE(done(verify()));
+}
+
+TEST_F(Verify, PaddingThatIsNotZero) {
+  // The vocabulary of 259 is padded to 320; the second rank has rows 160 to 319, of which the last 61 are
+  // padding.
+  sync(sink_, 1);
+  const std::string path = sink_ + "/rank-1.h5";
+  constexpr std::size_t kRowBytes = std::size_t{128} * 2;
+  flip_bit(path, find(path, "lm_head.weight", 258 * kRowBytes) + kRowBytes);
+  EXPECT_TRUE(refused(verify(), 66, {path, "padding", "lm_head.weight"}));
+}
+
+TEST_F(Verify, AnotherCheckpoint) {
+  sync(sink_, 1);
+  EXPECT_TRUE(
+      refused(run_plain({"verify", sink_, "--source", trained(1)}), 66, {sink_ + "/rank-0.h5", "tensor"}));
+}
+
+TEST_F(Verify, MixedVersions) {
+  sync(sink_, 1);
+  sync(dir_ / "other", 2);
+  std::filesystem::copy(dir_ / "other/rank-1.h5", sink_ + "/rank-1.h5",
+                        std::filesystem::copy_options::overwrite_existing);
+  EXPECT_TRUE(refused(verify(), 65, {sink_, "rank-0.h5", "weight_version 1", "rank-1.h5", "2", "again"}));
+}
+
+TEST_F(Verify, MixedLayouts) {
+  sync(sink_, 1);
+  sync(dir_ / "other", 1, {"--inference", "tp=2,ep=1"});
+  sync(dir_ / "cutlass", 1, {"--inference", "tp=2,ep=2", "--moe-layout", "cutlass"});
+  const auto replace_with = [&](const std::string& folder) {
+    std::filesystem::copy(dir_ / folder + "/rank-1.h5", sink_ + "/rank-1.h5",
+                          std::filesystem::copy_options::overwrite_existing);
+  };
+  replace_with("other");
+  EXPECT_TRUE(refused(verify(), 65, {sink_, "ep_size", "rank-1.h5"}));
+  replace_with("cutlass");
+  EXPECT_TRUE(refused(verify(), 65, {sink_, "triton", "cutlass"}));
+}
+
+TEST_F(Verify, MissingRanks) {
+  sync(sink_, 1);
+  for (const char* name : {"rank-1.h5", "rank-0.h5"}) {
+    std::filesystem::rename(sink_ + "/" + name, dir_ / "kept");
+    EXPECT_TRUE(refused(verify(), 65, {sink_, name, "missing"}));
+    std::filesystem::rename(dir_ / "kept", sink_ + "/" + name);
+  }
+  EXPECT_TRUE(done(verify()));
+}
+
+TEST_F(Verify, ShardsOfAnEarlierLargerLayout) {
+  sync(sink_, 1, {"--inference", "tp=2,ep=2,replicas=2"}, 5);
+  EXPECT_TRUE(done(verify()));
+  // A smaller layout takes the place of the larger one, whole.
+  sync(sink_, 1);
+  EXPECT_EQ(folder_contents(sink_).size(), 2);
+  EXPECT_TRUE(done(verify()));
+}
+
+TEST_F(Verify, MoreShardsThanRanks) {
+  sync(sink_, 1);
+  std::filesystem::copy(sink_ + "/rank-1.h5", sink_ + "/rank-2.h5");
+  EXPECT_TRUE(refused(verify(), 65, {sink_}));
+}
+
+TEST_F(Verify, RanksThatAreNamedLikeOthers) {
+  sync(sink_, 1);
+  std::filesystem::copy(sink_ + "/rank-0.h5", sink_ + "/rank-1.h5",
+                        std::filesystem::copy_options::overwrite_existing);
+  EXPECT_TRUE(refused(verify(), 65, {sink_, "rank-1.h5"}));
+}
+
+TEST_F(Verify, FoldersThatHoldNoShards) {
+  EXPECT_TRUE(refused(verify(), 74, {sink_, "no such directory"}));
+  std::filesystem::create_directory(sink_);
+  EXPECT_TRUE(refused(verify(), 65, {sink_, "no shard files", "rank-<n>.h5"}));
+  put_old_shards();
+  EXPECT_TRUE(refused(verify(), 65, {sink_ + "/rank-"}));
+}
+
+TEST_F(Verify, ACheckpointInPlaceOfAShard) {
+  EXPECT_TRUE(done(run_plain({"convert", "--source", trained(0), "--output", sink_ + "/rank-0.h5"})));
+  EXPECT_TRUE(refused(verify(), 65, {sink_ + "/rank-0.h5", "shard file"}));
+}
+
+TEST_F(Verify, ATruncatedShard) {
+  sync(sink_, 1);
+  const std::string path = sink_ + "/rank-1.h5";
+  const std::string bytes = get_file(path);
+  put_file(path, bytes.substr(0, bytes.size() / 2));
+  EXPECT_TRUE(refused(verify(), 65, {path}));
+}
+
+TEST_F(Verify, OfAnotherModel) {
+  sync(sink_, 1);
+  EXPECT_TRUE(
+      done(run_plain({"synth", "--model", model_folder("tiny-qwen3-moe"), "--output", dir_ / "model"})));
+  EXPECT_TRUE(refused(run_plain({"verify", sink_, "--source", dir_ / "model"}), 65, {sink_ + "/rank-0.h5"}));
+}
+
+}  // namespace
+}  // namespace weightcast::test_support

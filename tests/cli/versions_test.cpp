@@ -1,0 +1,75 @@
+#include "cli/cli.hpp"
+
+namespace weightcast::test_support {
+namespace {
+
+class Versions : public CliTest {
+ protected:
+  static Outcome verify(const std::string& shards, const std::string& source, int version) {
+    return run_plain({"verify", shards, "--source", source, "--weight-version", std::to_string(version)});
+  }
+};
+
+TEST_F(Versions, OneFolderAVersion) {
+  EXPECT_TRUE(done(run_job(4, {"sync", "--source", trained(0), "--source", trained(1), "--source",
+                               trained(181), "--trainers", "2", "--inference", "tp=2,ep=2",
+                               "--weight-version", "7", "--sink", "hdf5:" + (dir_ / "version-{version}")})));
+  EXPECT_TRUE(done(verify(dir_ / "version-7", trained(0), 7)));
+  EXPECT_TRUE(done(verify(dir_ / "version-8", trained(1), 8)));
+  EXPECT_TRUE(done(verify(dir_ / "version-9", trained(181), 9)));
+  EXPECT_TRUE(refused(verify(dir_ / "version-8", trained(0), 8), 66, {"rank-0.h5"}));
+}
+
+TEST_F(Versions, TheLastOneStays) {
+  EXPECT_TRUE(
+      done(run_job(3, sync_words(trained(0)) + Words{"--source", trained(1), "--source", trained(181)})));
+  EXPECT_TRUE(done(verify(sink_, trained(181), 2)));
+  EXPECT_EQ(folder_contents(sink_).size(), 2);
+}
+
+TEST_F(Versions, ANewRunReplacesTheOld) {
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(0)) + Words{"--weight-version", "1"})));
+  EXPECT_TRUE(done(verify(sink_, trained(0), 1)));
+  // What a run that was killed may have left.
+  put_file(sink_ + "/.rank-0.h5.partial", "half a shard");
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(181)) + Words{"--weight-version", "2"})));
+  EXPECT_TRUE(done(verify(sink_, trained(181), 2)));
+  EXPECT_EQ(folder_contents(sink_).size(), 2);
+}
+
+TEST_F(Versions, ASmallerLayoutLeavesNothingOfALargerOne) {
+  EXPECT_TRUE(done(run_job(
+      5, {"sync", "--source", trained(0), "--inference", "tp=2,replicas=2", "--sink", "hdf5:" + sink_})));
+  EXPECT_EQ(folder_contents(sink_).size(), 4);
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(1)) + Words{"--weight-version", "1"})));
+  EXPECT_EQ(folder_contents(sink_).size(), 2);
+  EXPECT_TRUE(done(verify(sink_, trained(1), 1)));
+}
+
+TEST_F(Versions, DefaultIsZero) {
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(0)))));
+  EXPECT_TRUE(done(verify(sink_, trained(0), 0)));
+}
+
+TEST_F(Versions, DefaultIsTheCheckpointsOwn) {
+  const std::string source = dir_ / "checkpoint.h5";
+  EXPECT_TRUE(
+      done(run_plain({"convert", "--source", trained(0), "--output", source, "--weight-version", "42"})));
+  EXPECT_TRUE(done(run_job(3, sync_words(source))));
+  EXPECT_TRUE(done(verify(sink_, source, 42)));
+  EXPECT_TRUE(done(run_job(3, sync_words(source) + Words{"--weight-version", "3"})));
+  EXPECT_TRUE(done(verify(sink_, source, 3)));
+}
+
+TEST_F(Versions, StaleShards) {
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(0)) + Words{"--weight-version", "4"})));
+  EXPECT_TRUE(refused(verify(sink_, trained(0), 5), 66, {sink_, "version 4", "5", "stale"}));
+}
+
+TEST_F(Versions, NoSinkWritesNothing) {
+  EXPECT_TRUE(done(run_job(3, {"sync", "--source", trained(0), "--inference", "tp=2", "--sink", "none"})));
+  EXPECT_TRUE(folder_contents(dir_.string()).empty());
+}
+
+}  // namespace
+}  // namespace weightcast::test_support

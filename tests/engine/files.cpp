@@ -1,0 +1,148 @@
+#include "engine/files.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <span>
+#include <variant>
+
+#include "core/error.hpp"
+#include "core/float_bits.hpp"
+#include "storage/writer.hpp"
+
+namespace weightcast::engine {
+namespace {
+
+const StoredTensor& find_tensor(const Checkpoint& checkpoint, const std::string& name) {
+  const StoredTensor* tensor = checkpoint.find(name);
+  if (tensor == nullptr) throw InputError(fmt::format("{}: parameter {} is missing", checkpoint.path, name));
+  return *tensor;
+}
+
+template <typename T>
+std::vector<T> read_elements(const CheckpointReader& reader, const StoredTensor& tensor) {
+  std::vector<T> values(static_cast<std::size_t>(tensor.shape.elements()));
+  reader.read(tensor, Box::whole(tensor.shape), std::as_writable_bytes(std::span(values)));
+  return values;
+}
+
+InputError wrong_dtype(const Checkpoint& checkpoint, const StoredTensor& tensor) {
+  return InputError(fmt::format("{}: {} has the unexpected dtype {}", checkpoint.path, tensor.name,
+                                dtype_name(tensor.dtype)));
+}
+
+std::vector<float> read_floats(const Checkpoint& checkpoint, const CheckpointReader& reader,
+                               const StoredTensor& tensor) {
+  if (tensor.dtype == DType::kF32) return read_elements<float>(reader, tensor);
+  if (tensor.dtype != DType::kBF16) throw wrong_dtype(checkpoint, tensor);
+  const auto bits = read_elements<std::uint16_t>(reader, tensor);
+  std::vector<float> values(bits.size());
+  std::ranges::transform(bits, values.begin(), bf16_value);
+  return values;
+}
+
+std::vector<std::int64_t> read_ids(const Checkpoint& checkpoint, const CheckpointReader& reader,
+                                   const std::string& name) {
+  const StoredTensor& tensor = find_tensor(checkpoint, name);
+  if (tensor.dtype != DType::kI64) throw wrong_dtype(checkpoint, tensor);
+  if (tensor.shape.dims() != 2 || tensor.shape[0] != 1) {
+    throw InputError(fmt::format("{}: {} has shape {}, not one sequence", checkpoint.path, name,
+                                 tensor.shape.to_string()));
+  }
+  return read_elements<std::int64_t>(reader, tensor);
+}
+
+template <typename T>
+T attribute(const Attributes& attributes, const std::string& path, const char* name) {
+  const auto found = attributes.find(name);
+  if (found == attributes.end()) {
+    throw InputError(fmt::format("{}: attribute weightcast.{} is missing", path, name));
+  }
+  const T* value = std::get_if<T>(&found->second);
+  if (value == nullptr)
+    throw InputError(fmt::format("{}: attribute weightcast.{} has another type", path, name));
+  return *value;
+}
+
+}  // namespace
+
+FileSource::FileSource(const std::string& path) : checkpoint_(read_checkpoint(path)), reader_(checkpoint_) {}
+
+std::vector<std::string> FileSource::names() const {
+  std::vector<std::string> names;
+  for (const StoredTensor& tensor : checkpoint_.tensors) names.push_back(tensor.name);
+  return names;
+}
+
+Tensor FileSource::read(const std::string& name) const {
+  const StoredTensor& tensor = find_tensor(checkpoint_, name);
+  return {tensor.shape, read_floats(checkpoint_, reader_, tensor)};
+}
+
+ShardFacts read_shard_facts(const std::string& path) {
+  const Attributes attributes = read_attributes(path);
+  const auto number = [&](const char* name) { return attribute<std::int64_t>(attributes, path, name); };
+  const auto text = [&](const char* name) { return attribute<std::string>(attributes, path, name); };
+  if (text("kind") != "shard") throw InputError(fmt::format("{}: not a shard file", path));
+  if (number("pp_size") != 1 || number("pp_rank") != 0) {
+    throw InputError(fmt::format("{}: pipeline stages are not computed", path));
+  }
+  const std::string experts = text("moe_layout");
+  if (experts != "triton" && experts != "cutlass") {
+    throw InputError(fmt::format("{}: expert layout {} is not computed", path, experts));
+  }
+  ShardFacts facts;
+  facts.layout.tp_rank = number("tp_rank");
+  facts.layout.tp_size = number("tp_size");
+  facts.layout.ep_rank = number("ep_rank");
+  facts.layout.ep_size = number("ep_size");
+  facts.layout.up_first = experts == "cutlass";
+  facts.rank = number("rank");
+  facts.replica = number("replica");
+  facts.replicas = number("replicas");
+  facts.weight_version = number("weight_version");
+  if (facts.replica < 0 || facts.replica >= facts.replicas) {
+    throw InputError(fmt::format("{}: replica {} of {}", path, facts.replica, facts.replicas));
+  }
+  if (facts.rank != facts.replica * facts.layout.tp_size + facts.layout.tp_rank) {
+    throw InputError(fmt::format("{}: rank {} is not tp rank {} of replica {}", path, facts.rank,
+                                 facts.layout.tp_rank, facts.replica));
+  }
+  return facts;
+}
+
+Reference read_reference(const std::string& path) {
+  const Checkpoint checkpoint = read_checkpoint(path);
+  const CheckpointReader reader(checkpoint);
+  Reference reference;
+  reference.path = path;
+  reference.prompt = read_ids(checkpoint, reader, "input_ids");
+  reference.greedy = read_ids(checkpoint, reader, "greedy_ids");
+  const StoredTensor& logits = find_tensor(checkpoint, "logits");
+  const auto tokens = static_cast<std::int64_t>(reference.prompt.size());
+  if (tokens == 0 || logits.shape.dims() != 3 || logits.shape[0] != 1 || logits.shape[1] != tokens) {
+    throw InputError(
+        fmt::format("{}: logits {} do not belong to {} input_ids", path, logits.shape.to_string(), tokens));
+  }
+  if (reference.greedy.size() < reference.prompt.size() ||
+      !std::equal(reference.prompt.begin(), reference.prompt.end(), reference.greedy.begin())) {
+    throw InputError(fmt::format("{}: greedy_ids do not start with input_ids", path));
+  }
+  reference.logits.rows = tokens;
+  reference.logits.cols = logits.shape[2];
+  reference.logits.values = read_floats(checkpoint, reader, logits);
+  return reference;
+}
+
+std::string read_text(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw IoError(fmt::format("{}: cannot be opened", path));
+  std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  if (file.bad()) throw IoError(fmt::format("{}: cannot be read", path));
+  return text;
+}
+
+}  // namespace weightcast::engine

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <chrono>
+#include <functional>
+
+#include "session/control.hpp"
+#include "session/watchdog.hpp"
+#include "world.hpp"
+
+namespace weightcast::mpi_test {
+
+/// As on_ranks, with a control over those ranks whose phases may last `timeout`.
+inline void under_control(int ranks, const std::function<void(Control&)>& body,
+                          std::chrono::seconds timeout = std::chrono::seconds(60)) {
+  on_ranks(ranks, [&](MPI_Comm comm) {
+    Watchdog watchdog("test", timeout, true);
+    Control control(comm, timeout, watchdog);
+    body(control);
+  });
+}
+
+}  // namespace weightcast::mpi_test

@@ -1,0 +1,79 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "model/synthetic.hpp"
+#include "naive_model.hpp"
+#include "plan/topology.hpp"
+#include "session/session.hpp"
+
+/// What the tests of the session share.
+namespace weightcast::session_cases {
+
+/// A model of about a megabyte, so that buckets of 64 KiB are many.
+inline naive::Model small_model(bool moe) {
+  naive::Model model;
+  model.moe = moe;
+  model.hidden = 96;
+  model.heads = 8;
+  model.kv_heads = 2;
+  model.head_dim = 16;
+  model.vocabulary = 1000;
+  model.inner = 320;
+  model.experts = 8;
+  model.expert_inner = 64;
+  return model;
+}
+
+inline Topology topology_of(std::int64_t trainers, const char* engine, const char* moe_layout = "triton") {
+  Topology topology;
+  topology.trainers = trainers;
+  topology.engine = parse_engine_layout(engine, moe_layout);
+  return topology;
+}
+
+inline Topology colocated(const char* engine) {
+  Topology topology = topology_of(1, engine);
+  topology.colocate = true;
+  topology.trainers = topology.engine.ranks();
+  return topology;
+}
+
+/// What MemorySource fills the tensors with.
+inline naive::Weights synthetic_weights(const naive::Model& model, std::int64_t version) {
+  naive::Weights weights;
+  for (const naive::Entry& entry : naive::tensors(model)) {
+    const Tensor tensor{entry.name, model.dtype, entry.shape};
+    auto& bytes = weights[entry.name];
+    bytes.resize(static_cast<std::size_t>(tensor.bytes()));
+    fill_synthetic(tensor, version, 0, bytes);
+  }
+  return weights;
+}
+
+/// Expects this rank's live parameters to be what the naive construction makes of `weights`.
+inline void expect_holds(const Session& session, std::int64_t world_rank, const naive::Model& model,
+                         const naive::Weights& weights) {
+  const Topology& topology = session.plan().topology;
+  const auto rank = topology.inference_rank(world_rank);
+  if (!rank) {
+    EXPECT_TRUE(session.share().parameters.empty());
+    return;
+  }
+  const EngineLayout& engine = topology.engine;
+  const EngineRank place{*rank / (engine.pp * engine.tp), *rank / engine.tp % engine.pp, *rank % engine.tp};
+  const std::vector<naive::Parameter> expected = naive::parameters(model, engine, place, weights);
+  ASSERT_EQ(session.share().parameters.size(), expected.size());
+  for (std::size_t p = 0; p < expected.size(); ++p) {
+    EXPECT_EQ(session.share().parameters[p].name, expected[p].name);
+    const std::span<const std::byte> live = session.parameter(p);
+    EXPECT_TRUE(std::equal(live.begin(), live.end(), expected[p].bytes.begin(), expected[p].bytes.end()))
+        << expected[p].name;
+  }
+}
+
+}  // namespace weightcast::session_cases

@@ -1,0 +1,223 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <optional>
+#include <ostream>
+#include <vector>
+
+#include "control_world.hpp"
+#include "session/memory_source.hpp"
+#include "session_cases.hpp"
+
+namespace weightcast {
+
+namespace {
+
+using namespace session_cases;
+using mpi_test::under_control;
+
+struct Case {
+  const char* name;
+  naive::Model model;
+  Topology topology;
+  std::int64_t bucket_bytes = Limits::kLeastBucketBytes;
+  std::int64_t buffers = 3;
+  FanOut fan_out = FanOut::kNeeded;
+
+  friend std::ostream& operator<<(std::ostream& out, const Case& c) { return out << c.name; }
+};
+
+/// Rows that are larger than a bucket.
+naive::Model wide_model() {
+  naive::Model model;
+  model.hidden = 40'000;
+  model.layers = 1;
+  model.head_dim = 2;
+  model.vocabulary = 20;
+  model.inner = 4;
+  return model;
+}
+
+/// Tensors that are sent and received without staging.
+naive::Model large_model() {
+  naive::Model model = small_model(true);
+  model.hidden = 512;
+  model.expert_inner = 320;
+  return model;
+}
+
+naive::Model with(naive::Model model, void (*change)(naive::Model&)) {
+  change(model);
+  return model;
+}
+
+std::vector<Case> cases() {
+  const naive::Model dense = small_model(false);
+  const naive::Model moe = small_model(true);
+  const naive::Model tied = with(dense, [](naive::Model& m) { m.tied = true; });
+  const naive::Model biased = with(moe, [](naive::Model& m) {
+    m.bias = true;
+    m.mlp_only_layers = {0};
+  });
+  const naive::Model floats = with(moe, [](naive::Model& m) { m.dtype = DType::kF32; });
+  return {
+      {"OneToOne", dense, topology_of(1, "tp=1")},
+      {"OneBuffer", moe, topology_of(2, "tp=2,ep=2,replicas=2"), 64 << 10, 1},
+      {"ExpertsCutBothWays", moe, topology_of(1, "tp=4,ep=2", "cutlass"), 100'001, 2},
+      {"SharedKeyAndValueHeads", biased, topology_of(2, "tp=4,ep=4")},
+      {"Stages", tied, topology_of(1, "tp=2,pp=2")},
+      {"StagesOfExperts", moe, topology_of(2, "pp=2,replicas=2")},
+      {"EverythingToEverybody", floats, topology_of(3, "tp=2"), 64 << 10, 3, FanOut::kAll},
+      {"ThreeReplicas", moe, topology_of(3, "replicas=3"), 1 << 20},
+      {"Colocated", moe, colocated("tp=4,ep=4")},
+      {"ColocatedReplicas", biased, colocated("tp=2,replicas=2"), 64 << 10, 1},
+      {"ColocatedStages", tied, colocated("tp=2,pp=2"), 80'000, 2},
+      {"ColocatedAlone", dense, colocated("tp=1")},
+      {"ColocatedEverythingToEverybody", moe, colocated("tp=2,ep=2,replicas=2"), 64 << 10, 2, FanOut::kAll},
+      {"LargeSegments", large_model(), topology_of(2, "tp=2,ep=2,replicas=2"), 1 << 20, 2},
+      {"LargeSegmentsOneBuffer", large_model(), topology_of(1, "tp=2,ep=2"), 2 << 20, 1},
+      {"LargeSegmentsColocated", large_model(), colocated("tp=2,ep=2,replicas=2"), 1 << 20, 2},
+      {"LargeSegmentsToEverybody", large_model(), topology_of(1, "tp=2,ep=2"), 1 << 20, 3, FanOut::kAll},
+      {"RowsLargerThanBuckets", wide_model(), topology_of(2, "tp=2")},
+      {"MoreRootsThanWork", with(wide_model(), [](naive::Model& m) { m.hidden = 8; }),
+       topology_of(5, "tp=1")},
+  };
+}
+
+class SessionOf : public ::testing::TestWithParam<Case> {
+ protected:
+  /// Three updates of the session; after each the parameters are those of the version, at their old
+  /// addresses.
+  static void update_three_times(Control& control, const Case& c) {
+    const auto family = c.model.family();
+    Limits limits;
+    limits.bucket_bytes = c.bucket_bytes;
+    limits.buffers = c.buffers;
+    limits.fan_out = c.fan_out;
+    Session session(control, *family, c.topology, limits, &MemorySource::bytes_needed);
+    EXPECT_LE(session.plan().slot_bytes, (c.bucket_bytes + 255) / 256 * 256);
+    const auto trainer = c.topology.trainer(control.rank());
+
+    Progress progress(ProgressMode::kNever, false);
+    std::vector<const std::byte*> addresses;
+    std::vector<std::vector<std::byte>> previous;
+    for (const std::int64_t version : {7, 8, 1'000'000}) {
+      SCOPED_TRACE(version);
+      std::optional<MemorySource> source;
+      if (trainer) source.emplace(session.plan(), family->catalog(), *trainer, version);
+      // Whatever an engine has left there, padding included, is overwritten.
+      for (std::size_t p = 0; version == 8 && p < session.share().parameters.size(); ++p) {
+        std::ranges::fill(session.parameter(p), std::byte{0xa5});
+      }
+      session.update(source ? &*source : nullptr, version, true, progress);
+      expect_holds(session, control.rank(), c.model, synthetic_weights(c.model, version));
+      for (std::size_t p = 0; p < session.share().parameters.size(); ++p) {
+        const std::span<const std::byte> live = session.parameter(p);
+        const std::string& name = session.share().parameters[p].name;
+        if (p == addresses.size()) {
+          addresses.push_back(live.data());
+          previous.emplace_back();
+        }
+        EXPECT_EQ(live.data(), addresses[p]) << name;
+        // A parameter of padding alone is the same in every version.
+        const bool fed = !session.share().parameters[p].parts.empty();
+        EXPECT_EQ(!std::equal(live.begin(), live.end(), previous[p].begin(), previous[p].end()),
+                  fed || version == 7)
+            << name;
+        previous[p].assign(live.begin(), live.end());
+      }
+    }
+  }
+};
+
+TEST_P(SessionOf, ParametersAreThoseOfEachVersion) {
+  const Case& c = GetParam();
+  under_control(static_cast<int>(c.topology.ranks()),
+                [&](Control& control) { update_three_times(control, c); });
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, SessionOf, ::testing::ValuesIn(cases()),
+                         [](const auto& of) { return std::string(of.param.name); });
+
+TEST(Session, WithoutVerificationTheBytesAreTheSame) {
+  const naive::Model model = small_model(true);
+  const Topology topology = topology_of(2, "tp=2,ep=2");
+  under_control(4, [&](Control& control) {
+    const auto family = model.family();
+    Session session(control, *family, topology, Limits{});
+    std::optional<MemorySource> source;
+    if (topology.trainer(control.rank()))
+      source.emplace(session.plan(), family->catalog(), control.rank(), 5);
+    Progress progress(ProgressMode::kNever, false);
+    const UpdateSeconds seconds = session.update(source ? &*source : nullptr, 5, false, progress);
+    expect_holds(session, control.rank(), model, synthetic_weights(model, 5));
+    EXPECT_EQ(seconds.verify, 0);
+    EXPECT_GT(seconds.update, 0);
+  });
+}
+
+/// A trainer that says other digests than those of the bytes that it sends.
+class LyingSource final : public Source {
+ public:
+  LyingSource(MemorySource& source, std::uint32_t segment) : source_(source), segment_(segment) {}
+  void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override {
+    source_.pack(bucket, staging, digests);
+    if (!digests.empty() && digests[segment_] != 0) ++digests[segment_];
+  }
+  std::byte* in_place(std::uint32_t segment) const override { return source_.in_place(segment); }
+
+ private:
+  MemorySource& source_;
+  std::uint32_t segment_;
+};
+
+TEST(Session, AWrongSegmentIsNamedOnEveryRankAndTheNextUpdateIsFine) {
+  const naive::Model model = small_model(true);
+  const Topology topology = topology_of(1, "tp=2,ep=2,replicas=2");
+  under_control(5, [&](Control& control) {
+    const auto family = model.family();
+    Limits limits;
+    limits.bucket_bytes = Limits::kLeastBucketBytes;
+    Session session(control, *family, topology, limits);
+    Progress progress(ProgressMode::kNever, false);
+    std::optional<MemorySource> source;
+    if (control.rank() == 0) source.emplace(session.plan(), family->catalog(), 0, 1);
+    const auto wrong = static_cast<std::uint32_t>(session.plan().segments.size() / 2);
+    std::optional<LyingSource> liar;
+    if (source) liar.emplace(*source, wrong);
+    const std::string& tensor = family->catalog()[session.plan().segments[wrong].tensor].name;
+    ::testing::internal::CaptureStderr();
+    try {
+      session.update(liar ? &*liar : nullptr, 1, true, progress);
+      ADD_FAILURE() << "not noticed";
+    } catch (const AgreedFailure& failure) {
+      EXPECT_EQ(failure.code(), ExitCode::kVerificationFailed);
+      EXPECT_NE(std::string(failure.what()).find(tensor), std::string::npos) << failure.what();
+    }
+    ::testing::internal::GetCapturedStderr();
+    session.update(source ? &*source : nullptr, 1, true, progress);
+    expect_holds(session, control.rank(), model, synthetic_weights(model, 1));
+  });
+}
+
+TEST(Session, RanksThatPlanDifferentlyAreNoticed) {
+  const naive::Model model = small_model(false);
+  under_control(3, [&](Control& control) {
+    const auto family = model.family();
+    Limits limits;
+    limits.buffers = control.rank() == 2 ? 4 : 3;
+    ::testing::internal::CaptureStderr();
+    try {
+      const Session session(control, *family, topology_of(1, "tp=2"), limits);
+      ADD_FAILURE() << "not noticed";
+    } catch (const AgreedFailure& failure) {
+      EXPECT_EQ(failure.code(), ExitCode::kInternal);
+      EXPECT_NE(std::string(failure.what()).find("hash"), std::string::npos) << failure.what();
+    }
+    ::testing::internal::GetCapturedStderr();
+  });
+}
+
+}  // namespace
+
+}  // namespace weightcast

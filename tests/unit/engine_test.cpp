@@ -1,0 +1,168 @@
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "core/error.hpp"
+#include "model/engine.hpp"
+#include "naive_model.hpp"
+#include "plan/topology.hpp"
+
+namespace weightcast {
+
+namespace {
+
+std::string usage_error_of(const std::string& text, const std::string& moe_layout = "triton") {
+  try {
+    parse_engine_layout(text, moe_layout);
+  } catch (const UsageError& error) {
+    return error.what();
+  }
+  ADD_FAILURE() << "'" << text << "' was read";
+  return "";
+}
+
+TEST(EngineLayouts, AreRead) {
+  const EngineLayout layout = parse_engine_layout("replicas=3,tp=8,pp=2,ep=4", "cutlass");
+  EXPECT_EQ(layout.tp, 8);
+  EXPECT_EQ(layout.ep, 4);
+  EXPECT_EQ(layout.pp, 2);
+  EXPECT_EQ(layout.replicas, 3);
+  EXPECT_EQ(layout.moe_layout, "cutlass");
+  EXPECT_EQ(layout.expert_tp(), 2);
+  EXPECT_EQ(layout.replica_ranks(), 16);
+  EXPECT_EQ(layout.ranks(), 48);
+}
+
+TEST(EngineLayouts, WhatIsAbsentIsOne) {
+  const EngineLayout layout = parse_engine_layout("tp=2", "triton");
+  EXPECT_EQ(layout.ep, 1);
+  EXPECT_EQ(layout.pp, 1);
+  EXPECT_EQ(layout.replicas, 1);
+  EXPECT_EQ(parse_engine_layout("", "triton").ranks(), 1);
+}
+
+TEST(EngineLayouts, ThePieceThatIsWrongIsNamed) {
+  for (const std::string piece : {"tp=0", "tp=-2", "tp", "tp=", "tp=two", "tp=2x", "dp=2", "=2", "tp =2",
+                                  "tp=+2", "tp=1048577", "tp=99999999999999999999"}) {
+    EXPECT_NE(usage_error_of("ep=1," + piece).find("'" + piece + "'"), std::string::npos) << piece;
+  }
+  EXPECT_NE(usage_error_of("tp=4,,ep=2").find("''"), std::string::npos);
+}
+
+TEST(EngineLayouts, ExpertGroupsDivideTheTensorParallelGroup) {
+  const std::string message = usage_error_of("tp=4,ep=3");
+  EXPECT_NE(message.find("ep=3"), std::string::npos) << message;
+  EXPECT_NE(message.find("tp=4"), std::string::npos) << message;
+}
+
+TEST(EngineLayouts, UnknownKernelLayout) {
+  const std::string message = usage_error_of("tp=1", "trtllm");
+  EXPECT_NE(message.find("trtllm"), std::string::npos) << message;
+  EXPECT_NE(message.find("cutlass"), std::string::npos) << message;
+}
+
+TEST(EngineLayouts, RanksAreReplicaMajorThenStageThenTensorParallel) {
+  EngineLayout layout;
+  layout.tp = 4;
+  layout.pp = 3;
+  layout.replicas = 2;
+  std::int64_t rank = 0;
+  for (std::int64_t replica = 0; replica < 2; ++replica) {
+    for (std::int64_t pp = 0; pp < 3; ++pp) {
+      for (std::int64_t tp = 0; tp < 4; ++tp, ++rank) {
+        const EngineRank place = engine_rank(layout, rank);
+        EXPECT_EQ(place.replica, replica);
+        EXPECT_EQ(place.pp, pp);
+        EXPECT_EQ(place.tp, tp);
+      }
+    }
+  }
+}
+
+TEST(EngineLayouts, ASizeThatDoesNotDivideIsNamed) {
+  naive::Model model;
+  model.moe = true;
+  model.layers = 4;
+  model.heads = 6;
+  model.kv_heads = 3;
+  model.head_dim = 8;
+  model.vocabulary = 768;
+  model.experts = 6;
+  model.expert_inner = 9;
+  model.mlp_only_layers = {0};
+  model.inner = 24;
+  const auto message = [&](const std::string& text) -> std::string {
+    const auto family = model.family();
+    try {
+      family->parameters(parse_engine_layout(text, "triton"), {});
+    } catch (const UsageError& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  const auto expect = [&](const std::string& text, std::initializer_list<const char*> words) {
+    const std::string said = message(text);
+    for (const char* word : words) EXPECT_NE(said.find(word), std::string::npos) << text << ": " << said;
+  };
+  EXPECT_EQ(message("tp=3,ep=3"), "no error");
+  expect("tp=4", {"tp=4", "attention heads", "6"});
+  expect("tp=2", {"tp=2", "kv heads", "3"});
+  expect("pp=3", {"pp=3", "layers", "4"});
+  model.kv_heads = 1;
+  expect("tp=6,ep=3", {"tp/ep=2", "inner size", "experts", "9"});
+  model.experts = 5;
+  expect("tp=3,ep=3", {"ep=3", "the experts", "5"});
+  model.inner = 25;
+  expect("tp=3", {"tp=3", "gate_proj", "25"});
+  model.kv_heads = 2;
+  expect("tp=3", {"tp=3", "2 kv heads"});
+  model.vocabulary = 64;
+  expect("tp=3", {"tp=3", "vocabulary", "64"});
+}
+
+TEST(Topologies, TrainersComeFirst) {
+  Topology topology;
+  topology.trainers = 3;
+  topology.engine.tp = 2;
+  topology.engine.replicas = 2;
+  EXPECT_EQ(topology.ranks(), 7);
+  EXPECT_EQ(topology.trainer(2), 2);
+  EXPECT_EQ(topology.trainer(3), std::nullopt);
+  EXPECT_EQ(topology.inference_rank(2), std::nullopt);
+  EXPECT_EQ(topology.inference_rank(3), 0);
+  EXPECT_EQ(topology.world_rank_of_inference(3), 6);
+  EXPECT_NO_THROW(require_world_size(topology, 7));
+}
+
+TEST(Topologies, ColocatedRanksAreBoth) {
+  Topology topology;
+  topology.engine.tp = 4;
+  topology.trainers = 4;
+  topology.colocate = true;
+  EXPECT_EQ(topology.ranks(), 4);
+  EXPECT_EQ(topology.trainer(3), 3);
+  EXPECT_EQ(topology.inference_rank(3), 3);
+  EXPECT_EQ(topology.world_rank_of_inference(3), 3);
+}
+
+TEST(Topologies, AWorldOfAnotherSizeIsRefused) {
+  Topology topology;
+  topology.trainers = 2;
+  topology.engine.tp = 2;
+  for (const std::int64_t size : {3, 5}) {
+    try {
+      require_world_size(topology, size);
+      ADD_FAILURE() << size;
+    } catch (const UsageError& error) {
+      const std::string message = error.what();
+      EXPECT_NE(message.find(size < 4 ? "too few" : "too many"), std::string::npos) << message;
+      EXPECT_NE(message.find("need 4 ranks"), std::string::npos) << message;
+      EXPECT_NE(message.find("started " + std::to_string(size)), std::string::npos) << message;
+    }
+  }
+}
+
+}  // namespace
+
+}  // namespace weightcast

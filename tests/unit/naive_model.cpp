@@ -1,0 +1,276 @@
+#include "naive_model.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <stdexcept>
+
+#include "model/config.hpp"
+
+namespace weightcast::naive {
+
+namespace {
+
+/// A whole tensor; a vector is a column here: its element i is row i.
+struct Whole {
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  const std::vector<std::byte>* bytes = nullptr;
+};
+
+struct Element {
+  const Whole* tensor = nullptr;
+  std::int64_t row = 0;
+  std::int64_t col = 0;
+};
+
+/// Stands for padding.
+constexpr Element kZero;
+
+std::string layer_name(std::int64_t layer) {
+  return "model.layers." + std::to_string(layer) + ".";
+}
+
+/// Builds the parameters of one rank, one element at a time.
+class Rank {
+ public:
+  Rank(const Model& model, const EngineLayout& layout, const EngineRank& rank, const Weights& weights)
+      : model_(model), layout_(layout), rank_(rank), t_(rank.tp), size_(layout.tp) {
+    for (const Entry& entry : tensors(model)) {
+      const bool vector = entry.shape.dims() == 1;
+      tensors_[entry.name] = {entry.shape[0], vector ? 1 : entry.shape[1], &weights.at(entry.name)};
+    }
+  }
+
+  std::vector<Parameter> all() {
+    const bool first = rank_.pp == 0;
+    const bool last = rank_.pp == layout_.pp - 1;
+    if (first || (last && model_.tied)) vocabulary("model.embed_tokens.weight");
+    const std::int64_t stage = model_.layers / layout_.pp;
+    for (std::int64_t layer = rank_.pp * stage; layer < rank_.pp * stage + stage; ++layer) {
+      const std::string at = layer_name(layer);
+      replicated(at + "input_layernorm.weight");
+      qkv(at + "self_attn.", ".weight");
+      row_parallel(at + "self_attn.o_proj.weight");
+      if (model_.bias) {
+        qkv(at + "self_attn.", ".bias");
+        replicated(at + "self_attn.o_proj.bias");
+      }
+      replicated(at + "self_attn.q_norm.weight");
+      replicated(at + "self_attn.k_norm.weight");
+      replicated(at + "post_attention_layernorm.weight");
+      if (model_.is_moe_layer(layer)) {
+        replicated(at + "mlp.gate.weight");
+        experts(at + "mlp.experts.");
+      } else {
+        gate_up(at + "mlp.");
+        row_parallel(at + "mlp.down_proj.weight");
+      }
+    }
+    if (last) {
+      replicated("model.norm.weight");
+      if (!model_.tied) vocabulary("lm_head.weight");
+    }
+    return std::move(parameters_);
+  }
+
+ private:
+  /// `gather(r, c)` says which element stands at row r, column c of the parameter's matrix view.
+  template <typename Gather>
+  void build(const std::string& name, const Shape& shape, Gather gather) {
+    const std::int64_t element = dtype_bytes(model_.dtype);
+    Parameter parameter{name, shape,
+                        std::vector<std::byte>(static_cast<std::size_t>(shape.elements() * element))};
+    const std::int64_t cols = shape.dims() == 1 ? 1 : shape.cols();
+    for (std::int64_t i = 0; i < shape.elements(); ++i) {
+      const Element from = gather(i / cols, i % cols);
+      if (from.tensor == nullptr) continue;
+      if (from.row >= from.tensor->rows || from.col >= from.tensor->cols) throw std::out_of_range(name);
+      const std::int64_t index = from.row * from.tensor->cols + from.col;
+      std::memcpy(parameter.bytes.data() + i * element, from.tensor->bytes->data() + index * element,
+                  static_cast<std::size_t>(element));
+    }
+    parameters_.push_back(std::move(parameter));
+  }
+
+  const Whole* tensor(const std::string& name) const { return &tensors_.at(name); }
+
+  void replicated(const std::string& name) {
+    const Whole* whole = tensor(name);
+    const bool vector = name.ends_with("norm.weight") || name.ends_with(".bias");
+    build(name, vector ? Shape{whole->rows} : Shape{whole->rows, whole->cols}, [&](auto r, auto c) {
+      return Element{whole, r, c};
+    });
+  }
+
+  /// Columns [t·in/T, (t+1)·in/T).
+  void row_parallel(const std::string& name) {
+    const Whole* whole = tensor(name);
+    const std::int64_t cols = whole->cols / size_;
+    build(name, {whole->rows, cols}, [&](auto r, auto c) { return Element{whole, r, t_ * cols + c}; });
+  }
+
+  /// Rows [q | k | v]; with T ≥ kv heads every kv head serves T/kv neighbouring ranks.
+  void qkv(const std::string& at, const std::string& kind) {
+    const std::int64_t d = model_.head_dim;
+    const std::int64_t nq = model_.heads / size_;
+    const std::int64_t kv_local = size_ >= model_.kv_heads ? 1 : model_.kv_heads / size_;
+    const std::int64_t rep = size_ >= model_.kv_heads ? size_ / model_.kv_heads : 1;
+    const std::int64_t rows = (nq + 2 * kv_local) * d;
+    const Whole* q = tensor(at + "q_proj" + kind);
+    const Whole* k = tensor(at + "k_proj" + kind);
+    const Whole* v = tensor(at + "v_proj" + kind);
+    build(at + "qkv_proj" + kind, kind == ".bias" ? Shape{rows} : Shape{rows, model_.hidden},
+          [&](std::int64_t r, std::int64_t c) {
+            if (r < nq * d) return Element{q, t_ * nq * d + r, c};
+            r -= nq * d;
+            const std::int64_t start = t_ / rep * kv_local * d;
+            if (r < kv_local * d) return Element{k, start + r, c};
+            return Element{v, start + r - kv_local * d, c};
+          });
+  }
+
+  /// [gate slice ; up slice].
+  void gate_up(const std::string& at) {
+    const std::int64_t rows = model_.inner / size_;
+    const Whole* gate = tensor(at + "gate_proj.weight");
+    const Whole* up = tensor(at + "up_proj.weight");
+    build(at + "gate_up_proj.weight", {2 * rows, model_.hidden}, [&](auto r, auto c) {
+      return r < rows ? Element{gate, t_ * rows + r, c} : Element{up, t_ * rows + r - rows, c};
+    });
+  }
+
+  /// Vp = up(V, 64); rows [t·Vp/T, (t+1)·Vp/T), zero from V on.
+  void vocabulary(const std::string& name) {
+    const Whole* whole = tensor(name);
+    const std::int64_t padded = (model_.vocabulary + 63) / 64 * 64;
+    const std::int64_t rows = padded / size_;
+    build(name, {rows, model_.hidden}, [&](auto r, auto c) {
+      return t_ * rows + r >= model_.vocabulary ? kZero : Element{whole, t_ * rows + r, c};
+    });
+  }
+
+  /// tp rank = ep rank × (tp/ep) + rank inside the expert; triton stacks gate first, cutlass up first.
+  void experts(const std::string& at) {
+    const std::int64_t moe_tp = layout_.tp / layout_.ep;
+    const std::int64_t local = model_.experts / layout_.ep;
+    const std::int64_t first = t_ / moe_tp * local;
+    const std::int64_t it = model_.expert_inner / moe_tp;
+    const std::int64_t start = t_ % moe_tp * it;
+    const bool up_first = layout_.moe_layout == "cutlass";
+    const auto matrices = [&](const char* kind) {
+      std::vector<const Whole*> all;
+      for (std::int64_t e = 0; e < local; ++e) {
+        all.push_back(tensor(at + std::to_string(first + e) + "." + kind + "_proj.weight"));
+      }
+      return all;
+    };
+    const std::vector<const Whole*> gates = matrices("gate");
+    const std::vector<const Whole*> ups = matrices("up");
+    const std::vector<const Whole*> downs = matrices("down");
+    build(at + "w13_weight", {local, 2 * it, model_.hidden}, [&](auto r, auto c) {
+      const auto e = static_cast<std::size_t>(r / (2 * it));
+      const std::int64_t i = r % (2 * it);
+      const bool gate = (i < it) != up_first;
+      return Element{gate ? gates[e] : ups[e], start + i % it, c};
+    });
+    build(at + "w2_weight", {local, model_.hidden, it}, [&](auto r, auto c) {
+      return Element{downs[static_cast<std::size_t>(r / model_.hidden)], r % model_.hidden, start + c};
+    });
+  }
+
+  const Model& model_;
+  const EngineLayout& layout_;
+  const EngineRank& rank_;
+  std::int64_t t_;
+  std::int64_t size_;
+  std::map<std::string, Whole> tensors_;
+  std::vector<Parameter> parameters_;
+};
+
+}  // namespace
+
+bool Model::is_moe_layer(std::int64_t layer) const {
+  return moe && std::count(mlp_only_layers.begin(), mlp_only_layers.end(), layer) == 0 &&
+         (layer + 1) % sparse_step == 0;
+}
+
+std::string Model::config_text() const {
+  nlohmann::json json = {{"architectures", {moe ? "Qwen3MoeForCausalLM" : "Qwen3ForCausalLM"}},
+                         {"torch_dtype", dtype_name(dtype)},
+                         {"hidden_size", hidden},
+                         {"num_hidden_layers", layers},
+                         {"num_attention_heads", heads},
+                         {"num_key_value_heads", kv_heads},
+                         {"head_dim", head_dim},
+                         {"vocab_size", vocabulary},
+                         {"intermediate_size", inner},
+                         {"tie_word_embeddings", tied},
+                         {"attention_bias", bias}};
+  if (moe) {
+    json["num_experts"] = experts;
+    json["moe_intermediate_size"] = expert_inner;
+    json["decoder_sparse_step"] = sparse_step;
+    json["mlp_only_layers"] = mlp_only_layers;
+  }
+  return json.dump();
+}
+
+std::unique_ptr<Family> Model::family() const {
+  return make_family(ModelConfig(config_text(), "naive/config.json"));
+}
+
+std::vector<Entry> tensors(const Model& model) {
+  const std::int64_t h = model.hidden;
+  std::vector<Entry> list{{"model.embed_tokens.weight", {model.vocabulary, h}}};
+  const auto mlp = [&](const std::string& at, std::int64_t inner) {
+    list.push_back({at + "gate_proj.weight", {inner, h}});
+    list.push_back({at + "up_proj.weight", {inner, h}});
+    list.push_back({at + "down_proj.weight", {h, inner}});
+  };
+  const auto projection = [&](const std::string& at, std::int64_t out, std::int64_t in) {
+    list.push_back({at + ".weight", {out, in}});
+    if (model.bias) list.push_back({at + ".bias", {out}});
+  };
+  for (std::int64_t layer = 0; layer < model.layers; ++layer) {
+    const std::string at = layer_name(layer);
+    list.push_back({at + "input_layernorm.weight", {h}});
+    projection(at + "self_attn.q_proj", model.heads * model.head_dim, h);
+    projection(at + "self_attn.k_proj", model.kv_heads * model.head_dim, h);
+    projection(at + "self_attn.v_proj", model.kv_heads * model.head_dim, h);
+    projection(at + "self_attn.o_proj", h, model.heads * model.head_dim);
+    list.push_back({at + "self_attn.q_norm.weight", {model.head_dim}});
+    list.push_back({at + "self_attn.k_norm.weight", {model.head_dim}});
+    list.push_back({at + "post_attention_layernorm.weight", {h}});
+    if (model.is_moe_layer(layer)) {
+      list.push_back({at + "mlp.gate.weight", {model.experts, h}});
+      for (std::int64_t expert = 0; expert < model.experts; ++expert) {
+        mlp(at + "mlp.experts." + std::to_string(expert) + ".", model.expert_inner);
+      }
+    } else {
+      mlp(at + "mlp.", model.inner);
+    }
+  }
+  list.push_back({"model.norm.weight", {h}});
+  if (!model.tied) list.push_back({"lm_head.weight", {model.vocabulary, h}});
+  return list;
+}
+
+Weights random_weights(const Model& model, std::uint64_t version) {
+  std::mt19937_64 random(version);
+  Weights weights;
+  for (const Entry& entry : tensors(model)) {
+    std::vector<std::byte>& bytes = weights[entry.name];
+    bytes.resize(static_cast<std::size_t>(entry.shape.elements() * dtype_bytes(model.dtype)));
+    std::generate(bytes.begin(), bytes.end(), [&] { return static_cast<std::byte>(random() >> 56); });
+  }
+  return weights;
+}
+
+std::vector<Parameter> parameters(const Model& model, const EngineLayout& layout, const EngineRank& rank,
+                                  const Weights& weights) {
+  return Rank(model, layout, rank, weights).all();
+}
+
+}  // namespace weightcast::naive
