@@ -2,18 +2,23 @@
 # folder is exposed through its own include directory, so the compiler enforces the one-way includes.
 
 add_library(weightcast_options INTERFACE)
-target_compile_options(weightcast_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion
-                                                    -Wno-sign-conversion)
+function(weightcast_cxx_options)
+  foreach(option ${ARGN})
+    target_compile_options(weightcast_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${option}>)
+  endforeach()
+endfunction()
+weightcast_cxx_options(-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion)
 if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
   # GCC 12 warns of overlapping copies inside std::string that cannot happen (its bug 105651).
-  target_compile_options(weightcast_options INTERFACE -Wno-restrict)
+  weightcast_cxx_options(-Wno-restrict)
 endif()
 if(WEIGHTCAST_WERROR)
-  target_compile_options(weightcast_options INTERFACE -Werror)
+  weightcast_cxx_options(-Werror)
+  # Warnings of nvcc itself and of the host compiler behind it.
+  target_compile_options(weightcast_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>)
 endif()
 if(WEIGHTCAST_SANITIZE)
-  target_compile_options(weightcast_options INTERFACE -fsanitize=${WEIGHTCAST_SANITIZE}
-                                                      -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  weightcast_cxx_options(-fsanitize=${WEIGHTCAST_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
   target_link_options(weightcast_options INTERFACE -fsanitize=${WEIGHTCAST_SANITIZE})
 endif()
 

@@ -11,22 +11,31 @@ enum class MoveOp : std::uint8_t {
   kF32ToBF16,  ///< pack only: the buffer holds float32, staging receives bfloat16, rounded to nearest even
 };
 
-/// One flat, trivially copyable descriptor: `rows` rows of `row_bytes` bytes between a gapless run of a
-/// staging buffer and a strided region of a numbered buffer (a source tensor when packing, a parameter when
-/// unpacking).
+/// One flat, trivially copyable descriptor: `rows` rows of `row_bytes` bytes between a run of a staging
+/// buffer and a strided region of a numbered buffer (a source tensor when packing, a parameter when
+/// unpacking). The run is gapless, unless the weights of a rank that is trainer and inference rank stand in
+/// for staging.
 struct Move {
-  std::int64_t offset = 0;  ///< bytes from the start of the numbered buffer to the first row
-  std::int64_t pitch = 0;   ///< bytes from row to row in the numbered buffer
-  std::int64_t staging =
-      0;  ///< bytes from the start of the bucket to the first row; row r lies r × row_bytes on
+  std::int64_t offset = 0;   ///< bytes from the start of the numbered buffer to the first row
+  std::int64_t pitch = 0;    ///< bytes from row to row in the numbered buffer
+  std::int64_t staging = 0;  ///< bytes from the start of the bucket to the first row
   std::int64_t rows = 0;
   std::int64_t row_bytes = 0;  ///< on the staging side
   std::uint32_t buffer = 0;    ///< which numbered buffer
   MoveOp op = MoveOp::kCopy;
+  std::int64_t staging_pitch = 0;  ///< bytes from row to row on the staging side; 0: gapless
 
-  /// True when the rows lie one behind the other in the numbered buffer too.
-  bool dense() const { return rows == 1 || pitch == row_bytes; }
+  std::int64_t staging_step() const { return staging_pitch == 0 ? row_bytes : staging_pitch; }
+
+  /// True when the rows lie one behind the other on both sides.
+  bool dense() const { return rows == 1 || (pitch == row_bytes && staging_step() == row_bytes); }
   std::int64_t bytes() const { return rows * row_bytes; }
+};
+
+/// Entries [first, first + count) of a flat array of moves or boxes: a program, the input of one launch.
+struct ProgramRange {
+  std::uint32_t first = 0;
+  std::uint32_t count = 0;
 };
 
 }  // namespace weightcast

@@ -43,6 +43,27 @@ std::unique_ptr<ModelConfig> make_config(const std::pair<std::string, std::strin
   return config;
 }
 
+/// What the start was made of; each part is the slowest rank's.
+void describe_start(Control& control, const Session& session, const Placement& placement, double seconds,
+                    JobReport& report) {
+  const StartSeconds& start = session.start_seconds();
+  std::vector<std::pair<std::string, double>> parts{
+      {"MPI", MpiEnvironment::start_seconds()}, {"plan", start.plan}, {"memory", start.memory}};
+  if (placement.wire == Wire::kNccl) {
+    parts.insert(parts.end(), {{"device", placement.seconds},
+                               {"communicators", start.gpu.communicators},
+                               {"first transfers", start.gpu.connections},
+                               {"programs", start.gpu.programs}});
+  }
+  std::vector<double> slowest{seconds};
+  for (const auto& [name, part] : parts) slowest.push_back(part);
+  control.maximum(std::span<double>(slowest));
+  for (std::size_t i = 0; i < parts.size(); ++i) parts[i].second = slowest[i + 1];
+  report.startup_seconds = slowest[0];
+  report.plan_seconds = parts[1].second;
+  report.start_parts = std::move(parts);
+}
+
 void bind_all(Model& model) {
   for (const Checkpoint& checkpoint : model.checkpoints) {
     model.bindings.push_back(bind(*model.family, checkpoint));
@@ -91,6 +112,9 @@ Topology topology_of(const Options& options) {
   topology.engine = parse_engine_layout(options.inference, options.moe_layout);
   topology.colocate = options.colocate;
   topology.trainers = options.colocate ? topology.engine.ranks() : options.trainers;
+  topology.source_split = options.source_split == "expert" ? SourceSplit::kExpert
+                          : options.source_split == "row"  ? SourceSplit::kRow
+                                                           : SourceSplit::kCatalog;
   return topology;
 }
 
@@ -98,14 +122,8 @@ Limits limits_of(const Options& options) {
   return {options.bucket_size, options.buffers, options.fan_out == "all" ? FanOut::kAll : FanOut::kNeeded};
 }
 
-void require_transport(const Options& options) {
-  if (options.transport == "nccl") {
-    throw UsageError("--transport nccl: this build has no NCCL; use --transport mpi");
-  }
-}
-
 JobReport describe_job(Control& control, const Options& options, const Model& model, const Session& session,
-                       double startup_seconds) {
+                       const Placement& placement, double startup_seconds) {
   const Plan& plan = session.plan();
   const EngineLayout& engine = plan.topology.engine;
   JobReport report;
@@ -113,10 +131,11 @@ JobReport describe_job(Control& control, const Options& options, const Model& mo
   report.versions = version_line();
   report.model = fmt::format("{} ({})", model.config->architecture(), model.config->origin());
   report.layout = fmt::format(
-      "{} trainers, {} replicas × pp {} × tp {}, ep {}, experts {}, fan-out {}, transport mpi, buckets of {} "
-      "× {}",
+      "{} trainers, {} replicas × pp {} × tp {}, ep {}, experts {}, fan-out {}, transport {}, buckets of "
+      "{} × {}",
       plan.topology.trainers, engine.replicas, engine.pp, engine.tp, engine.ep, engine.moe_layout,
-      options.fan_out, format_bytes(plan.limits.bucket_bytes), plan.limits.buffers);
+      options.fan_out, wire_name(placement.wire), format_bytes(plan.limits.bucket_bytes),
+      plan.limits.buffers);
   report.tensors = static_cast<std::int64_t>(model.family->catalog().size());
   report.model_bytes = model.family->catalog().bytes();
   report.wire_bytes = plan.wire_bytes();
@@ -125,9 +144,9 @@ JobReport describe_job(Control& control, const Options& options, const Model& mo
   report.slot_bytes = plan.slot_bytes;
   report.staging_bytes_per_rank = plan.staging_bytes_per_rank();
   report.plan_hash = fmt::format("{:016x}", plan.hash);
-  report.startup_seconds = startup_seconds;
-  report.plan_seconds = session.plan_seconds();
+  describe_start(control, session, placement, startup_seconds, report);
   const std::vector<std::string> hosts = control.gather(control.host());
+  const std::vector<std::string> devices = control.gather(placement.device);
   for (std::size_t rank = 0; rank < hosts.size(); ++rank) {
     const auto number = static_cast<std::int64_t>(rank);
     std::string role = plan.topology.trainer(number) ? "trainer" : "";
@@ -136,7 +155,7 @@ JobReport describe_job(Control& control, const Options& options, const Model& mo
       role += fmt::format("{}inference {} (replica {} pp {} tp {} ep {})", role.empty() ? "" : " + ",
                           *inference, place.replica, place.pp, place.tp, place.tp / engine.expert_tp());
     }
-    report.ranks.push_back({static_cast<int>(rank), role, hosts[rank], "cpu"});
+    report.ranks.push_back({static_cast<int>(rank), role, hosts[rank], devices[rank]});
   }
   return report;
 }

@@ -39,12 +39,9 @@ Model load_model(Control& control, const Options& options);
 Topology topology_of(const Options& options);
 Limits limits_of(const Options& options);
 
-/// Throws UsageError for a transport that this build does not have.
-void require_transport(const Options& options);
-
 /// The parts of the report that a session knows once it is open. Collective (gathers the rank map to rank 0).
 JobReport describe_job(Control& control, const Options& options, const Model& model, const Session& session,
-                       double startup_seconds);
+                       const Placement& placement, double startup_seconds);
 
 /// Runs the body of a job and then `write`, on rank 0, with its end: the code and the error line, empty when
 /// all went well. A failure that not all ranks have agreed on ends the job here, before anything that MPI

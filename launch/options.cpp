@@ -74,7 +74,7 @@ struct OptionInfo {
   unsigned commands;
 };
 
-constexpr std::array<OptionInfo, 28> kOptions{{
+constexpr std::array<OptionInfo, 31> kOptions{{
     {"source", "PATH", "checkpoint: Hugging Face directory, .safetensors or HDF5 file (sync: may repeat)",
      kSync | kVerify | kConvert | kPlan},
     {"model", "CONFIG_JSON",
@@ -87,7 +87,11 @@ constexpr std::array<OptionInfo, 28> kOptions{{
     {"fan-out", "WHAT", "needed: each rank what it needs; all: everybody everything", kJobs | kPlan},
     {"bucket-size", "BYTES", "most bytes of a bucket (default 256MiB)", kJobs | kPlan},
     {"buffers", "N", "staging buffers of a rank (default 3)", kJobs | kPlan},
-    {"transport", "NAME", "auto or mpi", kJobs},
+    {"source-split", "HOW",
+     "what each trainer holds: catalog (equal runs of what each set of ranks needs), expert or row",
+     kBench | kPlan},
+    {"transport", "NAME", "mpi (host memory), nccl (GPUs), or auto: nccl when every rank has its own GPU",
+     kJobs},
     {"sink", "WHERE", "none, or hdf5:DIR with one file a rank; {version} in DIR becomes the version", kSync},
     {"weight-version", "N", "weight version, of the first source (default: an HDF5 checkpoint's own, else 0)",
      kJobs | kVerify | kSynth | kConvert},
@@ -96,9 +100,11 @@ constexpr std::array<OptionInfo, 28> kOptions{{
     {"progress", "WHEN", "auto, always or never", kJobs},
     {"quiet,q", nullptr, "no notes and no progress on stderr; the report and errors stay", kAll},
     {"json", "FILE", "also write the report as JSON", kJobs | kPlan | kInspect | kVerify},
+    {"trace", "FILE", "write a Chrome/Perfetto trace: a lane a rank and stage, a slice a bucket", kJobs},
     {"rank", "R", "show the share of one world rank alone", kPlan},
     {"segments", nullptr, "list every segment in the JSON", kPlan},
     {"iterations", "N", "updates to time (default 5)", kBench},
+    {"blocks", "N", "most thread blocks of a GPU kernel (default: a quarter of the multiprocessors)", kBench},
     {"min-achieved", "SHARE", "exit 70 when an update reaches less of the wire's rate", kBench},
     {"no-digests", nullptr, "headers only", kInspect},
     {"output", "PATH", "what to write: a directory of safetensors, or a file ending in .h5",
@@ -318,6 +324,7 @@ Options take(const Values& values, std::string command, const po::variables_map&
   if (values.has("layers")) options.layers = values.integer("layers", 0, 1, 100'000);
   options.trainers = values.integer("trainers", 1, 1, 1 << 20);
   options.colocate = values.flag("colocate");
+  options.source_split = values.choice("source-split", {"catalog", "expert", "row"});
   options.inference = values.text("inference", "tp=1");
   options.moe_layout = values.text("moe-layout", "triton");
   options.fan_out = values.choice("fan-out", {"needed", "all"});
@@ -332,8 +339,10 @@ Options take(const Values& values, std::string command, const po::variables_map&
   options.progress = progress_mode(values.choice("progress", {"auto", "always", "never"}));
   options.quiet = values.flag("quiet");
   options.json = values.text("json", "");
+  options.trace = values.text("trace", "");
   if (values.has("rank")) options.rank = values.integer("rank", 0, 0);
   options.segments = values.flag("segments");
+  options.blocks = values.integer("blocks", 0, 1, 1 << 20);
   options.iterations = values.integer("iterations", 5, 1, 1'000'000);
   const std::string min_achieved = values.text("min-achieved", "0");
   char* end = nullptr;
@@ -362,13 +371,15 @@ std::uint64_t hash_options(const Options& options) {
   Hasher hasher;
   hasher.add(options.sources.size());
   for (const std::string& source : options.sources) hasher.add(std::string_view(source));
-  for (const std::string* text : {&options.command, &options.model, &options.inference, &options.moe_layout,
-                                  &options.fan_out, &options.transport, &options.sink}) {
+  for (const std::string* text :
+       {&options.command, &options.model, &options.inference, &options.moe_layout, &options.fan_out,
+        &options.transport, &options.sink, &options.source_split, &options.trace}) {
     hasher.add(std::string_view(*text));
   }
   hasher.add(options.layers.value_or(0)).add(options.trainers).add(options.colocate).add(options.bucket_size);
   hasher.add(options.buffers).add(options.weight_version).add(options.has_weight_version);
   hasher.add(options.no_verify).add(options.timeout).add(options.iterations).add(options.min_achieved);
+  hasher.add(options.blocks);
   return hasher.digest();
 }
 

@@ -20,6 +20,7 @@ struct Options {
   std::optional<std::int64_t> layers;
   std::int64_t trainers = 1;
   bool colocate = false;
+  std::string source_split = "catalog";
   std::string inference = "tp=1";
   std::string moe_layout = "triton";
   std::string fan_out = "needed";
@@ -34,10 +35,12 @@ struct Options {
   ProgressMode progress = ProgressMode::kAuto;
   bool quiet = false;
   std::string json;
+  std::string trace;
 
   std::optional<std::int64_t> rank;
   bool segments = false;
   std::int64_t iterations = 0;
+  std::int64_t blocks = 0;
   double min_achieved = 0;
   bool no_digests = false;
   std::string output;

@@ -8,6 +8,7 @@
 #include "core/error.hpp"
 #include "launch/commands.hpp"
 #include "launch/job.hpp"
+#include "launch/trace_file.hpp"
 #include "report/log.hpp"
 #include "session/file_source.hpp"
 #include "session/shard_sink.hpp"
@@ -60,6 +61,7 @@ class SyncJob {
         [&] {
           open();
           for (std::size_t i = 0; i < options_.sources.size(); ++i) update(i);
+          if (trace_) trace_->write(report_);
         },
         [&](ExitCode code, const std::string& line) { write_json(code, line); });
   }
@@ -71,15 +73,18 @@ class SyncJob {
     std::optional<std::string> directory;
     control_.together([&] {
       if (options_.sources.empty()) throw UsageError("--source PATH is needed, once for each update");
-      require_transport(options_);
       directory = sink_directory(options_.sink);
       topology = topology_of(options_);
       require_world_size(topology, control_.size());
     });
+    const Placement placement = choose_placement(control_, options_.transport);
     model_ = load_model(control_, options_);
-    session_.emplace(control_, *model_.family, topology, limits_of(options_));
+    SessionOptions session_options;
+    session_options.wire = placement.wire;
+    session_.emplace(control_, *model_.family, topology, limits_of(options_), session_options);
     if (directory) sink_.emplace(control_, *session_, *directory);
-    report_ = describe_job(control_, options_, model_, *session_, seconds_since(start));
+    if (!options_.trace.empty()) trace_.emplace(control_, *session_, options_.trace);
+    report_ = describe_job(control_, options_, model_, *session_, placement, seconds_since(start));
     if (control_.rank() == 0) print_report(header_text(report_));
   }
 
@@ -104,6 +109,7 @@ class SyncJob {
     record.weight_version = version;
     record.source = checkpoint.path;
     record.seconds = session_->update(source ? &*source : nullptr, version, !options_.no_verify, progress_);
+    if (trace_) trace_->add(version);
     // A source that reads packs while it reads.
     std::swap(record.seconds.read, record.seconds.pack);
     record.verified = !options_.no_verify;
@@ -129,6 +135,7 @@ class SyncJob {
   Model model_;
   std::optional<Session> session_;
   std::optional<ShardSink> sink_;
+  std::optional<TraceFile> trace_;
   JobReport report_;
 };
 

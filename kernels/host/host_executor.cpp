@@ -22,13 +22,13 @@ class HostExecutor final : public Executor {
       std::byte* to = staging + move.staging;
       if (move.op == MoveOp::kF32ToBF16) {
         for (std::int64_t row = 0; row < move.rows; ++row) {
-          cast_row(from + row * move.pitch, to + row * move.row_bytes, move.row_bytes / 2);
+          cast_row(from + row * move.pitch, to + row * move.staging_step(), move.row_bytes / 2);
         }
       } else if (move.dense()) {
         std::memcpy(to, from, size(move.bytes()));
       } else {
         for (std::int64_t row = 0; row < move.rows; ++row) {
-          std::memcpy(to + row * move.row_bytes, from + row * move.pitch, size(move.row_bytes));
+          std::memcpy(to + row * move.staging_step(), from + row * move.pitch, size(move.row_bytes));
         }
       }
     }
@@ -44,7 +44,8 @@ class HostExecutor final : public Executor {
         if (move.op == MoveOp::kZero) {
           std::memset(to + row * move.pitch, 0, size(row_bytes));
         } else {
-          std::memcpy(to + row * move.pitch, staging + move.staging + row * row_bytes, size(row_bytes));
+          std::memcpy(to + row * move.pitch, staging + move.staging + row * move.staging_step(),
+                      size(row_bytes));
         }
       }
     }

@@ -25,27 +25,27 @@ void fill(std::span<std::byte> to, std::uint64_t seed, std::int64_t first, Make 
   }
 }
 
-float value_of(std::uint64_t mixed) {
-  return static_cast<float>(static_cast<std::int64_t>(mixed >> 48) - 32768) * 0x1p-20f;
-}
-
 }  // namespace
+
+std::uint64_t synthetic_seed(const Tensor& tensor, std::int64_t version) {
+  return hash_text(tensor.name) + static_cast<std::uint64_t>(version) * 0x9e3779b97f4a7c15ull;
+}
 
 void fill_synthetic(const Tensor& tensor, std::int64_t version, std::int64_t first_element,
                     std::span<std::byte> to) {
-  const std::uint64_t seed =
-      hash_text(tensor.name) + static_cast<std::uint64_t>(version) * 0x9e3779b97f4a7c15ull;
+  const std::uint64_t seed = synthetic_seed(tensor, version);
   switch (tensor.dtype) {
     case DType::kBF16:
       return fill<std::uint16_t>(to, seed, first_element,
-                                 [](std::uint64_t m) { return bf16_bits(value_of(m)); });
+                                 [](std::uint64_t m) { return bf16_bits(synthetic_value(m)); });
     case DType::kF16:
       return fill<std::uint16_t>(to, seed, first_element,
-                                 [](std::uint64_t m) { return f16_bits(value_of(m)); });
+                                 [](std::uint64_t m) { return f16_bits(synthetic_value(m)); });
     case DType::kF32:
-      return fill<float>(to, seed, first_element, [](std::uint64_t m) { return value_of(m); });
+      return fill<float>(to, seed, first_element, [](std::uint64_t m) { return synthetic_value(m); });
     case DType::kF64:
-      return fill<double>(to, seed, first_element, [](std::uint64_t m) { return double{value_of(m)}; });
+      return fill<double>(to, seed, first_element,
+                          [](std::uint64_t m) { return double{synthetic_value(m)}; });
     default:
       break;
   }

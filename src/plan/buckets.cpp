@@ -10,36 +10,8 @@ namespace weightcast {
 
 namespace {
 
-// Below this a share of its own is not worth another root, and a tail not worth a split.
+// A tail below this is not worth a split.
 constexpr std::int64_t kSmallBytes = Limits::kLeastBucketBytes;
-
-std::int64_t row_bytes(const Catalog& catalog, const Piece& piece) {
-  return piece.box.cols * dtype_bytes(catalog[piece.tensor].dtype);
-}
-
-std::int64_t piece_bytes(const Catalog& catalog, const Piece& piece) {
-  return piece.box.rows * row_bytes(catalog, piece);
-}
-
-/// Takes the first `rows` rows off a piece.
-Piece take_rows(Piece& piece, std::int64_t rows) {
-  Piece top = piece;
-  top.box.rows = rows;
-  piece.box.row += rows;
-  piece.box.rows -= rows;
-  return top;
-}
-
-/// The trainers that have least so far, in ascending order.
-std::vector<std::size_t> least_loaded(const std::vector<std::int64_t>& load, std::size_t count) {
-  std::vector<std::size_t> order(load.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return load[a] < load[b]; });
-  order.resize(count);
-  std::sort(order.begin(), order.end());
-  return order;
-}
 
 /// Fills buckets of one root and one destination set.
 class BucketFiller {
@@ -57,7 +29,7 @@ class BucketFiller {
     while (!piece.box.empty()) {
       const std::int64_t offset = round_up(current_.bytes, kSegmentAlignment);
       const std::int64_t room = cap_ - offset;
-      const std::int64_t row = row_bytes(catalog_, piece);
+      const std::int64_t row = piece_row_bytes(catalog_, piece);
       const std::int64_t rows = std::min(piece.box.rows, std::max<std::int64_t>(0, room) / row);
       const bool worth_it = rows == piece.box.rows || rows * row >= kSmallBytes;
       if (rows > 0 && (worth_it || current_.bytes == 0)) {
@@ -130,46 +102,26 @@ std::vector<std::uint32_t> serving_order(const Plan& plan, std::size_t root, std
   return order;
 }
 
-}  // namespace
-
-std::vector<std::vector<Piece>> divide_among_trainers(const Catalog& catalog, const Routing& routing,
-                                                      std::int64_t trainers) {
-  std::vector<std::vector<const Piece*>> by_set(routing.destinations.size());
-  for (const Piece& piece : routing.pieces) by_set[piece.destinations].push_back(&piece);
-
-  std::vector<std::vector<Piece>> by_trainer(static_cast<std::size_t>(trainers));
-  std::vector<std::int64_t> load(by_trainer.size(), 0);
-  for (const auto& pieces : by_set) {
-    const std::int64_t total = std::accumulate(
-        pieces.begin(), pieces.end(), std::int64_t{0},
-        [&](std::int64_t sum, const Piece* piece) { return sum + piece_bytes(catalog, *piece); });
-    const std::int64_t shares = std::clamp<std::int64_t>(total / kSmallBytes, 1, trainers);
-    const std::vector<std::size_t> owners = least_loaded(load, static_cast<std::size_t>(shares));
-    std::int64_t share = 0;
-    std::int64_t done = 0;
-    const auto give = [&](const Piece& piece) {
-      const std::size_t owner = owners[static_cast<std::size_t>(share)];
-      by_trainer[owner].push_back(piece);
-      load[owner] += piece_bytes(catalog, piece);
-      done += piece_bytes(catalog, piece);
-    };
-    for (const Piece* whole : pieces) {
-      Piece rest = *whole;
-      while (!rest.box.empty()) {
-        // Products of byte totals and trainer counts stay far below 2^63.
-        const std::int64_t boundary = total * (share + 1) / shares;
-        const std::int64_t rows = (boundary - done) / row_bytes(catalog, rest);
-        if (share + 1 == shares || rows >= rest.box.rows) {
-          give(rest);
-          break;
-        }
-        if (rows > 0) give(take_rows(rest, rows));
-        ++share;
-      }
-    }
+/// Among sets of one size, one bucket of each in turn, so that a link is never long without its share.
+void take_turns(const Plan& plan, std::vector<Bucket>& queue) {
+  std::vector<std::size_t> taken(plan.destinations.size(), 0);
+  struct Turn {
+    std::size_t members;
+    std::size_t turn;
+    Bucket bucket;
+  };
+  std::vector<Turn> turns;
+  turns.reserve(queue.size());
+  for (const Bucket& bucket : queue) {
+    turns.push_back({plan.destinations[bucket.destinations].size(), taken[bucket.destinations]++, bucket});
   }
-  return by_trainer;
+  std::stable_sort(turns.begin(), turns.end(), [](const Turn& a, const Turn& b) {
+    return std::tie(a.members, a.turn) < std::tie(b.members, b.turn);
+  });
+  std::transform(turns.begin(), turns.end(), queue.begin(), [](const Turn& turn) { return turn.bucket; });
 }
+
+}  // namespace
 
 void fill_buckets(const Catalog& catalog, const std::vector<std::vector<Piece>>& by_trainer, Plan& plan) {
   std::vector<std::vector<Bucket>> queues(by_trainer.size());
@@ -182,6 +134,7 @@ void fill_buckets(const Catalog& catalog, const std::vector<std::vector<Piece>>&
       for (const Piece* piece : by_set[set]) filler.add(*piece);
     }
     filler.close();
+    take_turns(plan, queues[root]);
   }
   const std::size_t steps = std::transform_reduce(
       queues.begin(), queues.end(), std::size_t{0}, [](auto a, auto b) { return std::max(a, b); },

@@ -8,12 +8,6 @@
 
 namespace weightcast {
 
-/// Divides the pieces of every destination set among `trainers` by bytes, in catalog order and at row
-/// boundaries: result[trainer] holds its pieces, set by set. A set too small to be worth many roots goes to
-/// those that have least so far.
-std::vector<std::vector<Piece>> divide_among_trainers(const Catalog& catalog, const Routing& routing,
-                                                      std::int64_t trainers);
-
 /// Packs each trainer's pieces into buckets of at most `bucket_bytes`, splits what is larger, and appends the
 /// buckets to the plan in the global order: one bucket of every root in turn, and roots begin with different
 /// destination sets so that they do not all talk to the same ranks at once.

@@ -11,6 +11,7 @@
 #include "core/hash.hpp"
 #include "core/units.hpp"
 #include "plan/buckets.hpp"
+#include "plan/division.hpp"
 #include "plan/proof.hpp"
 #include "plan/routing.hpp"
 
@@ -40,7 +41,7 @@ std::uint64_t hash_plan(const Plan& plan, const Catalog& catalog) {
     for (const std::int64_t extent : tensor.shape.extents()) hasher.add(extent);
   }
   const EngineLayout& engine = plan.topology.engine;
-  hasher.add(plan.topology.trainers).add(plan.topology.colocate);
+  hasher.add(plan.topology.trainers).add(plan.topology.colocate).add(plan.topology.source_split);
   hasher.add(engine.tp)
       .add(engine.ep)
       .add(engine.pp)
@@ -119,7 +120,8 @@ Plan make_plan(const Family& family, const Topology& topology, const Limits& lim
   plan.topology = topology;
   plan.limits = limits;
   plan.destinations = routing.destinations;
-  fill_buckets(catalog, divide_among_trainers(catalog, routing, topology.trainers), plan);
+  fill_buckets(catalog, divide_among_trainers(catalog, routing, topology.trainers, topology.source_split),
+               plan);
   for (const Bucket& bucket : plan.buckets) {
     plan.slot_bytes = std::max(plan.slot_bytes, round_up(bucket.bytes, kSegmentAlignment));
   }

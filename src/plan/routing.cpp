@@ -83,6 +83,22 @@ void cut_tensor(std::span<const Need> needs, DestinationSets& sets, std::vector<
 
 }  // namespace
 
+std::int64_t piece_row_bytes(const Catalog& catalog, const Piece& piece) {
+  return piece.box.cols * dtype_bytes(catalog[piece.tensor].dtype);
+}
+
+std::int64_t piece_bytes(const Catalog& catalog, const Piece& piece) {
+  return piece.box.rows * piece_row_bytes(catalog, piece);
+}
+
+Piece take_rows(Piece& piece, std::int64_t rows) {
+  Piece top = piece;
+  top.box.rows = rows;
+  piece.box.row += rows;
+  piece.box.rows -= rows;
+  return top;
+}
+
 Routing route_pieces(const Family& family, const EngineLayout& engine, FanOut fan_out) {
   const std::vector<Need> needs = needs_by_tensor(family, engine);
   DestinationSets sets;

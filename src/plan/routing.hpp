@@ -16,6 +16,13 @@ struct Piece {
   Box box;
 };
 
+/// Bytes of a row of a piece, and of all of it.
+std::int64_t piece_row_bytes(const Catalog& catalog, const Piece& piece);
+std::int64_t piece_bytes(const Catalog& catalog, const Piece& piece);
+
+/// Takes the first `rows` rows off a piece.
+Piece take_rows(Piece& piece, std::int64_t rows);
+
 /// All pieces of the model, in catalog order, and the destination sets they name.
 struct Routing {
   std::vector<std::vector<std::int64_t>> destinations;

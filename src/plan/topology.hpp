@@ -8,12 +8,20 @@
 
 namespace weightcast {
 
+/// What of the model each trainer holds, and so sends.
+enum class SourceSplit : std::uint8_t {
+  kCatalog,  ///< equal runs of bytes of what each set of ranks needs, in catalog order
+  kExpert,   ///< equal runs of experts, as expert-parallel trainers hold them; the rest as kCatalog
+  kRow,      ///< equal runs of rows of every tensor, as fully sharded trainers hold them
+};
+
 /// Which world rank plays which role: the first `trainers` ranks are trainers and the rest inference ranks,
 /// in the engine's rank order; colocated, every rank is both.
 struct Topology {
   std::int64_t trainers = 1;
   EngineLayout engine;
   bool colocate = false;
+  SourceSplit source_split = SourceSplit::kCatalog;
 
   std::int64_t ranks() const { return colocate ? engine.ranks() : trainers + engine.ranks(); }
   std::optional<std::int64_t> trainer(std::int64_t rank) const;

@@ -46,8 +46,9 @@ std::string header_text(const JobReport& report) {
   text += fmt::format("# plan    {} routes, {} buckets, {} on the wire, staging {} a rank, hash {}\n",
                       report.routes, report.buckets, format_bytes(report.wire_bytes),
                       format_bytes(report.staging_bytes_per_rank), report.plan_hash);
-  text += fmt::format("# start   {:.3f} s, plan {:.3f} s of it\n#\n", report.startup_seconds,
-                      report.plan_seconds);
+  text += fmt::format("# start   {:.3f} s", report.startup_seconds);
+  for (const auto& [name, seconds] : report.start_parts) text += fmt::format(", {} {:.3f} s", name, seconds);
+  text += "\n#\n";
   Table ranks({"rank", "role", "host", "device"});
   for (const RankInfo& rank : report.ranks) {
     ranks.add({std::to_string(rank.rank), rank.role, rank.host, rank.device});
@@ -88,6 +89,8 @@ std::string report_json(const JobReport& report, const std::string& status, cons
   root["staging_bytes_per_rank"] = report.staging_bytes_per_rank;
   root["plan_hash"] = report.plan_hash;
   root["seconds"] = seconds_json(last.seconds, report);
+  auto& parts = root["start_parts"] = ordered_json::object();
+  for (const auto& [name, seconds] : report.start_parts) parts[name] = seconds;
   root["rate_gb_s"] = last.rate_gb_s;
   root["limit"] = limit_json(last.limit);
   root["verified"] = last.verified;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace weightcast {
@@ -58,6 +59,7 @@ struct JobReport {
   std::string plan_hash;
   double startup_seconds = 0;
   double plan_seconds = 0;
+  std::vector<std::pair<std::string, double>> start_parts;  ///< seconds by name
   std::vector<UpdateRecord> updates;
 };
 

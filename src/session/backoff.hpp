@@ -5,17 +5,20 @@
 
 namespace weightcast {
 
-/// How a polling loop waits: it spins a little, then sleeps, because ranks that share cores must not take
-/// them from those that copy.
+/// How a polling loop waits: it offers its core to others for a while, then sleeps, because ranks that share
+/// cores must not take them from those that copy.
 class Backoff {
  public:
-  void reset() { idle_ = 0; }
+  void reset() { waiting_ = false; }
 
   void pause() {
     using namespace std::chrono_literals;
-    constexpr int kSpins = 200;
-    if (idle_ < kSpins) {
-      ++idle_;
+    // As long as agreements between ranks that are all there take.
+    constexpr auto kAwake = 1ms;
+    const auto now = std::chrono::steady_clock::now();
+    if (!waiting_) since_ = now;
+    waiting_ = true;
+    if (now - since_ < kAwake) {
       std::this_thread::yield();
     } else {
       std::this_thread::sleep_for(50us);
@@ -23,7 +26,8 @@ class Backoff {
   }
 
  private:
-  int idle_ = 0;
+  bool waiting_ = false;
+  std::chrono::steady_clock::time_point since_;
 };
 
 }  // namespace weightcast

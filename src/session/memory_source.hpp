@@ -7,12 +7,12 @@
 #include "memory/host_buffer.hpp"
 #include "model/catalog.hpp"
 #include "plan/plan.hpp"
+#include "session/held_weights.hpp"
 #include "session/source.hpp"
 
 namespace weightcast {
 
-/// A trainer rank's parameters in host memory, filled with synthetic values: of every tensor that the rank
-/// sends any of, the rows that it sends, as a training framework would hold them.
+/// A trainer rank's weights in host memory, filled with synthetic values.
 class MemorySource final : public Source {
  public:
   /// Bytes that a source for this trainer would hold.
@@ -30,15 +30,11 @@ class MemorySource final : public Source {
  private:
   static constexpr std::int64_t kStaged = -1;
 
-  struct Program {
-    std::vector<Move> moves;
-    std::vector<DigestBox> boxes;
-  };
-
   std::unique_ptr<Executor> executor_;
   HostBuffer memory_;
-  std::vector<Program> programs_;       ///< by bucket; empty for the buckets of other trainers
-  std::vector<std::int64_t> in_place_;  ///< by segment: bytes from the start of the memory, or kStaged
+  HeldPrograms programs_;
+  std::vector<std::vector<Move>> staged_;  ///< by bucket: the moves of what is not sent from its own place
+  std::vector<std::int64_t> in_place_;     ///< by segment: bytes from the start of the memory, or kStaged
   std::vector<std::uint64_t> results_;
 };
 

@@ -9,6 +9,8 @@
 
 #include "core/units.hpp"
 #include "memory/available.hpp"
+#include "session/host_pipeline.hpp"
+#include "transport/transport.hpp"
 
 namespace weightcast {
 
@@ -23,18 +25,25 @@ double seconds_since(Clock::time_point start) {
 }  // namespace
 
 Session::Session(Control& control, const Family& family, const Topology& topology, const Limits& limits,
-                 std::int64_t (*source_bytes)(const Plan&, const Catalog&, std::int64_t))
-    : control_(control), family_(family), executor_(make_host_executor()) {
+                 const SessionOptions& options)
+    : control_(control), family_(family), options_(options) {
   plan_together(topology, limits);
   const auto trainer = topology.trainer(control.rank());
-  require_memory(source_bytes != nullptr && trainer ? source_bytes(plan_, family.catalog(), *trainer) : 0);
+  const std::int64_t source_bytes = options.source_bytes != nullptr && trainer
+                                        ? options.source_bytes(plan_, family.catalog(), *trainer)
+                                        : 0;
+  const auto start = Clock::now();
+  options.wire == Wire::kNccl ? require_gpu_memory(source_bytes) : require_memory(source_bytes);
   control_.together([&] {
-    memory_ = HostBuffer(share_.parameter_bytes, "the parameters");
-    for (const std::int64_t offset : share_.parameter_offsets) parameters_.push_back(memory_.data() + offset);
-    readable_parameters_.assign(parameters_.begin(), parameters_.end());
+    const auto make = options.wire == Wire::kNccl ? &make_gpu_memory : &make_host_memory;
+    memory_ = make(share_.parameter_bytes, "the parameters");
+    for (const std::int64_t offset : share_.parameter_offsets) {
+      parameters_.push_back(memory_->data() + offset);
+    }
     expected_.resize(plan_.segments.size());
     written_.resize(share_.checks.size());
   });
+  start_.memory = seconds_since(start);
   open_routes();
 }
 
@@ -44,7 +53,7 @@ void Session::plan_together(const Topology& topology, const Limits& limits) {
     plan_ = make_plan(family_, topology, limits);
     share_ = make_share(plan_, family_, control_.rank());
   });
-  plan_seconds_ = seconds_since(start);
+  start_.plan = seconds_since(start);
   control_.require_same(
       plan_.hash,
       InternalError(
@@ -70,6 +79,22 @@ void Session::require_memory(std::int64_t source_bytes) {
   });
 }
 
+void Session::require_gpu_memory(std::int64_t source_bytes) {
+  // A GPU belongs to one rank. Programs and digests need a little beside the rest.
+  constexpr std::int64_t kPrograms = std::int64_t{64} << 20;
+  control_.together([&] {
+    const std::int64_t need =
+        share_.parameter_bytes + plan_.staging_bytes_per_rank() + source_bytes + kPrograms;
+    const std::int64_t available = available_gpu_bytes();
+    if (need <= available) return;
+    throw IoError(fmt::format(
+        "device memory: this rank needs {} ({} of parameters, {} of staging, {} of source) but "
+        "{} are available; use more GPUs, a larger tp or a smaller --bucket-size",
+        format_bytes(need), format_bytes(share_.parameter_bytes),
+        format_bytes(plan_.staging_bytes_per_rank()), format_bytes(source_bytes), format_bytes(available)));
+  });
+}
+
 void Session::open_routes() {
   std::vector<Route> routes;
   std::vector<std::size_t> route_of_bucket;
@@ -86,15 +111,40 @@ void Session::open_routes() {
     routes[found->second].bytes += bucket.bytes;
     route_of_bucket.push_back(found->second);
   }
-  transport_ = make_mpi_transport(control_.comm(), routes, static_cast<std::size_t>(plan_.limits.buffers));
+  if (options_.wire == Wire::kNccl) {
+    pipeline_ = make_gpu_pipeline(plan_, share_, routes, std::move(route_of_bucket), parameters_, control_,
+                                  options_.blocks, start_.gpu);
+    return;
+  }
+  auto transport =
+      make_mpi_transport(control_.comm(), routes, static_cast<std::size_t>(plan_.limits.buffers));
   control_.together([&] {
-    pipeline_ = std::make_unique<Pipeline>(plan_, share_, std::move(route_of_bucket), *transport_, control_,
-                                           *executor_);
+    pipeline_ = std::make_unique<HostPipeline>(plan_, share_, std::move(route_of_bucket), parameters_,
+                                               std::move(transport), control_);
   });
 }
 
 std::span<std::byte> Session::parameter(std::size_t p) const {
   return {parameters_.at(p), static_cast<std::size_t>(share_.parameters.at(p).bytes())};
+}
+
+void Session::read_parameter(
+    std::size_t p, const std::function<void(std::int64_t, std::span<const std::byte>)>& visit) const {
+  const std::span<std::byte> live = parameter(p);
+  if (memory_->on_host()) return visit(0, live);
+  constexpr std::size_t kPiece = std::size_t{16} << 20;
+  std::vector<std::byte> piece(std::min(kPiece, live.size()));
+  for (std::size_t at = 0; at < live.size(); at += piece.size()) {
+    const std::span<std::byte> part = std::span(piece).first(std::min(piece.size(), live.size() - at));
+    memory_->read(share_.parameter_offsets[p] + static_cast<std::int64_t>(at), part);
+    visit(static_cast<std::int64_t>(at), part);
+  }
+}
+
+void Session::poison() {
+  constexpr std::byte kPoison{0xa5};
+  memory_->fill(kPoison);
+  pipeline_->poison(kPoison);
 }
 
 UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify, Progress& progress) {
@@ -107,11 +157,10 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   control_.together([] {});
   const auto start = Clock::now();
   std::fill(expected_.begin(), expected_.end(), 0);
-  StageSeconds stages;
   try {
     const std::span<std::uint64_t> none;
-    stages = pipeline_->run(source, parameters_, verify ? std::span(expected_) : none,
-                            verify ? std::span(written_) : none, progress);
+    pipeline_->run(source, verify ? std::span(expected_) : none, verify ? std::span(written_) : none,
+                   progress);
   } catch (const Error& error) {
     control_.abort_all(error);
   } catch (const std::exception& error) {
@@ -123,8 +172,9 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   control_.together([&] {
     if (verify) verify_written();
   });
-  std::array<double, 5> slowest{stages.pack, stages.transport, stages.unpack, stages.verify,
-                                seconds_since(start)};
+  const double seconds = seconds_since(start);
+  const StageSeconds stages = pipeline_->stage_seconds();
+  std::array<double, 5> slowest{stages.pack, stages.transport, stages.unpack, stages.verify, seconds};
   control_.maximum(std::span<double>(slowest));
   return {0, slowest[0], slowest[1], slowest[2], slowest[3], 0, slowest[4]};
 }
@@ -138,7 +188,7 @@ void Session::verify_written() const {
                                   share_.parameters[check.buffer].name,
                                   family_.catalog()[segment.tensor].name, segment.box.to_string()));
   }
-  const std::int64_t dirty = executor_->first_not_zero(share_.padding, readable_parameters_);
+  const std::int64_t dirty = pipeline_->first_dirty_padding();
   if (dirty >= 0) {
     const Move& move = share_.padding[static_cast<std::size_t>(dirty)];
     throw VerifyError(

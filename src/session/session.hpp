@@ -2,40 +2,67 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
 
-#include "kernels/executor.hpp"
-#include "memory/host_buffer.hpp"
+#include "memory/memory.hpp"
 #include "model/family.hpp"
 #include "plan/plan.hpp"
 #include "plan/share.hpp"
 #include "report/progress.hpp"
 #include "report/update_report.hpp"
 #include "session/control.hpp"
+#include "session/gpu.hpp"
 #include "session/pipeline.hpp"
+#include "session/placement.hpp"
 #include "session/source.hpp"
-#include "transport/transport.hpp"
 
 namespace weightcast {
+
+struct SessionOptions {
+  Wire wire = Wire::kMpi;
+  /// What this rank's source will hold beside the session, in the same memory as the parameters.
+  std::int64_t (*source_bytes)(const Plan&, const Catalog&, std::int64_t trainer) = nullptr;
+  /// Most thread blocks of a kernel on a GPU; 0: the default.
+  int blocks = 0;
+};
+
+/// Seconds that parts of opening a session took on this rank.
+struct StartSeconds {
+  double plan = 0;
+  double memory = 0;  ///< parameters; over MPI with the staging buffers
+  GpuStart gpu;
+};
 
 /// What stays open between updates: the plan, communicators, the staging ring, parameter memory. Opened once,
 /// updated many times; after the first update nothing is allocated any more.
 class Session {
  public:
   /// Collective. Plans, proves, compares the plan's hash over all ranks, checks that every node has the
-  /// memory, allocates, and opens the routes. `source_bytes` is what this rank's source will hold beside.
-  /// `control` and `family` must outlive the session.
+  /// memory, allocates, and opens the routes over the wire, which also says whether parameters are in host
+  /// memory or the current GPU's. `control` and `family` must outlive the session.
   Session(Control& control, const Family& family, const Topology& topology, const Limits& limits,
-          std::int64_t (*source_bytes)(const Plan&, const Catalog&, std::int64_t trainer) = nullptr);
+          const SessionOptions& options = {});
 
   const Plan& plan() const { return plan_; }
   const Share& share() const { return share_; }
-  double plan_seconds() const { return plan_seconds_; }
+  const StartSeconds& start_seconds() const { return start_; }
 
-  /// Live memory of parameter number p of the share. Its address never changes.
+  /// Live memory of parameter number p of the share, on the host or on the GPU. Its address never changes.
   std::span<std::byte> parameter(std::size_t p) const;
+
+  /// Calls `visit(offset, bytes)` with consecutive pieces of parameter p, readable by the host.
+  void read_parameter(std::size_t p,
+                      const std::function<void(std::int64_t, std::span<const std::byte>)>& visit) const;
+
+  /// All parameters of this rank, one behind the other.
+  Memory& memory() const { return *memory_; }
+  Pipeline& pipeline() const { return *pipeline_; }
+
+  /// Overwrites parameters and staging, so that nothing old can pass for new.
+  void poison();
 
   /// One update, collective: streams all buckets from the trainers' sources (null on other ranks) into
   /// parameter memory and, with `verify`, compares there what arrived with what was sent. Returns on every
@@ -46,21 +73,20 @@ class Session {
  private:
   void plan_together(const Topology& topology, const Limits& limits);
   void require_memory(std::int64_t source_bytes);
+  void require_gpu_memory(std::int64_t source_bytes);
   void open_routes();
   void verify_written() const;
 
   Control& control_;
   const Family& family_;
-  std::unique_ptr<Executor> executor_;
   Plan plan_;
   Share share_;
-  double plan_seconds_ = 0;
-  HostBuffer memory_;
+  SessionOptions options_;
+  StartSeconds start_;
+  std::unique_ptr<Memory> memory_;
   std::vector<std::byte*> parameters_;
-  std::vector<const std::byte*> readable_parameters_;  ///< the same, to be read
-  std::vector<std::uint64_t> expected_;                ///< digest of every segment, as sent
-  std::vector<std::uint64_t> written_;  ///< digest of every check, as found in parameter memory
-  std::unique_ptr<Transport> transport_;
+  std::vector<std::uint64_t> expected_;  ///< digest of every segment, as sent
+  std::vector<std::uint64_t> written_;   ///< digest of every check, as found in parameter memory
   std::unique_ptr<Pipeline> pipeline_;
 };
 

@@ -65,7 +65,8 @@ void ShardSink::write(std::int64_t version) {
                          shard_attributes(session_.plan().topology, *rank, version), datasets);
     for (std::size_t p = 0; p < parameters.size(); ++p) {
       stop_if_asked();
-      writer->write(p, 0, session_.parameter(p));
+      session_.read_parameter(
+          p, [&](std::int64_t offset, std::span<const std::byte> bytes) { writer->write(p, offset, bytes); });
     }
     writer->flush();
     stop_if_asked();

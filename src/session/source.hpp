@@ -6,6 +6,8 @@
 
 namespace weightcast {
 
+class ResidentSource;
+
 /// Where a trainer rank's weights are.
 class Source {
  public:
@@ -20,6 +22,10 @@ class Source {
   /// for one that `pack` puts into staging. Only segments that travel in a message of their own may be in
   /// place.
   virtual std::byte* in_place(std::uint32_t segment) const = 0;
+
+  /// This source when its weights are in the memory of the rank's GPU (cuda/resident_source.hpp): then
+  /// buckets are packed there, and neither of the above is called.
+  virtual const ResidentSource* resident() const { return nullptr; }
 };
 
 }  // namespace weightcast

@@ -1,6 +1,7 @@
 #include "sys/mpi.hpp"
 
 #include <array>
+#include <chrono>
 #include <string_view>
 
 #include "core/error.hpp"
@@ -16,11 +17,24 @@ void check_mpi(int status, const char* call, std::source_location where) {
                       where);
 }
 
+namespace {
+
+double start_seconds_of_process =
+    0;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables): MPI is one
+
+}  // namespace
+
 MpiEnvironment::MpiEnvironment() {
+  const auto start = std::chrono::steady_clock::now();
   int provided = 0;
   WEIGHTCAST_MPI(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided));
   if (provided < MPI_THREAD_FUNNELED) throw InternalError("this MPI library was built without threads");
   WEIGHTCAST_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+  start_seconds_of_process = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+double MpiEnvironment::start_seconds() {
+  return start_seconds_of_process;
 }
 
 MpiEnvironment::~MpiEnvironment() {

@@ -23,6 +23,9 @@ class MpiEnvironment {
   MpiEnvironment(const MpiEnvironment&) = delete;
   MpiEnvironment& operator=(const MpiEnvironment&) = delete;
 
+  /// Seconds that the initialisation took; 0 before it.
+  static double start_seconds();
+
   /// First line of the library's version text: `Open MPI v4.1.4`.
   static std::string library_version();
 };

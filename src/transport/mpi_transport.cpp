@@ -3,6 +3,7 @@
 
 #include "core/error.hpp"
 #include "sys/mpi.hpp"
+#include "transport/broadcast_choice.hpp"
 #include "transport/transport.hpp"
 
 namespace weightcast {
@@ -12,27 +13,15 @@ namespace {
 // MPI counts are ints; larger buckets travel as several messages.
 constexpr std::size_t kMessageBytes = std::size_t{1} << 30;
 
-// Every communicator costs memory and set-up time on each member.
-constexpr int kMostCommunicators = 8;
-
-/// The ranks that a root sends to: the destinations other than itself.
-std::vector<int> receivers(const Route& route) {
-  std::vector<int> ranks;
-  std::copy_if(route.destinations.begin(), route.destinations.end(), std::back_inserter(ranks),
-               [&](int rank) { return rank != route.root; });
-  return ranks;
-}
-
 class MpiTransport final : public Transport {
  public:
   MpiTransport(MPI_Comm world, const std::vector<Route>& routes, std::size_t slots)
       : world_(Communicator::duplicate(world)), rank_(world_.rank()), requests_(slots) {
     links_.reserve(routes.size());
     for (const Route& route : routes) {
-      links_.push_back({route.root, receivers(route), route.bytes, false, std::nullopt});
+      links_.push_back({route.root, receivers_of(route), std::nullopt});
     }
-    choose_communicators();
-    open_communicators();
+    open_communicators(choose_broadcasts(routes, world_.size(), 2));
   }
 
   std::string_view name() const override { return "mpi"; }
@@ -63,8 +52,6 @@ class MpiTransport final : public Transport {
   struct Link {
     int root = 0;
     std::vector<int> receivers;
-    std::int64_t bytes = 0;
-    bool is_broadcast = false;
     std::optional<Communicator> broadcast;  // on the members of a broadcast
 
     bool has(int rank) const {
@@ -91,35 +78,11 @@ class MpiTransport final : public Transport {
   /// The slot keeps its capacity, so only the first update allocates.
   MPI_Request* add_request(std::size_t slot) { return &requests_.at(slot).emplace_back(MPI_REQUEST_NULL); }
 
-  /// The same choice on every rank, because it looks at all of them.
-  void choose_communicators() {
-    std::vector<Link*> links;
-    for (Link& link : links_) {
-      if (link.receivers.size() > 1) links.push_back(&link);
-    }
-    const auto saved = [](const Link& link) {
-      return link.bytes * static_cast<std::int64_t>(link.receivers.size() - 1);
-    };
-    std::stable_sort(links.begin(), links.end(),
-                     [&](const Link* a, const Link* b) { return saved(*a) > saved(*b); });
-    std::vector<int> count(static_cast<std::size_t>(world_.size()), 0);
-    for (Link* link : links) {
-      std::vector<int> members = link->receivers;
-      members.push_back(link->root);
-      const auto has_room = [&](int rank) {
-        return count.at(static_cast<std::size_t>(rank)) < kMostCommunicators;
-      };
-      link->is_broadcast = std::all_of(members.begin(), members.end(), has_room);
-      if (!link->is_broadcast) continue;
-      for (const int rank : members) ++count.at(static_cast<std::size_t>(rank));
-    }
-  }
-
   /// In route order on every rank, so that no two ranks wait for each other in different groups.
-  void open_communicators() {
+  void open_communicators(const std::vector<bool>& broadcasts) {
     for (std::size_t route = 0; route < links_.size(); ++route) {
       Link& link = links_[route];
-      if (!link.is_broadcast || !link.has(rank_)) continue;
+      if (!broadcasts[route] || !link.has(rank_)) continue;
       std::vector<int> ranks{link.root};
       ranks.insert(ranks.end(), link.receivers.begin(), link.receivers.end());
       link.broadcast = Communicator::of_ranks(world_.get(), ranks.data(), static_cast<int>(ranks.size()),

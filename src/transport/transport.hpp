@@ -33,6 +33,9 @@ class Transport {
 
   /// True once the slot's bucket has left or arrived. Never waits; makes progress.
   virtual bool finished(std::size_t slot) = 0;
+
+  /// Throws when the wire has failed since the last look, which a call need not have said.
+  virtual void check() const {}
 };
 
 /// Over MPI, on any machine: a route with one receiver is sends and receives; one with more is a non-blocking

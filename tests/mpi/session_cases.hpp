@@ -70,9 +70,12 @@ inline void expect_holds(const Session& session, std::int64_t world_rank, const 
   ASSERT_EQ(session.share().parameters.size(), expected.size());
   for (std::size_t p = 0; p < expected.size(); ++p) {
     EXPECT_EQ(session.share().parameters[p].name, expected[p].name);
-    const std::span<const std::byte> live = session.parameter(p);
-    EXPECT_TRUE(std::equal(live.begin(), live.end(), expected[p].bytes.begin(), expected[p].bytes.end()))
-        << expected[p].name;
+    std::vector<std::byte> live;
+    session.read_parameter(p, [&](std::int64_t offset, std::span<const std::byte> bytes) {
+      EXPECT_EQ(offset, static_cast<std::int64_t>(live.size()));
+      live.insert(live.end(), bytes.begin(), bytes.end());
+    });
+    EXPECT_TRUE(live == expected[p].bytes) << expected[p].name;
   }
 }
 

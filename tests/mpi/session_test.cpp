@@ -94,7 +94,7 @@ class SessionOf : public ::testing::TestWithParam<Case> {
     limits.bucket_bytes = c.bucket_bytes;
     limits.buffers = c.buffers;
     limits.fan_out = c.fan_out;
-    Session session(control, *family, c.topology, limits, &MemorySource::bytes_needed);
+    Session session(control, *family, c.topology, limits, {.source_bytes = &MemorySource::bytes_needed});
     EXPECT_LE(session.plan().slot_bytes, (c.bucket_bytes + 255) / 256 * 256);
     const auto trainer = c.topology.trainer(control.rank());
 
@@ -106,9 +106,7 @@ class SessionOf : public ::testing::TestWithParam<Case> {
       std::optional<MemorySource> source;
       if (trainer) source.emplace(session.plan(), family->catalog(), *trainer, version);
       // Whatever an engine has left there, padding included, is overwritten.
-      for (std::size_t p = 0; version == 8 && p < session.share().parameters.size(); ++p) {
-        std::ranges::fill(session.parameter(p), std::byte{0xa5});
-      }
+      if (version == 8) session.poison();
       session.update(source ? &*source : nullptr, version, true, progress);
       expect_holds(session, control.rank(), c.model, synthetic_weights(c.model, version));
       for (std::size_t p = 0; p < session.share().parameters.size(); ++p) {

@@ -43,12 +43,16 @@ std::string contents(int fd) {
 
 std::vector<std::string> environment_of(const CommandLine& command) {
   std::vector<std::string> variables;
+  // A machine's own settings of Open MPI are for the tests' jobs too; a launcher's are for its own job.
+  const bool in_job = std::getenv("OMPI_COMM_WORLD_RANK") != nullptr;
   for (char** variable = environ; *variable != nullptr; ++variable) {
     const std::string_view entry = *variable;
     constexpr std::array<std::string_view, 6> kDropped{"WEIGHTCAST_", "OMPI_", "PMIX_",
                                                        "PMI_",        "PRTE_", "SLURM_"};
-    const bool dropped = std::any_of(kDropped.begin(), kDropped.end(),
-                                     [&](std::string_view prefix) { return entry.starts_with(prefix); });
+    const bool setting = !in_job && entry.starts_with("OMPI_MCA_");
+    const bool dropped =
+        !setting && std::any_of(kDropped.begin(), kDropped.end(),
+                                [&](std::string_view prefix) { return entry.starts_with(prefix); });
     const bool replaced = command.environment.contains(std::string(entry.substr(0, entry.find('='))));
     if (!dropped && !replaced) variables.emplace_back(entry);
   }

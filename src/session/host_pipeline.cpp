@@ -1,4 +1,4 @@
-#include "session/pipeline.hpp"
+#include "session/host_pipeline.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -7,61 +7,76 @@
 
 namespace weightcast {
 
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-}  // namespace
-
-Pipeline::Pipeline(const Plan& plan, const Share& share, std::vector<std::size_t> routes,
-                   Transport& transport, Control& control, const Executor& executor)
+HostPipeline::HostPipeline(const Plan& plan, const Share& share, std::vector<std::size_t> routes,
+                           std::vector<std::byte*> parameters, std::unique_ptr<Transport> transport,
+                           Control& control)
     : plan_(plan),
       share_(share),
       routes_(std::move(routes)),
-      transport_(transport),
+      parameters_(std::move(parameters)),
+      written_parameters_(parameters_.begin(), parameters_.end()),
+      transport_(std::move(transport)),
       control_(control),
-      executor_(executor),
+      executor_(make_host_executor()),
       ring_(plan.staging_bytes_per_rank(), "the staging buffers"),
+      started_(static_cast<std::size_t>(plan.limits.buffers)),
       states_(share.buckets.size(), State::kDone) {
   const auto has = [&](bool ShareBucket::*role) {
     return std::any_of(share.buckets.begin(), share.buckets.end(),
                        [&](const ShareBucket& b) { return b.*role; });
   };
-  const auto start = [&](void (Pipeline::*stage)(const std::stop_token&)) {
+  const auto start = [&](void (HostPipeline::*stage)(const std::stop_token&)) {
     workers_.emplace_back([this, stage](const std::stop_token& stop) { worker(stop, stage); });
   };
-  if (has(&ShareBucket::root)) start(&Pipeline::pack_all);
-  if (has(&ShareBucket::destination)) start(&Pipeline::unpack_all);
+  if (has(&ShareBucket::root)) start(&HostPipeline::pack_all);
+  if (has(&ShareBucket::destination)) start(&HostPipeline::unpack_all);
 }
 
-Pipeline::~Pipeline() = default;
+HostPipeline::~HostPipeline() = default;
 
-StageSeconds Pipeline::run(Source* source, std::span<std::byte* const> parameters,
-                           std::span<std::uint64_t> sent, std::span<std::uint64_t> written,
-                           Progress& progress) {
+void HostPipeline::run(Source* source, std::span<std::uint64_t> sent, std::span<std::uint64_t> written,
+                       Progress& progress) {
   {
     const std::scoped_lock lock(mutex_);
     source_ = source;
-    parameters_ = parameters;
-    written_parameters_.assign(parameters.begin(), parameters.end());
     sent_ = sent;
     written_ = written;
     seconds_ = {};
+    start_ = Clock::now();
+    slices_.clear();
     std::fill(states_.begin(), states_.end(), State::kWaiting);
     workers_busy_ = static_cast<int>(workers_.size());
     ++update_;
   }
-  executor_.unpack(share_.padding, nullptr, parameters_);
+  executor_->unpack(share_.padding, nullptr, parameters_);
   changed_.notify_all();
   transport_all(progress);
-  return seconds_;
 }
 
-void Pipeline::transport_all(Progress& progress) {
+std::int64_t HostPipeline::first_dirty_padding() {
+  return executor_->first_not_zero(share_.padding, written_parameters_);
+}
+
+void HostPipeline::trace() {
+  tracing_ = true;
+  slices_.reserve(4 * share_.buckets.size());
+}
+
+void HostPipeline::poison(std::byte value) {
+  std::ranges::fill(ring_.span(), value);
+}
+
+double HostPipeline::note(TraceStage stage, std::size_t k, Clock::time_point start) {
+  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  if (tracing_) {
+    const std::scoped_lock lock(slices_mutex_);
+    slices_.push_back(
+        {stage, share_.buckets[k].bucket, std::chrono::duration<double>(start - start_).count(), seconds});
+  }
+  return seconds;
+}
+
+void HostPipeline::transport_all(Progress& progress) {
   std::size_t next = 0;   // first bucket that has not been started
   std::size_t first = 0;  // first bucket that has not ended
   Backoff backoff;
@@ -81,8 +96,9 @@ void Pipeline::transport_all(Progress& progress) {
       const std::uint32_t bucket = share_.buckets[next].bucket;
       const std::size_t started = next++;
       lock.unlock();
-      transport_.start(started % static_cast<std::size_t>(plan_.limits.buffers), routes_[bucket],
-                       runs(started));
+      if (tracing_) started_[started % started_.size()] = Clock::now();
+      transport_->start(started % static_cast<std::size_t>(plan_.limits.buffers), routes_[bucket],
+                        runs(started));
       lock.lock();
       advanced = true;
     }
@@ -90,7 +106,8 @@ void Pipeline::transport_all(Progress& progress) {
     for (std::size_t k = first; k < next; ++k) {
       if (states_[k] != State::kMoving) continue;
       lock.unlock();
-      const bool finished = transport_.finished(k % static_cast<std::size_t>(plan_.limits.buffers));
+      const bool finished = transport_->finished(k % static_cast<std::size_t>(plan_.limits.buffers));
+      if (finished && tracing_) note(TraceStage::kTransport, k, started_[k % started_.size()]);
       lock.lock();
       if (finished) {
         states_[k] = share_.buckets[k].destination ? State::kArrived : State::kDone;
@@ -119,43 +136,43 @@ void Pipeline::transport_all(Progress& progress) {
   if (failure_) std::rethrow_exception(failure_);
 }
 
-void Pipeline::pack_all(const std::stop_token& stop) {
+void HostPipeline::pack_all(const std::stop_token& stop) {
   for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
     const ShareBucket& bucket = share_.buckets[k];
     if (!bucket.root) continue;
     if (!wait_until(stop, [&] { return slot_free(k); })) return;
     const auto start = Clock::now();
     source_->pack(bucket.bucket, slot(k), sent_);
-    seconds_.pack += seconds_since(start);
+    seconds_.pack += note(TraceStage::kPack, k, start);
     set_state(k, State::kPacked);
   }
 }
 
-void Pipeline::unpack_all(const std::stop_token& stop) {
+void HostPipeline::unpack_all(const std::stop_token& stop) {
   for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
     const ShareBucket& bucket = share_.buckets[k];
     if (!bucket.destination) continue;
     if (!wait_until(stop, [&] { return states_[k] == State::kArrived; })) return;
     auto start = Clock::now();
-    executor_.unpack(share_.program(bucket), slot(k), parameters_);
-    seconds_.unpack += seconds_since(start);
+    executor_->unpack(share_.program(bucket), slot(k), parameters_);
+    seconds_.unpack += note(TraceStage::kUnpack, k, start);
     // The slot has been read; what follows looks at the parameters alone.
     set_state(k, State::kDone);
     if (written_.empty()) continue;
     start = Clock::now();
-    executor_.digest(share_.digest_program(bucket), written_parameters_,
-                     written_.subspan(bucket.first_move, bucket.moves));
-    seconds_.verify += seconds_since(start);
+    executor_->digest(share_.digest_program(bucket), written_parameters_,
+                      written_.subspan(bucket.first_move, bucket.moves));
+    seconds_.verify += note(TraceStage::kVerify, k, start);
   }
 }
 
 template <typename Ready>
-bool Pipeline::wait_until(const std::stop_token& stop, Ready ready) {
+bool HostPipeline::wait_until(const std::stop_token& stop, Ready ready) {
   std::unique_lock lock(mutex_);
   return changed_.wait(lock, stop, [&] { return ready() || failure_; }) && !failure_;
 }
 
-void Pipeline::set_state(std::size_t k, State state) {
+void HostPipeline::set_state(std::size_t k, State state) {
   {
     const std::scoped_lock lock(mutex_);
     states_[k] = state;
@@ -163,7 +180,7 @@ void Pipeline::set_state(std::size_t k, State state) {
   changed_.notify_all();
 }
 
-void Pipeline::worker(const std::stop_token& stop, void (Pipeline::*stage)(const std::stop_token&)) {
+void HostPipeline::worker(const std::stop_token& stop, void (HostPipeline::*stage)(const std::stop_token&)) {
   for (std::uint64_t done = 0;;) {
     {
       std::unique_lock lock(mutex_);
@@ -183,12 +200,12 @@ void Pipeline::worker(const std::stop_token& stop, void (Pipeline::*stage)(const
   }
 }
 
-bool Pipeline::slot_free(std::size_t k) const {
+bool HostPipeline::slot_free(std::size_t k) const {
   const auto buffers = static_cast<std::size_t>(plan_.limits.buffers);
   return k < buffers || states_[k - buffers] == State::kDone;
 }
 
-std::span<const std::span<std::byte>> Pipeline::runs(std::size_t k) {
+std::span<const std::span<std::byte>> HostPipeline::runs(std::size_t k) {
   const ShareBucket& bucket = share_.buckets[k];
   runs_.clear();
   for (const Message& message : share_.messages_of(bucket)) {
@@ -204,7 +221,7 @@ std::span<const std::span<std::byte>> Pipeline::runs(std::size_t k) {
   return runs_;
 }
 
-std::byte* Pipeline::slot(std::size_t k) const {
+std::byte* HostPipeline::slot(std::size_t k) const {
   return ring_.data() +
          static_cast<std::int64_t>(k % static_cast<std::size_t>(plan_.limits.buffers)) * plan_.slot_bytes;
 }

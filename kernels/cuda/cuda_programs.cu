@@ -1,0 +1,427 @@
+#include "kernels/cuda/cuda_programs.hpp"
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/float_bits.hpp"
+#include "kernels/digest.hpp"
+
+namespace weightcast {
+
+/// A move with its address in device memory. Rows that lie one behind the other are one row.
+struct DeviceMove {
+  std::byte* address;
+  std::int64_t pitch;
+  std::int64_t staging;
+  std::int64_t staging_pitch;
+  std::int64_t rows;
+  std::int64_t row_bytes;
+  MoveOp op;
+};
+
+struct DeviceBox {
+  const std::byte* address;
+  std::int64_t pitch;
+  Box box;
+  std::uint64_t tensor_key;
+  std::int64_t element_bytes;
+};
+
+namespace {
+
+constexpr int kThreads = 512;
+constexpr int kWarp = 32;
+// Loads that a thread has under way at once.
+constexpr int kInFlight = 4;
+
+enum class Direction : std::uint8_t { kPack, kUnpack };
+
+/// Those that work on one chunk together: a block or a warp.
+struct Team {
+  std::uint32_t rank;
+  std::uint32_t size;
+};
+
+/// Rows [0, rows) of `row_bytes` bytes from here to there.
+struct Rows {
+  const std::byte* from;
+  std::byte* to;
+  std::int64_t from_pitch;
+  std::int64_t to_pitch;
+  std::uint32_t rows;
+  std::uint32_t row_bytes;
+};
+
+/// A thread's walk over the units of some rows, `size` units on at each step, without a division a step.
+class Walk {
+ public:
+  __device__ Walk(Team team, std::uint32_t units_of_row)
+      : row_(team.rank / units_of_row),
+        col_(team.rank % units_of_row),
+        row_step_(team.size / units_of_row),
+        col_step_(team.size % units_of_row),
+        units_of_row_(units_of_row) {}
+  __device__ void next() {
+    row_ += row_step_;
+    col_ += col_step_;
+    if (col_ >= units_of_row_) {
+      col_ -= units_of_row_;
+      ++row_;
+    }
+  }
+  __device__ std::uint32_t row() const { return row_; }
+  __device__ std::uint32_t col() const { return col_; }
+
+ private:
+  std::uint32_t row_;
+  std::uint32_t col_;
+  std::uint32_t row_step_;
+  std::uint32_t col_step_;
+  std::uint32_t units_of_row_;
+};
+
+/// Copies in units of one vector; everything is a multiple of its size. `Zero` writes zeros and reads
+/// nothing.
+template <typename Vector, bool Zero>
+__device__ void copy_units(const Rows& rows, Team team) {
+  const std::uint32_t units_of_row = rows.row_bytes / sizeof(Vector);
+  Walk walk(team, units_of_row);
+  while (walk.row() < rows.rows) {
+    Vector value[kInFlight] = {};
+    Vector* to[kInFlight];
+    bool mine[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      mine[i] = walk.row() < rows.rows;
+      to[i] = reinterpret_cast<Vector*>(rows.to + walk.row() * rows.to_pitch) + walk.col();
+      if (!Zero && mine[i]) {
+        value[i] =
+            __ldcs(reinterpret_cast<const Vector*>(rows.from + walk.row() * rows.from_pitch) + walk.col());
+      }
+      walk.next();
+    }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      if (mine[i]) __stcs(to[i], value[i]);
+    }
+  }
+}
+
+/// One row whose ends are not aligned, but both sides alike: single bytes up to the first aligned vector,
+/// vectors, single bytes.
+template <bool Zero>
+__device__ void copy_row_with_ends(const Rows& row, Team team) {
+  const auto to = reinterpret_cast<std::uintptr_t>(row.to);
+  const auto head = static_cast<std::uint32_t>(min(static_cast<std::uintptr_t>(row.row_bytes), -to & 15));
+  const std::uint32_t body = (row.row_bytes - head) / 16 * 16;
+  const Rows middle{row.from + head, row.to + head, 0, 0, body == 0 ? 0u : 1u, body};
+  if (body > 0) copy_units<uint4, Zero>(middle, team);
+  for (std::uint32_t i = team.rank; i < row.row_bytes - body; i += team.size) {
+    const std::uint32_t at = i < head ? i : i + body;
+    row.to[at] = Zero ? std::byte{0} : row.from[at];
+  }
+}
+
+template <bool Zero>
+__device__ void copy_rows(const Rows& rows, Team team) {
+  const auto from = Zero ? std::uintptr_t{0} : reinterpret_cast<std::uintptr_t>(rows.from);
+  const auto to = reinterpret_cast<std::uintptr_t>(rows.to);
+  std::uintptr_t all = from | to | rows.row_bytes;
+  if (rows.rows > 1) all |= static_cast<std::uintptr_t>(Zero ? 0 : rows.from_pitch) | rows.to_pitch;
+  if (all % 16 == 0) return copy_units<uint4, Zero>(rows, team);
+  if (rows.rows == 1 && (Zero || (from ^ to) % 16 == 0)) return copy_row_with_ends<Zero>(rows, team);
+  if (all % 8 == 0) return copy_units<uint2, Zero>(rows, team);
+  if (all % 4 == 0) return copy_units<unsigned, Zero>(rows, team);
+  if (all % 2 == 0) return copy_units<unsigned short, Zero>(rows, team);
+  copy_units<unsigned char, Zero>(rows, team);
+}
+
+/// float32 rows to bfloat16 rows; `row_bytes` and `to_pitch` are those of the bfloat16 side.
+__device__ void round_rows(const Rows& rows, Team team) {
+  Walk walk(team, rows.row_bytes / 2);
+  for (; walk.row() < rows.rows; walk.next()) {
+    const std::byte* from = rows.from + walk.row() * rows.from_pitch + std::int64_t{4} * walk.col();
+    std::byte* to = rows.to + walk.row() * rows.to_pitch + std::int64_t{2} * walk.col();
+    if (reinterpret_cast<std::uintptr_t>(from) % 4 == 0 && reinterpret_cast<std::uintptr_t>(to) % 2 == 0) {
+      *reinterpret_cast<std::uint16_t*>(to) = bf16_bits(*reinterpret_cast<const float*>(from));
+    } else {
+      float value;
+      memcpy(&value, from, 4);
+      const std::uint16_t bits = bf16_bits(value);
+      memcpy(to, &bits, 2);
+    }
+  }
+}
+
+/// Rows [row, row + count) of a move, of each the bytes [begin, begin + row_bytes) of its staging side.
+template <Direction D>
+__device__ void run_rows(const DeviceMove& move, std::byte* staging, std::int64_t row, std::int64_t begin,
+                         std::uint32_t count, std::uint32_t row_bytes, Team team) {
+  std::byte* packed = staging + move.staging + row * move.staging_pitch + begin;
+  const bool rounds = move.op == MoveOp::kF32ToBF16;
+  std::byte* placed = move.address + row * move.pitch + (rounds ? 2 * begin : begin);
+  if (D == Direction::kPack) {
+    const Rows rows{placed, packed, move.pitch, move.staging_pitch, count, row_bytes};
+    rounds ? round_rows(rows, team) : copy_rows<false>(rows, team);
+  } else {
+    const Rows rows{packed, placed, move.staging_pitch, move.pitch, count, row_bytes};
+    move.op == MoveOp::kZero ? copy_rows<true>(rows, team) : copy_rows<false>(rows, team);
+  }
+}
+
+/// Calls `each(move number, move, first row, first byte of it, rows, bytes of each)` for what this thread's
+/// team has to do of all tiles.
+template <typename Each>
+__device__ void for_each_chunk(const DeviceMove* moves, const Tile* tiles, std::uint32_t count, Each each) {
+  for (std::uint32_t t = blockIdx.x; t < count; t += gridDim.x) {
+    const Tile tile = tiles[t];
+    if ((tile.what & Tile::kRun) != 0) {
+      const std::uint32_t run = tile.what & ~Tile::kRun;
+      for (std::uint32_t i = threadIdx.x / kWarp; i < run; i += kThreads / kWarp) {
+        const DeviceMove& move = moves[tile.move + i];
+        each(tile.move + i, move, 0, 0, static_cast<std::uint32_t>(move.rows),
+             static_cast<std::uint32_t>(move.row_bytes), Team{threadIdx.x % kWarp, kWarp});
+      }
+      continue;
+    }
+    const DeviceMove& move = moves[tile.move];
+    const Chunking chunking(move.rows, move.row_bytes);
+    std::int64_t row = tile.what;
+    std::int64_t begin = 0;
+    if (chunking.parts_of_row > 1) {
+      row = tile.what / static_cast<std::uint32_t>(chunking.parts_of_row);
+      begin = (tile.what % static_cast<std::uint32_t>(chunking.parts_of_row)) * Tile::kBytes;
+    } else {
+      row *= chunking.rows_each;
+    }
+    each(tile.move, move, row, begin, static_cast<std::uint32_t>(min(chunking.rows_each, move.rows - row)),
+         static_cast<std::uint32_t>(min(Tile::kBytes, move.row_bytes - begin)), Team{threadIdx.x, kThreads});
+  }
+}
+
+template <Direction D>
+__global__ void __launch_bounds__(kThreads)
+    run_moves(const DeviceMove* moves, const Tile* tiles, std::uint32_t count, std::byte* staging) {
+  for_each_chunk(moves, tiles, count,
+                 [&](std::uint32_t, const DeviceMove& move, std::int64_t row, std::int64_t begin,
+                     std::uint32_t rows, std::uint32_t row_bytes,
+                     Team team) { run_rows<D>(move, staging, row, begin, rows, row_bytes, team); });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    look_for_not_zero(const DeviceMove* moves, const Tile* tiles, std::uint32_t count, unsigned* result) {
+  for_each_chunk(moves, tiles, count,
+                 [&](std::uint32_t number, const DeviceMove& move, std::int64_t row, std::int64_t begin,
+                     std::uint32_t rows, std::uint32_t row_bytes, Team team) {
+                   bool dirty = false;
+                   for (Walk walk(team, row_bytes); walk.row() < rows; walk.next()) {
+                     const std::byte* at = move.address + (row + walk.row()) * move.pitch + begin;
+                     dirty = dirty || at[walk.col()] != std::byte{0};
+                   }
+                   if (dirty) atomicMin(result, number);
+                 });
+}
+
+/// Σ key · element mod 2^64 over a few elements. Keys are kept in halves, because an element of at most 32
+/// bits then costs one wide and one narrow multiplication instead of a whole 64-bit product.
+template <typename Element, int Count>
+class Dot {
+ public:
+  __device__ void set_key(int i, std::uint64_t key) {
+    low_[i] = static_cast<std::uint32_t>(key);
+    high_[i] = static_cast<std::uint32_t>(key >> 32);
+  }
+  __device__ std::uint64_t of(const Element (&elements)[Count]) const {
+    std::uint64_t low = 0;
+    std::uint32_t high = 0;
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      if constexpr (sizeof(Element) == 8) {
+        low += (std::uint64_t{high_[i]} << 32 | low_[i]) * elements[i];
+      } else {
+        const std::uint32_t element = elements[i];
+        low += std::uint64_t{low_[i]} * element;
+        high += high_[i] * element;
+      }
+    }
+    return low + (std::uint64_t{high} << 32);
+  }
+
+ private:
+  std::uint32_t low_[Count];
+  std::uint32_t high_[Count];
+};
+
+/// The part of a box's digest that belongs to one strip of columns and some rows; every lane has its share.
+template <typename Element>
+__device__ std::uint64_t digest_strip(const DeviceBox& box, std::int64_t first_row, std::int64_t rows,
+                                      std::int64_t strip, int lane) {
+  constexpr int kElements = 16 / sizeof(Element);
+  constexpr int kAtOnce = 8;
+  const std::int64_t col = (strip * kWarp + lane) * kElements;
+  const int valid = static_cast<int>(max(std::int64_t{0}, min(std::int64_t{kElements}, box.box.cols - col)));
+  Dot<Element, kElements> dot;
+#pragma unroll
+  for (int j = 0; j < kElements; ++j) {
+    dot.set_key(j, j < valid ? digest_column_key(box.tensor_key, box.box.col + col + j) : 0);
+  }
+  const std::byte* data =
+      box.address + first_row * box.pitch + col * static_cast<std::int64_t>(sizeof(Element));
+  const bool aligned =
+      valid == kElements &&
+      (reinterpret_cast<std::uintptr_t>(box.address) | static_cast<std::uintptr_t>(box.pitch)) % 16 == 0;
+  std::uint64_t sum = 0;
+  for (std::int64_t batch = 0; batch < rows; batch += kWarp) {
+    const std::uint64_t own_row_key = digest_row_key(box.tensor_key, box.box.row + first_row + batch + lane);
+    const int count = static_cast<int>(min(std::int64_t{kWarp}, rows - batch));
+    for (int start = 0; start < count; start += kAtOnce) {
+      union {
+        uint4 vector;
+        Element elements[kElements];
+      } values[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        values[i].vector = uint4{0, 0, 0, 0};
+        if (start + i >= count) continue;
+        const std::byte* at = data + (batch + start + i) * box.pitch;
+        if (aligned) {
+          values[i].vector = __ldcs(reinterpret_cast<const uint4*>(at));
+        } else {
+#pragma unroll
+          for (int j = 0; j < kElements; ++j) {
+            if (j >= valid) continue;
+            Element element = 0;
+            // Byte by byte: the address may be that of any byte.
+            memcpy(&element, at + j * sizeof(Element), sizeof(Element));
+            values[i].elements[j] = element;
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        // Rows behind the last have no elements: their dot is zero.
+        sum += dot.of(values[i].elements) * __shfl_sync(~0u, own_row_key, start + i);
+      }
+    }
+  }
+  return sum;
+}
+
+__global__ void __launch_bounds__(kThreads) run_digests(const DeviceBox* boxes, const DigestTile* tiles,
+                                                        std::uint32_t count, std::uint64_t* results) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const std::uint32_t warps = gridDim.x * (blockDim.x / kWarp);
+  for (std::uint32_t t = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp; t < count; t += warps) {
+    const DigestTile tile = tiles[t];
+    const DeviceBox& box = boxes[tile.box];
+    const auto strips = static_cast<std::uint32_t>(DigestTile::strips(box.box.cols, box.element_bytes));
+    const std::int64_t first_row = std::int64_t{tile.chunk / strips} * DigestTile::kRows;
+    const std::int64_t rows = min(DigestTile::kRows, box.box.rows - first_row);
+    const std::int64_t strip = tile.chunk % strips;
+    std::uint64_t sum = 0;
+    switch (box.element_bytes) {
+      case 1:
+        sum = digest_strip<std::uint8_t>(box, first_row, rows, strip, lane);
+        break;
+      case 2:
+        sum = digest_strip<std::uint16_t>(box, first_row, rows, strip, lane);
+        break;
+      case 4:
+        sum = digest_strip<std::uint32_t>(box, first_row, rows, strip, lane);
+        break;
+      default:
+        sum = digest_strip<std::uint64_t>(box, first_row, rows, strip, lane);
+        break;
+    }
+    for (int step = kWarp / 2; step > 0; step /= 2) sum += __shfl_down_sync(~0u, sum, step);
+    if (lane == 0) {
+      atomicAdd(reinterpret_cast<unsigned long long*>(results + tile.box),
+                static_cast<unsigned long long>(sum));
+    }
+  }
+}
+
+int grid(std::uint32_t work, int blocks) {
+  return static_cast<int>(std::min<std::uint32_t>(work, static_cast<std::uint32_t>(std::max(1, blocks))));
+}
+
+template <typename TileType, typename Entry>
+std::vector<TileType> tile_all(std::span<const Entry> entries, std::span<const ProgramRange> programs,
+                               std::vector<ProgramRange>& launches) {
+  std::vector<TileType> tiles;
+  for (const ProgramRange& program : programs) {
+    const auto first = static_cast<std::uint32_t>(tiles.size());
+    append_tiles(entries.subspan(program.first, program.count), program.first, tiles);
+    launches.push_back({first, static_cast<std::uint32_t>(tiles.size()) - first});
+  }
+  return tiles;
+}
+
+}  // namespace
+
+CudaMovePrograms::CudaMovePrograms(std::span<const Move> moves, std::span<const ProgramRange> programs,
+                                   std::span<std::byte* const> buffers) {
+  std::vector<DeviceMove> resolved;
+  resolved.reserve(moves.size());
+  for (const Move& move : moves) {
+    const bool one = move.op != MoveOp::kF32ToBF16 && move.dense();
+    resolved.push_back({buffers[move.buffer] + move.offset, move.pitch, move.staging, move.staging_step(),
+                        one ? 1 : move.rows, one ? move.bytes() : move.row_bytes, move.op});
+  }
+  moves_ = DeviceArray<DeviceMove>(std::span<const DeviceMove>(resolved));
+  const std::vector<Tile> tiles = tile_all<Tile>(moves, programs, launches_);
+  tiles_ = DeviceArray<Tile>(std::span<const Tile>(tiles));
+}
+
+void CudaMovePrograms::pack(std::size_t program, std::byte* staging, int blocks, cudaStream_t stream) const {
+  const ProgramRange& launch = launches_[program];
+  if (launch.count == 0) return;
+  run_moves<Direction::kPack><<<grid(launch.count, blocks), kThreads, 0, stream>>>(
+      moves_.data(), tiles_.data() + launch.first, launch.count, staging);
+  WEIGHTCAST_CUDA(cudaGetLastError());
+}
+
+void CudaMovePrograms::unpack(std::size_t program, const std::byte* staging, int blocks,
+                              cudaStream_t stream) const {
+  const ProgramRange& launch = launches_[program];
+  if (launch.count == 0) return;
+  // An unpack kernel only reads staging.
+  run_moves<Direction::kUnpack><<<grid(launch.count, blocks), kThreads, 0, stream>>>(
+      moves_.data(), tiles_.data() + launch.first, launch.count, const_cast<std::byte*>(staging));
+  WEIGHTCAST_CUDA(cudaGetLastError());
+}
+
+void CudaMovePrograms::find_not_zero(std::size_t program, unsigned* result, int blocks,
+                                     cudaStream_t stream) const {
+  const ProgramRange& launch = launches_[program];
+  if (launch.count == 0) return;
+  look_for_not_zero<<<grid(launch.count, blocks), kThreads, 0, stream>>>(
+      moves_.data(), tiles_.data() + launch.first, launch.count, result);
+  WEIGHTCAST_CUDA(cudaGetLastError());
+}
+
+CudaDigestPrograms::CudaDigestPrograms(std::span<const DigestBox> boxes,
+                                       std::span<const ProgramRange> programs,
+                                       std::span<std::byte* const> buffers) {
+  std::vector<DeviceBox> resolved;
+  resolved.reserve(boxes.size());
+  for (const DigestBox& box : boxes) {
+    resolved.push_back(
+        {buffers[box.buffer] + box.offset, box.pitch, box.box, box.tensor_key, box.element_bytes});
+  }
+  boxes_ = DeviceArray<DeviceBox>(std::span<const DeviceBox>(resolved));
+  const std::vector<DigestTile> tiles = tile_all<DigestTile>(boxes, programs, launches_);
+  tiles_ = DeviceArray<DigestTile>(std::span<const DigestTile>(tiles));
+}
+
+void CudaDigestPrograms::run(std::size_t program, std::uint64_t* results, int blocks,
+                             cudaStream_t stream) const {
+  const ProgramRange& launch = launches_[program];
+  if (launch.count == 0) return;
+  constexpr std::uint32_t kWarps = kThreads / kWarp;
+  run_digests<<<grid((launch.count + kWarps - 1) / kWarps, blocks), kThreads, 0, stream>>>(
+      boxes_.data(), tiles_.data() + launch.first, launch.count, results);
+  WEIGHTCAST_CUDA(cudaGetLastError());
+}
+
+}  // namespace weightcast

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/executor.hpp"
+#include "kernels/move.hpp"
+
+namespace weightcast {
+
+/// The unit of work of a thread block: a chunk of one move, or a run of small moves, a warp each. Tiles of a
+/// program cost about the same whether it is one huge move or ten thousand tiny ones, so that blocks which
+/// take every n-th tile end together.
+struct Tile {
+  static constexpr std::uint32_t kRun = 1u << 31;
+  /// Staging bytes of a chunk.
+  static constexpr std::int64_t kBytes = 64 << 10;
+  /// A move of at most this many bytes is small enough for one warp.
+  static constexpr std::int64_t kSmallBytes = 4 << 10;
+  static constexpr std::uint32_t kMostMovesInRun = 64;
+
+  std::uint32_t move = 0;  ///< the (first) move
+  std::uint32_t what = 0;  ///< number of the chunk, or kRun | count of moves
+};
+
+/// How `rows` rows of `row_bytes` bytes are cut into chunks: groups of whole rows, or parts of a row that is
+/// larger than a chunk.
+struct Chunking {
+  std::int64_t rows_each = 1;
+  std::int64_t parts_of_row = 1;
+  std::int64_t count = 0;
+
+  constexpr Chunking(std::int64_t rows, std::int64_t row_bytes)
+      : rows_each(row_bytes < Tile::kBytes ? Tile::kBytes / row_bytes : 1),
+        parts_of_row(row_bytes < Tile::kBytes ? 1 : (row_bytes + Tile::kBytes - 1) / Tile::kBytes),
+        count((rows + rows_each - 1) / rows_each * parts_of_row) {}
+};
+
+/// Appends the tiles of `program`; its first move has number `first`.
+void append_tiles(std::span<const Move> program, std::uint32_t first, std::vector<Tile>& tiles);
+
+/// The unit of work of a warp that computes digests: a strip of columns of some rows of one box.
+struct DigestTile {
+  static constexpr std::int64_t kStripBytes = 512;
+  static constexpr std::int64_t kRows = 128;
+
+  std::uint32_t box = 0;
+  std::uint32_t chunk = 0;  ///< row chunk × strips + strip
+
+  static constexpr std::int64_t strips(std::int64_t cols, std::int64_t element_bytes) {
+    return (cols * element_bytes + kStripBytes - 1) / kStripBytes;
+  }
+};
+
+/// Appends the tiles of `boxes`; the first has number `first`.
+void append_tiles(std::span<const DigestBox> boxes, std::uint32_t first, std::vector<DigestTile>& tiles);
+
+}  // namespace weightcast

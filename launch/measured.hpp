@@ -1,0 +1,25 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace weightcast {
+
+/// One thing that is measured several times in a run.
+struct Measured {
+  std::string what;
+  std::vector<double> seconds;
+  std::int64_t bytes = 0;
+
+  double median_seconds() const {
+    std::vector<double> values = seconds;
+    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
+  }
+  double gb_s() const { return static_cast<double>(bytes) / median_seconds() / 1e9; }
+};
+
+}  // namespace weightcast

@@ -1,0 +1,47 @@
+#include "launch/trace_file.hpp"
+
+#include <cstring>
+#include <type_traits>
+
+#include "launch/job.hpp"
+
+namespace weightcast {
+
+TraceFile::TraceFile(Control& control, const Session& session, std::string path)
+    : control_(control), session_(session), path_(std::move(path)) {
+  session.pipeline().trace();
+}
+
+void TraceFile::add(std::int64_t version) {
+  static_assert(std::is_trivially_copyable_v<TraceSlice>);
+  const std::vector<TraceSlice> mine = session_.pipeline().slices();
+  const std::vector<std::string> all =
+      control_.gather({reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(TraceSlice)});
+  // All ranks begin an update together, so that one clock places it; within it each rank has its own.
+  double end = 0;
+  std::vector<RankTrace> traces;
+  for (std::size_t rank = 0; rank < all.size(); ++rank) {
+    RankTrace trace;
+    trace.rank = static_cast<int>(rank);
+    trace.version = version;
+    trace.slices.resize(all[rank].size() / sizeof(TraceSlice));
+    std::memcpy(trace.slices.data(), all[rank].data(), all[rank].size());
+    for (const TraceSlice& slice : trace.slices) end = std::max(end, slice.start + slice.seconds);
+    traces.push_back(std::move(trace));
+  }
+  const double now = std::chrono::duration<double>(Clock::now() - start_).count();
+  for (RankTrace& trace : traces) {
+    trace.begin = std::max(0.0, now - end);
+    traces_.push_back(std::move(trace));
+  }
+}
+
+void TraceFile::write(const JobReport& report) {
+  control_.together([&] {
+    if (control_.rank() != 0) return;
+    for (RankTrace& trace : traces_) trace.role = report.ranks[static_cast<std::size_t>(trace.rank)].role;
+    write_text(path_, trace_json(traces_));
+  });
+}
+
+}  // namespace weightcast

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "report/trace.hpp"
+#include "report/update_report.hpp"
+#include "session/control.hpp"
+#include "session/session.hpp"
+
+namespace weightcast {
+
+/// The file of `--trace`: what every rank did with every bucket, update by update.
+class TraceFile {
+ public:
+  /// From now on the session notes what happens. `control` and `session` must outlive this.
+  TraceFile(Control& control, const Session& session, std::string path);
+
+  /// Takes in the last update. Collective.
+  void add(std::int64_t version);
+
+  /// Writes the file, on rank 0; throws (by agreement) IoError. Collective.
+  void write(const JobReport& report);
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  Control& control_;
+  const Session& session_;
+  std::string path_;
+  Clock::time_point start_ = Clock::now();
+  std::vector<RankTrace> traces_;  ///< on rank 0
+};
+
+}  // namespace weightcast

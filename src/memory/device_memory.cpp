@@ -1,0 +1,35 @@
+#include "memory/device_buffer.hpp"
+#include "memory/memory.hpp"
+#include "sys/cuda.hpp"
+
+namespace weightcast {
+
+namespace {
+
+class DeviceMemory final : public Memory {
+ public:
+  DeviceMemory(std::int64_t bytes, const char* purpose) : buffer_(bytes, purpose) {}
+
+  std::byte* data() const override { return buffer_.data(); }
+  std::int64_t bytes() const override { return buffer_.bytes(); }
+  bool on_host() const override { return false; }
+  void read(std::int64_t offset, std::span<std::byte> to) const override {
+    WEIGHTCAST_CUDA(cudaMemcpy(to.data(), buffer_.data() + offset, to.size(), cudaMemcpyDeviceToHost));
+  }
+  void fill(std::byte value) override {
+    if (bytes() == 0) return;
+    WEIGHTCAST_CUDA(cudaMemset(data(), static_cast<int>(value), static_cast<std::size_t>(bytes())));
+    WEIGHTCAST_CUDA(cudaDeviceSynchronize());
+  }
+
+ private:
+  DeviceBuffer buffer_;
+};
+
+}  // namespace
+
+std::unique_ptr<Memory> make_device_memory(std::int64_t bytes, const char* purpose) {
+  return std::make_unique<DeviceMemory>(bytes, purpose);
+}
+
+}  // namespace weightcast

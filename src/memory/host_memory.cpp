@@ -1,0 +1,33 @@
+#include <algorithm>
+#include <cstring>
+
+#include "memory/host_buffer.hpp"
+#include "memory/memory.hpp"
+
+namespace weightcast {
+
+namespace {
+
+class HostMemory final : public Memory {
+ public:
+  HostMemory(std::int64_t bytes, const char* purpose) : buffer_(bytes, purpose) {}
+
+  std::byte* data() const override { return buffer_.data(); }
+  std::int64_t bytes() const override { return buffer_.bytes(); }
+  bool on_host() const override { return true; }
+  void read(std::int64_t offset, std::span<std::byte> to) const override {
+    std::memcpy(to.data(), buffer_.data() + offset, to.size());
+  }
+  void fill(std::byte value) override { std::ranges::fill(buffer_.span(), value); }
+
+ private:
+  HostBuffer buffer_;
+};
+
+}  // namespace
+
+std::unique_ptr<Memory> make_host_memory(std::int64_t bytes, const char* purpose) {
+  return std::make_unique<HostMemory>(bytes, purpose);
+}
+
+}  // namespace weightcast

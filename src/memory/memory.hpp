@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+namespace weightcast {
+
+/// Memory at an address that never changes, on the host or on a GPU.
+class Memory {
+ public:
+  virtual ~Memory() = default;
+
+  /// The first byte; on a GPU the device's address.
+  virtual std::byte* data() const = 0;
+  virtual std::int64_t bytes() const = 0;
+
+  /// True when the host may follow data().
+  virtual bool on_host() const = 0;
+
+  /// Copies [offset, offset + to.size()) into host memory. Waits.
+  virtual void read(std::int64_t offset, std::span<std::byte> to) const = 0;
+
+  /// Sets every byte. Waits.
+  virtual void fill(std::byte value) = 0;
+};
+
+/// Throws IoError when the system refuses; `purpose` says what for.
+std::unique_ptr<Memory> make_host_memory(std::int64_t bytes, const char* purpose);
+
+/// On the current device; only in builds with CUDA.
+std::unique_ptr<Memory> make_device_memory(std::int64_t bytes, const char* purpose);
+
+}  // namespace weightcast

@@ -1,0 +1,148 @@
+#include "plan/division.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <numeric>
+#include <optional>
+#include <string_view>
+
+#include "core/units.hpp"
+#include "plan/plan.hpp"
+
+namespace weightcast {
+
+namespace {
+
+// Below this a share of its own is not worth another root.
+constexpr std::int64_t kSmallBytes = Limits::kLeastBucketBytes;
+
+/// The trainers that have least so far, in ascending order.
+std::vector<std::size_t> least_loaded(const std::vector<std::int64_t>& load, std::size_t count) {
+  std::vector<std::size_t> order(load.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return load[a] < load[b]; });
+  order.resize(count);
+  std::sort(order.begin(), order.end());
+  return order;
+}
+
+/// The pieces of each trainer, and how many bytes it has.
+struct Division {
+  std::vector<std::vector<Piece>> by_trainer;
+  std::vector<std::int64_t> load;
+
+  explicit Division(std::int64_t trainers)
+      : by_trainer(static_cast<std::size_t>(trainers)), load(by_trainer.size(), 0) {}
+
+  void give(const Catalog& catalog, std::size_t owner, const Piece& piece) {
+    by_trainer[owner].push_back(piece);
+    load[owner] += piece_bytes(catalog, piece);
+  }
+};
+
+/// Equal runs of bytes, one a trainer, of the pieces of one set.
+void divide_by_bytes(const Catalog& catalog, const std::vector<const Piece*>& pieces, Division& division) {
+  const std::int64_t total = std::accumulate(
+      pieces.begin(), pieces.end(), std::int64_t{0},
+      [&](std::int64_t sum, const Piece* piece) { return sum + piece_bytes(catalog, *piece); });
+  const auto trainers = static_cast<std::int64_t>(division.by_trainer.size());
+  const std::int64_t shares = std::clamp<std::int64_t>(total / kSmallBytes, 1, trainers);
+  const std::vector<std::size_t> owners = least_loaded(division.load, static_cast<std::size_t>(shares));
+  std::int64_t share = 0;
+  std::int64_t done = 0;
+  const auto give = [&](const Piece& piece) {
+    division.give(catalog, owners[static_cast<std::size_t>(share)], piece);
+    done += piece_bytes(catalog, piece);
+  };
+  for (const Piece* whole : pieces) {
+    Piece rest = *whole;
+    while (!rest.box.empty()) {
+      // Products of byte totals and trainer counts stay far below 2^63.
+      const std::int64_t boundary = total * (share + 1) / shares;
+      const std::int64_t rows = (boundary - done) / piece_row_bytes(catalog, rest);
+      if (share + 1 == shares || rows >= rest.box.rows) {
+        give(rest);
+        break;
+      }
+      if (rows > 0) give(take_rows(rest, rows));
+      ++share;
+    }
+  }
+}
+
+/// Trainer t of n has rows [t·R/n, (t+1)·R/n) of every tensor of R rows.
+void divide_by_rows(const Catalog& catalog, const std::vector<const Piece*>& pieces, Division& division) {
+  const auto trainers = static_cast<std::int64_t>(division.by_trainer.size());
+  for (const Piece* whole : pieces) {
+    const std::int64_t rows = catalog[whole->tensor].shape.rows();
+    for (std::int64_t trainer = 0; trainer < trainers; ++trainer) {
+      const std::int64_t first = trainer * rows / trainers;
+      Piece part = *whole;
+      part.box = part.box.intersect(
+          {first, (trainer + 1) * rows / trainers - first, 0, catalog[whole->tensor].shape.cols()});
+      if (!part.box.empty()) division.give(catalog, static_cast<std::size_t>(trainer), part);
+    }
+  }
+}
+
+/// The number of the expert in `….experts.17.down_proj.weight`; nothing for other tensors.
+std::optional<std::int64_t> expert_of(std::string_view name) {
+  constexpr std::string_view kExperts = ".experts.";
+  const std::size_t at = name.find(kExperts);
+  if (at == std::string_view::npos) return std::nullopt;
+  const std::string_view rest = name.substr(at + kExperts.size());
+  std::int64_t number = 0;
+  const auto [end, status] = std::from_chars(rest.data(), rest.data() + rest.size(), number);
+  if (status != std::errc() || end == rest.data() + rest.size() || *end != '.') return std::nullopt;
+  return number;
+}
+
+/// Trainer t of n has experts [t·E/n, (t+1)·E/n) of every layer; the rest is divided by bytes.
+void divide_by_experts(const Catalog& catalog, const std::vector<const Piece*>& pieces, std::int64_t experts,
+                       Division& division) {
+  const auto trainers = static_cast<std::int64_t>(division.by_trainer.size());
+  std::vector<const Piece*> others;
+  for (const Piece* piece : pieces) {
+    if (const auto expert = expert_of(catalog[piece->tensor].name)) {
+      division.give(catalog, static_cast<std::size_t>(*expert * trainers / experts), *piece);
+    } else {
+      others.push_back(piece);
+    }
+  }
+  if (!others.empty()) divide_by_bytes(catalog, others, division);
+}
+
+std::int64_t count_experts(const Catalog& catalog) {
+  std::int64_t experts = 0;
+  for (const Tensor& tensor : catalog.tensors()) {
+    if (const auto expert = expert_of(tensor.name)) experts = std::max(experts, *expert + 1);
+  }
+  return experts;
+}
+
+}  // namespace
+
+std::vector<std::vector<Piece>> divide_among_trainers(const Catalog& catalog, const Routing& routing,
+                                                      std::int64_t trainers, SourceSplit split) {
+  std::vector<std::vector<const Piece*>> by_set(routing.destinations.size());
+  for (const Piece& piece : routing.pieces) by_set[piece.destinations].push_back(&piece);
+  Division division(trainers);
+  const std::int64_t experts = split == SourceSplit::kExpert ? count_experts(catalog) : 0;
+  for (const auto& pieces : by_set) {
+    switch (split) {
+      case SourceSplit::kCatalog:
+        divide_by_bytes(catalog, pieces, division);
+        break;
+      case SourceSplit::kRow:
+        divide_by_rows(catalog, pieces, division);
+        break;
+      case SourceSplit::kExpert:
+        divide_by_experts(catalog, pieces, experts, division);
+        break;
+    }
+  }
+  return std::move(division.by_trainer);
+}
+
+}  // namespace weightcast

@@ -1,0 +1,111 @@
+#include "session/cuda/file_feed.hpp"
+
+#include <chrono>
+#include <cstring>
+
+namespace weightcast {
+
+FileFeed::FileFeed(const Plan& plan, const Share& share) : plan_(plan), share_(share) {
+  for (const ShareBucket& bucket : share.buckets) {
+    if (bucket.root) buckets_.push_back(&bucket);
+  }
+  ring_ = PinnedBuffer(plan.staging_bytes_per_rank(), "reading files");
+  for (std::int64_t i = 0; i < plan.limits.buffers; ++i) copied_.emplace_back(CudaEvent::Kind::kOrder);
+  WEIGHTCAST_CUDA(cudaGetDevice(&device_));
+  thread_ = std::jthread([this](const std::stop_token& stop) { work(stop); });
+}
+
+FileFeed::~FileFeed() = default;
+
+void FileFeed::begin(Source& source, std::span<std::uint64_t> digests) {
+  {
+    const std::scoped_lock lock(mutex_);
+    source_ = &source;
+    digests_ = digests;
+    read_ = enqueued_ = 0;
+    ++updates_;
+  }
+  changed_.notify_all();
+}
+
+void FileFeed::copy(std::size_t n, std::byte* slot, cudaStream_t stream, const std::function<void()>& poll) {
+  using namespace std::chrono_literals;
+  const std::size_t buffer = n % copied_.size();
+  {
+    std::unique_lock lock(mutex_);
+    while (!changed_.wait_for(lock, 10ms, [&] { return read_ > n || failure_; })) {
+      lock.unlock();
+      poll();
+      lock.lock();
+    }
+    if (failure_) std::rethrow_exception(failure_);
+  }
+  const std::byte* from = ring_.data() + static_cast<std::int64_t>(buffer) * plan_.slot_bytes;
+  WEIGHTCAST_CUDA(cudaMemcpyAsync(slot, from,
+                                  static_cast<std::size_t>(plan_.buckets[buckets_[n]->bucket].bytes),
+                                  cudaMemcpyHostToDevice, stream));
+  copied_[buffer].record(stream);
+  {
+    const std::scoped_lock lock(mutex_);
+    enqueued_ = n + 1;
+  }
+  changed_.notify_all();
+}
+
+void FileFeed::finish() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return ended_ == updates_; });
+  if (failure_) std::rethrow_exception(failure_);
+}
+
+void FileFeed::work(const std::stop_token& stop) {
+  cudaSetDevice(device_);
+  for (;;) {
+    {
+      std::unique_lock lock(mutex_);
+      if (!changed_.wait(lock, stop, [&] { return updates_ > ended_; })) return;
+    }
+    std::exception_ptr failure;
+    try {
+      read_all(stop);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    {
+      const std::scoped_lock lock(mutex_);
+      if (failure) failure_ = failure;
+      ended_ = updates_;
+    }
+    changed_.notify_all();
+  }
+}
+
+void FileFeed::read_all(const std::stop_token& stop) {
+  for (std::size_t n = 0; n < buckets_.size(); ++n) {
+    const std::size_t buffer = n % copied_.size();
+    {
+      std::unique_lock lock(mutex_);
+      if (!changed_.wait(lock, stop, [&] { return enqueued_ + copied_.size() > n; })) return;
+    }
+    // This thread may wait: the one that fills the streams does not.
+    if (n >= copied_.size()) WEIGHTCAST_CUDA(cudaEventSynchronize(copied_[buffer].get()));
+    read(*buckets_[n], ring_.data() + static_cast<std::int64_t>(buffer) * plan_.slot_bytes);
+    {
+      const std::scoped_lock lock(mutex_);
+      read_ = n + 1;
+    }
+    changed_.notify_all();
+  }
+}
+
+void FileFeed::read(const ShareBucket& bucket, std::byte* to) {
+  source_->pack(bucket.bucket, to, digests_);
+  for (const Message& message : share_.messages_of(bucket)) {
+    if (message.segment == Message::kNone) continue;
+    const std::byte* in_place = source_->in_place(message.segment);
+    if (in_place == nullptr) continue;
+    std::memcpy(to + message.staging, in_place, static_cast<std::size_t>(message.bytes));
+  }
+}
+
+}  // namespace weightcast

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "memory/device_buffer.hpp"
+#include "plan/plan.hpp"
+#include "plan/share.hpp"
+#include "session/source.hpp"
+#include "sys/cuda.hpp"
+
+namespace weightcast {
+
+/// Brings buckets of a source on the host to the device: its thread fills a ring of pinned buffers, and waits
+/// there until the device has copied what was in a buffer before. Reading, copying and sending overlap.
+class FileFeed {
+ public:
+  /// `plan` and `share` must outlive the feed, which works for the current device.
+  FileFeed(const Plan& plan, const Share& share);
+  ~FileFeed();
+  FileFeed(const FileFeed&) = delete;
+  FileFeed& operator=(const FileFeed&) = delete;
+
+  /// Begins to read all buckets that this rank is the root of, in their order; digests as Source::pack.
+  void begin(Source& source, std::span<std::uint64_t> digests);
+
+  /// Puts a copy of root bucket number n of this update (counted from 0) to `slot` into the stream. Waits
+  /// until it has been read, calling `poll`, which may throw; throws what the source threw.
+  void copy(std::size_t n, std::byte* slot, cudaStream_t stream, const std::function<void()>& poll);
+
+  /// Waits until the reading thread is at rest.
+  void finish();
+
+ private:
+  void work(const std::stop_token& stop);
+  void read_all(const std::stop_token& stop);
+  /// Fills a pinned buffer with a bucket, segments that the source would send from its own place included.
+  void read(const ShareBucket& bucket, std::byte* to);
+
+  const Plan& plan_;
+  const Share& share_;
+  std::vector<const ShareBucket*> buckets_;  ///< of the share: those that this rank is the root of
+  PinnedBuffer ring_;
+  std::vector<CudaEvent> copied_;  ///< by pinned buffer
+  int device_ = 0;
+
+  Source* source_ = nullptr;
+  std::span<std::uint64_t> digests_;
+
+  std::mutex mutex_;
+  std::condition_variable_any changed_;
+  std::size_t read_ = 0;       ///< buckets of this update that have been read
+  std::size_t enqueued_ = 0;   ///< and whose copies are in the stream
+  std::uint64_t updates_ = 0;  ///< begun
+  std::uint64_t ended_ = 0;
+  std::exception_ptr failure_;
+  std::jthread thread_;  // last: it ends before what it uses
+};
+
+}  // namespace weightcast

@@ -1,0 +1,81 @@
+#include "session/gpu.hpp"
+
+#include <fmt/format.h>
+
+#include <chrono>
+
+#include "session/backoff.hpp"
+#include "session/cuda/cuda_pipeline.hpp"
+#include "session/cuda/gauges.hpp"
+#include "session/cuda/resident_source.hpp"
+#include "sys/cuda.hpp"
+#include "sys/nccl.hpp"
+
+namespace weightcast {
+
+std::string gpu_versions() {
+  return fmt::format(" · {} · {}", cuda_version(), nccl_version());
+}
+
+OwnGpu own_gpu(int rank_on_node) {
+  OwnGpu gpu;
+  gpu.visible = visible_devices();
+  if (gpu.visible == 0) return gpu;
+  gpu.device = rank_on_node % gpu.visible;
+  gpu.identity = device_identity(gpu.device);
+  return gpu;
+}
+
+std::string use_gpu(const OwnGpu& gpu) {
+  WEIGHTCAST_CUDA(cudaSetDevice(gpu.device));
+  // Makes the context, so that its time is start-up.
+  WEIGHTCAST_CUDA(cudaFree(nullptr));
+  return fmt::format("cuda:{} {}", gpu.device, device_name(gpu.device));
+}
+
+std::int64_t available_gpu_bytes() {
+  std::size_t available = 0;
+  std::size_t total = 0;
+  WEIGHTCAST_CUDA(cudaMemGetInfo(&available, &total));
+  return static_cast<std::int64_t>(available);
+}
+
+std::unique_ptr<Memory> make_gpu_memory(std::int64_t bytes, const char* purpose) {
+  return make_device_memory(bytes, purpose);
+}
+
+std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const Share& share,
+                                            const std::vector<Route>& routes,
+                                            std::vector<std::size_t> route_of_bucket,
+                                            std::vector<std::byte*> parameters, Control& control, int blocks,
+                                            GpuStart& start) {
+  auto transport =
+      std::make_unique<NcclTransport>(control.comm(), routes, static_cast<std::size_t>(plan.limits.buffers),
+                                      [&control, backoff = Backoff()]() mutable {
+                                        control.poll();
+                                        backoff.pause();
+                                      });
+  start.communicators = transport->opening_seconds();
+  start.connections = transport->connecting_seconds();
+  const auto begin = std::chrono::steady_clock::now();
+  std::unique_ptr<Pipeline> pipeline;
+  control.together([&] {
+    pipeline = std::make_unique<CudaPipeline>(plan, share, std::move(route_of_bucket), std::move(parameters),
+                                              std::move(transport), control, blocks);
+  });
+  start.programs = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return pipeline;
+}
+
+std::unique_ptr<Source> make_resident_source(const Plan& plan, const Catalog& catalog, std::int64_t trainer,
+                                             std::int64_t version) {
+  return std::make_unique<ResidentSource>(plan, catalog, trainer, version);
+}
+
+std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& pipeline, const Share& share, Memory& parameters,
+                                           Source* source) {
+  return std::make_unique<CudaGauges>(dynamic_cast<CudaPipeline&>(pipeline), share, parameters,
+                                      source == nullptr ? nullptr : source->resident());
+}
+
+}  // namespace weightcast

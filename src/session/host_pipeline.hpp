@@ -1,0 +1,96 @@
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "kernels/executor.hpp"
+#include "memory/host_buffer.hpp"
+#include "plan/plan.hpp"
+#include "plan/share.hpp"
+#include "session/control.hpp"
+#include "session/pipeline.hpp"
+#include "transport/transport.hpp"
+
+namespace weightcast {
+
+/// One thread packs, one unpacks, and the calling thread alone talks to MPI.
+class HostPipeline final : public Pipeline {
+ public:
+  /// All references must outlive the pipeline. `routes[b]` is the transport's route of plan bucket b,
+  /// `parameters[p]` the memory of parameter p.
+  HostPipeline(const Plan& plan, const Share& share, std::vector<std::size_t> routes,
+               std::vector<std::byte*> parameters, std::unique_ptr<Transport> transport, Control& control);
+  ~HostPipeline() override;
+  HostPipeline(const HostPipeline&) = delete;
+  HostPipeline& operator=(const HostPipeline&) = delete;
+
+  void run(Source* source, std::span<std::uint64_t> sent, std::span<std::uint64_t> written,
+           Progress& progress) override;
+  std::int64_t first_dirty_padding() override;
+  StageSeconds stage_seconds() override { return seconds_; }
+  void trace() override;
+  std::vector<TraceSlice> slices() override { return slices_; }
+  void poison(std::byte value) override;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  /// Where a bucket of the share is.
+  enum class State : std::uint8_t { kWaiting, kPacked, kMoving, kArrived, kDone };
+
+  void pack_all(const std::stop_token& stop);
+  void unpack_all(const std::stop_token& stop);
+  void transport_all(Progress& progress);
+
+  /// Blocks a stage's thread until `ready` holds for bucket k; false when the update is over.
+  template <typename Ready>
+  bool wait_until(const std::stop_token& stop, Ready ready);
+  void set_state(std::size_t k, State state);
+  void worker(const std::stop_token& stop, void (HostPipeline::*stage)(const std::stop_token&));
+  bool slot_free(std::size_t k) const;
+  std::byte* slot(std::size_t k) const;
+  /// Where the messages of bucket k are sent from or received to.
+  std::span<const std::span<std::byte>> runs(std::size_t k);
+  /// Seconds since `start`, which are bucket k's in that stage.
+  double note(TraceStage stage, std::size_t k, Clock::time_point start);
+
+  const Plan& plan_;
+  const Share& share_;
+  std::vector<std::size_t> routes_;
+  std::vector<std::byte*> parameters_;
+  std::vector<const std::byte*> written_parameters_;  ///< the same, to be read
+  std::unique_ptr<Transport> transport_;
+  Control& control_;
+  std::unique_ptr<Executor> executor_;
+  HostBuffer ring_;
+
+  // What the current update works on.
+  Source* source_ = nullptr;
+  std::span<std::uint64_t> sent_;
+  std::span<std::uint64_t> written_;
+  StageSeconds seconds_;
+  Clock::time_point start_;
+  bool tracing_ = false;
+  std::mutex slices_mutex_;
+  std::vector<TraceSlice> slices_;
+  std::vector<Clock::time_point> started_;  ///< of the bucket in each staging buffer, when tracing
+
+  std::mutex mutex_;
+  std::condition_variable_any changed_;
+  std::vector<std::span<std::byte>> runs_;  ///< of the bucket being started; keeps its capacity
+  std::vector<State> states_;
+  std::uint64_t update_ = 0;  ///< counts updates; a worker runs once for each
+  int workers_busy_ = 0;
+  std::exception_ptr failure_;
+  std::vector<std::jthread> workers_;  // last: they end before what they use
+};
+
+}  // namespace weightcast

@@ -1,0 +1,47 @@
+// Behind gpu.hpp in a build without CUDA: there is never a GPU, so nobody asks for more.
+
+#include "core/error.hpp"
+#include "session/gpu.hpp"
+
+namespace weightcast {
+
+namespace {
+
+[[noreturn]] void refuse() {
+  throw InternalError("this program was built without a GPU path");
+}
+
+}  // namespace
+
+std::string gpu_versions() {
+  return "";
+}
+OwnGpu own_gpu(int /*rank_on_node*/) {
+  return {};
+}
+std::string use_gpu(const OwnGpu& /*gpu*/) {
+  refuse();
+}
+std::int64_t available_gpu_bytes() {
+  refuse();
+}
+std::unique_ptr<Memory> make_gpu_memory(std::int64_t /*bytes*/, const char* /*purpose*/) {
+  refuse();
+}
+std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& /*plan*/, const Share& /*share*/,
+                                            const std::vector<Route>& /*routes*/,
+                                            std::vector<std::size_t> /*route_of_bucket*/,
+                                            std::vector<std::byte*> /*parameters*/, Control& /*control*/,
+                                            int /*blocks*/, GpuStart& /*start*/) {
+  refuse();
+}
+std::unique_ptr<Source> make_resident_source(const Plan& /*plan*/, const Catalog& /*catalog*/,
+                                             std::int64_t /*trainer*/, std::int64_t /*version*/) {
+  refuse();
+}
+std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& /*pipeline*/, const Share& /*share*/,
+                                           Memory& /*parameters*/, Source* /*source*/) {
+  refuse();
+}
+
+}  // namespace weightcast

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "session/control.hpp"
+
+namespace weightcast {
+
+/// What carries the buckets, and with it where the weights are: MPI between host memories, NCCL between GPUs.
+enum class Wire : std::uint8_t { kMpi, kNccl };
+
+/// `mpi`, `nccl`
+const char* wire_name(Wire wire);
+
+/// The wire of a job and the device that a rank works on.
+struct Placement {
+  Wire wire = Wire::kMpi;
+  std::string device = "cpu";  ///< for the report: `cpu`, or `cuda:0 NVIDIA H200 (0000:1b:00.0)`
+  double seconds = 0;          ///< that finding and opening the device took
+};
+
+/// Chooses what `--transport` asks for: `mpi`, `nccl`, or `auto`, which takes NCCL when every rank has a GPU
+/// of its own: the rank's number on its node modulo the devices that it sees, which becomes the current
+/// device. Throws (by agreement) UsageError when NCCL is asked for and this build, this machine or the number
+/// of ranks on it does not allow it. Collective.
+Placement choose_placement(Control& control, const std::string& transport);
+
+}  // namespace weightcast

@@ -1,0 +1,54 @@
+#include "sys/nccl.hpp"
+
+#include <fmt/format.h>
+
+#include "core/error.hpp"
+
+namespace weightcast {
+
+void check_nccl(ncclResult_t status, const char* call, std::source_location where) {
+  if (status == ncclSuccess || status == ncclInProgress) return;
+  throw InternalError(fmt::format("{}: {} ({}); NCCL_DEBUG=WARN says more", call, ncclGetErrorString(status),
+                                  ncclGetLastError(nullptr)),
+                      where);
+}
+
+std::string nccl_version() {
+  int version = 0;
+  WEIGHTCAST_NCCL(ncclGetVersion(&version));
+  return fmt::format("NCCL {}.{}.{}", version / 10000, version % 10000 / 100, version % 100);
+}
+
+ncclUniqueId make_nccl_id() {
+  ncclUniqueId id{};
+  WEIGHTCAST_NCCL(ncclGetUniqueId(&id));
+  return id;
+}
+
+void NcclCommunicator::open(const ncclUniqueId& id, int rank, int size) {
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 0;
+  WEIGHTCAST_NCCL(ncclCommInitRankConfig(&comm_, size, id, rank, &config));
+}
+
+NcclCommunicator::~NcclCommunicator() {
+  // Nothing is under way when an owner goes in good order; otherwise waiting for others would be for ever.
+  if (comm_ != nullptr) ncclCommAbort(comm_);
+}
+
+void NcclCommunicator::settle(const std::function<void()>& poll) const {
+  while (state() == ncclInProgress) poll();
+}
+
+void NcclCommunicator::check() const {
+  static_cast<void>(state());
+}
+
+ncclResult_t NcclCommunicator::state() const {
+  ncclResult_t state = ncclSuccess;
+  WEIGHTCAST_NCCL(ncclCommGetAsyncError(comm_, &state));
+  check_nccl(state, "NCCL, asynchronously");
+  return state;
+}
+
+}  // namespace weightcast

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <nccl.h>
+
+#include <functional>
+#include <source_location>
+#include <string>
+
+namespace weightcast {
+
+/// Throws InternalError with NCCL's own text unless `status` is ncclSuccess or ncclInProgress.
+void check_nccl(ncclResult_t status, const char* call,
+                std::source_location where = std::source_location::current());
+
+// A macro, because the text of the call belongs into the message.
+#define WEIGHTCAST_NCCL(call) \
+  ::weightcast::check_nccl((call), #call)  // NOLINT(cppcoreguidelines-macro-usage)
+
+/// `NCCL 2.28.3`
+std::string nccl_version();
+
+/// A new identity for a communicator, to be given to all its members.
+ncclUniqueId make_nccl_id();
+
+/// Owns a communicator, in its place for good because NCCL knows its address while it is being opened, whose
+/// calls never block: what is under way is polled for, with `poll` between looks, which may throw to give up.
+/// Its members call the same things in the same order.
+class NcclCommunicator {
+ public:
+  NcclCommunicator() = default;
+  ~NcclCommunicator();
+  NcclCommunicator(const NcclCommunicator&) = delete;
+  NcclCommunicator& operator=(const NcclCommunicator&) = delete;
+
+  /// Begins to open it: member `rank` of `size`, on the current device; `settle` sees it through. Once.
+  void open(const ncclUniqueId& id, int rank, int size);
+
+  ncclComm_t get() const { return comm_; }
+  explicit operator bool() const { return comm_ != nullptr; }
+
+  /// Polls until the last call has been handed to the device.
+  void settle(const std::function<void()>& poll) const;
+
+  /// Throws InternalError when something went wrong since the last look.
+  void check() const;
+
+ private:
+  /// ncclSuccess or ncclInProgress; throws otherwise.
+  ncclResult_t state() const;
+
+  ncclComm_t comm_ = nullptr;
+};
+
+}  // namespace weightcast

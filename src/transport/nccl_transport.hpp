@@ -1,0 +1,96 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <span>
+#include <vector>
+
+#include "memory/device_buffer.hpp"
+#include "sys/cuda.hpp"
+#include "sys/nccl.hpp"
+#include "transport/transport.hpp"
+
+namespace weightcast {
+
+/// Over NCCL, between ranks that each have a GPU of their own; runs are device memory. A route is a broadcast
+/// on a communicator of its members, as long as none of them is in more than eight, the routes where it pays
+/// most coming first; the others are grouped sends and receives on a communicator of all ranks, and so are
+/// routes with one receiver where roots receive, too. Everything happens in the order of one stream, and no
+/// call waits.
+class NcclTransport final : public Transport {
+ public:
+  /// Collective over `world`; `routes` are the same on all ranks, and the device is the current one. Opens
+  /// all connections, so that the first update is as fast as the next. `poll` is called while others are
+  /// waited for and may throw.
+  NcclTransport(MPI_Comm world, const std::vector<Route>& routes, std::size_t slots,
+                std::function<void()> poll);
+
+  std::string_view name() const override { return "nccl"; }
+  void start(std::size_t slot, std::size_t route, std::span<const std::span<std::byte>> runs) override;
+  bool finished(std::size_t slot) override;
+  void check() const override;
+
+  /// What is started between these two, of different roots, travels at once: a rank sends while it receives.
+  void begin_group() { grouping_ = true; }
+  void end_group();
+
+  /// Happens when what was started last in the slot has left or arrived.
+  const CudaEvent& end(std::size_t slot) const { return ends_.at(slot); }
+
+  /// The stream that everything started is put into.
+  cudaStream_t stream() const { return stream_.get(); }
+
+  /// Seconds that opening the communicators, and the first transfer along every route, took.
+  double opening_seconds() const { return opening_seconds_; }
+  double connecting_seconds() const { return connecting_seconds_; }
+
+  /// Broadcasts `bytes` of world rank `root` to all ranks of `members` (ascending, root among them) in the
+  /// order of the stream: the wire alone, to compare with. Collective over the members, which must be those
+  /// of an earlier `open_members`.
+  void broadcast(const std::vector<int>& members, int root, std::byte* data, std::size_t bytes);
+  /// Opens the communicator that `broadcast` needs. Collective over the world.
+  void open_members(const std::vector<int>& members);
+
+ private:
+  using Members = std::vector<int>;
+
+  struct Link {
+    int root = 0;
+    Members receivers;
+    const NcclCommunicator* broadcast = nullptr;  ///< of its members; null: sends and receives
+    int broadcast_root = 0;                       ///< the root's rank there
+
+    bool point_to_point() const { return broadcast == nullptr; }
+  };
+
+  struct Started {
+    std::size_t slot = 0;
+    const Link* link = nullptr;
+    std::vector<std::span<std::byte>> runs;
+  };
+
+  void choose(const std::vector<Route>& routes);
+  /// Collective over the world; a rank outside gets an empty one.
+  const NcclCommunicator& open(const Members& members);
+  void connect(const std::vector<Route>& routes);
+  void broadcast_runs(const Link& link, std::span<const std::span<std::byte>> runs);
+  void send_or_receive(const Link& link, std::span<const std::span<std::byte>> runs);
+  void settle(const NcclCommunicator& communicator) const { communicator.settle(poll_); }
+
+  MPI_Comm world_;
+  int rank_ = 0;
+  int size_ = 0;
+  std::function<void()> poll_;
+  CudaStream stream_;
+  std::map<Members, NcclCommunicator> communicators_;
+  const NcclCommunicator* all_ = nullptr;  ///< for sends and receives, when there are any
+  std::vector<Link> links_;                ///< of the routes
+  std::vector<CudaEvent> ends_;            ///< of the slots
+  bool grouping_ = false;
+  std::vector<Started> group_;  ///< keeps its capacity, like the runs in it
+  std::size_t group_size_ = 0;
+  double opening_seconds_ = 0;
+  double connecting_seconds_ = 0;
+};
+
+}  // namespace weightcast

@@ -1,0 +1,266 @@
+// The CUDA executor beside the host executor: byte for byte the same.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "core/hash.hpp"
+#include "gpu.hpp"
+#include "kernels/cuda/cuda_programs.hpp"
+#include "kernels/cuda/cuda_synthetic.hpp"
+#include "kernels/executor.hpp"
+#include "memory/device_buffer.hpp"
+#include "model/synthetic.hpp"
+
+namespace weightcast {
+
+namespace {
+
+using Bytes = std::vector<std::byte>;
+
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : random_(seed) {}
+  std::int64_t between(std::int64_t low, std::int64_t high) {
+    return std::uniform_int_distribution<std::int64_t>(low, high)(random_);
+  }
+  bool one_in(std::int64_t n) { return between(1, n) == 1; }
+  Bytes bytes(std::int64_t count) {
+    Bytes result(static_cast<std::size_t>(count));
+    std::generate(result.begin(), result.end(), [&] { return static_cast<std::byte>(random_() >> 56); });
+    return result;
+  }
+
+ private:
+  std::mt19937_64 random_;
+};
+
+/// Host bytes and their twin on the device.
+class Twin {
+ public:
+  explicit Twin(Bytes bytes) : host(std::move(bytes)), device_(std::ssize(host) + 1, "a test") { upload(); }
+  void upload() { WEIGHTCAST_CUDA(cudaMemcpy(device(), host.data(), host.size(), cudaMemcpyHostToDevice)); }
+  Bytes download() const {
+    Bytes bytes(host.size());
+    WEIGHTCAST_CUDA(cudaMemcpy(bytes.data(), device(), bytes.size(), cudaMemcpyDeviceToHost));
+    return bytes;
+  }
+  std::byte* device() const { return device_.data(); }
+
+  Bytes host;
+
+ private:
+  DeviceBuffer device_;
+};
+
+/// Moves whose regions do not meet, cut into programs, over several buffers, of all kinds of sizes and
+/// alignments: single bytes, rows of vectors, rows larger than a tile.
+struct RandomPrograms {
+  std::vector<Move> moves;
+  std::vector<ProgramRange> programs;
+  std::vector<std::int64_t> buffer_bytes;
+  std::int64_t staging_bytes = 0;
+
+  RandomPrograms(Random& random, std::int64_t most_bytes, bool casts) {
+    buffer_bytes.assign(static_cast<std::size_t>(random.between(1, 4)), 0);
+    const std::int64_t unit = std::int64_t{1} << random.between(0, 5);
+    const std::int64_t count = random.between(1, 90);
+    for (std::int64_t i = 0; i < count; ++i) {
+      Move move;
+      const bool cast = casts && random.one_in(3);
+      move.op = cast ? MoveOp::kF32ToBF16 : MoveOp::kCopy;
+      move.buffer = static_cast<std::uint32_t>(random.between(0, std::ssize(buffer_bytes) - 1));
+      move.rows = random.one_in(2) ? 1 : random.between(1, 300);
+      const std::int64_t most = std::max<std::int64_t>(1, most_bytes / move.rows / unit);
+      move.row_bytes = unit * random.between(1, random.one_in(3) ? most : std::min<std::int64_t>(most, 70));
+      if (cast) move.row_bytes = (move.row_bytes + 1) / 2 * 2;
+      const std::int64_t placed_bytes = cast ? 2 * move.row_bytes : move.row_bytes;
+      move.pitch = placed_bytes + (random.one_in(2) ? unit * random.between(1, 40) : 0);
+      std::int64_t& end = buffer_bytes[move.buffer];
+      move.offset = end + unit * random.between(0, 7);
+      end = move.offset + (move.rows - 1) * move.pitch + placed_bytes;
+      move.staging = staging_bytes + unit * random.between(0, 7);
+      staging_bytes = move.staging + move.bytes();
+      moves.push_back(move);
+    }
+    for (std::uint32_t first = 0; first < moves.size();) {
+      const auto left = static_cast<std::int64_t>(moves.size()) - first;
+      const auto taken = static_cast<std::uint32_t>(random.between(0, left));
+      programs.push_back({first, taken});
+      first += taken;
+    }
+  }
+};
+
+class CudaExecutor : public ::testing::TestWithParam<int> {
+ protected:
+  static constexpr std::int64_t kMostBytes = 300 << 10;
+  int blocks() const { return GetParam(); }
+};
+
+std::vector<std::byte*> device_pointers(const std::vector<Twin>& twins) {
+  std::vector<std::byte*> pointers;
+  for (const Twin& twin : twins) pointers.push_back(twin.device());
+  return pointers;
+}
+
+TEST_P(CudaExecutor, PacksWhatTheHostPacks) {
+  WEIGHTCAST_NEEDS_GPUS(1);
+  Random random(1);
+  const auto host = make_host_executor();
+  for (int round = 0; round < 40; ++round) {
+    const RandomPrograms random_programs(random, kMostBytes, true);
+    std::vector<Twin> buffers;
+    std::vector<const std::byte*> host_buffers;
+    buffers.reserve(random_programs.buffer_bytes.size());
+    for (const std::int64_t bytes : random_programs.buffer_bytes) {
+      host_buffers.push_back(buffers.emplace_back(random.bytes(bytes)).host.data());
+    }
+    // What no move writes stays as it was.
+    Twin staging(random.bytes(random_programs.staging_bytes));
+    const CudaMovePrograms programs(random_programs.moves, random_programs.programs,
+                                    device_pointers(buffers));
+    for (std::size_t p = 0; p < random_programs.programs.size(); ++p) {
+      programs.pack(p, staging.device(), blocks(), nullptr);
+    }
+    host->pack(random_programs.moves, host_buffers, staging.host.data());
+    ASSERT_TRUE(staging.download() == staging.host) << round;
+  }
+}
+
+TEST_P(CudaExecutor, UnpacksWhatTheHostUnpacks) {
+  WEIGHTCAST_NEEDS_GPUS(1);
+  Random random(2);
+  const auto host = make_host_executor();
+  for (int round = 0; round < 40; ++round) {
+    RandomPrograms random_programs(random, kMostBytes, false);
+    for (Move& move : random_programs.moves) {
+      if (random.one_in(4)) move.op = MoveOp::kZero;
+    }
+    std::vector<Twin> buffers;
+    std::vector<std::byte*> host_buffers;
+    buffers.reserve(random_programs.buffer_bytes.size());
+    for (const std::int64_t bytes : random_programs.buffer_bytes) {
+      host_buffers.push_back(buffers.emplace_back(random.bytes(bytes)).host.data());
+    }
+    const Twin staging(random.bytes(random_programs.staging_bytes));
+    const CudaMovePrograms programs(random_programs.moves, random_programs.programs,
+                                    device_pointers(buffers));
+    for (std::size_t p = 0; p < random_programs.programs.size(); ++p) {
+      programs.unpack(p, staging.device(), blocks(), nullptr);
+    }
+    host->unpack(random_programs.moves, staging.host.data(), host_buffers);
+    for (const Twin& buffer : buffers) ASSERT_TRUE(buffer.download() == buffer.host) << round;
+  }
+}
+
+TEST_P(CudaExecutor, TenThousandTinyMovesAndOneHuge) {
+  WEIGHTCAST_NEEDS_GPUS(1);
+  Random random(3);
+  constexpr std::int64_t kTiny = 10'000;
+  constexpr std::int64_t kHuge = 8 << 20;
+  std::vector<Move> moves;
+  std::int64_t staging = 0;
+  for (std::int64_t i = 0; i < kTiny; ++i) {
+    const std::int64_t bytes = random.between(1, 64);
+    moves.push_back({staging, 0, staging, 1, bytes, 0, MoveOp::kCopy});
+    staging += bytes;
+  }
+  moves.push_back({staging, 0, staging, 1, kHuge, 0, MoveOp::kCopy});
+  staging += kHuge;
+  Twin source(random.bytes(staging));
+  const Twin packed(Bytes(source.host.size()));
+  std::byte* const base = source.device();
+  const ProgramRange all{0, static_cast<std::uint32_t>(moves.size())};
+  const CudaMovePrograms programs(moves, {&all, 1}, {&base, 1});
+  programs.pack(0, packed.device(), blocks(), nullptr);
+  EXPECT_TRUE(packed.download() == source.host);
+}
+
+TEST_P(CudaExecutor, FindsTheFirstMoveThatIsNotZero) {
+  WEIGHTCAST_NEEDS_GPUS(1);
+  const std::vector<Move> moves{{10, 20, 0, 3, 5, 0, MoveOp::kZero},
+                                {80, 0, 0, 1, 20, 0, MoveOp::kZero},
+                                {200, 0, 0, 1, 100'000, 0, MoveOp::kZero}};
+  const ProgramRange all{0, 3};
+  Twin buffer(Bytes(200 + 100'000));
+  Twin result(Bytes(sizeof(unsigned)));
+  std::byte* const base = buffer.device();
+  const CudaMovePrograms programs(moves, {&all, 1}, {&base, 1});
+  for (const std::int64_t dirty : {-1, 9, 10, 34, 35, 54, 79, 80, 99, 150, 200, 65'736, 100'199}) {
+    std::ranges::fill(buffer.host, std::byte{0});
+    if (dirty >= 0) buffer.host[static_cast<std::size_t>(dirty)] = std::byte{1};
+    buffer.upload();
+    std::ranges::fill(result.host, std::byte{0xff});
+    result.upload();
+    programs.find_not_zero(0, reinterpret_cast<unsigned*>(result.device()), blocks(), nullptr);
+    unsigned found = 0;
+    const Bytes bytes = result.download();
+    std::memcpy(&found, bytes.data(), sizeof found);
+    const std::byte* const host = buffer.host.data();
+    const std::int64_t expected = make_host_executor()->first_not_zero(moves, {&host, 1});
+    EXPECT_EQ(found, expected < 0 ? std::numeric_limits<unsigned>::max() : static_cast<unsigned>(expected))
+        << dirty;
+  }
+}
+
+TEST_P(CudaExecutor, DigestsAreTheHosts) {
+  WEIGHTCAST_NEEDS_GPUS(1);
+  Random random(4);
+  const auto host = make_host_executor();
+  for (int round = 0; round < 40; ++round) {
+    std::vector<DigestBox> boxes;
+    std::int64_t bytes = 0;
+    const std::int64_t count = random.between(1, 30);
+    for (std::int64_t i = 0; i < count; ++i) {
+      DigestBox box;
+      box.element_bytes = static_cast<std::uint8_t>(1 << random.between(0, 3));
+      box.box = {random.between(0, 100'000), random.one_in(2) ? 1 : random.between(1, 400),
+                 random.between(0, 100'000), random.one_in(3) ? 512 : random.between(1, 900)};
+      const std::int64_t unit = random.one_in(2) ? 16 : 1;
+      box.offset = (bytes + unit - 1) / unit * unit;
+      box.pitch = (box.box.cols * box.element_bytes + random.between(0, 30) + unit - 1) / unit * unit;
+      box.tensor_key = static_cast<std::uint64_t>(random.between(0, 1'000'000'000)) * 0x9e3779b97f4a7c15ull;
+      bytes = box.offset + box.box.rows * box.pitch;
+      boxes.push_back(box);
+    }
+    const Twin buffer(random.bytes(bytes));
+    const Twin results(Bytes(boxes.size() * sizeof(std::uint64_t)));
+    std::byte* const base = buffer.device();
+    const auto half = static_cast<std::uint32_t>(boxes.size() / 2);
+    const std::vector<ProgramRange> ranges{{0, half},
+                                           {half, static_cast<std::uint32_t>(boxes.size()) - half}};
+    const CudaDigestPrograms programs(boxes, ranges, {&base, 1});
+    for (std::size_t p = 0; p < ranges.size(); ++p) {
+      programs.run(p, reinterpret_cast<std::uint64_t*>(results.device()), blocks(), nullptr);
+    }
+    std::vector<std::uint64_t> expected(boxes.size());
+    const std::byte* const data = buffer.host.data();
+    host->digest(boxes, {&data, 1}, expected);
+    const Bytes found = results.download();
+    ASSERT_EQ(std::memcmp(found.data(), expected.data(), found.size()), 0) << round;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Grids, CudaExecutor, ::testing::Values(1, 33, 1000));
+
+TEST(CudaSynthetic, FillsWhatTheHostFills) {
+  WEIGHTCAST_NEEDS_GPUS(1);
+  for (const DTypeInfo& info : dtype_table()) {
+    const Tensor tensor{"model.layers.0.mlp.gate.weight", info.dtype, {40, 1000}};
+    constexpr std::int64_t kFirst = 12'345;
+    constexpr std::int64_t kCount = 20'001;
+    Twin filled(Bytes(static_cast<std::size_t>(kCount * info.bytes)));
+    fill_synthetic_on_device(tensor, 7, kFirst, kCount, filled.device(), nullptr);
+    fill_synthetic(tensor, 7, kFirst, filled.host);
+    EXPECT_TRUE(filled.download() == filled.host) << info.name;
+  }
+}
+
+}  // namespace
+
+}  // namespace weightcast

@@ -1,0 +1,159 @@
+// Updates over NCCL between two GPUs, compared with the naive construction of the parameters.
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <optional>
+#include <ostream>
+#include <vector>
+
+#include "control_world.hpp"
+#include "gpu.hpp"
+#include "session/gpu.hpp"
+#include "session/memory_source.hpp"
+#include "session_cases.hpp"
+
+namespace weightcast {
+
+namespace {
+
+using namespace session_cases;
+using mpi_test::under_control;
+
+enum class Where : std::uint8_t { kHost, kGpu };
+
+struct Case {
+  const char* name;
+  naive::Model model;
+  Topology topology;
+  std::int64_t bucket_bytes = Limits::kLeastBucketBytes;
+  std::int64_t buffers = 3;
+  FanOut fan_out = FanOut::kNeeded;
+
+  friend std::ostream& operator<<(std::ostream& out, const Case& c) { return out << c.name; }
+};
+
+Topology split(Topology topology, SourceSplit how) {
+  topology.source_split = how;
+  return topology;
+}
+
+naive::Model biased_model() {
+  naive::Model model = small_model(true);
+  model.bias = true;
+  model.tied = true;
+  model.mlp_only_layers = {0};
+  return model;
+}
+
+std::vector<Case> cases() {
+  const naive::Model dense = small_model(false);
+  const naive::Model moe = small_model(true);
+  return {
+      {"OneToOne", dense, topology_of(1, "tp=1")},
+      {"OneToOneOfExperts", moe, topology_of(1, "tp=1", "cutlass"), 100'001, 2},
+      {"OneBuffer", moe, topology_of(1, "tp=1"), 64 << 10, 1},
+      {"EverythingInOneBucket", moe, topology_of(1, "tp=1"), 256 << 20, 3},
+      {"Colocated", moe, colocated("tp=2,ep=2")},
+      {"ColocatedOneBuffer", moe, colocated("tp=2,ep=2"), 64 << 10, 1},
+      {"ColocatedFourBuffers", biased_model(), colocated("tp=2,ep=1"), 70'000, 4},
+      {"ColocatedExperts", moe, split(colocated("tp=2,ep=2"), SourceSplit::kExpert), 64 << 10, 2},
+      {"ColocatedRows", moe, split(colocated("tp=2,ep=2"), SourceSplit::kRow)},
+      {"ColocatedReplicas", dense, colocated("replicas=2"), 80'000, 2},
+      {"ColocatedStages", biased_model(), colocated("pp=2")},
+      {"ColocatedEverythingToEverybody", moe, colocated("tp=2"), 64 << 10, 3, FanOut::kAll},
+  };
+}
+
+std::unique_ptr<Source> make_source(const Session& session, const Catalog& catalog, std::int64_t rank,
+                                    std::int64_t version, Where where) {
+  if (!session.plan().topology.trainer(rank)) return nullptr;
+  if (where == Where::kGpu) return make_resident_source(session.plan(), catalog, rank, version);
+  return std::make_unique<MemorySource>(session.plan(), catalog, rank, version);
+}
+
+class GpuSession : public ::testing::TestWithParam<std::tuple<Case, Where>> {};
+
+TEST_P(GpuSession, ParametersAreThoseOfEachVersion) {
+  WEIGHTCAST_NEEDS_GPUS(2);
+  const auto& [c, where] = GetParam();
+  under_control(2, [&](Control& control) {
+    const Placement placement = choose_placement(control, "nccl");
+    EXPECT_EQ(placement.wire, Wire::kNccl);
+    const auto family = c.model.family();
+    Limits limits;
+    limits.bucket_bytes = c.bucket_bytes;
+    limits.buffers = c.buffers;
+    limits.fan_out = c.fan_out;
+    Session session(control, *family, c.topology, limits, {.wire = Wire::kNccl});
+    Progress progress(ProgressMode::kNever, false);
+    for (const std::int64_t version : {7, 8, 1'000'000}) {
+      SCOPED_TRACE(version);
+      const auto source = make_source(session, family->catalog(), control.rank(), version, where);
+      session.poison();
+      session.update(source.get(), version, true, progress);
+      expect_holds(session, control.rank(), c.model, synthetic_weights(c.model, version));
+    }
+    // The same bytes without a look at them.
+    const auto source = make_source(session, family->catalog(), control.rank(), 9, where);
+    session.poison();
+    session.update(source.get(), 9, false, progress);
+    expect_holds(session, control.rank(), c.model, synthetic_weights(c.model, 9));
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, GpuSession,
+                         ::testing::Combine(::testing::ValuesIn(cases()),
+                                            ::testing::Values(Where::kHost, Where::kGpu)),
+                         [](const auto& of) {
+                           return std::string(std::get<0>(of.param).name) +
+                                  (std::get<1>(of.param) == Where::kHost ? "FromTheHost" : "");
+                         });
+
+/// Flips one bit of a parameter behind the update's back: the digest is of what lies there.
+class TamperedSource final : public Source {
+ public:
+  TamperedSource(Source& source, std::uint32_t segment) : source_(source), segment_(segment) {}
+  void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override {
+    source_.pack(bucket, staging, digests);
+    if (!digests.empty() && digests[segment_] != 0) ++digests[segment_];
+  }
+  std::byte* in_place(std::uint32_t segment) const override { return source_.in_place(segment); }
+
+ private:
+  Source& source_;
+  std::uint32_t segment_;
+};
+
+TEST(GpuSession, AWrongSegmentIsNamedAndTheNextUpdateIsFine) {
+  WEIGHTCAST_NEEDS_GPUS(2);
+  const naive::Model model = small_model(true);
+  under_control(2, [&](Control& control) {
+    choose_placement(control, "nccl");
+    const auto family = model.family();
+    Limits limits;
+    limits.bucket_bytes = Limits::kLeastBucketBytes;
+    Session session(control, *family, topology_of(1, "tp=1"), limits, {.wire = Wire::kNccl});
+    Progress progress(ProgressMode::kNever, false);
+    const auto source = make_source(session, family->catalog(), control.rank(), 1, Where::kHost);
+    const auto wrong = static_cast<std::uint32_t>(session.plan().segments.size() / 2);
+    std::optional<TamperedSource> tampered;
+    if (source) tampered.emplace(*source, wrong);
+    const std::string& tensor = family->catalog()[session.plan().segments[wrong].tensor].name;
+    ::testing::internal::CaptureStderr();
+    try {
+      session.update(tampered ? &*tampered : nullptr, 1, true, progress);
+      ADD_FAILURE() << "not noticed";
+    } catch (const AgreedFailure& failure) {
+      EXPECT_EQ(failure.code(), ExitCode::kVerificationFailed);
+      EXPECT_NE(std::string(failure.what()).find(tensor), std::string::npos) << failure.what();
+    }
+    ::testing::internal::GetCapturedStderr();
+    session.update(source.get(), 1, true, progress);
+    expect_holds(session, control.rank(), model, synthetic_weights(model, 1));
+  });
+}
+
+}  // namespace
+
+}  // namespace weightcast

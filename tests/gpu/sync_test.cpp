@@ -1,0 +1,82 @@
+// The executable over NCCL: real checkpoints through files, GPUs and shard files.
+
+#include <gtest/gtest.h>
+
+#include "cli/cli.hpp"
+#include "gpu.hpp"
+
+namespace weightcast::test_support {
+namespace {
+
+class GpuSync : public CliTest {
+ protected:
+  std::string json_ = dir_ / "report.json";
+  std::string trace_ = dir_ / "trace.json";
+};
+
+TEST_F(GpuSync, ThreeVersionsOfTheTrainedModel) {
+  WEIGHTCAST_NEEDS_GPUS(2);
+  const Outcome outcome = run_job(2, {"sync", "--source", trained(0), "--source", trained(1), "--source",
+                                      trained(181), "--sink", "hdf5:" + (dir_ / "shards-{version}"),
+                                      "--bucket-size", "128KiB", "--json", json_, "--trace", trace_});
+  EXPECT_TRUE(done(outcome));
+  // `auto` takes NCCL where every rank has a GPU of its own.
+  EXPECT_TRUE(has(outcome.out, {"transport nccl", "cuda:0 ", "cuda:1 ", "NCCL"}));
+  const auto report = read_json(json_);
+  ASSERT_EQ(report.at("updates").size(), 3);
+  for (const auto& update : report.at("updates")) EXPECT_TRUE(update.at("verified").get<bool>());
+  int version = 0;
+  for (const int step : {0, 1, 181}) {
+    EXPECT_TRUE(done(
+        run_plain({"verify", dir_ / ("shards-" + std::to_string(version++)), "--source", trained(step)})));
+  }
+  EXPECT_FALSE(read_json(trace_).at("traceEvents").empty());
+}
+
+TEST_F(GpuSync, ColocatedRanksFromHdf5) {
+  WEIGHTCAST_NEEDS_GPUS(2);
+  const std::string source = dir_ / "step181.h5";
+  EXPECT_TRUE(done(run_plain({"convert", "--source", trained(181), "--output", source})));
+  EXPECT_TRUE(done(run_job(
+      2, {"sync", "--source", source, "--model", trained(181), "--colocate", "--inference", "tp=2,ep=2",
+          "--moe-layout", "cutlass", "--transport", "nccl", "--sink", "hdf5:" + sink_})));
+  EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(181)})));
+}
+
+TEST_F(GpuSync, BenchMeasuresTheParts) {
+  WEIGHTCAST_NEEDS_GPUS(2);
+  const Outcome outcome =
+      run_job(2, {"bench", "--model", model_folder("tiny-qwen3-moe"), "--transport", "nccl", "--iterations",
+                  "2", "--bucket-size", "64KiB", "--json", json_, "--trace", trace_});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"NCCL broadcast of 64.0 KiB", "device copy", "pack alone", "unpack alone",
+                                "update, verified", "memory beyond parameters"}));
+  for (const auto& measured : read_json(json_).at("measured")) {
+    EXPECT_GT(measured.at("gb_s"), 0.0) << measured.dump();
+  }
+  EXPECT_FALSE(read_json(trace_).at("traceEvents").empty());
+}
+
+TEST_F(GpuSync, TwoRanksOnOneGpuAreRefused) {
+  WEIGHTCAST_NEEDS_GPUS(1);
+  const Words words{"sync", "--source", trained(0), "--transport", "nccl"};
+  EXPECT_TRUE(refused(run_job(2, words, {{"CUDA_VISIBLE_DEVICES", "0"}}), 64,
+                      {"--transport nccl", "share GPU", "--transport mpi"}));
+}
+
+TEST_F(GpuSync, TwoRanksOnOneGpuTakeMpiByThemselves) {
+  WEIGHTCAST_NEEDS_GPUS(1);
+  const Outcome outcome = run_job(2, {"sync", "--source", trained(0), "--sink", "hdf5:" + sink_},
+                                  {{"CUDA_VISIBLE_DEVICES", "0"}});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"transport mpi"}));
+}
+
+TEST_F(GpuSync, WithoutAGpuNcclIsRefused) {
+  const Words words{"sync", "--source", trained(0), "--transport", "nccl"};
+  EXPECT_TRUE(refused(run_job(2, words, {{"CUDA_VISIBLE_DEVICES", ""}}), 64,
+                      {"--transport nccl", "sees no GPU", "--transport mpi"}));
+}
+
+}  // namespace
+}  // namespace weightcast::test_support

@@ -1,0 +1,167 @@
+// How often the host waits for the device in an update: this program stands before CUDA's own functions.
+
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <thread>
+
+#include "control_world.hpp"
+#include "gpu.hpp"
+#include "session/gpu.hpp"
+#include "session/memory_source.hpp"
+#include "session_cases.hpp"
+
+namespace {
+
+/// What the thread that runs the update asked of CUDA.
+struct Calls {
+  std::atomic<bool> counting = false;
+  std::thread::id thread;
+  int synchronisations = 0;  ///< calls that block
+  int copies = 0;            ///< copies that block
+  int loops = 0;             ///< runs of queries without anything between them
+  bool asking = false;
+
+  bool mine() const { return counting && std::this_thread::get_id() == thread; }
+  void wait() {
+    if (mine()) ++synchronisations;
+  }
+  void copy() {
+    if (mine()) ++copies;
+  }
+  void ask() {
+    if (!mine()) return;
+    if (!asking) ++loops;
+    asking = true;
+  }
+  void work() {
+    if (mine()) asking = false;
+  }
+  void start() {
+    synchronisations = copies = loops = 0;
+    asking = false;
+    thread = std::this_thread::get_id();
+    counting = true;
+  }
+};
+
+Calls calls;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
+
+template <typename Function>
+Function* next(const char* name) {
+  return reinterpret_cast<Function*>(dlsym(RTLD_NEXT, name));
+}
+
+}  // namespace
+
+// NOLINTBEGIN(readability-identifier-naming): CUDA's names
+extern "C" cudaError_t cudaDeviceSynchronize() {
+  calls.wait();
+  return next<decltype(cudaDeviceSynchronize)>("cudaDeviceSynchronize")();
+}
+extern "C" cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  calls.wait();
+  return next<decltype(cudaStreamSynchronize)>("cudaStreamSynchronize")(stream);
+}
+extern "C" cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  calls.wait();
+  return next<decltype(cudaEventSynchronize)>("cudaEventSynchronize")(event);
+}
+extern "C" cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  calls.copy();
+  return next<decltype(cudaMemcpy)>("cudaMemcpy")(to, from, bytes, kind);
+}
+extern "C" cudaError_t cudaEventQuery(cudaEvent_t event) {
+  calls.ask();
+  return next<decltype(cudaEventQuery)>("cudaEventQuery")(event);
+}
+extern "C" cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  calls.work();
+  return next<decltype(cudaEventRecord)>("cudaEventRecord")(event, stream);
+}
+extern "C" cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
+  calls.work();
+  return next<decltype(cudaStreamWaitEvent)>("cudaStreamWaitEvent")(stream, event, flags);
+}
+extern "C" cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                                       cudaStream_t stream) {
+  calls.work();
+  return next<decltype(cudaMemcpyAsync)>("cudaMemcpyAsync")(to, from, bytes, kind, stream);
+}
+// NOLINTEND(readability-identifier-naming)
+
+namespace weightcast {
+
+namespace {
+
+using namespace session_cases;
+using mpi_test::under_control;
+
+/// Dense, with experts, tied and biased: every kind of model that there is.
+std::vector<naive::Model> models() {
+  naive::Model tied = small_model(true);
+  tied.tied = true;
+  tied.bias = true;
+  tied.mlp_only_layers = {1};
+  return {small_model(false), small_model(true), tied};
+}
+
+TEST(Waits, OneAnUpdateAtItsEnd) {
+  WEIGHTCAST_NEEDS_GPUS(2);
+  for (const naive::Model& model : models()) {
+    for (const Topology& topology : {topology_of(1, "tp=1"), colocated("tp=2")}) {
+      under_control(2, [&](Control& control) {
+        choose_placement(control, "nccl");
+        const auto family = model.family();
+        Limits limits;
+        limits.bucket_bytes = Limits::kLeastBucketBytes;
+        Session session(control, *family, topology, limits, {.wire = Wire::kNccl});
+        EXPECT_GT(session.share().buckets.size(), 6);
+        std::unique_ptr<Source> source;
+        if (topology.trainer(control.rank())) {
+          source = make_resident_source(session.plan(), family->catalog(), control.rank(), 3);
+        }
+        Progress progress(ProgressMode::kNever, false);
+        for (const bool verify : {false, true}) {
+          std::vector<std::uint64_t> sent(session.plan().segments.size());
+          std::vector<std::uint64_t> written(session.share().checks.size());
+          const std::span<std::uint64_t> none;
+          control.together([] {});
+          calls.start();
+          session.pipeline().run(source.get(), verify ? std::span(sent) : none,
+                                 verify ? std::span(written) : none, progress);
+          calls.counting = false;
+          EXPECT_EQ(calls.synchronisations, 0);
+          EXPECT_EQ(calls.copies, 0);
+          EXPECT_EQ(calls.loops, 1);
+        }
+        expect_holds(session, control.rank(), model, synthetic_weights(model, 3));
+      });
+    }
+  }
+}
+
+TEST(Waits, NoneWithoutAGpu) {
+  // Over MPI nothing of CUDA is asked for, whatever the machine has.
+  const naive::Model model = small_model(true);
+  under_control(2, [&](Control& control) {
+    calls.start();
+    EXPECT_EQ(choose_placement(control, "mpi").wire, Wire::kMpi);
+    const auto family = model.family();
+    const Topology topology = topology_of(1, "tp=1");
+    Session session(control, *family, topology, {});
+    std::optional<MemorySource> source;
+    if (control.rank() == 0) source.emplace(session.plan(), family->catalog(), 0, 3);
+    Progress progress(ProgressMode::kNever, false);
+    session.update(source ? &*source : nullptr, 3, true, progress);
+    calls.counting = false;
+    EXPECT_EQ(calls.synchronisations + calls.copies + calls.loops, 0);
+    expect_holds(session, control.rank(), model, synthetic_weights(model, 3));
+  });
+}
+
+}  // namespace
+
+}  // namespace weightcast
