@@ -266,7 +266,7 @@ class Values {
     } catch (const std::exception&) {
       used = 0;
     }
-    if (used != value.size() || number < least || number > most) {
+    if (used == 0 || used != value.size() || number < least || number > most) {
       const std::string upper =
           most == std::numeric_limits<std::int64_t>::max() ? "" : fmt::format(" and at most {}", most);
       throw UsageError(fmt::format("--{} {}: write an integer of at least {}{}", name, value, least, upper));
