@@ -89,7 +89,7 @@ constexpr std::array<OptionInfo, 28> kOptions{{
     {"buffers", "N", "staging buffers of a rank (default 3)", kJobs | kPlan},
     {"transport", "NAME", "auto or mpi", kJobs},
     {"sink", "WHERE", "none, or hdf5:DIR with one file a rank; {version} in DIR becomes the version", kSync},
-    {"weight-version", "N", "weight version, of the first source (default: an HDF5 checkpoint's own, else 0)",
+    {"weight-version", "N", "weight version, of the first source (default: the checkpoint's own, else 0)",
      kJobs | kVerify | kSynth | kConvert},
     {"no-verify", nullptr, "do not compare digests after an update", kJobs},
     {"timeout", "SECONDS", "longest start and longest update (default 1800)", kJobs},

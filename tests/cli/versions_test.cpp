@@ -52,13 +52,14 @@ TEST_F(Versions, DefaultIsZero) {
 }
 
 TEST_F(Versions, DefaultIsTheCheckpointsOwn) {
-  const std::string source = dir_ / "checkpoint.h5";
-  EXPECT_TRUE(
-      done(run_plain({"convert", "--source", trained(0), "--output", source, "--weight-version", "42"})));
-  EXPECT_TRUE(done(run_job(3, sync_words(source))));
-  EXPECT_TRUE(done(verify(sink_, source, 42)));
-  EXPECT_TRUE(done(run_job(3, sync_words(source) + Words{"--weight-version", "3"})));
-  EXPECT_TRUE(done(verify(sink_, source, 3)));
+  for (const std::string& source : {dir_ / "checkpoint.h5", dir_ / "checkpoint"}) {
+    EXPECT_TRUE(
+        done(run_plain({"convert", "--source", trained(0), "--output", source, "--weight-version", "42"})));
+    EXPECT_TRUE(done(run_job(3, sync_words(source))));
+    EXPECT_TRUE(done(verify(sink_, source, 42)));
+    EXPECT_TRUE(done(run_job(3, sync_words(source) + Words{"--weight-version", "3"})));
+    EXPECT_TRUE(done(verify(sink_, source, 3)));
+  }
 }
 
 TEST_F(Versions, SeveralCheckpointsCountOnFromTheFirst) {
