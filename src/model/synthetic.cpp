@@ -1,6 +1,5 @@
 #include "model/synthetic.hpp"
 
-#include <bit>
 #include <cstring>
 
 #include "core/float_bits.hpp"
@@ -9,12 +8,6 @@
 namespace weightcast {
 
 namespace {
-
-/// The bits of `value` as IEEE half precision. Synthetic values are multiples of 2^-20 below 2^-5: normal or
-/// subnormal halves, never infinite.
-std::uint16_t f16_bits(float value) {
-  return std::bit_cast<std::uint16_t>(static_cast<_Float16>(value));
-}
 
 template <typename Element, typename Make>
 void fill(std::span<std::byte> to, std::uint64_t seed, std::int64_t first, Make make) {
@@ -25,6 +18,7 @@ void fill(std::span<std::byte> to, std::uint64_t seed, std::int64_t first, Make 
   }
 }
 
+/// A multiple of 2^-20 below 2^-5: in half precision normal or subnormal, never infinite.
 float value_of(std::uint64_t mixed) {
   return static_cast<float>(static_cast<std::int64_t>(mixed >> 48) - 32768) * 0x1p-20f;
 }
