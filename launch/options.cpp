@@ -93,7 +93,7 @@ constexpr std::array<OptionInfo, 31> kOptions{{
     {"transport", "NAME", "mpi (host memory), nccl (GPUs), or auto: nccl when every rank has its own GPU",
      kJobs},
     {"sink", "WHERE", "none, or hdf5:DIR with one file a rank; {version} in DIR becomes the version", kSync},
-    {"weight-version", "N", "weight version, of the first source (default: an HDF5 checkpoint's own, else 0)",
+    {"weight-version", "N", "weight version, of the first source (default: the checkpoint's own, else 0)",
      kJobs | kVerify | kSynth | kConvert},
     {"no-verify", nullptr, "do not compare digests after an update", kJobs},
     {"timeout", "SECONDS", "longest start and longest update (default 1800)", kJobs},
@@ -272,7 +272,7 @@ class Values {
     } catch (const std::exception&) {
       used = 0;
     }
-    if (used != value.size() || number < least || number > most) {
+    if (used == 0 || used != value.size() || number < least || number > most) {
       const std::string upper =
           most == std::numeric_limits<std::int64_t>::max() ? "" : fmt::format(" and at most {}", most);
       throw UsageError(fmt::format("--{} {}: write an integer of at least {}{}", name, value, least, upper));

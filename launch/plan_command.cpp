@@ -89,18 +89,13 @@ void print_routes(const Plan& plan) {
 }
 
 void print_share(const Plan& plan, const Share& share, std::int64_t rank) {
-  std::int64_t sent = 0;
-  std::int64_t received = 0;
-  for (const ShareBucket& bucket : share.buckets) {
-    if (bucket.root) sent += plan.buckets[bucket.bucket].bytes;
-    if (bucket.destination) received += plan.buckets[bucket.bucket].bytes;
-  }
+  const Traffic traffic = plan.traffic().at(static_cast<std::size_t>(rank));
   Table table({"rank " + std::to_string(rank), role_of(plan.topology, rank)});
   table.add(
       {"parameters", fmt::format("{} in {}", format_bytes(share.parameter_bytes), share.parameters.size())});
-  table.add({"sent", format_bytes(sent)});
-  table.add({"received", format_bytes(received)});
-  table.add({"buckets", std::to_string(share.buckets.size())});
+  table.add({"sent", format_bytes(traffic.sent)});
+  table.add({"received", format_bytes(traffic.received)});
+  table.add({"buckets", std::to_string(traffic.buckets)});
   table.add({"moves", std::to_string(share.moves.size())});
   table.add({"staging", format_bytes(plan.staging_bytes_per_rank())});
   print_report(table.text());

@@ -44,9 +44,13 @@ LimitRecord stage_limit(const UpdateSeconds& s, std::int64_t model_bytes) {
   return limit;
 }
 
-std::int64_t version_of(const Options& options, const Checkpoint& checkpoint, std::size_t number) {
-  if (!options.has_weight_version && checkpoint.weight_version) return *checkpoint.weight_version;
-  return options.weight_version + static_cast<std::int64_t>(number);
+/// Only the first checkpoint's own version counts: two sources that say the same would replace one another's
+/// shards, and others would let versions go backwards.
+std::int64_t version_of(const Options& options, const std::vector<Checkpoint>& checkpoints,
+                        std::size_t number) {
+  const std::int64_t first =
+      options.has_weight_version ? options.weight_version : checkpoints.front().weight_version.value_or(0);
+  return first + static_cast<std::int64_t>(number);
 }
 
 /// One update a source, until all are done or a signal asks to stop.
@@ -91,7 +95,7 @@ class SyncJob {
   void update(std::size_t number) {
     const Checkpoint& checkpoint = model_.checkpoints[number];
     const Binding& binding = model_.bindings[number];
-    const std::int64_t version = version_of(options_, checkpoint, number);
+    const std::int64_t version = version_of(options_, model_.checkpoints, number);
     std::optional<FileSource> source;
     control_.begin_phase("update to version", version);
     control_.together([&] {

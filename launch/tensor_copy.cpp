@@ -18,7 +18,7 @@ std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std:
         {{"kind", std::string("checkpoint")}, {"weight_version", weight_version}, {"config", config_text}},
         tensors);
   }
-  return create_safetensors(options.output, config_text, tensors, options.max_file_size);
+  return create_safetensors(options.output, config_text, tensors, options.max_file_size, weight_version);
 }
 
 void for_each_box(const Shape& shape, std::int64_t element_bytes,

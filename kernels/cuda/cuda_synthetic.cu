@@ -1,7 +1,5 @@
 #include "kernels/cuda/cuda_synthetic.hpp"
 
-#include <cuda_fp16.h>
-
 #include "core/float_bits.hpp"
 #include "model/synthetic.hpp"
 #include "sys/cuda.hpp"
@@ -14,7 +12,7 @@ struct MakeBF16 {
   __device__ std::uint16_t operator()(std::uint64_t mixed) const { return bf16_bits(synthetic_value(mixed)); }
 };
 struct MakeF16 {
-  __device__ __half operator()(std::uint64_t mixed) const { return __float2half_rn(synthetic_value(mixed)); }
+  __device__ std::uint16_t operator()(std::uint64_t mixed) const { return f16_bits(synthetic_value(mixed)); }
 };
 template <typename Float>
 struct MakeFloat {
@@ -52,7 +50,7 @@ void fill_synthetic_on_device(const Tensor& tensor, std::int64_t version, std::i
     case DType::kBF16:
       return launch<std::uint16_t>(to, seed, elements, MakeBF16{}, stream);
     case DType::kF16:
-      return launch<__half>(to, seed, elements, MakeF16{}, stream);
+      return launch<std::uint16_t>(to, seed, elements, MakeF16{}, stream);
     case DType::kF32:
       return launch<float>(to, seed, elements, MakeFloat<float>{}, stream);
     case DType::kF64:

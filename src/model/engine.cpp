@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
+#include <vector>
 
 #include "core/error.hpp"
 #include "model/layouts/moe_layout.hpp"
@@ -16,10 +18,10 @@ EngineRank engine_rank(const EngineLayout& layout, std::int64_t rank) {
 EngineLayout parse_engine_layout(std::string_view text, std::string_view moe_layout) {
   EngineLayout layout;
   layout.moe_layout = find_moe_layout(moe_layout).name();
-  const std::string_view whole = text;
-  while (!text.empty()) {
-    const std::string_view item = text.substr(0, text.find(','));
-    text.remove_prefix(std::min(text.size(), item.size() + 1));
+  std::vector<std::string_view> given;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::string_view item = text.substr(begin, text.find(',', begin) - begin);
+    begin += item.size() + 1;
     const std::size_t equals = item.find('=');
     const std::string_view name = item.substr(0, equals);
     std::int64_t* field = name == "tp"         ? &layout.tp
@@ -34,15 +36,20 @@ EngineLayout parse_engine_layout(std::string_view text, std::string_view moe_lay
     const auto [rest, status] = std::from_chars(digits.data(), end, value);
     if (field == nullptr || status != std::errc() || rest != end || value < 1 || value > kMostRanks) {
       throw UsageError(fmt::format(
-          "--inference {}: cannot read '{}'; write for example tp=2,ep=2,pp=1,replicas=1", whole, item));
+          "--inference {}: cannot read '{}'; write for example tp=2,ep=2,pp=1,replicas=1", text, item));
     }
+    if (std::find(given.begin(), given.end(), name) != given.end()) {
+      throw UsageError(
+          fmt::format("--inference {}: '{}' gives {} a second time; write it once", text, item, name));
+    }
+    given.push_back(name);
     *field = value;
   }
   if (layout.tp % layout.ep != 0) {
     throw UsageError(
         fmt::format("--inference {}: ep={} does not divide tp={}; experts are cut ep ways inside "
                     "the tp group",
-                    whole, layout.ep, layout.tp));
+                    text, layout.ep, layout.tp));
   }
   return layout;
 }

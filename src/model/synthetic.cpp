@@ -1,6 +1,5 @@
 #include "model/synthetic.hpp"
 
-#include <bit>
 #include <cstring>
 
 #include "core/float_bits.hpp"
@@ -9,12 +8,6 @@
 namespace weightcast {
 
 namespace {
-
-/// The bits of `value` as IEEE half precision. Synthetic values are multiples of 2^-20 below 2^-5: normal or
-/// subnormal halves, never infinite.
-std::uint16_t f16_bits(float value) {
-  return std::bit_cast<std::uint16_t>(static_cast<_Float16>(value));
-}
 
 template <typename Element, typename Make>
 void fill(std::span<std::byte> to, std::uint64_t seed, std::int64_t first, Make make) {

@@ -88,9 +88,16 @@ std::int64_t Plan::routes() const {
   return static_cast<std::int64_t>(routes.size());
 }
 
+bool Plan::travels(const Bucket& bucket) const {
+  const auto receivers =
+      destinations[bucket.destinations].size() * static_cast<std::size_t>(topology.engine.replicas);
+  return receivers > (receives(bucket.destinations, bucket.root) ? 1u : 0u);
+}
+
 std::int64_t Plan::wire_bytes() const {
-  return std::accumulate(buckets.begin(), buckets.end(), std::int64_t{0},
-                         [](std::int64_t sum, const Bucket& bucket) { return sum + bucket.bytes; });
+  return std::accumulate(
+      buckets.begin(), buckets.end(), std::int64_t{0},
+      [&](std::int64_t sum, const Bucket& bucket) { return travels(bucket) ? sum + bucket.bytes : sum; });
 }
 
 std::vector<Traffic> Plan::traffic() const {
@@ -100,8 +107,14 @@ std::vector<Traffic> Plan::traffic() const {
   for (const Bucket& bucket : buckets) {
     by_set[bucket.destinations].received += bucket.bytes;
     ++by_set[bucket.destinations].buckets;
-    by_rank[bucket.root].sent += bucket.bytes;
-    ++by_rank[bucket.root].buckets;
+    Traffic& root = by_rank[bucket.root];
+    if (travels(bucket)) root.sent += bucket.bytes;
+    if (receives(bucket.destinations, bucket.root)) {
+      // Nothing comes to it from others: what its set adds below is taken away.
+      root.received -= bucket.bytes;
+    } else {
+      ++root.buckets;
+    }
   }
   for (std::uint32_t set = 0; set < destinations.size(); ++set) {
     for (const std::int64_t rank : destination_ranks(set)) {

@@ -39,11 +39,12 @@ struct Bucket {
   std::int64_t bytes = 0;  ///< from the first byte of the first segment to the last of the last
 };
 
-/// What a trainer sends and an inference rank receives, padding between segments included.
+/// What a trainer sends and an inference rank receives, padding between segments included. What a colocated
+/// rank hands to itself is neither.
 struct Traffic {
   std::int64_t sent = 0;
   std::int64_t received = 0;
-  std::int64_t buckets = 0;
+  std::int64_t buckets = 0;  ///< that the rank takes part in, as root, destination or both
 };
 
 /// The same immutable object on every rank: what travels from whom to whom, in which order. What one rank has
@@ -67,6 +68,9 @@ struct Plan {
 
   /// Distinct (root, destinations) pairs.
   std::int64_t routes() const;
+  /// Whether a rank other than the root receives it.
+  bool travels(const Bucket& bucket) const;
+  /// Of the buckets that travel.
   std::int64_t wire_bytes() const;
   std::int64_t staging_bytes_per_rank() const { return limits.buffers * slot_bytes; }
   /// Of every world rank.

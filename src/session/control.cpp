@@ -31,6 +31,8 @@ constexpr int kSpokenTag = 3;
 // Ranks wait one second longer each, up to this many, so that they do not speak at once.
 constexpr int kMostStagger = 30;
 constexpr auto kReportLimit = 60s;
+// How long the word that a rank has spoken may take to leave it: well below that second.
+constexpr auto kWordGrace = 100ms;
 
 std::string host_name() {
   std::array<char, 256> name{};
@@ -118,17 +120,36 @@ void Control::poll() {
 }
 
 void Control::report_and_abort(const Failure& failure) {
-  bool others_have_spoken = false;
+  bool spoken = false;
   // A rank that speaks for itself says so first; its word may still be on the way.
   constexpr int kProbes = 20;
-  for (int probe = 0; probe < kProbes && !others_have_spoken; ++probe) {
-    int there = 0;
-    MPI_Iprobe(MPI_ANY_SOURCE, kSpokenTag, failures_.get(), &there, MPI_STATUS_IGNORE);
-    others_have_spoken = there != 0;
+  for (int probe = 0; probe < kProbes && !spoken; ++probe) {
+    spoken = another_has_spoken();
     std::this_thread::sleep_for(1ms);
   }
-  if (!others_have_spoken) log_error(failure.line);
+  if (!spoken) log_error(failure.line);
   abort_now(failure.code, failure.line);
+}
+
+bool Control::another_has_spoken() const {
+  int there = 0;
+  MPI_Iprobe(MPI_ANY_SOURCE, kSpokenTag, failures_.get(), &there, MPI_STATUS_IGNORE);
+  return there != 0;
+}
+
+void Control::speak_for_all(const std::string& line) const {
+  static constexpr char kWord = 0;
+  std::vector<MPI_Request> requests;
+  for (int rank = 0; rank < size_; ++rank) {
+    if (rank == rank_) continue;
+    MPI_Isend(&kWord, 1, MPI_CHAR, rank, kSpokenTag, failures_.get(), &requests.emplace_back());
+  }
+  // A word may need a connection that has yet to be made; a rank that hangs must not hold up the line.
+  const auto give_up = Clock::now() + kWordGrace;
+  for (int done = 0; done == 0 && Clock::now() < give_up;) {
+    MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE);
+  }
+  log_error(line);
 }
 
 std::optional<Control::Failure> Control::receive_failure() {
@@ -158,22 +179,20 @@ void Control::send_failure(const Failure& failure) {
   // Should rank 0 itself hang, another rank speaks: the lowest, because it waits the shortest.
   const auto give_up = Clock::now() + kReportGrace + std::min(rank_ - 1, kMostStagger) * 1s;
   const bool stopped = failure.code == ExitCode::kStopped;
+  bool spoken = false;
   while (Clock::now() < give_up) {
     int done = 0;
     MPI_Test(&request, &done, MPI_STATUS_IGNORE);
-    // The launcher is ending the job: somebody has spoken.
+    // The launcher is ending the job: somebody has spoken. A rank that was told to stop cannot know whose
+    // signal it was; it hears the word of the one who spoke.
+    spoken = spoken || another_has_spoken();
     if (!stopped && hard_stop_signal() != 0) {
       remove_partial_files();
       _exit(static_cast<int>(failure.code));
     }
     std::this_thread::sleep_for(1ms);
   }
-  // A signal reaches all ranks at once; then silence says enough.
-  if (stopped) return;
-  const char word = 0;
-  MPI_Request spoken = MPI_REQUEST_NULL;
-  MPI_Isend(&word, 1, MPI_CHAR, 0, kSpokenTag, failures_.get(), &spoken);
-  log_error(failure.line);
+  if (!spoken) speak_for_all(failure.line);
 }
 
 void Control::wait(MPI_Request& request) {

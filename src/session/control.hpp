@@ -105,7 +105,11 @@ class Control {
 
   /// On rank 0: what another rank has reported, if any has.
   std::optional<Failure> receive_failure();
+  /// Tells rank 0; prints the line should neither rank 0 nor a lower rank have done so in time.
   void send_failure(const Failure& failure);
+  /// Prints the line, and before that tells all others that they need not.
+  void speak_for_all(const std::string& line) const;
+  bool another_has_spoken() const;
   /// On rank 0: prints the line, unless another rank got tired of waiting and has, and ends the job.
   [[noreturn]] void report_and_abort(const Failure& failure);
 

@@ -65,17 +65,26 @@ void Session::require_memory(std::int64_t source_bytes) {
   const std::int64_t need = share_.parameter_bytes + plan_.staging_bytes_per_rank() + source_bytes;
   std::int64_t node_need = 0;
   MPI_Request request = MPI_REQUEST_NULL;
-  const std::int64_t available = available_host_bytes();
+  const std::int64_t on_node = available_node_bytes();
+  const std::int64_t own = available_process_bytes();
   WEIGHTCAST_MPI(MPI_Iallreduce(&need, &node_need, 1, MPI_INT64_T, MPI_SUM, node.get(), &request));
   control_.wait(request);
   control_.together([&] {
-    if (node_need <= available) return;
-    throw IoError(fmt::format(
-        "memory: the ranks of this node need {} (this one {} of parameters, {} of staging, {} of source) but "
-        "{} are "
-        "available; use more nodes, a larger tp or a smaller --bucket-size",
-        format_bytes(node_need), format_bytes(share_.parameter_bytes),
-        format_bytes(plan_.staging_bytes_per_rank()), format_bytes(source_bytes), format_bytes(available)));
+    const std::string parts =
+        fmt::format("{} of parameters, {} of staging, {} of source", format_bytes(share_.parameter_bytes),
+                    format_bytes(plan_.staging_bytes_per_rank()), format_bytes(source_bytes));
+    if (node_need > on_node) {
+      throw IoError(
+          fmt::format("memory: the ranks of this node need {} (this one {}) but {} are available; use more "
+                      "nodes, a larger tp or a smaller --bucket-size",
+                      format_bytes(node_need), parts, format_bytes(on_node)));
+    }
+    if (need > own) {
+      throw IoError(fmt::format(
+          "memory: this rank needs {} ({}) but its address-space limit leaves {} available; raise "
+          "ulimit -v, or use a larger tp or a smaller --bucket-size",
+          format_bytes(need), parts, format_bytes(own)));
+    }
   });
 }
 

@@ -78,7 +78,14 @@ std::string hdf5_file_in(const std::string& directory) {
 void add_safetensors(Checkpoint& checkpoint, const std::string& path) {
   const auto number = static_cast<std::uint32_t>(checkpoint.files.size());
   checkpoint.files.push_back(path);
-  read_safetensors_header(path, number, checkpoint.tensors);
+  const auto version = read_safetensors_header(path, number, checkpoint.tensors);
+  if (!version) return;
+  if (checkpoint.weight_version.value_or(*version) != *version) {
+    throw InputError(
+        fmt::format("{} is of weight version {} but files beside it are of {}; write the checkpoint again",
+                    path, *version, *checkpoint.weight_version));
+  }
+  checkpoint.weight_version = version;
 }
 
 void add_hdf5(Checkpoint& checkpoint, const std::string& path) {

@@ -33,7 +33,8 @@ struct Checkpoint {
   std::string path;                   ///< what the user named
   std::vector<std::string> files;     ///< every data file, absolute or relative to the working directory
   std::vector<StoredTensor> tensors;  ///< sorted by name; names are unique
-  std::optional<std::int64_t> weight_version;  ///< HDF5 attribute `weightcast.weight_version`
+  /// `weightcast.weight_version`: an attribute in HDF5, an entry of `__metadata__` in safetensors.
+  std::optional<std::int64_t> weight_version;
 
   /// The tensor of that name, or nullptr.
   const StoredTensor* find(std::string_view name) const;
@@ -44,7 +45,7 @@ struct Checkpoint {
 /// file. In a directory only the model's own files count: with an index those it names, else
 /// `model*.safetensors`. Throws IoError when a path cannot be read, InputError (naming file and tensor) when
 /// its content is wrong: truncated, overlapping or out-of-range tensors, a header longer than the file, not
-/// HDF5, an unsupported dtype.
+/// HDF5, an unsupported dtype, files of several weight versions.
 Checkpoint read_checkpoint(const std::string& path);
 
 /// `config.json` beside a checkpoint: in the directory, or in the file's directory. An HDF5 checkpoint may

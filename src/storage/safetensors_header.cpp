@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <charconv>
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -210,10 +211,27 @@ void check_coverage(const std::string& path, std::vector<const StoredTensor*> te
   }
 }
 
+// Metadata belongs to whoever wrote the file: only what this program would have written is judged.
+std::optional<std::int64_t> version_in(const json& header, const std::string& path) {
+  const auto metadata = header.find(kSafetensorsMetadata);
+  if (metadata == header.end() || !metadata->is_object()) return std::nullopt;
+  const auto entry = metadata->find(kSafetensorsVersion);
+  if (entry == metadata->end()) return std::nullopt;
+  std::int64_t version = 0;
+  const std::string text = entry->is_string() ? entry->get<std::string>() : "";
+  const char* end = text.data() + text.size();
+  const auto [rest, status] = std::from_chars(text.data(), end, version);
+  if (status != std::errc() || rest != end) {
+    throw InputError(fmt::format("{}: {} in {} is not the text of an integer", path, kSafetensorsVersion,
+                                 kSafetensorsMetadata));
+  }
+  return version;
+}
+
 }  // namespace
 
-void read_safetensors_header(const std::string& path, std::uint32_t file_number,
-                             std::vector<StoredTensor>& tensors) {
+std::optional<std::int64_t> read_safetensors_header(const std::string& path, std::uint32_t file_number,
+                                                    std::vector<StoredTensor>& tensors) {
   const InputFile file(path);
   const std::string text = read_header_text(file);
   const json header = parse_object(text, path, "the safetensors header");
@@ -222,7 +240,7 @@ void read_safetensors_header(const std::string& path, std::uint32_t file_number,
 
   const std::size_t first = tensors.size();
   for (const auto& [name, entry] : header.items()) {
-    if (name == "__metadata__") continue;
+    if (name == kSafetensorsMetadata) continue;
     tensors.push_back(parse_tensor(path, name, entry, data_bytes));
     tensors.back().file = file_number;
   }
@@ -230,6 +248,7 @@ void read_safetensors_header(const std::string& path, std::uint32_t file_number,
   for (std::size_t i = first; i < tensors.size(); ++i) mine.push_back(&tensors[i]);
   check_coverage(path, std::move(mine), data_bytes);
   for (std::size_t i = first; i < tensors.size(); ++i) tensors[i].offset += data_start;
+  return version_in(header, path);
 }
 
 SafetensorsIndex read_safetensors_index(const std::string& path) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,11 +13,16 @@ namespace weightcast {
 /// The file of a folder that says which of several safetensors files holds which tensor.
 inline constexpr const char* kSafetensorsIndexName = "model.safetensors.index.json";
 
-/// Reads the header of one safetensors file and appends its tensors, marked with file number `file`. The
-/// format is that of https://github.com/huggingface/safetensors: 8 bytes of little-endian header length, a
-/// JSON object, data. Throws IoError when the file cannot be read, InputError naming file and tensor when the
-/// header contradicts itself or the file's size.
-void read_safetensors_header(const std::string& path, std::uint32_t file, std::vector<StoredTensor>& tensors);
+/// The entry of a header, and in it the one of its texts that says the weight version as a decimal number.
+inline constexpr const char* kSafetensorsMetadata = "__metadata__";
+inline constexpr const char* kSafetensorsVersion = "weightcast.weight_version";
+
+/// Reads the header of one safetensors file: appends its tensors, marked with file number `file`, and returns
+/// the weight version if it says one. The format is that of https://github.com/huggingface/safetensors: 8
+/// bytes of little-endian header length, a JSON object, data. Throws IoError when the file cannot be read,
+/// InputError naming file and tensor when the header contradicts itself or the file's size.
+std::optional<std::int64_t> read_safetensors_header(const std::string& path, std::uint32_t file,
+                                                    std::vector<StoredTensor>& tensors);
 
 /// What `model.safetensors.index.json` says.
 struct SafetensorsIndex {

@@ -62,8 +62,10 @@ std::string dump(const json& value, const std::string& path, int indent = -1) {
 }
 
 // The header with the length before it and spaces after it, so that the data starts at a multiple of 8.
-std::string header_bytes(const std::vector<DatasetSpec>& specs, const Group& group, const std::string& path) {
-  json header{{"__metadata__", {{"format", "pt"}}}};
+std::string header_bytes(const std::vector<DatasetSpec>& specs, const Group& group, const std::string& path,
+                         std::optional<std::int64_t> weight_version) {
+  json header{{kSafetensorsMetadata, {{"format", "pt"}}}};
+  if (weight_version) header[kSafetensorsMetadata][kSafetensorsVersion] = std::to_string(*weight_version);
   std::int64_t offset = 0;
   for (const std::size_t i : group.members) {
     const std::int64_t end = offset + specs[i].bytes();
@@ -91,8 +93,9 @@ bool is_model_file(const std::string& name) {
 class SafetensorsWriter final : public TensorFileWriter {
  public:
   SafetensorsWriter(const std::string& directory, const std::string& config_text,
-                    const std::vector<DatasetSpec>& datasets, std::int64_t max_file_bytes)
-      : directory_(directory), specs_(datasets), places_(datasets.size()) {
+                    const std::vector<DatasetSpec>& datasets, std::int64_t max_file_bytes,
+                    std::optional<std::int64_t> weight_version)
+      : directory_(directory), weight_version_(weight_version), specs_(datasets), places_(datasets.size()) {
     require_space(path_of("model"), check_dataset_specs(directory, specs_));
     const auto groups = group_by_size(specs_, max_file_bytes);
     for (const Group& group : groups) add_data_file(group, groups.size());
@@ -136,7 +139,7 @@ class SafetensorsWriter final : public TensorFileWriter {
                                  ? std::string(kSingleName)
                                  : fmt::format("model-{:05}-of-{:05}.safetensors", files_.size() + 1, files);
     auto& file = *files_.emplace_back(std::make_unique<PartialFile>(path_of(name)));
-    const std::string header = header_bytes(specs_, group, file.final_path());
+    const std::string header = header_bytes(specs_, group, file.final_path(), weight_version_);
     auto offset = static_cast<std::int64_t>(header.size());
     for (const std::size_t i : group.members) {
       places_[i] = {files_.size() - 1, offset};
@@ -183,6 +186,7 @@ class SafetensorsWriter final : public TensorFileWriter {
   }
 
   std::string directory_;
+  std::optional<std::int64_t> weight_version_;
   std::vector<DatasetSpec> specs_;
   std::vector<Place> places_;
   // In the order of their renaming: data, then what leads readers to it.
@@ -194,12 +198,14 @@ class SafetensorsWriter final : public TensorFileWriter {
 std::unique_ptr<TensorFileWriter> create_safetensors(const std::string& directory,
                                                      const std::string& config_text,
                                                      const std::vector<DatasetSpec>& datasets,
-                                                     std::int64_t max_file_bytes) {
+                                                     std::int64_t max_file_bytes,
+                                                     std::optional<std::int64_t> weight_version) {
   if (max_file_bytes <= 0) {
     throw InternalError(
         fmt::format("{}: safetensors files of {} bytes asked for", directory, max_file_bytes));
   }
-  return std::make_unique<SafetensorsWriter>(directory, config_text, datasets, max_file_bytes);
+  return std::make_unique<SafetensorsWriter>(directory, config_text, datasets, max_file_bytes,
+                                             weight_version);
 }
 
 }  // namespace weightcast

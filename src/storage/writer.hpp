@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <variant>
@@ -55,12 +56,12 @@ std::unique_ptr<TensorFileWriter> create_hdf5(const std::string& path, const Att
 
 /// A Hugging Face directory: `model.safetensors`, or several `model-0000i-of-0000n.safetensors` of at most
 /// `max_file_bytes` of data (one tensor is never split) with `model.safetensors.index.json`, and
-/// `config.json` unless `config_text` is empty. The commit removes model files of an earlier checkpoint in
-/// that folder that would be read beside the new ones. Missing folders are made. Errors as with HDF5.
-std::unique_ptr<TensorFileWriter> create_safetensors(const std::string& directory,
-                                                     const std::string& config_text,
-                                                     const std::vector<DatasetSpec>& datasets,
-                                                     std::int64_t max_file_bytes);
+/// `config.json` unless `config_text` is empty. Every data file says the weight version if there is one, in
+/// `__metadata__`. The commit removes model files of an earlier checkpoint in that folder that would be read
+/// beside the new ones. Missing folders are made. Errors as with HDF5.
+std::unique_ptr<TensorFileWriter> create_safetensors(
+    const std::string& directory, const std::string& config_text, const std::vector<DatasetSpec>& datasets,
+    std::int64_t max_file_bytes, std::optional<std::int64_t> weight_version = std::nullopt);
 
 /// Removes the partial files of all writers of this process, for one that ends without destructors.
 void remove_partial_files();

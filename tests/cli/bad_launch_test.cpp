@@ -73,10 +73,15 @@ TEST_F(BadLaunch, NcclWithoutItsHardware) {
 }
 
 TEST_F(BadLaunch, LessMemoryThanThePlanNeeds) {
+  // One layer of three matrices of 16 TiB: more than any machine has, and planned at once.
+  auto config = read_json(model_folder("tiny-qwen3") + "/config.json");
+  config["hidden_size"] = 1 << 21;
+  config["intermediate_size"] = 1 << 22;
+  put_file(dir_ / "config.json", config.dump());
   const std::string json = dir_ / "report.json";
   const Outcome outcome = run_job(
-      3, {"bench", "--model", model_folder("Qwen3-235B-A22B"), "--inference", "tp=2", "--json", json});
-  EXPECT_TRUE(refused(outcome, 74, {"memory", "GiB", "available", "more nodes", "--bucket-size"}));
+      3, {"bench", "--model", dir_ / "config.json", "--layers", "1", "--inference", "tp=2", "--json", json});
+  EXPECT_TRUE(refused(outcome, 74, {"memory", "need 96.0 TiB", "available", "more nodes", "--bucket-size"}));
   EXPECT_EQ(read_json(json).at("status"), "input/output");
 }
 

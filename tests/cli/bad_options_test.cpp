@@ -94,6 +94,7 @@ TEST_F(BadOptions, NumbersOutOfRange) {
   expect_refused_job({"--buffers", "0"}, {"--buffers 0", "at least 1"});
   expect_refused_job({"--timeout", "0"}, {"--timeout 0", "at least 1"});
   expect_refused_job({"--weight-version", "-1"}, {"--weight-version -1", "at least 0"});
+  expect_refused_job({"--weight-version", ""}, {"--weight-version", "at least 0"});
 }
 
 TEST_F(BadOptions, MaxFileSizeOfNothing) {
@@ -134,10 +135,15 @@ TEST_F(BadOptions, MinAchieved) {
 
 TEST_F(BadOptions, Inference) {
   const Words plan{"plan", "--model", model_folder("tiny-qwen3-moe"), "--inference"};
-  for (const std::string layout :
-       {"tp", "tp=", "tp=two", "tp=0", "tp=-2", "tp=2,xp=3", "tp=2 ep=2", "2", ","}) {
+  for (const std::string layout : {"", "tp", "tp=", "tp=two", "tp=0", "tp=-2", "tp=2,xp=3", "tp=2,",
+                                   "tp=2,,ep=2", "tp=2 ep=2", "2", ","}) {
     SCOPED_TRACE(layout);
     EXPECT_TRUE(refused(run_plain(plan + Words{layout}), 64, {"--inference " + layout, "tp=2,ep=2,pp=1"}));
+  }
+  for (const std::string layout : {"tp=2,tp=4", "tp=2,ep=1,tp=2"}) {
+    EXPECT_TRUE(refused(
+        run_plain(plan + Words{layout}), 64,
+        {"--inference " + layout, "'" + layout.substr(layout.rfind(',') + 1) + "'", "tp a second time"}));
   }
   EXPECT_TRUE(refused(run_plain(plan + Words{"tp=2,ep=4"}), 64, {"tp=2,ep=4", "does not divide", "tp=2"}));
 }
@@ -192,6 +198,12 @@ TEST_F(BadOptions, ConfigFile) {
 TEST_F(BadOptions, Environment) {
   const Words plan{"plan", "--model", model_folder("tiny-qwen3")};
   EXPECT_TRUE(refused(run_plain(plan, {{"WEIGHTCAST_BUCKET_SIZE", "huge"}}), 64, {"'huge'", "bucket-size"}));
+  EXPECT_TRUE(refused(run_plain(plan, {{"WEIGHTCAST_BUFFERS", ""}}), 64, {"--buffers", "at least 1"}));
+  EXPECT_TRUE(
+      refused(run_plain(plan, {{"WEIGHTCAST_INFERENCE", ""}}), 64, {"--inference", "tp=2,ep=2,pp=1"}));
+  EXPECT_TRUE(refused(run_plain({"synth", "--model", model_folder("tiny-qwen3"), "--output", dir_ / "x"},
+                                {{"WEIGHTCAST_WEIGHT_VERSION", ""}}),
+                      64, {"--weight-version", "at least 0"}));
   EXPECT_TRUE(refused(run_plain(plan, {{"WEIGHTCAST_COLOCATE", "perhaps"}}), 64,
                       {"WEIGHTCAST_COLOCATE", "'perhaps'"}));
 }

@@ -128,13 +128,30 @@ TEST_F(Copies, FilesOfBoundedSize) {
   EXPECT_GE(files, 4);
 }
 
-TEST_F(Copies, VersionTravelsInHdf5) {
+TEST_F(Copies, VersionTravelsFromFormToForm) {
+  const auto expect_version = [&](const std::string& name, const std::string& version) {
+    const Outcome outcome = run_plain({"inspect", dir_ / name, "--no-digests"});
+    EXPECT_TRUE(done(outcome));
+    EXPECT_TRUE(has(outcome.out, {"102 tensors", "version " + version})) << name;
+  };
   convert(trained(0), dir_ / "model.h5", {"--weight-version", "42"});
-  const Outcome outcome = run_plain({"inspect", dir_ / "model.h5", "--no-digests"});
-  EXPECT_TRUE(done(outcome));
-  EXPECT_TRUE(has(outcome.out, {"102 tensors", "version 42"}));
+  expect_version("model.h5", "42");
   convert(dir_ / "model.h5", dir_ / "copy.h5");
-  EXPECT_TRUE(has(run_plain({"inspect", dir_ / "copy.h5", "--no-digests"}).out, {"version 42"}));
+  expect_version("copy.h5", "42");
+  convert(dir_ / "copy.h5", dir_ / "several", {"--max-file-size", "400KB"});
+  expect_version("several", "42");
+  convert(dir_ / "several", dir_ / "back.h5");
+  expect_version("back.h5", "42");
+  convert(dir_ / "several", dir_ / "one", {"--weight-version", "43"});
+  expect_version("one", "43");
+}
+
+TEST_F(Copies, SynthStoresItsVersion) {
+  for (const std::string name : {"model", "model.h5"}) {
+    EXPECT_TRUE(done(run_plain(
+        {"synth", "--model", model_folder("tiny-qwen3"), "--output", dir_ / name, "--weight-version", "9"})));
+    EXPECT_TRUE(has(run_plain({"inspect", dir_ / name, "--no-digests"}).out, {"version 9"})) << name;
+  }
 }
 
 TEST_F(Copies, InspectListsTensors) {

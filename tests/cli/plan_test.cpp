@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <numeric>
+#include <regex>
 #include <set>
 
 #include "cli/cli.hpp"
@@ -126,6 +127,10 @@ TEST_F(PlanTest, ShareOfOneRank) {
   EXPECT_TRUE(done(inference));
   EXPECT_TRUE(has(inference.out, {"rank 2", "inference 1", "parameters", "moves", "staging"}));
   EXPECT_TRUE(refused(run_plain(words + Words{"3"}), 64, {"--rank 3", "3 ranks"}));
+  // What a rank hands to itself does not travel.
+  const Outcome alone = run_plain({"plan", "--source", trained(0), "--colocate", "--rank", "0"});
+  EXPECT_TRUE(std::regex_search(alone.out, std::regex("\nsent +0 B\nreceived +0 B\nbuckets +1\n")))
+      << alone.out;
 }
 
 TEST_F(PlanTest, LayersShortenTheModel) {

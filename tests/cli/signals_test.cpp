@@ -49,6 +49,26 @@ class Signals : public CliTest {
     }
   }
 
+  /// A job of three ranks for which files of that name are slow.
+  static CommandLine slow_disk_job(const Words& words, const std::string& file, int seconds) {
+    return job_command(3, words,
+                       {{"LD_PRELOAD", WEIGHTCAST_SLOW_DISK},
+                        {"SLOW_DISK_FILE", file},
+                        {"SLOW_DISK_SECONDS", std::to_string(seconds)}});
+  }
+
+  /// Whether the first rank has a file of that name open.
+  static bool first_rank_reads(const Process& job, const std::string& name) {
+    const auto ranks = job.children();
+    if (ranks.size() != 3) return false;
+    std::error_code ignored;  // files are opened and closed meanwhile
+    std::filesystem::directory_iterator fd("/proc/" + std::to_string(ranks.front()) + "/fd", ignored);
+    for (const std::filesystem::directory_iterator end; fd != end; fd.increment(ignored)) {
+      if (std::filesystem::read_symlink(fd->path(), ignored).filename() == name) return true;
+    }
+    return false;
+  }
+
   std::string json_ = dir_ / "report.json";
 };
 
@@ -89,6 +109,20 @@ TEST_F(Signals, TermToTheRanksStopsAtOnce) {
   EXPECT_EQ(read_json(json_).at("status"), "stopped");
 }
 
+TEST_F(Signals, TermWhileTheFirstRankIsBusy) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer wants to be loaded first";
+#endif
+  // The one that would speak for the others reads headers from a slow disk: the lowest of them speaks.
+  put_old_shards();
+  const auto before = folder_contents(sink_);
+  Process job(slow_disk_job(sync_words(trained(0)), "model.safetensors", 30));
+  while (!first_rank_reads(job, "model.safetensors")) ASSERT_TRUE(job.running()) << describe(job.wait());
+  for (const pid_t rank : job.children()) ::kill(rank, SIGTERM);
+  EXPECT_TRUE(refused(job.wait(), 75, {"rank 1 (", "stopped by SIGTERM"}));
+  EXPECT_EQ(folder_contents(sink_), before);
+}
+
 TEST_F(Signals, IntToOneRankStopsAll) {
   const auto job = start();
   ::kill(job->children().at(1), SIGINT);
@@ -104,11 +138,8 @@ TEST_F(Signals, NeverBetweenTheShardsOfAVersion) {
   // The second inference rank is still writing its shard of version 1 when the first, which has done so and
   // waits for it, is told to stop. The trainer sleeps meanwhile: when it wakes, it finds the votes for the
   // new version and whatever the first rank has to say, in any order.
-  CommandLine command =
-      job_command(3, sync_words(trained(1)) + Words{"--weight-version", "1", "--json", json_});
-  command.environment["LD_PRELOAD"] = WEIGHTCAST_SLOW_DISK;
-  command.environment["SLOW_DISK_FILE"] = ".rank-1.h5.partial";
-  Process job(command);
+  const Words words = sync_words(trained(1)) + Words{"--weight-version", "1", "--json", json_};
+  Process job(slow_disk_job(words, ".rank-1.h5.partial", 1));
   while (!std::filesystem::exists(sink_ + "/.rank-1.h5.partial")) {
     ASSERT_TRUE(job.running()) << describe(job.wait());
   }

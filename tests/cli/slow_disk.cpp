@@ -1,7 +1,8 @@
-// Preloaded into a job to widen a window that is else too narrow for a test: flushing a file whose name ends
-// with $SLOW_DISK_FILE takes a second longer.
+// Preloaded into a job to widen a window that is else too narrow for a test: flushing and reading a file
+// whose name ends with $SLOW_DISK_FILE takes $SLOW_DISK_SECONDS longer, whatever signals come.
 
 #include <sys/syscall.h>
+#include <sys/types.h>
 #include <unistd.h>
 
 #include <array>
@@ -11,14 +12,34 @@
 #include <string_view>
 #include <thread>
 
-extern "C" int fsync(int fd) {
+namespace {
+
+void wait_if_slow(int fd) {
   std::array<char, 4096> target{};
   const std::string link = "/proc/self/fd/" + std::to_string(fd);
   const ssize_t length = ::readlink(link.c_str(), target.data(), target.size());
   const char* slow = std::getenv("SLOW_DISK_FILE");
-  if (length > 0 && slow != nullptr &&
+  const char* seconds = std::getenv("SLOW_DISK_SECONDS");
+  if (length > 0 && slow != nullptr && seconds != nullptr &&
       std::string_view(target.data(), static_cast<std::size_t>(length)).ends_with(slow)) {
-    std::this_thread::sleep_for(std::chrono::seconds(1));
+    std::this_thread::sleep_for(std::chrono::seconds(std::strtol(seconds, nullptr, 10)));
   }
+}
+
+ssize_t read_slowly(int fd, void* to, size_t bytes, off_t offset) {
+  wait_if_slow(fd);
+  return ::syscall(SYS_pread64, fd, to, bytes, offset);
+}
+
+}  // namespace
+
+extern "C" int fsync(int fd) {
+  wait_if_slow(fd);
   return static_cast<int>(::syscall(SYS_fsync, fd));
+}
+extern "C" ssize_t pread(int fd, void* to, size_t bytes, off_t offset) {
+  return read_slowly(fd, to, bytes, offset);
+}
+extern "C" ssize_t pread64(int fd, void* to, size_t bytes, off_t offset) {
+  return read_slowly(fd, to, bytes, offset);
 }

@@ -52,13 +52,33 @@ TEST_F(Versions, DefaultIsZero) {
 }
 
 TEST_F(Versions, DefaultIsTheCheckpointsOwn) {
-  const std::string source = dir_ / "checkpoint.h5";
-  EXPECT_TRUE(
-      done(run_plain({"convert", "--source", trained(0), "--output", source, "--weight-version", "42"})));
-  EXPECT_TRUE(done(run_job(3, sync_words(source))));
-  EXPECT_TRUE(done(verify(sink_, source, 42)));
-  EXPECT_TRUE(done(run_job(3, sync_words(source) + Words{"--weight-version", "3"})));
-  EXPECT_TRUE(done(verify(sink_, source, 3)));
+  for (const std::string& source : {dir_ / "checkpoint.h5", dir_ / "checkpoint"}) {
+    EXPECT_TRUE(
+        done(run_plain({"convert", "--source", trained(0), "--output", source, "--weight-version", "42"})));
+    EXPECT_TRUE(done(run_job(3, sync_words(source))));
+    EXPECT_TRUE(done(verify(sink_, source, 42)));
+    EXPECT_TRUE(done(run_job(3, sync_words(source) + Words{"--weight-version", "3"})));
+    EXPECT_TRUE(done(verify(sink_, source, 3)));
+  }
+}
+
+TEST_F(Versions, SeveralCheckpointsCountOnFromTheFirst) {
+  // The same version twice, and one that goes backwards.
+  Words sync{"sync", "--inference", "tp=2,ep=2", "--sink", "hdf5:" + (dir_ / "version-{version}")};
+  for (const auto& [step, own] : {std::pair{0, "5"}, std::pair{1, "5"}, std::pair{181, "2"}}) {
+    const std::string source = dir_ / ("step-" + std::to_string(step) + ".h5");
+    EXPECT_TRUE(
+        done(run_plain({"convert", "--source", trained(step), "--output", source, "--weight-version", own})));
+    sync = sync + Words{"--source", source};
+  }
+  for (const int first : {5, 30}) {
+    EXPECT_TRUE(
+        done(run_job(3, first == 5 ? sync : sync + Words{"--weight-version", std::to_string(first)})));
+    const auto folder = [&](int number) { return dir_ / ("version-" + std::to_string(first + number)); };
+    EXPECT_TRUE(done(verify(folder(0), trained(0), first)));
+    EXPECT_TRUE(done(verify(folder(1), trained(1), first + 1)));
+    EXPECT_TRUE(done(verify(folder(2), trained(181), first + 2)));
+  }
 }
 
 TEST_F(Versions, StaleShards) {

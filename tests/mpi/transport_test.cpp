@@ -256,7 +256,7 @@ bool has_words(const HostBuffer& buffer) {
 /// One large bucket from rank 0 to all others.
 void send_large(int ranks, std::int64_t bytes) {
   // Every rank must decide alike; memory for copies inside MPI is reckoned in.
-  std::int64_t available = available_host_bytes();
+  std::int64_t available = available_node_bytes();
   WEIGHTCAST_MPI(MPI_Bcast(&available, 1, MPI_INT64_T, 0, MPI_COMM_WORLD));
   if (available < std::int64_t{8} << 30) {
     std::cerr << "NOT TESTED: a transfer of " << format_bytes(bytes) << "; 8 GiB of memory are needed, "

@@ -230,6 +230,27 @@ expect_job half "$job" 30 FAILED 75
 expect "the checkpoint counts, the update does not" test "$(tr '\n' ' ' <"$work/half.state")" == "trained=1 updated=0 finished=0 "
 expect "no shards" test ! -e "$work/half/rank-0.h5"
 
+# Stands for a program that fails by itself after a stop was asked for.
+cat >"$work/failing" <<'SCRIPT'
+#!/usr/bin/env bash
+trap '' USR1
+touch "failing.$SLURM_PROCID"
+until [[ -e failing.go ]]; do sleep 0.05; done
+exit 74
+SCRIPT
+chmod +x "$work/failing"
+
+step "rl-loop.sbatch: an update that fails while a stop is asked for is a failure, and not requeued"
+job=$(WC_BIN=$work/failing TRAIN_COMMAND="$link_checkpoint" CHECKPOINTS=checkpoints-failing WC_STATE=failing.state WC_REQUEUE=1 \
+  submit failing rl-loop.sbatch)
+expect "the update begins" poll 30 test -e "$work/failing.0" -a -e "$work/failing.1" -a -e "$work/failing.2"
+scancel --batch --signal=USR1 "$job"
+sleep 0.5
+touch "$work/failing.go"
+expect_job failing "$job" 30 FAILED 74
+expect_lines "$work/failing.out" 1 'iteration 1: the update failed with exit code 74'
+expect_lines "$work/failing.out" 0 'stopped by a signal|back into the queue'
+
 step "rl-loop.sbatch: stopped in a training, requeued, and finished"
 # The second training waits until it has been told to go on, so that the signal certainly meets it.
 job=$(TRAIN_COMMAND="$link_checkpoint; echo \$ITERATION >>requeued.trained

@@ -14,6 +14,7 @@
 #include "core/hash.hpp"
 #include "core/shape.hpp"
 #include "core/units.hpp"
+#include "float16.hpp"
 
 namespace weightcast {
 
@@ -228,6 +229,58 @@ TEST(Bf16, NoNeighbourIsNearer) {
       if ((other ^ bits) & 0x8000u || std::isnan(bf16_value(other))) continue;
       EXPECT_LE(distance(bits), distance(other)) << value;
     }
+  }
+}
+
+TEST(F16, KnownValues) {
+  static_assert(f16_bits(0.0f) == 0x0000 && f16_bits(-0.0f) == 0x8000);
+  static_assert(f16_bits(1.0f) == 0x3c00 && f16_bits(-2.0f) == 0xc000);
+  static_assert(f16_bits(1.0f / 3) == 0x3555);
+  // The smallest normal half, the largest and the smallest subnormal.
+  static_assert(f16_bits(0x1p-14f) == 0x0400);
+  static_assert(f16_bits(0x1p-14f - 0x1p-24f) == 0x03ff);
+  static_assert(f16_bits(0x1p-24f) == 0x0001 && f16_bits(-0x1p-24f) == 0x8001);
+  // The largest half, and what is nearer to 2^16 than to it.
+  static_assert(f16_bits(65504.0f) == 0x7bff && f16_bits(65519.99f) == 0x7bff);
+  static_assert(f16_bits(65520.0f) == 0x7c00 && f16_bits(-65520.0f) == 0xfc00);
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  static_assert(f16_bits(kInfinity) == 0x7c00 && f16_bits(-kInfinity) == 0xfc00);
+  static_assert(f16_bits(std::numeric_limits<float>::max()) == 0x7c00);
+  static_assert(f16_bits(std::numeric_limits<float>::denorm_min()) == 0x0000);
+}
+
+TEST(F16, EveryValueComesBack) {
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const double value = f16_value(static_cast<std::uint16_t>(bits));
+    if (std::isnan(value)) continue;
+    EXPECT_EQ(f16_bits(static_cast<float>(value)), bits) << std::hex << bits;
+  }
+}
+
+TEST(F16, TiesGoToEvenAndTheRestToTheNearest) {
+  // Between every two neighbours, subnormal ones included; the last is infinity, in whose place counts 2^16.
+  for (std::uint16_t below = 0; below < 0x7c00; ++below) {
+    const auto above = static_cast<std::uint16_t>(below + 1);
+    const double upper = above == 0x7c00 ? 0x1p16 : f16_value(above);
+    const auto middle = static_cast<float>((f16_value(below) + upper) / 2);
+    for (const int sign : {0x0000, 0x8000}) {
+      const auto rounded = [&](float value) {
+        return f16_bits(std::copysign(value, sign != 0 ? -1.0f : 1.0f));
+      };
+      EXPECT_EQ(rounded(middle), sign | (below % 2 == 0 ? below : above)) << std::hex << below;
+      EXPECT_EQ(rounded(std::nextafter(middle, 0.0f)), sign | below) << std::hex << below;
+      EXPECT_EQ(rounded(std::nextafter(middle, 1e9f)), sign | above) << std::hex << below;
+    }
+  }
+}
+
+TEST(F16, NanStaysNan) {
+  // Payloads that live in the low bits alone must not turn into infinity.
+  for (const std::uint32_t bits :
+       {0x7f800001u, 0x7fbfffffu, 0x7fc00000u, 0x7fffffffu, 0xff800001u, 0xffffffffu}) {
+    const std::uint16_t rounded = f16_bits(std::bit_cast<float>(bits));
+    EXPECT_TRUE(std::isnan(f16_value(rounded))) << std::hex << bits;
+    EXPECT_EQ(rounded >> 15, bits >> 31) << std::hex << bits;
   }
 }
 

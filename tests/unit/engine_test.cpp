@@ -39,15 +39,15 @@ TEST(EngineLayouts, WhatIsAbsentIsOne) {
   EXPECT_EQ(layout.ep, 1);
   EXPECT_EQ(layout.pp, 1);
   EXPECT_EQ(layout.replicas, 1);
-  EXPECT_EQ(parse_engine_layout("", "triton").ranks(), 1);
 }
 
 TEST(EngineLayouts, ThePieceThatIsWrongIsNamed) {
   for (const std::string piece : {"tp=0", "tp=-2", "tp", "tp=", "tp=two", "tp=2x", "dp=2", "=2", "tp =2",
-                                  "tp=+2", "tp=1048577", "tp=99999999999999999999"}) {
+                                  "tp=+2", "tp=1048577", "tp=99999999999999999999", "", "ep=1", "ep=2"}) {
     EXPECT_NE(usage_error_of("ep=1," + piece).find("'" + piece + "'"), std::string::npos) << piece;
   }
   EXPECT_NE(usage_error_of("tp=4,,ep=2").find("''"), std::string::npos);
+  EXPECT_NE(usage_error_of("").find("''"), std::string::npos);
 }
 
 TEST(EngineLayouts, ExpertGroupsDivideTheTensorParallelGroup) {

@@ -56,24 +56,59 @@ TEST(PlanAsAWhole, RootsTakeTurnsAndBeginWithDifferentSets) {
   EXPECT_EQ(first_sets.size(), 4u);
 }
 
-TEST(PlanAsAWhole, TrafficAddsUp) {
+TEST(PlanAsAWhole, TrafficIsWhatTheSharesExchange) {
   const auto family = small_moe().family();
-  for (const bool colocate : {false, true}) {
-    const Plan plan = make_plan(*family, topology_of(2, "tp=2,ep=2,replicas=2", colocate), capped(64 << 10));
-    const std::vector<Traffic> traffic = plan.traffic();
-    ASSERT_EQ(traffic.size(), static_cast<std::size_t>(plan.topology.ranks()));
-    std::vector<Traffic> expected(traffic.size());
-    for (const Bucket& bucket : plan.buckets) {
-      expected[bucket.root].sent += bucket.bytes;
-      for (const std::int64_t rank : plan.destination_ranks(bucket.destinations)) {
-        expected[static_cast<std::size_t>(rank)].received += bucket.bytes;
+  for (const auto& [engine, colocate] :
+       {std::pair{"tp=2,ep=2,replicas=2", false}, std::pair{"tp=2,ep=2,replicas=2", true},
+        std::pair{"tp=4,ep=2", true}, std::pair{"tp=2,pp=2", true}}) {
+    SCOPED_TRACE(engine);
+    const Plan plan = make_plan(*family, topology_of(2, engine, colocate), capped(64 << 10));
+    std::vector<Traffic> expected(static_cast<std::size_t>(plan.topology.ranks()));
+    std::vector<bool> travels(plan.buckets.size(), false);
+    for (std::size_t rank = 0; rank < expected.size(); ++rank) {
+      const Share share = make_share(plan, *family, static_cast<std::int64_t>(rank));
+      expected[rank].buckets = static_cast<std::int64_t>(share.buckets.size());
+      for (const ShareBucket& bucket : share.buckets) {
+        if (bucket.root) continue;
+        travels[bucket.bucket] = true;
+        expected[rank].received += plan.buckets[bucket.bucket].bytes;
       }
     }
+    std::int64_t wire = 0;
+    for (std::size_t b = 0; b < travels.size(); ++b) {
+      const std::int64_t bytes = travels[b] ? plan.buckets[b].bytes : 0;
+      expected[plan.buckets[b].root].sent += bytes;
+      wire += bytes;
+    }
+    EXPECT_EQ(plan.wire_bytes(), wire);
+    const std::vector<Traffic> traffic = plan.traffic();
+    ASSERT_EQ(traffic.size(), expected.size());
     for (std::size_t rank = 0; rank < traffic.size(); ++rank) {
       EXPECT_EQ(traffic[rank].sent, expected[rank].sent) << rank;
       EXPECT_EQ(traffic[rank].received, expected[rank].received) << rank;
+      EXPECT_EQ(traffic[rank].buckets, expected[rank].buckets) << rank;
     }
   }
+}
+
+TEST(PlanAsAWhole, WhatARankHandsToItselfIsNoTraffic) {
+  const auto family = small_moe().family();
+  const Plan alone = make_plan(*family, topology_of(0, "tp=1", true), capped(64 << 10));
+  EXPECT_EQ(alone.wire_bytes(), 0);
+  EXPECT_EQ(alone.traffic().front().sent, 0);
+  EXPECT_EQ(alone.traffic().front().received, 0);
+  EXPECT_EQ(alone.traffic().front().buckets, static_cast<std::int64_t>(alone.buckets.size()));
+
+  // Two whole copies: each rank sends the other just the half that it owns.
+  const Plan pair = make_plan(*family, topology_of(0, "tp=1,replicas=2", true), capped(64 << 10));
+  const std::vector<Traffic> traffic = pair.traffic();
+  EXPECT_EQ(traffic[0].sent, traffic[1].received);
+  EXPECT_EQ(traffic[1].sent, traffic[0].received);
+  EXPECT_EQ(traffic[0].sent + traffic[1].sent, pair.wire_bytes());
+  const std::int64_t model = family->catalog().bytes();
+  EXPECT_NEAR(static_cast<double>(traffic[0].sent), static_cast<double>(model) / 2,
+              0.05 * static_cast<double>(model));
+  EXPECT_GE(pair.wire_bytes(), model);
 }
 
 TEST(PlanAsAWhole, HashIsThatOfTheInputs) {

@@ -88,6 +88,26 @@ TEST_F(StorageReject, HeadersThatAreNoJson) {
                   {"x.safetensors", "'w'", "twice"}));
 }
 
+TEST_F(StorageReject, WeightVersionsThatAreNone) {
+  for (const char* version : {R"("seven")", R"("")", R"("7 ")", R"("9223372036854775808")", "7"}) {
+    EXPECT_TRUE(has(
+        refused_header(fmt::format(R"({{"__metadata__":{{"weightcast.weight_version":{}}}}})", version), 0),
+        {"x.safetensors", "weightcast.weight_version", "integer"}))
+        << version;
+  }
+}
+
+TEST_F(StorageReject, FilesOfSeveralWeightVersions) {
+  const auto put = [&](const std::string& name, std::string_view metadata) {
+    put_file(dir_ / name, safetensors_bytes(fmt::format(R"({{"__metadata__":{{{}}}}})", metadata), 0));
+  };
+  put("model-a.safetensors", R"("weightcast.weight_version":"5")");
+  put("model-b.safetensors", R"("format":"pt")");
+  EXPECT_EQ(read_checkpoint(dir_.string()).weight_version, 5);
+  put("model-c.safetensors", R"("weightcast.weight_version":"6")");
+  EXPECT_TRUE(has(refused(""), {"model-c.safetensors", "version 6", "of 5", "again"}));
+}
+
 TEST_F(StorageReject, TensorsThatContradictThemselves) {
   const auto refused_entry = [&](const std::string& entry) {
     return refused_header(fmt::format("{{\"layer.w\":{{{}}}}}", entry), 100);

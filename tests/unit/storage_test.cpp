@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -79,6 +80,31 @@ TEST(Storage, SafetensorsInSeveralFiles) {
   // Without the index the files are found by their names.
   fs::remove(dir / "model.safetensors.index.json");
   expect_holds(read_checkpoint(dir.string()), datasets);
+}
+
+TEST(Storage, WeightVersionIsInEverySafetensorsFile) {
+  const TempDir dir;
+  const std::vector<DatasetSpec> datasets{{"a", DType::kF32, Shape{10}}, {"b", DType::kF32, Shape{10}}};
+  for (const std::int64_t max_file_bytes : {40, 1000}) {
+    for (const std::int64_t version : {std::int64_t{0}, std::int64_t{5}, std::int64_t{1} << 60}) {
+      create_safetensors(dir.string(), "{}", datasets, max_file_bytes, version)->commit();
+      const Checkpoint checkpoint = read_checkpoint(dir.string());
+      EXPECT_EQ(checkpoint.files.size(), max_file_bytes == 40 ? 2U : 1U);
+      EXPECT_EQ(checkpoint.weight_version, version);
+      for (const std::string& file : checkpoint.files) {
+        EXPECT_EQ(read_checkpoint(file).weight_version, version) << file;
+        const std::string bytes = get_file(file);
+        std::uint64_t length = 0;
+        std::memcpy(&length, bytes.data(), sizeof length);
+        const auto header = nlohmann::json::parse(bytes.substr(sizeof length, length));
+        const nlohmann::json expected{{"format", "pt"},
+                                      {"weightcast.weight_version", std::to_string(version)}};
+        EXPECT_EQ(header.at("__metadata__"), expected) << file;
+      }
+    }
+  }
+  create_safetensors(dir.string(), "{}", datasets, 40)->commit();
+  EXPECT_EQ(read_checkpoint(dir.string()).weight_version, std::nullopt);
 }
 
 TEST(Storage, SafetensorsReplaceAnEarlierCheckpoint) {

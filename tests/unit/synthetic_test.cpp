@@ -6,6 +6,7 @@
 
 #include "core/float_bits.hpp"
 #include "core/hash.hpp"
+#include "float16.hpp"
 #include "model/synthetic.hpp"
 
 namespace weightcast {
@@ -24,7 +25,7 @@ double value_at(const std::byte* at, DType dtype) {
     case DType::kBF16:
       return bf16_value(load<std::uint16_t>(at));
     case DType::kF16:
-      return static_cast<double>(load<_Float16>(at));
+      return f16_value(load<std::uint16_t>(at));
     case DType::kF32:
       return load<float>(at);
     default:
