@@ -8,8 +8,8 @@
 
 namespace weightcast {
 
-/// The value of a synthetic element from its mixed index: a multiple of 2^-20 below 2^-5, so in half precision
-/// normal or subnormal, never infinite.
+/// The value of a synthetic element from its mixed index: a multiple of 2^-20 below 2^-5, so in half
+/// precision normal or subnormal, never infinite.
 constexpr float synthetic_value(std::uint64_t mixed) {
   return static_cast<float>(static_cast<std::int64_t>(mixed >> 48) - 32768) * 0x1p-20f;
 }

@@ -55,8 +55,7 @@ CudaPipeline::CudaPipeline(const Plan& plan, const Share& share, std::vector<std
       clock_(share.buckets.size()),
       parameters_(std::move(parameters)) {
   for (const ShareBucket& bucket : share.buckets) {
-    const auto receivers = plan.destination_ranks(plan.buckets[bucket.bucket].destinations);
-    local_only_.push_back(bucket.root && bucket.destination && receivers.size() == 1);
+    local_only_.push_back(!plan.travels(plan.buckets[bucket.bucket]));
   }
   positions_.resize(share.buckets.size());
   in_position_.reserve(share.buckets.size());
