@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <utility>
+
 #include "core/error.hpp"
 #include "core/hash.hpp"
 #include "core/units.hpp"
@@ -141,8 +143,10 @@ Share make_share(const Plan& plan, const Family& family, std::int64_t rank) {
   }
   place_parameters(share);
   const PartIndex parts(share.parameters, catalog.size());
+  std::int64_t passed = 0;
   for (std::uint32_t number = 0; number < plan.buckets.size(); ++number) {
     const Bucket& bucket = plan.buckets[number];
+    passed += bucket.bytes;
     ShareBucket mine;
     mine.bucket = number;
     mine.root = plan.topology.trainer(rank) == bucket.root;
@@ -151,6 +155,7 @@ Share make_share(const Plan& plan, const Family& family, std::int64_t rank) {
     if (!mine.root && !mine.destination) continue;
     compile_messages(plan, catalog, mine, share);
     if (mine.destination) compile_moves(plan, catalog, parts, mine, share);
+    mine.progress_bytes = std::exchange(passed, 0);
     share.buckets.push_back(mine);
   }
   std::vector<Move> all = share.moves;

@@ -87,7 +87,7 @@ void HostPipeline::transport_all(Progress& progress) {
     if (failure_) std::rethrow_exception(failure_);
     bool advanced = false;
     for (; first < states_.size() && states_[first] == State::kDone; ++first) {
-      progress.advance(plan_.buckets[share_.buckets[first].bucket].bytes);
+      progress.advance(share_.buckets[first].progress_bytes);
       advanced = true;
     }
     while (next < states_.size() && slot_free(next) &&

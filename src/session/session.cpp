@@ -159,7 +159,7 @@ void Session::poison() {
 UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify, Progress& progress) {
   control_.begin_phase("update to version", version);
   std::int64_t bytes = 0;
-  for (const ShareBucket& bucket : share_.buckets) bytes += plan_.buckets[bucket.bucket].bytes;
+  for (const Bucket& bucket : plan_.buckets) bytes += bucket.bytes;
   progress.begin(version, bytes);
 
   // Every rank begins at the same moment, so that the figures mean the same.

@@ -37,7 +37,7 @@ struct StartSeconds {
 };
 
 /// What stays open between updates: the plan, communicators, the staging ring, parameter memory. Opened once,
-/// updated many times; after the first update nothing is allocated any more.
+/// updated many times; after the first update with a source nothing is allocated any more.
 class Session {
  public:
   /// Collective. Plans, proves, compares the plan's hash over all ranks, checks that every node has the

@@ -52,8 +52,9 @@ void ShardSink::write(std::int64_t version) {
   // A signal ends what follows by agreement, so that no partial file stays behind and a rank that has voted
   // renames, whatever comes.
   const Control::DeferSignals defer(control_);
+  // No file before all defer: a rank that a signal still finds in an earlier wait ends the job.
+  control_.together(stop_if_asked);
   control_.together([&] {
-    stop_if_asked();
     if (!rank) return;
     const std::vector<Parameter>& parameters = session_.share().parameters;
     std::vector<DatasetSpec> datasets;

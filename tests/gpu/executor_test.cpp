@@ -84,7 +84,9 @@ struct RandomPrograms {
       move.offset = end + unit * random.between(0, 7);
       end = move.offset + (move.rows - 1) * move.pitch + placed_bytes;
       move.staging = staging_bytes + unit * random.between(0, 7);
-      staging_bytes = move.staging + move.bytes();
+      // As where a colocated rank's weights stand in for staging.
+      if (!cast && random.one_in(4)) move.staging_pitch = move.row_bytes + unit * random.between(0, 9);
+      staging_bytes = move.staging + (move.rows - 1) * move.staging_step() + move.row_bytes;
       moves.push_back(move);
     }
     for (std::uint32_t first = 0; first < moves.size();) {

@@ -53,7 +53,9 @@ struct RandomProgram {
       move.offset = end + random.between(0, 7);
       end = move.offset + (move.rows - 1) * move.pitch + move.row_bytes;
       move.staging = staging_bytes + random.between(0, 7);
-      staging_bytes = move.staging + move.bytes();
+      // As where a colocated rank's weights stand in for staging.
+      if (random.between(0, 3) == 0) move.staging_pitch = move.row_bytes + random.between(0, 9);
+      staging_bytes = move.staging + (move.rows - 1) * move.staging_step() + move.row_bytes;
       moves.push_back(move);
     }
     std::shuffle(moves.begin(), moves.end(), random.engine());
@@ -76,7 +78,7 @@ void for_each_byte(const Move& move, Each each) {
   for (std::int64_t row = 0; row < move.rows; ++row) {
     for (std::int64_t byte = 0; byte < move.row_bytes; ++byte) {
       each(static_cast<std::size_t>(at(move, row, byte)),
-           static_cast<std::size_t>(move.staging + row * move.row_bytes + byte));
+           static_cast<std::size_t>(move.staging + row * move.staging_step() + byte));
     }
   }
 }

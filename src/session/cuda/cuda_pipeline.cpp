@@ -137,6 +137,7 @@ void CudaPipeline::compile_local() {
 }
 
 void CudaPipeline::enqueue_all() {
+  const nvtx3::scoped_range range("enqueue");
   clock_.start(verify_stream_.get());
   begun_.record(verify_stream_.get());
   for (const cudaStream_t stream :
@@ -284,11 +285,12 @@ void CudaPipeline::enqueue_results() {
 
 void CudaPipeline::wait_for_the_end(Progress& progress) {
   // The one wait of an update.
+  const nvtx3::scoped_range range("wait");
   Backoff backoff;
   std::size_t done = 0;
   while (!ended_.reached()) {
     for (; done < share_.buckets.size() && last_stage(done).reached(); ++done) {
-      progress.advance(plan_.buckets[share_.buckets[done].bucket].bytes);
+      progress.advance(share_.buckets[done].progress_bytes);
     }
     progress.advance(0);
     transport_->check();
@@ -296,7 +298,7 @@ void CudaPipeline::wait_for_the_end(Progress& progress) {
     backoff.pause();
   }
   for (; done < share_.buckets.size(); ++done) {
-    progress.advance(plan_.buckets[share_.buckets[done].bucket].bytes);
+    progress.advance(share_.buckets[done].progress_bytes);
   }
 }
 
