@@ -23,6 +23,8 @@ class DeviceArray {
     if (elements.empty()) return;
     WEIGHTCAST_CUDA(
         cudaMemcpy(buffer_.data(), elements.data(), elements.size_bytes(), cudaMemcpyHostToDevice));
+    // It may return while the last bytes are on their way, and streams of our own do not wait for them.
+    WEIGHTCAST_CUDA(cudaStreamSynchronize(nullptr));
   }
 
   const Element* data() const { return reinterpret_cast<const Element*>(buffer_.data()); }

@@ -12,9 +12,9 @@
 #include <thread>
 
 #include "report/log.hpp"
-#include "session/backoff.hpp"
 #include "session/signals.hpp"
 #include "storage/writer.hpp"
+#include "sys/backoff.hpp"
 
 namespace weightcast {
 

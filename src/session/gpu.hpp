@@ -26,6 +26,7 @@ std::string gpu_versions();
 struct OwnGpu {
   int visible = 0;       ///< devices that this process sees
   int device = 0;        ///< the one for a rank of that number on its node
+  std::string why_none;  ///< CUDA's word, when it sees none
   std::string identity;  ///< its PCI address: the same for all processes; empty without one
 };
 OwnGpu own_gpu(int rank_on_node);

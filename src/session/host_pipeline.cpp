@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
-#include "session/backoff.hpp"
+#include "sys/backoff.hpp"
 
 namespace weightcast {
 

@@ -32,6 +32,7 @@ class HostPipeline final : public Pipeline {
   HostPipeline(const HostPipeline&) = delete;
   HostPipeline& operator=(const HostPipeline&) = delete;
 
+  void prepare(const Source* /*source*/) override {}
   void run(Source* source, std::span<std::uint64_t> sent, std::span<std::uint64_t> written,
            Progress& progress) override;
   std::int64_t first_dirty_padding() override;

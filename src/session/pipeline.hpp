@@ -13,7 +13,7 @@ namespace weightcast {
 /// Seconds that each stage of one rank was busy during an update.
 struct StageSeconds {
   double pack = 0;       ///< reading or packing, digests of what is sent included
-  double transport = 0;  ///< buckets on their way, less the waits for other stages
+  double transport = 0;  ///< buckets on their way, less the waits for other stages; over NCCL of roots alone
   double unpack = 0;
   double verify = 0;  ///< digests of what was written
 };
@@ -27,7 +27,10 @@ class Pipeline {
  public:
   virtual ~Pipeline() = default;
 
-  /// One update: `source` is null on a rank that is no trainer. With verification `sent[s]` and `written[i]`
+  /// Makes what an update from this source needs and an earlier one has not made; does not communicate.
+  virtual void prepare(const Source* source) = 0;
+
+  /// One update, prepared: `source` is null on a rank that is no trainer. With verification `sent[s]` and `written[i]`
   /// receive the digests of segment s and of share.checks[i]; empty spans mean no digests. What a stage
   /// throws comes out here.
   virtual void run(Source* source, std::span<std::uint64_t> sent, std::span<std::uint64_t> written,

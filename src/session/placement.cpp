@@ -35,7 +35,7 @@ std::vector<std::string> gather_identities(Control& control, const Communicator&
 /// Why NCCL cannot carry this rank's buckets; empty when it can.
 std::string obstacle(const OwnGpu& gpu, const std::vector<std::string>& of_node) {
   if (gpu_versions().empty()) return "this program was built without CUDA and NCCL";
-  if (gpu.visible == 0) return "this rank sees no GPU";
+  if (gpu.visible == 0) return fmt::format("this rank sees no GPU ({})", gpu.why_none);
   const auto sharing = std::count(of_node.begin(), of_node.end(), gpu.identity);
   if (sharing == 1) return "";
   return fmt::format("{} ranks of this node would share GPU {} (this one sees {}), which NCCL refuses",

@@ -163,7 +163,7 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   progress.begin(version, bytes);
 
   // Every rank begins at the same moment, so that the figures mean the same.
-  control_.together([] {});
+  control_.together([&] { pipeline_->prepare(source); });
   const auto start = Clock::now();
   std::fill(expected_.begin(), expected_.end(), 0);
   try {

@@ -18,9 +18,11 @@ void check_cuda(cudaError_t status, const char* call, std::source_location where
   throw InternalError(fmt::format("{}: {}", call, cudaGetErrorString(status)), where);
 }
 
-int visible_devices() {
+int visible_devices(std::string* why_none) {
   int count = 0;
-  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaSuccess) return count;
+  if (why_none != nullptr) *why_none = cudaGetErrorString(status);
   // Not an error to remember: there is no GPU here.
   static_cast<void>(cudaGetLastError());
   return 0;

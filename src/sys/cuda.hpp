@@ -17,8 +17,9 @@ void check_cuda(cudaError_t status, const char* call,
 #define WEIGHTCAST_CUDA(call) \
   ::weightcast::check_cuda((call), #call)  // NOLINT(cppcoreguidelines-macro-usage)
 
-/// Devices that this process may use; 0 on a machine without a GPU or without its driver.
-int visible_devices();
+/// Devices that this process may use; 0 on a machine without a GPU or without its driver, and CUDA's word for
+/// it.
+int visible_devices(std::string* why_none = nullptr);
 
 /// What identifies a physical device, whatever number a process sees it under: its PCI address.
 std::string device_identity(int device);

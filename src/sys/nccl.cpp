@@ -2,15 +2,20 @@
 
 #include <fmt/format.h>
 
+#include <string_view>
+
 #include "core/error.hpp"
+#include "sys/backoff.hpp"
 
 namespace weightcast {
 
 void check_nccl(ncclResult_t status, const char* call, std::source_location where) {
   if (status == ncclSuccess || status == ncclInProgress) return;
-  throw InternalError(fmt::format("{}: {} ({}); NCCL_DEBUG=WARN says more", call, ncclGetErrorString(status),
-                                  ncclGetLastError(nullptr)),
-                      where);
+  const std::string_view detail = ncclGetLastError(nullptr);
+  const std::string text =
+      fmt::format("{}: {} ({}); NCCL_DEBUG=WARN says more", call, ncclGetErrorString(status), detail);
+  if (detail.find("out of memory") != std::string_view::npos) throw IoError(text, where);
+  throw InternalError(text, where);
 }
 
 std::string nccl_version() {
@@ -37,7 +42,11 @@ NcclCommunicator::~NcclCommunicator() {
 }
 
 void NcclCommunicator::settle(const std::function<void()>& poll) const {
-  while (state() == ncclInProgress) poll();
+  Backoff backoff;
+  while (state() == ncclInProgress) {
+    poll();
+    backoff.pause();
+  }
 }
 
 void NcclCommunicator::check() const {

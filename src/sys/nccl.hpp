@@ -8,7 +8,8 @@
 
 namespace weightcast {
 
-/// Throws InternalError with NCCL's own text unless `status` is ncclSuccess or ncclInProgress.
+/// Throws InternalError (IoError where memory ran out) with NCCL's own text unless `status` is ncclSuccess or
+/// ncclInProgress.
 void check_nccl(ncclResult_t status, const char* call,
                 std::source_location where = std::source_location::current());
 

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <set>
 
+#include "sys/backoff.hpp"
 #include "sys/mpi.hpp"
 #include "transport/broadcast_choice.hpp"
 
@@ -83,9 +84,12 @@ const NcclCommunicator& NcclTransport::open(const Members& members) {
   if (rank_ == members.front()) id = make_nccl_id();
   MPI_Request request = MPI_REQUEST_NULL;
   WEIGHTCAST_MPI(MPI_Ibcast(&id, sizeof id, MPI_BYTE, members.front(), world_, &request));
+  Backoff backoff;
   for (int done = 0; done == 0;) {
     WEIGHTCAST_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE));
-    if (done == 0) poll_();
+    if (done != 0) break;
+    poll_();
+    backoff.pause();
   }
   if (contains(members, rank_)) {
     found->second.open(id, index_of(members, rank_), static_cast<int>(members.size()));
@@ -95,16 +99,18 @@ const NcclCommunicator& NcclTransport::open(const Members& members) {
 }
 
 void NcclTransport::connect(const std::vector<Route>& routes) {
-  constexpr std::int64_t kBytes = 4096;
-  const DeviceBuffer scratch(kBytes, "opening connections");
-  const std::span<std::byte> run(scratch.data(), kBytes);
+  const std::span<std::byte> run(scratch_.data(), kScratchBytes);
   for (std::size_t route = 0; route < routes.size(); ++route) {
     const Link& link = links_[route];
     if (rank_ != link.root && !contains(link.receivers, rank_)) continue;
     start(0, route, {&run, 1});
   }
-  ends_[0].record(stream());
-  while (!ends_[0].reached()) {
+  wait();
+}
+
+void NcclTransport::wait() const {
+  idle_.record(stream());
+  for (Backoff backoff; !idle_.reached(); backoff.pause()) {
     check();
     poll_();
   }

@@ -21,7 +21,7 @@ class NcclTransport final : public Transport {
  public:
   /// Collective over `world`; `routes` are the same on all ranks, and the device is the current one. Opens
   /// all connections, so that the first update is as fast as the next. `poll` is called while others are
-  /// waited for and may throw.
+  /// waited for; to give up it ends the job, because what MPI and the device still work on must stay.
   NcclTransport(MPI_Comm world, const std::vector<Route>& routes, std::size_t slots,
                 std::function<void()> poll);
 
@@ -40,6 +40,9 @@ class NcclTransport final : public Transport {
   /// The stream that everything started is put into.
   cudaStream_t stream() const { return stream_.get(); }
 
+  /// Polls until everything started so far has left or arrived.
+  void wait() const;
+
   /// Seconds that opening the communicators, and the first transfer along every route, took.
   double opening_seconds() const { return opening_seconds_; }
   double connecting_seconds() const { return connecting_seconds_; }
@@ -53,6 +56,8 @@ class NcclTransport final : public Transport {
 
  private:
   using Members = std::vector<int>;
+
+  static constexpr std::int64_t kScratchBytes = 4096;
 
   struct Link {
     int root = 0;
@@ -82,6 +87,9 @@ class NcclTransport final : public Transport {
   int size_ = 0;
   std::function<void()> poll_;
   CudaStream stream_;
+  CudaEvent idle_{CudaEvent::Kind::kOrder};
+  // Freeing memory waits for the device, which waits for others until the communicators are gone.
+  DeviceBuffer scratch_{kScratchBytes, "opening connections"};
   std::map<Members, NcclCommunicator> communicators_;
   const NcclCommunicator* all_ = nullptr;  ///< for sends and receives, when there are any
   std::vector<Link> links_;                ///< of the routes

@@ -110,7 +110,7 @@ INSTANTIATE_TEST_SUITE_P(Layouts, GpuSession,
                                   (std::get<1>(of.param) == Where::kHost ? "FromTheHost" : "");
                          });
 
-/// Flips one bit of a parameter behind the update's back: the digest is of what lies there.
+/// Says of one segment what it is not.
 class TamperedSource final : public Source {
  public:
   TamperedSource(Source& source, std::uint32_t segment) : source_(source), segment_(segment) {}

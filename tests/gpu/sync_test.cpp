@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "cli/cli.hpp"
 #include "gpu.hpp"
 
@@ -12,6 +14,25 @@ class GpuSync : public CliTest {
  protected:
   std::string json_ = dir_ / "report.json";
   std::string trace_ = dir_ / "trace.json";
+
+  /// Slices of a lane that took some time.
+  std::int64_t slices(int rank, const std::string& lane) const {
+    const auto trace = read_json(trace_);
+    const auto& events = trace.at("traceEvents");
+    return std::count_if(events.begin(), events.end(), [&](const auto& event) {
+      return event.at("ph") == "X" && event.at("pid") == rank && event.at("cat") == lane &&
+             event.at("dur") > 0.0;
+    });
+  }
+
+  /// The first rank sends, the second receives: each has its lanes, of many buckets.
+  void expect_trace(std::int64_t least) const {
+    EXPECT_GE(slices(0, "pack"), least);
+    EXPECT_GE(slices(0, "transport"), least);
+    EXPECT_EQ(slices(0, "unpack"), 0);
+    EXPECT_EQ(slices(1, "pack"), 0);
+    for (const char* lane : {"transport", "unpack", "verify"}) EXPECT_GE(slices(1, lane), least) << lane;
+  }
 };
 
 TEST_F(GpuSync, ThreeVersionsOfTheTrainedModel) {
@@ -30,7 +51,12 @@ TEST_F(GpuSync, ThreeVersionsOfTheTrainedModel) {
     EXPECT_TRUE(done(
         run_plain({"verify", dir_ / ("shards-" + std::to_string(version++)), "--source", trained(step)})));
   }
-  EXPECT_FALSE(read_json(trace_).at("traceEvents").empty());
+  // Three updates.
+  expect_trace(3 * 8);
+  for (const auto& update : report.at("updates")) {
+    EXPECT_GT(update.at("seconds").at("read"), 0.0);
+    EXPECT_GT(update.at("seconds").at("transport"), 0.0);
+  }
 }
 
 TEST_F(GpuSync, ColocatedRanksFromHdf5) {
@@ -54,7 +80,7 @@ TEST_F(GpuSync, BenchMeasuresTheParts) {
   for (const auto& measured : read_json(json_).at("measured")) {
     EXPECT_GT(measured.at("gb_s"), 0.0) << measured.dump();
   }
-  EXPECT_FALSE(read_json(trace_).at("traceEvents").empty());
+  expect_trace(8);
 }
 
 TEST_F(GpuSync, TwoRanksOnOneGpuAreRefused) {

@@ -5,10 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <thread>
 
 #include "control_world.hpp"
 #include "gpu.hpp"
+#include "kernels/digest.hpp"
 #include "session/gpu.hpp"
 #include "session/memory_source.hpp"
 #include "session_cases.hpp"
@@ -73,6 +75,18 @@ extern "C" cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cuda
   calls.copy();
   return next<decltype(cudaMemcpy)>("cudaMemcpy")(to, from, bytes, kind);
 }
+extern "C" cudaError_t cudaMemset(void* to, int value, size_t bytes) {
+  calls.copy();
+  return next<decltype(cudaMemset)>("cudaMemset")(to, value, bytes);
+}
+extern "C" cudaError_t cudaFree(void* memory) {
+  calls.wait();
+  return next<cudaError_t(void*)>("cudaFree")(memory);
+}
+extern "C" cudaError_t cudaFreeHost(void* memory) {
+  calls.wait();
+  return next<decltype(cudaFreeHost)>("cudaFreeHost")(memory);
+}
 extern "C" cudaError_t cudaEventQuery(cudaEvent_t event) {
   calls.ask();
   return next<decltype(cudaEventQuery)>("cudaEventQuery")(event);
@@ -108,6 +122,25 @@ std::vector<naive::Model> models() {
   return {small_model(false), small_model(true), tied};
 }
 
+/// Expects the digests to be there, and those of the parameters to be what the host makes of them.
+void expect_digests(Control& control, const Session& session, std::vector<std::uint64_t>& sent,
+                    const std::vector<std::uint64_t>& written) {
+  control.sum(sent);
+  const Share& share = session.share();
+  for (std::size_t i = 0; i < share.checks.size(); ++i) {
+    const DigestBox& check = share.checks[i];
+    std::vector<std::byte> live;
+    session.read_parameter(check.buffer, [&](std::int64_t /*offset*/, std::span<const std::byte> bytes) {
+      live.insert(live.end(), bytes.begin(), bytes.end());
+    });
+    const std::uint64_t digest =
+        digest_box(live.data() + check.offset, check.pitch, check.box, check.element_bytes, check.tensor_key);
+    EXPECT_NE(digest, 0);
+    EXPECT_EQ(written[i], digest);
+    EXPECT_EQ(sent[check.segment], digest);
+  }
+}
+
 TEST(Waits, OneAnUpdateAtItsEnd) {
   WEIGHTCAST_NEEDS_GPUS(2);
   for (const naive::Model& model : models()) {
@@ -138,6 +171,7 @@ TEST(Waits, OneAnUpdateAtItsEnd) {
           EXPECT_EQ(calls.synchronisations, 0);
           EXPECT_EQ(calls.copies, 0);
           EXPECT_EQ(calls.loops, 1);
+          if (verify) expect_digests(control, session, sent, written);
         }
         expect_holds(session, control.rank(), model, synthetic_weights(model, 3));
       });
@@ -148,20 +182,23 @@ TEST(Waits, OneAnUpdateAtItsEnd) {
 TEST(Waits, NoneWithoutAGpu) {
   // Over MPI nothing of CUDA is asked for, whatever the machine has.
   const naive::Model model = small_model(true);
-  under_control(2, [&](Control& control) {
-    calls.start();
-    EXPECT_EQ(choose_placement(control, "mpi").wire, Wire::kMpi);
-    const auto family = model.family();
-    const Topology topology = topology_of(1, "tp=1");
-    Session session(control, *family, topology, {});
-    std::optional<MemorySource> source;
-    if (control.rank() == 0) source.emplace(session.plan(), family->catalog(), 0, 3);
-    Progress progress(ProgressMode::kNever, false);
-    session.update(source ? &*source : nullptr, 3, true, progress);
-    calls.counting = false;
-    EXPECT_EQ(calls.synchronisations + calls.copies + calls.loops, 0);
-    expect_holds(session, control.rank(), model, synthetic_weights(model, 3));
-  });
+  setenv("CUDA_VISIBLE_DEVICES", "", 1);
+  for (const char* transport : {"mpi", "auto"}) {
+    under_control(2, [&](Control& control) {
+      calls.start();
+      EXPECT_EQ(choose_placement(control, transport).wire, Wire::kMpi);
+      const auto family = model.family();
+      const Topology topology = topology_of(1, "tp=1");
+      Session session(control, *family, topology, {});
+      std::optional<MemorySource> source;
+      if (control.rank() == 0) source.emplace(session.plan(), family->catalog(), 0, 3);
+      Progress progress(ProgressMode::kNever, false);
+      session.update(source ? &*source : nullptr, 3, true, progress);
+      calls.counting = false;
+      EXPECT_EQ(calls.synchronisations + calls.copies + calls.loops, 0);
+      expect_holds(session, control.rank(), model, synthetic_weights(model, 3));
+    });
+  }
 }
 
 }  // namespace

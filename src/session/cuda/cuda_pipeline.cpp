@@ -6,7 +6,7 @@
 #include <nvtx3/nvtx3.hpp>
 
 #include "plan/groups.hpp"
-#include "session/backoff.hpp"
+#include "sys/backoff.hpp"
 
 namespace weightcast {
 
@@ -86,6 +86,16 @@ int CudaPipeline::default_blocks() {
   return std::max(1, multiprocessors() / kShare);
 }
 
+void CudaPipeline::prepare(const Source* source) {
+  if (source == nullptr) return;
+  const ResidentSource* resident = source->resident();
+  if (resident == nullptr) {
+    if (!feed_) feed_ = std::make_unique<FileFeed>(plan_, share_);
+  } else if (resident != local_source_) {
+    compile_local(*resident);
+  }
+}
+
 void CudaPipeline::run(Source* source, std::span<std::uint64_t> sent, std::span<std::uint64_t> written,
                        Progress& progress) {
   const nvtx3::scoped_range range("weightcast update");
@@ -93,10 +103,7 @@ void CudaPipeline::run(Source* source, std::span<std::uint64_t> sent, std::span<
   sent_ = sent;
   written_ = written;
   roots_done_ = 0;
-  if (source != nullptr && source->resident() == nullptr) {
-    if (!feed_) feed_ = std::make_unique<FileFeed>(plan_, share_);
-    feed_->begin(*source, sent);
-  }
+  if (from_host()) feed_->begin(*source, sent);
   assign_slots();
   enqueue_all();
   ended_.record(verify_stream_.get());
@@ -105,11 +112,6 @@ void CudaPipeline::run(Source* source, std::span<std::uint64_t> sent, std::span<
 }
 
 void CudaPipeline::assign_slots() {
-  const ResidentSource* resident = source_ == nullptr ? nullptr : source_->resident();
-  if (resident != nullptr && resident != local_source_) {
-    local_source_ = resident;
-    compile_local();
-  }
   in_position_.clear();
   for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
     positions_[k] = is_local(k) ? -1 : std::ssize(in_position_);
@@ -117,7 +119,7 @@ void CudaPipeline::assign_slots() {
   }
 }
 
-void CudaPipeline::compile_local() {
+void CudaPipeline::compile_local(const ResidentSource& source) {
   std::vector<Move> moves;
   std::vector<ProgramRange> programs;
   for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
@@ -125,7 +127,7 @@ void CudaPipeline::compile_local() {
     const auto first = static_cast<std::uint32_t>(moves.size());
     for (std::uint32_t i = bucket.first_move; local_only_[k] && i < bucket.first_move + bucket.moves; ++i) {
       // The weights themselves stand in for staging.
-      const Move& place = local_source_->place(share_.checks[i].segment);
+      const Move& place = source.place(share_.checks[i].segment);
       Move move = share_.moves[i];
       move.staging = place.offset;
       move.staging_pitch = place.pitch;
@@ -134,6 +136,7 @@ void CudaPipeline::compile_local() {
     programs.push_back({first, static_cast<std::uint32_t>(moves.size()) - first});
   }
   local_ = CudaMovePrograms(moves, programs, parameters_);
+  local_source_ = &source;
 }
 
 void CudaPipeline::enqueue_all() {
@@ -155,7 +158,7 @@ void CudaPipeline::enqueue_all() {
   for (std::size_t group = 0; group + 1 < groups_.size(); ++group) {
     enqueue_group(groups_[group], groups_[group + 1]);
   }
-  if (!tracing_ && !in_position_.empty()) {
+  if (!tracing_ && !from_host() && !in_position_.empty()) {
     clock_.end(TraceStage::kTransport, in_position_.front(), transport_->stream());
   }
   enqueue_results();
@@ -172,9 +175,11 @@ void CudaPipeline::enqueue_group(std::size_t first, std::size_t last) {
       slot_free(k).hold(transport_->stream());
     }
   }
-  // Every event between two transfers is a gap between them: without a trace only the whole is timed.
+  // Every event between two transfers is a gap between them: without a trace only the whole is timed, except
+  // from the host, where most of the whole is reading.
+  const bool each = tracing_ || from_host();
   for (std::size_t k = first; k < last; ++k) {
-    if (!is_local(k) && (tracing_ || positions_[k] == 0)) {
+    if (!is_local(k) && (each || positions_[k] == 0)) {
       clock_.begin(TraceStage::kTransport, k, transport_->stream());
     }
   }
@@ -188,7 +193,7 @@ void CudaPipeline::enqueue_group(std::size_t first, std::size_t last) {
   transport_->end_group();
   for (std::size_t k = first; k < last; ++k) {
     if (is_local(k)) continue;
-    if (tracing_) clock_.end(TraceStage::kTransport, k, transport_->stream());
+    if (each) clock_.end(TraceStage::kTransport, k, transport_->stream());
     if (share_.buckets[k].destination) enqueue_arrival(k);
   }
 }
@@ -205,6 +210,7 @@ void CudaPipeline::enqueue_pack(std::size_t k) {
   const std::uint32_t bucket = share_.buckets[k].bucket;
   if (slot_used(k)) slot_free(k).hold(stream);
   const ResidentSource* resident = source_->resident();
+  clock_.begin(TraceStage::kPack, k, stream);
   if (resident == nullptr) {
     // What waits here is the reading; the device goes on with what it has.
     feed_->copy(roots_done_++, slot(k), stream, [&] {
@@ -212,7 +218,6 @@ void CudaPipeline::enqueue_pack(std::size_t k) {
       control_.poll();
     });
   }
-  clock_.begin(TraceStage::kPack, k, stream);
   if (resident != nullptr) resident->moves().pack(bucket, slot(k), pack_blocks(k), stream);
   clock_.end(TraceStage::kPack, k, stream);
   packed_[slot_number(k)].record(stream);
@@ -307,7 +312,7 @@ const CudaEvent& CudaPipeline::last_stage(std::size_t k) const {
 }
 
 void CudaPipeline::collect_results() {
-  if (source_ != nullptr && source_->resident() == nullptr) feed_->finish();
+  if (from_host()) feed_->finish();
   const auto* sent = reinterpret_cast<const std::uint64_t*>(host_results_.data());
   if (source_ != nullptr && source_->resident() != nullptr && !sent_.empty()) {
     const std::vector<std::uint32_t>& segments = source_->resident()->segments();
@@ -342,13 +347,17 @@ void CudaPipeline::enqueue_digests(const ResidentSource* source, int blocks, cud
 
 StageSeconds CudaPipeline::stage_seconds() {
   StageSeconds seconds;
+  double transported = 0;
   for (const TraceSlice& slice : clock_.slices()) {
+    const double end = slice.start + slice.seconds;
     switch (slice.stage) {
       case TraceStage::kPack:
-        seconds.pack += slice.seconds;
+        if (!from_host()) seconds.pack += slice.seconds;
         break;
       case TraceStage::kTransport:
-        seconds.transport += slice.seconds;
+        // Those that travel at once count once. A receiver's also waits for what the root has yet to send.
+        if (source_ != nullptr) seconds.transport += std::max(0.0, end - std::max(slice.start, transported));
+        transported = std::max(transported, end);
         break;
       case TraceStage::kUnpack:
         seconds.unpack += slice.seconds;
@@ -358,6 +367,7 @@ StageSeconds CudaPipeline::stage_seconds() {
         break;
     }
   }
+  if (from_host()) seconds.pack = feed_->reading_seconds();
   return seconds;
 }
 

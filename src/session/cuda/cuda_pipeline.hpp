@@ -39,6 +39,7 @@ class CudaPipeline final : public Pipeline {
   CudaPipeline(const CudaPipeline&) = delete;
   CudaPipeline& operator=(const CudaPipeline&) = delete;
 
+  void prepare(const Source* source) override;
   void run(Source* source, std::span<std::uint64_t> sent, std::span<std::uint64_t> written,
            Progress& progress) override;
   std::int64_t first_dirty_padding() override;
@@ -86,7 +87,8 @@ class CudaPipeline final : public Pipeline {
   void collect_results();
   /// Numbers the staging buffers of this update's buckets.
   void assign_slots();
-  void compile_local();
+  void compile_local(const ResidentSource& source);
+  bool from_host() const { return source_ != nullptr && source_->resident() == nullptr; }
   /// Whether bucket k needs no staging, because nobody but this rank sends or receives it.
   bool is_local(std::size_t k) const {
     return local_only_[k] && source_ != nullptr && source_->resident() != nullptr;

@@ -23,6 +23,7 @@ void FileFeed::begin(Source& source, std::span<std::uint64_t> digests) {
     source_ = &source;
     digests_ = digests;
     read_ = enqueued_ = 0;
+    reading_seconds_ = 0;
     ++updates_;
   }
   changed_.notify_all();
@@ -89,10 +90,12 @@ void FileFeed::read_all(const std::stop_token& stop) {
     }
     // This thread may wait: the one that fills the streams does not.
     if (n >= copied_.size()) WEIGHTCAST_CUDA(cudaEventSynchronize(copied_[buffer].get()));
+    const auto start = std::chrono::steady_clock::now();
     read(*buckets_[n], ring_.data() + static_cast<std::int64_t>(buffer) * plan_.slot_bytes);
     {
       const std::scoped_lock lock(mutex_);
       read_ = n + 1;
+      reading_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     }
     changed_.notify_all();
   }

@@ -35,6 +35,9 @@ class FileFeed {
   /// until it has been read, calling `poll`, which may throw; throws what the source threw.
   void copy(std::size_t n, std::byte* slot, cudaStream_t stream, const std::function<void()>& poll);
 
+  /// Seconds that the last update's reading took, without the waits for free buffers. At rest.
+  double reading_seconds() const { return reading_seconds_; }
+
   /// Waits until the reading thread is at rest.
   void finish();
 
@@ -53,6 +56,7 @@ class FileFeed {
 
   Source* source_ = nullptr;
   std::span<std::uint64_t> digests_;
+  double reading_seconds_ = 0;
 
   std::mutex mutex_;
   std::condition_variable_any changed_;

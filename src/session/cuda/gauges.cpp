@@ -33,7 +33,7 @@ void CudaGauges::broadcast(const std::vector<int>& members, bool root, std::int6
     pipeline_.transport().broadcast(members, members.front(), data + at,
                                     static_cast<std::size_t>(std::min(step, bytes - at)));
   }
-  WEIGHTCAST_CUDA(cudaStreamSynchronize(pipeline_.transport().stream()));
+  pipeline_.transport().wait();
 }
 
 double CudaGauges::timed(const std::function<void()>& enqueue) {

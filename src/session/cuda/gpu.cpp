@@ -4,7 +4,7 @@
 
 #include <chrono>
 
-#include "session/backoff.hpp"
+#include "core/error.hpp"
 #include "session/cuda/cuda_pipeline.hpp"
 #include "session/cuda/gauges.hpp"
 #include "session/cuda/resident_source.hpp"
@@ -19,7 +19,7 @@ std::string gpu_versions() {
 
 OwnGpu own_gpu(int rank_on_node) {
   OwnGpu gpu;
-  gpu.visible = visible_devices();
+  gpu.visible = visible_devices(&gpu.why_none);
   if (gpu.visible == 0) return gpu;
   gpu.device = rank_on_node % gpu.visible;
   gpu.identity = device_identity(gpu.device);
@@ -49,12 +49,19 @@ std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const Share& share
                                             std::vector<std::size_t> route_of_bucket,
                                             std::vector<std::byte*> parameters, Control& control, int blocks,
                                             GpuStart& start) {
-  auto transport =
-      std::make_unique<NcclTransport>(control.comm(), routes, static_cast<std::size_t>(plan.limits.buffers),
-                                      [&control, backoff = Backoff()]() mutable {
-                                        control.poll();
-                                        backoff.pause();
-                                      });
+  std::unique_ptr<NcclTransport> transport;
+  try {
+    transport = std::make_unique<NcclTransport>(control.comm(), routes,
+                                                static_cast<std::size_t>(plan.limits.buffers), [&control] {
+                                                  try {
+                                                    control.poll();
+                                                  } catch (const Error& error) {
+                                                    control.abort_all(error);
+                                                  }
+                                                });
+  } catch (const Error& error) {
+    control.abort_all(error);
+  }
   start.communicators = transport->opening_seconds();
   start.connections = transport->connecting_seconds();
   const auto begin = std::chrono::steady_clock::now();
