@@ -35,9 +35,12 @@ bool contains(const std::vector<int>& members, int rank) {
 
 NcclTransport::NcclTransport(MPI_Comm world, const std::vector<Route>& routes, std::size_t slots,
                              std::function<void()> poll)
-    : world_(world), poll_(std::move(poll)), stream_(CudaStream::Priority::kHigh) {
+    : world_(world), poll_(std::move(poll)) {
   WEIGHTCAST_MPI(MPI_Comm_rank(world, &rank_));
   WEIGHTCAST_MPI(MPI_Comm_size(world, &size_));
+  const std::size_t lanes = agree_on_lanes();
+  streams_.reserve(lanes);
+  for (std::size_t lane = 0; lane < lanes; ++lane) streams_.emplace_back(CudaStream::Priority::kHigh);
   for (std::size_t slot = 0; slot < slots; ++slot) ends_.emplace_back(CudaEvent::Kind::kOrder);
   group_.resize(slots);
   const auto start = Clock::now();
@@ -46,6 +49,28 @@ NcclTransport::NcclTransport(MPI_Comm world, const std::vector<Route>& routes, s
   connect(routes);
   opening_seconds_ = std::chrono::duration<double>(opened - start).count();
   connecting_seconds_ = std::chrono::duration<double>(Clock::now() - opened).count();
+}
+
+std::size_t NcclTransport::agree_on_lanes() {
+  // A kernel of NCCL takes up to 32 multiprocessors for itself. Without room for those of all lanes at once
+  // two ranks could each wait for the lane that the other has no room for.
+  constexpr int kMultiprocessorsOfLane = 36;
+  const int mine = multiprocessors();
+  int least = 0;
+  MPI_Request request = MPI_REQUEST_NULL;
+  WEIGHTCAST_MPI(MPI_Iallreduce(&mine, &least, 1, MPI_INT, MPI_MIN, world_, &request));
+  await(request);
+  return std::clamp<std::size_t>(static_cast<std::size_t>(least / kMultiprocessorsOfLane), 1, kMostLanes);
+}
+
+void NcclTransport::await(MPI_Request request) const {
+  Backoff backoff;
+  for (int done = 0; done == 0;) {
+    WEIGHTCAST_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE));
+    if (done != 0) break;
+    poll_();
+    backoff.pause();
+  }
 }
 
 void NcclTransport::choose(const std::vector<Route>& routes) {
@@ -63,7 +88,7 @@ void NcclTransport::choose(const std::vector<Route>& routes) {
     Link link{routes[i].root, receivers_of(routes[i]), nullptr, 0};
     if (broadcasts[i]) {
       const Members members = members_of(link.root, link.receivers);
-      link.broadcast = &open(members);
+      link.broadcast = &open(members, streams_.size());
       link.broadcast_root = index_of(members, link.root);
     } else {
       sends = sends || !link.receivers.empty();
@@ -73,51 +98,50 @@ void NcclTransport::choose(const std::vector<Route>& routes) {
   if (!sends) return;
   Members everyone(static_cast<std::size_t>(size_));
   std::iota(everyone.begin(), everyone.end(), 0);
-  all_ = &open(everyone);
+  all_ = &open(everyone, 1).front();
 }
 
-const NcclCommunicator& NcclTransport::open(const Members& members) {
-  const auto [found, fresh] = communicators_.try_emplace(members);
-  if (!fresh) return found->second;
+const NcclTransport::Communicators& NcclTransport::open(const Members& members, std::size_t lanes) {
+  Communicators& opened = communicators_[members];
   // One at a time in the same order everywhere, so that no two ranks wait for each other in different groups.
-  ncclUniqueId id{};
-  if (rank_ == members.front()) id = make_nccl_id();
-  MPI_Request request = MPI_REQUEST_NULL;
-  WEIGHTCAST_MPI(MPI_Ibcast(&id, sizeof id, MPI_BYTE, members.front(), world_, &request));
-  Backoff backoff;
-  for (int done = 0; done == 0;) {
-    WEIGHTCAST_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE));
-    if (done != 0) break;
-    poll_();
-    backoff.pause();
+  for (std::size_t lane = 0; lane < lanes; ++lane) {
+    if (!opened_.emplace(members, lane).second) continue;
+    ncclUniqueId id{};
+    if (rank_ == members.front()) id = make_nccl_id();
+    MPI_Request request = MPI_REQUEST_NULL;
+    WEIGHTCAST_MPI(MPI_Ibcast(&id, sizeof id, MPI_BYTE, members.front(), world_, &request));
+    await(request);
+    if (!contains(members, rank_)) continue;
+    opened.at(lane).open(id, index_of(members, rank_), static_cast<int>(members.size()));
+    settle(opened.at(lane));
   }
-  if (contains(members, rank_)) {
-    found->second.open(id, index_of(members, rank_), static_cast<int>(members.size()));
-    settle(found->second);
-  }
-  return found->second;
+  return opened;
 }
 
 void NcclTransport::connect(const std::vector<Route>& routes) {
   const std::span<std::byte> run(scratch_.data(), kScratchBytes);
-  for (std::size_t route = 0; route < routes.size(); ++route) {
-    const Link& link = links_[route];
-    if (rank_ != link.root && !contains(link.receivers, rank_)) continue;
-    start(0, route, {&run, 1});
+  for (std::size_t lane = 0; lane < streams_.size(); ++lane) {
+    for (std::size_t route = 0; route < routes.size(); ++route) {
+      const Link& link = links_[route];
+      if (rank_ != link.root && !contains(link.receivers, rank_)) continue;
+      start(0, route, {&run, 1});
+    }
   }
   wait();
 }
 
 void NcclTransport::wait() const {
-  idle_.record(stream());
-  for (Backoff backoff; !idle_.reached(); backoff.pause()) {
-    check();
-    poll_();
+  for (const CudaStream& stream : streams_) {
+    idle_.record(stream.get());
+    for (Backoff backoff; !idle_.reached(); backoff.pause()) {
+      check();
+      poll_();
+    }
   }
 }
 
 void NcclTransport::start(std::size_t slot, std::size_t route, std::span<const std::span<std::byte>> runs) {
-  const Link& link = links_.at(route);
+  Link& link = links_.at(route);
   if (grouping_) {
     Started& started = group_.at(group_size_++);
     started.slot = slot;
@@ -125,15 +149,14 @@ void NcclTransport::start(std::size_t slot, std::size_t route, std::span<const s
     started.runs.assign(runs.begin(), runs.end());
     return;
   }
-  if (!link.point_to_point()) {
-    broadcast_runs(link, runs);
-  } else if (!link.receivers.empty()) {
+  if (!link.point_to_point()) return broadcast_runs(slot, link, runs);
+  if (!link.receivers.empty()) {
     WEIGHTCAST_NCCL(ncclGroupStart());
     send_or_receive(link, runs);
     WEIGHTCAST_NCCL(ncclGroupEnd());
     settle(*all_);
   }
-  ends_.at(slot).record(stream());
+  ends_.at(slot).record(streams_.front().get());
 }
 
 void NcclTransport::end_group() {
@@ -144,7 +167,7 @@ void NcclTransport::end_group() {
   bool sends = false;
   for (const Started& one : started) {
     if (!one.link->point_to_point()) {
-      broadcast_runs(*one.link, one.runs);
+      broadcast_runs(one.slot, *one.link, one.runs);
     } else {
       sends = sends || !one.link->receivers.empty();
     }
@@ -157,25 +180,33 @@ void NcclTransport::end_group() {
     WEIGHTCAST_NCCL(ncclGroupEnd());
     settle(*all_);
   }
-  for (const Started& one : started) ends_.at(one.slot).record(stream());
-}
-
-void NcclTransport::broadcast_runs(const Link& link, std::span<const std::span<std::byte>> runs) {
-  for (const std::span<std::byte> run : runs) {
-    WEIGHTCAST_NCCL(ncclBroadcast(run.data(), run.data(), run.size(), ncclUint8, link.broadcast_root,
-                                  link.broadcast->get(), stream()));
-    settle(*link.broadcast);
+  for (const Started& one : started) {
+    if (one.link->point_to_point()) ends_.at(one.slot).record(streams_.front().get());
   }
 }
 
+void NcclTransport::broadcast_runs(std::size_t slot, Link& link, std::span<const std::span<std::byte>> runs) {
+  const std::size_t lane = next_lane(link);
+  ++link.started;
+  const NcclCommunicator& communicator = link.broadcast->at(lane);
+  const cudaStream_t stream = streams_[lane].get();
+  for (const std::span<std::byte> run : runs) {
+    WEIGHTCAST_NCCL(ncclBroadcast(run.data(), run.data(), run.size(), ncclUint8, link.broadcast_root,
+                                  communicator.get(), stream));
+    settle(communicator);
+  }
+  ends_.at(slot).record(stream);
+}
+
 void NcclTransport::send_or_receive(const Link& link, std::span<const std::span<std::byte>> runs) {
+  const cudaStream_t stream = streams_.front().get();
   for (const std::span<std::byte> run : runs) {
     if (link.root != rank_) {
-      WEIGHTCAST_NCCL(ncclRecv(run.data(), run.size(), ncclUint8, link.root, all_->get(), stream()));
+      WEIGHTCAST_NCCL(ncclRecv(run.data(), run.size(), ncclUint8, link.root, all_->get(), stream));
       continue;
     }
     for (const int receiver : link.receivers) {
-      WEIGHTCAST_NCCL(ncclSend(run.data(), run.size(), ncclUint8, receiver, all_->get(), stream()));
+      WEIGHTCAST_NCCL(ncclSend(run.data(), run.size(), ncclUint8, receiver, all_->get(), stream));
     }
   }
 }
@@ -185,19 +216,21 @@ bool NcclTransport::finished(std::size_t slot) {
 }
 
 void NcclTransport::check() const {
-  for (const auto& [members, communicator] : communicators_) {
-    if (communicator) communicator.check();
+  for (const auto& [members, by_lane] : communicators_) {
+    for (const NcclCommunicator& communicator : by_lane) {
+      if (communicator) communicator.check();
+    }
   }
 }
 
 void NcclTransport::open_members(const std::vector<int>& members) {
-  static_cast<void>(open(members));
+  static_cast<void>(open(members, 1));
 }
 
 void NcclTransport::broadcast(const std::vector<int>& members, int root, std::byte* data, std::size_t bytes) {
-  const NcclCommunicator& communicator = communicators_.at(members);
-  WEIGHTCAST_NCCL(
-      ncclBroadcast(data, data, bytes, ncclUint8, index_of(members, root), communicator.get(), stream()));
+  const NcclCommunicator& communicator = communicators_.at(members).front();
+  WEIGHTCAST_NCCL(ncclBroadcast(data, data, bytes, ncclUint8, index_of(members, root), communicator.get(),
+                                streams_.front().get()));
   settle(communicator);
 }
 

@@ -73,6 +73,9 @@ CudaPipeline::CudaPipeline(const Plan& plan, const Share& share, std::vector<std
   }
   sent_results_ = DeviceBuffer(segments * kDigestBytes, "digests");
   host_results_ = PinnedBuffer(sent_results_.bytes() + written_results_.bytes(), "digests");
+  wires_.resize(static_cast<std::size_t>(plan.limits.buffers));
+  streams_ = {pack_stream_.get(), unpack_stream_.get(), local_stream_.get()};
+  for (const CudaStream& lane : transport_->streams()) streams_.push_back(lane.get());
   for (std::int64_t slot = 0; slot < plan.limits.buffers; ++slot) {
     packed_.emplace_back(CudaEvent::Kind::kOrder);
     free_.emplace_back(CudaEvent::Kind::kOrder);
@@ -143,10 +146,7 @@ void CudaPipeline::enqueue_all() {
   const nvtx3::scoped_range range("enqueue");
   clock_.start(verify_stream_.get());
   begun_.record(verify_stream_.get());
-  for (const cudaStream_t stream :
-       {pack_stream_.get(), unpack_stream_.get(), local_stream_.get(), transport_->stream()}) {
-    begun_.hold(stream);
-  }
+  for (const cudaStream_t stream : streams_) begun_.hold(stream);
   unpack_.unpack(share_.buckets.size(), nullptr, blocks_, unpack_stream_.get());
   const auto clear = [&](const DeviceBuffer& buffer, int value) {
     if (buffer.bytes() == 0) return;
@@ -159,7 +159,12 @@ void CudaPipeline::enqueue_all() {
     enqueue_group(groups_[group], groups_[group + 1]);
   }
   if (!tracing_ && !from_host() && !in_position_.empty()) {
-    clock_.end(TraceStage::kTransport, in_position_.front(), transport_->stream());
+    const cudaStream_t last = transport_->streams().front().get();
+    for (const CudaStream& lane : transport_->streams().subspan(1)) {
+      joined_.record(lane.get());
+      joined_.hold(last);
+    }
+    clock_.end(TraceStage::kTransport, in_position_.front(), last);
   }
   enqueue_results();
 }
@@ -168,11 +173,14 @@ void CudaPipeline::enqueue_group(std::size_t first, std::size_t last) {
   for (std::size_t k = first; k < last; ++k) {
     if (is_local(k)) {
       enqueue_local(k);
-    } else if (share_.buckets[k].root) {
+      continue;
+    }
+    wires_[slot_number(k)] = transport_->next_stream(routes_[share_.buckets[k].bucket]);
+    if (share_.buckets[k].root) {
       enqueue_pack(k);
-      packed_[slot_number(k)].hold(transport_->stream());
+      packed_[slot_number(k)].hold(wire(k));
     } else if (slot_used(k)) {
-      slot_free(k).hold(transport_->stream());
+      slot_free(k).hold(wire(k));
     }
   }
   // Every event between two transfers is a gap between them: without a trace only the whole is timed, except
@@ -180,7 +188,7 @@ void CudaPipeline::enqueue_group(std::size_t first, std::size_t last) {
   const bool each = tracing_ || from_host();
   for (std::size_t k = first; k < last; ++k) {
     if (!is_local(k) && (each || positions_[k] == 0)) {
-      clock_.begin(TraceStage::kTransport, k, transport_->stream());
+      clock_.begin(TraceStage::kTransport, k, wire(k));
     }
   }
   transport_->begin_group();
@@ -193,7 +201,7 @@ void CudaPipeline::enqueue_group(std::size_t first, std::size_t last) {
   transport_->end_group();
   for (std::size_t k = first; k < last; ++k) {
     if (is_local(k)) continue;
-    if (each) clock_.end(TraceStage::kTransport, k, transport_->stream());
+    if (each) clock_.end(TraceStage::kTransport, k, wire(k));
     if (share_.buckets[k].destination) enqueue_arrival(k);
   }
 }
@@ -266,8 +274,7 @@ void CudaPipeline::enqueue_check(std::size_t k, cudaStream_t writer) {
 void CudaPipeline::enqueue_results() {
   const cudaStream_t stream = verify_stream_.get();
   // Whatever the other streams still do comes before the end.
-  for (const cudaStream_t other :
-       {pack_stream_.get(), unpack_stream_.get(), local_stream_.get(), transport_->stream()}) {
+  for (const cudaStream_t other : streams_) {
     joined_.record(other);
     joined_.hold(stream);
   }

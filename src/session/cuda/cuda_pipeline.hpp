@@ -97,6 +97,7 @@ class CudaPipeline final : public Pipeline {
     return static_cast<std::size_t>(positions_[k]) % free_.size();
   }
   std::byte* slot(std::size_t k) const { return buffer(slot_number(k)); }
+  cudaStream_t wire(std::size_t k) const { return wires_[slot_number(k)]; }
   /// Whether the buffer of bucket k has held an earlier one of this update.
   bool slot_used(std::size_t k) const { return positions_[k] >= std::ssize(free_); }
 
@@ -125,9 +126,11 @@ class CudaPipeline final : public Pipeline {
   CudaStream pack_stream_;
   CudaStream unpack_stream_;
   CudaStream local_stream_;
-  CudaStream verify_stream_;
-  std::vector<CudaEvent> packed_;  ///< by staging buffer
-  std::vector<CudaEvent> free_;    ///< by staging buffer: has been unpacked
+  CudaStream verify_stream_;           ///< where an update begins and ends
+  std::vector<cudaStream_t> streams_;  ///< all others, the wire's too
+  std::vector<CudaEvent> packed_;      ///< by staging buffer
+  std::vector<cudaStream_t> wires_;    ///< by staging buffer: the stream of what travels there
+  std::vector<CudaEvent> free_;        ///< by staging buffer: has been unpacked
   CudaEvent begun_;
   CudaEvent unpacked_;
   CudaEvent joined_;
