@@ -35,7 +35,8 @@ struct ShareBucket {
   std::uint32_t moves = 0;          ///< with those behind the program that the transport makes
   std::uint32_t first_message = 0;  ///< of Share::messages
   std::uint32_t messages = 0;
-  std::int64_t progress_bytes = 0;  ///< of the whole update, up to this bucket and from the share's one before
+  std::int64_t progress_bytes =
+      0;  ///< of the whole update, up to this bucket and from the share's one before
 };
 
 /// What one rank has to do for an update, compiled: flat arrays, no names, no decisions left.

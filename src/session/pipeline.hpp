@@ -30,9 +30,9 @@ class Pipeline {
   /// Makes what an update from this source needs and an earlier one has not made; does not communicate.
   virtual void prepare(const Source* source) = 0;
 
-  /// One update, prepared: `source` is null on a rank that is no trainer. With verification `sent[s]` and `written[i]`
-  /// receive the digests of segment s and of share.checks[i]; empty spans mean no digests. What a stage
-  /// throws comes out here.
+  /// One update, prepared: `source` is null on a rank that is no trainer. With verification `sent[s]` and
+  /// `written[i]` receive the digests of segment s and of share.checks[i]; empty spans mean no digests. What
+  /// a stage throws comes out here.
   virtual void run(Source* source, std::span<std::uint64_t> sent, std::span<std::uint64_t> written,
                    Progress& progress) = 0;
 

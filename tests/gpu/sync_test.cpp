@@ -51,8 +51,8 @@ TEST_F(GpuSync, ThreeVersionsOfTheTrainedModel) {
     EXPECT_TRUE(done(
         run_plain({"verify", dir_ / ("shards-" + std::to_string(version++)), "--source", trained(step)})));
   }
-  // Three updates.
-  expect_trace(3 * 8);
+  constexpr std::int64_t kUpdates = 3;
+  expect_trace(kUpdates * 8);
   for (const auto& update : report.at("updates")) {
     EXPECT_GT(update.at("seconds").at("read"), 0.0);
     EXPECT_GT(update.at("seconds").at("transport"), 0.0);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "model/synthetic.hpp"
@@ -77,6 +78,35 @@ inline void expect_holds(const Session& session, std::int64_t world_rank, const 
     });
     EXPECT_TRUE(live == expected[p].bytes) << expected[p].name;
   }
+}
+
+/// A trainer that says other digests than those of the bytes that it sends.
+class LyingSource final : public Source {
+ public:
+  LyingSource(Source& source, std::uint32_t segment) : source_(source), segment_(segment) {}
+  void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override {
+    source_.pack(bucket, staging, digests);
+    if (!digests.empty() && digests[segment_] != 0) ++digests[segment_];
+  }
+  std::byte* in_place(std::uint32_t segment) const override { return source_.in_place(segment); }
+
+ private:
+  Source& source_;
+  std::uint32_t segment_;
+};
+
+/// Expects an update from this source to be found wrong, with an error that names the culprit.
+inline void expect_noticed(Session& session, Source* source, const std::string& culprit) {
+  Progress progress(ProgressMode::kNever, false);
+  ::testing::internal::CaptureStderr();
+  try {
+    session.update(source, 1, true, progress);
+    ADD_FAILURE() << "not noticed";
+  } catch (const AgreedFailure& failure) {
+    EXPECT_EQ(failure.code(), ExitCode::kVerificationFailed);
+    EXPECT_NE(std::string(failure.what()).find(culprit), std::string::npos) << failure.what();
+  }
+  ::testing::internal::GetCapturedStderr();
 }
 
 }  // namespace weightcast::session_cases
