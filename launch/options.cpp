@@ -74,7 +74,7 @@ struct OptionInfo {
   unsigned commands;
 };
 
-constexpr std::array<OptionInfo, 31> kOptions{{
+constexpr std::array<OptionInfo, 32> kOptions{{
     {"source", "PATH", "checkpoint: Hugging Face directory, .safetensors or HDF5 file (sync: may repeat)",
      kSync | kVerify | kConvert | kPlan},
     {"model", "CONFIG_JSON",
@@ -92,6 +92,8 @@ constexpr std::array<OptionInfo, 31> kOptions{{
      kBench | kPlan},
     {"transport", "NAME", "mpi (host memory), nccl (GPUs), or auto: nccl when every rank has its own GPU",
      kJobs},
+    {"read-threads", "N",
+     "threads of a trainer that read files (default: its share of the node's cores, at most 16)", kSync},
     {"sink", "WHERE", "none, or hdf5:DIR with one file a rank; {version} in DIR becomes the version", kSync},
     {"weight-version", "N", "weight version, of the first source (default: the checkpoint's own, else 0)",
      kJobs | kVerify | kSynth | kConvert},
@@ -332,6 +334,7 @@ Options take(const Values& values, std::string command, const po::variables_map&
   options.buffers = values.integer("buffers", 3, 1, 1024);
   options.transport = values.choice("transport", {"auto", "mpi", "nccl"});
   options.sink = values.text("sink", "none");
+  options.read_threads = values.integer("read-threads", 0, 1, 1024);
   options.has_weight_version = values.has("weight-version");
   options.weight_version = values.integer("weight-version", 0, 0);
   options.no_verify = values.flag("no-verify");

@@ -28,6 +28,7 @@ struct Options {
   std::int64_t buffers = 0;
   std::string transport = "auto";
   std::string sink = "none";
+  std::int64_t read_threads = 0;  ///< 0: by cores
   std::int64_t weight_version = 0;
   bool has_weight_version = false;
   bool no_verify = false;

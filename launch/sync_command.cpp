@@ -1,9 +1,11 @@
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <optional>
+#include <thread>
 
 #include "core/error.hpp"
 #include "launch/commands.hpp"
@@ -13,6 +15,8 @@
 #include "session/file_source.hpp"
 #include "session/shard_sink.hpp"
 #include "session/signals.hpp"
+#include "session/team.hpp"
+#include "sys/mpi.hpp"
 
 namespace weightcast {
 
@@ -30,6 +34,23 @@ std::optional<std::string> sink_directory(const std::string& sink) {
   if (sink == "none") return std::nullopt;
   if (sink.starts_with(kHdf5) && sink.size() > kHdf5.size()) return sink.substr(kHdf5.size());
   throw UsageError(fmt::format("--sink {}: write none or hdf5:DIR", sink));
+}
+
+/// Threads for reading on each trainer of a node: the cores that it may use, shared among the node's trainers
+/// unless the launcher has given each its own. Collective.
+int read_threads(Control& control, const Topology& topology, std::int64_t asked) {
+  constexpr std::int64_t kMost = 16;
+  const Communicator node = Communicator::same_node(control.comm());
+  const std::int64_t mine = topology.trainer(control.rank()) ? 1 : 0;
+  std::int64_t trainers = 0;
+  MPI_Request request = MPI_REQUEST_NULL;
+  WEIGHTCAST_MPI(MPI_Iallreduce(&mine, &trainers, 1, MPI_INT64_T, MPI_SUM, node.get(), &request));
+  control.wait(request);
+  if (asked > 0) return static_cast<int>(asked);
+  const std::int64_t cores = std::thread::hardware_concurrency();
+  const bool bound = cores < sysconf(_SC_NPROCESSORS_ONLN);
+  return static_cast<int>(
+      std::clamp<std::int64_t>(bound ? cores : cores / std::max<std::int64_t>(1, trainers), 1, kMost));
 }
 
 /// With stages that overlap perfectly an update takes as long as its slowest stage; that is the limit it is
@@ -86,6 +107,8 @@ class SyncJob {
     SessionOptions session_options;
     session_options.wire = placement.wire;
     session_.emplace(control_, *model_.family, topology, limits_of(options_), session_options);
+    const int threads = read_threads(control_, topology, options_.read_threads);
+    if (topology.trainer(control_.rank())) readers_.emplace(threads);
     if (directory) sink_.emplace(control_, *session_, *directory);
     if (!options_.trace.empty()) trace_.emplace(control_, *session_, options_.trace);
     report_ = describe_job(control_, options_, model_, *session_, placement, seconds_since(start));
@@ -105,7 +128,7 @@ class SyncJob {
                         signal_name(signal), version, number, options_.sources.size()));
       }
       if (!session_->plan().topology.trainer(control_.rank())) return;
-      source.emplace(session_->plan(), model_.family->catalog(), checkpoint, binding);
+      source.emplace(session_->plan(), model_.family->catalog(), checkpoint, binding, *readers_);
     });
     if (control_.rank() == 0 && binding.cast_tensors > 0) log_note(checkpoint.path + ": " + binding.note());
 
@@ -139,6 +162,7 @@ class SyncJob {
   Model model_;
   std::optional<Session> session_;
   std::optional<ShardSink> sink_;
+  std::optional<Team> readers_;  ///< of a trainer
   std::optional<TraceFile> trace_;
   JobReport report_;
 };

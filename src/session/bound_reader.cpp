@@ -5,6 +5,7 @@
 #include <span>
 
 #include "kernels/executor.hpp"
+#include "memory/host_buffer.hpp"
 
 namespace weightcast {
 
@@ -19,11 +20,9 @@ std::span<std::byte> bytes_at(std::byte* data, std::int64_t bytes) {
 }  // namespace
 
 BoundReader::BoundReader(const Catalog& catalog, const Checkpoint& checkpoint, const Binding& binding)
-    : catalog_(catalog), checkpoint_(checkpoint), binding_(binding), reader_(checkpoint) {
-  if (binding.cast_tensors > 0) cast_scratch_ = HostBuffer(kCastScratchBytes, "casting float32 tensors");
-}
+    : catalog_(catalog), checkpoint_(checkpoint), binding_(binding), reader_(checkpoint) {}
 
-void BoundReader::read(std::uint32_t tensor, const Box& box, std::byte* to) {
+void BoundReader::read(std::uint32_t tensor, const Box& box, std::byte* to) const {
   const Bound& bound = binding_.tensors[tensor];
   const StoredTensor& stored = checkpoint_.tensors[bound.stored];
   Box place = box;
@@ -35,10 +34,16 @@ void BoundReader::read(std::uint32_t tensor, const Box& box, std::byte* to) {
   }
 }
 
-void BoundReader::read_cast(const StoredTensor& stored, const Box& box, std::byte* to) {
+bool BoundReader::divisible(std::uint32_t tensor) const {
+  return checkpoint_.tensors[binding_.tensors[tensor].stored].offset != StoredTensor::kThroughLibrary;
+}
+
+void BoundReader::read_cast(const StoredTensor& stored, const Box& box, std::byte* to) const {
   constexpr std::int64_t kElements = kCastScratchBytes / 4;
   static const std::unique_ptr<Executor> executor = make_host_executor();
-  const std::byte* const scratch = cast_scratch_.data();
+  // Each thread keeps its own.
+  thread_local HostBuffer buffer(kCastScratchBytes, "casting float32 tensors");
+  const std::byte* const scratch = buffer.data();
   // Pieces of whole rows, or runs of columns when a single row is larger than the scratch.
   const std::int64_t cols = std::min(box.cols, kElements);
   const std::int64_t rows = std::max<std::int64_t>(1, kElements / box.cols);
@@ -46,7 +51,7 @@ void BoundReader::read_cast(const StoredTensor& stored, const Box& box, std::byt
     for (std::int64_t col = 0; col < box.cols; col += cols) {
       const Box piece{box.row + row, std::min(rows, box.rows - row), box.col + col,
                       std::min(cols, box.cols - col)};
-      reader_.read(stored, piece, bytes_at(cast_scratch_.data(), piece.area() * 4));
+      reader_.read(stored, piece, bytes_at(buffer.data(), piece.area() * 4));
       const Move cast{0, piece.cols * 4,    (row * box.cols + col) * 2, piece.rows, piece.cols * 2,
                       0, MoveOp::kF32ToBF16};
       executor->pack({&cast, 1}, {&scratch, 1}, to);

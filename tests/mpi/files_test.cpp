@@ -101,9 +101,10 @@ void update_from(Control& control, Session& session, const Family& family, const
                  std::int64_t version) {
   const Checkpoint checkpoint = read_checkpoint(path);
   const Binding binding = bind(family, checkpoint);
+  Team readers(3);
   std::optional<FileSource> source;
   if (session.plan().topology.trainer(control.rank())) {
-    source.emplace(session.plan(), family.catalog(), checkpoint, binding);
+    source.emplace(session.plan(), family.catalog(), checkpoint, binding, readers);
   }
   Progress progress(ProgressMode::kNever, false);
   session.update(source ? &*source : nullptr, version, true, progress);

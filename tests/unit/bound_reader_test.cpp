@@ -50,7 +50,7 @@ TEST_P(CastWhileReading, IsTheSameForAnyBox) {
   const Binding binding = bind(family, checkpoint);
   EXPECT_EQ(binding.cast_tensors, 1);
   EXPECT_NE(binding.note().find("1 tensors"), std::string::npos) << binding.note();
-  BoundReader reader(catalog, checkpoint, binding);
+  const BoundReader reader(catalog, checkpoint, binding);
   const std::int64_t rows = shape.rows();
   const std::int64_t cols = shape.cols();
   for (const Box& box : {Box{0, rows, 0, cols}, Box{rows / 2, rows - rows / 2, cols / 3, cols / 2},
