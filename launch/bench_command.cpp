@@ -15,6 +15,7 @@
 #include "launch/measured.hpp"
 #include "launch/mpi_wire.hpp"
 #include "launch/trace_file.hpp"
+#include "launch/version.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
 #include "session/memory_source.hpp"
@@ -44,7 +45,10 @@ const Measured& fastest(const std::vector<Measured>& measured) {
 class BenchJob {
  public:
   BenchJob(Control& control, const Options& options)
-      : control_(control), options_(options), progress_(options.progress, control.rank() == 0) {}
+      : control_(control), options_(options), progress_(options.progress, control.rank() == 0) {
+    report_.versions = version_line();
+    report_.command = options.command;
+  }
 
   void run() {
     run_job(

@@ -13,6 +13,15 @@ namespace weightcast {
 void run_convert(const Options& options) {
   if (options.sources.size() != 1) throw UsageError("convert takes exactly one --source PATH");
   const Checkpoint checkpoint = read_checkpoint(options.sources.front());
+  for (const std::string& file : checkpoint.files) {
+    if (file.ends_with(".safetensors")) continue;
+    const Attributes attributes = read_attributes(file);
+    const auto kind = attributes.find("kind");
+    if (kind != attributes.end() && kind->second == Attributes::mapped_type(std::string("shard"))) {
+      throw InputError(fmt::format(
+          "{}: an inference rank's shard, no checkpoint; name the checkpoint that it was made from", file));
+    }
+  }
   const CheckpointReader reader(checkpoint);
   std::vector<DatasetSpec> specs;
   std::int64_t total = 0;

@@ -177,6 +177,11 @@ void run_job(Control& control, const Options& options, const std::function<void(
     control.require_same(hash_options(options),
                          UsageError("the ranks were given different options; on several nodes write them on "
                                     "the command line, or export WEIGHTCAST_* with mpirun -x"));
+    control.together([&] {
+      if (control.rank() != 0) return;
+      begin_output("json", options.json);
+      begin_output("trace", options.trace);
+    });
     body();
   } catch (const AgreedFailure& failure) {
     if (control.rank() == 0) write_failure(failure.code(), failure.what());
@@ -213,6 +218,12 @@ std::string status_name(ExitCode code) {
       return "timeout";
   }
   return "internal";
+}
+
+void begin_output(const std::string& option, const std::string& path) {
+  if (path.empty() || std::ofstream(path)) return;
+  throw IoError(
+      fmt::format("--{} {}: {}; name a file that can be written", option, path, std::strerror(errno)));
 }
 
 void write_text(const std::string& path, const std::string& text) {

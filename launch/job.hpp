@@ -52,6 +52,10 @@ void run_job(Control& control, const Options& options, const std::function<void(
 /// `done`, `bad input`, …: the word for an exit code in JSON.
 std::string status_name(ExitCode code);
 
+/// Empties the file of option `--option`, if it was given: what an earlier run left there must not pass for
+/// this run's. Throws IoError naming both when it cannot be written, so that nothing is done for no report.
+void begin_output(const std::string& option, const std::string& path);
+
 /// Writes text to a file; throws IoError naming it.
 void write_text(const std::string& path, const std::string& text);
 

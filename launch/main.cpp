@@ -1,13 +1,16 @@
 #include <csignal>
 #include <exception>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "core/error.hpp"
 #include "launch/commands.hpp"
+#include "launch/job.hpp"
 #include "launch/launcher.hpp"
 #include "launch/options.hpp"
+#include "launch/version.hpp"
 #include "report/log.hpp"
 
 namespace weightcast {
@@ -26,6 +29,20 @@ int fail_as_rank(const Error& error) {
   return run_as_rank([&](Control& control) { control.together([&] { throw error; }); }, 60s);
 }
 
+/// The report of a plain command that failed. One that cannot be written must not hide the error.
+void write_failure(const Options& options, const Error& error) {
+  if (options.json.empty()) return;
+  const nlohmann::ordered_json json = {{"weightcast", version_line()},
+                                       {"command", options.command},
+                                       {"status", status_name(error.code())},
+                                       {"error", error.what()}};
+  try {
+    write_text(options.json, json.dump(2) + "\n");
+  } catch (const Error& unwritable) {
+    log_note(unwritable.what());
+  }
+}
+
 int run_command(const Options& options, bool launched) {
   const std::string& command = options.command;
   if (launched) {
@@ -38,7 +55,13 @@ int run_command(const Options& options, bool launched) {
                      : command == "verify"  ? &run_verify
                      : command == "synth"   ? &run_synth
                                             : &run_convert;
-  plain(options);
+  begin_output("json", options.json);
+  try {
+    plain(options);
+  } catch (const Error& error) {
+    write_failure(options, error);
+    throw;
+  }
   return static_cast<int>(ExitCode::kDone);
 }
 

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <map>
 #include <sstream>
 
 #include "core/error.hpp"
@@ -85,7 +86,7 @@ constexpr std::array<OptionInfo, 32> kOptions{{
     {"inference", "LAYOUT", "tp=2,ep=2,pp=1,replicas=1 (absent = 1); ep divides tp", kJobs | kPlan},
     {"moe-layout", "NAME", "triton (gate first) or cutlass (up first)", kJobs | kPlan},
     {"fan-out", "WHAT", "needed: each rank what it needs; all: everybody everything", kJobs | kPlan},
-    {"bucket-size", "BYTES", "most bytes of a bucket (default 256MiB)", kJobs | kPlan},
+    {"bucket-size", "BYTES", "most bytes of a bucket (default 256MiB, least 64KiB)", kJobs | kPlan},
     {"buffers", "N", "staging buffers of a rank (default 3)", kJobs | kPlan},
     {"source-split", "HOW",
      "what each trainer holds: catalog (equal runs of what each set of ranks needs), expert or row",
@@ -107,7 +108,7 @@ constexpr std::array<OptionInfo, 32> kOptions{{
     {"segments", nullptr, "list every segment in the JSON", kPlan},
     {"iterations", "N", "updates to time (default 5)", kBench},
     {"blocks", "N", "most thread blocks of a GPU kernel (default: a quarter of the multiprocessors)", kBench},
-    {"min-achieved", "SHARE", "exit 70 when an update reaches less of the wire's rate", kBench},
+    {"min-achieved", "SHARE", "exit 70 when an unverified update reaches less of the wire's rate", kBench},
     {"no-digests", nullptr, "headers only", kInspect},
     {"output", "PATH", "what to write: a directory of safetensors, or a file ending in .h5",
      kSynth | kConvert},
@@ -152,7 +153,13 @@ void print_help(std::string_view command) {
   if (command.empty()) {
     print_report(fmt::format(
         "weightcast moves freshly trained weights from trainer ranks into the memory of inference ranks.\n\n"
-        "usage: weightcast COMMAND [options]\n\n{}\nweightcast COMMAND --help lists a command's options.\n",
+        "usage: weightcast COMMAND [options]\n\n{}\nweightcast COMMAND --help lists a command's options. "
+        "They also come "
+        "from variables (WEIGHTCAST_BUCKET_SIZE)\nand from --config FILE (bucket-size = 64MiB): command line "
+        "over "
+        "environment over file. An error is one line\nand an exit code: 64 command line, 65 a file's "
+        "content, 66 "
+        "wrong weights, 70 internal, 74 the system,\n75 stopped by a signal, 76 timeout.\n",
         command_list()));
     return;
   }
@@ -201,8 +208,12 @@ void add_parsed(po::parsed_options& parsed, const OptionInfo& option, const std:
   parsed.options.push_back(std::move(entry));
 }
 
+/// Where values that are not from the command line come from, for messages: by option,
+/// `WEIGHTCAST_BUCKET_SIZE` or `FILE:3: bucket-size`.
+using Origins = std::map<std::string, std::string>;
+
 po::parsed_options parse_environment(const po::options_description& description, unsigned command,
-                                     std::vector<std::string>& notes) {
+                                     std::vector<std::string>& notes, Origins& origins) {
   po::parsed_options parsed(&description);
   for (char** variable = environ; *variable != nullptr; ++variable) {
     const std::string_view entry = *variable;
@@ -216,13 +227,14 @@ po::parsed_options parse_environment(const po::options_description& description,
       notes.push_back(fmt::format("environment: {} is no option and is ignored", name));
     } else if ((option->commands & command) != 0) {
       add_parsed(parsed, *option, std::string(entry.substr(name.size() + 1)), std::string(name));
+      origins.emplace(option_name, name);
     }
   }
   return parsed;
 }
 
 po::parsed_options parse_file(const po::options_description& description, unsigned command,
-                              const std::string& path) {
+                              const std::string& path, Origins& origins) {
   std::ifstream file(path);
   std::error_code error;
   if (!file || std::filesystem::is_directory(path, error)) {
@@ -249,6 +261,7 @@ po::parsed_options parse_file(const po::options_description& description, unsign
     if (option == nullptr) throw UsageError(where + ": unknown option");
     if ((option->commands & command) == 0) continue;  // one file may serve several commands
     add_parsed(parsed, *option, trim(std::string_view(line).substr(equals + 1)), where);
+    origins.emplace(name, where);
   }
   return parsed;
 }
@@ -256,7 +269,13 @@ po::parsed_options parse_file(const po::options_description& description, unsign
 /// The values after all three places have been read.
 class Values {
  public:
-  explicit Values(const po::variables_map& map) : map_(map) {}
+  Values(const po::variables_map& map, const Origins& origins) : map_(map), origins_(origins) {}
+
+  /// What to call an option in a message.
+  std::string label(const std::string& name) const {
+    const auto found = origins_.find(name);
+    return found == origins_.end() ? "--" + name : found->second;
+  }
 
   bool has(const char* name) const { return map_.count(name) != 0; }
   bool flag(const char* name) const { return has(name) && map_[name].as<bool>(); }
@@ -277,7 +296,8 @@ class Values {
     if (used == 0 || used != value.size() || number < least || number > most) {
       const std::string upper =
           most == std::numeric_limits<std::int64_t>::max() ? "" : fmt::format(" and at most {}", most);
-      throw UsageError(fmt::format("--{} {}: write an integer of at least {}{}", name, value, least, upper));
+      throw UsageError(
+          fmt::format("{} {}: write an integer of at least {}{}", label(name), value, least, upper));
     }
     return number;
   }
@@ -287,23 +307,24 @@ class Values {
     try {
       value = parse_bytes(text(name, ""));
     } catch (const UsageError& error) {
-      throw UsageError(fmt::format("--{}: {}", name, error.what()));
+      throw UsageError(fmt::format("{}: {}", label(name), error.what()));
     }
     if (value >= least) return value;
     throw UsageError(
-        fmt::format("--{} {}: too small; the least is {}", name, text(name, ""), format_bytes(least)));
+        fmt::format("{} {}: too small; the least is {}", label(name), text(name, ""), format_bytes(least)));
   }
   /// One of `choices`.
   std::string choice(const char* name, const std::vector<std::string>& choices) const {
     std::string value = text(name, choices.front());
     if (std::find(choices.begin(), choices.end(), value) == choices.end()) {
-      throw UsageError(fmt::format("--{} {}: choose one of {}", name, value, fmt::join(choices, ", ")));
+      throw UsageError(fmt::format("{} {}: choose one of {}", label(name), value, fmt::join(choices, ", ")));
     }
     return value;
   }
 
  private:
   const po::variables_map& map_;
+  const Origins& origins_;
 };
 
 ProgressMode progress_mode(const std::string& name) {
@@ -326,6 +347,10 @@ Options take(const Values& values, std::string command, const po::variables_map&
   if (values.has("layers")) options.layers = values.integer("layers", 0, 1, 100'000);
   options.trainers = values.integer("trainers", 1, 1, 1 << 20);
   options.colocate = values.flag("colocate");
+  if (options.colocate && values.has("trainers")) {
+    throw UsageError(fmt::format("{}: not together with {}, which makes every rank a trainer",
+                                 values.label("trainers"), values.label("colocate")));
+  }
   options.source_split = values.choice("source-split", {"catalog", "expert", "row"});
   options.inference = values.text("inference", "tp=1");
   options.moe_layout = values.text("moe-layout", "triton");
@@ -412,6 +437,7 @@ std::optional<Options> parse_options(int argc, const char* const* argv, bool spe
   po::positional_options_description positional;
   positional.add("argument", -1);
   po::variables_map map;
+  Origins origins;
   try {
     using po::command_line_style::allow_guessing;
     const auto parsed = po::command_line_parser(argc - 1, argv + 1)
@@ -428,16 +454,20 @@ std::optional<Options> parse_options(int argc, const char* const* argv, bool spe
       if (speaks) print_report(version_line() + "\n");
       return std::nullopt;
     }
+    const po::variables_map from_command_line = map;
     // Whatever is stored first stays: command line, then environment, then file.
-    po::store(parse_environment(description, bit, notes), map);
+    po::store(parse_environment(description, bit, notes, origins), map);
     if (map.count("config") != 0) {
-      po::store(parse_file(description, bit, map["config"].as<std::string>()), map);
+      po::store(parse_file(description, bit, map["config"].as<std::string>(), origins), map);
+    }
+    for (const auto& [name, value] : from_command_line) {
+      if (!value.defaulted()) origins.erase(name);
     }
     po::notify(map);
   } catch (const po::error& error) {
     throw UsageError(fmt::format("{}; weightcast {} --help lists the options", error.what(), command));
   }
-  return take(Values(map), command, map);
+  return take(Values(map, origins), command, map);
 }
 
 }  // namespace weightcast

@@ -11,6 +11,7 @@
 #include "launch/commands.hpp"
 #include "launch/job.hpp"
 #include "launch/trace_file.hpp"
+#include "launch/version.hpp"
 #include "report/log.hpp"
 #include "session/file_source.hpp"
 #include "session/shard_sink.hpp"
@@ -78,7 +79,10 @@ std::int64_t version_of(const Options& options, const std::vector<Checkpoint>& c
 class SyncJob {
  public:
   SyncJob(Control& control, const Options& options)
-      : control_(control), options_(options), progress_(options.progress, control.rank() == 0) {}
+      : control_(control), options_(options), progress_(options.progress, control.rank() == 0) {
+    report_.versions = version_line();
+    report_.command = options.command;
+  }
 
   void run() {
     run_job(

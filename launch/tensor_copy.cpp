@@ -1,5 +1,7 @@
 #include "launch/tensor_copy.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "core/error.hpp"
@@ -17,6 +19,11 @@ std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std:
         options.output,
         {{"kind", std::string("checkpoint")}, {"weight_version", weight_version}, {"config", config_text}},
         tensors);
+  }
+  if (options.output.ends_with(".safetensors")) {
+    throw UsageError(fmt::format(
+        "--output {}: safetensors are written into a directory; name that, or a file ending in .h5",
+        options.output));
   }
   return create_safetensors(options.output, config_text, tensors, options.max_file_size, weight_version);
 }

@@ -2,7 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <charconv>
 #include <filesystem>
+#include <string_view>
+#include <vector>
 
 #include "core/error.hpp"
 #include "session/signals.hpp"
@@ -24,9 +28,18 @@ Attributes shard_attributes(const Topology& topology, std::int64_t inference_ran
 }
 
 /// Removes the shards of an earlier, larger layout, which would make a mixture of the folder.
-void remove_shards_from(std::int64_t rank, const std::string& directory) {
+void remove_shards_from(std::int64_t first, const std::string& directory) {
+  std::vector<std::filesystem::path> shards;
   std::error_code error;
-  while (std::filesystem::remove(fmt::format("{}/rank-{}.h5", directory, rank), error)) ++rank;
+  std::filesystem::directory_iterator entry(directory, error);
+  for (const std::filesystem::directory_iterator end; entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    std::int64_t rank = -1;
+    std::from_chars(name.data() + std::min(name.size(), std::string_view("rank-").size()),
+                    name.data() + name.size(), rank);
+    if (rank >= first && name == fmt::format("rank-{}.h5", rank)) shards.push_back(entry->path());
+  }
+  for (const auto& shard : shards) std::filesystem::remove(shard, error);
 }
 
 }  // namespace

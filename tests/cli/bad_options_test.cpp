@@ -56,6 +56,21 @@ TEST_F(BadOptions, WordsThatAreNotExpected) {
   expect_refused_job({"extra"}, {"'extra'", "sync --help"});
 }
 
+TEST_F(BadOptions, TrainersOfColocatedRanks) {
+  expect_refused_job({"--colocate", "--trainers", "2"}, {"--trainers", "--colocate"}, 2);
+}
+
+TEST_F(BadOptions, ValuesAreBlamedOnTheirPlace) {
+  const Words plan{"plan", "--model", model_folder("tiny-qwen3")};
+  put_file(dir_ / "job.cfg", "# two lines\nbuffers = none\n");
+  const Words with_file = plan + Words{"--config", dir_ / "job.cfg"};
+  EXPECT_TRUE(refused(run_plain(with_file), 64, {"job.cfg:2: buffers none"}));
+  // The command line goes before: what it says is its own.
+  EXPECT_TRUE(refused(run_plain(with_file + Words{"--buffers", "few"}), 64, {"--buffers few"}));
+  EXPECT_TRUE(
+      refused(run_plain(with_file, {{"WEIGHTCAST_BUFFERS", "many"}}), 64, {"WEIGHTCAST_BUFFERS many"}));
+}
+
 TEST_F(BadOptions, SourceMissing) {
   EXPECT_TRUE(refused(run_job(2, {"sync"}), 64, {"--source PATH"}));
   EXPECT_TRUE(refused(run_plain({"plan"}), 64, {"--source PATH", "--model CONFIG_JSON"}));
@@ -197,13 +212,15 @@ TEST_F(BadOptions, ConfigFile) {
 
 TEST_F(BadOptions, Environment) {
   const Words plan{"plan", "--model", model_folder("tiny-qwen3")};
-  EXPECT_TRUE(refused(run_plain(plan, {{"WEIGHTCAST_BUCKET_SIZE", "huge"}}), 64, {"'huge'", "bucket-size"}));
-  EXPECT_TRUE(refused(run_plain(plan, {{"WEIGHTCAST_BUFFERS", ""}}), 64, {"--buffers", "at least 1"}));
+  EXPECT_TRUE(
+      refused(run_plain(plan, {{"WEIGHTCAST_BUCKET_SIZE", "huge"}}), 64, {"WEIGHTCAST_BUCKET_SIZE: 'huge'"}));
+  EXPECT_TRUE(
+      refused(run_plain(plan, {{"WEIGHTCAST_BUFFERS", ""}}), 64, {"WEIGHTCAST_BUFFERS", "at least 1"}));
   EXPECT_TRUE(
       refused(run_plain(plan, {{"WEIGHTCAST_INFERENCE", ""}}), 64, {"--inference", "tp=2,ep=2,pp=1"}));
   EXPECT_TRUE(refused(run_plain({"synth", "--model", model_folder("tiny-qwen3"), "--output", dir_ / "x"},
                                 {{"WEIGHTCAST_WEIGHT_VERSION", ""}}),
-                      64, {"--weight-version", "at least 0"}));
+                      64, {"WEIGHTCAST_WEIGHT_VERSION", "at least 0"}));
   EXPECT_TRUE(refused(run_plain(plan, {{"WEIGHTCAST_COLOCATE", "perhaps"}}), 64,
                       {"WEIGHTCAST_COLOCATE", "'perhaps'"}));
 }

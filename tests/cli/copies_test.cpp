@@ -170,6 +170,20 @@ TEST_F(Copies, ConversionReplacesAnEarlierCheckpoint) {
   EXPECT_FALSE(std::filesystem::exists(dir_ / "model/model.safetensors.index.json"));
 }
 
+TEST_F(Copies, OfAShardAreRefused) {
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(0)))));
+  const std::string shard = sink_ + "/rank-0.h5";
+  EXPECT_TRUE(
+      refused(run_plain({"convert", "--source", shard, "--model", trained(0), "--output", dir_ / "x"}), 65,
+              {shard, "shard", "checkpoint"}));
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "x"));
+}
+
+TEST_F(Copies, SafetensorsGoIntoADirectory) {
+  EXPECT_TRUE(refused(run_plain({"convert", "--source", trained(0), "--output", dir_ / "x.safetensors"}), 64,
+                      {"--output", "directory"}));
+}
+
 TEST_F(Copies, ConversionOntoItself) {
   convert(trained(0), dir_ / "model");
   convert(dir_ / "model", dir_ / "model", {"--max-file-size", "400KB"});

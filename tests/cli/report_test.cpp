@@ -116,9 +116,32 @@ TEST_F(ReportTest, FailureIsInTheJsonToo) {
   EXPECT_TRUE(refused(outcome, 74, {dir_ / "absent"}));
   const auto report = read_json(json_);
   EXPECT_EQ(report.at("status"), "input/output");
+  EXPECT_EQ(report.at("command"), "sync");
   EXPECT_EQ("weightcast: error: " + report.at("error").get<std::string>(), error_lines(outcome.err).front());
   EXPECT_FALSE(report.at("verified").get<bool>());
   EXPECT_TRUE(report.at("updates").empty());
+}
+
+TEST_F(ReportTest, AnEarlierReportDoesNotPassForThisRuns) {
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(0)))));
+  const Words verify{"verify", sink_, "--json", json_, "--source"};
+  EXPECT_TRUE(done(run_plain(verify + Words{trained(0)})));
+  const Outcome outcome = run_plain(verify + Words{trained(1)});
+  EXPECT_EQ(outcome.exit_code, 66);
+  const auto report = read_json(json_);
+  EXPECT_EQ(report.at("command"), "verify");
+  EXPECT_EQ(report.at("status"), "verification failed");
+  EXPECT_EQ("weightcast: error: " + report.at("error").get<std::string>(), error_lines(outcome.err).front());
+}
+
+TEST_F(ReportTest, AReportThatCannotBeWrittenIsSaidBeforeAnythingMoves) {
+  put_old_shards();
+  const auto before = folder_contents(sink_);
+  for (const char* option : {"--json", "--trace"}) {
+    EXPECT_TRUE(refused(run_job(3, sync_words(trained(0)) + Words{option, dir_ / "no/folder"}), 74,
+                        {std::string(option) + " " + (dir_ / "no/folder")}));
+    EXPECT_EQ(folder_contents(sink_), before);
+  }
 }
 
 TEST_F(ReportTest, FailureOfTheSecondUpdateKeepsTheFirst) {
