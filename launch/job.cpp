@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -221,9 +222,22 @@ std::string status_name(ExitCode code) {
 }
 
 void begin_output(const std::string& option, const std::string& path) {
-  if (path.empty() || std::ofstream(path)) return;
-  throw IoError(
-      fmt::format("--{} {}: {}; name a file that can be written", option, path, std::strerror(errno)));
+  std::error_code ignored;
+  const bool exists = std::filesystem::exists(path, ignored);
+  const bool file =
+      std::filesystem::is_regular_file(path, ignored) || std::filesystem::is_directory(path, ignored);
+  if (path.empty() || (exists && !file)) return;
+  // As both kinds of reports begin.
+  std::array<char, 2> first{};
+  std::ifstream(path).read(first.data(), first.size());
+  if (first[0] != 0 && (first[0] != '{' || (first[1] != '\n' && first[1] != '"'))) {
+    throw UsageError(
+        fmt::format("--{} {}: a file is there that is no report; name another, or remove it", option, path));
+  }
+  if (!std::ofstream(path)) {
+    throw IoError(
+        fmt::format("--{} {}: {}; name a file that can be written", option, path, std::strerror(errno)));
+  }
 }
 
 void write_text(const std::string& path, const std::string& text) {

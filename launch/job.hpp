@@ -53,7 +53,8 @@ void run_job(Control& control, const Options& options, const std::function<void(
 std::string status_name(ExitCode code);
 
 /// Empties the file of option `--option`, if it was given: what an earlier run left there must not pass for
-/// this run's. Throws IoError naming both when it cannot be written, so that nothing is done for no report.
+/// this run's. Pipes and devices are left alone. Throws IoError naming both when it cannot be written, so
+/// that nothing is done for no report, and UsageError when the file there can have been no report.
 void begin_output(const std::string& option, const std::string& path);
 
 /// Writes text to a file; throws IoError naming it.

@@ -37,8 +37,10 @@ void write_failure(const Options& options, const Error& error) {
                                        {"status", status_name(error.code())},
                                        {"error", error.what()}};
   try {
-    write_text(options.json, json.dump(2) + "\n");
-  } catch (const Error& unwritable) {
+    // A path may be no UTF-8.
+    write_text(options.json,
+               json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+  } catch (const std::exception& unwritable) {
     log_note(unwritable.what());
   }
 }
@@ -60,6 +62,9 @@ int run_command(const Options& options, bool launched) {
     plain(options);
   } catch (const Error& error) {
     write_failure(options, error);
+    throw;
+  } catch (const std::exception& error) {
+    write_failure(options, InternalError(error.what()));
     throw;
   }
   return static_cast<int>(ExitCode::kDone);

@@ -1,11 +1,11 @@
 #include <fmt/format.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <optional>
-#include <thread>
 
 #include "core/error.hpp"
 #include "launch/commands.hpp"
@@ -37,21 +37,22 @@ std::optional<std::string> sink_directory(const std::string& sink) {
   throw UsageError(fmt::format("--sink {}: write none or hdf5:DIR", sink));
 }
 
-/// Threads for reading on each trainer of a node: the cores that it may use, shared among the node's trainers
-/// unless the launcher has given each its own. Collective.
-int read_threads(Control& control, const Topology& topology, std::int64_t asked) {
+/// Threads for the files of a rank: the cores that it may use, shared among the ranks of the node that are
+/// `busy`, too, unless the launcher has given each its own. One on a rank that is not. Collective.
+int file_threads(Control& control, bool busy) {
   constexpr std::int64_t kMost = 16;
   const Communicator node = Communicator::same_node(control.comm());
-  const std::int64_t mine = topology.trainer(control.rank()) ? 1 : 0;
-  std::int64_t trainers = 0;
+  const std::int64_t mine = busy ? 1 : 0;
+  std::int64_t ranks = 0;
   MPI_Request request = MPI_REQUEST_NULL;
-  WEIGHTCAST_MPI(MPI_Iallreduce(&mine, &trainers, 1, MPI_INT64_T, MPI_SUM, node.get(), &request));
+  WEIGHTCAST_MPI(MPI_Iallreduce(&mine, &ranks, 1, MPI_INT64_T, MPI_SUM, node.get(), &request));
   control.wait(request);
-  if (asked > 0) return static_cast<int>(asked);
-  const std::int64_t cores = std::thread::hardware_concurrency();
+  if (!busy) return 1;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  const std::int64_t cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
   const bool bound = cores < sysconf(_SC_NPROCESSORS_ONLN);
-  return static_cast<int>(
-      std::clamp<std::int64_t>(bound ? cores : cores / std::max<std::int64_t>(1, trainers), 1, kMost));
+  return static_cast<int>(std::clamp<std::int64_t>(bound ? cores : cores / ranks, 1, kMost));
 }
 
 /// With stages that overlap perfectly an update takes as long as its slowest stage; that is the limit it is
@@ -111,9 +112,12 @@ class SyncJob {
     SessionOptions session_options;
     session_options.wire = placement.wire;
     session_.emplace(control_, *model_.family, topology, limits_of(options_), session_options);
-    const int threads = read_threads(control_, topology, options_.read_threads);
-    if (topology.trainer(control_.rank())) readers_.emplace(threads);
-    if (directory) sink_.emplace(control_, *session_, *directory);
+    const bool trainer = topology.trainer(control_.rank()).has_value();
+    const int reading = file_threads(control_, trainer);
+    readers_.emplace(trainer && options_.read_threads > 0 ? static_cast<int>(options_.read_threads)
+                                                          : reading);
+    writers_.emplace(file_threads(control_, topology.inference_rank(control_.rank()).has_value()));
+    if (directory) sink_.emplace(control_, *session_, *writers_, *directory);
     if (!options_.trace.empty()) trace_.emplace(control_, *session_, options_.trace);
     report_ = describe_job(control_, options_, model_, *session_, placement, seconds_since(start));
     if (control_.rank() == 0) print_report(header_text(report_));
@@ -165,8 +169,9 @@ class SyncJob {
   Progress progress_;
   Model model_;
   std::optional<Session> session_;
+  std::optional<Team> readers_;
+  std::optional<Team> writers_;
   std::optional<ShardSink> sink_;
-  std::optional<Team> readers_;  ///< of a trainer
   std::optional<TraceFile> trace_;
   JobReport report_;
 };

@@ -8,12 +8,16 @@ namespace {
 
 class DeviceMemory final : public Memory {
  public:
-  DeviceMemory(std::int64_t bytes, const char* purpose) : buffer_(bytes, purpose) {}
+  DeviceMemory(std::int64_t bytes, const char* purpose) : buffer_(bytes, purpose) {
+    WEIGHTCAST_CUDA(cudaGetDevice(&device_));
+  }
 
   std::byte* data() const override { return buffer_.data(); }
   std::int64_t bytes() const override { return buffer_.bytes(); }
   bool on_host() const override { return false; }
   void read(std::int64_t offset, std::span<std::byte> to) const override {
+    // Any thread may ask; one that has never used a device would make a context on the first.
+    WEIGHTCAST_CUDA(cudaSetDevice(device_));
     WEIGHTCAST_CUDA(cudaMemcpy(to.data(), buffer_.data() + offset, to.size(), cudaMemcpyDeviceToHost));
   }
   void fill(std::byte value) override {
@@ -24,6 +28,7 @@ class DeviceMemory final : public Memory {
 
  private:
   DeviceBuffer buffer_;
+  int device_ = 0;
 };
 
 }  // namespace

@@ -19,7 +19,8 @@ class Memory {
   /// True when the host may follow data().
   virtual bool on_host() const = 0;
 
-  /// Copies [offset, offset + to.size()) into host memory. Waits.
+  /// Copies [offset, offset + to.size()) into host memory. Waits. Callable from several
+  /// threads.
   virtual void read(std::int64_t offset, std::span<std::byte> to) const = 0;
 
   /// Sets every byte. Waits.

@@ -137,16 +137,24 @@ std::span<std::byte> Session::parameter(std::size_t p) const {
   return {parameters_.at(p), static_cast<std::size_t>(share_.parameters.at(p).bytes())};
 }
 
+void Session::read_piece(std::size_t p, std::int64_t offset,
+                         const std::function<void(std::span<const std::byte>)>& visit) const {
+  const std::span<std::byte> live = parameter(p);
+  const std::int64_t bytes = std::min(kPieceBytes, static_cast<std::int64_t>(live.size()) - offset);
+  if (memory_->on_host()) {
+    return visit(live.subspan(static_cast<std::size_t>(offset), static_cast<std::size_t>(bytes)));
+  }
+  // Each thread keeps its own.
+  thread_local std::vector<std::byte> piece(kPieceBytes);
+  const std::span<std::byte> part = std::span(piece).first(static_cast<std::size_t>(bytes));
+  memory_->read(share_.parameter_offsets[p] + offset, part);
+  visit(part);
+}
+
 void Session::read_parameter(
     std::size_t p, const std::function<void(std::int64_t, std::span<const std::byte>)>& visit) const {
-  const std::span<std::byte> live = parameter(p);
-  if (memory_->on_host()) return visit(0, live);
-  constexpr std::size_t kPiece = std::size_t{16} << 20;
-  std::vector<std::byte> piece(std::min(kPiece, live.size()));
-  for (std::size_t at = 0; at < live.size(); at += piece.size()) {
-    const std::span<std::byte> part = std::span(piece).first(std::min(piece.size(), live.size() - at));
-    memory_->read(share_.parameter_offsets[p] + static_cast<std::int64_t>(at), part);
-    visit(static_cast<std::int64_t>(at), part);
+  for (std::int64_t at = 0; at < share_.parameters.at(p).bytes(); at += kPieceBytes) {
+    read_piece(p, at, [&](std::span<const std::byte> bytes) { visit(at, bytes); });
   }
 }
 

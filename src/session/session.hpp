@@ -53,7 +53,15 @@ class Session {
   /// Live memory of parameter number p of the share, on the host or on the GPU. Its address never changes.
   std::span<std::byte> parameter(std::size_t p) const;
 
-  /// Calls `visit(offset, bytes)` with consecutive pieces of parameter p, readable by the host.
+  /// A piece of a parameter that is read at a time.
+  static constexpr std::int64_t kPieceBytes = std::int64_t{4} << 20;
+
+  /// Calls `visit` with the bytes of parameter p from `offset` on, kPieceBytes or what is left of it,
+  /// readable by the host. Callable from several threads.
+  void read_piece(std::size_t p, std::int64_t offset,
+                  const std::function<void(std::span<const std::byte>)>& visit) const;
+
+  /// Calls `visit(offset, bytes)` with all pieces of parameter p, one after the other.
   void read_parameter(std::size_t p,
                       const std::function<void(std::int64_t, std::span<const std::byte>)>& visit) const;
 

@@ -44,8 +44,8 @@ void remove_shards_from(std::int64_t first, const std::string& directory) {
 
 }  // namespace
 
-ShardSink::ShardSink(Control& control, const Session& session, std::string directory)
-    : control_(control), session_(session), directory_(std::move(directory)) {}
+ShardSink::ShardSink(Control& control, const Session& session, Team& writers, std::string directory)
+    : control_(control), session_(session), writers_(writers), directory_(std::move(directory)) {}
 
 void ShardSink::write(std::int64_t version) {
   constexpr std::string_view kPlaceholder = "{version}";
@@ -77,11 +77,18 @@ void ShardSink::write(std::int64_t version) {
     }
     writer = create_hdf5(fmt::format("{}/rank-{}.h5", directory, *rank),
                          shard_attributes(session_.plan().topology, *rank, version), datasets);
+    std::vector<std::pair<std::size_t, std::int64_t>> pieces;  // parameter and offset
     for (std::size_t p = 0; p < parameters.size(); ++p) {
-      stop_if_asked();
-      session_.read_parameter(
-          p, [&](std::int64_t offset, std::span<const std::byte> bytes) { writer->write(p, offset, bytes); });
+      for (std::int64_t at = 0; at < parameters[p].bytes(); at += Session::kPieceBytes)
+        pieces.emplace_back(p, at);
     }
+    writers_.run(pieces.size(), [&](std::size_t i) {
+      stop_if_asked();
+      const auto [p, offset] = pieces[i];
+      session_.read_piece(p, offset, [&, p = p, offset = offset](std::span<const std::byte> bytes) {
+        writer->write(p, offset, bytes);
+      });
+    });
     writer->flush();
     stop_if_asked();
   });

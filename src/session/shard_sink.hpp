@@ -5,6 +5,7 @@
 
 #include "session/control.hpp"
 #include "session/session.hpp"
+#include "session/team.hpp"
 
 namespace weightcast {
 
@@ -14,8 +15,8 @@ namespace weightcast {
 class ShardSink {
  public:
   /// `directory` may contain `{version}`, which becomes the weight version. `control` and `session` must
-  /// outlive the sink.
-  ShardSink(Control& control, const Session& session, std::string directory);
+  /// outlive the sink. `writers` writes for it alone; unused on a rank that is no inference rank.
+  ShardSink(Control& control, const Session& session, Team& writers, std::string directory);
 
   /// Collective.
   void write(std::int64_t version);
@@ -23,6 +24,7 @@ class ShardSink {
  private:
   Control& control_;
   const Session& session_;
+  Team& writers_;
   std::string directory_;
 };
 

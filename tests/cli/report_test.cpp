@@ -134,6 +134,16 @@ TEST_F(ReportTest, AnEarlierReportDoesNotPassForThisRuns) {
   EXPECT_EQ("weightcast: error: " + report.at("error").get<std::string>(), error_lines(outcome.err).front());
 }
 
+TEST_F(ReportTest, NoOtherFileIsTakenForAReport) {
+  const std::string weights = dir_ / "model.safetensors";
+  std::filesystem::copy(trained(0) + "/model.safetensors", weights);
+  EXPECT_TRUE(refused(run_plain({"inspect", "--json", weights}), 64, {"--json " + weights, "no report"}));
+  EXPECT_TRUE(refused(run_job(3, sync_words(trained(0)) + Words{"--trace", weights}), 64,
+                      {"--trace " + weights, "no report"}));
+  EXPECT_EQ(std::filesystem::file_size(weights),
+            std::filesystem::file_size(trained(0) + "/model.safetensors"));
+}
+
 TEST_F(ReportTest, AReportThatCannotBeWrittenIsSaidBeforeAnythingMoves) {
   put_old_shards();
   const auto before = folder_contents(sink_);
@@ -174,6 +184,12 @@ TEST_F(ReportTest, BenchBelowTheShareThatIsAskedFor) {
   EXPECT_TRUE(refused(run_job(2, {"bench", "--model", model_folder("tiny-qwen3"), "--iterations", "1",
                                   "--min-achieved", "1000"}),
                       70, {"--min-achieved"}));
+  EXPECT_TRUE(done(run_job(
+      2, {"bench", "--model", model_folder("tiny-qwen3"), "--iterations", "1", "--min-achieved", "0.0001"})));
+  // One rank keeps what it has.
+  EXPECT_TRUE(refused(
+      run_job(1, {"bench", "--model", model_folder("tiny-qwen3"), "--colocate", "--min-achieved", "0.5"}), 64,
+      {"--min-achieved", "travels"}));
 }
 
 TEST_F(ReportTest, VerifyAndInspectWriteJson) {

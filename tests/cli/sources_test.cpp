@@ -33,6 +33,13 @@ TEST_F(Sources, SingleFile) {
   EXPECT_EQ(shards_of(trained(0) + "/model.safetensors"), expected);
 }
 
+TEST_F(Sources, AnyNumberOfThreadsReads) {
+  const auto expected = shards_of(trained(0), {"--read-threads", "1"});
+  EXPECT_EQ(shards_of(trained(0), {"--read-threads", "7"}), expected);
+  const Words none{"sync", "--source", trained(0), "--read-threads", "0"};
+  EXPECT_TRUE(refused(run_job(2, none), 64, {"--read-threads 0", "at least 1"}));
+}
+
 TEST_F(Sources, SeveralFilesWithAndWithoutIndex) {
   const auto expected = shards_of(trained(0));
   convert(dir_ / "several", {"--max-file-size", "400KB"});

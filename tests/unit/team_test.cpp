@@ -31,11 +31,12 @@ TEST_P(TeamTest, WhatATaskThrowsComesOutAndTheNextListIsFine) {
   std::atomic<int> done = 0;
   const auto fail_at_ten = [&](std::size_t i) {
     if (i == 10) throw std::runtime_error("ten");
+    if (i > 10) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     ++done;
   };
-  EXPECT_THROW(team.run(100'000, fail_at_ten), std::runtime_error);
+  EXPECT_THROW(team.run(20'000, fail_at_ten), std::runtime_error);
   EXPECT_GE(done, 10);
-  EXPECT_LT(done, 99'999);
+  EXPECT_LT(done, 19'999);
   done = 0;
   team.run(10, fail_at_ten);
   EXPECT_EQ(done, 10);
