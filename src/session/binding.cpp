@@ -25,12 +25,12 @@ void require_shape(const Checkpoint& checkpoint, const StoredTensor& stored, con
 Bound bind_tensor(const Family& family, const Checkpoint& checkpoint, const Tensor& tensor) {
   if (const StoredTensor* stored = checkpoint.find(tensor.name)) {
     require_shape(checkpoint, *stored, tensor.shape);
-    return {number_of(checkpoint, stored), 0, false};
+    return {number_of(checkpoint, stored), false, Box::whole(tensor.shape), 0, 0};
   }
   if (const auto form = family.other_stored_form(tensor)) {
     if (const StoredTensor* stored = checkpoint.find(form->name)) {
       require_shape(checkpoint, *stored, form->shape);
-      return {number_of(checkpoint, stored), form->row, false};
+      return {number_of(checkpoint, stored), false, Box::whole(tensor.shape), form->row, 0};
     }
   }
   throw InputError(
@@ -47,25 +47,27 @@ std::string Binding::note() const {
                      cast_tensors);
 }
 
+bool needs_cast(const std::string& path, const StoredTensor& stored, DType wanted) {
+  if (stored.dtype == wanted) return false;
+  if (stored.dtype == DType::kF32 && wanted == DType::kBF16) return true;
+  throw InputError(
+      fmt::format("{}: tensor {} is {} but the model's config says {}; only float32 to bfloat16 is converted",
+                  path, stored.name, dtype_name(stored.dtype), dtype_name(wanted)));
+}
+
 Binding bind(const Family& family, const Checkpoint& checkpoint) {
   Binding binding;
   std::vector<bool> used(checkpoint.tensors.size(), false);
   for (const Tensor& tensor : family.catalog().tensors()) {
     Bound bound = bind_tensor(family, checkpoint, tensor);
     const StoredTensor& stored = checkpoint.tensors[bound.stored];
-    if (stored.dtype != tensor.dtype) {
-      if (stored.dtype != DType::kF32 || tensor.dtype != DType::kBF16) {
-        throw InputError(
-            fmt::format("{}: tensor {} is {} but the model's config says {}; only float32 to bfloat16 "
-                        "is converted",
-                        checkpoint.path, stored.name, dtype_name(stored.dtype), dtype_name(tensor.dtype)));
-      }
-      bound.cast_from_f32 = true;
-      ++binding.cast_tensors;
-    }
+    bound.cast_from_f32 = needs_cast(checkpoint.path, stored, tensor.dtype);
+    binding.cast_tensors += bound.cast_from_f32 ? 1 : 0;
     used[bound.stored] = true;
-    binding.tensors.push_back(bound);
+    binding.starts.push_back(static_cast<std::uint32_t>(binding.bounds.size()));
+    binding.bounds.push_back(bound);
   }
+  binding.starts.push_back(static_cast<std::uint32_t>(binding.bounds.size()));
   for (std::size_t i = 0; i < used.size(); ++i) {
     if (!used[i] && !family.may_ignore(checkpoint.tensors[i].name)) {
       throw InputError(fmt::format("{}: tensor {} {} is not part of the model; is --model its config.json?",

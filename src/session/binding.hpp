@@ -1,29 +1,43 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "core/shape.hpp"
 #include "model/family.hpp"
 #include "storage/checkpoint.hpp"
 
 namespace weightcast {
 
-/// Where a canonical tensor lies in a checkpoint: rows from `row` on of stored tensor `stored`.
+/// A box of a canonical tensor and where a checkpoint has it: its first element is at (row, col) of the
+/// matrix view of stored tensor `stored`.
 struct Bound {
   std::uint32_t stored = 0;
-  std::int64_t row = 0;
   bool cast_from_f32 = false;  ///< stored as float32, wanted as bfloat16
+  Box box;
+  std::int64_t row = 0;
+  std::int64_t col = 0;
 };
 
-/// A checkpoint seen as a model: one entry a catalog tensor.
+/// A checkpoint, or what a trainer rank holds, seen as a model.
 struct Binding {
-  std::vector<Bound> tensors;
+  std::vector<Bound> bounds;          ///< by tensor; those of one tensor do not overlap
+  std::vector<std::uint32_t> starts;  ///< of each catalog tensor's bounds, and one behind the last
   std::int64_t cast_tensors = 0;
+
+  std::span<const Bound> of(std::uint32_t tensor) const {
+    return std::span(bounds).subspan(starts[tensor], starts[tensor + 1] - starts[tensor]);
+  }
 
   /// For the report; empty when nothing is cast.
   std::string note() const;
 };
+
+/// Whether a tensor stored as `stored` has to be cast for a model that wants `wanted`. Throws InputError
+/// naming the checkpoint and the tensor for what is neither the same nor float32 for bfloat16.
+bool needs_cast(const std::string& path, const StoredTensor& stored, DType wanted);
 
 /// Finds every tensor of the model in the checkpoint, under its own name or in another stored form. Throws
 /// InputError naming checkpoint and tensor for one that is missing, not part of the model, of the wrong

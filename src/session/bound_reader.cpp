@@ -1,9 +1,14 @@
 #include "session/bound_reader.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <span>
+#include <vector>
 
+#include "core/error.hpp"
 #include "kernels/executor.hpp"
 #include "memory/host_buffer.hpp"
 
@@ -23,19 +28,46 @@ BoundReader::BoundReader(const Catalog& catalog, const Checkpoint& checkpoint, c
     : catalog_(catalog), checkpoint_(checkpoint), binding_(binding), reader_(checkpoint) {}
 
 void BoundReader::read(std::uint32_t tensor, const Box& box, std::byte* to) const {
-  const Bound& bound = binding_.tensors[tensor];
+  const std::int64_t element = dtype_bytes(catalog_[tensor].dtype);
+  std::int64_t left = box.area();
+  for (const Bound& bound : binding_.of(tensor)) {
+    const Box common = bound.box.intersect(box);
+    if (common.empty()) continue;
+    left -= common.area();
+    std::byte* const first = to + ((common.row - box.row) * box.cols + common.col - box.col) * element;
+    if (common.cols == box.cols) {
+      read_bound(bound, common, first);
+      continue;
+    }
+    std::vector<std::byte> piece(static_cast<std::size_t>(common.area() * element));
+    read_bound(bound, common, piece.data());
+    const auto run = static_cast<std::size_t>(common.cols * element);
+    for (std::int64_t row = 0; row < common.rows; ++row) {
+      std::memcpy(first + row * box.cols * element, piece.data() + static_cast<std::size_t>(row) * run, run);
+    }
+  }
+  if (left != 0) {
+    throw InternalError(fmt::format("{}: {} of tensor {} is not there as a whole", checkpoint_.path,
+                                    box.to_string(), catalog_[tensor].name));
+  }
+}
+
+void BoundReader::read_bound(const Bound& bound, const Box& box, std::byte* to) const {
   const StoredTensor& stored = checkpoint_.tensors[bound.stored];
-  Box place = box;
-  place.row += bound.row;
+  const Box place{bound.row + box.row - bound.box.row, box.rows, bound.col + box.col - bound.box.col,
+                  box.cols};
   if (bound.cast_from_f32) {
     read_cast(stored, place, to);
   } else {
-    reader_.read(stored, place, bytes_at(to, box.area() * dtype_bytes(catalog_[tensor].dtype)));
+    reader_.read(stored, place, bytes_at(to, box.area() * dtype_bytes(stored.dtype)));
   }
 }
 
 bool BoundReader::divisible(std::uint32_t tensor) const {
-  return checkpoint_.tensors[binding_.tensors[tensor].stored].offset != StoredTensor::kThroughLibrary;
+  const std::span<const Bound> bounds = binding_.of(tensor);
+  return std::none_of(bounds.begin(), bounds.end(), [&](const Bound& bound) {
+    return checkpoint_.tensors[bound.stored].offset == StoredTensor::kThroughLibrary;
+  });
 }
 
 void BoundReader::read_cast(const StoredTensor& stored, const Box& box, std::byte* to) const {

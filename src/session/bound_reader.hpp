@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "core/shape.hpp"
 #include "model/catalog.hpp"
@@ -10,20 +11,24 @@
 
 namespace weightcast {
 
-/// Reads canonical tensors of a model from a checkpoint, whatever form and precision the checkpoint keeps
-/// them in. All methods may be called from several threads at once.
+/// Reads canonical tensors of a model from a checkpoint, whatever form, pieces and precision the checkpoint
+/// keeps them in. All methods may be called from several threads at once.
 class BoundReader {
  public:
   /// All arguments must outlive the reader.
   BoundReader(const Catalog& catalog, const Checkpoint& checkpoint, const Binding& binding);
 
-  /// `box` of the tensor in the catalog's dtype, row-major without gaps.
+  /// `box` of the tensor in the catalog's dtype, row-major without gaps. Throws InternalError for one that
+  /// the checkpoint has only in part.
   void read(std::uint32_t tensor, const Box& box, std::byte* to) const;
 
   /// Whether parts of a box cost no more than the whole. Not where a chunk would be decompressed for each.
   bool divisible(std::uint32_t tensor) const;
 
  private:
+  /// Reads what a bound has, all of `box`.
+  void read_bound(const Bound& bound, const Box& box, std::byte* to) const;
+
   /// Reads a box of float32 in pieces through a small buffer and rounds it into place.
   void read_cast(const StoredTensor& stored, const Box& box, std::byte* to) const;
 
