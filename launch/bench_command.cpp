@@ -12,6 +12,7 @@
 #include "launch/commands.hpp"
 #include "launch/gpu_parts.hpp"
 #include "launch/job.hpp"
+#include "launch/layouts.hpp"
 #include "launch/measured.hpp"
 #include "launch/mpi_wire.hpp"
 #include "launch/trace_file.hpp"
@@ -78,7 +79,7 @@ class BenchJob {
       require_world_size(topology, control_.size());
     });
     placement_ = choose_placement(control_, options_.transport);
-    model_ = load_model(control_, options_);
+    model_ = load_model(control_, options_, topology);
     SessionOptions session_options;
     session_options.wire = placement_.wire;
     session_options.source_bytes = &MemorySource::bytes_needed;

@@ -5,6 +5,7 @@
 #include "launch/commands.hpp"
 #include "launch/job.hpp"
 #include "launch/tensor_copy.hpp"
+#include "launch/trainer_shards.hpp"
 #include "report/log.hpp"
 #include "storage/reader.hpp"
 
@@ -12,6 +13,8 @@ namespace weightcast {
 
 void run_convert(const Options& options) {
   if (options.sources.size() != 1) throw UsageError("convert takes exactly one --source PATH");
+  if (options.to == "megatron") return write_trainer_shards(options);
+  if (options.to == "hf") return write_canonical(options);
   const Checkpoint checkpoint = read_checkpoint(options.sources.front());
   for (const std::string& file : checkpoint.files) {
     if (file.ends_with(".safetensors")) continue;

@@ -11,38 +11,13 @@
 
 #include "core/error.hpp"
 #include "core/units.hpp"
+#include "launch/layouts.hpp"
 #include "launch/version.hpp"
 #include "report/log.hpp"
 
 namespace weightcast {
 
 namespace {
-
-/// The path and the text of the config in force.
-std::pair<std::string, std::string> config_text(const Options& options) {
-  if (options.model.empty()) {
-    if (options.sources.empty()) throw UsageError("--source PATH or --model CONFIG_JSON is needed");
-    const std::string& source = options.sources.front();
-    return {source + " (config.json)", read_config_text(source)};
-  }
-  std::string path = options.model;
-  std::error_code ignored;
-  if (std::filesystem::is_directory(path, ignored)) path += "/config.json";
-  std::ifstream file(path);
-  std::stringstream text;
-  text << file.rdbuf();
-  if (!file) {
-    throw IoError(fmt::format("--model {}: {}; name the model's config.json", path, std::strerror(errno)));
-  }
-  return {path, text.str()};
-}
-
-std::unique_ptr<ModelConfig> make_config(const std::pair<std::string, std::string>& text,
-                                         const Options& options) {
-  auto config = std::make_unique<ModelConfig>(text.second, text.first);
-  if (options.layers) config->set_layers(*options.layers);
-  return config;
-}
 
 /// What the start was made of; each part is the slowest rank's.
 void describe_start(Control& control, const Session& session, const Placement& placement, double seconds,
@@ -65,63 +40,7 @@ void describe_start(Control& control, const Session& session, const Placement& p
   report.start_parts = std::move(parts);
 }
 
-void bind_all(Model& model) {
-  for (const Checkpoint& checkpoint : model.checkpoints) {
-    model.bindings.push_back(bind(*model.family, checkpoint));
-  }
-}
-
 }  // namespace
-
-std::unique_ptr<ModelConfig> load_config(const Options& options) {
-  return make_config(config_text(options), options);
-}
-
-Model load_model(const Options& options) {
-  Model model;
-  model.config = load_config(options);
-  model.family = make_family(*model.config);
-  for (const std::string& source : options.sources) model.checkpoints.push_back(read_checkpoint(source));
-  bind_all(model);
-  return model;
-}
-
-Model load_model(Control& control, const Options& options) {
-  // A thousand ranks that open the same headers would be a burden for a file system; one is none.
-  std::pair<std::string, std::string> text;
-  std::vector<std::vector<std::byte>> headers(options.sources.size());
-  control.together([&] {
-    if (control.rank() != 0) return;
-    text = config_text(options);
-    for (std::size_t i = 0; i < headers.size(); ++i)
-      headers[i] = serialize(read_checkpoint(options.sources[i]));
-  });
-  text = {control.broadcast(text.first), control.broadcast(text.second)};
-  for (auto& header : headers) header = control.broadcast(std::move(header));
-  Model model;
-  control.together([&] {
-    model.config = make_config(text, options);
-    model.family = make_family(*model.config);
-    for (const auto& header : headers) model.checkpoints.push_back(deserialize_checkpoint(header));
-    bind_all(model);
-  });
-  return model;
-}
-
-Topology topology_of(const Options& options) {
-  Topology topology;
-  topology.engine = parse_engine_layout(options.inference, options.moe_layout);
-  topology.colocate = options.colocate;
-  topology.trainers = options.colocate ? topology.engine.ranks() : options.trainers;
-  topology.source_split = options.source_split == "expert" ? SourceSplit::kExpert
-                          : options.source_split == "row"  ? SourceSplit::kRow
-                                                           : SourceSplit::kCatalog;
-  return topology;
-}
-
-Limits limits_of(const Options& options) {
-  return {options.bucket_size, options.buffers, options.fan_out == "all" ? FanOut::kAll : FanOut::kNeeded};
-}
 
 JobReport describe_job(Control& control, const Options& options, const Model& model, const Session& session,
                        const Placement& placement, double startup_seconds) {
@@ -132,11 +51,12 @@ JobReport describe_job(Control& control, const Options& options, const Model& mo
   report.versions = version_line();
   report.model = fmt::format("{} ({})", model.config->architecture(), model.config->origin());
   report.layout = fmt::format(
-      "{} trainers, {} replicas × pp {} × tp {}, ep {}, experts {}, fan-out {}, transport {}, buckets of "
+      "{} trainers{}, {} replicas × pp {} × tp {}, ep {}, experts {}, fan-out {}, transport {}, buckets of "
       "{} × {}",
-      plan.topology.trainers, engine.replicas, engine.pp, engine.tp, engine.ep, engine.moe_layout,
-      options.fan_out, wire_name(placement.wire), format_bytes(plan.limits.bucket_bytes),
-      plan.limits.buffers);
+      plan.topology.trainers,
+      plan.topology.trainer_layout ? " (" + plan.topology.trainer_layout->to_string() + ")" : "",
+      engine.replicas, engine.pp, engine.tp, engine.ep, engine.moe_layout, options.fan_out,
+      wire_name(placement.wire), format_bytes(plan.limits.bucket_bytes), plan.limits.buffers);
   report.tensors = static_cast<std::int64_t>(model.family->catalog().size());
   report.model_bytes = model.family->catalog().bytes();
   report.wire_bytes = plan.wire_bytes();
@@ -150,13 +70,8 @@ JobReport describe_job(Control& control, const Options& options, const Model& mo
   const std::vector<std::string> devices = control.gather(placement.device);
   for (std::size_t rank = 0; rank < hosts.size(); ++rank) {
     const auto number = static_cast<std::int64_t>(rank);
-    std::string role = plan.topology.trainer(number) ? "trainer" : "";
-    if (const auto inference = plan.topology.inference_rank(number)) {
-      const EngineRank place = engine_rank(engine, *inference);
-      role += fmt::format("{}inference {} (replica {} pp {} tp {} ep {})", role.empty() ? "" : " + ",
-                          *inference, place.replica, place.pp, place.tp, place.tp / engine.expert_tp());
-    }
-    report.ranks.push_back({static_cast<int>(rank), role, hosts[rank], devices[rank]});
+    report.ranks.push_back(
+        {static_cast<int>(rank), role_of(plan.topology, number), hosts[rank], devices[rank]});
   }
   return report;
 }

@@ -1,43 +1,15 @@
 #pragma once
 
-#include <cstdint>
 #include <functional>
-#include <memory>
 #include <string>
-#include <vector>
 
+#include "launch/model.hpp"
 #include "launch/options.hpp"
-#include "model/family.hpp"
-#include "plan/plan.hpp"
 #include "report/update_report.hpp"
-#include "session/binding.hpp"
 #include "session/control.hpp"
 #include "session/session.hpp"
-#include "storage/checkpoint.hpp"
 
 namespace weightcast {
-
-/// A model and the checkpoints of it that a command works on.
-struct Model {
-  std::unique_ptr<ModelConfig> config;
-  std::unique_ptr<Family> family;
-  std::vector<Checkpoint> checkpoints;
-  std::vector<Binding> bindings;
-};
-
-/// The config that `--model` names (a file, or a directory with config.json), else the one beside the first
-/// source, with `--layers` applied.
-std::unique_ptr<ModelConfig> load_config(const Options& options);
-
-/// Reads config and headers and binds every source to the model.
-Model load_model(const Options& options);
-
-/// The same for a job: rank 0 reads and broadcasts. Collective.
-Model load_model(Control& control, const Options& options);
-
-/// The roles and limits that the options describe.
-Topology topology_of(const Options& options);
-Limits limits_of(const Options& options);
 
 /// The parts of the report that a session knows once it is open. Collective (gathers the rank map to rank 0).
 JobReport describe_job(Control& control, const Options& options, const Model& model, const Session& session,

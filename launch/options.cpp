@@ -8,8 +8,10 @@
 #include <array>
 #include <boost/program_options.hpp>
 #include <cctype>
+#include <charconv>
 #include <filesystem>
 #include <fstream>
+#include <initializer_list>
 #include <limits>
 #include <map>
 #include <sstream>
@@ -45,7 +47,8 @@ constexpr std::array<CommandInfo, 7> kCommands{{
     {"verify", "weightcast verify DIR --source PATH", "compare shard files with a checkpoint", false},
     {"synth", "weightcast synth --model CONFIG_JSON --output PATH",
      "write a checkpoint of deterministic values", false},
-    {"convert", "weightcast convert --source PATH --output PATH", "safetensors to HDF5 and back", false},
+    {"convert", "weightcast convert --source PATH --output PATH [--to megatron|hf --trainer-alloc ALLOC]",
+     "safetensors to HDF5 and back, checkpoints to trainers' shards and back", false},
 }};
 
 enum CommandBit : unsigned {
@@ -58,6 +61,7 @@ enum CommandBit : unsigned {
   kConvert = 64,
   kAll = 127,
   kJobs = kSync | kBench,
+  kTrainers = kJobs | kPlan | kVerify | kConvert,
 };
 
 unsigned bit_of(std::string_view command) {
@@ -75,8 +79,11 @@ struct OptionInfo {
   unsigned commands;
 };
 
-constexpr std::array<OptionInfo, 32> kOptions{{
-    {"source", "PATH", "checkpoint: Hugging Face directory, .safetensors or HDF5 file (sync: may repeat)",
+constexpr std::array<OptionInfo, 40> kOptions{{
+    {"source", "PATH",
+     "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
+     "trainer-<rank>.safetensors "
+     "or .h5 (sync: may repeat)",
      kSync | kVerify | kConvert | kPlan},
     {"model", "CONFIG_JSON",
      "the model's config.json, or its folder (default: beside the source, if there is one)", kAll},
@@ -84,6 +91,25 @@ constexpr std::array<OptionInfo, 32> kOptions{{
     {"trainers", "N", "the first N ranks are trainers (default 1)", kJobs | kPlan},
     {"colocate", nullptr, "every rank is trainer and inference rank", kJobs | kPlan},
     {"inference", "LAYOUT", "tp=2,ep=2,pp=1,replicas=1 (absent = 1); ep divides tp", kJobs | kPlan},
+    {"alloc", "ALLOC",
+     "both sides' layouts: 'sglang:d4p1t4+megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)', in place of --inference "
+     "and "
+     "--trainers",
+     kJobs | kPlan},
+    {"inference-alloc", "ALLOC", "the inference side alone: sglang:d4p1t4 or vllm:d4p1t4; e cuts experts",
+     kJobs | kPlan},
+    {"trainer-alloc", "ALLOC", "the trainers' side alone: 'megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)'",
+     kTrainers},
+    {"stage-layers", "N,N,…",
+     "layers of each of the trainers' stages (default: all equal); with several chunks a stage, chunk 0 of "
+     "all "
+     "stages first",
+     kTrainers},
+    {"trainer-order", "NAME", "the trainers' ranks, fastest first: tp-dp-pp (default) or tp-pp-dp",
+     kTrainers},
+    {"trainer-names", "NUMBERS",
+     "layer and expert numbers in the shards: local (each rank counts its own, default) or global",
+     kTrainers},
     {"moe-layout", "NAME", "triton (gate first) or cutlass (up first)", kJobs | kPlan},
     {"fan-out", "WHAT", "needed: each rank what it needs; all: everybody everything", kJobs | kPlan},
     {"bucket-size", "BYTES", "most bytes of a bucket (default 256MiB, least 64KiB)", kJobs | kPlan},
@@ -112,6 +138,11 @@ constexpr std::array<OptionInfo, 32> kOptions{{
     {"no-digests", nullptr, "headers only", kInspect},
     {"output", "PATH", "what to write: a directory of safetensors, or a file ending in .h5",
      kSynth | kConvert},
+    {"to", "WHAT",
+     "hf: a checkpoint with Hugging Face's names; megatron: trainers' shards; without it names stay as they "
+     "are",
+     kConvert},
+    {"format", "NAME", "of trainers' shards: safetensors (default) or hdf5", kConvert},
     {"max-file-size", "BYTES", "data a safetensors file holds at most (default 5GB)", kSynth | kConvert},
     {"config", "FILE", "read options from FILE, lines of name = value", kAll},
     {"help,h", nullptr, "this text", kAll},
@@ -327,6 +358,40 @@ class Values {
   const Origins& origins_;
 };
 
+/// `2,1,1`; empty without the option.
+std::vector<std::int64_t> layer_counts(const Values& values) {
+  std::vector<std::int64_t> counts;
+  if (!values.has("stage-layers")) return counts;
+  const std::string text = values.text("stage-layers", "");
+  const char* at = text.data();
+  const char* const last = at + text.size();
+  for (bool more = true; more;) {
+    constexpr std::int64_t kMost = 100'000;
+    std::int64_t count = 0;
+    const auto [end, status] = std::from_chars(at, last, count);
+    more = end != last && *end == ',';
+    if (status != std::errc() || count < 0 || count > kMost || (!more && end != last)) {
+      throw UsageError(
+          fmt::format("{} {}: cannot read '{}'; write the number of layers of every stage, for "
+                      "example 12,14,14,12",
+                      values.label("stage-layers"), text, std::string(at, last)));
+    }
+    counts.push_back(count);
+    at = end + 1;
+  }
+  return counts;
+}
+
+/// Throws UsageError when two options that say the same thing in two ways were given.
+void refuse_together(const Values& values, const char* option, std::initializer_list<const char*> others) {
+  if (!values.has(option)) return;
+  for (const char* other : others) {
+    if (!values.has(other)) continue;
+    throw UsageError(fmt::format("{}: not together with {}, which says the same; leave one out",
+                                 values.label(option), values.label(other)));
+  }
+}
+
 ProgressMode progress_mode(const std::string& name) {
   return name == "always"  ? ProgressMode::kAlways
          : name == "never" ? ProgressMode::kNever
@@ -350,6 +415,24 @@ Options take(const Values& values, std::string command, const po::variables_map&
   if (options.colocate && values.has("trainers")) {
     throw UsageError(fmt::format("{}: not together with {}, which makes every rank a trainer",
                                  values.label("trainers"), values.label("colocate")));
+  }
+  refuse_together(values, "alloc", {"inference", "trainers", "inference-alloc", "trainer-alloc"});
+  refuse_together(values, "inference-alloc", {"inference"});
+  refuse_together(values, "trainer-alloc", {"trainers"});
+  if (values.has("alloc")) options.alloc = values.text("alloc", "");
+  if (values.has("inference-alloc")) options.inference_alloc = values.text("inference-alloc", "");
+  if (values.has("trainer-alloc")) options.trainer_alloc = values.text("trainer-alloc", "");
+  options.trainer_order = values.choice("trainer-order", {"tp-dp-pp", "tp-pp-dp"});
+  options.trainer_names = values.choice("trainer-names", {"local", "global"});
+  options.stage_layers = layer_counts(values);
+  for (const char* option : {"stage-layers", "trainer-order", "trainer-names"}) {
+    if (!values.has(option) || values.has("alloc") || values.has("trainer-alloc")) continue;
+    throw UsageError(
+        fmt::format("{}: describes a layout that is not given; add --trainer-alloc", values.label(option)));
+  }
+  if (values.has("source-split") && (values.has("alloc") || values.has("trainer-alloc"))) {
+    throw UsageError(fmt::format("{}: the trainers' layout says what each of them holds; leave one out",
+                                 values.label("source-split")));
   }
   options.source_split = values.choice("source-split", {"catalog", "expert", "row"});
   options.inference = values.text("inference", "tp=1");
@@ -380,6 +463,8 @@ Options take(const Values& values, std::string command, const po::variables_map&
   }
   options.no_digests = values.flag("no-digests");
   options.output = values.text("output", "");
+  if (values.has("to")) options.to = values.choice("to", {"hf", "megatron"});
+  options.format = values.choice("format", {"safetensors", "hdf5"});
   options.max_file_size = values.bytes("max-file-size", 5'000'000'000, 1);
   return options;
 }
@@ -399,15 +484,19 @@ std::uint64_t hash_options(const Options& options) {
   Hasher hasher;
   hasher.add(options.sources.size());
   for (const std::string& source : options.sources) hasher.add(std::string_view(source));
-  for (const std::string* text :
-       {&options.command, &options.model, &options.inference, &options.moe_layout, &options.fan_out,
-        &options.transport, &options.sink, &options.source_split, &options.trace}) {
+  for (const std::string* text : {&options.command, &options.model, &options.inference, &options.moe_layout,
+                                  &options.fan_out, &options.transport, &options.sink, &options.source_split,
+                                  &options.trace, &options.trainer_order, &options.trainer_names}) {
     hasher.add(std::string_view(*text));
+  }
+  for (const auto* text : {&options.alloc, &options.trainer_alloc, &options.inference_alloc}) {
+    hasher.add(text->has_value()).add(std::string_view(text->value_or("")));
   }
   hasher.add(options.layers.value_or(0)).add(options.trainers).add(options.colocate).add(options.bucket_size);
   hasher.add(options.buffers).add(options.weight_version).add(options.has_weight_version);
   hasher.add(options.no_verify).add(options.timeout).add(options.iterations).add(options.min_achieved);
-  hasher.add(options.blocks);
+  hasher.add(options.blocks).add(options.stage_layers.size());
+  for (const std::int64_t layers : options.stage_layers) hasher.add(layers);
   return hasher.digest();
 }
 

@@ -22,6 +22,12 @@ struct Options {
   bool colocate = false;
   std::string source_split = "catalog";
   std::string inference = "tp=1";
+  std::optional<std::string> alloc;
+  std::optional<std::string> trainer_alloc;
+  std::optional<std::string> inference_alloc;
+  std::string trainer_order;
+  std::vector<std::int64_t> stage_layers;
+  std::string trainer_names;
   std::string moe_layout = "triton";
   std::string fan_out = "needed";
   std::int64_t bucket_size = 0;
@@ -45,6 +51,8 @@ struct Options {
   double min_achieved = 0;
   bool no_digests = false;
   std::string output;
+  std::string to;
+  std::string format;
   std::int64_t max_file_size = 0;
 };
 

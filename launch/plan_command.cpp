@@ -8,6 +8,7 @@
 #include "core/units.hpp"
 #include "launch/commands.hpp"
 #include "launch/job.hpp"
+#include "launch/layouts.hpp"
 #include "plan/share.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
@@ -22,14 +23,6 @@ std::int64_t peak_memory() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return std::int64_t{usage.ru_maxrss} * 1024;
-}
-
-std::string role_of(const Topology& topology, std::int64_t rank) {
-  std::string role = topology.trainer(rank) ? "trainer" : "";
-  if (const auto inference = topology.inference_rank(rank)) {
-    role += fmt::format("{}inference {}", role.empty() ? "" : " + ", *inference);
-  }
-  return role;
 }
 
 void print_ranks(const Plan& plan) {
@@ -49,6 +42,13 @@ void print_ranks(const Plan& plan) {
     for (const Traffic& rank : traffic) greatest = std::max(greatest, rank.*field);
     return greatest;
   };
+  std::int64_t sent = 0;
+  for (const Traffic& rank : traffic) sent += rank.sent;
+  const std::int64_t mean = sent / plan.topology.trainers;
+  if (mean > 0) {
+    print_report(fmt::format("# sending: the busiest trainer has {:.3f} × the mean\n",
+                             static_cast<double>(most(&Traffic::sent)) / static_cast<double>(mean)));
+  }
   print_report(fmt::format("# lower bound: the busiest link carries {} out or {} in\n",
                            format_bytes(most(&Traffic::sent)), format_bytes(most(&Traffic::received))));
 }
@@ -104,8 +104,8 @@ void print_share(const Plan& plan, const Share& share, std::int64_t rank) {
 }  // namespace
 
 void run_plan(const Options& options) {
-  const Model model = load_model(options);
-  const Topology topology = topology_of(options);
+  Topology topology = topology_of(options);
+  const Model model = load_model(options, topology.trainer_layout);
   if (options.rank && *options.rank >= topology.ranks()) {
     throw UsageError(fmt::format("--rank {}: there are {} ranks", *options.rank, topology.ranks()));
   }
@@ -118,6 +118,7 @@ void run_plan(const Options& options) {
   print_report(fmt::format("# model   {} ({}), {} tensors, {}\n", model.config->architecture(),
                            model.config->origin(), model.family->catalog().size(),
                            format_bytes(model.family->catalog().bytes())));
+  print_report(explain(topology, model.config->integer({"num_hidden_layers"})));
   print_report(
       fmt::format("# plan    {} ranks, {} routes, {} buckets of at most {}, {} on the wire, hash {:016x}\n",
                   topology.ranks(), plan.routes(), plan.buckets.size(),

@@ -10,6 +10,7 @@
 #include "core/error.hpp"
 #include "launch/commands.hpp"
 #include "launch/job.hpp"
+#include "launch/layouts.hpp"
 #include "launch/trace_file.hpp"
 #include "launch/version.hpp"
 #include "report/log.hpp"
@@ -108,7 +109,7 @@ class SyncJob {
       require_world_size(topology, control_.size());
     });
     const Placement placement = choose_placement(control_, options_.transport);
-    model_ = load_model(control_, options_);
+    model_ = load_model(control_, options_, topology);
     SessionOptions session_options;
     session_options.wire = placement.wire;
     session_.emplace(control_, *model_.family, topology, limits_of(options_), session_options);

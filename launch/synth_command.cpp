@@ -13,14 +13,11 @@ void run_synth(const Options& options) {
   const std::unique_ptr<ModelConfig> config = load_config(options);
   const std::unique_ptr<Family> family = make_family(*config);
   const Catalog& catalog = family->catalog();
-  std::vector<DatasetSpec> specs;
-  specs.reserve(catalog.size());
-  for (const Tensor& tensor : catalog.tensors()) specs.push_back({tensor.name, tensor.dtype, tensor.shape});
-  const auto writer = create_checkpoint(options, options.weight_version, config->text(), specs);
+  const auto writer = create_checkpoint(options, options.weight_version, config->text(), catalog);
   Progress progress(options.progress, true);
   progress.begin(options.weight_version, catalog.bytes());
   std::vector<std::byte> piece(static_cast<std::size_t>(kCopyBytes));
-  for (std::size_t i = 0; i < specs.size(); ++i) {
+  for (std::size_t i = 0; i < catalog.size(); ++i) {
     const Tensor& tensor = catalog.tensors()[i];
     const std::int64_t element = dtype_bytes(tensor.dtype);
     for_each_box(tensor.shape, element, [&](const Box& box) {

@@ -28,6 +28,14 @@ std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std:
   return create_safetensors(options.output, config_text, tensors, options.max_file_size, weight_version);
 }
 
+std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std::int64_t weight_version,
+                                                    const std::string& config_text, const Catalog& catalog) {
+  std::vector<DatasetSpec> specs;
+  specs.reserve(catalog.size());
+  for (const Tensor& tensor : catalog.tensors()) specs.push_back({tensor.name, tensor.dtype, tensor.shape});
+  return create_checkpoint(options, weight_version, config_text, specs);
+}
+
 void for_each_box(const Shape& shape, std::int64_t element_bytes,
                   const std::function<void(const Box&)>& visit) {
   const std::int64_t elements = kCopyBytes / element_bytes;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "launch/options.hpp"
+#include "model/catalog.hpp"
 #include "storage/writer.hpp"
 
 namespace weightcast {
@@ -21,6 +22,10 @@ inline constexpr std::int64_t kCopyBytes = std::int64_t{8} << 20;
 std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std::int64_t weight_version,
                                                     const std::string& config_text,
                                                     const std::vector<DatasetSpec>& tensors);
+
+/// The same with all tensors of a catalog, in its order.
+std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std::int64_t weight_version,
+                                                    const std::string& config_text, const Catalog& catalog);
 
 /// Calls `visit` with consecutive boxes that together are the whole tensor, each of at most kCopyBytes (or
 /// part of one row).

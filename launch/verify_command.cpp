@@ -9,6 +9,7 @@
 #include "core/units.hpp"
 #include "launch/commands.hpp"
 #include "launch/job.hpp"
+#include "launch/layouts.hpp"
 #include "launch/tensor_copy.hpp"
 #include "report/log.hpp"
 #include "session/bound_reader.hpp"
@@ -121,14 +122,6 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
   return layout;
 }
 
-/// Where rows [row, row + rows) of a part lie in the parameter's own matrix view.
-Box place_in_parameter(const Parameter& parameter, const Part& part, const Box& piece) {
-  const std::int64_t element = dtype_bytes(parameter.dtype);
-  const std::int64_t first = part.offset / element + (piece.row - part.box.row) * (part.pitch / element) +
-                             (piece.col - part.box.col);
-  return {first / parameter.shape.cols(), piece.rows, first % parameter.shape.cols(), piece.cols};
-}
-
 class ShardVerifier {
  public:
   ShardVerifier(const Model& model, const Shard& shard, BoundReader& source)
@@ -169,7 +162,7 @@ class ShardVerifier {
       const Box piece{part.box.row + inner.row, inner.rows, part.box.col + inner.col, inner.cols};
       const auto bytes = static_cast<std::size_t>(piece.area() * element);
       source_.read(part.tensor, piece, piece_.data());
-      reader_.read(stored, place_in_parameter(parameter, part, piece), std::span(stored_piece_).first(bytes));
+      reader_.read(stored, place_in(parameter, part, piece), std::span(stored_piece_).first(bytes));
       if (std::memcmp(piece_.data(), stored_piece_.data(), bytes) != 0) {
         throw VerifyError(fmt::format("{}: {} does not hold tensor {} ({})", shard_.path, parameter.name,
                                       catalog_[part.tensor].name, piece.to_string()));
@@ -214,7 +207,8 @@ void run_verify(const Options& options) {
     throw VerifyError(fmt::format("{}: holds version {}, not {}; the shards are stale", directory, version,
                                   options.weight_version));
   }
-  const Model model = load_model(options);
+  std::optional<TrainerLayout> trainers = trainer_layout_of(options);
+  const Model model = load_model(options, trainers);
   BoundReader source(model.family->catalog(), model.checkpoints.front(), model.bindings.front());
   std::int64_t bytes = 0;
   for (const Shard& shard : shards) {

@@ -22,7 +22,30 @@ constexpr std::array<Architecture, 2> kArchitectures{{
     {"Qwen3MoeForCausalLM", &make_qwen3_moe},
 }};
 
+[[noreturn]] void no_trainers(const TrainerLayout& layout) {
+  throw UsageError(layout.option + ": trainer layouts of this model's family are not known; leave it out");
+}
+
 }  // namespace
+
+std::vector<TrainerTensor> Family::trainer_dense(const TrainerLayout& layout, std::int64_t /*pp*/,
+                                                 std::int64_t /*tp*/) const {
+  no_trainers(layout);
+}
+
+std::vector<TrainerTensor> Family::trainer_experts(const TrainerLayout& layout, std::int64_t /*pp*/,
+                                                   std::int64_t /*etp*/, std::int64_t /*ep*/) const {
+  no_trainers(layout);
+}
+
+std::vector<TrainerTensor> trainer_tensors(const Family& family, const TrainerLayout& layout,
+                                           std::int64_t rank) {
+  const TrainerRank place = trainer_rank(layout, rank);
+  std::vector<TrainerTensor> tensors = family.trainer_dense(layout, place.pp, place.tp);
+  const std::vector<TrainerTensor> experts = family.trainer_experts(layout, place.pp, place.etp, place.ep);
+  tensors.insert(tensors.end(), experts.begin(), experts.end());
+  return tensors;
+}
 
 std::unique_ptr<Family> make_family(const ModelConfig& config) {
   std::vector<std::string_view> names;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,6 +12,7 @@
 #include "model/engine.hpp"
 #include "model/experts.hpp"
 #include "model/parameter.hpp"
+#include "model/trainer.hpp"
 
 namespace weightcast {
 
@@ -27,12 +29,24 @@ class Family {
   /// does not divide the model, naming what does not.
   virtual std::vector<Parameter> parameters(const EngineLayout& layout, const EngineRank& rank) const = 0;
 
+  /// What a trainer rank at (`pp`, `tp`) holds beside routed experts, and what one at (`pp`, `etp`, `ep`)
+  /// holds of those. Throws UsageError when the layout does not divide the model, naming what does not, or
+  /// when trainers of this family are not known.
+  virtual std::vector<TrainerTensor> trainer_dense(const TrainerLayout& layout, std::int64_t pp,
+                                                   std::int64_t tp) const;
+  virtual std::vector<TrainerTensor> trainer_experts(const TrainerLayout& layout, std::int64_t pp,
+                                                     std::int64_t etp, std::int64_t ep) const;
+
   /// Another stored form in which a checkpoint may hold a canonical tensor, or nothing.
   virtual std::optional<StoredForm> other_stored_form(const Tensor& tensor) const = 0;
 
   /// True for a stored tensor that checkpoints carry but the engine never reads (a tied head, rotary tables).
   virtual bool may_ignore(std::string_view stored_name) const = 0;
 };
+
+/// All that trainer `rank` holds, dense tensors first. Throws as Family's functions.
+std::vector<TrainerTensor> trainer_tensors(const Family& family, const TrainerLayout& layout,
+                                           std::int64_t rank);
 
 /// The family of `config`'s architecture; throws InputError naming the architecture and the supported ones.
 std::unique_ptr<Family> make_family(const ModelConfig& config);

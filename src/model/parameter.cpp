@@ -6,6 +6,13 @@
 
 namespace weightcast {
 
+Box place_in(const Parameter& parameter, const Part& part, const Box& piece) {
+  const std::int64_t element = dtype_bytes(parameter.dtype);
+  const std::int64_t first = part.offset / element + (piece.row - part.box.row) * (part.pitch / element) +
+                             (piece.col - part.box.col);
+  return {first / parameter.shape.cols(), piece.rows, first % parameter.shape.cols(), piece.cols};
+}
+
 Parameter stack(const Catalog& catalog, std::string name, Shape shape, const std::vector<TensorBox>& boxes) {
   Parameter parameter{std::move(name), catalog[boxes.at(0).tensor].dtype, shape, {}, {}};
   const std::int64_t element = dtype_bytes(parameter.dtype);

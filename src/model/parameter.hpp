@@ -36,6 +36,10 @@ struct Parameter {
   std::int64_t bytes() const { return shape.elements() * dtype_bytes(dtype); }
 };
 
+/// Where a piece of a part's box lies in the parameter's own matrix view. The part's rows must be as far
+/// apart as the parameter's.
+Box place_in(const Parameter& parameter, const Part& part, const Box& piece);
+
 /// A box of a named tensor, before it has a place.
 struct TensorBox {
   std::uint32_t tensor = 0;

@@ -9,13 +9,14 @@
 
 namespace weightcast {
 
-/// How dense weights are cut over a tensor-parallel group: the rules that engines of the SGLang and vLLM kind
-/// share (column-parallel, row-parallel, fused qkv, fused gate_up, vocabulary). Every function returns the
-/// parameter of rank `tp_rank` of `tp_size`; a size that does not divide is a UsageError that names the
-/// tensor and --inference.
+/// How weights are cut over a tensor-parallel group: the rules that engines of the SGLang and vLLM kind
+/// share (column-parallel, row-parallel, fused qkv, fused gate_up, vocabulary), and where trainers cut
+/// otherwise theirs. Every function returns the parameter of rank `tp_rank` of `tp_size`; a size that does
+/// not divide is a UsageError that names the tensor and `option`.
 class TensorParallel {
  public:
-  TensorParallel(const Catalog& catalog, std::int64_t tp_size, std::int64_t tp_rank);
+  TensorParallel(const Catalog& catalog, std::int64_t tp_size, std::int64_t tp_rank,
+                 std::string option = "--inference");
 
   /// The whole tensor under its own name.
   Parameter replicated(const std::string& tensor) const;
@@ -32,8 +33,19 @@ class TensorParallel {
                       const std::string& v, std::int64_t heads, std::int64_t kv_heads,
                       std::int64_t head_dim) const;
 
-  /// Rows [t·Vp/T, (t+1)·Vp/T) of an embedding whose vocabulary is padded with zero rows to a multiple of 64.
-  Parameter vocabulary(const std::string& tensor) const;
+  /// Rows [t·R/T, (t+1)·R/T) of the R rows that Megatron-Core's linear_qkv has: of every kv head in turn its
+  /// query heads, then its key head, then its value head. A rank's rows may begin or end within a head.
+  /// Weights and biases alike.
+  Parameter interleaved_qkv(const std::string& name, const std::string& q, const std::string& k,
+                            const std::string& v, std::int64_t heads, std::int64_t kv_heads,
+                            std::int64_t head_dim) const;
+
+  /// Rows [t·Vp/T, (t+1)·Vp/T) of an embedding whose vocabulary is padded with zero rows to `padded` = Vp; by
+  /// default to a multiple of 64.
+  Parameter vocabulary(const std::string& tensor, std::int64_t padded = 0) const;
+
+  const Catalog& catalog() const { return catalog_; }
+  const std::string& option() const { return option_; }
 
  private:
   /// Elements [start, start + count) of the outermost dimension.
@@ -42,9 +54,12 @@ class TensorParallel {
   const Catalog& catalog_;
   std::int64_t tp_size_;
   std::int64_t tp_rank_;
+  std::string option_;
 };
 
-/// Throws UsageError unless `parts` (of the option value `what`) divides `total` (`of` says of what).
-void require_divides(const std::string& what, std::int64_t parts, const std::string& of, std::int64_t total);
+/// Throws UsageError naming `option` unless `parts` (of its value `what`) divides `total` (`of` says of
+/// what).
+void require_divides(const std::string& option, const std::string& what, std::int64_t parts,
+                     const std::string& of, std::int64_t total);
 
 }  // namespace weightcast

@@ -1,11 +1,16 @@
 #include "plan/division.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <string_view>
+#include <utility>
 
+#include "core/error.hpp"
 #include "core/units.hpp"
 #include "plan/plan.hpp"
 
@@ -16,10 +21,12 @@ namespace {
 // Below this a share of its own is not worth another root.
 constexpr std::int64_t kSmallBytes = Limits::kLeastBucketBytes;
 
-/// The trainers that have least so far, in ascending order.
-std::vector<std::size_t> least_loaded(const std::vector<std::int64_t>& load, std::size_t count) {
-  std::vector<std::size_t> order(load.size());
-  std::iota(order.begin(), order.end(), 0);
+using Trainers = std::vector<std::int64_t>;
+
+/// Those of some trainers that have least so far, in ascending order.
+std::vector<std::size_t> least_loaded(const std::vector<std::int64_t>& load, const Trainers& of,
+                                      std::size_t count) {
+  std::vector<std::size_t> order(of.begin(), of.end());
   std::stable_sort(order.begin(), order.end(),
                    [&](std::size_t a, std::size_t b) { return load[a] < load[b]; });
   order.resize(count);
@@ -41,14 +48,20 @@ struct Division {
   }
 };
 
-/// Equal runs of bytes, one a trainer, of the pieces of one set.
-void divide_by_bytes(const Catalog& catalog, const std::vector<const Piece*>& pieces, Division& division) {
+/// Equal runs of bytes, one for each of `among`, of the pieces of one set.
+void divide_by_bytes(const Catalog& catalog, const std::vector<const Piece*>& pieces, const Trainers& among,
+                     Division& division) {
+  if (among.empty()) {
+    throw InternalError(fmt::format("no trainer holds {} of tensor {}", pieces.front()->box.to_string(),
+                                    catalog[pieces.front()->tensor].name));
+  }
   const std::int64_t total = std::accumulate(
       pieces.begin(), pieces.end(), std::int64_t{0},
       [&](std::int64_t sum, const Piece* piece) { return sum + piece_bytes(catalog, *piece); });
-  const auto trainers = static_cast<std::int64_t>(division.by_trainer.size());
-  const std::int64_t shares = std::clamp<std::int64_t>(total / kSmallBytes, 1, trainers);
-  const std::vector<std::size_t> owners = least_loaded(division.load, static_cast<std::size_t>(shares));
+  const auto most = static_cast<std::int64_t>(among.size());
+  const std::int64_t shares = std::clamp<std::int64_t>(total / kSmallBytes, 1, most);
+  const std::vector<std::size_t> owners =
+      least_loaded(division.load, among, static_cast<std::size_t>(shares));
   std::int64_t share = 0;
   std::int64_t done = 0;
   const auto give = [&](const Piece& piece) {
@@ -99,8 +112,8 @@ std::optional<std::int64_t> expert_of(std::string_view name) {
 }
 
 /// Trainer t of n has experts [t·E/n, (t+1)·E/n) of every layer; the rest is divided by bytes.
-void divide_by_experts(const Catalog& catalog, const std::vector<const Piece*>& pieces, std::int64_t experts,
-                       Division& division) {
+void divide_by_experts(const Catalog& catalog, const std::vector<const Piece*>& pieces, const Trainers& among,
+                       std::int64_t experts, Division& division) {
   const auto trainers = static_cast<std::int64_t>(division.by_trainer.size());
   std::vector<const Piece*> others;
   for (const Piece* piece : pieces) {
@@ -110,7 +123,7 @@ void divide_by_experts(const Catalog& catalog, const std::vector<const Piece*>& 
       others.push_back(piece);
     }
   }
-  if (!others.empty()) divide_by_bytes(catalog, others, division);
+  if (!others.empty()) divide_by_bytes(catalog, others, among, division);
 }
 
 std::int64_t count_experts(const Catalog& catalog) {
@@ -125,20 +138,22 @@ std::int64_t count_experts(const Catalog& catalog) {
 
 std::vector<std::vector<Piece>> divide_among_trainers(const Catalog& catalog, const Routing& routing,
                                                       std::int64_t trainers, SourceSplit split) {
-  std::vector<std::vector<const Piece*>> by_set(routing.destinations.size());
-  for (const Piece& piece : routing.pieces) by_set[piece.destinations].push_back(&piece);
+  // By destinations, then by who holds them.
+  std::map<std::pair<std::uint32_t, std::uint32_t>, std::vector<const Piece*>> by_set;
+  for (const Piece& piece : routing.pieces) by_set[{piece.destinations, piece.holders}].push_back(&piece);
   Division division(trainers);
   const std::int64_t experts = split == SourceSplit::kExpert ? count_experts(catalog) : 0;
-  for (const auto& pieces : by_set) {
+  for (const auto& [sets, pieces] : by_set) {
+    const Trainers& holders = routing.holders[sets.second];
     switch (split) {
       case SourceSplit::kCatalog:
-        divide_by_bytes(catalog, pieces, division);
+        divide_by_bytes(catalog, pieces, holders, division);
         break;
       case SourceSplit::kRow:
         divide_by_rows(catalog, pieces, division);
         break;
       case SourceSplit::kExpert:
-        divide_by_experts(catalog, pieces, experts, division);
+        divide_by_experts(catalog, pieces, holders, experts, division);
         break;
     }
   }

@@ -42,6 +42,7 @@ std::uint64_t hash_plan(const Plan& plan, const Catalog& catalog) {
   }
   const EngineLayout& engine = plan.topology.engine;
   hasher.add(plan.topology.trainers).add(plan.topology.colocate).add(plan.topology.source_split);
+  if (plan.topology.trainer_layout) hasher.add(std::string_view(plan.topology.trainer_layout->to_string()));
   hasher.add(engine.tp)
       .add(engine.ep)
       .add(engine.pp)
@@ -128,7 +129,7 @@ std::vector<Traffic> Plan::traffic() const {
 Plan make_plan(const Family& family, const Topology& topology, const Limits& limits) {
   check_limits(topology, limits);
   const Catalog& catalog = family.catalog();
-  Routing routing = route_pieces(family, topology.engine, limits.fan_out);
+  Routing routing = route_pieces(family, topology, limits.fan_out);
   Plan plan;
   plan.topology = topology;
   plan.limits = limits;

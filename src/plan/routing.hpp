@@ -9,10 +9,12 @@
 
 namespace weightcast {
 
-/// A box of a tensor that a set of ranks needs as a whole and no other rank needs any part of.
+/// A box of a tensor that a set of ranks needs as a whole and no other rank needs any part of, and that a set
+/// of trainers holds as a whole.
 struct Piece {
   std::uint32_t tensor = 0;
   std::uint32_t destinations = 0;
+  std::uint32_t holders = 0;
   Box box;
 };
 
@@ -23,14 +25,17 @@ std::int64_t piece_bytes(const Catalog& catalog, const Piece& piece);
 /// Takes the first `rows` rows off a piece.
 Piece take_rows(Piece& piece, std::int64_t rows);
 
-/// All pieces of the model, in catalog order, and the destination sets they name.
+/// All pieces of the model, in catalog order, and the sets they name, each ascending.
 struct Routing {
-  std::vector<std::vector<std::int64_t>> destinations;
+  std::vector<std::vector<std::int64_t>> destinations;  ///< coordinates in a replica
+  std::vector<std::vector<std::int64_t>> holders;       ///< trainers
   std::vector<Piece> pieces;
 };
 
-/// Cuts every tensor along the edges of the boxes that the ranks of one replica need. With FanOut::kAll the
-/// pieces are the same but all of them go to every coordinate.
-Routing route_pieces(const Family& family, const EngineLayout& engine, FanOut fan_out);
+/// Cuts every tensor along the edges of the boxes that the ranks of one replica need and, with a trainer
+/// layout, of those that trainers hold; without one every trainer may send all. With FanOut::kAll the pieces
+/// are the same but all of them go to every coordinate. Throws UsageError when a layout does not divide the
+/// model.
+Routing route_pieces(const Family& family, const Topology& topology, FanOut fan_out);
 
 }  // namespace weightcast

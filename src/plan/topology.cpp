@@ -25,12 +25,13 @@ void require_world_size(const Topology& topology, std::int64_t world_size) {
   if (topology.ranks() == world_size) return;
   const EngineLayout& engine = topology.engine;
   const std::string trainers = topology.colocate ? "" : fmt::format("{} trainers + ", topology.trainers);
+  const std::string options = topology.trainer_layout ? topology.trainer_layout->option : "--trainers";
   throw UsageError(
       fmt::format("too {} ranks: {}{} replicas × pp {} × tp {} need {} ranks, the launcher started {}; start "
                   "{} or change "
                   "--trainers or --inference",
                   world_size < topology.ranks() ? "few" : "many", trainers, engine.replicas, engine.pp,
-                  engine.tp, topology.ranks(), world_size, topology.ranks()));
+                  engine.tp, topology.ranks(), world_size, topology.ranks(), options, engine.option));
 }
 
 }  // namespace weightcast

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "model/engine.hpp"
+#include "model/trainer.hpp"
 
 namespace weightcast {
 
@@ -22,6 +23,8 @@ struct Topology {
   EngineLayout engine;
   bool colocate = false;
   SourceSplit source_split = SourceSplit::kCatalog;
+  /// What the trainers hold, and so may send, in place of `source_split`. Has `trainers` ranks.
+  std::optional<TrainerLayout> trainer_layout;
 
   std::int64_t ranks() const { return colocate ? engine.ranks() : trainers + engine.ranks(); }
   std::optional<std::int64_t> trainer(std::int64_t rank) const;

@@ -8,9 +8,6 @@
 
 namespace weightcast {
 
-/// What precedes the name of every attribute that this program writes or reads.
-inline constexpr std::string_view kAttributePrefix = "weightcast.";
-
 /// The attribute of a dataset that names its dtype, without the prefix.
 inline constexpr const char* kDTypeAttribute = "dtype";
 

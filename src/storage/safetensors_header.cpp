@@ -251,6 +251,18 @@ std::optional<std::int64_t> read_safetensors_header(const std::string& path, std
   return version_in(header, path);
 }
 
+Attributes read_safetensors_attributes(const std::string& path) {
+  const json header = parse_object(read_header_text(InputFile(path)), path, "the safetensors header");
+  const auto metadata = header.find(kSafetensorsMetadata);
+  Attributes attributes;
+  if (metadata == header.end() || !metadata->is_object()) return attributes;
+  for (const auto& [name, value] : metadata->items()) {
+    if (!name.starts_with(kAttributePrefix) || !value.is_string()) continue;
+    attributes[name.substr(kAttributePrefix.size())] = value.get<std::string>();
+  }
+  return attributes;
+}
+
 SafetensorsIndex read_safetensors_index(const std::string& path) {
   const json parsed = parse_object(read_text_file(path), path, "the index");
   const auto map = parsed.find("weight_map");

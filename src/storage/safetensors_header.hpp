@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "storage/checkpoint.hpp"
+#include "storage/writer.hpp"
 
 namespace weightcast {
 
@@ -23,6 +24,10 @@ inline constexpr const char* kSafetensorsVersion = "weightcast.weight_version";
 /// InputError naming file and tensor when the header contradicts itself or the file's size.
 std::optional<std::int64_t> read_safetensors_header(const std::string& path, std::uint32_t file,
                                                     std::vector<StoredTensor>& tensors);
+
+/// The texts of a file's metadata that are this program's (`weightcast.…`), by name without that prefix.
+/// Errors as above.
+Attributes read_safetensors_attributes(const std::string& path);
 
 /// What `model.safetensors.index.json` says.
 struct SafetensorsIndex {

@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "core/error.hpp"
 #include "core/units.hpp"
 #include "storage/dataset_specs.hpp"
+#include "storage/hdf5_attributes.hpp"
 #include "storage/partial_file.hpp"
 #include "storage/safetensors_header.hpp"
 #include "storage/writer.hpp"
@@ -63,9 +65,13 @@ std::string dump(const json& value, const std::string& path, int indent = -1) {
 
 // The header with the length before it and spaces after it, so that the data starts at a multiple of 8.
 std::string header_bytes(const std::vector<DatasetSpec>& specs, const Group& group, const std::string& path,
-                         std::optional<std::int64_t> weight_version) {
+                         const Attributes& attributes) {
   json header{{kSafetensorsMetadata, {{"format", "pt"}}}};
-  if (weight_version) header[kSafetensorsMetadata][kSafetensorsVersion] = std::to_string(*weight_version);
+  for (const auto& [name, value] : attributes) {
+    const auto* number = std::get_if<std::int64_t>(&value);
+    header[kSafetensorsMetadata][std::string(kAttributePrefix) + name] =
+        number != nullptr ? std::to_string(*number) : std::get<std::string>(value);
+  }
   std::int64_t offset = 0;
   for (const std::size_t i : group.members) {
     const std::int64_t end = offset + specs[i].bytes();
@@ -94,13 +100,26 @@ class SafetensorsWriter final : public TensorFileWriter {
  public:
   SafetensorsWriter(const std::string& directory, const std::string& config_text,
                     const std::vector<DatasetSpec>& datasets, std::int64_t max_file_bytes,
-                    std::optional<std::int64_t> weight_version)
-      : directory_(directory), weight_version_(weight_version), specs_(datasets), places_(datasets.size()) {
-    require_space(path_of("model"), check_dataset_specs(directory, specs_));
+                    const Attributes& attributes)
+      : SafetensorsWriter(directory, datasets, attributes) {
     const auto groups = group_by_size(specs_, max_file_bytes);
-    for (const Group& group : groups) add_data_file(group, groups.size());
+    for (const Group& group : groups) {
+      add_data_file(group, groups.size() == 1 ? std::string(kSingleName)
+                                              : fmt::format("model-{:05}-of-{:05}.safetensors",
+                                                            files_.size() + 1, groups.size()));
+    }
+    whole_checkpoint_ = true;
     if (groups.size() > 1) add_text_file(kSafetensorsIndexName, index_text(groups));
     if (!config_text.empty()) add_text_file("config.json", config_text);
+  }
+
+  // One file alone, beside others that are not this writer's.
+  SafetensorsWriter(const fs::path& path, const std::vector<DatasetSpec>& datasets,
+                    const Attributes& attributes)
+      : SafetensorsWriter(directory_of(path.string()), datasets, attributes) {
+    for (const Group& group : group_by_size(specs_, std::numeric_limits<std::int64_t>::max())) {
+      add_data_file(group, path.filename().string());
+    }
   }
 
   void write(std::size_t index, std::int64_t offset, std::span<const std::byte> data) override {
@@ -116,13 +135,7 @@ class SafetensorsWriter final : public TensorFileWriter {
   void commit() override {
     flush();
     for (const auto& file : files_) file->rename_to_final();
-    for (const fs::path& path : left_over_files()) {
-      std::error_code error;
-      if (!fs::remove(path, error) && error) {
-        throw IoError(
-            fmt::format("cannot remove {}, of an earlier checkpoint: {}", path.string(), error.message()));
-      }
-    }
+    if (whole_checkpoint_) remove_left_over_files();
     sync_directory(directory_);
   }
 
@@ -132,14 +145,29 @@ class SafetensorsWriter final : public TensorFileWriter {
     std::int64_t offset = 0;
   };
 
+  SafetensorsWriter(std::string directory, const std::vector<DatasetSpec>& datasets, Attributes attributes)
+      : directory_(std::move(directory)),
+        attributes_(std::move(attributes)),
+        specs_(datasets),
+        places_(datasets.size()) {
+    require_space(path_of("model"), check_dataset_specs(directory_, specs_));
+  }
+
+  void remove_left_over_files() const {
+    for (const fs::path& path : left_over_files()) {
+      std::error_code error;
+      if (!fs::remove(path, error) && error) {
+        throw IoError(
+            fmt::format("cannot remove {}, of an earlier checkpoint: {}", path.string(), error.message()));
+      }
+    }
+  }
+
   std::string path_of(const std::string& name) const { return (fs::path(directory_) / name).string(); }
 
-  void add_data_file(const Group& group, std::size_t files) {
-    const std::string name = files == 1
-                                 ? std::string(kSingleName)
-                                 : fmt::format("model-{:05}-of-{:05}.safetensors", files_.size() + 1, files);
+  void add_data_file(const Group& group, const std::string& name) {
     auto& file = *files_.emplace_back(std::make_unique<PartialFile>(path_of(name)));
-    const std::string header = header_bytes(specs_, group, file.final_path(), weight_version_);
+    const std::string header = header_bytes(specs_, group, file.final_path(), attributes_);
     auto offset = static_cast<std::int64_t>(header.size());
     for (const std::size_t i : group.members) {
       places_[i] = {files_.size() - 1, offset};
@@ -186,7 +214,8 @@ class SafetensorsWriter final : public TensorFileWriter {
   }
 
   std::string directory_;
-  std::optional<std::int64_t> weight_version_;
+  Attributes attributes_;
+  bool whole_checkpoint_ = false;
   std::vector<DatasetSpec> specs_;
   std::vector<Place> places_;
   // In the order of their renaming: data, then what leads readers to it.
@@ -204,8 +233,15 @@ std::unique_ptr<TensorFileWriter> create_safetensors(const std::string& director
     throw InternalError(
         fmt::format("{}: safetensors files of {} bytes asked for", directory, max_file_bytes));
   }
-  return std::make_unique<SafetensorsWriter>(directory, config_text, datasets, max_file_bytes,
-                                             weight_version);
+  Attributes attributes;
+  if (weight_version) attributes[kVersionAttribute] = *weight_version;
+  return std::make_unique<SafetensorsWriter>(directory, config_text, datasets, max_file_bytes, attributes);
+}
+
+std::unique_ptr<TensorFileWriter> create_safetensors_file(const std::string& path,
+                                                          const Attributes& attributes,
+                                                          const std::vector<DatasetSpec>& datasets) {
+  return std::make_unique<SafetensorsWriter>(fs::path(path), datasets, attributes);
 }
 
 }  // namespace weightcast

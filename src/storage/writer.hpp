@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -15,8 +16,10 @@
 
 namespace weightcast {
 
-/// Attributes of a file's root: integers and texts, by name without the prefix `weightcast.` that they have
-/// there.
+/// What precedes the name of every attribute that this program writes or reads.
+inline constexpr std::string_view kAttributePrefix = "weightcast.";
+
+/// Attributes of a file's root: integers and texts, by name without the prefix that they have there.
 using Attributes = std::map<std::string, std::variant<std::int64_t, std::string>>;
 
 /// One dataset to be written.
@@ -62,6 +65,11 @@ std::unique_ptr<TensorFileWriter> create_hdf5(const std::string& path, const Att
 std::unique_ptr<TensorFileWriter> create_safetensors(
     const std::string& directory, const std::string& config_text, const std::vector<DatasetSpec>& datasets,
     std::int64_t max_file_bytes, std::optional<std::int64_t> weight_version = std::nullopt);
+
+/// One safetensors file with the attributes as texts in its `__metadata__`. Errors as with HDF5.
+std::unique_ptr<TensorFileWriter> create_safetensors_file(const std::string& path,
+                                                          const Attributes& attributes,
+                                                          const std::vector<DatasetSpec>& datasets);
 
 /// Removes the partial files of all writers of this process, for one that ends without destructors.
 void remove_partial_files();

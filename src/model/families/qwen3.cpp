@@ -5,6 +5,7 @@
 #include "core/error.hpp"
 #include "model/families/families.hpp"
 #include "model/layouts/moe_layout.hpp"
+#include "model/megatron.hpp"
 #include "model/sharding.hpp"
 
 namespace weightcast {
@@ -44,8 +45,8 @@ class Qwen3 final : public Family {
   const Catalog& catalog() const override { return catalog_; }
 
   std::vector<Parameter> parameters(const EngineLayout& layout, const EngineRank& rank) const override {
-    require_divides("pp", layout.pp, "the layers of " + origin_, layers_);
-    const TensorParallel tp(catalog_, layout.tp, rank.tp);
+    require_divides(layout.option, "pp", layout.pp, "the layers of " + origin_, layers_);
+    const TensorParallel tp(catalog_, layout.tp, rank.tp, layout.option);
     std::vector<Parameter> parameters;
     const bool last = rank.pp == layout.pp - 1;
     if (rank.pp == 0 || (last && tied_)) parameters.push_back(tp.vocabulary(kEmbedding));
@@ -67,6 +68,51 @@ class Qwen3 final : public Family {
       if (!tied_) parameters.push_back(tp.vocabulary(kHead));
     }
     return parameters;
+  }
+
+  std::vector<TrainerTensor> trainer_dense(const TrainerLayout& layout, std::int64_t pp,
+                                           std::int64_t tp) const override {
+    const MegatronParallel cut(catalog_, layout.tp, tp, layout.option);
+    const std::int64_t padded = layout.padded_vocabulary > 0
+                                    ? layout.padded_vocabulary
+                                    : MegatronParallel::default_vocabulary(vocabulary_, layout.tp);
+    std::vector<TrainerTensor> tensors;
+    for (const TrainerChunk& chunk : trainer_chunks(layout, pp, layers_)) {
+      if (chunk.embedding) {
+        tensors.push_back(cut.vocabulary(chunk.prefix + kMegatronEmbedding, kEmbedding, padded));
+      }
+      for (std::int64_t layer = chunk.first; layer < chunk.first + chunk.layers; ++layer) {
+        add_trainer_layer(cut, chunk.layer_prefix(layout, layer), layer, tensors);
+      }
+      if (chunk.final_norm) {
+        tensors.push_back(cut.replicated(chunk.prefix + "decoder.final_layernorm.weight", kFinalNorm));
+      }
+      if (chunk.head && (!tied_ || layout.pp > 1)) {
+        tensors.push_back(cut.vocabulary(chunk.prefix + kMegatronHead, tied_ ? kEmbedding : kHead, padded));
+        tensors.back().copy = tied_;
+      }
+    }
+    return tensors;
+  }
+
+  std::vector<TrainerTensor> trainer_experts(const TrainerLayout& layout, std::int64_t pp, std::int64_t etp,
+                                             std::int64_t ep) const override {
+    std::vector<TrainerTensor> tensors;
+    if (experts_ == 0) return tensors;
+    const MegatronParallel cut(catalog_, layout.etp, etp, layout.option);
+    require_divides(layout.option, "e", layout.ep, "the experts of " + origin_, experts_);
+    const std::int64_t count = experts_ / layout.ep;
+    for (const TrainerChunk& chunk : trainer_chunks(layout, pp, layers_)) {
+      for (std::int64_t layer = chunk.first; layer < chunk.first + chunk.layers; ++layer) {
+        if (!is_moe_layer(layer)) continue;
+        for (std::int64_t expert = ep * count; expert < (ep + 1) * count; ++expert) {
+          cut.add_expert(chunk.layer_prefix(layout, layer) + "mlp.experts.",
+                         layout.global_numbers ? expert : expert - ep * count,
+                         fmt::format("{}mlp.experts.{}.", prefix(layer), expert), tensors);
+        }
+      }
+    }
+    return tensors;
   }
 
   std::optional<StoredForm> other_stored_form(const Tensor& tensor) const override {
@@ -149,7 +195,9 @@ class Qwen3 final : public Family {
   void add_experts(const TensorParallel& tp, const EngineLayout& layout, const EngineRank& rank,
                    const std::string& at, std::vector<Parameter>& parameters) const {
     parameters.push_back(tp.replicated(at + "gate.weight"));
-    require_divides("ep", layout.ep, "the experts of " + origin_, experts_);
+    require_divides(layout.option, "ep", layout.ep, "the experts of " + origin_, experts_);
+    require_divides(layout.option, "tp/ep", layout.expert_tp(), "the inner size of " + at + "experts",
+                    expert_inner_);
     const std::int64_t count = experts_ / layout.ep;
     const std::int64_t first = rank.tp / layout.expert_tp() * count;
     std::vector<ExpertTensors> slots;
@@ -163,6 +211,25 @@ class Qwen3 final : public Family {
     moe_layout.require_shape(expert_inner_ / layout.expert_tp(), hidden_, dtype_bytes(dtype_));
     moe_layout.add_parameters(
         catalog_, {at + "experts", slots, layout.expert_tp(), rank.tp % layout.expert_tp()}, parameters);
+  }
+
+  /// A layer without its routed experts.
+  void add_trainer_layer(const MegatronParallel& cut, const std::string& at, std::int64_t layer,
+                         std::vector<TrainerTensor>& tensors) const {
+    const std::string from = prefix(layer);
+    cut.add_attention(at + "self_attention.", from, {heads_, kv_heads_, head_dim_, attention_bias_}, tensors);
+    const std::string attention = from + "self_attn.";
+    tensors.push_back(cut.replicated(at + "self_attention.q_layernorm.weight", attention + "q_norm.weight"));
+    tensors.push_back(cut.replicated(at + "self_attention.k_layernorm.weight", attention + "k_norm.weight"));
+    const std::string norm = from + "post_attention_layernorm.weight";
+    const std::string plain_name = at + "pre_mlp_layernorm.weight";
+    if (is_moe_layer(layer)) {
+      tensors.push_back(cut.replicated(plain_name, norm));
+      tensors.push_back(cut.replicated(at + "mlp.router.weight", from + "mlp.gate.weight"));
+    } else {
+      tensors.push_back(cut.replicated(at + "mlp.linear_fc1.layer_norm_weight", norm, {plain_name}));
+      cut.add_mlp(at + "mlp.", from + "mlp.", tensors);
+    }
   }
 
   std::string origin_;

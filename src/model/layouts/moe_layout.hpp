@@ -22,8 +22,8 @@ struct ExpertTensors {
 struct LocalExperts {
   std::string prefix;                    ///< `model.layers.0.mlp.experts`
   std::span<const ExpertTensors> slots;  ///< contiguous placement: slot e holds expert ep_rank × slots + e
-  std::int64_t inner_parts = 1;          ///< each expert's inner size is cut this many ways (tp/ep)
-  std::int64_t inner_rank = 0;           ///< and this rank holds this part
+  std::int64_t inner_parts = 1;  ///< each expert's inner size is cut this many ways, a divisor (tp/ep)
+  std::int64_t inner_rank = 0;   ///< and this rank holds this part
 };
 
 /// Where a fused-MoE kernel wants the experts' weights. A layout is one file in this folder.

@@ -1,0 +1,121 @@
+#include "launch/layouts.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "core/error.hpp"
+#include "model/allocation.hpp"
+#include "model/layouts/moe_layout.hpp"
+
+namespace weightcast {
+
+namespace {
+
+void set_details(const Options& options, TrainerLayout& layout) {
+  layout.order = options.trainer_order == "tp-pp-dp" ? TrainerOrder::kTpPpDp : TrainerOrder::kTpDpPp;
+  layout.global_numbers = options.trainer_names == "global";
+  layout.stage_layers = options.stage_layers;
+  require_one_stage(layout);
+}
+
+/// `layers 0..11 | 12..23`; several ranges a stage where it has several chunks.
+std::string explain_stages(const TrainerLayout& layout, std::int64_t layers) {
+  std::vector<std::string> stages;
+  constexpr std::int64_t kMost = 16;
+  for (std::int64_t stage = 0; stage < std::min(layout.pp, kMost); ++stage) {
+    std::vector<std::string> chunks;
+    for (const TrainerChunk& chunk : trainer_chunks(layout, stage, layers)) {
+      chunks.push_back(
+          chunk.layers == 0 ? "none" : fmt::format("{}..{}", chunk.first, chunk.first + chunk.layers - 1));
+    }
+    stages.push_back(fmt::format("{}", fmt::join(chunks, " + ")));
+  }
+  return fmt::format("{}{}", fmt::join(stages, " | "), layout.pp > kMost ? " | …" : "");
+}
+
+}  // namespace
+
+std::optional<TrainerLayout> trainer_layout_of(const Options& options) {
+  std::optional<TrainerLayout> layout;
+  if (options.alloc) {
+    layout = parse_allocation("--alloc", *options.alloc).trainers;
+  } else if (options.trainer_alloc) {
+    layout = parse_trainer_allocation("--trainer-alloc", *options.trainer_alloc);
+  }
+  if (layout) set_details(options, *layout);
+  return layout;
+}
+
+Topology topology_of(const Options& options) {
+  Topology topology;
+  if (options.alloc) {
+    topology.engine = parse_allocation("--alloc", *options.alloc).inference;
+  } else if (options.inference_alloc) {
+    topology.engine = parse_inference_allocation("--inference-alloc", *options.inference_alloc);
+  } else {
+    topology.engine = parse_engine_layout(options.inference, options.moe_layout);
+  }
+  topology.engine.moe_layout = find_moe_layout(options.moe_layout).name();
+  topology.trainer_layout = trainer_layout_of(options);
+  topology.colocate = options.colocate;
+  topology.trainers = topology.trainer_layout ? topology.trainer_layout->ranks()
+                      : options.colocate      ? topology.engine.ranks()
+                                              : options.trainers;
+  if (options.colocate && topology.trainers != topology.engine.ranks()) {
+    throw UsageError(fmt::format(
+        "--colocate: {} gives {} trainers and {} {} inference ranks; every rank is both, so "
+        "they must be equal",
+        topology.trainer_layout->option, topology.trainers, topology.engine.option, topology.engine.ranks()));
+  }
+  topology.source_split = options.source_split == "expert" ? SourceSplit::kExpert
+                          : options.source_split == "row"  ? SourceSplit::kRow
+                                                           : SourceSplit::kCatalog;
+  return topology;
+}
+
+Limits limits_of(const Options& options) {
+  return {options.bucket_size, options.buffers, options.fan_out == "all" ? FanOut::kAll : FanOut::kNeeded};
+}
+
+std::string explain(const Topology& topology, std::int64_t layers) {
+  const EngineLayout& engine = topology.engine;
+  std::string text;
+  if (topology.trainer_layout) {
+    const TrainerLayout& t = *topology.trainer_layout;
+    text += fmt::format(
+        "# trainers   {} ranks: {} stages × dp {} × cp {} × tp {}; experts: edp {} × ep {} × etp {}; "
+        "ranks count {}\n",
+        t.ranks(), t.pp, t.dp, t.cp, t.tp, t.edp, t.ep, t.etp,
+        t.order == TrainerOrder::kTpDpPp ? "tp, cp, dp, pp" : "tp, cp, pp, dp");
+    text += fmt::format("# stages     layers {}\n", explain_stages(t, layers));
+  } else {
+    text += fmt::format("# trainers   {} ranks, each of which may send anything\n", topology.trainers);
+  }
+  text += fmt::format("# inference  {} ranks: {} replicas × pp {} × tp {}, ep {}{}\n", engine.ranks(),
+                      engine.replicas, engine.pp, engine.tp, engine.ep,
+                      topology.colocate ? "; the same ranks as the trainers" : "");
+  return text;
+}
+
+std::string role_of(const Topology& topology, std::int64_t rank) {
+  std::string role;
+  if (topology.trainer(rank)) {
+    role = "trainer";
+    if (topology.trainer_layout) {
+      const TrainerRank place = trainer_rank(*topology.trainer_layout, rank);
+      role += fmt::format(" (pp {} dp {} cp {} tp {}, experts ep {} etp {})", place.pp, place.dp, place.cp,
+                          place.tp, place.ep, place.etp);
+    }
+  }
+  if (const auto inference = topology.inference_rank(rank)) {
+    const EngineRank place = engine_rank(topology.engine, *inference);
+    role +=
+        fmt::format("{}inference {} (replica {} pp {} tp {} ep {})", role.empty() ? "" : " + ", *inference,
+                    place.replica, place.pp, place.tp, place.tp / topology.engine.expert_tp());
+  }
+  return role;
+}
+
+}  // namespace weightcast

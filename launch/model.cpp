@@ -1,0 +1,187 @@
+#include "launch/model.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <utility>
+
+#include "core/error.hpp"
+#include "session/trainer_binding.hpp"
+#include "storage/trainer_shard.hpp"
+
+namespace weightcast {
+
+namespace {
+
+/// The path and the text of the config in force.
+std::pair<std::string, std::string> config_text(const Options& options) {
+  if (options.model.empty()) {
+    if (options.sources.empty()) throw UsageError("--source PATH or --model CONFIG_JSON is needed");
+    const std::string& source = options.sources.front();
+    return {source + " (config.json)", read_config_text(source)};
+  }
+  std::string path = options.model;
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) path += "/config.json";
+  std::ifstream file(path);
+  std::stringstream text;
+  text << file.rdbuf();
+  if (!file) {
+    throw IoError(fmt::format("--model {}: {}; name the model's config.json", path, std::strerror(errno)));
+  }
+  return {path, text.str()};
+}
+
+std::unique_ptr<ModelConfig> make_config(const std::pair<std::string, std::string>& text,
+                                         const Options& options) {
+  auto config = std::make_unique<ModelConfig>(text.second, text.first);
+  if (options.layers) config->set_layers(*options.layers);
+  return config;
+}
+
+/// Whether a source is the trainers' shards. Throws UsageError when nobody says how they divide the model,
+/// InputError when there are more than the layout has trainers.
+bool is_sharded(const std::string& source, const std::optional<TrainerLayout>& trainers) {
+  const std::int64_t shards = count_trainer_shards(source);
+  if (shards == 0) return false;
+  if (!trainers) {
+    throw UsageError(
+        fmt::format("--source {}: holds trainers' shards; say with --trainer-alloc how they divide "
+                    "the model",
+                    source));
+  }
+  if (shards > trainers->ranks()) {
+    throw InputError(
+        fmt::format("{}: holds a shard of trainer {} but {} has {} trainers; name the layout that the "
+                    "shards were written for",
+                    source, shards - 1, trainers->option, trainers->ranks()));
+  }
+  return true;
+}
+
+/// Throws InputError when a trainer's shard is of another version than the first one's.
+void require_version(const Checkpoint& shard, const std::optional<std::int64_t>& first) {
+  if (shard.weight_version == first) return;
+  const auto text = [](const std::optional<std::int64_t>& version) {
+    return version ? std::to_string(*version) : std::string("none");
+  };
+  throw InputError(
+      fmt::format("{} is of weight version {} but the shard of trainer 0 of {}; write the shards again",
+                  shard.path, text(shard.weight_version), text(first)));
+}
+
+/// Throws InputError when the shards of a source pad the vocabulary otherwise than those of an earlier one.
+void set_vocabulary(const std::string& source, std::int64_t padded, TrainerLayout& trainers) {
+  if (trainers.padded_vocabulary > 0 && padded != trainers.padded_vocabulary) {
+    throw InputError(
+        fmt::format("{}: the trainers' embedding has {} rows, but {} in an earlier source; sync them in "
+                    "jobs of their own",
+                    source, padded, trainers.padded_vocabulary));
+  }
+  trainers.padded_vocabulary = padded;
+}
+
+void load_shards(const std::string& source, TrainerLayout& trainers, Model& model) {
+  std::vector<Checkpoint> shards;
+  std::int64_t padded = 0;
+  for (std::int64_t rank = 0; rank < trainers.ranks(); ++rank) {
+    shards.push_back(read_trainer_shard(source, rank, trainers.to_string()));
+    require_version(shards.back(), shards.front().weight_version);
+    padded = std::max(padded, padded_vocabulary_of(trainers, shards.back()));
+  }
+  set_vocabulary(source, padded, trainers);
+  JoinedTrainers joined = join_trainers(*model.family, trainers, shards);
+  joined.checkpoint.path = source;
+  joined.checkpoint.weight_version = shards.front().weight_version;
+  model.checkpoints.push_back(std::move(joined.checkpoint));
+  model.bindings.push_back(std::move(joined.binding));
+}
+
+/// This rank's part of a sharded source. Collective.
+void load_own_shard(Control& control, const std::string& source, Topology& topology, Model& model) {
+  TrainerLayout& trainers = *topology.trainer_layout;
+  const auto rank = topology.trainer(control.rank());
+  Checkpoint shard;
+  shard.path = source;
+  std::array<std::int64_t, 3> common{0, 0, 0};  // rows of the vocabulary, and the first trainer's version
+  control.together([&] {
+    if (!rank) return;
+    shard = read_trainer_shard(source, *rank, trainers.to_string());
+    common[0] = padded_vocabulary_of(trainers, shard);
+    if (*rank == 0 && shard.weight_version) common = {common[0], 1, *shard.weight_version};
+  });
+  control.maximum(std::span<std::int64_t>(common));
+  control.together([&] {
+    const auto version = common[1] != 0 ? std::optional(common[2]) : std::nullopt;
+    set_vocabulary(source, common[0], trainers);
+    Binding binding;
+    if (rank) {
+      require_version(shard, version);
+      binding = bind_trainer(*model.family, trainers, *rank, shard);
+    }
+    shard.weight_version = version;
+    model.checkpoints.push_back(std::move(shard));
+    model.bindings.push_back(std::move(binding));
+  });
+}
+
+}  // namespace
+
+std::unique_ptr<ModelConfig> load_config(const Options& options) {
+  return make_config(config_text(options), options);
+}
+
+Model load_model(const Options& options, std::optional<TrainerLayout>& trainers) {
+  Model model;
+  model.config = load_config(options);
+  model.family = make_family(*model.config);
+  for (const std::string& source : options.sources) {
+    if (is_sharded(source, trainers)) {
+      load_shards(source, *trainers, model);
+    } else {
+      model.checkpoints.push_back(read_checkpoint(source));
+      model.bindings.push_back(bind(*model.family, model.checkpoints.back()));
+    }
+  }
+  return model;
+}
+
+Model load_model(Control& control, const Options& options, Topology& topology) {
+  // A thousand ranks that open the same headers would be a burden for a file system; one is none.
+  std::pair<std::string, std::string> text;
+  std::vector<std::vector<std::byte>> headers(options.sources.size());  // empty: the trainers' shards
+  control.together([&] {
+    if (control.rank() != 0) return;
+    for (std::size_t i = 0; i < headers.size(); ++i) {
+      const std::string& source = options.sources[i];
+      if (!is_sharded(source, topology.trainer_layout)) headers[i] = serialize(read_checkpoint(source));
+    }
+    text = config_text(options);
+  });
+  text = {control.broadcast(text.first), control.broadcast(text.second)};
+  for (auto& header : headers) header = control.broadcast(std::move(header));
+  Model model;
+  control.together([&] {
+    model.config = make_config(text, options);
+    model.family = make_family(*model.config);
+  });
+  for (std::size_t i = 0; i < headers.size(); ++i) {
+    if (headers[i].empty()) {
+      load_own_shard(control, options.sources[i], topology, model);
+      continue;
+    }
+    control.together([&] {
+      model.checkpoints.push_back(deserialize_checkpoint(headers[i]));
+      model.bindings.push_back(bind(*model.family, model.checkpoints.back()));
+    });
+  }
+  return model;
+}
+
+}  // namespace weightcast

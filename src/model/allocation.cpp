@@ -1,0 +1,237 @@
+#include "model/allocation.hpp"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <optional>
+
+#include "core/error.hpp"
+
+namespace weightcast {
+
+namespace {
+
+constexpr std::int64_t kMostRanks = std::int64_t{1} << 20;
+
+/// Sizes by letter; nothing for a letter that was not written.
+struct Sizes {
+  std::optional<std::int64_t> d, p, t, c, e;
+
+  std::optional<std::int64_t>* at(char letter) {
+    switch (letter) {
+      case 'd':
+        return &d;
+      case 'p':
+        return &p;
+      case 't':
+        return &t;
+      case 'c':
+        return &c;
+      case 'e':
+        return &e;
+      default:
+        return nullptr;
+    }
+  }
+};
+
+/// Reads an allocation from left to right and knows where it is.
+class Scanner {
+ public:
+  Scanner(const std::string& option, std::string_view text) : option_(option), text_(text) {}
+
+  bool at_end() const { return at_ == text_.size(); }
+
+  bool take(std::string_view word) {
+    if (!text_.substr(at_).starts_with(word)) return false;
+    at_ += word.size();
+    return true;
+  }
+
+  /// `d4p1t4`: some of `letters`, each once, with a size.
+  Sizes sizes(std::string_view letters, const char* of) {
+    Sizes sizes;
+    const std::size_t start = at_;
+    while (!at_end() && std::string_view("+|)").find(text_[at_]) == std::string_view::npos) {
+      const char letter = text_[at_];
+      if (letters.find(letter) == std::string_view::npos) {
+        fail(fmt::format("unknown letter; {} takes {}", of, listed(letters)));
+      }
+      const char* first = text_.data() + at_ + 1;
+      const char* last = text_.data() + text_.size();
+      std::int64_t size = 0;
+      const auto [end, status] = std::from_chars(first, last, size);
+      if (status != std::errc() || size < 1 || size > kMostRanks) {
+        fail(fmt::format("write a size of 1 to {} behind {}", kMostRanks, letter));
+      }
+      std::optional<std::int64_t>& field = *sizes.at(letter);
+      if (field) fail(fmt::format("{} a second time; write it once", letter));
+      field = size;
+      at_ = static_cast<std::size_t>(end - text_.data());
+    }
+    if (at_ == start) fail(fmt::format("sizes are missing; {} takes {}", of, listed(letters)));
+    return sizes;
+  }
+
+  /// The place is where the scanner stands.
+  [[noreturn]] void fail(const std::string& why) const {
+    const std::string_view rest = text_.substr(at_);
+    const std::string place =
+        rest.empty() ? "at its end" : fmt::format("at '{}' (character {})", rest, at_ + 1);
+    throw UsageError(fmt::format("{} '{}': {}: {}", option_, text_, place, why));
+  }
+
+  /// Of the whole.
+  [[noreturn]] void refuse(const std::string& why) const {
+    throw UsageError(fmt::format("{} '{}': {}", option_, text_, why));
+  }
+
+  const std::string& option() const { return option_; }
+
+ private:
+  static std::string listed(std::string_view letters) {
+    std::string text;
+    for (const char letter : letters) text += fmt::format("{}{}", text.empty() ? "" : ", ", letter);
+    return text;
+  }
+
+  const std::string& option_;
+  std::string_view text_;
+  std::size_t at_ = 0;
+};
+
+/// The product of sizes, which the scanner has kept small; refuses one that no machine has.
+std::int64_t product(const Scanner& from, std::initializer_list<std::int64_t> sizes) {
+  std::int64_t result = 1;
+  for (const std::int64_t size : sizes) {
+    result *= size;
+    if (result > kMostRanks) from.refuse(fmt::format("more than {} ranks", kMostRanks));
+  }
+  return result;
+}
+
+bool take_inference_name(Scanner& from) {
+  return from.take("sglang:") || from.take("vllm:");
+}
+
+EngineLayout inference_sizes(Scanner& from) {
+  const Sizes sizes = from.sizes("dpte", "the inference side");
+  EngineLayout layout;
+  layout.option = from.option();
+  layout.replicas = sizes.d.value_or(1);
+  layout.pp = sizes.p.value_or(1);
+  layout.tp = sizes.t.value_or(1);
+  layout.ep = sizes.e.value_or(1);
+  product(from, {layout.replicas, layout.pp, layout.tp});
+  if (layout.tp % layout.ep != 0) {
+    from.refuse(
+        fmt::format("e={} does not divide t={}; experts are cut e ways inside the tensor-parallel "
+                    "group",
+                    layout.ep, layout.tp));
+  }
+  return layout;
+}
+
+/// The expert side: `world` ranks in `p` stages.
+void set_experts(const Scanner& from, const Sizes& ffn, std::int64_t world, TrainerLayout& layout) {
+  layout.etp = ffn.t.value_or(1);
+  layout.ep = ffn.e.value_or(1);
+  const std::int64_t fewest = product(from, {layout.pp, layout.etp, layout.ep});
+  if (ffn.p && *ffn.p != layout.pp) {
+    from.refuse(fmt::format("attn has p={} stages and ffn p={}; both must have the same", layout.pp, *ffn.p));
+  }
+  if (!ffn.d && world % fewest != 0) {
+    from.refuse(fmt::format("ffn p·t·e = {} does not divide the {} ranks of attn", fewest, world));
+  }
+  layout.edp = ffn.d.value_or(world / fewest);
+  const std::int64_t experts = product(from, {fewest, layout.edp});
+  if (experts != world) {
+    from.refuse(fmt::format(
+        "attn d·p·t·c = {}·{}·{}·{} is {} ranks but ffn d·p·t·e = {}·{}·{}·{} is {}; both must be equal",
+        layout.dp, layout.pp, layout.tp, layout.cp, world, layout.edp, layout.pp, layout.etp, layout.ep,
+        experts));
+  }
+}
+
+TrainerLayout trainer_sizes(Scanner& from) {
+  TrainerLayout layout;
+  layout.option = from.option();
+  const bool parentheses = from.take("(");
+  const auto set_dense = [&](const Sizes& sizes) {
+    layout.dp = sizes.d.value_or(1);
+    layout.pp = sizes.p.value_or(1);
+    layout.tp = sizes.t.value_or(1);
+    layout.cp = sizes.c.value_or(1);
+    return product(from, {layout.dp, layout.pp, layout.tp, layout.cp});
+  };
+  if (from.take("attn:")) {
+    const std::int64_t world = set_dense(from.sizes("dptc", "attn"));
+    Sizes ffn;
+    if (from.take("|")) {
+      if (!from.take("ffn:")) from.fail("write ffn: and its sizes behind |");
+      ffn = from.sizes("dpte", "ffn");
+    }
+    set_experts(from, ffn, world, layout);
+  } else {
+    const Sizes flat = from.sizes("dptce", "megatron");
+    const std::int64_t world = set_dense(flat);
+    Sizes ffn;
+    ffn.e = flat.e;
+    set_experts(from, ffn, world, layout);
+  }
+  if (parentheses && !from.take(")")) from.fail("the parenthesis is not closed");
+  return layout;
+}
+
+void require_end(const Scanner& from) {
+  if (!from.at_end()) from.fail("nothing more was expected here");
+}
+
+}  // namespace
+
+EngineLayout parse_inference_allocation(const std::string& option, std::string_view text) {
+  Scanner from(option, text);
+  if (!take_inference_name(from)) from.fail("write for example sglang:d4p1t4 or vllm:d4p1t4");
+  EngineLayout layout = inference_sizes(from);
+  require_end(from);
+  return layout;
+}
+
+TrainerLayout parse_trainer_allocation(const std::string& option, std::string_view text) {
+  Scanner from(option, text);
+  if (!from.take("megatron:")) from.fail("write for example megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)");
+  TrainerLayout layout = trainer_sizes(from);
+  require_end(from);
+  return layout;
+}
+
+Allocation parse_allocation(const std::string& option, std::string_view text) {
+  Scanner from(option, text);
+  std::optional<EngineLayout> inference;
+  std::optional<TrainerLayout> trainers;
+  do {
+    if (!inference && take_inference_name(from)) {
+      inference = inference_sizes(from);
+    } else if (!trainers && from.take("megatron:")) {
+      trainers = trainer_sizes(from);
+    } else {
+      from.fail("write both sides once, for example sglang:d4p1t4+megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)");
+    }
+  } while (from.take("+"));
+  require_end(from);
+  if (!inference || !trainers) {
+    from.fail(fmt::format("the {} side is missing; join both with +", inference ? "trainers'" : "inference"));
+  }
+  return {*inference, *trainers};
+}
+
+void require_one_stage(const TrainerLayout& layout) {
+  if (layout.order == TrainerOrder::kTpDpPp || layout.pp == 1) return;
+  if (layout.tp * layout.cp == layout.etp * layout.ep) return;
+  throw UsageError(fmt::format(
+      "--trainer-order tp-pp-dp: attn t·c = {} and ffn t·e = {} would put a rank into two stages; they must "
+      "be equal when there are several stages",
+      layout.tp * layout.cp, layout.etp * layout.ep));
+}
+
+}  // namespace weightcast

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "model/engine.hpp"
+#include "model/trainer.hpp"
+
+namespace weightcast {
+
+// The notation in which RL frameworks write who runs how: letters with sizes, absent = 1. All functions throw
+// UsageError naming `option`, the text and the place in it for what cannot be read, and for sizes that do not
+// fit one another.
+
+/// `sglang:d4p1t4e2` or `vllm:…`: d replicas of p stages × t tensor-parallel ranks; e (an extension) cuts
+/// experts e ways inside t.
+EngineLayout parse_inference_allocation(const std::string& option, std::string_view text);
+
+/// `megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)`, parentheses optional, or flat `megatron:d2p1t4e2`, where expert
+/// tensors are not cut. An absent ffn p is that of attn, an absent ffn d follows from the number of ranks.
+TrainerLayout parse_trainer_allocation(const std::string& option, std::string_view text);
+
+struct Allocation {
+  EngineLayout inference;
+  TrainerLayout trainers;
+};
+
+/// Both, joined by `+`, in either order.
+Allocation parse_allocation(const std::string& option, std::string_view text);
+
+/// Throws UsageError unless both ways to count a stage's ranks agree (with TrainerOrder::kTpPpDp they need
+/// not).
+void require_one_stage(const TrainerLayout& layout);
+
+}  // namespace weightcast

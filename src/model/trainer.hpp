@@ -1,0 +1,91 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/parameter.hpp"
+
+namespace weightcast {
+
+/// Which of data and pipeline parallelism is the outermost dimension of the trainers' ranks.
+enum class TrainerOrder : std::uint8_t {
+  kTpDpPp,  ///< tp, cp, dp, pp: fastest first
+  kTpPpDp,  ///< tp, cp, pp, dp
+};
+
+/// How the ranks of a Megatron-like trainer divide a model among themselves.
+struct TrainerLayout {
+  std::int64_t pp = 1;
+  // Of everything but routed experts.
+  std::int64_t tp = 1;
+  std::int64_t cp = 1;
+  std::int64_t dp = 1;
+  // Of routed experts: each expert's tensors are cut etp ways, the experts of a layer are dealt to ep ranks.
+  std::int64_t etp = 1;
+  std::int64_t ep = 1;
+  std::int64_t edp = 1;
+  TrainerOrder order = TrainerOrder::kTpDpPp;
+
+  /// Decoder layers of every chunk, chunk-major: chunk 0 of all stages, then chunk 1. Empty: one chunk a
+  /// stage, all equal.
+  std::vector<std::int64_t> stage_layers;
+
+  /// Layer and expert numbers in tensor names count through the whole model, not through the rank's own.
+  bool global_numbers = false;
+
+  /// Rows of the embedding and the head over all tp ranks, padding included; 0: the vocabulary rounded up to
+  /// a multiple of 128 × tp.
+  std::int64_t padded_vocabulary = 0;
+
+  /// What to change in error messages.
+  std::string option = "--trainer-alloc";
+
+  std::int64_t ranks() const { return pp * dp * cp * tp; }
+
+  /// `megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)`, and what else tells whose weights a rank holds.
+  std::string to_string() const;
+};
+
+/// Where a trainer rank stands: stage, place among the ranks of its stage, place among those for experts.
+struct TrainerRank {
+  std::int64_t pp = 0;
+  std::int64_t tp = 0;
+  std::int64_t cp = 0;
+  std::int64_t dp = 0;
+  std::int64_t etp = 0;
+  std::int64_t ep = 0;
+  std::int64_t edp = 0;
+};
+
+/// The place of trainer `rank` of layout.ranks(). Source: Megatron-Core's parallel state.
+TrainerRank trainer_rank(const TrainerLayout& layout, std::int64_t rank);
+
+/// Consecutive layers that a stage holds, and what stands around their numbers in its tensors' names.
+struct TrainerChunk {
+  std::string prefix;  ///< `vp_stages.1.` when a stage has several chunks and counts its own layers
+  std::int64_t first = 0;
+  std::int64_t layers = 0;
+  bool embedding = false;
+  bool head = false;
+  bool final_norm = false;
+
+  /// `decoder.layers.3.` with the number that the rank gives to global layer `layer`.
+  std::string layer_prefix(const TrainerLayout& layout, std::int64_t layer) const;
+};
+
+/// The chunks of a stage of a model with `layers` layers: the embedding is with the first chunk of the first
+/// stage, the head with the last of the last, the final norm with the last decoder layer. Throws UsageError
+/// naming layout.option or --stage-layers when the stages do not add up to the model.
+std::vector<TrainerChunk> trainer_chunks(const TrainerLayout& layout, std::int64_t stage,
+                                         std::int64_t layers);
+
+/// A tensor as a trainer rank holds it.
+struct TrainerTensor {
+  Parameter held;                        ///< its own name and shape, and where what of the model is in it
+  std::vector<std::string> other_names;  ///< by which other versions of the trainer call it
+  /// A copy of what another stage trains (a tied head): it may be stale, and nobody reads it.
+  bool copy = false;
+};
+
+}  // namespace weightcast

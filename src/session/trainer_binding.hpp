@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "model/family.hpp"
+#include "model/trainer.hpp"
+#include "session/binding.hpp"
+#include "storage/checkpoint.hpp"
+
+namespace weightcast {
+
+/// Rows that the embedding (or head) of a trainer's shard implies for all tensor-parallel ranks together,
+/// padding included; 0 when it has neither.
+std::int64_t padded_vocabulary_of(const TrainerLayout& layout, const Checkpoint& shard);
+
+/// Finds all that trainer `rank` must hold in the shard that it wrote. Throws InputError naming file, tensor
+/// and trainer for one that is missing, of the wrong shape or dtype, twice there, or not part of what the
+/// trainer holds.
+Binding bind_trainer(const Family& family, const TrainerLayout& layout, std::int64_t rank,
+                     const Checkpoint& shard);
+
+/// The shards of all trainers, in rank order, as one checkpoint and what it has of the model. Of replicas the
+/// first is taken.
+struct JoinedTrainers {
+  Checkpoint checkpoint;  ///< names occur several times: for reading alone
+  Binding binding;
+};
+JoinedTrainers join_trainers(const Family& family, const TrainerLayout& layout,
+                             const std::vector<Checkpoint>& shards);
+
+}  // namespace weightcast

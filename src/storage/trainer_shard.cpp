@@ -1,0 +1,137 @@
+#include "storage/trainer_shard.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <optional>
+#include <string_view>
+
+#include "core/error.hpp"
+#include "storage/hdf5_attributes.hpp"
+#include "storage/safetensors_header.hpp"
+
+namespace weightcast {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kRankAttribute = "trainer_rank";
+constexpr const char* kLayoutAttribute = "trainer_layout";
+constexpr std::string_view kSafetensors = ".safetensors";
+constexpr std::string_view kHdf5 = ".h5";
+
+std::string path_of(const std::string& directory, std::int64_t rank, std::string_view extension) {
+  return (fs::path(directory) / fmt::format("trainer-{}{}", rank, extension)).string();
+}
+
+struct ShardName {
+  std::int64_t rank = 0;
+  bool hdf5 = false;
+};
+
+std::optional<ShardName> parse_name(const std::string& name) {
+  constexpr std::string_view kStem = "trainer-";
+  if (!name.starts_with(kStem)) return std::nullopt;
+  ShardName result;
+  const char* last = name.data() + name.size();
+  const auto [end, status] = std::from_chars(name.data() + kStem.size(), last, result.rank);
+  const std::string_view extension(end, static_cast<std::size_t>(last - end));
+  result.hdf5 = extension == kHdf5;
+  if (status != std::errc() || result.rank < 0 || (!result.hdf5 && extension != kSafetensors)) {
+    return std::nullopt;
+  }
+  return result;
+}
+
+template <typename Visit>
+void for_each_shard(const std::string& directory, Visit visit) {
+  std::error_code error;
+  fs::directory_iterator entry(directory, error);
+  for (const fs::directory_iterator end; !error && entry != end; entry.increment(error)) {
+    if (const auto name = parse_name(entry->path().filename().string())) visit(entry->path(), *name);
+  }
+}
+
+/// An attribute as text, in either format; empty when it is not there.
+std::string text_of(const Attributes& attributes, const char* name) {
+  const auto found = attributes.find(name);
+  if (found == attributes.end()) return "";
+  const auto* number = std::get_if<std::int64_t>(&found->second);
+  return number != nullptr ? std::to_string(*number) : std::get<std::string>(found->second);
+}
+
+std::string existing_path(const std::string& directory, std::int64_t rank) {
+  const std::string safetensors = path_of(directory, rank, kSafetensors);
+  const std::string hdf5 = path_of(directory, rank, kHdf5);
+  std::error_code error;
+  const bool has_safetensors = fs::exists(safetensors, error);
+  const bool has_hdf5 = fs::exists(hdf5, error);
+  if (has_safetensors && has_hdf5) {
+    throw InputError(fmt::format("{}: {} is beside it; remove the one that is not meant", safetensors,
+                                 fs::path(hdf5).filename().string()));
+  }
+  if (!has_safetensors && !has_hdf5) {
+    throw IoError(
+        fmt::format("{} is not there, nor with .h5; every trainer needs its own file", safetensors));
+  }
+  return has_hdf5 ? hdf5 : safetensors;
+}
+
+}  // namespace
+
+std::int64_t count_trainer_shards(const std::string& directory) {
+  std::int64_t count = 0;
+  for_each_shard(directory,
+                 [&](const fs::path&, const ShardName& name) { count = std::max(count, name.rank + 1); });
+  return count;
+}
+
+Checkpoint read_trainer_shard(const std::string& directory, std::int64_t rank, const std::string& layout) {
+  const std::string path = existing_path(directory, rank);
+  const Attributes attributes =
+      path.ends_with(kHdf5) ? read_attributes(path) : read_safetensors_attributes(path);
+  const std::string written_rank = text_of(attributes, kRankAttribute);
+  if (!written_rank.empty() && written_rank != std::to_string(rank)) {
+    throw InputError(
+        fmt::format("{} says that it is of trainer {}, not {}; was it renamed?", path, written_rank, rank));
+  }
+  const std::string written_layout = text_of(attributes, kLayoutAttribute);
+  if (!written_layout.empty() && written_layout != layout) {
+    throw InputError(
+        fmt::format("{} was written for '{}', not for '{}'; name the layout that it was written "
+                    "for",
+                    path, written_layout, layout));
+  }
+  return read_checkpoint(path);
+}
+
+std::unique_ptr<TensorFileWriter> create_trainer_shard(const std::string& directory, std::int64_t rank,
+                                                       bool hdf5, const std::string& layout,
+                                                       std::int64_t weight_version,
+                                                       const std::vector<DatasetSpec>& datasets) {
+  const Attributes attributes{{"kind", std::string("trainer")},
+                              {kRankAttribute, rank},
+                              {kLayoutAttribute, layout},
+                              {kVersionAttribute, weight_version}};
+  return hdf5 ? create_hdf5(path_of(directory, rank, kHdf5), attributes, datasets)
+              : create_safetensors_file(path_of(directory, rank, kSafetensors), attributes, datasets);
+}
+
+void remove_other_trainer_shards(const std::string& directory, std::int64_t ranks, bool hdf5) {
+  std::vector<fs::path> others;
+  for_each_shard(directory, [&](const fs::path& path, const ShardName& name) {
+    if (name.rank >= ranks || name.hdf5 != hdf5) others.push_back(path);
+  });
+  for (const fs::path& path : others) {
+    std::error_code error;
+    if (!fs::remove(path, error) && error) {
+      throw IoError(
+          fmt::format("cannot remove {}, of an earlier layout: {}", path.string(), error.message()));
+    }
+  }
+}
+
+}  // namespace weightcast

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "storage/checkpoint.hpp"
+#include "storage/writer.hpp"
+
+namespace weightcast {
+
+/// Numbers of the `trainer-<rank>.safetensors` and `trainer-<rank>.h5` files of a folder: one more than the
+/// highest; 0 when there is none or no such folder.
+std::int64_t count_trainer_shards(const std::string& directory);
+
+/// Reads the header of trainer `rank`'s file in `directory`. `layout` is a text that says how the weights are
+/// divided: a file that says another one, or that it is another rank's, is refused; one that says nothing is
+/// taken at its name. Throws IoError when there is no such file or it cannot be read, InputError when it is
+/// refused or there is one in each format.
+Checkpoint read_trainer_shard(const std::string& directory, std::int64_t rank, const std::string& layout);
+
+/// Creates such a file, safetensors or HDF5, that says whose and of which version it is.
+std::unique_ptr<TensorFileWriter> create_trainer_shard(const std::string& directory, std::int64_t rank,
+                                                       bool hdf5, const std::string& layout,
+                                                       std::int64_t weight_version,
+                                                       const std::vector<DatasetSpec>& datasets);
+
+/// Removes the trainer files of a folder but those of ranks below `ranks` in the format named: what an
+/// earlier layout left there would be taken for part of this one.
+void remove_other_trainer_shards(const std::string& directory, std::int64_t ranks, bool hdf5);
+
+}  // namespace weightcast
