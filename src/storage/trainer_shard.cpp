@@ -10,6 +10,7 @@
 
 #include "core/error.hpp"
 #include "storage/hdf5_attributes.hpp"
+#include "storage/hdf5_header.hpp"
 #include "storage/safetensors_header.hpp"
 
 namespace weightcast {
@@ -105,7 +106,14 @@ Checkpoint read_trainer_shard(const std::string& directory, std::int64_t rank, c
                     "for",
                     path, written_layout, layout));
   }
-  return read_checkpoint(path);
+  // A stage without layers, embedding and head has a file without tensors.
+  Checkpoint shard;
+  shard.path = path;
+  shard.files.push_back(path);
+  shard.weight_version = path.ends_with(kHdf5) ? read_hdf5_header(path, 0, shard.tensors)
+                                               : read_safetensors_header(path, 0, shard.tensors);
+  std::ranges::sort(shard.tensors, {}, &StoredTensor::name);
+  return shard;
 }
 
 std::unique_ptr<TensorFileWriter> create_trainer_shard(const std::string& directory, std::int64_t rank,
