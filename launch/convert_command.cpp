@@ -37,16 +37,10 @@ void run_convert(const Options& options) {
   const auto writer = create_checkpoint(options, version, load_config(options)->text(), specs);
   Progress progress(options.progress, true);
   progress.begin(version, total);
-  std::vector<std::byte> piece(static_cast<std::size_t>(kCopyBytes));
   for (std::size_t i = 0; i < specs.size(); ++i) {
     const StoredTensor& tensor = checkpoint.tensors[i];
-    const std::int64_t element = dtype_bytes(tensor.dtype);
-    for_each_box(tensor.shape, element, [&](const Box& box) {
-      const auto bytes = std::span(piece).first(static_cast<std::size_t>(box.area() * element));
-      reader.read(tensor, box, bytes);
-      writer->write(i, (box.row * tensor.shape.cols() + box.col) * element, bytes);
-      progress.advance(static_cast<std::int64_t>(bytes.size()));
-    });
+    copy_matrix(*writer, i, 0, tensor.shape, dtype_bytes(tensor.dtype), progress,
+                [&](const Box& box, std::span<std::byte> to) { reader.read(tensor, box, to); });
   }
   progress.end();
   writer->flush();

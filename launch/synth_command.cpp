@@ -16,17 +16,12 @@ void run_synth(const Options& options) {
   const auto writer = create_checkpoint(options, options.weight_version, config->text(), catalog);
   Progress progress(options.progress, true);
   progress.begin(options.weight_version, catalog.bytes());
-  std::vector<std::byte> piece(static_cast<std::size_t>(kCopyBytes));
-  for (std::size_t i = 0; i < catalog.size(); ++i) {
-    const Tensor& tensor = catalog.tensors()[i];
-    const std::int64_t element = dtype_bytes(tensor.dtype);
-    for_each_box(tensor.shape, element, [&](const Box& box) {
-      const std::int64_t first = box.row * tensor.shape.cols() + box.col;
-      const auto bytes = std::span(piece).first(static_cast<std::size_t>(box.area() * element));
-      fill_synthetic(tensor, options.weight_version, first, bytes);
-      writer->write(i, first * element, bytes);
-      progress.advance(static_cast<std::int64_t>(bytes.size()));
-    });
+  for (std::uint32_t i = 0; i < catalog.size(); ++i) {
+    const Tensor& tensor = catalog[i];
+    copy_matrix(*writer, i, 0, tensor.shape, dtype_bytes(tensor.dtype), progress,
+                [&](const Box& box, std::span<std::byte> to) {
+                  fill_synthetic(tensor, options.weight_version, box.row * tensor.shape.cols() + box.col, to);
+                });
   }
   progress.end();
   writer->flush();

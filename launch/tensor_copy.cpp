@@ -36,6 +36,19 @@ std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std:
   return create_checkpoint(options, weight_version, config_text, specs);
 }
 
+void copy_matrix(TensorFileWriter& to, std::size_t index, std::int64_t offset, const Shape& shape,
+                 std::int64_t element_bytes, Progress& progress,
+                 const std::function<void(const Box&, std::span<std::byte>)>& read) {
+  std::vector<std::byte> piece(
+      static_cast<std::size_t>(std::min(kCopyBytes, shape.elements() * element_bytes)));
+  for_each_box(shape, element_bytes, [&](const Box& box) {
+    const auto bytes = std::span(piece).first(static_cast<std::size_t>(box.area() * element_bytes));
+    read(box, bytes);
+    to.write(index, offset + (box.row * shape.cols() + box.col) * element_bytes, bytes);
+    progress.advance(static_cast<std::int64_t>(bytes.size()));
+  });
+}
+
 void for_each_box(const Shape& shape, std::int64_t element_bytes,
                   const std::function<void(const Box&)>& visit) {
   const std::int64_t elements = kCopyBytes / element_bytes;

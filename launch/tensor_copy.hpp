@@ -10,6 +10,7 @@
 
 #include "launch/options.hpp"
 #include "model/catalog.hpp"
+#include "report/progress.hpp"
 #include "storage/writer.hpp"
 
 namespace weightcast {
@@ -26,6 +27,12 @@ std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std:
 /// The same with all tensors of a catalog, in its order.
 std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std::int64_t weight_version,
                                                     const std::string& config_text, const Catalog& catalog);
+
+/// Writes a matrix of `shape` to dataset number `index`, from `offset` bytes on, in pieces: `read` is given a
+/// box of it and where its bytes belong.
+void copy_matrix(TensorFileWriter& to, std::size_t index, std::int64_t offset, const Shape& shape,
+                 std::int64_t element_bytes, Progress& progress,
+                 const std::function<void(const Box&, std::span<std::byte>)>& read);
 
 /// Calls `visit` with consecutive boxes that together are the whole tensor, each of at most kCopyBytes (or
 /// part of one row).

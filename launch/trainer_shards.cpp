@@ -42,19 +42,16 @@ class ShardCopy {
   std::int64_t bytes() const { return bytes_; }
 
   void copy(const BoundReader& source, Progress& progress) {
-    std::vector<std::byte> piece(static_cast<std::size_t>(kCopyBytes));
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
       const Parameter& held = tensors_[i].held;
-      const std::int64_t element = dtype_bytes(held.dtype);
       // A trainer's tensor is its parts one behind the other; what lies behind them is zero as it is.
       for (const Part& part : held.parts) {
-        for_each_box({part.box.rows, part.box.cols}, element, [&](const Box& inner) {
-          const Box box{part.box.row + inner.row, inner.rows, part.box.col + inner.col, inner.cols};
-          const auto bytes = std::span(piece).first(static_cast<std::size_t>(box.area() * element));
-          source.read(part.tensor, box, bytes.data());
-          writer_->write(i, part.offset + inner.row * part.pitch + inner.col * element, bytes);
-          progress.advance(static_cast<std::int64_t>(bytes.size()));
-        });
+        const Box& whole = part.box;
+        copy_matrix(*writer_, i, part.offset, {whole.rows, whole.cols}, dtype_bytes(held.dtype), progress,
+                    [&](const Box& box, std::span<std::byte> to) {
+                      source.read(part.tensor, {whole.row + box.row, box.rows, whole.col + box.col, box.cols},
+                                  to.data());
+                    });
       }
     }
     writer_->flush();
@@ -114,16 +111,9 @@ void write_canonical(const Options& options) {
   const auto writer = create_checkpoint(options, version, model.config->text(), catalog);
   Progress progress(options.progress, true);
   progress.begin(version, catalog.bytes());
-  std::vector<std::byte> piece(static_cast<std::size_t>(kCopyBytes));
   for (std::uint32_t i = 0; i < catalog.size(); ++i) {
-    const Shape& shape = catalog[i].shape;
-    const std::int64_t element = dtype_bytes(catalog[i].dtype);
-    for_each_box(shape, element, [&](const Box& box) {
-      const auto bytes = std::span(piece).first(static_cast<std::size_t>(box.area() * element));
-      source.read(i, box, bytes.data());
-      writer->write(i, (box.row * shape.cols() + box.col) * element, bytes);
-      progress.advance(static_cast<std::int64_t>(bytes.size()));
-    });
+    copy_matrix(*writer, i, 0, catalog[i].shape, dtype_bytes(catalog[i].dtype), progress,
+                [&](const Box& box, std::span<std::byte> to) { source.read(i, box, to.data()); });
   }
   progress.end();
   writer->flush();
