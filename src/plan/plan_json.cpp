@@ -13,6 +13,7 @@ std::string plan_json(const Plan& plan, const Catalog& catalog, bool segments) {
   root["weightcast"] = "plan";
   root["hash"] = fmt::format("{:016x}", plan.hash);
   root["trainers"] = plan.topology.trainers;
+  if (plan.topology.trainer_layout) root["trainer_layout"] = plan.topology.trainer_layout->to_string();
   root["colocate"] = plan.topology.colocate;
   root["inference"] = {{"tp", engine.tp},
                        {"ep", engine.ep},
