@@ -1,52 +1,104 @@
 #include <fmt/format.h>
 
+#include <filesystem>
+
 #include "core/error.hpp"
-#include "core/units.hpp"
 #include "launch/commands.hpp"
-#include "launch/job.hpp"
+#include "launch/layouts.hpp"
+#include "launch/model.hpp"
 #include "launch/tensor_copy.hpp"
 #include "launch/trainer_shards.hpp"
-#include "report/log.hpp"
+#include "session/bound_reader.hpp"
 #include "storage/reader.hpp"
 
 namespace weightcast {
 
-void run_convert(const Options& options) {
+namespace {
+
+/// Throws UsageError for options that mean nothing without others.
+void require_meaning(const Options& options) {
+  const bool megatron = options.to == "megatron";
   if (options.sources.size() != 1) throw UsageError("convert takes exactly one --source PATH");
-  if (options.to == "megatron") return write_trainer_shards(options);
-  if (options.to == "hf") return write_canonical(options);
-  const Checkpoint checkpoint = read_checkpoint(options.sources.front());
+  if (options.format && !megatron) {
+    throw UsageError(
+        "--format: of trainers' shards; add --to megatron, or name an --output that ends in .h5");
+  }
+  if (options.has_max_file_size && megatron) {
+    throw UsageError("--max-file-size: a trainer's shard is one file; leave it out");
+  }
+  if (options.to.empty() && trainer_layout_of(options)) {
+    throw UsageError("--trainer-alloc: say with --to megatron or --to hf which way to convert");
+  }
+}
+
+/// Throws UsageError when the output would replace a file that is being read.
+void require_other_file(const std::string& output, const Checkpoint& checkpoint) {
+  for (const std::string& file : checkpoint.files) {
+    std::error_code error;
+    if (!std::filesystem::equivalent(output, file, error)) continue;
+    throw UsageError(fmt::format("--output {}: is a file of the source; name another", output));
+  }
+}
+
+/// Throws InputError for a file of a rank, which is no checkpoint.
+void require_whole(const Checkpoint& checkpoint) {
   for (const std::string& file : checkpoint.files) {
     if (file.ends_with(".safetensors")) continue;
     const Attributes attributes = read_attributes(file);
     const auto kind = attributes.find("kind");
-    if (kind != attributes.end() && kind->second == Attributes::mapped_type(std::string("shard"))) {
+    if (kind == attributes.end()) continue;
+    if (kind->second == Attributes::mapped_type(std::string("shard"))) {
       throw InputError(fmt::format(
           "{}: an inference rank's shard, no checkpoint; name the checkpoint that it was made from", file));
     }
+    if (kind->second == Attributes::mapped_type(std::string("trainer"))) {
+      throw InputError(fmt::format(
+          "{}: a trainer's shard, no checkpoint; name its folder, with --to hf and --trainer-alloc", file));
+    }
   }
+}
+
+/// From one container into the other, names as they are.
+void copy_as_it_is(const Options& options) {
+  const Checkpoint checkpoint = read_checkpoint(options.sources.front());
+  require_whole(checkpoint);
+  require_other_file(options.output, checkpoint);
   const CheckpointReader reader(checkpoint);
   std::vector<DatasetSpec> specs;
-  std::int64_t total = 0;
   for (const StoredTensor& tensor : checkpoint.tensors) {
     specs.push_back({tensor.name, tensor.dtype, tensor.shape});
-    total += tensor.bytes();
   }
-  const std::int64_t version =
-      options.has_weight_version ? options.weight_version : checkpoint.weight_version.value_or(0);
-  const auto writer = create_checkpoint(options, version, load_config(options)->text(), specs);
-  Progress progress(options.progress, true);
-  progress.begin(version, total);
-  for (std::size_t i = 0; i < specs.size(); ++i) {
-    const StoredTensor& tensor = checkpoint.tensors[i];
-    copy_matrix(*writer, i, 0, tensor.shape, dtype_bytes(tensor.dtype), progress,
-                [&](const Box& box, std::span<std::byte> to) { reader.read(tensor, box, to); });
+  write_checkpoint(options, version_of(options, checkpoint), load_config(options)->text(), specs,
+                   [&](std::size_t i, const Box& box, std::span<std::byte> to) {
+                     reader.read(checkpoint.tensors[i], box, to);
+                   });
+}
+
+/// The model's tensors under their canonical names, from trainers' shards or a checkpoint.
+void write_canonical(const Options& options) {
+  std::optional<TrainerLayout> layout = trainer_layout_of(options);
+  const Model model = load_model(options, layout);
+  const Catalog& catalog = model.family->catalog();
+  const Checkpoint& checkpoint = model.checkpoints.front();
+  require_other_file(options.output, checkpoint);
+  const BoundReader source(catalog, checkpoint, model.bindings.front());
+  write_checkpoint(options, version_of(options, checkpoint), model.config->text(), specs_of(catalog),
+                   [&](std::size_t i, const Box& box, std::span<std::byte> to) {
+                     source.read(static_cast<std::uint32_t>(i), box, to.data());
+                   });
+}
+
+}  // namespace
+
+void run_convert(const Options& options) {
+  require_meaning(options);
+  if (options.to == "megatron") {
+    write_trainer_shards(options);
+  } else if (options.to == "hf") {
+    write_canonical(options);
+  } else {
+    copy_as_it_is(options);
   }
-  progress.end();
-  writer->flush();
-  writer->commit();
-  print_report(fmt::format("{}: {} tensors, {}, version {}\n", options.output, specs.size(),
-                           format_bytes(total), version));
 }
 
 }  // namespace weightcast

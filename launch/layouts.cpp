@@ -17,7 +17,6 @@ void set_details(const Options& options, TrainerLayout& layout) {
   layout.order = options.trainer_order == "tp-pp-dp" ? TrainerOrder::kTpPpDp : TrainerOrder::kTpDpPp;
   layout.global_numbers = options.trainer_names == "global";
   layout.stage_layers = options.stage_layers;
-  require_one_stage(layout);
 }
 
 /// `layers 0..11 | 12..23`; several ranges a stage where it has several chunks.
@@ -40,9 +39,9 @@ std::string explain_stages(const TrainerLayout& layout, std::int64_t layers) {
 std::optional<TrainerLayout> trainer_layout_of(const Options& options) {
   std::optional<TrainerLayout> layout;
   if (options.alloc) {
-    layout = parse_allocation("--alloc", *options.alloc).trainers;
+    layout = parse_allocation(options.alloc->option, options.alloc->text).trainers;
   } else if (options.trainer_alloc) {
-    layout = parse_trainer_allocation("--trainer-alloc", *options.trainer_alloc);
+    layout = parse_trainer_allocation(options.trainer_alloc->option, options.trainer_alloc->text);
   }
   if (layout) set_details(options, *layout);
   return layout;
@@ -51,9 +50,10 @@ std::optional<TrainerLayout> trainer_layout_of(const Options& options) {
 Topology topology_of(const Options& options) {
   Topology topology;
   if (options.alloc) {
-    topology.engine = parse_allocation("--alloc", *options.alloc).inference;
+    topology.engine = parse_allocation(options.alloc->option, options.alloc->text).inference;
   } else if (options.inference_alloc) {
-    topology.engine = parse_inference_allocation("--inference-alloc", *options.inference_alloc);
+    topology.engine =
+        parse_inference_allocation(options.inference_alloc->option, options.inference_alloc->text);
   } else {
     topology.engine = parse_engine_layout(options.inference, options.moe_layout);
   }
@@ -104,9 +104,7 @@ std::string role_of(const Topology& topology, std::int64_t rank) {
   if (topology.trainer(rank)) {
     role = "trainer";
     if (topology.trainer_layout) {
-      const TrainerRank place = trainer_rank(*topology.trainer_layout, rank);
-      role += fmt::format(" (pp {} dp {} cp {} tp {}, experts ep {} etp {})", place.pp, place.dp, place.cp,
-                          place.tp, place.ep, place.etp);
+      role += fmt::format(" ({})", to_string(trainer_rank(*topology.trainer_layout, rank)));
     }
   }
   if (const auto inference = topology.inference_rank(rank)) {

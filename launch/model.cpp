@@ -50,6 +50,10 @@ std::unique_ptr<ModelConfig> make_config(const std::pair<std::string, std::strin
 bool is_sharded(const std::string& source, const std::optional<TrainerLayout>& trainers) {
   const std::int64_t shards = count_trainer_shards(source);
   if (shards == 0) return false;
+  if (const std::string other = whole_checkpoint_in(source); !other.empty()) {
+    throw InputError(fmt::format(
+        "{}: holds trainers' shards and {} of a whole checkpoint; remove what is not meant", source, other));
+  }
   if (!trainers) {
     throw UsageError(
         fmt::format("--source {}: holds trainers' shards; say with --trainer-alloc how they divide "
@@ -65,14 +69,21 @@ bool is_sharded(const std::string& source, const std::optional<TrainerLayout>& t
   return true;
 }
 
-/// Throws InputError when a trainer's shard is of another version than the first one's.
-void require_version(const Checkpoint& shard, const std::optional<std::int64_t>& first) {
-  if (shard.weight_version == first) return;
-  const auto text = [](const std::optional<std::int64_t>& version) {
-    return version ? fmt::format("weight version {}", *version) : std::string("no weight version");
-  };
-  throw InputError(fmt::format("{} has {} but the shard of trainer 0 has {}; write the shards again",
-                               shard.path, text(shard.weight_version), text(first)));
+/// Throws InputError when a trainer's shard is of another version or conversion than the first one's.
+void require_same_origin(const TrainerShard& shard, const std::optional<std::int64_t>& version,
+                         const std::string& id) {
+  const std::string& path = shard.checkpoint.path;
+  if (shard.checkpoint.weight_version != version) {
+    const auto text = [](const std::optional<std::int64_t>& value) {
+      return value ? fmt::format("weight version {}", *value) : std::string("no weight version");
+    };
+    throw InputError(fmt::format("{} has {} but the shard of trainer 0 has {}; write the shards again", path,
+                                 text(shard.checkpoint.weight_version), text(version)));
+  }
+  if (shard.id != id) {
+    throw InputError(
+        fmt::format("{} was not written together with the shard of trainer 0; write the shards again", path));
+  }
 }
 
 /// Throws InputError when the shards of a source pad the vocabulary otherwise than those of an earlier one.
@@ -89,12 +100,25 @@ void set_vocabulary(const std::string& source, std::int64_t padded, TrainerLayou
 void load_shards(const std::string& source, TrainerLayout& trainers, Model& model) {
   std::vector<Checkpoint> shards;
   std::int64_t padded = 0;
+  std::string id;
   for (std::int64_t rank = 0; rank < trainers.ranks(); ++rank) {
-    shards.push_back(read_trainer_shard(source, rank, trainers.to_string()));
-    require_version(shards.back(), shards.front().weight_version);
+    TrainerShard shard = read_trainer_shard(source, rank, trainers.to_string());
+    if (rank == 0) id = shard.id;
+    shards.push_back(shard.checkpoint);
+    require_same_origin(shard, shards.front().weight_version, id);
     padded = std::max(padded, padded_vocabulary_of(trainers, shards.back()));
   }
   set_vocabulary(source, padded, trainers);
+  const Catalog& catalog = model.family->catalog();
+  std::vector<std::int64_t> known(catalog.size(), 0);
+  for (std::size_t rank = 0; rank < shards.size(); ++rank) {
+    const Binding binding =
+        bind_trainer(*model.family, trainers, static_cast<std::int64_t>(rank), shards[rank]);
+    const std::vector<std::int64_t> own = digests_of_small(catalog, shards[rank], binding);
+    require_equal_replicas(catalog, shards[rank].path, own, known);
+    std::transform(own.begin(), own.end(), known.begin(), known.begin(),
+                   [](std::int64_t a, std::int64_t b) { return std::max(a, b); });
+  }
   JoinedTrainers joined = join_trainers(*model.family, trainers, shards);
   joined.checkpoint.path = source;
   joined.checkpoint.weight_version = shards.front().weight_version;
@@ -106,26 +130,37 @@ void load_shards(const std::string& source, TrainerLayout& trainers, Model& mode
 void load_own_shard(Control& control, const std::string& source, Topology& topology, Model& model) {
   TrainerLayout& trainers = *topology.trainer_layout;
   const auto rank = topology.trainer(control.rank());
-  Checkpoint shard;
-  shard.path = source;
+  TrainerShard shard;
   std::array<std::int64_t, 3> common{0, 0, 0};  // rows of the vocabulary, and the first trainer's version
   control.together([&] {
     if (!rank) return;
     shard = read_trainer_shard(source, *rank, trainers.to_string());
-    common[0] = padded_vocabulary_of(trainers, shard);
-    if (*rank == 0 && shard.weight_version) common = {common[0], 1, *shard.weight_version};
+    common[0] = padded_vocabulary_of(trainers, shard.checkpoint);
+    const auto& version = shard.checkpoint.weight_version;
+    if (*rank == 0 && version) common = {common[0], 1, *version};
   });
   control.maximum(std::span<std::int64_t>(common));
+  const std::string id = control.broadcast(shard.id);
+  const Catalog& catalog = model.family->catalog();
+  std::vector<std::int64_t> own(catalog.size(), 0);
+  Binding binding;
   control.together([&] {
     const auto version = common[1] != 0 ? std::optional(common[2]) : std::nullopt;
     set_vocabulary(source, common[0], trainers);
-    Binding binding;
     if (rank) {
-      require_version(shard, version);
-      binding = bind_trainer(*model.family, trainers, *rank, shard);
+      require_same_origin(shard, version, id);
+      binding = bind_trainer(*model.family, trainers, *rank, shard.checkpoint);
+      own = digests_of_small(catalog, shard.checkpoint, binding);
     }
-    shard.weight_version = version;
-    model.checkpoints.push_back(std::move(shard));
+    shard.checkpoint.weight_version = version;
+  });
+  std::vector<std::int64_t> known = own;
+  control.maximum(std::span<std::int64_t>(known));
+  control.together([&] {
+    require_equal_replicas(catalog, shard.checkpoint.path, own, known);
+    // From now on what the user named: the file is in `files`.
+    shard.checkpoint.path = source;
+    model.checkpoints.push_back(std::move(shard.checkpoint));
     model.bindings.push_back(std::move(binding));
   });
 }

@@ -37,14 +37,16 @@ struct CommandInfo {
 };
 
 constexpr std::array<CommandInfo, 7> kCommands{{
-    {"sync", "mpirun -n N weightcast sync --source PATH … --inference LAYOUT [--sink hdf5:DIR]",
+    {"sync",
+     "mpirun -n N weightcast sync --source PATH … --inference LAYOUT | --alloc ALLOC [--sink hdf5:DIR]",
      "send weights from checkpoints to inference ranks, one update a source", true},
-    {"plan", "weightcast plan --model CONFIG_JSON --inference LAYOUT",
+    {"plan", "weightcast plan --model CONFIG_JSON --inference LAYOUT | --alloc ALLOC",
      "print what an update would do: routes, buckets, bytes, memory", false},
     {"bench", "mpirun -n N weightcast bench --model CONFIG_JSON --inference LAYOUT",
      "repeat updates of synthetic weights beside the wire's own rate", true},
     {"inspect", "weightcast inspect PATH", "list a checkpoint's or shard file's tensors", false},
-    {"verify", "weightcast verify DIR --source PATH", "compare shard files with a checkpoint", false},
+    {"verify", "weightcast verify DIR --source PATH [--trainer-alloc ALLOC]",
+     "compare shard files with a checkpoint", false},
     {"synth", "weightcast synth --model CONFIG_JSON --output PATH",
      "write a checkpoint of deterministic values", false},
     {"convert", "weightcast convert --source PATH --output PATH [--to megatron|hf --trainer-alloc ALLOC]",
@@ -94,13 +96,13 @@ constexpr std::array<OptionInfo, 40> kOptions{{
     {"alloc", "ALLOC",
      "both sides' layouts: 'sglang:d4p1t4+megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)', in place of --inference "
      "and "
-     "--trainers",
-     kJobs | kPlan},
+     "--trainers (convert and verify take the trainers' side of it)",
+     kTrainers},
     {"inference-alloc", "ALLOC", "the inference side alone: sglang:d4p1t4 or vllm:d4p1t4; e cuts experts",
      kJobs | kPlan},
     {"trainer-alloc", "ALLOC", "the trainers' side alone: 'megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)'",
      kTrainers},
-    {"stage-layers", "N,N,…",
+    {"stage-layers", "N,N,...",
      "layers of each of the trainers' stages (default: all equal); with several chunks a stage, chunk 0 of "
      "all "
      "stages first",
@@ -122,7 +124,10 @@ constexpr std::array<OptionInfo, 40> kOptions{{
     {"read-threads", "N",
      "threads of a trainer that read files (default: its share of the node's cores, at most 16)", kSync},
     {"sink", "WHERE", "none, or hdf5:DIR with one file a rank; {version} in DIR becomes the version", kSync},
-    {"weight-version", "N", "weight version, of the first source (default: the checkpoint's own, else 0)",
+    {"weight-version", "N",
+     "weight version, in sync of the first source (default: the checkpoint's own, else 0); in verify the one "
+     "that "
+     "the shards must have (default: any)",
      kJobs | kVerify | kSynth | kConvert},
     {"no-verify", nullptr, "do not compare digests after an update", kJobs},
     {"timeout", "SECONDS", "longest start and longest update (default 1800)", kJobs},
@@ -382,6 +387,11 @@ std::vector<std::int64_t> layer_counts(const Values& values) {
   return counts;
 }
 
+std::optional<Options::Named> named(const Values& values, const char* option) {
+  if (!values.has(option)) return std::nullopt;
+  return Options::Named{values.label(option), values.text(option, "")};
+}
+
 /// Throws UsageError when two options that say the same thing in two ways were given.
 void refuse_together(const Values& values, const char* option, std::initializer_list<const char*> others) {
   if (!values.has(option)) return;
@@ -389,6 +399,19 @@ void refuse_together(const Values& values, const char* option, std::initializer_
     if (!values.has(other)) continue;
     throw UsageError(fmt::format("{}: not together with {}, which says the same; leave one out",
                                  values.label(option), values.label(other)));
+  }
+}
+
+/// Of options that say the same thing in two ways the command line's counts, as of two values of one option.
+void drop_overridden(po::variables_map& map, const Origins& origins) {
+  using Pair = std::pair<const char*, const char*>;
+  for (const auto& [one, other] : {Pair{"alloc", "inference"}, Pair{"alloc", "trainers"},
+                                   Pair{"alloc", "inference-alloc"}, Pair{"alloc", "trainer-alloc"},
+                                   Pair{"inference-alloc", "inference"}, Pair{"trainer-alloc", "trainers"}}) {
+    if (map.count(one) == 0 || map.count(other) == 0) continue;
+    const bool one_is_weaker = origins.count(one) != 0;
+    const bool other_is_weaker = origins.count(other) != 0;
+    if (one_is_weaker != other_is_weaker) map.erase(one_is_weaker ? one : other);
   }
 }
 
@@ -419,9 +442,9 @@ Options take(const Values& values, std::string command, const po::variables_map&
   refuse_together(values, "alloc", {"inference", "trainers", "inference-alloc", "trainer-alloc"});
   refuse_together(values, "inference-alloc", {"inference"});
   refuse_together(values, "trainer-alloc", {"trainers"});
-  if (values.has("alloc")) options.alloc = values.text("alloc", "");
-  if (values.has("inference-alloc")) options.inference_alloc = values.text("inference-alloc", "");
-  if (values.has("trainer-alloc")) options.trainer_alloc = values.text("trainer-alloc", "");
+  options.alloc = named(values, "alloc");
+  options.inference_alloc = named(values, "inference-alloc");
+  options.trainer_alloc = named(values, "trainer-alloc");
   options.trainer_order = values.choice("trainer-order", {"tp-dp-pp", "tp-pp-dp"});
   options.trainer_names = values.choice("trainer-names", {"local", "global"});
   options.stage_layers = layer_counts(values);
@@ -464,8 +487,9 @@ Options take(const Values& values, std::string command, const po::variables_map&
   options.no_digests = values.flag("no-digests");
   options.output = values.text("output", "");
   if (values.has("to")) options.to = values.choice("to", {"hf", "megatron"});
-  options.format = values.choice("format", {"safetensors", "hdf5"});
+  if (values.has("format")) options.format = values.choice("format", {"safetensors", "hdf5"});
   options.max_file_size = values.bytes("max-file-size", 5'000'000'000, 1);
+  options.has_max_file_size = values.has("max-file-size");
   return options;
 }
 
@@ -490,7 +514,7 @@ std::uint64_t hash_options(const Options& options) {
     hasher.add(std::string_view(*text));
   }
   for (const auto* text : {&options.alloc, &options.trainer_alloc, &options.inference_alloc}) {
-    hasher.add(text->has_value()).add(std::string_view(text->value_or("")));
+    hasher.add(text->has_value()).add(std::string_view(*text ? (*text)->text : ""));
   }
   hasher.add(options.layers.value_or(0)).add(options.trainers).add(options.colocate).add(options.bucket_size);
   hasher.add(options.buffers).add(options.weight_version).add(options.has_weight_version);
@@ -552,6 +576,7 @@ std::optional<Options> parse_options(int argc, const char* const* argv, bool spe
     for (const auto& [name, value] : from_command_line) {
       if (!value.defaulted()) origins.erase(name);
     }
+    drop_overridden(map, origins);
     po::notify(map);
   } catch (const po::error& error) {
     throw UsageError(fmt::format("{}; weightcast {} --help lists the options", error.what(), command));

@@ -22,9 +22,13 @@ struct Options {
   bool colocate = false;
   std::string source_split = "catalog";
   std::string inference = "tp=1";
-  std::optional<std::string> alloc;
-  std::optional<std::string> trainer_alloc;
-  std::optional<std::string> inference_alloc;
+  struct Named {
+    std::string option;  ///< what to call it in messages: the option, a variable, or a line of a file
+    std::string text;
+  };
+  std::optional<Named> alloc;
+  std::optional<Named> trainer_alloc;
+  std::optional<Named> inference_alloc;
   std::string trainer_order;
   std::vector<std::int64_t> stage_layers;
   std::string trainer_names;
@@ -52,8 +56,9 @@ struct Options {
   bool no_digests = false;
   std::string output;
   std::string to;
-  std::string format;
+  std::optional<std::string> format;
   std::int64_t max_file_size = 0;
+  bool has_max_file_size = false;
 };
 
 /// A hash of everything that steers what ranks do together; ranks on several nodes may see different

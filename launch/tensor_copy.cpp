@@ -3,37 +3,78 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <memory>
+#include <numeric>
 
 #include "core/error.hpp"
+#include "core/units.hpp"
+#include "report/log.hpp"
+#include "session/signals.hpp"
+#include "storage/partial_file.hpp"
+#include "storage/trainer_shard.hpp"
 
 namespace weightcast {
+
+namespace {
 
 std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std::int64_t weight_version,
                                                     const std::string& config_text,
                                                     const std::vector<DatasetSpec>& tensors) {
-  if (options.output.empty()) {
+  const std::string& output = options.output;
+  if (output.empty()) {
     throw UsageError("--output PATH is needed: a directory for safetensors, or a file ending in .h5");
   }
-  if (options.output.ends_with(".h5") || options.output.ends_with(".hdf5")) {
+  const bool hdf5 = output.ends_with(".h5") || output.ends_with(".hdf5");
+  // A whole checkpoint beside trainers' shards would leave open which of them a folder means.
+  const std::string directory = hdf5 ? directory_of(output) : output;
+  if (count_trainer_shards(directory) > 0) {
+    throw UsageError(
+        fmt::format("--output {}: {} holds trainers' shards; name another folder", output, directory));
+  }
+  if (hdf5) {
     return create_hdf5(
-        options.output,
+        output,
         {{"kind", std::string("checkpoint")}, {"weight_version", weight_version}, {"config", config_text}},
         tensors);
   }
-  if (options.output.ends_with(".safetensors")) {
+  if (output.ends_with(".safetensors")) {
     throw UsageError(fmt::format(
-        "--output {}: safetensors are written into a directory; name that, or a file ending in .h5",
-        options.output));
+        "--output {}: safetensors are written into a directory; name that, or a file ending in .h5", output));
   }
-  return create_safetensors(options.output, config_text, tensors, options.max_file_size, weight_version);
+  return create_safetensors(output, config_text, tensors, options.max_file_size, weight_version);
 }
 
-std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std::int64_t weight_version,
-                                                    const std::string& config_text, const Catalog& catalog) {
+}  // namespace
+
+std::int64_t version_of(const Options& options, const Checkpoint& checkpoint) {
+  return options.has_weight_version ? options.weight_version : checkpoint.weight_version.value_or(0);
+}
+
+std::vector<DatasetSpec> specs_of(const Catalog& catalog) {
   std::vector<DatasetSpec> specs;
   specs.reserve(catalog.size());
   for (const Tensor& tensor : catalog.tensors()) specs.push_back({tensor.name, tensor.dtype, tensor.shape});
-  return create_checkpoint(options, weight_version, config_text, specs);
+  return specs;
+}
+
+void write_checkpoint(const Options& options, std::int64_t weight_version, const std::string& config_text,
+                      const std::vector<DatasetSpec>& tensors, const ReadBox& read) {
+  watch_signals();
+  const std::int64_t total =
+      std::accumulate(tensors.begin(), tensors.end(), std::int64_t{0},
+                      [](std::int64_t sum, const DatasetSpec& tensor) { return sum + tensor.bytes(); });
+  const auto writer = create_checkpoint(options, weight_version, config_text, tensors);
+  Progress progress(options.progress, true);
+  progress.begin(weight_version, total);
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    copy_matrix(*writer, i, 0, tensors[i].shape, dtype_bytes(tensors[i].dtype), progress,
+                [&](const Box& box, std::span<std::byte> to) { read(i, box, to); });
+  }
+  progress.end();
+  writer->flush();
+  writer->commit();
+  print_report(fmt::format("{}: {} tensors, {}, version {}\n", options.output, tensors.size(),
+                           format_bytes(total), weight_version));
 }
 
 void copy_matrix(TensorFileWriter& to, std::size_t index, std::int64_t offset, const Shape& shape,
@@ -42,6 +83,10 @@ void copy_matrix(TensorFileWriter& to, std::size_t index, std::int64_t offset, c
   std::vector<std::byte> piece(
       static_cast<std::size_t>(std::min(kCopyBytes, shape.elements() * element_bytes)));
   for_each_box(shape, element_bytes, [&](const Box& box) {
+    if (const int signal = std::max(soft_stop_signal(), hard_stop_signal()); signal != 0) {
+      throw StoppedError(fmt::format("stopped by {} before the files took their names; nothing was changed",
+                                     signal_name(signal)));
+    }
     const auto bytes = std::span(piece).first(static_cast<std::size_t>(box.area() * element_bytes));
     read(box, bytes);
     to.write(index, offset + (box.row * shape.cols() + box.col) * element_bytes, bytes);

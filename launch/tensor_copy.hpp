@@ -3,7 +3,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -11,6 +10,7 @@
 #include "launch/options.hpp"
 #include "model/catalog.hpp"
 #include "report/progress.hpp"
+#include "storage/checkpoint.hpp"
 #include "storage/writer.hpp"
 
 namespace weightcast {
@@ -18,18 +18,24 @@ namespace weightcast {
 /// Bytes that the plain commands hold of a tensor at a time.
 inline constexpr std::int64_t kCopyBytes = std::int64_t{8} << 20;
 
-/// The checkpoint that `--output` describes: HDF5 when its name ends in .h5 or .hdf5, else a Hugging Face
-/// directory.
-std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std::int64_t weight_version,
-                                                    const std::string& config_text,
-                                                    const std::vector<DatasetSpec>& tensors);
+/// The weight version of what is made from a checkpoint: `--weight-version`, else the checkpoint's own, else
+/// 0.
+std::int64_t version_of(const Options& options, const Checkpoint& checkpoint);
 
-/// The same with all tensors of a catalog, in its order.
-std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std::int64_t weight_version,
-                                                    const std::string& config_text, const Catalog& catalog);
+/// The tensors of a catalog, in its order.
+std::vector<DatasetSpec> specs_of(const Catalog& catalog);
+
+/// Fills bytes with a box of tensor number i.
+using ReadBox = std::function<void(std::size_t i, const Box& box, std::span<std::byte> to)>;
+
+/// Writes the checkpoint that `--output` describes (HDF5 when its name ends in .h5 or .hdf5, else a Hugging
+/// Face directory), whole or not at all, and says so. Throws UsageError for an output that it must not be,
+/// StoppedError after a signal.
+void write_checkpoint(const Options& options, std::int64_t weight_version, const std::string& config_text,
+                      const std::vector<DatasetSpec>& tensors, const ReadBox& read);
 
 /// Writes a matrix of `shape` to dataset number `index`, from `offset` bytes on, in pieces: `read` is given a
-/// box of it and where its bytes belong.
+/// box of it and where its bytes belong. Throws StoppedError after a signal, when signals are watched.
 void copy_matrix(TensorFileWriter& to, std::size_t index, std::int64_t offset, const Shape& shape,
                  std::int64_t element_bytes, Progress& progress,
                  const std::function<void(const Box&, std::span<std::byte>)>& read);

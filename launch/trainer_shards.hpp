@@ -8,7 +8,4 @@ namespace weightcast {
 /// config.json beside them.
 void write_trainer_shards(const Options& options);
 
-/// `convert --to hf`: the source as a checkpoint with Hugging Face's names.
-void write_canonical(const Options& options);
-
 }  // namespace weightcast

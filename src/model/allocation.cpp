@@ -141,7 +141,7 @@ void set_experts(const Scanner& from, const Sizes& ffn, std::int64_t world, Trai
     from.refuse(fmt::format("attn has p={} stages and ffn p={}; both must have the same", layout.pp, *ffn.p));
   }
   if (!ffn.d && world % fewest != 0) {
-    from.refuse(fmt::format("ffn p·t·e = {} does not divide the {} ranks of attn", fewest, world));
+    from.refuse(fmt::format("p·t·e = {} for experts does not divide the {} ranks", fewest, world));
   }
   layout.edp = ffn.d.value_or(world / fewest);
   const std::int64_t experts = product(from, {fewest, layout.edp});
@@ -173,6 +173,7 @@ TrainerLayout trainer_sizes(Scanner& from) {
     }
     set_experts(from, ffn, world, layout);
   } else {
+    if (from.take("ffn:")) from.fail("write attn: and its sizes before ffn:");
     const Sizes flat = from.sizes("dptce", "megatron");
     const std::int64_t world = set_dense(flat);
     Sizes ffn;
@@ -215,7 +216,9 @@ Allocation parse_allocation(const std::string& option, std::string_view text) {
     } else if (!trainers && from.take("megatron:")) {
       trainers = trainer_sizes(from);
     } else {
-      from.fail("write both sides once, for example sglang:d4p1t4+megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)");
+      from.fail(
+          "expected sglang:, vllm: or megatron:, each side once, without spaces or quotes, for example "
+          "sglang:d4p1t4+megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)");
     }
   } while (from.take("+"));
   require_end(from);
@@ -223,15 +226,6 @@ Allocation parse_allocation(const std::string& option, std::string_view text) {
     from.fail(fmt::format("the {} side is missing; join both with +", inference ? "trainers'" : "inference"));
   }
   return {*inference, *trainers};
-}
-
-void require_one_stage(const TrainerLayout& layout) {
-  if (layout.order == TrainerOrder::kTpDpPp || layout.pp == 1) return;
-  if (layout.tp * layout.cp == layout.etp * layout.ep) return;
-  throw UsageError(fmt::format(
-      "--trainer-order tp-pp-dp: attn t·c = {} and ffn t·e = {} would put a rank into two stages; they must "
-      "be equal when there are several stages",
-      layout.tp * layout.cp, layout.etp * layout.ep));
 }
 
 }  // namespace weightcast

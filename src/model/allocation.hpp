@@ -28,8 +28,4 @@ struct Allocation {
 /// Both, joined by `+`, in either order.
 Allocation parse_allocation(const std::string& option, std::string_view text);
 
-/// Throws UsageError unless both ways to count a stage's ranks agree (with TrainerOrder::kTpPpDp they need
-/// not).
-void require_one_stage(const TrainerLayout& layout);
-
 }  // namespace weightcast

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "core/error.hpp"
@@ -113,6 +114,31 @@ UnwrappedName unwrap_name(std::string_view stored) {
 bool trainer_may_ignore(std::string_view unwrapped) {
   return unwrapped.ends_with("._extra_state") || unwrapped.find("._extra_state/") != std::string_view::npos ||
          unwrapped.ends_with("rotary_pos_emb.inv_freq");
+}
+
+std::string trainer_refusal(std::string_view unwrapped) {
+  struct Form {
+    std::string_view part;
+    const char* why;
+  };
+  static constexpr const char* kGrouped = "experts in one grouped tensor are not read; save them one by one";
+  if (unwrapped.ends_with(".mlp.experts.linear_fc1.weight") ||
+      unwrapped.ends_with(".mlp.experts.linear_fc2.weight")) {
+    return kGrouped;
+  }
+  static constexpr std::array<Form, 6> kForms{{
+      {".mlp.experts.weight1", "experts of the legacy grouped MLP are not read; save them one by one"},
+      {".mlp.experts.weight2", "experts of the legacy grouped MLP are not read; save them one by one"},
+      {".linear_qkv_down_proj.", "a fused down projection of q and kv is not read; save both projections"},
+      {".self_attention.in_proj.", "natively sharded linear attention is not read"},
+      {".self_attention.conv1d.", "natively sharded linear attention is not read"},
+      {".mlp.router.expert_bias",
+       "the model of this config.json has no bias of experts; is it the right one?"},
+  }};
+  const auto* const found = std::find_if(kForms.begin(), kForms.end(), [&](const Form& form) {
+    return unwrapped.find(form.part) != std::string_view::npos;
+  });
+  return found == kForms.end() ? "" : found->why;
 }
 
 }  // namespace weightcast

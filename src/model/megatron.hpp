@@ -65,4 +65,8 @@ UnwrappedName unwrap_name(std::string_view stored);
 /// True for what trainers store beside weights (Transformer Engine's extra state, rotary tables).
 bool trainer_may_ignore(std::string_view unwrapped);
 
+/// Why a tensor of that name cannot be read, for forms that trainers use and this program does not know;
+/// empty for any other.
+std::string trainer_refusal(std::string_view unwrapped);
+
 }  // namespace weightcast

@@ -91,6 +91,7 @@ Parameter TensorParallel::interleaved_qkv(const std::string& name, const std::st
                                           const std::string& v, std::int64_t heads, std::int64_t kv_heads,
                                           std::int64_t head_dim) const {
   const std::int64_t total = (heads + 2 * kv_heads) * head_dim;
+  require_divides(option_, size_name_, tp_size_, "the attention heads of " + q, heads);
   require_divides(option_, size_name_, tp_size_, "the query, key and value rows of " + q, total);
   const std::int64_t rows = total / tp_size_;
   const std::int64_t first = tp_rank_ * rows;

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 
 #include "core/error.hpp"
@@ -26,7 +27,12 @@ std::vector<std::int64_t> layers_of_chunks(const TrainerLayout& layout, std::int
   }
   const std::vector<std::int64_t>& given = layout.stage_layers;
   const std::int64_t sum = std::accumulate(given.begin(), given.end(), std::int64_t{0});
-  if (static_cast<std::int64_t>(given.size()) % layout.pp != 0) {
+  const auto entries = static_cast<std::int64_t>(given.size());
+  if (layout.pp == 1 && entries > 1) {
+    throw UsageError(fmt::format("--stage-layers {}: {} has one stage; give its stages with p",
+                                 fmt::join(given, ","), layout.option));
+  }
+  if (entries % layout.pp != 0) {
     throw UsageError(
         fmt::format("--stage-layers {}: {} entries for p={} stages; give one for each stage, or as many for "
                     "each as it has chunks",
@@ -44,9 +50,28 @@ std::vector<std::int64_t> layers_of_chunks(const TrainerLayout& layout, std::int
 std::string TrainerLayout::to_string() const {
   std::string text =
       fmt::format("megatron:(attn:d{}p{}t{}c{}|ffn:d{}p{}t{}e{})", dp, pp, tp, cp, edp, pp, etp, ep);
-  if (order == TrainerOrder::kTpPpDp) text += " order tp-pp-dp";
-  if (!stage_layers.empty()) text += fmt::format(" layers {}", fmt::join(stage_layers, ","));
+  if (order == TrainerOrder::kTpPpDp && pp > 1 && dp > 1) text += " --trainer-order tp-pp-dp";
+  const bool even = static_cast<std::int64_t>(stage_layers.size()) <= pp &&
+                    std::adjacent_find(stage_layers.begin(), stage_layers.end(), std::not_equal_to<>()) ==
+                        stage_layers.end();
+  if (!even) text += fmt::format(" --stage-layers {}", fmt::join(stage_layers, ","));
   return text;
+}
+
+std::string to_string(const TrainerRank& place) {
+  return fmt::format("pp {} dp {} cp {} tp {}, experts ep {} etp {}", place.pp, place.dp, place.cp, place.tp,
+                     place.ep, place.etp);
+}
+
+void require_one_stage(const TrainerLayout& layout) {
+  if (layout.order == TrainerOrder::kTpDpPp || layout.pp == 1) return;
+  if (layout.tp * layout.cp == layout.etp * layout.ep) return;
+  throw UsageError(
+      fmt::format("--trainer-order tp-pp-dp: attn t·c = {} and ffn t·e = {} would put a rank into two "
+                  "stages; with several "
+                  "stages they must be equal, for example megatron:(attn:d{}p{}t{}c{}|ffn:t{})",
+                  layout.tp * layout.cp, layout.etp * layout.ep, layout.dp, layout.pp, layout.tp, layout.cp,
+                  layout.tp * layout.cp));
 }
 
 TrainerRank trainer_rank(const TrainerLayout& layout, std::int64_t rank) {

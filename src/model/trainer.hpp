@@ -43,7 +43,8 @@ struct TrainerLayout {
 
   std::int64_t ranks() const { return pp * dp * cp * tp; }
 
-  /// `megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)`, and what else tells whose weights a rank holds.
+  /// `megatron:(attn:d1p4t2c2|ffn:d1p4t2e2) --stage-layers 2,1,1,2`: as options would say it, and the same
+  /// for layouts that mean the same.
   std::string to_string() const;
 };
 
@@ -57,6 +58,13 @@ struct TrainerRank {
   std::int64_t ep = 0;
   std::int64_t edp = 0;
 };
+
+/// `pp 0 dp 0 cp 1 tp 1, experts ep 0 etp 1`
+std::string to_string(const TrainerRank& place);
+
+/// Throws UsageError unless counting by attention and by experts puts every rank into the same stage, which
+/// with TrainerOrder::kTpPpDp it need not. To be asked before experts are looked for.
+void require_one_stage(const TrainerLayout& layout);
 
 /// The place of trainer `rank` of layout.ranks(). Source: Megatron-Core's parallel state.
 TrainerRank trainer_rank(const TrainerLayout& layout, std::int64_t rank);

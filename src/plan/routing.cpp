@@ -80,7 +80,9 @@ Holdings holdings_by_tensor(const Family& family, const TrainerLayout& layout) {
     holdings.add(family.trainer_dense(layout, place[0], place[1]), ranks);
   }
   for (const auto& [place, ranks] : experts) {
-    holdings.add(family.trainer_experts(layout, place[0], place[2], place[1]), ranks);
+    const std::vector<TrainerTensor> tensors = family.trainer_experts(layout, place[0], place[2], place[1]);
+    if (!tensors.empty()) require_one_stage(layout);
+    holdings.add(tensors, ranks);
   }
   sort_by_tensor(holdings.claims);
   return holdings;

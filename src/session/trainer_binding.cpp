@@ -3,24 +3,29 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <unordered_map>
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/hash.hpp"
+#include "kernels/digest.hpp"
 #include "model/megatron.hpp"
+#include "session/bound_reader.hpp"
 
 namespace weightcast {
 
 namespace {
 
-/// `trainer 3 (pp 1 tp 0 cp 1 dp 0; experts: etp 1 ep 0)`
+/// `trainer 3 (pp 1 …) of megatron:(…)`
 std::string describe(const TrainerLayout& layout, std::int64_t rank) {
-  const TrainerRank place = trainer_rank(layout, rank);
-  return fmt::format("trainer {} (pp {} tp {} cp {} dp {}; experts: etp {} ep {})", rank, place.pp, place.tp,
-                     place.cp, place.dp, place.etp, place.ep);
+  return fmt::format("trainer {} ({}) of {}", rank, to_string(trainer_rank(layout, rank)),
+                     layout.to_string());
 }
+
+constexpr const char* kAsk = "was the shard written for this layout, and is config.json this model's?";
 
 /// The tensors of a shard by the names that the model's family expects.
 class ShardNames {
@@ -32,6 +37,7 @@ class ShardNames {
     for (std::uint32_t i = 0; i < shard.tensors.size(); ++i) {
       UnwrappedName name = unwrap_name(shard.tensors[i].name);
       if (trainer_may_ignore(name.name)) used_[i] = true;
+      unexpected_forms_.push_back(trainer_refusal(name.name));
       if (chunks) name.name.insert(0, name.chunk);
       const auto [other, fresh] = numbers_.emplace(std::move(name.name), i);
       if (!fresh) {
@@ -50,10 +56,16 @@ class ShardNames {
     return result;
   }
 
-  /// A tensor that nobody has asked for, or null.
-  const StoredTensor* left_over() const {
-    const auto found = std::find(used_.begin(), used_.end(), false);
-    return found == used_.end() ? nullptr : &shard_.tensors[static_cast<std::size_t>(found - used_.begin())];
+  /// A tensor that nobody has asked for and why it may be there, as a sentence; empty when there is none.
+  std::string left_over() const {
+    std::string text;
+    for (std::size_t i = 0; i < used_.size(); ++i) {
+      const StoredTensor& tensor = shard_.tensors[i];
+      if (used_[i] || (!text.empty() && unexpected_forms_[i].empty())) continue;
+      text = fmt::format("tensor {} {}", tensor.name, tensor.shape.to_string());
+      if (!unexpected_forms_[i].empty()) return fmt::format("{}: {}", text, unexpected_forms_[i]);
+    }
+    return text;
   }
 
  private:
@@ -67,6 +79,7 @@ class ShardNames {
   const Checkpoint& shard_;
   std::unordered_map<std::string, std::uint32_t> numbers_;
   std::vector<bool> used_;
+  std::vector<std::string> unexpected_forms_;  ///< why each cannot be read; mostly empty
 };
 
 /// The bounds of some shards, by tensor.
@@ -77,36 +90,35 @@ class BoundsByTensor {
   /// Adds what trainer `rank` holds; its shard's tensors are numbered from `first` on.
   void add(const TrainerLayout& layout, std::int64_t rank, const Checkpoint& shard, std::uint32_t first) {
     ShardNames names(layout, shard);
-    for (const TrainerTensor& tensor : trainer_tensors(family_, layout, rank)) {
-      const auto number = names.take(tensor);
+    const std::vector<TrainerTensor> held = tensors_of(layout, rank, shard);
+    std::vector<std::optional<std::uint32_t>> numbers;
+    std::transform(held.begin(), held.end(), std::back_inserter(numbers),
+                   [&](const TrainerTensor& tensor) { return names.take(tensor); });
+    const std::string left_over = names.left_over();
+    for (std::size_t i = 0; i < held.size(); ++i) {
+      const TrainerTensor& tensor = held[i];
       if (tensor.copy) continue;
-      if (!number) {
-        throw InputError(
-            fmt::format("{}: tensor {} {} is missing, which {} of {} holds; was the shard written for "
-                        "this layout?",
-                        shard.path, tensor.held.name, tensor.held.shape.to_string(), describe(layout, rank),
-                        layout.to_string()));
+      if (!numbers[i]) {
+        throw InputError(fmt::format("{}: tensor {} {} is missing, which {} holds{}; {}", shard.path,
+                                     tensor.held.name, tensor.held.shape.to_string(), describe(layout, rank),
+                                     left_over.empty() ? "" : ", and there is " + left_over, kAsk));
       }
-      const StoredTensor& stored = shard.tensors[*number];
+      const StoredTensor& stored = shard.tensors[*numbers[i]];
       if (stored.shape != tensor.held.shape) {
-        throw InputError(
-            fmt::format("{}: tensor {} has shape {} but {} of {} holds {}; was the shard written for "
-                        "this layout?",
-                        shard.path, stored.name, stored.shape.to_string(), describe(layout, rank),
-                        layout.to_string(), tensor.held.shape.to_string()));
+        throw InputError(fmt::format("{}: tensor {} has shape {} but {} holds {}; {}", shard.path,
+                                     stored.name, stored.shape.to_string(), describe(layout, rank),
+                                     tensor.held.shape.to_string(), kAsk));
       }
       const bool cast = needs_cast(shard.path, stored, tensor.held.dtype);
       cast_tensors_ += cast ? 1 : 0;
       for (const Part& part : tensor.held.parts) {
         const Box place = place_in(tensor.held, part, part.box);
-        add(part.tensor, {first + *number, cast, part.box, place.row, place.col});
+        add(part.tensor, {first + *numbers[i], cast, part.box, place.row, place.col});
       }
     }
-    if (const StoredTensor* other = names.left_over()) {
-      throw InputError(fmt::format(
-          "{}: tensor {} {} is not part of what {} of {} holds; was the shard written for this "
-          "layout?",
-          shard.path, other->name, other->shape.to_string(), describe(layout, rank), layout.to_string()));
+    if (!left_over.empty()) {
+      throw InputError(fmt::format("{}: {} is not part of what {} holds; {}", shard.path, left_over,
+                                   describe(layout, rank), kAsk));
     }
   }
 
@@ -122,6 +134,16 @@ class BoundsByTensor {
   }
 
  private:
+  /// What the trainer holds; what is wrong with the shard's sizes names the shard.
+  std::vector<TrainerTensor> tensors_of(const TrainerLayout& layout, std::int64_t rank,
+                                        const Checkpoint& shard) const {
+    try {
+      return trainer_tensors(family_, layout, rank);
+    } catch (const InputError& error) {
+      throw InputError(fmt::format("{}: {}", shard.path, error.what()));
+    }
+  }
+
   void add(std::uint32_t tensor, const Bound& bound) {
     const auto known = [&](const Bound& other) { return other.box.contains(bound.box); };
     if (std::none_of(bounds_[tensor].begin(), bounds_[tensor].end(), known)) bounds_[tensor].push_back(bound);
@@ -147,6 +169,37 @@ Binding bind_trainer(const Family& family, const TrainerLayout& layout, std::int
   BoundsByTensor bounds(family);
   bounds.add(layout, rank, shard, 0);
   return bounds.take();
+}
+
+std::vector<std::int64_t> digests_of_small(const Catalog& catalog, const Checkpoint& shard,
+                                           const Binding& binding) {
+  constexpr std::int64_t kSmallBytes = std::int64_t{64} << 10;
+  const BoundReader reader(catalog, shard, binding);
+  std::vector<std::byte> bytes(kSmallBytes);
+  std::vector<std::int64_t> digests(catalog.size(), 0);
+  for (std::uint32_t number = 0; number < catalog.size(); ++number) {
+    const Tensor& tensor = catalog[number];
+    const Box whole = Box::whole(tensor.shape);
+    const std::span<const Bound> bounds = binding.of(number);
+    if (tensor.bytes() > kSmallBytes || bounds.size() != 1 || bounds.front().box != whole) continue;
+    reader.read(number, whole, bytes.data());
+    const std::int64_t element = dtype_bytes(tensor.dtype);
+    // Positive, so that the maximum over ranks is that of one that holds the tensor.
+    digests[number] = static_cast<std::int64_t>(
+        digest_box(bytes.data(), whole.cols * element, whole, element, hash_text(tensor.name)) >> 1 | 1);
+  }
+  return digests;
+}
+
+void require_equal_replicas(const Catalog& catalog, const std::string& path,
+                            const std::vector<std::int64_t>& own, const std::vector<std::int64_t>& others) {
+  for (std::uint32_t number = 0; number < catalog.size(); ++number) {
+    if (own[number] == 0 || others[number] == 0 || own[number] == others[number]) continue;
+    throw InputError(fmt::format(
+        "{}: does not hold the same {} as another trainer's shard; are they of different steps? write "
+        "the shards again",
+        path, catalog[number].name));
+  }
 }
 
 JoinedTrainers join_trainers(const Family& family, const TrainerLayout& layout,

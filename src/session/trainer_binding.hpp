@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "model/family.hpp"
@@ -19,6 +20,16 @@ std::int64_t padded_vocabulary_of(const TrainerLayout& layout, const Checkpoint&
 /// trainer holds.
 Binding bind_trainer(const Family& family, const TrainerLayout& layout, std::int64_t rank,
                      const Checkpoint& shard);
+
+/// A digest of every tensor of the catalog that the shard holds as a whole and that is small (norms, mostly);
+/// 0 for the others. Trainers that hold the same tensor must have the same: what replicas hold is taken from
+/// any of them.
+std::vector<std::int64_t> digests_of_small(const Catalog& catalog, const Checkpoint& shard,
+                                           const Binding& binding);
+
+/// Throws InputError naming the shard and the tensor where it holds something else than `others` say.
+void require_equal_replicas(const Catalog& catalog, const std::string& path,
+                            const std::vector<std::int64_t>& own, const std::vector<std::int64_t>& others);
 
 /// The shards of all trainers, in rank order, as one checkpoint and what it has of the model. Of replicas the
 /// first is taken.

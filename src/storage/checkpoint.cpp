@@ -64,8 +64,10 @@ std::vector<std::string> files_in(const std::string& directory, Wanted wanted) {
 std::string hdf5_file_in(const std::string& directory) {
   const auto files = files_in(directory, is_hdf5_name);
   if (files.empty()) {
-    throw InputError(fmt::format("{} holds no checkpoint: neither {}, nor model*.safetensors, nor a .h5 file",
-                                 directory, kSafetensorsIndexName));
+    throw InputError(
+        fmt::format("{} holds no checkpoint: neither {}, nor model*.safetensors, nor a .h5 file (of "
+                    "trainers' shards name one, or use them with --trainer-alloc)",
+                    directory, kSafetensorsIndexName));
   }
   if (files.size() > 1) {
     throw InputError(fmt::format("{} holds {} HDF5 files, for example {} and {}; name one of them", directory,

@@ -102,6 +102,7 @@ class SafetensorsWriter final : public TensorFileWriter {
                     const std::vector<DatasetSpec>& datasets, std::int64_t max_file_bytes,
                     const Attributes& attributes)
       : SafetensorsWriter(directory, datasets, attributes) {
+    require_space(path_of(kSingleName), check_dataset_specs(directory_, specs_));
     const auto groups = group_by_size(specs_, max_file_bytes);
     for (const Group& group : groups) {
       add_data_file(group, groups.size() == 1 ? std::string(kSingleName)
@@ -117,6 +118,7 @@ class SafetensorsWriter final : public TensorFileWriter {
   SafetensorsWriter(const fs::path& path, const std::vector<DatasetSpec>& datasets,
                     const Attributes& attributes)
       : SafetensorsWriter(directory_of(path.string()), datasets, attributes) {
+    require_space(path.string(), check_dataset_specs(path.string(), specs_));
     for (const Group& group : group_by_size(specs_, std::numeric_limits<std::int64_t>::max())) {
       add_data_file(group, path.filename().string());
     }
@@ -149,9 +151,7 @@ class SafetensorsWriter final : public TensorFileWriter {
       : directory_(std::move(directory)),
         attributes_(std::move(attributes)),
         specs_(datasets),
-        places_(datasets.size()) {
-    require_space(path_of("model"), check_dataset_specs(directory_, specs_));
-  }
+        places_(datasets.size()) {}
 
   void remove_left_over_files() const {
     for (const fs::path& path : left_over_files()) {

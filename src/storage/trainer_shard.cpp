@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <optional>
 #include <string_view>
+#include <utility>
 
 #include "core/error.hpp"
 #include "storage/hdf5_attributes.hpp"
@@ -21,6 +22,7 @@ namespace fs = std::filesystem;
 
 constexpr const char* kRankAttribute = "trainer_rank";
 constexpr const char* kLayoutAttribute = "trainer_layout";
+constexpr const char* kIdAttribute = "conversion";
 constexpr std::string_view kSafetensors = ".safetensors";
 constexpr std::string_view kHdf5 = ".h5";
 
@@ -33,27 +35,26 @@ struct ShardName {
   bool hdf5 = false;
 };
 
-std::optional<ShardName> parse_name(const std::string& name) {
+/// `trainer-3.h5`; nothing for another name.
+std::optional<ShardName> parse_name(std::string_view name) {
   constexpr std::string_view kStem = "trainer-";
+  constexpr std::int64_t kMostRanks = std::int64_t{1} << 20;
   if (!name.starts_with(kStem)) return std::nullopt;
   ShardName result;
   const char* last = name.data() + name.size();
   const auto [end, status] = std::from_chars(name.data() + kStem.size(), last, result.rank);
   const std::string_view extension(end, static_cast<std::size_t>(last - end));
   result.hdf5 = extension == kHdf5;
-  if (status != std::errc() || result.rank < 0 || (!result.hdf5 && extension != kSafetensors)) {
-    return std::nullopt;
-  }
+  const bool known = result.hdf5 || extension == kSafetensors;
+  if (status != std::errc() || !known || result.rank < 0 || result.rank >= kMostRanks) return std::nullopt;
   return result;
 }
 
-template <typename Visit>
-void for_each_shard(const std::string& directory, Visit visit) {
-  std::error_code error;
-  fs::directory_iterator entry(directory, error);
-  for (const fs::directory_iterator end; !error && entry != end; entry.increment(error)) {
-    if (const auto name = parse_name(entry->path().filename().string())) visit(entry->path(), *name);
-  }
+/// The name that an unfinished file (`.NAME.partial`) will have; that of another file as it is.
+std::string_view finished_name(std::string_view name) {
+  constexpr std::string_view kEnd = ".partial";
+  if (!name.starts_with('.') || !name.ends_with(kEnd)) return name;
+  return name.substr(1, name.size() - 1 - kEnd.size());
 }
 
 /// An attribute as text, in either format; empty when it is not there.
@@ -83,14 +84,31 @@ std::string existing_path(const std::string& directory, std::int64_t rank) {
 
 }  // namespace
 
+std::string whole_checkpoint_in(const std::string& directory) {
+  std::error_code error;
+  fs::directory_iterator entry(directory, error);
+  for (const fs::directory_iterator end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    const bool model =
+        name == kSafetensorsIndexName || (name.starts_with("model") && name.ends_with(kSafetensors));
+    const bool other_hdf5 = name.ends_with(kHdf5) && !name.starts_with('.') && !parse_name(name);
+    if (model || other_hdf5) return name;
+  }
+  return "";
+}
+
 std::int64_t count_trainer_shards(const std::string& directory) {
   std::int64_t count = 0;
-  for_each_shard(directory,
-                 [&](const fs::path&, const ShardName& name) { count = std::max(count, name.rank + 1); });
+  std::error_code error;
+  fs::directory_iterator entry(directory, error);
+  for (const fs::directory_iterator end; !error && entry != end; entry.increment(error)) {
+    const auto name = parse_name(entry->path().filename().string());
+    if (name) count = std::max(count, name->rank + 1);
+  }
   return count;
 }
 
-Checkpoint read_trainer_shard(const std::string& directory, std::int64_t rank, const std::string& layout) {
+TrainerShard read_trainer_shard(const std::string& directory, std::int64_t rank, const std::string& layout) {
   const std::string path = existing_path(directory, rank);
   const Attributes attributes =
       path.ends_with(kHdf5) ? read_attributes(path) : read_safetensors_attributes(path);
@@ -113,26 +131,30 @@ Checkpoint read_trainer_shard(const std::string& directory, std::int64_t rank, c
   shard.weight_version = path.ends_with(kHdf5) ? read_hdf5_header(path, 0, shard.tensors)
                                                : read_safetensors_header(path, 0, shard.tensors);
   std::ranges::sort(shard.tensors, {}, &StoredTensor::name);
-  return shard;
+  return {std::move(shard), text_of(attributes, kIdAttribute)};
 }
 
 std::unique_ptr<TensorFileWriter> create_trainer_shard(const std::string& directory, std::int64_t rank,
-                                                       bool hdf5, const std::string& layout,
-                                                       std::int64_t weight_version,
+                                                       bool hdf5, const TrainerShardLabels& labels,
                                                        const std::vector<DatasetSpec>& datasets) {
   const Attributes attributes{{"kind", std::string("trainer")},
                               {kRankAttribute, rank},
-                              {kLayoutAttribute, layout},
-                              {kVersionAttribute, weight_version}};
+                              {kLayoutAttribute, labels.layout},
+                              {kIdAttribute, labels.id},
+                              {kVersionAttribute, labels.weight_version}};
   return hdf5 ? create_hdf5(path_of(directory, rank, kHdf5), attributes, datasets)
               : create_safetensors_file(path_of(directory, rank, kSafetensors), attributes, datasets);
 }
 
 void remove_other_trainer_shards(const std::string& directory, std::int64_t ranks, bool hdf5) {
   std::vector<fs::path> others;
-  for_each_shard(directory, [&](const fs::path& path, const ShardName& name) {
-    if (name.rank >= ranks || name.hdf5 != hdf5) others.push_back(path);
-  });
+  std::error_code listing;
+  fs::directory_iterator entry(directory, listing);
+  for (const fs::directory_iterator end; !listing && entry != end; entry.increment(listing)) {
+    const std::string file = entry->path().filename().string();
+    const auto name = parse_name(finished_name(file));
+    if (name && (name->rank >= ranks || name->hdf5 != hdf5)) others.push_back(entry->path());
+  }
   for (const fs::path& path : others) {
     std::error_code error;
     if (!fs::remove(path, error) && error) {

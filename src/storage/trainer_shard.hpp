@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "storage/checkpoint.hpp"
 #include "storage/writer.hpp"
@@ -12,20 +14,36 @@ namespace weightcast {
 /// highest; 0 when there is none or no such folder.
 std::int64_t count_trainer_shards(const std::string& directory);
 
+/// What the files of one conversion have in common, written into each.
+struct TrainerShardLabels {
+  std::string layout;  ///< how the weights are divided
+  std::int64_t weight_version = 0;
+  std::string id;  ///< of this conversion alone
+};
+
+/// A trainer's file: its header, and the id of the conversion that wrote it, if one did.
+struct TrainerShard {
+  Checkpoint checkpoint;
+  std::string id;
+};
+
+/// A file of the folder that belongs to a whole checkpoint, or empty: beside trainers' shards it makes the
+/// folder ambiguous.
+std::string whole_checkpoint_in(const std::string& directory);
+
 /// Reads the header of trainer `rank`'s file in `directory`. `layout` is a text that says how the weights are
 /// divided: a file that says another one, or that it is another rank's, is refused; one that says nothing is
 /// taken at its name. Throws IoError when there is no such file or it cannot be read, InputError when it is
 /// refused or there is one in each format.
-Checkpoint read_trainer_shard(const std::string& directory, std::int64_t rank, const std::string& layout);
+TrainerShard read_trainer_shard(const std::string& directory, std::int64_t rank, const std::string& layout);
 
-/// Creates such a file, safetensors or HDF5, that says whose and of which version it is.
+/// Creates such a file, safetensors or HDF5.
 std::unique_ptr<TensorFileWriter> create_trainer_shard(const std::string& directory, std::int64_t rank,
-                                                       bool hdf5, const std::string& layout,
-                                                       std::int64_t weight_version,
+                                                       bool hdf5, const TrainerShardLabels& labels,
                                                        const std::vector<DatasetSpec>& datasets);
 
-/// Removes the trainer files of a folder but those of ranks below `ranks` in the format named: what an
-/// earlier layout left there would be taken for part of this one.
+/// Removes the trainer files of a folder, unfinished ones too, but those of ranks below `ranks` in the format
+/// named: what an earlier layout left there would be taken for part of this one.
 void remove_other_trainer_shards(const std::string& directory, std::int64_t ranks, bool hdf5);
 
 }  // namespace weightcast

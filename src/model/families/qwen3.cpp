@@ -30,6 +30,10 @@ class Qwen3 final : public Family {
     if (head_dim_ < 1) {
       throw InputError(origin_ + ": hidden_size is less than num_attention_heads and head_dim is missing");
     }
+    if (heads_ % kv_heads_ != 0) {
+      throw InputError(fmt::format("{}: num_attention_heads {} is no multiple of num_key_value_heads {}",
+                                   origin_, heads_, kv_heads_));
+    }
     if (moe) {
       experts_ = config.integer({"num_experts", "num_local_experts"});
       expert_inner_ = config.integer({"moe_intermediate_size"});
