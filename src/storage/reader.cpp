@@ -78,6 +78,13 @@ void read_runs(const InputFile& file, const Runs& runs, std::span<std::byte> to,
 
 }  // namespace
 
+std::optional<FilePlace> place_of(const StoredTensor& tensor, const Box& box) {
+  if (tensor.offset == StoredTensor::kThroughLibrary) return std::nullopt;
+  const Runs runs = runs_of(tensor, box);
+  if (runs.rows > 1 && runs.run != runs.pitch) return std::nullopt;
+  return FilePlace{tensor.file, runs.offset};
+}
+
 struct CheckpointReader::Files {
   struct Entry {
     std::once_flag opened;
@@ -133,6 +140,10 @@ void CheckpointReader::read(const StoredTensor& tensor, const Box& box, std::spa
   } else {
     read_runs(files_->input(tensor.file), runs_of(tensor, box), to, tensor.name);
   }
+}
+
+void CheckpointReader::read(const FilePlace& place, std::span<const ReadPart> parts) const {
+  files_->input(place.file).read_at(place.offset, parts);
 }
 
 }  // namespace weightcast
