@@ -42,7 +42,7 @@ void read_run_by_run(const InputFile& file, const Runs& runs, std::span<std::byt
   }
 }
 
-// Kept by each thread, because a fresh buffer of this size costs as much in page faults as the read itself.
+// Kept by each thread. Small enough for a second-level cache: what is picked from there is still near.
 std::span<std::byte> scratch(std::int64_t bytes) {
   thread_local std::vector<std::byte> buffer;
   if (static_cast<std::int64_t>(buffer.size()) < bytes) buffer.resize(static_cast<std::size_t>(bytes));

@@ -40,7 +40,7 @@ class CheckpointReader {
   /// file. Throws IoError naming the file and the part where the system refuses or the file ends.
   void read(const FilePlace& place, std::span<const ReadPart> parts) const;
 
-  static constexpr std::int64_t kScratchBytes = std::int64_t{4} << 20;
+  static constexpr std::int64_t kScratchBytes = std::int64_t{256} << 10;
 
  private:
   struct Files;

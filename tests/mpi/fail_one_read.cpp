@@ -1,5 +1,5 @@
-// To be preloaded into a job: stands before pread and preadv and lets one read of one rank fail as a broken disk would.
-// Which one, in the environment:
+// To be preloaded into a job: stands before pread and preadv and lets one read of one rank fail as a broken
+// disk would. Which one, in the environment:
 //   FAIL_RANK         the rank that reads
 //   FAIL_LEAST_BYTES  only reads of at least so many bytes count
 //   FAIL_READ         number of the read among those, from 0
