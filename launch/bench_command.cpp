@@ -94,6 +94,11 @@ class BenchJob {
         throw UsageError(
             "--min-achieved: no byte of this layout travels, so there is no wire to compare with");
       }
+      if (options_.min_achieved > 0 && from_files() && on_gpu()) {
+        throw UsageError(
+            "--min-achieved: over NCCL not together with --source; the wire is measured from "
+            "weights on the GPU");
+      }
     });
     const double startup = seconds_since(start);
     control_.begin_phase("filling the trainers' weights");
