@@ -10,6 +10,8 @@
 #include "core/error.hpp"
 #include "core/units.hpp"
 #include "launch/commands.hpp"
+#include "launch/file_gauges.hpp"
+#include "launch/file_threads.hpp"
 #include "launch/gpu_parts.hpp"
 #include "launch/job.hpp"
 #include "launch/layouts.hpp"
@@ -19,8 +21,10 @@
 #include "launch/version.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
+#include "session/file_source.hpp"
 #include "session/memory_source.hpp"
 #include "session/signals.hpp"
+#include "session/team.hpp"
 
 namespace weightcast {
 
@@ -36,11 +40,6 @@ std::int64_t peak_resident_bytes() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return std::int64_t{usage.ru_maxrss} * 1024;
-}
-
-const Measured& fastest(const std::vector<Measured>& measured) {
-  return *std::max_element(measured.begin(), measured.end(),
-                           [](const Measured& a, const Measured& b) { return a.gb_s() < b.gb_s(); });
 }
 
 class BenchJob {
@@ -74,7 +73,12 @@ class BenchJob {
     baseline_memory_ = peak_resident_bytes();
     Topology topology;
     control_.together([&] {
-      if (options_.model.empty()) throw UsageError("--model CONFIG_JSON is needed");
+      if (options_.model.empty() && !from_files()) {
+        throw UsageError("--model CONFIG_JSON or --source PATH is needed");
+      }
+      if (options_.sources.size() > 1) {
+        throw UsageError("--source: bench takes one, whose weights every update sends again");
+      }
       topology = topology_of(options_);
       require_world_size(topology, control_.size());
     });
@@ -82,7 +86,7 @@ class BenchJob {
     model_ = load_model(control_, options_, topology);
     SessionOptions session_options;
     session_options.wire = placement_.wire;
-    session_options.source_bytes = &MemorySource::bytes_needed;
+    if (!from_files()) session_options.source_bytes = &MemorySource::bytes_needed;
     session_options.blocks = static_cast<int>(options_.blocks);
     session_.emplace(control_, *model_.family, topology, limits_of(options_), session_options);
     control_.together([&] {
@@ -90,21 +94,37 @@ class BenchJob {
         throw UsageError(
             "--min-achieved: no byte of this layout travels, so there is no wire to compare with");
       }
+      if (options_.min_achieved > 0 && from_files() && on_gpu()) {
+        throw UsageError(
+            "--min-achieved: over NCCL not together with --source; the wire is measured from "
+            "weights on the GPU");
+      }
     });
     const double startup = seconds_since(start);
     control_.begin_phase("filling the trainers' weights");
+    const auto trainer = topology.trainer(control_.rank());
+    const int threads = file_threads(control_, trainer.has_value());
+    readers_.emplace(trainer && options_.read_threads > 0 ? static_cast<int>(options_.read_threads)
+                                                          : threads);
     control_.together([&] {
-      const auto trainer = topology.trainer(control_.rank());
-      if (!trainer) return;
-      const Catalog& catalog = model_.family->catalog();
-      source_ = on_gpu() ? make_resident_source(session_->plan(), catalog, *trainer, options_.weight_version)
-                         : std::make_unique<MemorySource>(session_->plan(), catalog, *trainer,
-                                                          options_.weight_version);
+      if (trainer) source_ = make_source(*trainer);
     });
     report_ = describe_job(control_, options_, model_, *session_, placement_, startup);
     if (control_.rank() == 0) print_report(header_text(report_));
   }
 
+  std::unique_ptr<Source> make_source(std::int64_t trainer) {
+    const Plan& plan = session_->plan();
+    const Catalog& catalog = model_.family->catalog();
+    if (from_files()) {
+      return std::make_unique<FileSource>(plan, catalog, model_.checkpoints.front(), model_.bindings.front(),
+                                          *readers_);
+    }
+    if (on_gpu()) return make_resident_source(plan, catalog, trainer, options_.weight_version);
+    return std::make_unique<MemorySource>(plan, catalog, trainer, options_.weight_version);
+  }
+
+  bool from_files() const { return !options_.sources.empty(); }
   bool on_gpu() const { return placement_.wire == Wire::kNccl; }
 
   /// A trainer's weights in host memory.
@@ -113,15 +133,29 @@ class BenchJob {
     return source == nullptr ? std::span<std::byte>() : source->memory();
   }
 
+  /// Bytes of the buckets that this rank packs.
+  std::int64_t packed_bytes() const {
+    std::int64_t bytes = 0;
+    for (const ShareBucket& bucket : session_->share().buckets) {
+      if (bucket.root) bytes += session_->plan().buckets[bucket.bucket].bytes;
+    }
+    return bytes;
+  }
+
   void open_parts() {
     control_.begin_phase("measuring");
+    if (from_files()) {
+      files_.emplace(control_, *session_, model_.checkpoints.front(), model_.bindings.front(), source_.get(),
+                     readers_->threads(), !options_.no_verify);
+    }
     if (on_gpu()) {
       gpu_.emplace(control_, *session_, source_.get());
       return;
     }
     // Plain broadcasts receive into as much memory as the pipeline's ring has, or all there is.
     const Memory& memory = session_->memory();
-    mpi_.emplace(control_, session_->plan().topology, host_weights(),
+    mpi_.emplace(control_, session_->plan().topology,
+                 from_files() ? session_->pipeline().host_staging() : host_weights(), packed_bytes(),
                  std::span(memory.data(), static_cast<std::size_t>(memory.bytes())),
                  std::max(session_->plan().staging_bytes_per_rank(), std::int64_t{768} << 20));
   }
@@ -136,8 +170,10 @@ class BenchJob {
     });
     UpdateRecord record;
     record.weight_version = options_.weight_version;
-    record.source = "memory";
+    record.source = from_files() ? model_.checkpoints.front().path : "memory";
     record.seconds = session_->update(source_.get(), options_.weight_version, verify, progress_);
+    // A source that reads packs while it reads.
+    if (from_files()) std::swap(record.seconds.read, record.seconds.pack);
     record.verified = verify;
     record.rate_gb_s = static_cast<double>(report_.model_bytes) / record.seconds.update / 1e9;
     if (timing != nullptr) {
@@ -153,6 +189,7 @@ class BenchJob {
       control_.begin_phase("measuring");
       if (gpu_) gpu_->measure();
       if (mpi_) mpi_->measure();
+      if (files_) files_->measure();
       update(2 * i + 1, false, &plain_);
       if (!options_.no_verify) update(2 * i + 2, true, &verified_);
     }
@@ -236,8 +273,21 @@ class BenchJob {
       for (const Measured& m : gpu_->device()) rows.push_back(&m);
       print("of the copy", rows.front()->seconds.empty() ? nullptr : rows.front(), rows);
     }
+    if (files_) print_files(print);
     print_report(fmt::format("# memory beyond parameters: {} at most on a rank, {} of it staging\n",
                              format_bytes(memory_beyond_), format_bytes(report_.staging_bytes_per_rank)));
+  }
+
+  /// The parts of an update from files, and what they say about the whole.
+  template <typename Print>
+  void print_files(const Print& print) const {
+    std::vector<const Measured*> rows = files_->rows();
+    rows.push_back(&plain_);
+    rows.push_back(&verified_);
+    print("of pread", files_->plain_reads(), rows);
+    print_report(
+        fmt::format("# an update takes {:.3f} × as long as reading and sending one after the other\n",
+                    plain_.median_seconds() / files_->parts_seconds()));
   }
 
   void write_json(ExitCode code, const std::string& error) const {
@@ -260,6 +310,9 @@ class BenchJob {
       add_all(mpi_->broadcasts());
       add_all(mpi_->with_copies());
     }
+    if (files_) {
+      for (const Measured* m : files_->rows()) add(*m);
+    }
     add(plain_);
     add(verified_);
     write_text(options_.json, json.dump(2) + "\n");
@@ -273,9 +326,11 @@ class BenchJob {
   Placement placement_;
   Model model_;
   std::optional<Session> session_;
+  std::optional<Team> readers_;
   std::unique_ptr<Source> source_;
   std::optional<GpuParts> gpu_;
   std::optional<MpiWire> mpi_;
+  std::optional<FileGauges> files_;
   JobReport report_;
   Measured plain_{"update", {}, 0};
   Measured verified_{"update, verified", {}, 0};

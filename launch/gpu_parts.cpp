@@ -36,7 +36,7 @@ GpuParts::GpuParts(Control& control, const Session& session, Source* source)
   }
   std::int64_t packed = 0;
   for (const ShareBucket& bucket : session.share().buckets) {
-    if (bucket.root) packed += session.plan().buckets[bucket.bucket].bytes;
+    if (bucket.root && gauges_->source_bytes() > 0) packed += session.plan().buckets[bucket.bucket].bytes;
   }
   // Every byte is read and written once. Compared are those of the rank that has most.
   const std::int64_t copied = 2 * extreme(gauges_->copy_bytes(), true);

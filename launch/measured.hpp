@@ -22,4 +22,9 @@ struct Measured {
   double gb_s() const { return static_cast<double>(bytes) / median_seconds() / 1e9; }
 };
 
+inline const Measured& fastest(const std::vector<Measured>& measured) {
+  return *std::max_element(measured.begin(), measured.end(),
+                           [](const Measured& a, const Measured& b) { return a.gb_s() < b.gb_s(); });
+}
+
 }  // namespace weightcast

@@ -12,7 +12,7 @@
 
 namespace weightcast {
 
-MpiWire::MpiWire(Control& control, const Topology& topology, std::span<std::byte> source,
+MpiWire::MpiWire(Control& control, const Topology& topology, std::span<std::byte> source, std::int64_t bytes,
                  std::span<std::byte> target, std::int64_t ring_bytes)
     : control_(control) {
   constexpr std::int64_t kMostBytes = std::int64_t{2} << 30;
@@ -22,11 +22,11 @@ MpiWire::MpiWire(Control& control, const Topology& topology, std::span<std::byte
       target.first(std::min(target.size(), static_cast<std::size_t>(ring_bytes)));
   buffer_ = root ? source : ring;
   copies_ = target.subspan(ring.size());
-  bytes_ = least(root ? std::min(kMostBytes, static_cast<std::int64_t>(source.size())) : kMostBytes);
-  // What a receiver has room for bounds the steps, and the copies of them.
+  bytes_ = least(root ? std::min(kMostBytes, bytes) : kMostBytes);
+  // What a rank has room for bounds the steps, and the copies of them.
   const bool receives = !root && !target.empty();
   const std::int64_t most_step =
-      std::min(bytes_, least(receives ? static_cast<std::int64_t>(ring.size()) : kAnything));
+      std::min(bytes_, least(root || receives ? static_cast<std::int64_t>(buffer_.size()) : kAnything));
   const std::int64_t most_copy = least(receives ? static_cast<std::int64_t>(copies_.size()) : kAnything);
   for (const std::int64_t step : {1 << 20, 4 << 20, 16 << 20, 64 << 20, 256 << 20}) {
     if (step <= most_step) steps_.push_back(step);
@@ -69,8 +69,8 @@ double MpiWire::broadcast(std::int64_t step, bool copy) {
   const auto room = static_cast<std::int64_t>(buffer_.size());
   for (std::int64_t at = 0; member_ && at < bytes_; at += step) {
     const std::int64_t count = std::min(step, bytes_ - at);
-    // Receivers walk round their region.
-    std::byte* data = buffer_.data() + (root ? at : at % std::max<std::int64_t>(1, room - step + 1));
+    // A region that is smaller than all of it is walked round.
+    std::byte* data = buffer_.data() + at % std::max<std::int64_t>(1, room - step + 1);
     WEIGHTCAST_MPI(MPI_Bcast(data, static_cast<int>(count), MPI_BYTE, 0, group_.get()));
     if (copy && !root) std::memcpy(copies_.data(), data, static_cast<std::size_t>(count));
   }

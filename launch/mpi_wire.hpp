@@ -11,14 +11,14 @@
 
 namespace weightcast {
 
-/// The MPI wire alone: up to 2 GiB of trainer 0's own weights, walked through in steps of one size, broadcast
-/// by plain MPI_Bcast to all inference ranks into a region as large as the staging ring; and the same with
-/// every step copied from there once, as an engine that receives everything would.
+/// The MPI wire alone: as much as trainer 0's own weights, up to 2 GiB, walked through in steps of one size,
+/// broadcast by plain MPI_Bcast to all inference ranks into a region as large as the staging ring; and the
+/// same with every step copied from there once, as an engine that receives everything would.
 class MpiWire {
  public:
-  /// `source`: trainer 0's weights; `target`: an inference rank's memory, whatever is there, the first
-  /// `ring_bytes` of which receive. Collective.
-  MpiWire(Control& control, const Topology& topology, std::span<std::byte> source,
+  /// `source`: where trainer 0 sends from, which is walked round when it is smaller than `bytes`; `target`:
+  /// an inference rank's memory, whatever is there, the first `ring_bytes` of which receive. Collective.
+  MpiWire(Control& control, const Topology& topology, std::span<std::byte> source, std::int64_t bytes,
           std::span<std::byte> target, std::int64_t ring_bytes);
 
   /// Measures every step size once more. Collective.

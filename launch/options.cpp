@@ -86,7 +86,7 @@ constexpr std::array<OptionInfo, 40> kOptions{{
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors "
      "or .h5 (sync: may repeat)",
-     kSync | kVerify | kConvert | kPlan},
+     kJobs | kVerify | kConvert | kPlan},
     {"model", "CONFIG_JSON",
      "the model's config.json, or its folder (default: beside the source, if there is one)", kAll},
     {"layers", "N", "the same model with N layers", kPlan | kBench | kSynth},
@@ -122,7 +122,7 @@ constexpr std::array<OptionInfo, 40> kOptions{{
     {"transport", "NAME", "mpi (host memory), nccl (GPUs), or auto: nccl when every rank has its own GPU",
      kJobs},
     {"read-threads", "N",
-     "threads of a trainer that read files (default: its share of the node's cores, at most 16)", kSync},
+     "threads of a trainer that read files (default: its share of the node's cores, at most 16)", kJobs},
     {"sink", "WHERE", "none, or hdf5:DIR with one file a rank; {version} in DIR becomes the version", kSync},
     {"weight-version", "N",
      "weight version, in sync of the first source (default: the checkpoint's own, else 0); in verify the one "

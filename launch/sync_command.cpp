@@ -1,6 +1,4 @@
 #include <fmt/format.h>
-#include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -9,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "launch/commands.hpp"
+#include "launch/file_threads.hpp"
 #include "launch/job.hpp"
 #include "launch/layouts.hpp"
 #include "launch/trace_file.hpp"
@@ -18,7 +17,6 @@
 #include "session/shard_sink.hpp"
 #include "session/signals.hpp"
 #include "session/team.hpp"
-#include "sys/mpi.hpp"
 
 namespace weightcast {
 
@@ -36,24 +34,6 @@ std::optional<std::string> sink_directory(const std::string& sink) {
   if (sink == "none") return std::nullopt;
   if (sink.starts_with(kHdf5) && sink.size() > kHdf5.size()) return sink.substr(kHdf5.size());
   throw UsageError(fmt::format("--sink {}: write none or hdf5:DIR", sink));
-}
-
-/// Threads for the files of a rank: the cores that it may use, shared among the ranks of the node that are
-/// `busy`, too, unless the launcher has given each its own. One on a rank that is not. Collective.
-int file_threads(Control& control, bool busy) {
-  constexpr std::int64_t kMost = 16;
-  const Communicator node = Communicator::same_node(control.comm());
-  const std::int64_t mine = busy ? 1 : 0;
-  std::int64_t ranks = 0;
-  MPI_Request request = MPI_REQUEST_NULL;
-  WEIGHTCAST_MPI(MPI_Iallreduce(&mine, &ranks, 1, MPI_INT64_T, MPI_SUM, node.get(), &request));
-  control.wait(request);
-  if (!busy) return 1;
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  const std::int64_t cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-  const bool bound = cores < sysconf(_SC_NPROCESSORS_ONLN);
-  return static_cast<int>(std::clamp<std::int64_t>(bound ? cores : cores / ranks, 1, kMost));
 }
 
 /// With stages that overlap perfectly an update takes as long as its slowest stage; that is the limit it is

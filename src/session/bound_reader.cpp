@@ -22,6 +22,11 @@ std::span<std::byte> bytes_at(std::byte* data, std::int64_t bytes) {
   return {data, static_cast<std::size_t>(bytes)};
 }
 
+/// Where a bound has a box that it contains.
+Box stored_box(const Bound& bound, const Box& box) {
+  return {bound.row + box.row - bound.box.row, box.rows, bound.col + box.col - bound.box.col, box.cols};
+}
+
 }  // namespace
 
 BoundReader::BoundReader(const Catalog& catalog, const Checkpoint& checkpoint, const Binding& binding)
@@ -54,13 +59,20 @@ void BoundReader::read(std::uint32_t tensor, const Box& box, std::byte* to) cons
 
 void BoundReader::read_bound(const Bound& bound, const Box& box, std::byte* to) const {
   const StoredTensor& stored = checkpoint_.tensors[bound.stored];
-  const Box place{bound.row + box.row - bound.box.row, box.rows, bound.col + box.col - bound.box.col,
-                  box.cols};
+  const Box place = stored_box(bound, box);
   if (bound.cast_from_f32) {
     read_cast(stored, place, to);
   } else {
     reader_.read(stored, place, bytes_at(to, box.area() * dtype_bytes(stored.dtype)));
   }
+}
+
+std::optional<FilePlace> BoundReader::locate(std::uint32_t tensor, const Box& box) const {
+  const std::span<const Bound> bounds = binding_.of(tensor);
+  const auto whole =
+      std::find_if(bounds.begin(), bounds.end(), [&](const Bound& bound) { return bound.box.contains(box); });
+  if (whole == bounds.end() || whole->cast_from_f32) return std::nullopt;
+  return place_of(checkpoint_.tensors[whole->stored], stored_box(*whole, box));
 }
 
 bool BoundReader::divisible(std::uint32_t tensor) const {

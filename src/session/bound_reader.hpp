@@ -2,6 +2,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <span>
 
 #include "core/shape.hpp"
 #include "model/catalog.hpp"
@@ -21,6 +23,12 @@ class BoundReader {
   /// `box` of the tensor in the catalog's dtype, row-major without gaps. Throws InternalError for one that
   /// the checkpoint has only in part.
   void read(std::uint32_t tensor, const Box& box, std::byte* to) const;
+
+  /// Where `box` begins in a file, if its bytes lie there one behind the other as they are wanted.
+  std::optional<FilePlace> locate(std::uint32_t tensor, const Box& box) const;
+
+  /// Fills `parts`, one after the other, from a place that `locate` has found on.
+  void read(const FilePlace& place, std::span<const ReadPart> parts) const { reader_.read(place, parts); }
 
   /// Whether parts of a box cost no more than the whole. Not where a chunk would be decompressed for each.
   bool divisible(std::uint32_t tensor) const;

@@ -2,6 +2,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <list>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -14,33 +16,54 @@
 namespace weightcast {
 
 /// A checkpoint on disk: each bucket's boxes are read straight into the staging buffer that is sent, by
-/// several threads at once.
+/// several threads at once, which go on with the next bucket that was begun.
 class FileSource final : public Source {
  public:
-  /// All arguments must outlive the source. `readers` reads for this source alone while it packs.
+  /// All arguments must outlive the source. `readers` reads for this source alone until it is destroyed.
   FileSource(const Plan& plan, const Catalog& catalog, const Checkpoint& checkpoint, const Binding& binding,
              Team& readers);
 
+  void begin(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
   void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
+  void drop() override { begun_.clear(); }
   std::byte* in_place(std::uint32_t /*segment*/) const override { return nullptr; }
 
  private:
   /// Some rows of a segment.
-  struct Task {
+  struct Piece {
     std::uint32_t segment = 0;
     Box box;
-    std::int64_t offset = 0;  ///< of the first byte in the bucket
+    std::int64_t offset = 0;       ///< of the first byte in the bucket
+    std::int64_t bytes = 0;        ///< in the bucket
+    std::optional<FilePlace> run;  ///< where its bytes lie as they are wanted, if they do
     std::uint64_t digest = 0;
   };
+  /// Pieces that one request reads.
+  struct Task {
+    std::size_t first = 0;
+    std::size_t pieces = 0;
+    std::int64_t bytes = 0;
+  };
+  /// A bucket on its way into staging.
+  struct Reading {
+    std::uint32_t bucket = 0;
+    std::byte* staging = nullptr;
+    bool digests = false;
+    std::vector<Piece> pieces;
+    std::vector<Task> tasks;
+    std::optional<Team::Job> job;  // last: it ends before what it uses
+  };
 
-  void cut_into_tasks(const Bucket& bucket);
-  void read(Task& task, std::byte* staging, bool digest) const;
+  void cut_into_pieces(Reading& reading) const;
+  static void merge_into_tasks(Reading& reading);
+  void read(Reading& reading, const Task& task) const;
 
   const Plan& plan_;
   const Catalog& catalog_;
   BoundReader reader_;
   Team& readers_;
-  std::vector<Task> tasks_;  ///< of the current bucket; keeps its capacity
+  std::list<Reading> spare_;  ///< they keep their capacity
+  std::list<Reading> begun_;  ///< oldest first
 };
 
 }  // namespace weightcast

@@ -137,12 +137,21 @@ void HostPipeline::transport_all(Progress& progress) {
 }
 
 void HostPipeline::pack_all(const std::stop_token& stop) {
+  const DropAtEnd drop(*source_);
+  std::size_t begun = 0;  // buckets before this one have been begun
+  const auto has_room = [&](std::size_t k) {
+    const std::scoped_lock lock(mutex_);
+    return slot_free(k);
+  };
   for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
-    const ShareBucket& bucket = share_.buckets[k];
-    if (!bucket.root) continue;
+    if (!share_.buckets[k].root) continue;
     if (!wait_until(stop, [&] { return slot_free(k); })) return;
     const auto start = Clock::now();
-    source_->pack(bucket.bucket, slot(k), sent_);
+    for (begun = std::max(begun, k); begun < share_.buckets.size() && has_room(begun); ++begun) {
+      const ShareBucket& bucket = share_.buckets[begun];
+      if (bucket.root) source_->begin(bucket.bucket, slot(begun), sent_);
+    }
+    source_->pack(share_.buckets[k].bucket, slot(k), sent_);
     seconds_.pack += note(TraceStage::kPack, k, start);
     set_state(k, State::kPacked);
   }

@@ -35,6 +35,7 @@ class HostPipeline final : public Pipeline {
   void prepare(const Source* /*source*/) override {}
   void run(Source* source, std::span<std::uint64_t> sent, std::span<std::uint64_t> written,
            Progress& progress) override;
+  std::span<std::byte> host_staging() override { return ring_.span(); }
   std::int64_t first_dirty_padding() override;
   StageSeconds stage_seconds() override { return seconds_; }
   void trace() override;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -35,6 +36,10 @@ class Pipeline {
   /// a stage throws comes out here.
   virtual void run(Source* source, std::span<std::uint64_t> sent, std::span<std::uint64_t> written,
                    Progress& progress) = 0;
+
+  /// The buffers in host memory that a source on the host fills, one behind the other; on a GPU none before
+  /// such a source has been prepared.
+  virtual std::span<std::byte> host_staging() = 0;
 
   /// Index of the first move of share.padding whose region is not zero after a verified update, or -1.
   virtual std::int64_t first_dirty_padding() = 0;

@@ -8,15 +8,24 @@ namespace weightcast {
 
 class ResidentSource;
 
-/// Where a trainer rank's weights are.
+/// Where a trainer rank's weights are. All methods but `in_place` and `resident` are called from one thread,
+/// not the one that talks to MPI.
 class Source {
  public:
   virtual ~Source() = default;
 
+  /// Says that `pack` will be called with these arguments, after the buckets that were begun before: the
+  /// source may work on it from now on.
+  virtual void begin(std::uint32_t /*bucket*/, std::byte* /*staging*/, std::span<std::uint64_t> /*digests*/) {
+  }
+
   /// Fills `staging` with bucket `bucket` of the plan, and `digests[s]` for every segment number s in it,
-  /// from what was read (an empty span: no digests wanted), less the segments that `in_place` knows. Called
-  /// from one thread, not the one that talks to MPI.
+  /// from what was read (an empty span: no digests wanted), less the segments that `in_place` knows. When it
+  /// throws, buckets that were begun are dropped.
   virtual void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) = 0;
+
+  /// Forgets buckets that were begun and not packed; returns when nothing writes to their staging any more.
+  virtual void drop() {}
 
   /// Where segment number `segment` lies without gaps in the source's own memory, to be sent from there; null
   /// for one that `pack` puts into staging. Only segments that travel in a message of their own may be in
@@ -24,8 +33,20 @@ class Source {
   virtual std::byte* in_place(std::uint32_t segment) const = 0;
 
   /// This source when its weights are in the memory of the rank's GPU (cuda/resident_source.hpp): then
-  /// buckets are packed there, and neither of the above is called.
+  /// buckets are packed there, and none of the above is called.
   virtual const ResidentSource* resident() const { return nullptr; }
+};
+
+/// Drops what was begun when an update ends early, so that nothing writes to staging afterwards.
+class DropAtEnd {
+ public:
+  explicit DropAtEnd(Source& source) : source_(source) {}
+  ~DropAtEnd() { source_.drop(); }
+  DropAtEnd(const DropAtEnd&) = delete;
+  DropAtEnd& operator=(const DropAtEnd&) = delete;
+
+ private:
+  Source& source_;
 };
 
 }  // namespace weightcast

@@ -2,7 +2,6 @@
 
 #include <condition_variable>
 #include <cstddef>
-#include <cstdint>
 #include <exception>
 #include <functional>
 #include <mutex>
@@ -11,32 +10,61 @@
 
 namespace weightcast {
 
-/// Threads that share out one list of tasks at a time. They sleep in between.
+/// Threads that work through lists of tasks, one list after the other: one that finds no task left in the
+/// oldest list takes tasks of the next, so that no thread waits for the last task of a list while there is
+/// other work. They sleep when there is none.
 class Team {
  public:
-  /// With the caller of `run` that many threads, at least one.
+  /// A list of tasks that the team works through from now on, oldest list first.
+  class Job {
+   public:
+    /// Hands over `task(i)` for every i below `count`: each is called once, on any of the threads, in about
+    /// ascending order. `team` must outlive the job.
+    Job(Team& team, std::size_t count, std::function<void(std::size_t)> task);
+    /// Leaves out tasks that nobody has begun and waits for those that somebody has.
+    ~Job();
+    Job(const Job&) = delete;
+    Job& operator=(const Job&) = delete;
+
+    /// Works along, on this and other lists, until all tasks of this one are done. Throws what one of them
+    /// threw, after which the others were left out.
+    void finish();
+
+   private:
+    friend Team;
+
+    // What follows is guarded by the team's mutex.
+    bool done() const { return next_ == count_ && running_ == 0; }
+    void leave_out_the_rest();
+
+    Team& team_;
+    std::function<void(std::size_t)> task_;
+    std::size_t next_ = 0;
+    std::size_t count_;
+    std::size_t running_ = 0;
+    std::exception_ptr failure_;
+  };
+
+  /// With the thread that finishes a job that many threads, at least one.
   explicit Team(int threads);
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
-  /// Calls `task(i)` for every i below `count`, on any of the threads, in about ascending order. Returns when
-  /// all are done; throws what one of them threw, after which the others are left out. For one caller at a
-  /// time.
-  void run(std::size_t count, const std::function<void(std::size_t)>& task);
+  /// Threads that work when one finishes a job.
+  int threads() const { return static_cast<int>(helpers_.size()) + 1; }
+
+  /// A job from its beginning to its end.
+  void run(std::size_t count, std::function<void(std::size_t)> task);
 
  private:
   void help(const std::stop_token& stop);
-  void work();
+  /// Takes the next task of the oldest job, of which there must be one, and does it without the lock.
+  void do_one(std::unique_lock<std::mutex>& lock);
 
   std::mutex mutex_;
   std::condition_variable_any changed_;
-  const std::function<void(std::size_t)>* task_ = nullptr;
-  std::size_t next_ = 0;
-  std::size_t count_ = 0;
-  std::uint64_t runs_ = 0;   ///< lists so far
-  std::size_t helping_ = 0;  ///< helpers that are not through with the current list
-  std::exception_ptr failure_;
+  std::vector<Job*> waiting_;  ///< jobs with tasks that nobody has begun, oldest first
   std::vector<std::jthread> helpers_;
 };
 

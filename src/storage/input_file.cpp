@@ -3,9 +3,10 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
-#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <system_error>
 #include <utility>
@@ -16,8 +17,43 @@ namespace weightcast {
 
 namespace {
 
-// One system call moves a little less than 2 GiB at most.
-constexpr std::size_t kMaxRead = std::size_t{1} << 30;
+/// Parts of which the first may have been read to some extent.
+struct Unread {
+  std::span<const ReadPart> parts;
+  std::size_t filled = 0;  ///< bytes of the first part
+
+  std::span<std::byte> first() const { return parts.front().to.subspan(filled); }
+
+  void advance(std::size_t bytes) {
+    while (!parts.empty() && bytes >= first().size()) {
+      bytes -= first().size();
+      parts = parts.subspan(1);
+      filled = 0;
+    }
+    filled += bytes;
+  }
+};
+
+/// Reads as much as one system call does. What lies behind each other in memory, too, is one vector.
+ssize_t read_some(int fd, std::int64_t offset, const Unread& unread) {
+  constexpr std::size_t kMostVectors = 64;
+  std::array<iovec, kMostVectors> vectors;  // NOLINT: filled below as far as it is read
+  std::size_t count = 0;
+  std::byte* end = nullptr;
+  for (std::size_t i = 0; i < unread.parts.size(); ++i) {
+    const std::span<std::byte> to = i == 0 ? unread.first() : unread.parts[i].to;
+    if (count > 0 && to.data() == end) {
+      vectors.at(count - 1).iov_len += to.size();
+    } else if (count < kMostVectors) {
+      vectors.at(count++) = {to.data(), to.size()};
+    } else {
+      break;
+    }
+    end = to.data() + to.size();
+  }
+  return count == 1 ? ::pread(fd, vectors[0].iov_base, vectors[0].iov_len, offset)
+                    : ::preadv(fd, vectors.data(), static_cast<int>(count), offset);
+}
 
 }  // namespace
 
@@ -52,9 +88,16 @@ InputFile::~InputFile() {
 }
 
 void InputFile::read_at(std::int64_t offset, std::span<std::byte> to, std::string_view what) const {
-  while (!to.empty()) {
-    const ssize_t got = ::pread(fd_, to.data(), std::min(to.size(), kMaxRead), offset);
+  const ReadPart part{to, what};
+  read_at(offset, {&part, 1});
+}
+
+void InputFile::read_at(std::int64_t offset, std::span<const ReadPart> parts) const {
+  Unread unread{parts};
+  for (unread.advance(0); !unread.parts.empty();) {
+    const ssize_t got = read_some(fd_, offset, unread);
     if (got < 0 && errno == EINTR) continue;
+    const std::string_view what = unread.parts.front().what;
     if (got < 0) {
       throw IoError(fmt::format("cannot read {} ({}): {}", path_, what, system_error_text(errno)));
     }
@@ -62,10 +105,10 @@ void InputFile::read_at(std::int64_t offset, std::span<std::byte> to, std::strin
       throw IoError(fmt::format(
           "{} ends at byte {}, {} bytes before the end of {}; the file was cut short after it was "
           "opened, or is truncated: copy it again",
-          path_, offset, to.size(), what));
+          path_, offset, unread.first().size(), what));
     }
     offset += got;
-    to = to.subspan(static_cast<std::size_t>(got));
+    unread.advance(static_cast<std::size_t>(got));
   }
 }
 

@@ -8,6 +8,12 @@
 
 namespace weightcast {
 
+/// Where some bytes of a read go, and what they are, for messages.
+struct ReadPart {
+  std::span<std::byte> to;
+  std::string_view what;
+};
+
 /// A regular file opened for positional reads; threads may share it.
 class InputFile {
  public:
@@ -25,6 +31,9 @@ class InputFile {
   /// Fills `to` from `offset` on. Throws IoError naming the file and `what` (what is being read) when the
   /// system refuses or the file ends early.
   void read_at(std::int64_t offset, std::span<std::byte> to, std::string_view what) const;
+
+  /// The same for bytes that lie one behind the other in the file and go to several places.
+  void read_at(std::int64_t offset, std::span<const ReadPart> parts) const;
 
  private:
   std::string path_;

@@ -42,7 +42,7 @@ void read_run_by_run(const InputFile& file, const Runs& runs, std::span<std::byt
   }
 }
 
-// Kept by each thread, because a fresh buffer of this size costs as much in page faults as the read itself.
+// Kept by each thread. Small enough for a second-level cache: what is picked from there is still near.
 std::span<std::byte> scratch(std::int64_t bytes) {
   thread_local std::vector<std::byte> buffer;
   if (static_cast<std::int64_t>(buffer.size()) < bytes) buffer.resize(static_cast<std::size_t>(bytes));
@@ -77,6 +77,13 @@ void read_runs(const InputFile& file, const Runs& runs, std::span<std::byte> to,
 }
 
 }  // namespace
+
+std::optional<FilePlace> place_of(const StoredTensor& tensor, const Box& box) {
+  if (tensor.offset == StoredTensor::kThroughLibrary) return std::nullopt;
+  const Runs runs = runs_of(tensor, box);
+  if (runs.rows > 1 && runs.run != runs.pitch) return std::nullopt;
+  return FilePlace{tensor.file, runs.offset};
+}
 
 struct CheckpointReader::Files {
   struct Entry {
@@ -133,6 +140,10 @@ void CheckpointReader::read(const StoredTensor& tensor, const Box& box, std::spa
   } else {
     read_runs(files_->input(tensor.file), runs_of(tensor, box), to, tensor.name);
   }
+}
+
+void CheckpointReader::read(const FilePlace& place, std::span<const ReadPart> parts) const {
+  files_->input(place.file).read_at(place.offset, parts);
 }
 
 }  // namespace weightcast

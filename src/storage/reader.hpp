@@ -1,12 +1,24 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "core/shape.hpp"
 #include "storage/checkpoint.hpp"
+#include "storage/input_file.hpp"
 
 namespace weightcast {
+
+/// A byte of a checkpoint's files.
+struct FilePlace {
+  std::uint32_t file = 0;  ///< index into Checkpoint::files
+  std::int64_t offset = 0;
+};
+
+/// Where `box` of the tensor's matrix view begins, if its bytes lie one behind the other in a file.
+std::optional<FilePlace> place_of(const StoredTensor& tensor, const Box& box);
 
 /// Reads boxes of a checkpoint's tensors. Files are opened on first use and kept open. All methods may be
 /// called from several threads at once; what needs the HDF5 library is serialised inside.
@@ -24,7 +36,11 @@ class CheckpointReader {
   /// from there. Throws IoError naming file and tensor when the system refuses or the file ends early.
   void read(const StoredTensor& tensor, const Box& box, std::span<std::byte> to) const;
 
-  static constexpr std::int64_t kScratchBytes = std::int64_t{4} << 20;
+  /// Fills `parts`, one after the other, from there on: tensors, or runs of them, that are neighbours in the
+  /// file. Throws IoError naming the file and the part where the system refuses or the file ends.
+  void read(const FilePlace& place, std::span<const ReadPart> parts) const;
+
+  static constexpr std::int64_t kScratchBytes = std::int64_t{256} << 10;
 
  private:
   struct Files;

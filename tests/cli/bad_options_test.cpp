@@ -78,7 +78,10 @@ TEST_F(BadOptions, SourceMissing) {
 }
 
 TEST_F(BadOptions, ModelMissing) {
-  EXPECT_TRUE(refused(run_job(2, {"bench"}), 64, {"--model CONFIG_JSON"}));
+  EXPECT_TRUE(refused(run_job(2, {"bench"}), 64, {"--model CONFIG_JSON", "--source PATH"}));
+  EXPECT_TRUE(refused(run_job(2, {"bench", "--source", trained(0), "--source", trained(1)}), 64,
+                      {"--source", "bench takes one"}));
+  EXPECT_TRUE(refused(run_job(2, {"bench", "--source", "/no/such/checkpoint"}), 74, {"/no/such/checkpoint"}));
   EXPECT_TRUE(refused(run_plain({"synth", "--output", dir_ / "x"}), 64, {"--model CONFIG_JSON"}));
 }
 

@@ -1,3 +1,4 @@
+#include <set>
 #include <sstream>
 
 #include "cli/cli.hpp"
@@ -178,6 +179,35 @@ TEST_F(ReportTest, Bench) {
   EXPECT_GT(report.at("limit").at("achieved"), 0.0);
   EXPECT_FALSE(report.at("measured").empty());
   for (const auto& measured : report.at("measured")) EXPECT_GT(measured.at("gb_s"), 0.0) << measured.dump();
+}
+
+TEST_F(ReportTest, BenchFromFiles) {
+  const std::string hdf5 = dir_ / "model.h5";
+  EXPECT_TRUE(done(run_plain({"convert", "--source", trained(0), "--output", hdf5})));
+  for (const std::string& source : {trained(0), hdf5}) {
+    for (const Words& roles : {Words{"--trainers", "2"}, Words{"--colocate"}}) {
+      const int ranks = roles.size() == 2 ? 4 : 2;
+      const Outcome outcome =
+          run_job(ranks, Words{"bench", "--source", source, "--inference", "tp=2", "--iterations", "2",
+                               "--bucket-size", "100KiB", "--read-threads", "2", "--json", json_} +
+                             roles);
+      EXPECT_TRUE(done(outcome));
+      EXPECT_TRUE(has(outcome.out, {"2 threads", "reading alone", "sending alone", "one after the other"}));
+      const auto report = read_json(json_);
+      EXPECT_EQ(report.at("updates")[0].at("source"), source);
+      std::set<std::string> first_words;
+      for (const auto& measured : report.at("measured")) {
+        EXPECT_EQ(measured.at("seconds").size(), 2) << measured.dump();
+        EXPECT_GT(measured.at("gb_s"), 0.0) << measured.dump();
+        const auto what = measured.at("what").get<std::string>();
+        first_words.insert(what.substr(0, what.find(' ')));
+      }
+      EXPECT_EQ(first_words.count("HDF5"), source == hdf5 ? 1 : 0);
+      for (const char* word : {"MPI_Bcast", "pread", "reading", "sending", "update"}) {
+        EXPECT_EQ(first_words.count(word), 1) << word;
+      }
+    }
+  }
 }
 
 TEST_F(ReportTest, BenchBelowTheShareThatIsAskedFor) {

@@ -3,6 +3,7 @@
 
 #include <sys/syscall.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <array>
@@ -31,6 +32,11 @@ ssize_t read_slowly(int fd, void* to, size_t bytes, off_t offset) {
   return ::syscall(SYS_pread64, fd, to, bytes, offset);
 }
 
+ssize_t read_slowly(int fd, const iovec* vectors, int count, off_t offset) {
+  wait_if_slow(fd);
+  return ::syscall(SYS_preadv, fd, vectors, count, offset, 0);
+}
+
 }  // namespace
 
 extern "C" int fsync(int fd) {
@@ -42,4 +48,10 @@ extern "C" ssize_t pread(int fd, void* to, size_t bytes, off_t offset) {
 }
 extern "C" ssize_t pread64(int fd, void* to, size_t bytes, off_t offset) {
   return read_slowly(fd, to, bytes, offset);
+}
+extern "C" ssize_t preadv(int fd, const iovec* vectors, int count, off_t offset) {
+  return read_slowly(fd, vectors, count, offset);
+}
+extern "C" ssize_t preadv64(int fd, const iovec* vectors, int count, off_t offset) {
+  return read_slowly(fd, vectors, count, offset);
 }

@@ -71,6 +71,30 @@ INSTANTIATE_TEST_SUITE_P(Shapes, CastWhileReading,
                          ::testing::Values(Shape{7, 30}, Shape{1501, 1009}, Shape{3, (1 << 20) + 77},
                                            Shape{(1 << 20) + 3}));
 
+TEST(Locate, FindsWhatLiesInTheFileAsItIsWanted) {
+  const test_support::TempDir dir;
+  const Checkpoint checkpoint = read_checkpoint(write_floats(dir, {8, 10}, random_floats(80)));
+  Catalog catalog;
+  catalog.add("wide", DType::kF32, {8, 10});
+  // The two halves of the tensor's rows lie in the file in the other order.
+  Binding binding;
+  binding.bounds = {{0, false, {0, 4, 0, 10}, 4, 0}, {0, false, {4, 4, 0, 10}, 0, 0}};
+  binding.starts = {0, 2};
+  const BoundReader reader(catalog, checkpoint, binding);
+  const std::int64_t data = checkpoint.tensors.front().offset;
+  const auto offset = [&](const Box& box) {
+    const auto place = reader.locate(0, box);
+    return place ? place->offset - data : -1;
+  };
+  EXPECT_EQ(offset({0, 4, 0, 10}), 160);
+  EXPECT_EQ(offset({5, 2, 0, 10}), 40);
+  EXPECT_EQ(offset({2, 1, 3, 4}), 252);
+  EXPECT_EQ(offset({2, 2, 3, 4}), -1);
+  EXPECT_EQ(offset({3, 2, 0, 10}), -1);
+  binding.bounds.front().cast_from_f32 = true;
+  EXPECT_EQ(offset({0, 4, 0, 10}), -1);
+}
+
 TEST(Binding, RefusesOtherConversions) {
   const test_support::TempDir dir;
   const Checkpoint checkpoint = read_checkpoint(write_floats(dir, {2, 8}, random_floats(16)));

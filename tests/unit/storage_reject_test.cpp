@@ -187,6 +187,15 @@ TEST_F(StorageReject, FilesThatShrinkAfterwards) {
   const CheckpointReader reader(checkpoint);
   EXPECT_TRUE(has(message_of<IoError>([&] { read_whole(reader, checkpoint.tensors.front()); }),
                   {dir_ / "x.safetensors", "layer.w", "10 bytes"}));
+  // Of several parts the one that is cut short.
+  std::vector<std::byte> room(100);
+  const std::vector<ReadPart> parts{{std::span(room).first(60), "the first"},
+                                    {std::span(room).subspan(70, 25), "the second"},
+                                    {std::span(room).subspan(60, 10), "the third"}};
+  EXPECT_TRUE(has(message_of<IoError>([&] {
+                    reader.read(FilePlace{0, checkpoint.tensors.front().offset + 10}, parts);
+                  }),
+                  {dir_ / "x.safetensors", "5 bytes", "the second"}));
   fs::remove(dir_ / "x.safetensors");
   const CheckpointReader late(checkpoint);
   EXPECT_TRUE(has(message_of<IoError>([&] { read_whole(late, checkpoint.tensors.front()); }),

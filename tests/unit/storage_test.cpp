@@ -176,6 +176,34 @@ TEST(Storage, BoxesOfEveryKind) {
   }
 }
 
+// More parts than a system call takes; some behind each other in memory, some apart, some empty.
+TEST(Storage, NeighboursAreReadAtOnce) {
+  const Checkpoint checkpoint = read_checkpoint(kStep0);
+  const std::string file = get_file(checkpoint.files.front());
+  const CheckpointReader reader(checkpoint);
+  const StoredTensor& tensor = *checkpoint.find("lm_head.weight");
+  const auto place = place_of(tensor, {3, 200, 0, 128});
+  ASSERT_TRUE(place);
+  EXPECT_EQ(place->offset, tensor.offset + std::int64_t{3} * 256);
+  EXPECT_FALSE(place_of(tensor, {0, 2, 0, 127}));
+  EXPECT_TRUE(place_of(tensor, {5, 1, 7, 100}));
+
+  std::vector<std::byte> room(100'000, std::byte{0xee});
+  std::vector<ReadPart> parts;
+  std::string expected(room.size(), '\xee');
+  std::size_t at = 0;
+  std::size_t from = static_cast<std::size_t>(place->offset);
+  for (std::size_t i = 0; i < 200; ++i) {
+    const std::size_t bytes = i * 7 % 50;
+    parts.push_back({std::span(room).subspan(at, bytes), tensor.name});
+    expected.replace(at, bytes, file, from, bytes);
+    from += bytes;
+    at += bytes + (i % 3 == 0 ? 0 : 13);
+  }
+  reader.read(*place, parts);
+  EXPECT_TRUE(std::string_view(reinterpret_cast<const char*>(room.data()), room.size()) == expected);
+}
+
 TEST(Storage, BoxesOutsideAreTheProgramsMistake) {
   const Checkpoint checkpoint = read_checkpoint(kStep0);
   const CheckpointReader reader(checkpoint);

@@ -1,5 +1,6 @@
 #include "session/cuda/file_feed.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 
@@ -31,7 +32,6 @@ void FileFeed::begin(Source& source, std::span<std::uint64_t> digests) {
 
 void FileFeed::copy(std::size_t n, std::byte* slot, cudaStream_t stream, const std::function<void()>& poll) {
   using namespace std::chrono_literals;
-  const std::size_t buffer = n % copied_.size();
   {
     std::unique_lock lock(mutex_);
     while (!changed_.wait_for(lock, 10ms, [&] { return read_ > n || failure_; })) {
@@ -41,11 +41,10 @@ void FileFeed::copy(std::size_t n, std::byte* slot, cudaStream_t stream, const s
     }
     if (failure_) std::rethrow_exception(failure_);
   }
-  const std::byte* from = ring_.data() + static_cast<std::int64_t>(buffer) * plan_.slot_bytes;
-  WEIGHTCAST_CUDA(cudaMemcpyAsync(slot, from,
+  WEIGHTCAST_CUDA(cudaMemcpyAsync(slot, pinned(n),
                                   static_cast<std::size_t>(plan_.buckets[buckets_[n]->bucket].bytes),
                                   cudaMemcpyHostToDevice, stream));
-  copied_[buffer].record(stream);
+  copied_[n % copied_.size()].record(stream);
   {
     const std::scoped_lock lock(mutex_);
     enqueued_ = n + 1;
@@ -82,16 +81,20 @@ void FileFeed::work(const std::stop_token& stop) {
 }
 
 void FileFeed::read_all(const std::stop_token& stop) {
+  const DropAtEnd drop(*source_);
+  std::size_t begun = 0;
   for (std::size_t n = 0; n < buckets_.size(); ++n) {
-    const std::size_t buffer = n % copied_.size();
     {
       std::unique_lock lock(mutex_);
       if (!changed_.wait(lock, stop, [&] { return enqueued_ + copied_.size() > n; })) return;
     }
     // This thread may wait: the one that fills the streams does not.
-    if (n >= copied_.size()) WEIGHTCAST_CUDA(cudaEventSynchronize(copied_[buffer].get()));
+    if (n >= copied_.size()) WEIGHTCAST_CUDA(cudaEventSynchronize(copied_[n % copied_.size()].get()));
     const auto start = std::chrono::steady_clock::now();
-    read(*buckets_[n], ring_.data() + static_cast<std::int64_t>(buffer) * plan_.slot_bytes);
+    for (begun = std::max(begun, n); begun < buckets_.size() && (begun == n || has_room(begun)); ++begun) {
+      source_->begin(buckets_[begun]->bucket, pinned(begun), digests_);
+    }
+    read(*buckets_[n], pinned(n));
     {
       const std::scoped_lock lock(mutex_);
       read_ = n + 1;
@@ -99,6 +102,14 @@ void FileFeed::read_all(const std::stop_token& stop) {
     }
     changed_.notify_all();
   }
+}
+
+bool FileFeed::has_room(std::size_t n) {
+  {
+    const std::scoped_lock lock(mutex_);
+    if (enqueued_ + copied_.size() <= n) return false;
+  }
+  return n < copied_.size() || copied_[n % copied_.size()].reached();
 }
 
 void FileFeed::read(const ShareBucket& bucket, std::byte* to) {

@@ -35,6 +35,9 @@ class FileFeed {
   /// until it has been read, calling `poll`, which may throw; throws what the source threw.
   void copy(std::size_t n, std::byte* slot, cudaStream_t stream, const std::function<void()>& poll);
 
+  /// The pinned buffers, one behind the other.
+  std::span<std::byte> buffers() const { return {ring_.data(), static_cast<std::size_t>(ring_.bytes())}; }
+
   /// Seconds that the last update's reading took, without the waits for free buffers. At rest.
   double reading_seconds() const { return reading_seconds_; }
 
@@ -44,6 +47,11 @@ class FileFeed {
  private:
   void work(const std::stop_token& stop);
   void read_all(const std::stop_token& stop);
+  /// Whether the device has copied what was in root bucket n's pinned buffer before.
+  bool has_room(std::size_t n);
+  std::byte* pinned(std::size_t n) const {
+    return ring_.data() + static_cast<std::int64_t>(n % copied_.size()) * plan_.slot_bytes;
+  }
   /// Fills a pinned buffer with a bucket, segments that the source would send from its own place included.
   void read(const ShareBucket& bucket, std::byte* to);
 
