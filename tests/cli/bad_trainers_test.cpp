@@ -373,5 +373,120 @@ TEST_F(BadTrainers, NamesOfTheOtherKind) {
   expect_refused(65, {"trainer-1.safetensors", "decoder.layers.0."}, {"--alloc", "sglang:t2+megatron:p3"}, 5);
 }
 
+/// Shards of the trained model by the independent splitter, which writes no metadata.
+void write_plain_shards(int step, const MegatronLayout& layout, const std::string& folder) {
+  write_trainer_shards(shards_of(trained(step), layout), read_json(trained(step) + "/config.json"), folder,
+                       ".safetensors");
+}
+
+using Mixtures = CliTest;
+
+TEST_F(Mixtures, ReplicasOfDifferentSteps) {
+  MegatronLayout layout;
+  layout.c = 2;
+  const std::string shards = dir_ / "trainers";
+  write_plain_shards(0, layout, shards);
+  write_plain_shards(181, layout, dir_ / "later");
+  EXPECT_TRUE(done(run_plain({"plan", "--source", shards, "--alloc", "sglang:t1+megatron:c2"})));
+  std::filesystem::copy(dir_ / "later/trainer-1.safetensors", shards,
+                        std::filesystem::copy_options::overwrite_existing);
+  const Words words{"--source", shards, "--alloc", "sglang:t1+megatron:c2"};
+  const Words in_the_line{"trainer-", "norm", "another trainer"};
+  EXPECT_TRUE(refused(run_plain(Words{"plan"} + words), 65, in_the_line));
+  EXPECT_TRUE(refused(run_job(3, Words{"sync", "--sink", "hdf5:" + sink_} + words), 65, in_the_line));
+  EXPECT_TRUE(refused(run_plain({"convert", "--source", shards, "--alloc", "sglang:t1+megatron:c2", "--to",
+                                 "hf", "--output", dir_ / "whole"}),
+                      65, in_the_line));
+  EXPECT_TRUE(folder_contents(sink_).empty());
+}
+
+TEST_F(Mixtures, ShardsOfTwoConversions) {
+  const std::string allocation = "megatron:t2";
+  const auto convert = [&](int step, const std::string& to) {
+    EXPECT_TRUE(done(run_plain({"convert", "--source", trained(step), "--to", "megatron", "--trainer-alloc",
+                                allocation, "--weight-version", "7", "--output", to})));
+  };
+  convert(0, dir_ / "one");
+  convert(1, dir_ / "other");
+  std::filesystem::copy(dir_ / "other/trainer-1.safetensors", dir_ / "one",
+                        std::filesystem::copy_options::overwrite_existing);
+  EXPECT_TRUE(refused(run_plain({"plan", "--source", dir_ / "one", "--trainer-alloc", allocation}), 65,
+                      {"trainer-1", "together"}));
+}
+
+TEST_F(Mixtures, AFolderWithShardsAndAWholeCheckpoint) {
+  const std::string both = dir_ / "both";
+  const Words allocation{"--trainer-alloc", "megatron:t2"};
+  const Words to_shards =
+      Words{"convert", "--source", trained(0), "--to", "megatron", "--output", both} + allocation;
+  EXPECT_TRUE(done(run_plain(to_shards)));
+  const auto before = folder_contents(both);
+  for (const std::string& output : {both, both + "/model.h5"}) {
+    EXPECT_TRUE(refused(run_plain({"convert", "--source", trained(1), "--output", output}), 64,
+                        {"--output", "trainers' shards"}));
+    EXPECT_TRUE(refused(run_plain({"synth", "--model", trained(1), "--output", output}), 64,
+                        {"--output", "trainers' shards"}));
+  }
+  EXPECT_EQ(folder_contents(both), before);
+  std::filesystem::copy(trained(1) + "/model.safetensors", both);
+  EXPECT_TRUE(refused(run_plain(Words{"plan", "--source", both} + allocation), 65,
+                      {both, "model.safetensors", "remove"}));
+  EXPECT_TRUE(refused(run_plain(to_shards), 64, {"--output", "model.safetensors"}));
+}
+
+TEST_F(Mixtures, OptionsOfConvertThatMeanNothing) {
+  const Words base{"convert", "--source", trained(0), "--output", dir_ / "out"};
+  EXPECT_TRUE(refused(run_plain(base + Words{"--trainer-alloc", "megatron:t2"}), 64, {"--to"}));
+  EXPECT_TRUE(refused(run_plain(base + Words{"--format", "hdf5"}), 64, {"--format"}));
+  EXPECT_TRUE(refused(
+      run_plain(base + Words{"--to", "megatron", "--trainer-alloc", "megatron:t2", "--max-file-size", "1MB"}),
+      64, {"--max-file-size"}));
+  EXPECT_TRUE(refused(run_plain(base + Words{"--to", "megatron"}), 64, {"--trainer-alloc"}));
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "out"));
+  const std::string shards = dir_ / "shards";
+  EXPECT_TRUE(done(run_plain({"convert", "--source", trained(0), "--to", "megatron", "--trainer-alloc",
+                              "megatron:t2", "--output", shards})));
+  EXPECT_TRUE(refused(run_plain({"convert", "--source", shards, "--to", "megatron", "--trainer-alloc",
+                                 "megatron:t2", "--output", dir_ / "out"}),
+                      64, {shards, "--to hf"}));
+}
+
+TEST_F(Mixtures, LayoutsThatMeanTheSameAreTheSame) {
+  const std::string shards = dir_ / "shards";
+  EXPECT_TRUE(done(run_plain({"convert", "--source", trained(0), "--to", "megatron", "--trainer-alloc",
+                              "megatron:p3", "--stage-layers", "1,1,1", "--output", shards})));
+  EXPECT_TRUE(done(run_plain({"plan", "--source", shards, "--trainer-alloc", "megatron:p3"})));
+  EXPECT_TRUE(done(run_plain(
+      {"plan", "--source", shards, "--trainer-alloc", "megatron:p3", "--trainer-order", "tp-pp-dp"})));
+}
+
+TEST_F(Mixtures, TheCommandLineOverridesAnAllocationOfTheEnvironment) {
+  const Variables environment{{"WEIGHTCAST_ALLOC", "sglang:t4+megatron:t2"}};
+  const Outcome outcome = run_plain({"plan", "--model", trained(0), "--inference", "tp=2"}, environment);
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"tp 2"}));
+  EXPECT_TRUE(refused(run_plain({"plan", "--model", trained(0)}, {{"WEIGHTCAST_ALLOC", "sglang:x2"}}), 64,
+                      {"WEIGHTCAST_ALLOC", "x2"}));
+}
+
+TEST_F(Mixtures, FormsThatAreNotReadSayWhy) {
+  MegatronLayout layout;
+  const std::string shards = dir_ / "shards";
+  for (const auto& [name, word] : std::vector<std::pair<std::string, std::string>>{
+           {"decoder.layers.0.mlp.experts.weight1", "grouped"},
+           {"decoder.layers.0.mlp.experts.linear_fc1.weight", "one by one"},
+           {"decoder.layers.0.mlp.router.expert_bias", "config.json"}}) {
+    SCOPED_TRACE(name);
+    std::vector<SafetensorsFile> files = shards_of(trained(0), layout);
+    auto& tensors = files.front().tensors;
+    auto moved = tensors.extract("decoder.layers.0.mlp.experts.linear_fc1.weight0");
+    moved.key() = name;
+    tensors.insert(std::move(moved));
+    write_trainer_shards(files, read_json(trained(0) + "/config.json"), shards, ".safetensors");
+    EXPECT_TRUE(refused(run_plain({"plan", "--source", shards, "--trainer-alloc", "megatron:t1"}), 65,
+                        {"trainer-0", name, word}));
+  }
+}
+
 }  // namespace
 }  // namespace weightcast::test_support

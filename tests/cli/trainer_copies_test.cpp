@@ -188,9 +188,6 @@ TEST_F(TrainerFiles, VersionIsThatOfTheShards) {
 TEST_F(TrainerFiles, UpdatesOfOneSessionComeInAnyForm) {
   const std::string first = convert("first");
   const std::string second = convert("second", {"--format", "hdf5"}, 181);
-  // One of the four in the other container.
-  std::filesystem::remove(second + "/trainer-2.h5");
-  std::filesystem::copy(convert("third", {}, 181) + "/trainer-2.safetensors", second);
   EXPECT_TRUE(done(run_job(
       6, {"sync", "--source", first, "--source", trained(1), "--source", second, "--inference-alloc",
           "sglang:t2", "--trainer-alloc", kAllocation, "--sink", "hdf5:" + (dir_ / "version-{version}")})));
