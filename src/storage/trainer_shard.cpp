@@ -88,7 +88,7 @@ std::string whole_checkpoint_in(const std::string& directory) {
   std::error_code error;
   fs::directory_iterator entry(directory, error);
   for (const fs::directory_iterator end; !error && entry != end; entry.increment(error)) {
-    const std::string name = entry->path().filename().string();
+    std::string name = entry->path().filename().string();
     const bool model =
         name == kSafetensorsIndexName || (name.starts_with("model") && name.ends_with(kSafetensors));
     const bool other_hdf5 = name.ends_with(kHdf5) && !name.starts_with('.') && !parse_name(name);
