@@ -69,11 +69,10 @@ bool is_sharded(const std::string& source, const std::optional<TrainerLayout>& t
 void require_version(const Checkpoint& shard, const std::optional<std::int64_t>& first) {
   if (shard.weight_version == first) return;
   const auto text = [](const std::optional<std::int64_t>& version) {
-    return version ? std::to_string(*version) : std::string("none");
+    return version ? fmt::format("weight version {}", *version) : std::string("no weight version");
   };
-  throw InputError(
-      fmt::format("{} is of weight version {} but the shard of trainer 0 of {}; write the shards again",
-                  shard.path, text(shard.weight_version), text(first)));
+  throw InputError(fmt::format("{} has {} but the shard of trainer 0 has {}; write the shards again",
+                               shard.path, text(shard.weight_version), text(first)));
 }
 
 /// Throws InputError when the shards of a source pad the vocabulary otherwise than those of an earlier one.

@@ -11,8 +11,8 @@
 namespace weightcast {
 
 MegatronParallel::MegatronParallel(const Catalog& catalog, std::int64_t size, std::int64_t rank,
-                                   const std::string& option)
-    : cut_(catalog, size, rank, option) {}
+                                   const std::string& option, const std::string& size_name)
+    : cut_(catalog, size, rank, option, size_name) {}
 
 std::int64_t MegatronParallel::default_vocabulary(std::int64_t vocabulary, std::int64_t tp) {
   constexpr std::int64_t kUnit = 128;

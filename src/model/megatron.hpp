@@ -15,7 +15,9 @@ namespace weightcast {
 /// Throws UsageError naming the option and the tensor when a size does not divide.
 class MegatronParallel {
  public:
-  MegatronParallel(const Catalog& catalog, std::int64_t size, std::int64_t rank, const std::string& option);
+  /// `size_name` is what the size is called in error messages, beside `option`.
+  MegatronParallel(const Catalog& catalog, std::int64_t size, std::int64_t rank, const std::string& option,
+                   const std::string& size_name);
 
   /// Rows that Megatron-Core gives a vocabulary by default (make-vocab-size-divisible-by 128).
   static std::int64_t default_vocabulary(std::int64_t vocabulary, std::int64_t tp);

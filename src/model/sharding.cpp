@@ -30,8 +30,12 @@ void require_divides(const std::string& option, const std::string& what, std::in
 }
 
 TensorParallel::TensorParallel(const Catalog& catalog, std::int64_t tp_size, std::int64_t tp_rank,
-                               std::string option)
-    : catalog_(catalog), tp_size_(tp_size), tp_rank_(tp_rank), option_(std::move(option)) {}
+                               std::string option, std::string size_name)
+    : catalog_(catalog),
+      tp_size_(tp_size),
+      tp_rank_(tp_rank),
+      option_(std::move(option)),
+      size_name_(std::move(size_name)) {}
 
 TensorBox TensorParallel::outer(std::uint32_t tensor, std::int64_t start, std::int64_t count) const {
   const Shape& shape = catalog_[tensor].shape;
@@ -48,7 +52,7 @@ Parameter TensorParallel::replicated(const std::string& tensor) const {
 Parameter TensorParallel::row_parallel(const std::string& tensor) const {
   const std::uint32_t index = catalog_.at(tensor);
   const Shape& shape = catalog_[index].shape;
-  require_divides(option_, "tp", tp_size_, "the columns of " + tensor, shape.cols());
+  require_divides(option_, size_name_, tp_size_, "the columns of " + tensor, shape.cols());
   const std::int64_t cols = shape.cols() / tp_size_;
   return stack(catalog_, tensor, {shape.rows(), cols}, {{index, {0, shape.rows(), tp_rank_ * cols, cols}}});
 }
@@ -57,7 +61,7 @@ Parameter TensorParallel::gate_up(const std::string& name, const std::string& ga
                                   const std::string& up) const {
   const std::uint32_t gate_index = catalog_.at(gate);
   const Shape& shape = catalog_[gate_index].shape;
-  require_divides(option_, "tp", tp_size_, "the rows of " + gate, shape[0]);
+  require_divides(option_, size_name_, tp_size_, "the rows of " + gate, shape[0]);
   const std::int64_t count = shape[0] / tp_size_;
   return stack(catalog_, name, with_outer(shape, 2 * count),
                {outer(gate_index, tp_rank_ * count, count), outer(catalog_.at(up), tp_rank_ * count, count)});
@@ -66,14 +70,14 @@ Parameter TensorParallel::gate_up(const std::string& name, const std::string& ga
 Parameter TensorParallel::fused_qkv(const std::string& name, const std::string& q, const std::string& k,
                                     const std::string& v, std::int64_t heads, std::int64_t kv_heads,
                                     std::int64_t head_dim) const {
-  require_divides(option_, "tp", tp_size_, "the attention heads of " + q, heads);
+  require_divides(option_, size_name_, tp_size_, "the attention heads of " + q, heads);
   const bool replicate = tp_size_ >= kv_heads;
   if (replicate && tp_size_ % kv_heads != 0) {
     throw UsageError(
-        fmt::format("{}: tp={} is no multiple of the {} kv heads of {}; a kv head cannot be shared evenly",
-                    option_, tp_size_, kv_heads, k));
+        fmt::format("{}: {}={} is no multiple of the {} kv heads of {}; a kv head cannot be shared evenly",
+                    option_, size_name_, tp_size_, kv_heads, k));
   }
-  if (!replicate) require_divides(option_, "tp", tp_size_, "the kv heads of " + k, kv_heads);
+  if (!replicate) require_divides(option_, size_name_, tp_size_, "the kv heads of " + k, kv_heads);
   const std::int64_t q_rows = heads / tp_size_ * head_dim;
   const std::int64_t kv_rows = (replicate ? 1 : kv_heads / tp_size_) * head_dim;
   const std::int64_t kv_start = (replicate ? tp_rank_ / (tp_size_ / kv_heads) : tp_rank_) * kv_rows;
@@ -87,7 +91,7 @@ Parameter TensorParallel::interleaved_qkv(const std::string& name, const std::st
                                           const std::string& v, std::int64_t heads, std::int64_t kv_heads,
                                           std::int64_t head_dim) const {
   const std::int64_t total = (heads + 2 * kv_heads) * head_dim;
-  require_divides(option_, "tp", tp_size_, "the query, key and value rows of " + q, total);
+  require_divides(option_, size_name_, tp_size_, "the query, key and value rows of " + q, total);
   const std::int64_t rows = total / tp_size_;
   const std::int64_t first = tp_rank_ * rows;
   const std::int64_t q_rows = heads / kv_heads * head_dim;
@@ -112,7 +116,7 @@ Parameter TensorParallel::vocabulary(const std::string& tensor, std::int64_t pad
   const Shape& shape = catalog_[index].shape;
   const std::int64_t vocabulary = shape.rows();
   if (padded == 0) padded = round_up(vocabulary, kVocabularyUnit);
-  require_divides(option_, "tp", tp_size_, "the padded vocabulary of " + tensor, padded);
+  require_divides(option_, size_name_, tp_size_, "the padded vocabulary of " + tensor, padded);
   const std::int64_t rows = padded / tp_size_;
   const std::int64_t start = std::min(vocabulary, tp_rank_ * rows);
   const std::int64_t count = std::min(vocabulary, (tp_rank_ + 1) * rows) - start;

@@ -12,11 +12,11 @@ namespace weightcast {
 /// How weights are cut over a tensor-parallel group: the rules that engines of the SGLang and vLLM kind
 /// share (column-parallel, row-parallel, fused qkv, fused gate_up, vocabulary), and where trainers cut
 /// otherwise theirs. Every function returns the parameter of rank `tp_rank` of `tp_size`; a size that does
-/// not divide is a UsageError that names the tensor and `option`.
+/// not divide is a UsageError that names the tensor, `option` and in it `size_name`.
 class TensorParallel {
  public:
   TensorParallel(const Catalog& catalog, std::int64_t tp_size, std::int64_t tp_rank,
-                 std::string option = "--inference");
+                 std::string option = "--inference", std::string size_name = "tp");
 
   /// The whole tensor under its own name.
   Parameter replicated(const std::string& tensor) const;
@@ -55,6 +55,7 @@ class TensorParallel {
   std::int64_t tp_size_;
   std::int64_t tp_rank_;
   std::string option_;
+  std::string size_name_;
 };
 
 /// Throws UsageError naming `option` unless `parts` (of its value `what`) divides `total` (`of` says of

@@ -29,9 +29,10 @@ void require_world_size(const Topology& topology, std::int64_t world_size) {
   throw UsageError(
       fmt::format("too {} ranks: {}{} replicas × pp {} × tp {} need {} ranks, the launcher started {}; start "
                   "{} or change "
-                  "--trainers or --inference",
+                  "{}",
                   world_size < topology.ranks() ? "few" : "many", trainers, engine.replicas, engine.pp,
-                  engine.tp, topology.ranks(), world_size, topology.ranks(), options, engine.option));
+                  engine.tp, topology.ranks(), world_size, topology.ranks(),
+                  options == engine.option ? options : fmt::format("{} or {}", options, engine.option)));
 }
 
 }  // namespace weightcast

@@ -1,6 +1,7 @@
 // convert: a checkpoint to trainers' shards and back. verify: an engine's shards against trainers' shards.
 
 #include <cstring>
+#include <set>
 
 #include "cli/trainers.hpp"
 #include "storage/writer.hpp"
@@ -87,6 +88,12 @@ std::vector<Copy> copies() {
   };
 }
 
+std::set<std::string> names_in(const std::string& folder) {
+  std::set<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) names.insert(entry.path().filename());
+  return names;
+}
+
 class TrainerCopies : public CliTest, public ::testing::WithParamInterface<Copy> {
  protected:
   TrainerCopies() { make_checkpoint(small_model(GetParam().model), whole_); }
@@ -99,35 +106,32 @@ class TrainerCopies : public CliTest, public ::testing::WithParamInterface<Copy>
   std::string trainers_ = dir_ / "trainers";
 };
 
-TEST_P(TrainerCopies, ShardsAreWhatMegatronCuts) {
+TEST_P(TrainerCopies, AreWhatMegatronCutsAndGiveTheCheckpointBack) {
   const Copy& copy = GetParam();
   EXPECT_TRUE(done(run_plain(Words{"convert", "--source", whole_, "--to", "megatron", "--format", copy.format,
                                    "--output", trainers_} +
                              allocation_words())));
-  EXPECT_EQ(read_json(trainers_ + "/config.json"), read_json(whole_ + "/config.json"));
-  const auto expected = shards_of(whole_, fresh(copy.layout));
-  EXPECT_EQ(folder_contents(trainers_).size(), expected.size() + 1);
+  const auto config = read_json(whole_ + "/config.json");
+  EXPECT_EQ(read_json(trainers_ + "/config.json"), config);
+  const SafetensorsFile original = SafetensorsFile::read(whole_ + "/model.safetensors");
+  const auto expected = trainer_shards(original, config, fresh(copy.layout));
   const std::string extension = copy.format == "hdf5" ? ".h5" : ".safetensors";
+  std::set<std::string> files{"config.json"};
   for (std::size_t rank = 0; rank < expected.size(); ++rank) {
     SCOPED_TRACE(rank);
-    const std::string path = trainers_ + "/trainer-" + std::to_string(rank) + extension;
-    ASSERT_TRUE(std::filesystem::exists(path));
-    EXPECT_TRUE(same(read_tensors(path).tensors, expected[rank].tensors));
+    const std::string name = "trainer-" + std::to_string(rank) + extension;
+    ASSERT_TRUE(std::filesystem::exists(trainers_ + "/" + name));
+    EXPECT_TRUE(same(read_tensors(trainers_ + "/" + name).tensors, expected[rank].tensors));
+    files.insert(name);
   }
-}
+  EXPECT_EQ(names_in(trainers_), files);
 
-TEST_P(TrainerCopies, BackComesTheCheckpoint) {
-  const Copy& copy = GetParam();
-  const auto original = SafetensorsFile::read(whole_ + "/model.safetensors").tensors;
-  EXPECT_TRUE(done(run_plain(Words{"convert", "--source", whole_, "--to", "megatron", "--format", copy.format,
-                                   "--output", trainers_} +
-                             allocation_words())));
   const Words back = Words{"convert", "--source", trainers_, "--to", "hf"} + allocation_words();
   EXPECT_TRUE(done(run_plain(back + Words{"--output", dir_ / "back"})));
-  EXPECT_TRUE(same(SafetensorsFile::read(dir_ / "back/model.safetensors").tensors, original));
-  EXPECT_EQ(read_json(dir_ / "back/config.json"), read_json(whole_ + "/config.json"));
+  EXPECT_TRUE(same(SafetensorsFile::read(dir_ / "back/model.safetensors").tensors, original.tensors));
+  EXPECT_EQ(read_json(dir_ / "back/config.json"), config);
   EXPECT_TRUE(done(run_plain(back + Words{"--output", dir_ / "back.h5"})));
-  EXPECT_TRUE(same(read_tensors(dir_ / "back.h5").tensors, original));
+  EXPECT_TRUE(same(read_tensors(dir_ / "back.h5").tensors, original.tensors));
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, TrainerCopies, ::testing::ValuesIn(copies()),
@@ -136,9 +140,9 @@ INSTANTIATE_TEST_SUITE_P(Layouts, TrainerCopies, ::testing::ValuesIn(copies()),
 class TrainerFiles : public CliTest {
  protected:
   /// Four trainers of the real model.
-  std::string convert(const std::string& name, const Words& more = {}) const {
-    EXPECT_TRUE(done(run_plain(Words{"convert", "--source", trained(0), "--to", "megatron", "--trainer-alloc",
-                                     kAllocation, "--output", dir_ / name} +
+  std::string convert(const std::string& name, const Words& more = {}, int step = 0) const {
+    EXPECT_TRUE(done(run_plain(Words{"convert", "--source", trained(step), "--to", "megatron",
+                                     "--trainer-alloc", kAllocation, "--output", dir_ / name} +
                                more)));
     return dir_ / name;
   }
@@ -181,16 +185,33 @@ TEST_F(TrainerFiles, VersionIsThatOfTheShards) {
   EXPECT_TRUE(refused(verify(trainers, {"--weight-version", "43"}), 66, {sink_, "42", "43"}));
 }
 
-TEST_F(TrainerFiles, SeveralUpdatesOfOneSession) {
+TEST_F(TrainerFiles, UpdatesOfOneSessionComeInAnyForm) {
   const std::string first = convert("first");
-  std::filesystem::rename(first, dir_ / "a");
-  EXPECT_TRUE(done(run_plain({"convert", "--source", trained(181), "--to", "megatron", "--trainer-alloc",
-                              kAllocation, "--output", dir_ / "b"})));
-  EXPECT_TRUE(done(
-      run_job(6, {"sync", "--source", dir_ / "a", "--source", dir_ / "b", "--inference-alloc", "sglang:t2",
-                  "--trainer-alloc", kAllocation, "--sink", "hdf5:" + (dir_ / "version-{version}")})));
+  const std::string second = convert("second", {"--format", "hdf5"}, 181);
+  // One of the four in the other container.
+  std::filesystem::remove(second + "/trainer-2.h5");
+  std::filesystem::copy(convert("third", {}, 181) + "/trainer-2.safetensors", second);
+  EXPECT_TRUE(done(run_job(
+      6, {"sync", "--source", first, "--source", trained(1), "--source", second, "--inference-alloc",
+          "sglang:t2", "--trainer-alloc", kAllocation, "--sink", "hdf5:" + (dir_ / "version-{version}")})));
   EXPECT_TRUE(done(run_plain({"verify", dir_ / "version-0", "--source", trained(0)})));
-  EXPECT_TRUE(done(run_plain({"verify", dir_ / "version-1", "--source", trained(181)})));
+  EXPECT_TRUE(done(run_plain({"verify", dir_ / "version-1", "--source", trained(1)})));
+  EXPECT_TRUE(done(run_plain({"verify", dir_ / "version-2", "--source", trained(181)})));
+}
+
+TEST_F(TrainerFiles, Float32IsCast) {
+  const std::string trainers = convert("trainers");
+  for (int rank = 0; rank < 4; ++rank) {
+    const std::string path = trainers + "/trainer-" + std::to_string(rank) + ".safetensors";
+    SafetensorsFile shard = SafetensorsFile::read(path);
+    for (auto& [name, tensor] : shard.tensors) tensor = widened(tensor);
+    shard.write(path);
+  }
+  const Outcome outcome = sync(trainers);
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.err, {"float32", "cast to bfloat16"}));
+  EXPECT_TRUE(done(verify(trainers)));
+  EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(0)})));
 }
 
 TEST_F(TrainerFiles, OneChangedBitIsFound) {
@@ -198,9 +219,10 @@ TEST_F(TrainerFiles, OneChangedBitIsFound) {
   EXPECT_TRUE(done(sync(trainers)));
   const auto checkpoint = SafetensorsFile::read(trained(0) + "/model.safetensors");
   const auto flip = [&](const std::string& path, const std::string& tensor) {
+    // Behind the bytes by which it is found, so that it can be flipped back.
     const std::size_t found = get_file(path).find(checkpoint.tensors.at(tensor).data.substr(0, 64));
     ASSERT_NE(found, std::string::npos);
-    flip_bit(path, found + 3);
+    flip_bit(path, found + 70);
   };
   const std::string expert = "model.layers.1.mlp.experts.6.up_proj.weight";
   flip(sink_ + "/rank-1.h5", expert);
@@ -218,7 +240,7 @@ TEST_F(TrainerFiles, ConversionReplacesAnEarlierOne) {
   const std::string trainers = convert("trainers", {"--format", "hdf5"});
   EXPECT_TRUE(done(run_plain({"convert", "--source", trained(181), "--to", "megatron", "--trainer-alloc",
                               "megatron:t2", "--output", trainers})));
-  EXPECT_EQ(folder_contents(trainers).size(), 3);
+  EXPECT_EQ(names_in(trainers).size(), 3);
   EXPECT_TRUE(done(run_plain({"convert", "--source", trainers, "--to", "hf", "--trainer-alloc", "megatron:t2",
                               "--output", dir_ / "back"})));
   EXPECT_TRUE(same(SafetensorsFile::read(dir_ / "back/model.safetensors").tensors,

@@ -472,22 +472,28 @@ TEST_F(TrainerPlan, RanksThatHoldTheSameShareTheSending) {
   EXPECT_EQ(json.at("trainers"), 16);
   EXPECT_EQ(json.at("inference").at("replicas"), 4);
   ASSERT_EQ(json.at("ranks").size(), 32);
-  // Ranks of one stage hold parts of the same size.
-  for (std::size_t stage = 0; stage < 4; ++stage) {
-    std::vector<std::int64_t> sent;
-    for (std::size_t rank = 4 * stage; rank < 4 * stage + 4; ++rank) {
-      sent.push_back(json.at("ranks")[rank].at("sent"));
-    }
-    const auto [least, most] = std::minmax_element(sent.begin(), sent.end());
-    EXPECT_GT(*least, 0);
-    EXPECT_LT(static_cast<double>(*most), 1.2 * static_cast<double>(*least)) << "stage " << stage;
+  const auto sent = [&](std::size_t rank) { return json.at("ranks")[rank].at("sent").get<double>(); };
+  // Context-parallel ranks hold the same attention, and experts of the same size.
+  for (const std::size_t rank : {0, 1, 4, 5, 8, 9, 12, 13}) {
+    EXPECT_GT(sent(rank), 0);
+    EXPECT_LT(sent(rank), 1.2 * sent(rank + 2)) << rank;
+    EXPECT_LT(sent(rank + 2), 1.2 * sent(rank)) << rank;
   }
 }
 
 TEST_F(TrainerPlan, TextSaysHowTheAllocationIsRead) {
   const Outcome outcome = run_plain({"plan", "--source", trainers_, "--alloc", kFullAllocation});
   EXPECT_TRUE(done(outcome));
-  EXPECT_TRUE(has(outcome.out, {"16 trainers", "4 replicas", "tp 4"}));
+  EXPECT_TRUE(
+      has(outcome.out, {"16 ranks: 4 stages × dp 1 × cp 2 × tp 2", "edp 1 × ep 2 × etp 2", "tp, cp, dp, pp",
+                        "0..0 | 1..1 | 2..2 | 3..3", "16 ranks: 4 replicas × pp 1 × tp 4, ep 1"}));
+  const Outcome other = run_plain({"plan", "--model", whole_, "--alloc", "sglang:t2+megatron:d2p2t2",
+                                   "--trainer-order", "tp-pp-dp", "--stage-layers", "1,0,1,2"});
+  EXPECT_TRUE(refused(other, 64, {"tp-pp-dp"}));
+  const Outcome chunks = run_plain({"plan", "--model", whole_, "--alloc", "sglang:t2+megatron:d2p2",
+                                    "--trainer-order", "tp-pp-dp", "--stage-layers", "1,0,1,2"});
+  EXPECT_TRUE(done(chunks));
+  EXPECT_TRUE(has(chunks.out, {"tp, cp, pp, dp"}));
 }
 
 using TrainersOfACheckpoint = CliTest;

@@ -72,7 +72,7 @@ class Qwen3 final : public Family {
 
   std::vector<TrainerTensor> trainer_dense(const TrainerLayout& layout, std::int64_t pp,
                                            std::int64_t tp) const override {
-    const MegatronParallel cut(catalog_, layout.tp, tp, layout.option);
+    const MegatronParallel cut(catalog_, layout.tp, tp, layout.option, "the trainers' t");
     const std::int64_t padded = layout.padded_vocabulary > 0
                                     ? layout.padded_vocabulary
                                     : MegatronParallel::default_vocabulary(vocabulary_, layout.tp);
@@ -99,8 +99,8 @@ class Qwen3 final : public Family {
                                              std::int64_t ep) const override {
     std::vector<TrainerTensor> tensors;
     if (experts_ == 0) return tensors;
-    const MegatronParallel cut(catalog_, layout.etp, etp, layout.option);
-    require_divides(layout.option, "e", layout.ep, "the experts of " + origin_, experts_);
+    const MegatronParallel cut(catalog_, layout.etp, etp, layout.option, "the trainers' t of ffn");
+    require_divides(layout.option, "the trainers' e", layout.ep, "the experts of " + origin_, experts_);
     const std::int64_t count = experts_ / layout.ep;
     for (const TrainerChunk& chunk : trainer_chunks(layout, pp, layers_)) {
       for (std::int64_t layer = chunk.first; layer < chunk.first + chunk.layers; ++layer) {
