@@ -41,6 +41,18 @@ struct MatrixLayout {
     return left < bytes ? left : bytes;
   }
 
+  /// Bytes from the first one to the last of a matrix of `rows` rows of `bytes` bytes.
+  constexpr std::int64_t extent(std::int64_t rows, std::int64_t bytes) const {
+    std::int64_t last_row = 0;
+    for (std::int64_t row = 0; row < rows; ++row) {
+      last_row = row_offset(row) > last_row ? row_offset(row) : last_row;
+    }
+    // A row's last byte is in its last unit, or its last whole one lies beyond where that ends.
+    const std::int64_t last = byte_offset(bytes - 1);
+    const std::int64_t whole = bytes > unit_bytes() ? byte_offset((bytes >> unit_bits << unit_bits) - 1) : 0;
+    return last_row + (last > whole ? last : whole) + 1;
+  }
+
   friend constexpr bool operator==(const MatrixLayout& a, const MatrixLayout& b) = default;
 };
 
