@@ -76,24 +76,67 @@ Dot dot_for(std::int64_t element_bytes) {
   }
 }
 
+/// Σ outer_key(o) · Σ inner_key(i) · element(o, i): `dot` gives the inner sum of some of the elements of
+/// outer number `outer` (from 0) whose keys are given.
+template <typename OuterKey, typename InnerKey, typename DotOf>
+std::uint64_t digest(std::int64_t first_outer, std::int64_t outers, std::int64_t first_inner,
+                     std::int64_t inners, OuterKey outer_key, InnerKey inner_key, DotOf dot) {
+  std::array<std::uint64_t, kColumnsAtOnce> keys;  // NOLINT: filled below as far as it is read
+  std::uint64_t sum = 0;
+  for (std::int64_t inner = 0; inner < inners; inner += kColumnsAtOnce) {
+    const std::int64_t count = std::min(kColumnsAtOnce, inners - inner);
+    for (std::int64_t i = 0; i < count; ++i) {
+      keys[static_cast<std::size_t>(i)] = inner_key(first_inner + inner + i);
+    }
+    for (std::int64_t outer = 0; outer < outers; ++outer) {
+      sum += outer_key(first_outer + outer) * dot(outer, inner, keys.data(), count);
+    }
+  }
+  return sum;
+}
+
 }  // namespace
 
 std::uint64_t digest_box(const std::byte* data, std::int64_t pitch, const Box& box,
                          std::int64_t element_bytes, std::uint64_t tensor_key) {
   const Dot row_dot = dot_for(element_bytes);
-  std::array<std::uint64_t, kColumnsAtOnce> keys;  // NOLINT: filled below as far as it is read
-  std::uint64_t sum = 0;
-  for (std::int64_t col = 0; col < box.cols; col += kColumnsAtOnce) {
-    const std::int64_t count = std::min(kColumnsAtOnce, box.cols - col);
-    for (std::int64_t i = 0; i < count; ++i) {
-      keys[static_cast<std::size_t>(i)] = digest_column_key(tensor_key, box.col + col + i);
-    }
-    const std::byte* column = data + col * element_bytes;
-    for (std::int64_t row = 0; row < box.rows; ++row) {
-      sum += digest_row_key(tensor_key, box.row + row) * row_dot(column + row * pitch, keys.data(), count);
-    }
+  return digest(
+      box.row, box.rows, box.col, box.cols, [&](auto row) { return digest_row_key(tensor_key, row); },
+      [&](auto column) { return digest_column_key(tensor_key, column); },
+      [&](std::int64_t row, std::int64_t col, const std::uint64_t* keys, std::int64_t count) {
+        return row_dot(data + row * pitch + col * element_bytes, keys, count);
+      });
+}
+
+std::uint64_t digest_box(const std::byte* data, const MatrixLayout& layout, std::int64_t row,
+                         std::int64_t byte, const Box& box, std::int64_t element_bytes,
+                         std::uint64_t tensor_key) {
+  const Dot run_dot = dot_for(element_bytes);
+  if (layout.unit_step != 0 && layout.unit_bytes() == element_bytes && layout.step[3] == element_bytes) {
+    // Transposed: what lies together are the rows' elements of one column.
+    const std::byte* first = data + layout.row_offset(row) + layout.byte_offset(byte);
+    return digest(
+        box.col, box.cols, box.row, box.rows,
+        [&](auto column) { return digest_column_key(tensor_key, column); },
+        [&](auto r) { return digest_row_key(tensor_key, r); },
+        [&](std::int64_t col, std::int64_t r, const std::uint64_t* keys, std::int64_t count) {
+          return run_dot(first + col * layout.unit_step + r * element_bytes, keys, count);
+        });
   }
-  return sum;
+  return digest(
+      box.row, box.rows, box.col, box.cols, [&](auto r) { return digest_row_key(tensor_key, r); },
+      [&](auto column) { return digest_column_key(tensor_key, column); },
+      [&](std::int64_t r, std::int64_t col, const std::uint64_t* keys, std::int64_t count) {
+        const std::byte* const start = data + layout.row_offset(row + r);
+        std::uint64_t sum = 0;
+        for (std::int64_t done = 0; done < count;) {
+          const std::int64_t at = byte + (col + done) * element_bytes;
+          const std::int64_t run = layout.run(at, (count - done) * element_bytes) / element_bytes;
+          sum += run_dot(start + layout.byte_offset(at), keys + done, run);
+          done += run;
+        }
+        return sum;
+      });
 }
 
 }  // namespace weightcast

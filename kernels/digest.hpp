@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/float_bits.hpp"
+#include "core/matrix_layout.hpp"
 #include "core/shape.hpp"
 
 namespace weightcast {
@@ -23,5 +24,11 @@ constexpr std::uint64_t digest_column_key(std::uint64_t tensor_key, std::int64_t
 /// `pitch` bytes apart.
 std::uint64_t digest_box(const std::byte* data, std::int64_t pitch, const Box& box,
                          std::int64_t element_bytes, std::uint64_t tensor_key);
+
+/// The digest of a box whose elements `layout` has placed from `data` on; it begins at row `row`, byte `byte`
+/// of the layout's matrix.
+std::uint64_t digest_box(const std::byte* data, const MatrixLayout& layout, std::int64_t row,
+                         std::int64_t byte, const Box& box, std::int64_t element_bytes,
+                         std::uint64_t tensor_key);
 
 }  // namespace weightcast

@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 
+#include "core/matrix_layout.hpp"
 #include "core/shape.hpp"
 #include "kernels/move.hpp"
 
@@ -19,6 +20,11 @@ struct DigestBox {
   std::uint32_t buffer = 0;
   std::uint32_t segment = 0;  ///< index of the segment in the plan: where the expected digest stands
   std::uint8_t element_bytes = 0;
+
+  /// As in a move: with a layout, the box begins at row `row`, byte `byte` of the matrix from `offset` on.
+  MatrixLayout layout = {};
+  std::int64_t row = 0;
+  std::int64_t byte = 0;
 };
 
 /// Runs programs: the moves of one bucket. Implementations agree byte for byte.

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "core/matrix_layout.hpp"
+
 namespace weightcast {
 
 /// What happens to the bytes of a move on the way.
@@ -25,10 +27,18 @@ struct Move {
   MoveOp op = MoveOp::kCopy;
   std::int64_t staging_pitch = 0;  ///< bytes from row to row on the staging side; 0: gapless
 
+  /// With a layout, in place of the pitch: the rows are those from `row` on, from byte `byte` on, of the
+  /// matrix that it places from `offset` on.
+  MatrixLayout layout = {};
+  std::int64_t row = 0;
+  std::int64_t byte = 0;
+
   std::int64_t staging_step() const { return staging_pitch == 0 ? row_bytes : staging_pitch; }
 
   /// True when the rows lie one behind the other on both sides.
-  bool dense() const { return rows == 1 || (pitch == row_bytes && staging_step() == row_bytes); }
+  bool dense() const {
+    return layout.plain() && (rows == 1 || (pitch == row_bytes && staging_step() == row_bytes));
+  }
   std::int64_t bytes() const { return rows * row_bytes; }
 };
 

@@ -7,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "core/units.hpp"
+#include "kernels/executor.hpp"
 #include "launch/commands.hpp"
 #include "launch/job.hpp"
 #include "launch/layouts.hpp"
@@ -144,8 +145,13 @@ class ShardVerifier {
                                      parameter.name, dtype_name(stored->dtype), stored->shape.to_string(),
                                      dtype_name(parameter.dtype), parameter.shape.to_string()));
       }
-      for (const Part& part : parameter.parts) verify_part(parameter, *stored, part);
-      for (const Padding& padding : parameter.padding) verify_padding(parameter, *stored, padding);
+      for (const Part& part : parameter.parts) {
+        part.layout.plain() ? verify_part(parameter, *stored, part) : verify_placed(parameter, *stored, part);
+      }
+      for (const Padding& padding : parameter.padding) {
+        padding.layout.plain() ? verify_padding(parameter, *stored, padding)
+                               : verify_placed(parameter, *stored, padding);
+      }
       bytes += parameter.bytes();
     }
     if (file_.tensors.size() != parameters.size()) {
@@ -163,11 +169,16 @@ class ShardVerifier {
       const auto bytes = static_cast<std::size_t>(piece.area() * element);
       source_.read(part.tensor, piece, piece_.data());
       reader_.read(stored, place_in(parameter, part, piece), std::span(stored_piece_).first(bytes));
-      if (std::memcmp(piece_.data(), stored_piece_.data(), bytes) != 0) {
-        throw VerifyError(fmt::format("{}: {} does not hold tensor {} ({})", shard_.path, parameter.name,
-                                      catalog_[part.tensor].name, piece.to_string()));
-      }
+      require_equal(parameter, part, piece);
     });
+  }
+
+  /// Throws VerifyError unless both pieces hold the same.
+  void require_equal(const Parameter& parameter, const Part& part, const Box& piece) const {
+    const auto bytes = static_cast<std::size_t>(piece.area() * dtype_bytes(parameter.dtype));
+    if (std::memcmp(piece_.data(), stored_piece_.data(), bytes) == 0) return;
+    throw VerifyError(fmt::format("{}: {} does not hold tensor {} ({})", shard_.path, parameter.name,
+                                  catalog_[part.tensor].name, piece.to_string()));
   }
 
   void verify_padding(const Parameter& parameter, const StoredTensor& stored, const Padding& padding) {
@@ -179,9 +190,51 @@ class ShardVerifier {
       const auto bytes = std::span(stored_piece_).first(static_cast<std::size_t>(inner.area() * element));
       reader_.read(stored, {first + inner.row, inner.rows, inner.col, inner.cols}, bytes);
       if (std::any_of(bytes.begin(), bytes.end(), [](std::byte b) { return b != std::byte{0}; })) {
-        throw VerifyError(fmt::format("{}: the padding of {} is not zero", shard_.path, parameter.name));
+        throw_dirty(parameter);
       }
     });
+  }
+
+  [[noreturn]] void throw_dirty(const Parameter& parameter) const {
+    throw VerifyError(fmt::format("{}: the padding of {} is not zero", shard_.path, parameter.name));
+  }
+
+  /// The same of a part that a layout has placed, through the layout.
+  void verify_placed(const Parameter& parameter, const StoredTensor& stored, const Part& part) {
+    const std::int64_t element = dtype_bytes(parameter.dtype);
+    const std::byte* const matrix =
+        read_matrix(stored, part.offset, part.layout, part.box.rows, part.box.cols * element);
+    for_each_box({part.box.rows, part.box.cols}, element, [&](const Box& inner) {
+      const Box piece{part.box.row + inner.row, inner.rows, part.box.col + inner.col, inner.cols};
+      source_.read(part.tensor, piece, piece_.data());
+      Move gather{0, 0, 0, inner.rows, inner.cols * element, 0, MoveOp::kCopy};
+      gather.layout = part.layout;
+      gather.row = inner.row;
+      gather.byte = inner.col * element;
+      executor_->pack({&gather, 1}, {&matrix, 1}, stored_piece_.data());
+      require_equal(parameter, part, piece);
+    });
+  }
+
+  void verify_placed(const Parameter& parameter, const StoredTensor& stored, const Padding& padding) {
+    const std::byte* const matrix = read_matrix(stored, padding.offset, padding.layout,
+                                                padding.row + padding.rows, padding.byte + padding.bytes);
+    Move zero{0, 0, 0, padding.rows, padding.bytes, 0, MoveOp::kZero};
+    zero.layout = padding.layout;
+    zero.row = padding.row;
+    zero.byte = padding.byte;
+    if (executor_->first_not_zero({&zero, 1}, {&matrix, 1}) >= 0) throw_dirty(parameter);
+  }
+
+  /// What lies where a layout places `rows` × `bytes` from byte `offset` of a parameter on, in memory.
+  const std::byte* read_matrix(const StoredTensor& stored, std::int64_t offset, const MatrixLayout& layout,
+                               std::int64_t rows, std::int64_t bytes) {
+    const std::int64_t row_bytes = stored.shape.cols() * dtype_bytes(stored.dtype);
+    const std::int64_t first = offset / row_bytes;
+    const std::int64_t end = (offset + layout.extent(rows, bytes) + row_bytes - 1) / row_bytes;
+    matrix_.resize(static_cast<std::size_t>((end - first) * row_bytes));
+    reader_.read(stored, {first, end - first, 0, stored.shape.cols()}, matrix_);
+    return matrix_.data() + (offset - first * row_bytes);
   }
 
   const Catalog& catalog_;
@@ -191,6 +244,8 @@ class ShardVerifier {
   CheckpointReader reader_;
   std::vector<std::byte> piece_;
   std::vector<std::byte> stored_piece_;
+  std::vector<std::byte> matrix_;
+  std::unique_ptr<Executor> executor_ = make_host_executor();
 };
 
 }  // namespace

@@ -13,23 +13,66 @@ std::size_t size(std::int64_t bytes) {
   return static_cast<std::size_t>(bytes);
 }
 
+/// Calls `each(buffer offset, staging offset, bytes)` for runs of bytes that lie together on both sides.
+template <typename Each>
+void for_each_run(const Move& move, Each each) {
+  if (move.layout.plain()) {
+    const std::int64_t rows = move.dense() ? 1 : move.rows;
+    const std::int64_t bytes = move.dense() ? move.bytes() : move.row_bytes;
+    for (std::int64_t row = 0; row < rows; ++row) {
+      each(move.offset + row * move.pitch, move.staging + row * move.staging_step(), bytes);
+    }
+    return;
+  }
+  // A few rows at a time, so that where columns lie together the lines of memory that they share stay near.
+  constexpr std::int64_t kRowsAtOnce = 32;
+  const MatrixLayout& layout = move.layout;
+  for (std::int64_t first = 0; first < move.rows; first += kRowsAtOnce) {
+    const std::int64_t end = std::min(first + kRowsAtOnce, move.rows);
+    for (std::int64_t byte = 0; byte < move.row_bytes;) {
+      const std::int64_t run = layout.run(move.byte + byte, move.row_bytes - byte);
+      const std::int64_t column = move.offset + layout.byte_offset(move.byte + byte);
+      for (std::int64_t row = first; row < end; ++row) {
+        each(column + layout.row_offset(move.row + row), move.staging + row * move.staging_step() + byte,
+             run);
+      }
+      byte += run;
+    }
+  }
+}
+
+/// memcpy that is a single store where a run is one element.
+void copy_run(std::byte* to, const std::byte* from, std::int64_t bytes) {
+  switch (bytes) {
+    case 2:
+      std::memcpy(to, from, 2);
+      return;
+    case 4:
+      std::memcpy(to, from, 4);
+      return;
+    case 128:
+      std::memcpy(to, from, 128);
+      return;
+    default:
+      std::memcpy(to, from, size(bytes));
+  }
+}
+
 class HostExecutor final : public Executor {
  public:
   void pack(std::span<const Move> program, std::span<const std::byte* const> buffers,
             std::byte* staging) const override {
     for (const Move& move : program) {
-      const std::byte* from = buffers[move.buffer] + move.offset;
-      std::byte* to = staging + move.staging;
+      const std::byte* const buffer = buffers[move.buffer];
       if (move.op == MoveOp::kF32ToBF16) {
         for (std::int64_t row = 0; row < move.rows; ++row) {
-          cast_row(from + row * move.pitch, to + row * move.staging_step(), move.row_bytes / 2);
+          cast_row(buffer + move.offset + row * move.pitch,
+                   staging + move.staging + row * move.staging_step(), move.row_bytes / 2);
         }
-      } else if (move.dense()) {
-        std::memcpy(to, from, size(move.bytes()));
       } else {
-        for (std::int64_t row = 0; row < move.rows; ++row) {
-          std::memcpy(to + row * move.staging_step(), from + row * move.pitch, size(move.row_bytes));
-        }
+        for_each_run(move, [&](std::int64_t from, std::int64_t to, std::int64_t bytes) {
+          copy_run(staging + to, buffer + from, bytes);
+        });
       }
     }
   }
@@ -37,16 +80,15 @@ class HostExecutor final : public Executor {
   void unpack(std::span<const Move> program, const std::byte* staging,
               std::span<std::byte* const> buffers) const override {
     for (const Move& move : program) {
-      std::byte* to = buffers[move.buffer] + move.offset;
-      const std::int64_t rows = move.dense() ? 1 : move.rows;
-      const std::int64_t row_bytes = move.dense() ? move.bytes() : move.row_bytes;
-      for (std::int64_t row = 0; row < rows; ++row) {
-        if (move.op == MoveOp::kZero) {
-          std::memset(to + row * move.pitch, 0, size(row_bytes));
-        } else {
-          std::memcpy(to + row * move.pitch, staging + move.staging + row * move.staging_step(),
-                      size(row_bytes));
-        }
+      std::byte* const buffer = buffers[move.buffer];
+      if (move.op == MoveOp::kZero) {
+        for_each_run(move, [&](std::int64_t to, std::int64_t, std::int64_t bytes) {
+          std::memset(buffer + to, 0, size(bytes));
+        });
+      } else {
+        for_each_run(move, [&](std::int64_t to, std::int64_t from, std::int64_t bytes) {
+          copy_run(buffer + to, staging + from, bytes);
+        });
       }
     }
   }
@@ -54,21 +96,23 @@ class HostExecutor final : public Executor {
   void digest(std::span<const DigestBox> boxes, std::span<const std::byte* const> buffers,
               std::span<std::uint64_t> results) const override {
     std::transform(boxes.begin(), boxes.end(), results.begin(), [&](const DigestBox& box) {
-      return digest_box(buffers[box.buffer] + box.offset, box.pitch, box.box, box.element_bytes,
-                        box.tensor_key);
+      const std::byte* const data = buffers[box.buffer] + box.offset;
+      return box.layout.plain() ? digest_box(data, box.pitch, box.box, box.element_bytes, box.tensor_key)
+                                : digest_box(data, box.layout, box.row, box.byte, box.box, box.element_bytes,
+                                             box.tensor_key);
     });
   }
 
   std::int64_t first_not_zero(std::span<const Move> program,
                               std::span<const std::byte* const> buffers) const override {
     for (std::size_t i = 0; i < program.size(); ++i) {
-      const Move& move = program[i];
-      for (std::int64_t row = 0; row < move.rows; ++row) {
-        const std::byte* at = buffers[move.buffer] + move.offset + row * move.pitch;
-        if (std::any_of(at, at + move.row_bytes, [](std::byte b) { return b != std::byte{0}; })) {
-          return static_cast<std::int64_t>(i);
-        }
-      }
+      const std::byte* const buffer = buffers[program[i].buffer];
+      bool dirty = false;
+      for_each_run(program[i], [&](std::int64_t at, std::int64_t, std::int64_t bytes) {
+        dirty = dirty ||
+                std::any_of(buffer + at, buffer + at + bytes, [](std::byte b) { return b != std::byte{0}; });
+      });
+      if (dirty) return static_cast<std::int64_t>(i);
     }
     return -1;
   }

@@ -37,4 +37,28 @@ Parameter stack(const Catalog& catalog, std::string name, Shape shape, const std
   return parameter;
 }
 
+Parameter place(const Catalog& catalog, std::string name, Shape shape, const std::vector<PlacedBox>& boxes) {
+  Parameter parameter{std::move(name), catalog[boxes.at(0).from.tensor].dtype, shape, {}, {}};
+  const std::int64_t element = dtype_bytes(parameter.dtype);
+  for (const PlacedBox& placed : boxes) {
+    const auto& [tensor, box] = placed.from;
+    if (!Box::whole(catalog[tensor].shape).contains(box) || box.rows > placed.rows ||
+        box.cols > placed.cols) {
+      throw InternalError(fmt::format("parameter {} asks for {} of tensor {} {} in {} × {}", parameter.name,
+                                      box.to_string(), catalog[tensor].name,
+                                      catalog[tensor].shape.to_string(), placed.rows, placed.cols));
+    }
+    const std::int64_t rows = box.empty() ? 0 : box.rows;
+    if (rows > 0) parameter.parts.push_back({tensor, box, placed.offset, 0, placed.layout});
+    const auto zero = [&](std::int64_t first_row, std::int64_t end_row, std::int64_t first_col) {
+      if (first_row == end_row || first_col == placed.cols) return;
+      parameter.padding.push_back({placed.offset, (placed.cols - first_col) * element, first_col * element,
+                                   first_row, end_row - first_row, placed.layout});
+    };
+    zero(0, rows, box.cols);
+    zero(rows, placed.rows, 0);
+  }
+  return parameter;
+}
+
 }  // namespace weightcast

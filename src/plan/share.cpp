@@ -49,7 +49,11 @@ void place_parameters(Share& share) {
   }
   for (std::uint32_t number = 0; number < share.parameters.size(); ++number) {
     for (const Padding& padding : share.parameters[number].padding) {
-      share.padding.push_back({padding.offset, padding.bytes, 0, 1, padding.bytes, number, MoveOp::kZero});
+      Move zero{padding.offset, padding.bytes, 0, padding.rows, padding.bytes, number, MoveOp::kZero};
+      zero.layout = padding.layout;
+      zero.row = padding.row;
+      zero.byte = padding.byte;
+      share.padding.push_back(zero);
     }
   }
 }
@@ -66,12 +70,25 @@ void compile_segment(const Plan& plan, const Catalog& catalog, const PartIndex& 
       throw InternalError(
           fmt::format("segment {} of {} is needed only in part", segment.box.to_string(), tensor.name));
     }
-    const std::int64_t offset = part.offset + (segment.box.row - part.box.row) * part.pitch +
-                                (segment.box.col - part.box.col) * element;
-    share.moves.push_back({offset, part.pitch, segment.offset, segment.box.rows, segment.box.cols * element,
-                           parameter, MoveOp::kCopy});
-    share.checks.push_back({offset, part.pitch, segment.box, hash_text(tensor.name), parameter, number,
-                            static_cast<std::uint8_t>(element)});
+    const std::int64_t row = segment.box.row - part.box.row;
+    const std::int64_t byte = (segment.box.col - part.box.col) * element;
+    const std::int64_t offset = part.offset + (part.layout.plain() ? row * part.pitch + byte : 0);
+    Move move{offset,    part.pitch,   segment.offset, segment.box.rows, segment.box.cols * element,
+              parameter, MoveOp::kCopy};
+    DigestBox check{offset,
+                    part.pitch,
+                    segment.box,
+                    hash_text(tensor.name),
+                    parameter,
+                    number,
+                    static_cast<std::uint8_t>(element)};
+    if (!part.layout.plain()) {
+      move.layout = check.layout = part.layout;
+      move.row = check.row = row;
+      move.byte = check.byte = byte;
+    }
+    share.moves.push_back(move);
+    share.checks.push_back(check);
   }
 }
 

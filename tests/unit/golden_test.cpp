@@ -9,6 +9,7 @@
 
 #include "emulated_update.hpp"
 #include "model/layouts/moe_layout.hpp"
+#include "model/layouts/trtllm.hpp"
 #include "model/sharding.hpp"
 #include "plan/plan.hpp"
 
@@ -129,6 +130,72 @@ TEST(Golden, FusedExpertsOfTritonAndCutlass) {
     EXPECT_EQ(rank.share.parameters[1].shape, Shape(c["w2_shape"].get<std::vector<std::int64_t>>()));
     EXPECT_EQ(tags_of(rank.parameters[1]), c["w2"].get<Tags>());
   }
+}
+
+TEST(Golden, RowOrdersOfTrtllm) {
+  int compared = 0;
+  const nlohmann::json cases = golden("trtllm_gen_row_perms")["cases"];
+  for (const auto& c : cases) {
+    if (c["block"].get<int>() != 32) continue;
+    const auto rows = c["M"].get<std::int64_t>();
+    SCOPED_TRACE(rows);
+    // The vectors say where each row comes from, the layouts where it goes.
+    const auto shuffle = c["shuffle"].get<std::vector<std::int64_t>>();
+    const auto gated = c["w3_w1_chained"].get<std::vector<std::int64_t>>();
+    for (std::int64_t row = 0; row < rows; ++row) {
+      EXPECT_EQ(shuffle[static_cast<std::size_t>(shuffled_rows(1).row_offset(row))], row);
+      const bool up = row < rows / 2;
+      const std::int64_t to = shuffled_gated_rows(1).row_offset(up ? row : row - rows / 2) + (up ? 0 : 8);
+      EXPECT_EQ(gated[static_cast<std::size_t>(to)], row);
+    }
+    ++compared;
+  }
+  EXPECT_GE(compared, 3);
+}
+
+TEST(Golden, ExpertsOfTrtllmInBlocksOfK) {
+  const nlohmann::json c = golden("trtllm_bf16_blockmajork");
+  const auto inner = c["I"].get<std::int64_t>();
+  const auto hidden = c["H"].get<std::int64_t>();
+  Catalog catalog;
+  naive::Weights weights;
+  // Sixteen bits of tag where a bf16 would stand.
+  std::uint16_t tag = 0;
+  const auto add = [&](const std::string& name, Shape shape) {
+    catalog.add(name, DType::kBF16, shape);
+    std::vector<std::byte>& bytes = weights[name];
+    for (std::int64_t i = 0; i < shape.elements(); ++i, ++tag) {
+      bytes.push_back(static_cast<std::byte>(tag & 0xff));
+      bytes.push_back(static_cast<std::byte>(tag >> 8));
+    }
+  };
+  add("gate", {inner, hidden});
+  add("up", {inner, hidden});
+  tag = 0;
+  add("down", {hidden, inner});
+  const auto parameters = [&](const Catalog& tensors, const EngineLayout&, const EngineRank&) {
+    std::vector<Parameter> result;
+    const std::vector<ExpertTensors> slots{{0, 1, 2}};
+    // The vectors' weights were not padded.
+    add_block_major_experts(tensors, {"experts", slots, 1, 0}, inner, result);
+    return result;
+  };
+  const ListedFamily family(catalog, parameters);
+  Topology topology;
+  Limits limits;
+  limits.bucket_bytes = Limits::kLeastBucketBytes;
+  const auto ranks = emulate_update(make_plan(family, topology, limits), family, weights);
+  const EmulatedRank& rank = ranks.at(1);
+  const auto expect = [&](std::size_t number, const char* name) {
+    const auto tags = c[name].get<std::vector<std::uint16_t>>();
+    const std::vector<std::byte>& bytes = rank.parameters.at(number);
+    ASSERT_EQ(bytes.size(), tags.size() * 2);
+    EXPECT_EQ(std::memcmp(bytes.data(), tags.data(), bytes.size()), 0) << name;
+    EXPECT_EQ(rank.share.parameters.at(number).shape,
+              Shape(c[std::string(name) + "_shape"].get<std::vector<std::int64_t>>()));
+  };
+  expect(0, "w13");
+  expect(1, "w2");
 }
 
 TEST(Golden, FusedQkvWithSharedKeyAndValueHeads) {

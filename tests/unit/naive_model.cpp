@@ -151,32 +151,75 @@ class Rank {
     });
   }
 
-  /// tp rank = ep rank × (tp/ep) + rank inside the expert; triton stacks gate first, cutlass up first.
+  /// The three matrices of every expert of a rank: tp rank = ep rank × (tp/ep) + rank inside the expert.
+  struct Experts {
+    std::int64_t count = 0;
+    std::int64_t moe_tp = 0;
+    std::int64_t inner_rank = 0;
+    std::vector<const Whole*> gates;
+    std::vector<const Whole*> ups;
+    std::vector<const Whole*> downs;
+  };
+
   void experts(const std::string& at) {
-    const std::int64_t moe_tp = layout_.tp / layout_.ep;
-    const std::int64_t local = model_.experts / layout_.ep;
-    const std::int64_t first = t_ / moe_tp * local;
-    const std::int64_t it = model_.expert_inner / moe_tp;
-    const std::int64_t start = t_ % moe_tp * it;
+    Experts experts;
+    experts.moe_tp = layout_.tp / layout_.ep;
+    experts.inner_rank = t_ % experts.moe_tp;
+    experts.count = model_.experts / layout_.ep;
+    for (std::int64_t e = 0; e < experts.count; ++e) {
+      const std::string expert = at + std::to_string(t_ / experts.moe_tp * experts.count + e) + ".";
+      experts.gates.push_back(tensor(expert + "gate_proj.weight"));
+      experts.ups.push_back(tensor(expert + "up_proj.weight"));
+      experts.downs.push_back(tensor(expert + "down_proj.weight"));
+    }
+    if (layout_.moe_layout == "trtllm") {
+      shuffled_in_blocks(at, experts);
+    } else {
+      stacked(at, experts, layout_.moe_layout == "triton-kernels");
+    }
+  }
+
+  /// triton stacks gate first, cutlass up first; triton-kernels has the matrices of triton transposed.
+  void stacked(const std::string& at, const Experts& experts, bool transposed) {
+    const std::int64_t it = model_.expert_inner / experts.moe_tp;
+    const std::int64_t start = experts.inner_rank * it;
     const bool up_first = layout_.moe_layout == "cutlass";
-    const auto matrices = [&](const char* kind) {
-      std::vector<const Whole*> all;
-      for (std::int64_t e = 0; e < local; ++e) {
-        all.push_back(tensor(at + std::to_string(first + e) + "." + kind + "_proj.weight"));
+    const auto add = [&](const std::string& name, std::int64_t rows, std::int64_t cols, auto element) {
+      if (transposed) {
+        build(name, {experts.count, cols, rows},
+              [&](auto r, auto c) { return element(static_cast<std::size_t>(r / cols), c, r % cols); });
+      } else {
+        build(name, {experts.count, rows, cols},
+              [&](auto r, auto c) { return element(static_cast<std::size_t>(r / rows), r % rows, c); });
       }
-      return all;
     };
-    const std::vector<const Whole*> gates = matrices("gate");
-    const std::vector<const Whole*> ups = matrices("up");
-    const std::vector<const Whole*> downs = matrices("down");
-    build(at + "w13_weight", {local, 2 * it, model_.hidden}, [&](auto r, auto c) {
-      const auto e = static_cast<std::size_t>(r / (2 * it));
-      const std::int64_t i = r % (2 * it);
+    add(at + "w13_weight", 2 * it, model_.hidden, [&](std::size_t e, auto i, auto h) {
       const bool gate = (i < it) != up_first;
-      return Element{gate ? gates[e] : ups[e], start + i % it, c};
+      return Element{gate ? experts.gates[e] : experts.ups[e], start + i % it, h};
     });
-    build(at + "w2_weight", {local, model_.hidden, it}, [&](auto r, auto c) {
-      return Element{downs[static_cast<std::size_t>(r / model_.hidden)], r % model_.hidden, start + c};
+    add(at + "w2_weight", model_.hidden, it, [&](std::size_t e, auto h, auto j) {
+      return Element{experts.downs[e], h, start + j};
+    });
+  }
+
+  /// `w13[e,kb,n,c] = (p even ? up : gate)[s'(p/2), 64·kb + c]`, `w2[e,kb,n,c] = down[p, s'(64·kb + c)]` with
+  /// p = 32·(n/32) + 4·(q%8) + q/8, q = n%32; s'(i) = t·Ip + i, zero from I on; Ip = up(I/T, 128).
+  void shuffled_in_blocks(const std::string& at, const Experts& experts) {
+    const std::int64_t ip = (model_.expert_inner / experts.moe_tp + 127) / 128 * 128;
+    const std::int64_t start = experts.inner_rank * ip;
+    const auto p32 = [](std::int64_t n) { return n / 32 * 32 + 4 * (n % 32 % 8) + n % 32 / 8; };
+    build(at + "w13_weight", {experts.count, model_.hidden / 64, 2 * ip, 64}, [&](auto r, auto c) {
+      const std::int64_t p = p32(r % (2 * ip));
+      const std::int64_t kb = r / (2 * ip) % (model_.hidden / 64);
+      const auto e = static_cast<std::size_t>(r / (2 * ip) / (model_.hidden / 64));
+      if (start + p / 2 >= model_.expert_inner) return kZero;
+      return Element{p % 2 == 0 ? experts.ups[e] : experts.gates[e], start + p / 2, 64 * kb + c};
+    });
+    build(at + "w2_weight", {experts.count, ip / 64, model_.hidden, 64}, [&](auto r, auto c) {
+      const std::int64_t kb = r / model_.hidden % (ip / 64);
+      const auto e = static_cast<std::size_t>(r / model_.hidden / (ip / 64));
+      const std::int64_t j = start + 64 * kb + c;
+      return j >= model_.expert_inner ? kZero : Element{experts.downs[e], p32(r % model_.hidden), j};
     });
   }
 

@@ -48,7 +48,13 @@ class Cases {
     // The kernels of cutlass load 16 bytes at a time.
     const std::int64_t unit = 16 / dtype_bytes(c.model.dtype);
     const bool aligned = c.model.hidden % unit == 0 && c.model.expert_inner / engine.expert_tp() % unit == 0;
-    engine.moe_layout = (!c.model.moe || aligned) && chance(2) ? "cutlass" : "triton";
+    std::vector<std::string> moe_layouts{"triton", "triton-kernels"};
+    if (!c.model.moe || aligned) moe_layouts.emplace_back("cutlass");
+    if (!c.model.moe || (c.model.hidden % 64 == 0 && c.model.dtype == DType::kBF16)) {
+      moe_layouts.emplace_back("trtllm");
+    }
+    engine.moe_layout =
+        moe_layouts[static_cast<std::size_t>(between(0, static_cast<std::int64_t>(moe_layouts.size()) - 1))];
     c.limits.bucket_bytes =
         Limits::kLeastBucketBytes + (chance(2) ? 0 : between(1, chance(3) ? 1'500'000 : 200'000));
     c.limits.buffers = between(1, 4);
@@ -85,6 +91,14 @@ class Cases {
     }
     model.tied = chance(3);
     model.bias = chance(3);
+    if (model.moe && chance(3)) {
+      // As trtllm wants it; now and then with more than one block of padding, or none.
+      model.hidden = 64 * between(1, 3);
+      model.expert_inner = engine.expert_tp() * (chance(2) ? 128 : between(1, 200));
+      model.experts = engine.ep * between(1, 2);
+      model.dtype = DType::kBF16;
+      return model;
+    }
     model.dtype = chance(3) ? DType::kF32 : chance(2) ? DType::kF16 : DType::kBF16;
     return model;
   }

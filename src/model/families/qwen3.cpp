@@ -212,7 +212,7 @@ class Qwen3 final : public Family {
       slots.push_back({gate, gate + 1, gate + 2});
     }
     const MoeLayout& moe_layout = find_moe_layout(layout.moe_layout);
-    moe_layout.require_shape(expert_inner_ / layout.expert_tp(), hidden_, dtype_bytes(dtype_));
+    moe_layout.require_shape(expert_inner_ / layout.expert_tp(), hidden_, dtype_);
     moe_layout.add_parameters(
         catalog_, {at + "experts", slots, layout.expert_tp(), rank.tp % layout.expert_tp()}, parameters);
   }

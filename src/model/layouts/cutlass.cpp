@@ -13,7 +13,8 @@ class CutlassLayout final : public MoeLayout {
  public:
   std::string name() const override { return "cutlass"; }
 
-  void require_shape(std::int64_t inner, std::int64_t hidden, std::int64_t element_bytes) const override {
+  void require_shape(std::int64_t inner, std::int64_t hidden, DType dtype) const override {
+    const std::int64_t element_bytes = dtype_bytes(dtype);
     // The kernels load rows in units of 128 bits.
     constexpr std::int64_t kUnitBytes = 16;
     if (inner * element_bytes % kUnitBytes == 0 && hidden * element_bytes % kUnitBytes == 0) return;

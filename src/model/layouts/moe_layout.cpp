@@ -10,7 +10,8 @@
 namespace weightcast {
 
 const MoeLayout& find_moe_layout(std::string_view name) {
-  const std::array<const MoeLayout*, 2> layouts{&triton_moe_layout(), &cutlass_moe_layout()};
+  const std::array<const MoeLayout*, 4> layouts{&triton_moe_layout(), &triton_kernels_moe_layout(),
+                                                &cutlass_moe_layout(), &trtllm_moe_layout()};
   std::vector<std::string> names;
   for (const MoeLayout* layout : layouts) {
     if (layout->name() == name) return *layout;

@@ -32,9 +32,9 @@ class MoeLayout {
   virtual ~MoeLayout() = default;
   virtual std::string name() const = 0;
 
-  /// Throws UsageError when the kernels cannot read matrices of this shape: `inner` of one rank and `hidden`,
-  /// in elements of `element_bytes`.
-  virtual void require_shape(std::int64_t inner, std::int64_t hidden, std::int64_t element_bytes) const = 0;
+  /// Throws UsageError when the kernels cannot read matrices of this dtype and shape: `inner` of one rank and
+  /// `hidden`, in elements.
+  virtual void require_shape(std::int64_t inner, std::int64_t hidden, DType dtype) const = 0;
 
   /// Appends the rank's parameters of one layer. A shape that the layout cannot hold is a UsageError.
   virtual void add_parameters(const Catalog& catalog, const LocalExperts& experts,
@@ -45,7 +45,9 @@ class MoeLayout {
 const MoeLayout& find_moe_layout(std::string_view name);
 
 const MoeLayout& triton_moe_layout();
+const MoeLayout& triton_kernels_moe_layout();
 const MoeLayout& cutlass_moe_layout();
+const MoeLayout& trtllm_moe_layout();
 
 /// What triton and cutlass share: w13 [El, 2·It, H] of the two halves in the order given, w2 [El, H, It].
 enum class HalfOrder : std::uint8_t { kGateFirst, kUpFirst };
