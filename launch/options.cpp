@@ -112,7 +112,10 @@ constexpr std::array<OptionInfo, 40> kOptions{{
     {"trainer-names", "NUMBERS",
      "layer and expert numbers in the shards: local (each rank counts its own, default) or global",
      kTrainers},
-    {"moe-layout", "NAME", "triton (gate first) or cutlass (up first)", kJobs | kPlan},
+    {"moe-layout", "NAME",
+     "triton (gate first), triton-kernels (transposed), cutlass (up first) or trtllm (bf16, shuffled, in "
+     "blocks of K)",
+     kJobs | kPlan},
     {"fan-out", "WHAT", "needed: each rank what it needs; all: everybody everything", kJobs | kPlan},
     {"bucket-size", "BYTES", "most bytes of a bucket (default 256MiB, least 64KiB)", kJobs | kPlan},
     {"buffers", "N", "staging buffers of a rank (default 3)", kJobs | kPlan},

@@ -57,8 +57,8 @@ TEST(EngineLayouts, ExpertGroupsDivideTheTensorParallelGroup) {
 }
 
 TEST(EngineLayouts, UnknownKernelLayout) {
-  const std::string message = usage_error_of("tp=1", "trtllm");
-  EXPECT_NE(message.find("trtllm"), std::string::npos) << message;
+  const std::string message = usage_error_of("tp=1", "marlin");
+  EXPECT_NE(message.find("marlin"), std::string::npos) << message;
   EXPECT_NE(message.find("cutlass"), std::string::npos) << message;
 }
 
