@@ -1,7 +1,9 @@
 #include "kernels/cuda/cuda_programs.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
+#include <initializer_list>
 
 #include "core/float_bits.hpp"
 #include "kernels/digest.hpp"
@@ -17,6 +19,11 @@ struct DeviceMove {
   std::int64_t rows;
   std::int64_t row_bytes;
   MoveOp op;
+  // With a layout: of its matrix, and the widest load that everything in it is a multiple of.
+  MatrixLayout layout;
+  std::int64_t row;
+  std::int64_t byte;
+  std::uint32_t unit;
 };
 
 struct DeviceBox {
@@ -25,6 +32,10 @@ struct DeviceBox {
   Box box;
   std::uint64_t tensor_key;
   std::int64_t element_bytes;
+  MatrixLayout layout;
+  std::int64_t row;
+  std::int64_t byte;
+  std::uint32_t unit;  ///< as of a move
 };
 
 namespace {
@@ -153,10 +164,52 @@ __device__ void round_rows(const Rows& rows, Team team) {
   }
 }
 
+/// The same where a layout places one side, unit by unit of a vector.
+template <Direction D, bool Zero, typename Vector>
+__device__ void run_placed_units(const DeviceMove& move, std::byte* packed, std::int64_t row,
+                                 std::int64_t byte, std::uint32_t count, std::uint32_t row_bytes, Team team) {
+  for (Walk walk(team, row_bytes / sizeof(Vector)); walk.row() < count; walk.next()) {
+    const std::int64_t at = std::int64_t{walk.col()} * sizeof(Vector);
+    auto* placed = reinterpret_cast<Vector*>(move.address + move.layout.row_offset(row + walk.row()) +
+                                             move.layout.byte_offset(byte + at));
+    auto* dense = reinterpret_cast<Vector*>(packed + walk.row() * move.staging_pitch + at);
+    if constexpr (D == Direction::kPack) {
+      __stcs(dense, __ldcs(placed));
+    } else {
+      __stcs(placed, Zero ? Vector{} : __ldcs(dense));
+    }
+  }
+}
+
+template <Direction D, bool Zero>
+__device__ void run_placed(const DeviceMove& move, std::byte* staging, std::int64_t row, std::int64_t begin,
+                           std::uint32_t count, std::uint32_t row_bytes, Team team) {
+  std::byte* packed = staging + move.staging + row * move.staging_pitch + begin;
+  const std::int64_t first = move.row + row;
+  const std::int64_t byte = move.byte + begin;
+  switch (move.unit) {
+    case 16:
+      return run_placed_units<D, Zero, uint4>(move, packed, first, byte, count, row_bytes, team);
+    case 8:
+      return run_placed_units<D, Zero, uint2>(move, packed, first, byte, count, row_bytes, team);
+    case 4:
+      return run_placed_units<D, Zero, unsigned>(move, packed, first, byte, count, row_bytes, team);
+    case 2:
+      return run_placed_units<D, Zero, unsigned short>(move, packed, first, byte, count, row_bytes, team);
+    default:
+      return run_placed_units<D, Zero, unsigned char>(move, packed, first, byte, count, row_bytes, team);
+  }
+}
+
 /// Rows [row, row + count) of a move, of each the bytes [begin, begin + row_bytes) of its staging side.
 template <Direction D>
 __device__ void run_rows(const DeviceMove& move, std::byte* staging, std::int64_t row, std::int64_t begin,
                          std::uint32_t count, std::uint32_t row_bytes, Team team) {
+  if (!move.layout.plain()) {
+    return D == Direction::kUnpack && move.op == MoveOp::kZero
+               ? run_placed<D, true>(move, staging, row, begin, count, row_bytes, team)
+               : run_placed<D, false>(move, staging, row, begin, count, row_bytes, team);
+  }
   std::byte* packed = staging + move.staging + row * move.staging_pitch + begin;
   const bool rounds = move.op == MoveOp::kF32ToBF16;
   std::byte* placed = move.address + row * move.pitch + (rounds ? 2 * begin : begin);
@@ -215,8 +268,14 @@ __global__ void __launch_bounds__(kThreads)
                      std::uint32_t rows, std::uint32_t row_bytes, Team team) {
                    bool dirty = false;
                    for (Walk walk(team, row_bytes); walk.row() < rows; walk.next()) {
-                     const std::byte* at = move.address + (row + walk.row()) * move.pitch + begin;
-                     dirty = dirty || at[walk.col()] != std::byte{0};
+                     const std::byte* at = move.address;
+                     if (move.layout.plain()) {
+                       at += (row + walk.row()) * move.pitch + begin + walk.col();
+                     } else {
+                       at += move.layout.row_offset(move.row + row + walk.row()) +
+                             move.layout.byte_offset(move.byte + begin + walk.col());
+                     }
+                     dirty = dirty || *at != std::byte{0};
                    }
                    if (dirty) atomicMin(result, number);
                  });
@@ -265,11 +324,14 @@ __device__ std::uint64_t digest_strip(const DeviceBox& box, std::int64_t first_r
   for (int j = 0; j < kElements; ++j) {
     dot.set_key(j, j < valid ? digest_column_key(box.tensor_key, box.box.col + col + j) : 0);
   }
-  const std::byte* data =
-      box.address + first_row * box.pitch + col * static_cast<std::int64_t>(sizeof(Element));
-  const bool aligned =
-      valid == kElements &&
-      (reinterpret_cast<std::uintptr_t>(box.address) | static_cast<std::uintptr_t>(box.pitch)) % 16 == 0;
+  const std::int64_t col_byte = col * static_cast<std::int64_t>(sizeof(Element));
+  const bool plain = box.layout.plain();
+  const std::byte* data = plain ? box.address + first_row * box.pitch + col_byte
+                                : box.address + box.layout.byte_offset(box.byte + col_byte);
+  const auto row_of = [&](std::int64_t row) {
+    return data + (plain ? row * box.pitch : box.layout.row_offset(box.row + first_row + row));
+  };
+  const bool aligned = valid == kElements && box.unit == 16;
   std::uint64_t sum = 0;
   for (std::int64_t batch = 0; batch < rows; batch += kWarp) {
     const std::uint64_t own_row_key = digest_row_key(box.tensor_key, box.box.row + first_row + batch + lane);
@@ -283,7 +345,7 @@ __device__ std::uint64_t digest_strip(const DeviceBox& box, std::int64_t first_r
       for (int i = 0; i < kAtOnce; ++i) {
         values[i].vector = uint4{0, 0, 0, 0};
         if (start + i >= count) continue;
-        const std::byte* at = data + (batch + start + i) * box.pitch;
+        const std::byte* at = row_of(batch + start + i);
         if (aligned) {
           values[i].vector = __ldcs(reinterpret_cast<const uint4*>(at));
         } else {
@@ -292,7 +354,12 @@ __device__ std::uint64_t digest_strip(const DeviceBox& box, std::int64_t first_r
             if (j >= valid) continue;
             Element element = 0;
             // Byte by byte: the address may be that of any byte.
-            memcpy(&element, at + j * sizeof(Element), sizeof(Element));
+            const std::int64_t next =
+                plain ? j * static_cast<std::int64_t>(sizeof(Element))
+                      : box.layout.byte_offset(box.byte + col_byte +
+                                               j * static_cast<std::int64_t>(sizeof(Element))) -
+                            box.layout.byte_offset(box.byte + col_byte);
+            memcpy(&element, at + next, sizeof(Element));
             values[i].elements[j] = element;
           }
         }
@@ -341,6 +408,20 @@ __global__ void __launch_bounds__(kThreads) run_digests(const DeviceBox* boxes, 
   }
 }
 
+/// The widest vector (1 to 16 bytes) that an address and some distances are all multiples of.
+std::uint32_t common_unit(const void* address, std::initializer_list<std::int64_t> distances) {
+  auto all = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(address)) | 16u;
+  for (const std::int64_t distance : distances) all |= static_cast<std::uint64_t>(distance);
+  return 1u << std::countr_zero(all);
+}
+
+/// Steps and units of a layout.
+std::int64_t all_steps(const MatrixLayout& layout) {
+  std::int64_t all = layout.step[0] | layout.step[1] | layout.step[2] | layout.step[3] | layout.unit_step;
+  if (layout.unit_step != 0) all |= layout.unit_bytes();
+  return all;
+}
+
 int grid(std::uint32_t work, int blocks) {
   return static_cast<int>(std::min<std::uint32_t>(work, static_cast<std::uint32_t>(std::max(1, blocks))));
 }
@@ -365,8 +446,13 @@ CudaMovePrograms::CudaMovePrograms(std::span<const Move> moves, std::span<const 
   resolved.reserve(moves.size());
   for (const Move& move : moves) {
     const bool one = move.op != MoveOp::kF32ToBF16 && move.dense();
-    resolved.push_back({buffers[move.buffer] + move.offset, move.pitch, move.staging, move.staging_step(),
-                        one ? 1 : move.rows, one ? move.bytes() : move.row_bytes, move.op});
+    std::byte* const address = buffers[move.buffer] + move.offset;
+    // Staging begins at a multiple of 16 bytes.
+    const std::uint32_t unit = common_unit(
+        address, {move.staging, move.staging_step(), move.row_bytes, move.byte, all_steps(move.layout)});
+    resolved.push_back({address, move.pitch, move.staging, move.staging_step(), one ? 1 : move.rows,
+                        one ? move.bytes() : move.row_bytes, move.op, move.layout, move.row, move.byte,
+                        unit});
   }
   moves_ = DeviceArray<DeviceMove>(std::span<const DeviceMove>(resolved));
   const std::vector<Tile> tiles = tile_all<Tile>(moves, programs, launches_);
@@ -406,8 +492,11 @@ CudaDigestPrograms::CudaDigestPrograms(std::span<const DigestBox> boxes,
   std::vector<DeviceBox> resolved;
   resolved.reserve(boxes.size());
   for (const DigestBox& box : boxes) {
-    resolved.push_back(
-        {buffers[box.buffer] + box.offset, box.pitch, box.box, box.tensor_key, box.element_bytes});
+    const std::byte* const address = buffers[box.buffer] + box.offset;
+    const std::uint32_t unit = box.layout.plain() ? common_unit(address, {box.pitch})
+                                                  : common_unit(address, {box.byte, all_steps(box.layout)});
+    resolved.push_back({address, box.pitch, box.box, box.tensor_key, box.element_bytes, box.layout, box.row,
+                        box.byte, unit});
   }
   boxes_ = DeviceArray<DeviceBox>(std::span<const DeviceBox>(resolved));
   const std::vector<DigestTile> tiles = tile_all<DigestTile>(boxes, programs, launches_);

@@ -52,13 +52,6 @@ void Session::plan_together(const Topology& topology, const Limits& limits) {
   control_.together([&] {
     plan_ = make_plan(family_, topology, limits);
     share_ = make_share(plan_, family_, control_.rank());
-    const bool plain = std::all_of(share_.moves.begin(), share_.moves.end(),
-                                   [](const Move& move) { return move.layout.plain(); });
-    if (options_.wire == Wire::kNccl && !plain) {
-      throw UsageError(
-          fmt::format("--moe-layout {}: over NCCL weights take triton or cutlass; use --transport mpi",
-                      topology.engine.moe_layout));
-    }
   });
   start_.plan = seconds_since(start);
   control_.require_same(

@@ -65,6 +65,31 @@ struct RandomPrograms {
   std::vector<std::int64_t> buffer_bytes;
   std::int64_t staging_bytes = 0;
 
+  /// Gives a move a layout: a transpose, or rows in blocks of K in a shuffled order. Returns its bytes.
+  static std::int64_t place(Random& random, Move& move) {
+    MatrixLayout& layout = move.layout;
+    move.row = random.between(0, 70);
+    const std::int64_t rows = (move.row + move.rows + 63) / 64 * 64;
+    if (random.one_in(3)) {
+      layout.unit_bits = static_cast<std::uint8_t>(random.between(0, 2));
+      layout.step[3] = layout.unit_bytes();
+      move.row_bytes = (move.row_bytes + 3) / 4 * 4;
+      move.byte = 4 * random.between(0, 20);
+      layout.unit_step = rows * layout.unit_bytes();
+    } else {
+      layout.unit_bits = static_cast<std::uint8_t>(random.between(4, 7));
+      layout.bits[0] = static_cast<std::uint8_t>(random.between(0, 2));
+      layout.bits[1] = static_cast<std::uint8_t>(random.between(0, 3));
+      const std::int64_t block = layout.unit_bytes();
+      layout.step[0] = block << layout.bits[1];
+      layout.step[1] = block;
+      layout.step[3] = block << (layout.bits[0] + layout.bits[1]);
+      layout.unit_step = rows * block;
+      move.byte = random.between(0, 300);
+    }
+    return (move.byte + move.row_bytes + layout.unit_bytes()) / layout.unit_bytes() * layout.unit_step;
+  }
+
   RandomPrograms(Random& random, std::int64_t most_bytes, bool casts) {
     buffer_bytes.assign(static_cast<std::size_t>(random.between(1, 4)), 0);
     const std::int64_t unit = std::int64_t{1} << random.between(0, 5);
@@ -83,6 +108,7 @@ struct RandomPrograms {
       std::int64_t& end = buffer_bytes[move.buffer];
       move.offset = end + unit * random.between(0, 7);
       end = move.offset + (move.rows - 1) * move.pitch + placed_bytes;
+      if (!cast && random.one_in(3)) end = move.offset + place(random, move);
       move.staging = staging_bytes + unit * random.between(0, 7);
       // As where a colocated rank's weights stand in for staging.
       if (!cast && random.one_in(4)) move.staging_pitch = move.row_bytes + unit * random.between(0, 9);
@@ -228,6 +254,19 @@ TEST_P(CudaExecutor, DigestsAreTheHosts) {
       box.pitch = (box.box.cols * box.element_bytes + random.between(0, 30) + unit - 1) / unit * unit;
       box.tensor_key = static_cast<std::uint64_t>(random.between(0, 1'000'000'000)) * 0x9e3779b97f4a7c15ull;
       bytes = box.offset + box.box.rows * box.pitch;
+      if (random.one_in(2)) {
+        // As a layout's matrix; the element must not be cut.
+        Move move{box.offset, 0, 0, box.box.rows, box.box.cols * box.element_bytes, 0, MoveOp::kCopy};
+        std::int64_t placed = 0;
+        do {
+          move.layout = {};
+          placed = RandomPrograms::place(random, move);
+        } while (move.layout.unit_bytes() % box.element_bytes != 0 || move.byte % box.element_bytes != 0);
+        box.layout = move.layout;
+        box.row = move.row;
+        box.byte = move.byte;
+        bytes = box.offset + placed + 16;
+      }
       boxes.push_back(box);
     }
     const Twin buffer(random.bytes(bytes));
