@@ -112,7 +112,7 @@ std::uint64_t digest_box(const std::byte* data, const MatrixLayout& layout, std:
                          std::int64_t byte, const Box& box, std::int64_t element_bytes,
                          std::uint64_t tensor_key) {
   const Dot run_dot = dot_for(element_bytes);
-  if (layout.unit_step != 0 && layout.unit_bytes() == element_bytes && layout.step[3] == element_bytes) {
+  if (layout.transposed() && layout.unit_bytes() == element_bytes) {
     // Transposed: what lies together are the rows' elements of one column.
     const std::byte* first = data + layout.row_offset(row) + layout.byte_offset(byte);
     return digest(

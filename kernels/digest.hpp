@@ -13,11 +13,16 @@ namespace weightcast {
 /// coordinates in the whole tensor, `tensor_key` the XXH3-64 hash of the tensor's name. Both are odd, so no
 /// single changed element can vanish; the sum commutes, so boxes of a tensor may be added up in any order and
 /// layout.
+inline constexpr std::uint64_t kDigestRowFactor = 0x9e3779b97f4a7c15ull;
+inline constexpr std::uint64_t kDigestColumnFactor = 0xd1342543de82ef95ull;
+constexpr std::uint64_t digest_key(std::uint64_t base, std::uint64_t factor, std::int64_t coordinate) {
+  return mix64(base + static_cast<std::uint64_t>(coordinate) * factor) | 1u;
+}
 constexpr std::uint64_t digest_row_key(std::uint64_t tensor_key, std::int64_t row) {
-  return mix64(tensor_key + static_cast<std::uint64_t>(row) * 0x9e3779b97f4a7c15ull) | 1u;
+  return digest_key(tensor_key, kDigestRowFactor, row);
 }
 constexpr std::uint64_t digest_column_key(std::uint64_t tensor_key, std::int64_t column) {
-  return mix64(~tensor_key + static_cast<std::uint64_t>(column) * 0xd1342543de82ef95ull) | 1u;
+  return digest_key(~tensor_key, kDigestColumnFactor, column);
 }
 
 /// The digest of `box` of a tensor whose elements of `element_bytes` (1, 2, 4 or 8) lie at `data`, rows

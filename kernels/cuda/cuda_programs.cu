@@ -30,7 +30,11 @@ struct DeviceBox {
   const std::byte* address;
   std::int64_t pitch;
   Box box;
-  std::uint64_t tensor_key;
+  // Of rows and of columns (digest_key).
+  std::uint64_t row_base;
+  std::uint64_t row_factor;
+  std::uint64_t column_base;
+  std::uint64_t column_factor;
   std::int64_t element_bytes;
   MatrixLayout layout;
   std::int64_t row;
@@ -181,12 +185,53 @@ __device__ void run_placed_units(const DeviceMove& move, std::byte* packed, std:
   }
 }
 
+/// The same of a transposed matrix for a whole block: through shared memory, so that a warp's accesses to
+/// either side are to neighbours.
+template <typename Element>
+__device__ void unpack_transposed(const DeviceMove& move, const std::byte* packed, std::int64_t row,
+                                  std::int64_t byte, std::uint32_t count, std::uint32_t row_bytes) {
+  constexpr std::uint32_t kSide = 64;
+  // One more in a row than there are: columns then lie in banks of their own.
+  __shared__ Element square[kSide][kSide + 1];
+  const std::uint32_t cols = row_bytes / sizeof(Element);
+  std::byte* const placed = move.address + move.layout.row_offset(row) + move.layout.byte_offset(byte);
+  for (std::uint32_t r = 0; r < count; r += kSide) {
+    for (std::uint32_t c = 0; c < cols; c += kSide) {
+      const std::uint32_t rows_here = min(kSide, count - r);
+      const std::uint32_t cols_here = min(kSide, cols - c);
+      for (std::uint32_t i = threadIdx.x; i < kSide * kSide; i += kThreads) {
+        const std::uint32_t ri = i / kSide;
+        const std::uint32_t ci = i % kSide;
+        if (ri < rows_here && ci < cols_here) {
+          square[ri][ci] =
+              __ldcs(reinterpret_cast<const Element*>(packed + (r + ri) * move.staging_pitch) + c + ci);
+        }
+      }
+      __syncthreads();
+      for (std::uint32_t i = threadIdx.x; i < kSide * kSide; i += kThreads) {
+        const std::uint32_t ci = i / kSide;
+        const std::uint32_t ri = i % kSide;
+        if (ri < rows_here && ci < cols_here) {
+          __stcs(reinterpret_cast<Element*>(placed + (c + ci) * move.layout.unit_step) + r + ri,
+                 square[ri][ci]);
+        }
+      }
+      __syncthreads();
+    }
+  }
+}
+
 template <Direction D, bool Zero>
 __device__ void run_placed(const DeviceMove& move, std::byte* staging, std::int64_t row, std::int64_t begin,
                            std::uint32_t count, std::uint32_t row_bytes, Team team) {
   std::byte* packed = staging + move.staging + row * move.staging_pitch + begin;
   const std::int64_t first = move.row + row;
   const std::int64_t byte = move.byte + begin;
+  if (D == Direction::kUnpack && !Zero && team.size == kThreads && move.layout.transposed() &&
+      move.unit == move.layout.unit_bytes()) {
+    if (move.unit == 2) return unpack_transposed<unsigned short>(move, packed, first, byte, count, row_bytes);
+    if (move.unit == 4) return unpack_transposed<unsigned>(move, packed, first, byte, count, row_bytes);
+  }
   switch (move.unit) {
     case 16:
       return run_placed_units<D, Zero, uint4>(move, packed, first, byte, count, row_bytes, team);
@@ -238,17 +283,13 @@ __device__ void for_each_chunk(const DeviceMove* moves, const Tile* tiles, std::
       continue;
     }
     const DeviceMove& move = moves[tile.move];
-    const Chunking chunking(move.rows, move.row_bytes);
-    std::int64_t row = tile.what;
-    std::int64_t begin = 0;
-    if (chunking.parts_of_row > 1) {
-      row = tile.what / static_cast<std::uint32_t>(chunking.parts_of_row);
-      begin = (tile.what % static_cast<std::uint32_t>(chunking.parts_of_row)) * Tile::kBytes;
-    } else {
-      row *= chunking.rows_each;
-    }
+    const Chunking chunking(move.rows, move.row_bytes, move.layout.transposed());
+    const auto parts = static_cast<std::uint32_t>(chunking.parts_of_row);
+    const std::int64_t row = tile.what / parts * chunking.rows_each;
+    const std::int64_t begin = tile.what % parts * chunking.part_bytes;
     each(tile.move, move, row, begin, static_cast<std::uint32_t>(min(chunking.rows_each, move.rows - row)),
-         static_cast<std::uint32_t>(min(Tile::kBytes, move.row_bytes - begin)), Team{threadIdx.x, kThreads});
+         static_cast<std::uint32_t>(min(chunking.part_bytes, move.row_bytes - begin)),
+         Team{threadIdx.x, kThreads});
   }
 }
 
@@ -322,7 +363,8 @@ __device__ std::uint64_t digest_strip(const DeviceBox& box, std::int64_t first_r
   Dot<Element, kElements> dot;
 #pragma unroll
   for (int j = 0; j < kElements; ++j) {
-    dot.set_key(j, j < valid ? digest_column_key(box.tensor_key, box.box.col + col + j) : 0);
+    const std::uint64_t key = digest_key(box.column_base, box.column_factor, box.box.col + col + j);
+    dot.set_key(j, j < valid ? key : 0);
   }
   const std::int64_t col_byte = col * static_cast<std::int64_t>(sizeof(Element));
   const bool plain = box.layout.plain();
@@ -334,7 +376,8 @@ __device__ std::uint64_t digest_strip(const DeviceBox& box, std::int64_t first_r
   const bool aligned = valid == kElements && box.unit == 16;
   std::uint64_t sum = 0;
   for (std::int64_t batch = 0; batch < rows; batch += kWarp) {
-    const std::uint64_t own_row_key = digest_row_key(box.tensor_key, box.box.row + first_row + batch + lane);
+    const std::uint64_t own_row_key =
+        digest_key(box.row_base, box.row_factor, box.box.row + first_row + batch + lane);
     const int count = static_cast<int>(min(std::int64_t{kWarp}, rows - batch));
     for (int start = 0; start < count; start += kAtOnce) {
       union {
@@ -492,11 +535,28 @@ CudaDigestPrograms::CudaDigestPrograms(std::span<const DigestBox> boxes,
   std::vector<DeviceBox> resolved;
   resolved.reserve(boxes.size());
   for (const DigestBox& box : boxes) {
-    const std::byte* const address = buffers[box.buffer] + box.offset;
+    const std::byte* address = buffers[box.buffer] + box.offset;
+    if (swaps_axes(box)) {
+      address += box.layout.row_offset(box.row) + box.layout.byte_offset(box.byte);
+      const Box axes{box.box.col, box.box.cols, box.box.row, box.box.rows};
+      resolved.push_back({address,
+                          box.layout.unit_step,
+                          axes,
+                          ~box.tensor_key,
+                          kDigestColumnFactor,
+                          box.tensor_key,
+                          kDigestRowFactor,
+                          box.element_bytes,
+                          {},
+                          0,
+                          0,
+                          common_unit(address, {box.layout.unit_step})});
+      continue;
+    }
     const std::uint32_t unit = box.layout.plain() ? common_unit(address, {box.pitch})
                                                   : common_unit(address, {box.byte, all_steps(box.layout)});
-    resolved.push_back({address, box.pitch, box.box, box.tensor_key, box.element_bytes, box.layout, box.row,
-                        box.byte, unit});
+    resolved.push_back({address, box.pitch, box.box, box.tensor_key, kDigestRowFactor, ~box.tensor_key,
+                        kDigestColumnFactor, box.element_bytes, box.layout, box.row, box.byte, unit});
   }
   boxes_ = DeviceArray<DeviceBox>(std::span<const DeviceBox>(resolved));
   const std::vector<DigestTile> tiles = tile_all<DigestTile>(boxes, programs, launches_);

@@ -11,7 +11,7 @@ namespace {
 /// A move's rows as the device sees them: one when they lie one behind the other.
 Chunking chunking_of(const Move& move) {
   const bool one = move.op != MoveOp::kF32ToBF16 && move.dense();
-  return one ? Chunking(1, move.bytes()) : Chunking(move.rows, move.row_bytes);
+  return one ? Chunking(1, move.bytes()) : Chunking(move.rows, move.row_bytes, move.layout.transposed());
 }
 
 std::uint32_t chunk_number(std::int64_t number) {
@@ -46,8 +46,10 @@ void append_tiles(std::span<const Move> program, std::uint32_t first, std::vecto
 void append_tiles(std::span<const DigestBox> boxes, std::uint32_t first, std::vector<DigestTile>& tiles) {
   for (std::uint32_t i = 0; i < boxes.size(); ++i) {
     const Box& box = boxes[i].box;
-    const std::int64_t strips = DigestTile::strips(box.cols, boxes[i].element_bytes);
-    const std::int64_t chunks = (box.rows + DigestTile::kRows - 1) / DigestTile::kRows * strips;
+    const bool swapped = swaps_axes(boxes[i]);
+    const std::int64_t rows = swapped ? box.cols : box.rows;
+    const std::int64_t strips = DigestTile::strips(swapped ? box.rows : box.cols, boxes[i].element_bytes);
+    const std::int64_t chunks = (rows + DigestTile::kRows - 1) / DigestTile::kRows * strips;
     for (std::int64_t chunk = 0; chunk < chunks; ++chunk) tiles.push_back({first + i, chunk_number(chunk)});
   }
 }

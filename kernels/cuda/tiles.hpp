@@ -25,17 +25,30 @@ struct Tile {
 };
 
 /// How `rows` rows of `row_bytes` bytes are cut into chunks: groups of whole rows, or parts of a row that is
-/// larger than a chunk.
+/// larger than a chunk. Of a transposed matrix a chunk is a block of rows and columns, so that runs of both
+/// sides are long.
 struct Chunking {
+  static constexpr std::int64_t kTransposedRows = 128;
+
   std::int64_t rows_each = 1;
+  std::int64_t part_bytes = Tile::kBytes;  ///< of a row
   std::int64_t parts_of_row = 1;
   std::int64_t count = 0;
 
-  constexpr Chunking(std::int64_t rows, std::int64_t row_bytes)
-      : rows_each(row_bytes < Tile::kBytes ? Tile::kBytes / row_bytes : 1),
-        parts_of_row(row_bytes < Tile::kBytes ? 1 : (row_bytes + Tile::kBytes - 1) / Tile::kBytes),
+  constexpr Chunking(std::int64_t rows, std::int64_t row_bytes, bool transposed = false)
+      : rows_each(transposed                 ? kTransposedRows
+                  : row_bytes < Tile::kBytes ? Tile::kBytes / row_bytes
+                                             : 1),
+        part_bytes(transposed ? Tile::kBytes / kTransposedRows : Tile::kBytes),
+        parts_of_row((row_bytes + part_bytes - 1) / part_bytes),
         count((rows + rows_each - 1) / rows_each * parts_of_row) {}
 };
+
+/// Whether a digest is computed with rows and columns in each other's place: the elements of a column lie
+/// together.
+inline bool swaps_axes(const DigestBox& box) {
+  return box.layout.transposed() && box.layout.unit_bytes() == box.element_bytes;
+}
 
 /// Appends the tiles of `program`; its first move has number `first`.
 void append_tiles(std::span<const Move> program, std::uint32_t first, std::vector<Tile>& tiles);

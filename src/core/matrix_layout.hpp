@@ -18,6 +18,11 @@ struct MatrixLayout {
   /// True for one that was not set: rows lie a pitch apart, which is said elsewhere.
   constexpr bool plain() const { return step[3] == 0; }
 
+  /// True when it is the rows of one unit that lie one behind the other.
+  constexpr bool transposed() const {
+    return unit_step != 0 && step[3] == unit_bytes() && (bits[0] | bits[1] | bits[2]) == 0;
+  }
+
   constexpr std::int64_t row_offset(std::int64_t row) const {
     std::int64_t offset = 0;
     for (int digit = 0; digit < 3; ++digit) {
