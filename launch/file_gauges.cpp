@@ -130,7 +130,7 @@ void FileGauges::read_plainly(std::int64_t step) const {
       const std::int64_t bytes = std::min(most, run.bytes - done);
       if (at + bytes > static_cast<std::int64_t>(ring.size())) at = 0;
       requests.push_back({{run.file, run.offset + done, bytes}, at});
-      at += (bytes + kSegmentAlignment - 1) / kSegmentAlignment * kSegmentAlignment;
+      at += round_up(bytes, kSegmentAlignment);
     }
   }
   std::atomic<std::size_t> next = 0;

@@ -43,6 +43,7 @@ std::vector<TrainerTensor> trainer_tensors(const Family& family, const TrainerLa
   const TrainerRank place = trainer_rank(layout, rank);
   std::vector<TrainerTensor> tensors = family.trainer_dense(layout, place.pp, place.tp);
   const std::vector<TrainerTensor> experts = family.trainer_experts(layout, place.pp, place.etp, place.ep);
+  if (!experts.empty()) require_one_stage(layout);
   tensors.insert(tensors.end(), experts.begin(), experts.end());
   return tensors;
 }

@@ -88,7 +88,7 @@ Holdings holdings_by_tensor(const Family& family, const TrainerLayout& layout) {
   return holdings;
 }
 
-/// Sorted distinct edges of one axis, of some boxes and of others that lie within them.
+/// Sorted distinct edges of one axis, of the boxes of both lists.
 template <typename Start, typename Count>
 std::vector<std::int64_t> edges(std::span<const Claim> claims, std::span<const Claim> others, Start start,
                                 Count count) {

@@ -460,6 +460,17 @@ TEST_F(Mixtures, LayoutsThatMeanTheSameAreTheSame) {
       {"plan", "--source", shards, "--trainer-alloc", "megatron:p3", "--trainer-order", "tp-pp-dp"})));
 }
 
+TEST_F(Mixtures, AnOrderThatWouldPutARankIntoTwoStages) {
+  const Words words{"--trainer-alloc", "megatron:(attn:d2p3t2|ffn:d1p3e4)", "--trainer-order", "tp-pp-dp"};
+  const Words in_the_line{"--trainer-order", "two stages"};
+  EXPECT_TRUE(refused(run_plain(Words{"plan", "--model", trained(0)} + words), 64, in_the_line));
+  EXPECT_TRUE(refused(
+      run_plain(Words{"convert", "--source", trained(0), "--to", "megatron", "--output", dir_ / "out"} +
+                words),
+      64, in_the_line));
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "out"));
+}
+
 TEST_F(Mixtures, TheCommandLineOverridesAnAllocationOfTheEnvironment) {
   const Variables environment{{"WEIGHTCAST_ALLOC", "sglang:t4+megatron:t2"}};
   const Outcome outcome = run_plain({"plan", "--model", trained(0), "--inference", "tp=2"}, environment);

@@ -17,6 +17,18 @@ constexpr std::uint8_t kBlockBits = 7;
 constexpr std::int64_t kElementBytes = 2;
 constexpr std::int64_t kBlockElements = kBlockBytes / kElementBytes;
 
+/// Within blocks of 32 rows, the lowest `low_bits` bits of a row's number become the highest of its place,
+/// and the three bits above them the lowest.
+MatrixLayout in_blocks_of_32(std::uint8_t low_bits, std::int64_t pitch) {
+  MatrixLayout layout;
+  layout.bits[0] = low_bits;
+  layout.step[0] = (32 >> low_bits) * pitch;
+  layout.bits[1] = 3;
+  layout.step[1] = pitch;
+  layout.step[3] = 32 * pitch;
+  return layout;
+}
+
 /// Byte x of row n at `(x/128 · rows + n) · 128 + x%128`.
 MatrixLayout in_blocks(MatrixLayout layout, std::int64_t rows) {
   layout.unit_bits = kBlockBits;
@@ -53,23 +65,11 @@ class TrtllmLayout final : public MoeLayout {
 }  // namespace
 
 MatrixLayout shuffled_rows(std::int64_t pitch) {
-  MatrixLayout layout;
-  layout.bits[0] = 2;
-  layout.step[0] = 8 * pitch;
-  layout.bits[1] = 3;
-  layout.step[1] = pitch;
-  layout.step[3] = 32 * pitch;
-  return layout;
+  return in_blocks_of_32(2, pitch);
 }
 
 MatrixLayout shuffled_gated_rows(std::int64_t pitch) {
-  MatrixLayout layout;
-  layout.bits[0] = 1;
-  layout.step[0] = 16 * pitch;
-  layout.bits[1] = 3;
-  layout.step[1] = pitch;
-  layout.step[3] = 32 * pitch;
-  return layout;
+  return in_blocks_of_32(1, pitch);
 }
 
 void add_block_major_experts(const Catalog& catalog, const LocalExperts& experts, std::int64_t inner_unit,
