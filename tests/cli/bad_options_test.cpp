@@ -139,7 +139,8 @@ TEST_F(BadOptions, Choices) {
   expect_refused_job({"--transport", "pigeon"}, {"--transport pigeon", "auto, mpi, nccl"});
   expect_refused_job({"--fan-out", "some"}, {"--fan-out some", "needed, all"});
   expect_refused_job({"--progress", "maybe"}, {"--progress maybe", "auto, always, never"});
-  expect_refused_job({"--moe-layout", "marble"}, {"--moe-layout marble", "triton, triton-kernels, cutlass, trtllm"});
+  expect_refused_job({"--moe-layout", "marble"},
+                     {"--moe-layout marble", "triton, triton-kernels, cutlass, trtllm"});
   EXPECT_TRUE(refused(run_plain({"plan", "--model", model_folder("tiny-qwen3"), "--moe-layout", "marble"}),
                       64, {"--moe-layout marble", "triton, triton-kernels, cutlass, trtllm"}));
 }
