@@ -1,8 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
+
+#include "core/quantizer.hpp"
 
 namespace weightcast {
 
@@ -14,7 +17,8 @@ struct EngineLayout {
   std::int64_t pp = 1;
   std::int64_t replicas = 1;
   std::string moe_layout = "triton";
-  std::string option = "--inference";  ///< what to change, in error messages
+  std::optional<Quantizer> quantizer = {};  ///< of linear layers and experts; none: as in the model
+  std::string option = "--inference";       ///< what to change, in error messages
 
   std::int64_t expert_tp() const { return tp / ep; }
   /// Ranks of one replica. A rank's coordinate in it is `pp rank × tp + tp rank`.

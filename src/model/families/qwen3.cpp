@@ -5,6 +5,7 @@
 #include "core/error.hpp"
 #include "model/families/families.hpp"
 #include "model/layouts/moe_layout.hpp"
+#include "model/linears.hpp"
 #include "model/megatron.hpp"
 #include "model/sharding.hpp"
 
@@ -51,20 +52,21 @@ class Qwen3 final : public Family {
   std::vector<Parameter> parameters(const EngineLayout& layout, const EngineRank& rank) const override {
     require_divides(layout.option, "pp", layout.pp, "the layers of " + origin_, layers_);
     const TensorParallel tp(catalog_, layout.tp, rank.tp, layout.option);
+    const Linears linears(catalog_, layout);
     std::vector<Parameter> parameters;
     const bool last = rank.pp == layout.pp - 1;
     if (rank.pp == 0 || (last && tied_)) parameters.push_back(tp.vocabulary(kEmbedding));
     const std::int64_t stage = layers_ / layout.pp;
     for (std::int64_t layer = rank.pp * stage; layer < (rank.pp + 1) * stage; ++layer) {
-      add_attention(tp, prefix(layer), parameters);
+      add_attention(tp, linears, prefix(layer), parameters);
       parameters.push_back(tp.replicated(prefix(layer) + "post_attention_layernorm.weight"));
       if (is_moe_layer(layer)) {
-        add_experts(tp, layout, rank, prefix(layer) + "mlp.", parameters);
+        add_experts(tp, linears, layout, rank, prefix(layer) + "mlp.", parameters);
       } else {
         const std::string mlp = prefix(layer) + "mlp.";
-        parameters.push_back(
-            tp.gate_up(mlp + "gate_up_proj.weight", mlp + "gate_proj.weight", mlp + "up_proj.weight"));
-        parameters.push_back(tp.row_parallel(mlp + "down_proj.weight"));
+        linears.add(tp.gate_up(mlp + "gate_up_proj.weight", mlp + "gate_proj.weight", mlp + "up_proj.weight"),
+                    parameters);
+        linears.add(tp.row_parallel(mlp + "down_proj.weight"), parameters);
       }
     }
     if (last) {
@@ -176,19 +178,19 @@ class Qwen3 final : public Family {
     catalog_.add(at + "down_proj.weight", dtype_, {hidden_, inner});
   }
 
-  void add_attention(const TensorParallel& tp, const std::string& at,
+  void add_attention(const TensorParallel& tp, const Linears& linears, const std::string& at,
                      std::vector<Parameter>& parameters) const {
     parameters.push_back(tp.replicated(at + "input_layernorm.weight"));
     const std::string attention = at + "self_attn.";
-    const auto add_qkv = [&](const std::string& kind) {
-      parameters.push_back(tp.fused_qkv(attention + "qkv_proj" + kind, attention + "q_proj" + kind,
-                                        attention + "k_proj" + kind, attention + "v_proj" + kind, heads_,
-                                        kv_heads_, head_dim_));
+    const auto qkv = [&](const std::string& kind) {
+      return tp.fused_qkv(attention + "qkv_proj" + kind, attention + "q_proj" + kind,
+                          attention + "k_proj" + kind, attention + "v_proj" + kind, heads_, kv_heads_,
+                          head_dim_);
     };
-    add_qkv(".weight");
-    parameters.push_back(tp.row_parallel(attention + "o_proj.weight"));
+    linears.add(qkv(".weight"), parameters);
+    linears.add(tp.row_parallel(attention + "o_proj.weight"), parameters);
     if (attention_bias_) {
-      add_qkv(".bias");
+      parameters.push_back(qkv(".bias"));
       // Stored whole on every rank; the engine adds it once, on tp rank 0.
       parameters.push_back(tp.replicated(attention + "o_proj.bias"));
     }
@@ -196,8 +198,8 @@ class Qwen3 final : public Family {
     parameters.push_back(tp.replicated(attention + "k_norm.weight"));
   }
 
-  void add_experts(const TensorParallel& tp, const EngineLayout& layout, const EngineRank& rank,
-                   const std::string& at, std::vector<Parameter>& parameters) const {
+  void add_experts(const TensorParallel& tp, const Linears& linears, const EngineLayout& layout,
+                   const EngineRank& rank, const std::string& at, std::vector<Parameter>& parameters) const {
     parameters.push_back(tp.replicated(at + "gate.weight"));
     require_divides(layout.option, "ep", layout.ep, "the experts of " + origin_, experts_);
     require_divides(layout.option, "tp/ep", layout.expert_tp(), "the inner size of " + at + "experts",
@@ -212,9 +214,11 @@ class Qwen3 final : public Family {
       slots.push_back({gate, gate + 1, gate + 2});
     }
     const MoeLayout& moe_layout = find_moe_layout(layout.moe_layout);
-    moe_layout.require_shape(expert_inner_ / layout.expert_tp(), hidden_, dtype_);
+    moe_layout.require({expert_inner_, layout.expert_tp(), hidden_, dtype_, layout.quantizer});
     moe_layout.add_parameters(
-        catalog_, {at + "experts", slots, layout.expert_tp(), rank.tp % layout.expert_tp()}, parameters);
+        catalog_,
+        {at + "experts", slots, layout.expert_tp(), rank.tp % layout.expert_tp(), linears.quantization()},
+        parameters);
   }
 
   /// A layer without its routed experts.

@@ -13,15 +13,16 @@ class CutlassLayout final : public MoeLayout {
  public:
   std::string name() const override { return "cutlass"; }
 
-  void require_shape(std::int64_t inner, std::int64_t hidden, DType dtype) const override {
-    const std::int64_t element_bytes = dtype_bytes(dtype);
+  void require(const ExpertForm& form) const override {
+    const std::int64_t element_bytes = dtype_bytes(form.dtype);
+    const std::int64_t inner = form.inner / form.inner_parts;
     // The kernels load rows in units of 128 bits.
     constexpr std::int64_t kUnitBytes = 16;
-    if (inner * element_bytes % kUnitBytes == 0 && hidden * element_bytes % kUnitBytes == 0) return;
+    if (inner * element_bytes % kUnitBytes == 0 && form.hidden * element_bytes % kUnitBytes == 0) return;
     throw UsageError(
         fmt::format("--moe-layout cutlass: the experts' inner size of one rank ({}) and the hidden size ({}) "
                     "must be multiples of {}; use a smaller tp/ep",
-                    inner, hidden, kUnitBytes / element_bytes));
+                    inner, form.hidden, kUnitBytes / element_bytes));
   }
 
   void add_parameters(const Catalog& catalog, const LocalExperts& experts,

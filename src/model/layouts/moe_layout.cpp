@@ -40,8 +40,18 @@ void add_stacked_experts(const Catalog& catalog, const LocalExperts& experts, Ha
     w13.push_back(order == HalfOrder::kGateFirst ? up : gate);
     w2.push_back({expert.down, {0, hidden, start, local}});
   }
-  parameters.push_back(stack(catalog, experts.prefix + ".w13_weight", {count, 2 * local, hidden}, w13));
-  parameters.push_back(stack(catalog, experts.prefix + ".w2_weight", {count, hidden, local}, w2));
+  const auto add = [&](const char* name, const Shape& shape, const std::vector<TensorBox>& boxes) {
+    Parameter values = stack(catalog, experts.prefix + name, shape, boxes);
+    if (experts.quantization == nullptr) {
+      parameters.push_back(std::move(values));
+      return;
+    }
+    for (Parameter& plane : quantized_stack(catalog, values, *experts.quantization, "--moe-layout")) {
+      parameters.push_back(std::move(plane));
+    }
+  };
+  add(".w13_weight", {count, 2 * local, hidden}, w13);
+  add(".w2_weight", {count, hidden, local}, w2);
 }
 
 }  // namespace weightcast

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -8,6 +9,7 @@
 
 #include "model/catalog.hpp"
 #include "model/parameter.hpp"
+#include "model/quantization.hpp"
 
 namespace weightcast {
 
@@ -24,6 +26,16 @@ struct LocalExperts {
   std::span<const ExpertTensors> slots;  ///< contiguous placement: slot e holds expert ep_rank × slots + e
   std::int64_t inner_parts = 1;  ///< each expert's inner size is cut this many ways, a divisor (tp/ep)
   std::int64_t inner_rank = 0;   ///< and this rank holds this part
+  const Quantization* quantization = nullptr;  ///< none: their values
+};
+
+/// What a layout is asked to hold.
+struct ExpertForm {
+  std::int64_t inner = 0;        ///< of a whole expert
+  std::int64_t inner_parts = 1;  ///< divides it
+  std::int64_t hidden = 0;
+  DType dtype = DType::kBF16;               ///< of the model's tensors
+  std::optional<Quantizer> quantizer = {};  ///< of the parameters
 };
 
 /// Where a fused-MoE kernel wants the experts' weights. A layout is one file in this folder.
@@ -32,9 +44,9 @@ class MoeLayout {
   virtual ~MoeLayout() = default;
   virtual std::string name() const = 0;
 
-  /// Throws UsageError when the kernels cannot read matrices of this dtype and shape: `inner` of one rank and
-  /// `hidden`, in elements.
-  virtual void require_shape(std::int64_t inner, std::int64_t hidden, DType dtype) const = 0;
+  /// Throws UsageError when the kernels cannot read such matrices: which dimension, which rule, and what
+  /// would do.
+  virtual void require(const ExpertForm& form) const = 0;
 
   /// Appends the rank's parameters of one layer. A shape that the layout cannot hold is a UsageError.
   virtual void add_parameters(const Catalog& catalog, const LocalExperts& experts,

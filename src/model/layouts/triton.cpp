@@ -10,7 +10,7 @@ class TritonLayout final : public MoeLayout {
  public:
   std::string name() const override { return "triton"; }
 
-  void require_shape(std::int64_t /*inner*/, std::int64_t /*hidden*/, DType /*dtype*/) const override {}
+  void require(const ExpertForm& /*form*/) const override {}
 
   void add_parameters(const Catalog& catalog, const LocalExperts& experts,
                       std::vector<Parameter>& parameters) const override {

@@ -41,16 +41,16 @@ class TrtllmLayout final : public MoeLayout {
  public:
   std::string name() const override { return "trtllm"; }
 
-  void require_shape(std::int64_t /*inner*/, std::int64_t hidden, DType dtype) const override {
-    if (dtype != DType::kBF16) {
-      throw UsageError(
-          fmt::format("--moe-layout trtllm: takes bfloat16 weights but the model is {}", dtype_name(dtype)));
+  void require(const ExpertForm& form) const override {
+    if (form.dtype != DType::kBF16) {
+      throw UsageError(fmt::format("--moe-layout trtllm: takes bfloat16 weights but the model is {}",
+                                   dtype_name(form.dtype)));
     }
-    if (hidden % kBlockElements != 0) {
+    if (form.hidden % kBlockElements != 0) {
       throw UsageError(
           fmt::format("--moe-layout trtllm: the hidden size {} must be a multiple of {} (blocks of K); use "
                       "another layout",
-                      hidden, kBlockElements));
+                      form.hidden, kBlockElements));
     }
   }
 

@@ -1,0 +1,139 @@
+#include "model/quantization.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/error.hpp"
+
+namespace weightcast {
+
+namespace {
+
+/// Elements [start, start + count) of an axis of `total` against blocks of `block`.
+bool cuts_block(std::int64_t start, std::int64_t count, std::int64_t total, std::int64_t block) {
+  return start % block != 0 || ((start + count) % block != 0 && start + count != total);
+}
+
+}  // namespace
+
+Quantization::Quantization(const Catalog& catalog, Quantizer quantizer, Origin origin)
+    : catalog_(catalog), quantizer_(quantizer), origin_(origin) {}
+
+PlaneForm Quantization::form(Plane plane, std::int64_t cols) const {
+  const QuantScheme scheme = quantizer_.scheme;
+  if (plane == Plane::kCodes) return {plane, 1, codes_per_byte(scheme)};
+  const std::int64_t block = block_cols(scheme);
+  return {plane, block_rows(scheme), block == 0 ? cols : block};
+}
+
+DType Quantization::dtype(Plane plane) const {
+  const QuantScheme scheme = quantizer_.scheme;
+  const bool four_bits = codes_per_byte(scheme) == 2;
+  if (plane == Plane::kCodes) return four_bits ? DType::kF4E2M1x2 : DType::kF8E4M3;
+  if (block_scale_bytes(scheme) == 4) return DType::kF32;
+  return scheme == QuantScheme::kNvfp4 ? DType::kF8E4M3 : DType::kF8E8M0;
+}
+
+PlaneType Quantization::type(Plane plane, std::int64_t cols) const {
+  return {dtype(plane), origin_ == Origin::kComputed ? form(plane, cols) : PlaneForm{}};
+}
+
+Shape Quantization::shape(std::uint32_t tensor) const {
+  const Box box = values(Box::whole(catalog_[tensor].shape));
+  return {box.rows, box.cols};
+}
+
+Box Quantization::values(const Box& box) const {
+  const std::int64_t packed = origin_ == Origin::kStored ? codes_per_byte(quantizer_.scheme) : 1;
+  return {box.row, box.rows, box.col * packed, box.cols * packed};
+}
+
+TensorBox Quantization::box(Plane plane, std::uint32_t tensor, const Box& box, std::uint32_t scope,
+                            const std::string& option) const {
+  const Shape whole = shape(tensor);
+  const QuantScheme scheme = quantizer_.scheme;
+  const std::int64_t rows = std::max<std::int64_t>(1, block_rows(scheme));
+  const std::int64_t cols = std::max<std::int64_t>(codes_per_byte(scheme), block_cols(scheme));
+  if (!box.empty() && (cuts_block(box.row, box.rows, whole.rows(), rows) ||
+                       cuts_block(box.col, box.cols, whole.cols(), cols))) {
+    throw UsageError(fmt::format(
+        "{}: {} of {} {} cut blocks of {} × {} in two, which share a scale in {}; choose a smaller tp or "
+        "another --quantize",
+        option, box.to_string(), catalog_[tensor].name, whole.to_string(), rows, cols,
+        quantizer_name(quantizer_)));
+  }
+  if (origin_ == Origin::kComputed) return {tensor, box, scope};
+  const std::uint32_t from = plane == Plane::kCodes ? tensor : companion(tensor, scales_suffix());
+  return {from, form(plane, whole.cols()).of(box), scope};
+}
+
+std::uint32_t Quantization::stored_global(std::uint32_t tensor) const {
+  return companion(tensor, global_suffix());
+}
+
+std::uint32_t Quantization::companion(std::uint32_t tensor, const char* suffix) const {
+  const std::string name = catalog_[tensor].name + suffix;
+  if (const auto found = catalog_.find(name)) return *found;
+  throw InputError(fmt::format("{}: has no scales beside it ({})", catalog_[tensor].name, name));
+}
+
+const char* Quantization::scales_suffix() const {
+  return quantizer_.scheme == QuantScheme::kFp8Block ? "_scale_inv" : "_scale";
+}
+
+const char* Quantization::global_suffix() const {
+  return quantizer_.scheme == QuantScheme::kNvfp4 ? "_scale_2" : "_scale";
+}
+
+std::vector<Parameter> quantized_stack(const Catalog& catalog, const Parameter& values,
+                                       const Quantization& quantization, const std::string& option) {
+  const std::int64_t slabs = values.shape.dims() == 3 ? values.shape[0] : 1;
+  const std::int64_t slab_bytes = values.bytes() / slabs;
+  const std::int64_t rows = values.shape.rows() / slabs;
+  const std::int64_t cols = values.shape.cols();
+  const auto slab_of = [&](const Part& part) { return part.offset / slab_bytes; };
+
+  // The first tensor of each slab stands for its scope.
+  std::vector<std::uint32_t> scopes(static_cast<std::size_t>(slabs), ~0u);
+  for (const Part& part : values.parts) {
+    std::uint32_t& scope = scopes[static_cast<std::size_t>(slab_of(part))];
+    scope = std::min(scope, part.tensor);
+  }
+  const auto shape_of = [&](std::int64_t plane_rows, std::int64_t plane_cols) {
+    return values.shape.dims() == 3 ? Shape{slabs, plane_rows, plane_cols} : Shape{plane_rows, plane_cols};
+  };
+  const std::int64_t whole_cols = quantization.shape(values.parts.front().tensor).cols();
+  std::vector<Parameter> parameters;
+  const auto add = [&](Plane plane, const std::string& name) {
+    const PlaneForm form = quantization.form(plane, whole_cols);
+    std::vector<TensorBox> boxes;
+    boxes.reserve(values.parts.size());
+    std::int64_t plane_rows = 0;
+    for (const Part& part : values.parts) {
+      const Box box = quantization.values(part.box);
+      boxes.push_back(
+          quantization.box(plane, part.tensor, box, scopes[static_cast<std::size_t>(slab_of(part))], option));
+      if (slab_of(part) == 0) plane_rows += form.of(box).rows;
+    }
+    const std::int64_t plane_cols = form.of(quantization.values(values.parts.front().box)).cols;
+    parameters.push_back(
+        stack(catalog, name, shape_of(plane_rows, plane_cols), boxes, quantization.type(plane, whole_cols)));
+  };
+  if (values.padding.empty() && !values.parts.empty() && rows > 0 && cols > 0) {
+    add(Plane::kCodes, values.name);
+    if (quantization.has_scales()) add(Plane::kScales, values.name + quantization.scales_suffix());
+  } else {
+    throw InternalError(fmt::format("parameter {} with padding cannot be quantised", values.name));
+  }
+  if (quantization.has_global()) {
+    Parameter global{values.name + quantization.global_suffix(), DType::kF32, {slabs}, {}, {}};
+    for (std::int64_t slab = 0; slab < slabs; ++slab) {
+      global.scalars.push_back({slab * 4, scopes[static_cast<std::size_t>(slab)]});
+    }
+    parameters.push_back(std::move(global));
+  }
+  return parameters;
+}
+
+}  // namespace weightcast
