@@ -8,8 +8,16 @@
 #include "core/matrix_layout.hpp"
 #include "core/shape.hpp"
 #include "kernels/move.hpp"
+#include "kernels/quant_move.hpp"
 
 namespace weightcast {
+
+/// The memory that places of quantiser moves lie in; a space that no move of a program names may be empty.
+struct QuantBuffers {
+  std::span<const std::byte* const> sources = {};
+  std::byte* staging = nullptr;
+  std::span<std::byte* const> parameters = {};
+};
 
 /// A box of a tensor in a numbered buffer whose digest is wanted.
 struct DigestBox {
@@ -18,7 +26,7 @@ struct DigestBox {
   Box box;                  ///< canonical coordinates
   std::uint64_t tensor_key = 0;
   std::uint32_t buffer = 0;
-  std::uint32_t segment = 0;  ///< index of the segment in the plan: where the expected digest stands
+  std::uint32_t segment = 0;  ///< where the expected digest stands (Plan::digests)
   std::uint8_t element_bytes = 0;
 
   /// As in a move: with a layout, the box begins at row `row`, byte `byte` of the matrix from `offset` on.
@@ -39,6 +47,16 @@ class Executor {
   /// Staging → numbered buffers.
   virtual void unpack(std::span<const Move> program, const std::byte* staging,
                       std::span<std::byte* const> buffers) const = 0;
+
+  /// Runs quantiser moves; `globals[move.scope]` is the scale that a move shares with others. digests[i] receives
+  /// the digests of what move i makes, also where that is not written; an empty span: none wanted.
+  virtual void quantize(std::span<const QuantMove> program, const QuantBuffers& buffers,
+                        std::span<const GlobalScale> globals, std::span<QuantDigests> digests) const = 0;
+
+  /// Raises `largest[move.scope]` to the largest magnitude among the values of each move that has a scope; what is
+  /// no number counts as zero.
+  virtual void find_largest(std::span<const QuantMove> program, const QuantBuffers& buffers,
+                            std::span<float> largest) const = 0;
 
   /// Digests of boxes, from the numbered buffers; results[i] belongs to boxes[i].
   virtual void digest(std::span<const DigestBox> boxes, std::span<const std::byte* const> buffers,

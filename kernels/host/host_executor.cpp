@@ -4,6 +4,7 @@
 #include "core/float_bits.hpp"
 #include "kernels/digest.hpp"
 #include "kernels/executor.hpp"
+#include "kernels/host/host_quantizer.hpp"
 
 namespace weightcast {
 
@@ -91,6 +92,16 @@ class HostExecutor final : public Executor {
         });
       }
     }
+  }
+
+  void quantize(std::span<const QuantMove> program, const QuantBuffers& buffers,
+                std::span<const GlobalScale> globals, std::span<QuantDigests> digests) const override {
+    quantize_on_host(program, buffers, globals, digests);
+  }
+
+  void find_largest(std::span<const QuantMove> program, const QuantBuffers& buffers,
+                    std::span<float> largest) const override {
+    find_largest_on_host(program, buffers, largest);
   }
 
   void digest(std::span<const DigestBox> boxes, std::span<const std::byte* const> buffers,

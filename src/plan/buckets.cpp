@@ -1,9 +1,12 @@
 #include "plan/buckets.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <numeric>
 #include <tuple>
 
+#include "core/error.hpp"
 #include "core/units.hpp"
 
 namespace weightcast {
@@ -16,9 +19,9 @@ constexpr std::int64_t kSmallBytes = Limits::kLeastBucketBytes;
 /// Fills buckets of one root and one destination set.
 class BucketFiller {
  public:
-  BucketFiller(const Catalog& catalog, std::int64_t cap, std::vector<Segment>& segments,
-               std::vector<Bucket>& buckets)
-      : catalog_(catalog), cap_(cap), segments_(segments), buckets_(buckets) {}
+  BucketFiller(const Catalog& catalog, const std::vector<WireForm>& wire, std::int64_t cap,
+               std::vector<Segment>& segments, std::vector<Bucket>& buckets)
+      : catalog_(catalog), wire_(wire), cap_(cap), segments_(segments), buckets_(buckets) {}
 
   void open(std::uint32_t root, std::uint32_t destinations) {
     close();
@@ -28,16 +31,15 @@ class BucketFiller {
   void add(Piece piece) {
     while (!piece.box.empty()) {
       const std::int64_t offset = round_up(current_.bytes, kSegmentAlignment);
-      const std::int64_t room = cap_ - offset;
-      const std::int64_t row = piece_row_bytes(catalog_, piece);
-      const std::int64_t rows = std::min(piece.box.rows, std::max<std::int64_t>(0, room) / row);
-      const bool worth_it = rows == piece.box.rows || rows * row >= kSmallBytes;
+      const std::int64_t room = std::max<std::int64_t>(0, cap_ - offset);
+      const std::int64_t rows = wire_[piece.tensor].rows_within(piece.box, room);
+      const bool worth_it = rows == piece.box.rows || bytes_of_rows(piece, rows) >= kSmallBytes;
       if (rows > 0 && (worth_it || current_.bytes == 0)) {
         append(take_rows(piece, rows), offset);
       } else if (current_.bytes > 0) {
         next();
       } else {
-        split_row(piece);
+        split_rows(piece);
       }
     }
   }
@@ -54,27 +56,45 @@ class BucketFiller {
     current_.first_segment = static_cast<std::uint32_t>(segments_.size());
   }
 
+  std::int64_t bytes_of_rows(const Piece& piece, std::int64_t rows) const {
+    Box box = piece.box;
+    box.rows = rows;
+    return wire_[piece.tensor].bytes(box);
+  }
+
   void append(const Piece& piece, std::int64_t offset) {
     segments_.push_back({piece.tensor, piece.box, offset});
-    current_.bytes = offset + piece_bytes(catalog_, piece);
+    current_.bytes = offset + bytes_of_rows(piece, piece.box.rows);
     ++current_.segments;
   }
 
-  /// A single row larger than a bucket is cut along its columns.
-  void split_row(Piece& piece) {
-    const std::int64_t cols = cap_ / dtype_bytes(catalog_[piece.tensor].dtype);
-    Piece row = take_rows(piece, 1);
-    while (!row.box.empty()) {
-      Piece run = row;
-      run.box.cols = std::min(cols, row.box.cols);
-      row.box.col += run.box.cols;
-      row.box.cols -= run.box.cols;
+  /// A single row, or the rows of a block, larger than a bucket are cut along their columns.
+  void split_rows(Piece& piece) {
+    const WireForm& form = wire_[piece.tensor];
+    Piece rows = take_rows(piece, std::min(form.unit_rows, piece.box.rows));
+    Box unit = rows.box;
+    unit.cols = std::min(form.unit_cols, rows.box.cols);
+    // With the gap before the scales counted each time.
+    const std::int64_t cols = cap_ / form.bytes(unit) * unit.cols;
+    if (cols == 0) throw_too_small(piece, form.bytes(unit));
+    while (!rows.box.empty()) {
+      Piece run = rows;
+      run.box.cols = std::min(cols, rows.box.cols);
+      rows.box.col += run.box.cols;
+      rows.box.cols -= run.box.cols;
       append(run, 0);
       next();
     }
   }
 
+  [[noreturn]] void throw_too_small(const Piece& piece, std::int64_t least) const {
+    throw UsageError(fmt::format("--bucket-size {}: a block of {} that shares a scale takes {}; the least is {}",
+                                 format_bytes(cap_), catalog_[piece.tensor].name, format_bytes(least),
+                                 format_bytes(least)));
+  }
+
   const Catalog& catalog_;
+  const std::vector<WireForm>& wire_;
   std::int64_t cap_;
   std::vector<Segment>& segments_;
   std::vector<Bucket>& buckets_;
@@ -128,7 +148,7 @@ void fill_buckets(const Catalog& catalog, const std::vector<std::vector<Piece>>&
   for (std::size_t root = 0; root < by_trainer.size(); ++root) {
     std::vector<std::vector<const Piece*>> by_set(plan.destinations.size());
     for (const Piece& piece : by_trainer[root]) by_set[piece.destinations].push_back(&piece);
-    BucketFiller filler(catalog, plan.limits.bucket_bytes, plan.segments, queues[root]);
+    BucketFiller filler(catalog, plan.wire, plan.limits.bucket_bytes, plan.segments, queues[root]);
     for (const std::uint32_t set : serving_order(plan, root, by_trainer.size())) {
       filler.open(static_cast<std::uint32_t>(root), set);
       for (const Piece* piece : by_set[set]) filler.add(*piece);

@@ -49,8 +49,8 @@ struct Division {
 };
 
 /// Equal runs of bytes, one for each of `among`, of the pieces of one set.
-void divide_by_bytes(const Catalog& catalog, const std::vector<const Piece*>& pieces, const Trainers& among,
-                     Division& division) {
+void divide_by_bytes(const Catalog& catalog, const std::vector<WireForm>& wire,
+                     const std::vector<const Piece*>& pieces, const Trainers& among, Division& division) {
   if (among.empty()) {
     throw InternalError(fmt::format("no trainer holds {} of tensor {}", pieces.front()->box.to_string(),
                                     catalog[pieces.front()->tensor].name));
@@ -73,7 +73,8 @@ void divide_by_bytes(const Catalog& catalog, const std::vector<const Piece*>& pi
     while (!rest.box.empty()) {
       // Products of byte totals and trainer counts stay far below 2^63.
       const std::int64_t boundary = total * (share + 1) / shares;
-      const std::int64_t rows = (boundary - done) / piece_row_bytes(catalog, rest);
+      const std::int64_t unit = wire[rest.tensor].unit_rows;
+      const std::int64_t rows = (boundary - done) / piece_row_bytes(catalog, rest) / unit * unit;
       if (share + 1 == shares || rows >= rest.box.rows) {
         give(rest);
         break;
@@ -85,12 +86,19 @@ void divide_by_bytes(const Catalog& catalog, const std::vector<const Piece*>& pi
 }
 
 /// Trainer t of n has rows [t·R/n, (t+1)·R/n) of every tensor of R rows.
-void divide_by_rows(const Catalog& catalog, const std::vector<const Piece*>& pieces, Division& division) {
+void divide_by_rows(const Catalog& catalog, const std::vector<WireForm>& wire,
+                    const std::vector<const Piece*>& pieces, Division& division) {
   const auto trainers = static_cast<std::int64_t>(division.by_trainer.size());
   for (const Piece* whole : pieces) {
     const std::int64_t rows = catalog[whole->tensor].shape.rows();
     for (std::int64_t trainer = 0; trainer < trainers; ++trainer) {
       const std::int64_t first = trainer * rows / trainers;
+      if (const std::int64_t unit = wire[whole->tensor].unit_rows; first % unit != 0) {
+        throw UsageError(
+            fmt::format("--source-split row: row {} of {} {} divides a block of {} rows between two trainers, "
+                        "which --quantize needs whole; choose another split or other --trainers",
+                        first, catalog[whole->tensor].name, catalog[whole->tensor].shape.to_string(), unit));
+      }
       Piece part = *whole;
       part.box = part.box.intersect(
           {first, (trainer + 1) * rows / trainers - first, 0, catalog[whole->tensor].shape.cols()});
@@ -112,8 +120,9 @@ std::optional<std::int64_t> expert_of(std::string_view name) {
 }
 
 /// Trainer t of n has experts [t·E/n, (t+1)·E/n) of every layer; the rest is divided by bytes.
-void divide_by_experts(const Catalog& catalog, const std::vector<const Piece*>& pieces, const Trainers& among,
-                       std::int64_t experts, Division& division) {
+void divide_by_experts(const Catalog& catalog, const std::vector<WireForm>& wire,
+                       const std::vector<const Piece*>& pieces, const Trainers& among, std::int64_t experts,
+                       Division& division) {
   const auto trainers = static_cast<std::int64_t>(division.by_trainer.size());
   std::vector<const Piece*> others;
   for (const Piece* piece : pieces) {
@@ -123,7 +132,7 @@ void divide_by_experts(const Catalog& catalog, const std::vector<const Piece*>& 
       others.push_back(piece);
     }
   }
-  if (!others.empty()) divide_by_bytes(catalog, others, among, division);
+  if (!others.empty()) divide_by_bytes(catalog, wire, others, among, division);
 }
 
 std::int64_t count_experts(const Catalog& catalog) {
@@ -147,13 +156,13 @@ std::vector<std::vector<Piece>> divide_among_trainers(const Catalog& catalog, co
     const Trainers& holders = routing.holders[sets.second];
     switch (split) {
       case SourceSplit::kCatalog:
-        divide_by_bytes(catalog, pieces, holders, division);
+        divide_by_bytes(catalog, routing.wire, pieces, holders, division);
         break;
       case SourceSplit::kRow:
-        divide_by_rows(catalog, pieces, division);
+        divide_by_rows(catalog, routing.wire, pieces, division);
         break;
       case SourceSplit::kExpert:
-        divide_by_experts(catalog, pieces, holders, experts, division);
+        divide_by_experts(catalog, routing.wire, pieces, holders, experts, division);
         break;
     }
   }

@@ -49,6 +49,9 @@ std::uint64_t hash_plan(const Plan& plan, const Catalog& catalog) {
       .add(engine.replicas)
       .add(std::string_view(engine.moe_layout));
   hasher.add(plan.limits.bucket_bytes).add(plan.limits.buffers).add(plan.limits.fan_out);
+  if (engine.quantizer) {
+    hasher.add(engine.quantizer->scheme).add(engine.quantizer->rule).add(plan.limits.quantize_at);
+  }
   for (const auto& set : plan.destinations) {
     hasher.add(set.size());
     for (const std::int64_t coordinate : set) hasher.add(coordinate);
@@ -129,11 +132,13 @@ std::vector<Traffic> Plan::traffic() const {
 Plan make_plan(const Family& family, const Topology& topology, const Limits& limits) {
   check_limits(topology, limits);
   const Catalog& catalog = family.catalog();
-  Routing routing = route_pieces(family, topology, limits.fan_out);
+  Routing routing = route_pieces(family, topology, limits);
   Plan plan;
   plan.topology = topology;
   plan.limits = limits;
   plan.destinations = routing.destinations;
+  plan.wire = routing.wire;
+  plan.scopes = routing.scopes;
   fill_buckets(catalog, divide_among_trainers(catalog, routing, topology.trainers, topology.source_split),
                plan);
   for (const Bucket& bucket : plan.buckets) {

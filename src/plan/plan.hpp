@@ -7,11 +7,16 @@
 #include "core/shape.hpp"
 #include "model/family.hpp"
 #include "plan/topology.hpp"
+#include "plan/wire_form.hpp"
 
 namespace weightcast {
 
 /// Whether a rank receives what it needs, or everybody everything.
 enum class FanOut : std::uint8_t { kNeeded, kAll };
+
+/// Which side quantises what the engine keeps quantised. Both give the same bits; at the source fewer bytes
+/// travel.
+enum class QuantizeAt : std::uint8_t { kSource, kDestination };
 
 /// The limits that the user sets.
 struct Limits {
@@ -20,10 +25,11 @@ struct Limits {
   std::int64_t bucket_bytes = std::int64_t{256} << 20;  ///< strict cap of a bucket
   std::int64_t buffers = 3;                             ///< staging buffers of a rank
   FanOut fan_out = FanOut::kNeeded;
+  QuantizeAt quantize_at = QuantizeAt::kSource;
 };
 
-/// A box of one tensor inside a bucket: row-major without gaps from `offset` on. No rank needs only a part of
-/// it.
+/// A box of one tensor inside a bucket, in its wire form: row-major without gaps from `offset` on. No rank needs
+/// only a part of it.
 struct Segment {
   std::uint32_t tensor = 0;
   Box box;
@@ -58,9 +64,19 @@ struct Plan {
   std::vector<std::vector<std::int64_t>> destinations;
   std::vector<Segment> segments;
   std::vector<Bucket> buckets;  ///< in the global order that every rank walks
+  std::vector<WireForm> wire;   ///< by tensor
+  /// Of the scales that quantised tensors share among themselves: the first tensor of each, ascending.
+  std::vector<std::uint32_t> scopes;
 
   std::int64_t slot_bytes = 0;  ///< size of one staging buffer: the largest planned bucket
   std::uint64_t hash = 0;       ///< of the inputs and of everything above
+
+  std::int64_t segment_bytes(const Segment& segment) const { return wire[segment.tensor].bytes(segment.box); }
+
+  /// Digests are numbered like the segments whose values or codes they are of; behind these come those of the
+  /// scales.
+  std::size_t digests() const { return segments.size() * (topology.engine.quantizer ? 2 : 1); }
+  const Segment& segment_of_digest(std::uint32_t number) const { return segments[number % segments.size()]; }
 
   /// World ranks that receive a bucket of destination set `set`, ascending.
   std::vector<std::int64_t> destination_ranks(std::uint32_t set) const;

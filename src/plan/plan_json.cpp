@@ -20,6 +20,10 @@ std::string plan_json(const Plan& plan, const Catalog& catalog, bool segments) {
                        {"pp", engine.pp},
                        {"replicas", engine.replicas},
                        {"moe_layout", engine.moe_layout}};
+  if (engine.quantizer) {
+    root["quantize"] = quantizer_name(*engine.quantizer);
+    root["quantize_at"] = plan.limits.quantize_at == QuantizeAt::kSource ? "source" : "destination";
+  }
   root["fan_out"] = plan.limits.fan_out == FanOut::kAll ? "all" : "needed";
   root["model"] = {{"tensors", catalog.size()}, {"bytes", catalog.bytes()}};
   root["wire_bytes"] = plan.wire_bytes();

@@ -168,7 +168,7 @@ void prove_sent_once(const Plan& plan, const Catalog& catalog) {
       if (segment.offset < end) {
         throw InternalError(fmt::format("segments of a bucket overlap at {}", catalog[segment.tensor].name));
       }
-      end = segment.offset + segment.box.area() * dtype_bytes(catalog[segment.tensor].dtype);
+      end = segment.offset + plan.segment_bytes(segment);
     }
     if (end != bucket.bytes)
       throw InternalError(fmt::format("a bucket of {} bytes ends at {}", bucket.bytes, end));

@@ -22,6 +22,8 @@ struct Claim {
 
 void add_claims(const Parameter& parameter, std::size_t who, std::vector<Claim>& claims) {
   for (const Part& part : parameter.parts) {
+    // Scales go where their codes go.
+    if (part.form.plane == Plane::kScales) continue;
     claims.push_back({part.tensor, static_cast<std::uint32_t>(who), part.box});
   }
 }
@@ -41,16 +43,81 @@ std::span<const Claim> take_tensor(std::uint32_t tensor, std::span<const Claim>&
   return front;
 }
 
-/// What coordinates need.
-std::vector<Claim> needs_by_tensor(const Family& family, const EngineLayout& engine) {
+/// Learns from what a rank keeps how tensors travel.
+void learn_forms(const Parameter& parameter, const EngineLayout& engine, const Limits& limits,
+                 std::vector<WireForm>& wire) {
+  for (const Part& part : parameter.parts) {
+    if (part.form.plane == Plane::kValues) continue;
+    const QuantScheme scheme = engine.quantizer.value().scheme;
+    WireForm& form = wire[part.tensor];
+    form.quantized = true;
+    form.codes_travel = limits.quantize_at == QuantizeAt::kSource;
+    form.unit_rows = std::max<std::int64_t>(1, block_rows(scheme));
+    form.unit_cols = std::max<std::int64_t>(codes_per_byte(scheme), block_cols(scheme));
+    form.whole_rows = scheme == QuantScheme::kFp8Channel;
+    if (has_global(scheme)) form.scope = part.scope;
+    if (part.form.plane == Plane::kCodes) {
+      form.codes = part.form;
+    } else {
+      form.scales = part.form;
+      form.scale_bytes = dtype_bytes(parameter.dtype);
+    }
+  }
+}
+
+/// What coordinates need, by tensor.
+std::vector<Claim> needs_by_tensor(const Family& family, const EngineLayout& engine, const Limits& limits,
+                                   std::vector<WireForm>& wire) {
   std::vector<Claim> needs;
   for (std::int64_t coordinate = 0; coordinate < engine.replica_ranks(); ++coordinate) {
     for (const Parameter& parameter : family.parameters(engine, engine_rank(engine, coordinate))) {
       add_claims(parameter, static_cast<std::size_t>(coordinate), needs);
+      learn_forms(parameter, engine, limits, wire);
     }
   }
   sort_by_tensor(needs);
   return needs;
+}
+
+/// Throws UsageError unless all that somebody who sends needs for a scale is in `cell`, or with `held` in what a
+/// trainer holds.
+void require_whole_blocks(const Tensor& tensor, const WireForm& form, const Box& box, bool held,
+                          const std::string& option) {
+  const auto cuts = [](std::int64_t start, std::int64_t count, std::int64_t total, std::int64_t unit) {
+    return start % unit != 0 || ((start + count) % unit != 0 && start + count != total);
+  };
+  const bool whole_row = box.cols == tensor.shape.cols() || !form.whole_rows;
+  if (whole_row && !cuts(box.row, box.rows, tensor.shape.rows(), form.unit_rows) &&
+      !cuts(box.col, box.cols, tensor.shape.cols(), form.unit_cols)) {
+    return;
+  }
+  const std::string block = form.whole_rows ? "rows" : fmt::format("blocks of {} × {}", form.unit_rows, form.unit_cols);
+  if (held) {
+    throw UsageError(fmt::format(
+        "{}: a trainer holds {} of {} {}, but --quantize needs whole {} from one trainer; divide the trainers "
+        "otherwise or leave --quantize out",
+        option, box.to_string(), tensor.name, tensor.shape.to_string(), block));
+  }
+  throw UsageError(
+      fmt::format("--quantize-at destination: a rank receives {} of {} {}, but scales need whole {}; write "
+                  "--quantize-at source",
+                  box.to_string(), tensor.name, tensor.shape.to_string(), block));
+}
+
+/// Gives the scopes that tensors name their numbers.
+std::vector<std::uint32_t> number_scopes(std::vector<WireForm>& wire) {
+  std::vector<std::uint32_t> scopes;
+  for (const WireForm& form : wire) {
+    if (form.scope != WireForm::kNoScope) scopes.push_back(form.scope);
+  }
+  std::sort(scopes.begin(), scopes.end());
+  scopes.erase(std::unique(scopes.begin(), scopes.end()), scopes.end());
+  for (WireForm& form : wire) {
+    if (form.scope == WireForm::kNoScope) continue;
+    const auto found = std::lower_bound(scopes.begin(), scopes.end(), form.scope);
+    form.scope = static_cast<std::uint32_t>(found - scopes.begin());
+  }
+  return scopes;
 }
 
 /// What trainers hold. Those that hold the same are one group: a claim's `who`.
@@ -181,20 +248,36 @@ Piece take_rows(Piece& piece, std::int64_t rows) {
   return top;
 }
 
-Routing route_pieces(const Family& family, const Topology& topology, FanOut fan_out) {
+Routing route_pieces(const Family& family, const Topology& topology, const Limits& limits) {
   const EngineLayout& engine = topology.engine;
-  const std::vector<Claim> needs = needs_by_tensor(family, engine);
+  const Catalog& catalog = family.catalog();
+  Routing routing;
+  routing.wire.reserve(catalog.size());
+  for (const Tensor& tensor : catalog.tensors()) {
+    routing.wire.push_back({dtype_bytes(tensor.dtype), false, false, 1, 1, false, WireForm::kNoScope, {}, {}, 0});
+  }
+  const std::vector<Claim> needs = needs_by_tensor(family, engine, limits, routing.wire);
+  routing.scopes = number_scopes(routing.wire);
   Holdings holdings;
   if (topology.trainer_layout) holdings = holdings_by_tensor(family, *topology.trainer_layout);
   Sets destinations;
   Sets holders;
-  Routing routing;
   std::span<const Claim> needed = needs;
   std::span<const Claim> held = holdings.claims;
-  for (std::uint32_t tensor = 0; tensor < family.catalog().size(); ++tensor) {
+  for (std::uint32_t tensor = 0; tensor < catalog.size(); ++tensor) {
     const std::span<const Claim> by_trainers = take_tensor(tensor, held);
     const std::span<const Claim> by_ranks = take_tensor(tensor, needed);
-    if (!by_ranks.empty()) cut_tensor(by_ranks, by_trainers, destinations, holders, routing.pieces);
+    if (by_ranks.empty()) continue;
+    const WireForm& form = routing.wire[tensor];
+    const std::size_t first = routing.pieces.size();
+    cut_tensor(by_ranks, by_trainers, destinations, holders, routing.pieces);
+    if (!form.quantized) continue;
+    for (const Claim& claim : by_trainers) {
+      require_whole_blocks(catalog[tensor], form, claim.box, true, topology.trainer_layout->option);
+    }
+    for (std::size_t i = first; i < routing.pieces.size() && !form.codes_travel; ++i) {
+      require_whole_blocks(catalog[tensor], form, routing.pieces[i].box, false, "");
+    }
   }
   routing.destinations = destinations.take();
   if (topology.trainer_layout) {
@@ -204,7 +287,7 @@ Routing route_pieces(const Family& family, const Topology& topology, FanOut fan_
         routing.holders.emplace_back(static_cast<std::size_t>(topology.trainers));
     std::iota(all.begin(), all.end(), 0);
   }
-  if (fan_out == FanOut::kAll) {
+  if (limits.fan_out == FanOut::kAll) {
     std::vector<std::int64_t> everyone(static_cast<std::size_t>(engine.replica_ranks()));
     std::iota(everyone.begin(), everyone.end(), 0);
     routing.destinations.assign(1, everyone);

@@ -18,7 +18,7 @@ struct Piece {
   Box box;
 };
 
-/// Bytes of a row of a piece, and of all of it.
+/// Bytes of a row of a piece, and of all of it, as values.
 std::int64_t piece_row_bytes(const Catalog& catalog, const Piece& piece);
 std::int64_t piece_bytes(const Catalog& catalog, const Piece& piece);
 
@@ -30,12 +30,14 @@ struct Routing {
   std::vector<std::vector<std::int64_t>> destinations;  ///< coordinates in a replica
   std::vector<std::vector<std::int64_t>> holders;       ///< trainers
   std::vector<Piece> pieces;
+  std::vector<WireForm> wire;         ///< by tensor
+  std::vector<std::uint32_t> scopes;  ///< of scales that several tensors share: the first of these
 };
 
 /// Cuts every tensor along the edges of the boxes that the ranks of one replica need and, with a trainer
 /// layout, of those that trainers hold; without one every trainer may send all. With FanOut::kAll the pieces
 /// are the same but all of them go to every coordinate. Throws UsageError when a layout does not divide the
-/// model.
-Routing route_pieces(const Family& family, const Topology& topology, FanOut fan_out);
+/// model, or when trainers hold the blocks of a quantised tensor only in part.
+Routing route_pieces(const Family& family, const Topology& topology, const Limits& limits);
 
 }  // namespace weightcast

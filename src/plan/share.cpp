@@ -5,9 +5,9 @@
 #include <utility>
 
 #include "core/error.hpp"
-#include "core/hash.hpp"
 #include "core/units.hpp"
 #include "plan/proof.hpp"
+#include "plan/quantizing.hpp"
 
 namespace weightcast {
 
@@ -58,42 +58,123 @@ void place_parameters(Share& share) {
   }
 }
 
-/// Appends the move and the check of every part that a segment feeds.
-void compile_segment(const Plan& plan, const Catalog& catalog, const PartIndex& parts, std::uint32_t number,
-                     Share& share) {
-  const Segment& segment = plan.segments[number];
-  const Tensor& tensor = catalog[segment.tensor];
-  const std::int64_t element = dtype_bytes(tensor.dtype);
-  for (const auto& [parameter, part] : parts.of(segment.tensor)) {
-    if (part.box.intersect(segment.box).empty()) continue;
-    if (!part.box.contains(segment.box)) {
-      throw InternalError(
-          fmt::format("segment {} of {} is needed only in part", segment.box.to_string(), tensor.name));
-    }
-    const std::int64_t row = segment.box.row - part.box.row;
-    const std::int64_t byte = (segment.box.col - part.box.col) * element;
-    const std::int64_t offset = part.offset + (part.layout.plain() ? row * part.pitch + byte : 0);
-    Move move{offset,    part.pitch,   segment.offset, segment.box.rows, segment.box.cols * element,
-              parameter, MoveOp::kCopy};
-    DigestBox check{offset,
-                    part.pitch,
-                    segment.box,
-                    hash_text(tensor.name),
-                    parameter,
-                    number,
-                    static_cast<std::uint8_t>(element)};
-    if (!part.layout.plain()) {
-      move.layout = check.layout = part.layout;
-      move.row = check.row = row;
-      move.byte = check.byte = byte;
-    }
-    share.moves.push_back(move);
-    share.checks.push_back(check);
+/// Where a part has what belongs to `box`, a box of its tensor's values.
+MatrixPlace place_of(const Part& part, std::uint32_t parameter, std::int64_t element, const Box& box) {
+  const Box inner = part.form.of(box);
+  const Box outer = part.form.of(part.box);
+  const std::int64_t row = inner.row - outer.row;
+  const std::int64_t byte = (inner.col - outer.col) * element;
+  MatrixPlace place{Space::kParameter, parameter, part.offset, part.pitch, part.layout, 0, 0};
+  if (part.layout.plain()) {
+    place.offset += row * part.pitch + byte;
+  } else {
+    place.row = row;
+    place.byte = byte;
   }
+  return place;
 }
 
+/// Compiles what arrives on one rank.
+class Compiler {
+ public:
+  Compiler(const Plan& plan, const Catalog& catalog, const PartIndex& parts, Share& share)
+      : plan_(plan), catalog_(catalog), parts_(parts), share_(share) {}
+
+  /// Appends what every part that a segment feeds takes from it; checks of what is quantised here go to
+  /// `checks_of_quants`.
+  void add(std::uint32_t number, std::vector<DigestBox>& checks_of_quants) {
+    const Segment& segment = plan_.segments[number];
+    const WireForm& form = plan_.wire[segment.tensor];
+    codes_.clear();
+    scales_.clear();
+    for (const PartOf& part : parts_.of(segment.tensor)) {
+      if (part.part.box.intersect(segment.box).empty()) continue;
+      if (!part.part.box.contains(segment.box)) {
+        throw InternalError(fmt::format("segment {} of {} is needed only in part", segment.box.to_string(),
+                                        catalog_[segment.tensor].name));
+      }
+      (part.part.form.plane == Plane::kScales ? scales_ : codes_).push_back(&part);
+    }
+    if (form.quantized && form.scale_bytes > 0 && codes_.size() != scales_.size()) {
+      throw InternalError(fmt::format("{} feeds {} parameters of codes and {} of scales",
+                                      catalog_[segment.tensor].name, codes_.size(), scales_.size()));
+    }
+    if (form.quantized && !form.codes_travel) {
+      for (std::size_t i = 0; i < codes_.size(); ++i) {
+        quantize(number, *codes_[i], i < scales_.size() ? scales_[i] : nullptr, checks_of_quants);
+      }
+      return;
+    }
+    for (const PartOf* part : codes_) copy(number, *part, segment.offset);
+    for (const PartOf* part : scales_) copy(number, *part, segment.offset + form.scales_offset(segment.box));
+  }
+
+ private:
+  std::int64_t element_of(const PartOf& part) const {
+    return dtype_bytes(share_.parameters[part.parameter].dtype);
+  }
+
+  void copy(std::uint32_t number, const PartOf& part, std::int64_t staging) {
+    const Segment& segment = plan_.segments[number];
+    const std::int64_t element = element_of(part);
+    const MatrixPlace place = place_of(part.part, part.parameter, element, segment.box);
+    const Box box = part.part.form.of(segment.box);
+    Move move{place.offset,   place.pitch,  staging, box.rows, box.cols * element, part.parameter,
+              MoveOp::kCopy};
+    move.layout = place.layout;
+    move.row = place.row;
+    move.byte = place.byte;
+    share_.moves.push_back(move);
+    share_.checks.push_back(check(number, part, place));
+  }
+
+  void quantize(std::uint32_t number, const PartOf& codes, const PartOf* scales,
+                std::vector<DigestBox>& checks) {
+    const Segment& segment = plan_.segments[number];
+    QuantMove move = quant_move(plan_, catalog_, number, segment.box);
+    move.values = {Space::kStaging,
+                   0,
+                   segment.offset,
+                   segment.box.cols * dtype_bytes(catalog_[segment.tensor].dtype),
+                   {},
+                   0,
+                   0};
+    move.codes = place_of(codes.part, codes.parameter, element_of(codes), segment.box);
+    checks.push_back(check(number, codes, move.codes));
+    if (scales != nullptr) {
+      move.scales = place_of(scales->part, scales->parameter, element_of(*scales), segment.box);
+      checks.push_back(check(number, *scales, move.scales));
+    }
+    share_.quants.push_back(move);
+  }
+
+  DigestBox check(std::uint32_t number, const PartOf& part, const MatrixPlace& place) const {
+    const Segment& segment = plan_.segments[number];
+    const Plane plane = part.part.form.plane;
+    const bool scales = plane == Plane::kScales;
+    DigestBox check{place.offset,
+                    place.pitch,
+                    part.part.form.of(segment.box),
+                    plane_key(catalog_[segment.tensor], plane),
+                    part.parameter,
+                    number + (scales ? static_cast<std::uint32_t>(plan_.segments.size()) : 0),
+                    static_cast<std::uint8_t>(element_of(part))};
+    check.layout = place.layout;
+    check.row = place.row;
+    check.byte = place.byte;
+    return check;
+  }
+
+  const Plan& plan_;
+  const Catalog& catalog_;
+  const PartIndex& parts_;
+  Share& share_;
+  std::vector<const PartOf*> codes_;  ///< or values
+  std::vector<const PartOf*> scales_;
+};
+
 /// Appends the messages of a bucket; `mine` has its moves already.
-void compile_messages(const Plan& plan, const Catalog& catalog, ShareBucket& mine, Share& share) {
+void compile_messages(const Plan& plan, ShareBucket& mine, Share& share) {
   const Bucket& bucket = plan.buckets[mine.bucket];
   mine.first_message = static_cast<std::uint32_t>(share.messages.size());
   Message together;
@@ -104,7 +185,7 @@ void compile_messages(const Plan& plan, const Catalog& catalog, ShareBucket& min
   for (std::uint32_t i = 0; i < bucket.segments; ++i) {
     const std::uint32_t number = bucket.first_segment + i;
     const Segment& segment = plan.segments[number];
-    const std::int64_t bytes = segment.box.area() * dtype_bytes(catalog[segment.tensor].dtype);
+    const std::int64_t bytes = plan.segment_bytes(segment);
     if (bytes >= kDirectBytes) {
       flush();
       share.messages.push_back({segment.offset, bytes, number, Message::kNone});
@@ -118,15 +199,17 @@ void compile_messages(const Plan& plan, const Catalog& catalog, ShareBucket& min
 }
 
 /// Appends moves and checks of a received bucket: first those of what arrives in staging, then those of what
-/// arrives where it belongs, which its messages name.
-void compile_moves(const Plan& plan, const Catalog& catalog, const PartIndex& parts, ShareBucket& mine,
-                   Share& share) {
+/// arrives where it belongs, which its messages name; then what is quantised.
+void compile_moves(const Plan& plan, Compiler& compiler, ShareBucket& mine, Share& share) {
   const Bucket& bucket = plan.buckets[mine.bucket];
+  mine.first_check = static_cast<std::uint32_t>(share.checks.size());
+  mine.first_quant = static_cast<std::uint32_t>(share.quants.size());
   std::vector<Move> direct_moves;
   std::vector<DigestBox> direct_checks;
+  std::vector<DigestBox> checks_of_quants;
   for (std::uint32_t i = 0; i < bucket.segments; ++i) {
     const std::size_t before = share.moves.size();
-    compile_segment(plan, catalog, parts, bucket.first_segment + i, share);
+    compiler.add(bucket.first_segment + i, checks_of_quants);
     // What a colocated root packs it unpacks from its own staging buffer.
     if (!mine.root && share.moves.size() == before + 1 && share.moves.back().dense() &&
         share.moves.back().bytes() >= kDirectBytes) {
@@ -145,7 +228,36 @@ void compile_moves(const Plan& plan, const Catalog& catalog, const PartIndex& pa
     share.moves.push_back(direct_moves[i]);
     share.checks.push_back(direct_checks[i]);
   }
+  share.checks.insert(share.checks.end(), checks_of_quants.begin(), checks_of_quants.end());
   mine.moves = static_cast<std::uint32_t>(share.moves.size()) - mine.first_move;
+  mine.quants = static_cast<std::uint32_t>(share.quants.size()) - mine.first_quant;
+  mine.checks = static_cast<std::uint32_t>(share.checks.size()) - mine.first_check;
+}
+
+/// The bytes that a quantiser writes, as a move to them would say it.
+Move as_move(const MatrixPlace& place, std::int64_t rows, std::int64_t row_bytes) {
+  Move move{place.offset, place.pitch, 0, rows, row_bytes, place.buffer, MoveOp::kCopy};
+  move.layout = place.layout;
+  move.row = place.row;
+  move.byte = place.byte;
+  return move;
+}
+
+/// Everything that writes to the parameters.
+std::vector<Move> all_writes(const Share& share) {
+  std::vector<Move> all = share.moves;
+  all.insert(all.end(), share.padding.begin(), share.padding.end());
+  for (const QuantMove& quant : share.quants) {
+    all.push_back(as_move(quant.codes, quant.codes_box.rows, quant.codes_box.cols));
+    if (quant.scales.space == Space::kNowhere) continue;
+    all.push_back(as_move(quant.scales, quant.scales_box.rows, quant.scales_box.cols * quant.scale_bytes));
+  }
+  for (std::uint32_t number = 0; number < share.parameters.size(); ++number) {
+    for (const Scalar& scalar : share.parameters[number].scalars) {
+      all.push_back({scalar.offset, 4, 0, 1, 4, number, MoveOp::kCopy});
+    }
+  }
+  return all;
 }
 
 }  // namespace
@@ -160,6 +272,7 @@ Share make_share(const Plan& plan, const Family& family, std::int64_t rank) {
   }
   place_parameters(share);
   const PartIndex parts(share.parameters, catalog.size());
+  Compiler compiler(plan, catalog, parts, share);
   std::int64_t passed = 0;
   for (std::uint32_t number = 0; number < plan.buckets.size(); ++number) {
     const Bucket& bucket = plan.buckets[number];
@@ -170,14 +283,12 @@ Share make_share(const Plan& plan, const Family& family, std::int64_t rank) {
     mine.destination = plan.receives(bucket.destinations, rank);
     mine.first_move = static_cast<std::uint32_t>(share.moves.size());
     if (!mine.root && !mine.destination) continue;
-    compile_messages(plan, catalog, mine, share);
-    if (mine.destination) compile_moves(plan, catalog, parts, mine, share);
+    compile_messages(plan, mine, share);
+    if (mine.destination) compile_moves(plan, compiler, mine, share);
     mine.progress_bytes = std::exchange(passed, 0);
     share.buckets.push_back(mine);
   }
-  std::vector<Move> all = share.moves;
-  all.insert(all.end(), share.padding.begin(), share.padding.end());
-  prove_written_once(share.parameters, all);
+  prove_written_once(share.parameters, all_writes(share));
   return share;
 }
 

@@ -6,6 +6,7 @@
 
 #include "kernels/executor.hpp"
 #include "kernels/move.hpp"
+#include "kernels/quant_move.hpp"
 #include "model/family.hpp"
 #include "model/parameter.hpp"
 #include "plan/plan.hpp"
@@ -33,6 +34,10 @@ struct ShareBucket {
   std::uint32_t first_move = 0;     ///< of Share::moves
   std::uint32_t staged_moves = 0;   ///< the unpack program
   std::uint32_t moves = 0;          ///< with those behind the program that the transport makes
+  std::uint32_t first_quant = 0;    ///< of Share::quants
+  std::uint32_t quants = 0;
+  std::uint32_t first_check = 0;  ///< of Share::checks
+  std::uint32_t checks = 0;
   std::uint32_t first_message = 0;  ///< of Share::messages
   std::uint32_t messages = 0;
   std::int64_t progress_bytes =
@@ -46,7 +51,9 @@ struct Share {
   std::int64_t parameter_bytes = 0;             ///< size of that memory
   std::vector<ShareBucket> buckets;             ///< in the global order
   std::vector<Move> moves;                      ///< of all buckets, one behind the other
-  std::vector<DigestBox> checks;                ///< checks[i] verifies what moves[i] wrote
+  std::vector<QuantMove> quants;                ///< of all buckets: what is quantised here on arrival
+  /// Of all buckets: in each first those of its moves, one for one, then those of what it quantises.
+  std::vector<DigestBox> checks;
   std::vector<Message> messages;                ///< of all buckets, one behind the other
   std::vector<Move> padding;                    ///< zero fills, run before the first bucket
 
@@ -56,8 +63,11 @@ struct Share {
   std::span<const Message> messages_of(const ShareBucket& bucket) const {
     return std::span(messages).subspan(bucket.first_message, bucket.messages);
   }
+  std::span<const QuantMove> quant_program(const ShareBucket& bucket) const {
+    return std::span(quants).subspan(bucket.first_quant, bucket.quants);
+  }
   std::span<const DigestBox> digest_program(const ShareBucket& bucket) const {
-    return std::span(checks).subspan(bucket.first_move, bucket.moves);
+    return std::span(checks).subspan(bucket.first_check, bucket.checks);
   }
 };
 

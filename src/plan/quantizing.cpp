@@ -1,0 +1,54 @@
+#include "plan/quantizing.hpp"
+
+#include "core/hash.hpp"
+
+namespace weightcast {
+
+std::uint64_t plane_key(const Tensor& tensor, Plane plane) {
+  return plane == Plane::kScales ? hash_text(tensor.name + "#scales") : hash_text(tensor.name);
+}
+
+QuantMove quant_move(const Plan& plan, const Catalog& catalog, std::uint32_t segment, const Box& box) {
+  const std::uint32_t number = plan.segments[segment].tensor;
+  const Tensor& tensor = catalog[number];
+  const WireForm& form = plan.wire[number];
+  QuantMove move;
+  move.quantizer = plan.topology.engine.quantizer.value();
+  move.rows = box.rows;
+  move.cols = box.cols;
+  move.scale_bytes = form.scale_bytes;
+  if (form.scale_bytes > 0) {
+    move.scale_rows = form.scales.block_rows;
+    move.scale_cols = form.scales.block_cols;
+    move.scales_box = form.scales.of(box);
+  }
+  if (form.whole_rows) {
+    move.cols_before = box.col;
+    move.cols_behind = tensor.shape.cols() - box.col - box.cols;
+  }
+  move.scope = form.scope == WireForm::kNoScope ? QuantMove::kNoScope : form.scope;
+  move.codes_box = form.codes.of(box);
+  move.codes_key = plane_key(tensor, Plane::kCodes);
+  move.scales_key = plane_key(tensor, Plane::kScales);
+  move.segment = segment;
+  return move;
+}
+
+MatrixPlace staged_codes(const Plan& plan, const Segment& segment) {
+  const WireForm& form = plan.wire[segment.tensor];
+  return {Space::kStaging, 0, segment.offset, form.codes.of(segment.box).cols, {}, 0, 0};
+}
+
+MatrixPlace staged_scales(const Plan& plan, const Segment& segment) {
+  const WireForm& form = plan.wire[segment.tensor];
+  if (form.scale_bytes == 0) return {};
+  return {Space::kStaging,
+          0,
+          segment.offset + form.scales_offset(segment.box),
+          form.scales.of(segment.box).cols * form.scale_bytes,
+          {},
+          0,
+          0};
+}
+
+}  // namespace weightcast

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/executor.hpp"
+#include "kernels/quant_move.hpp"
+#include "model/catalog.hpp"
+#include "plan/plan.hpp"
+
+namespace weightcast {
+
+/// The key of a plane's digests: of values and codes the tensor's own.
+std::uint64_t plane_key(const Tensor& tensor, Plane plane);
+
+/// The quantiser's work for `box`, a part of the box of segment number `segment`: all but where its values,
+/// codes and scales lie.
+QuantMove quant_move(const Plan& plan, const Catalog& catalog, std::uint32_t segment, const Box& box);
+
+/// Where a segment's codes, and its scales, lie in its bucket.
+MatrixPlace staged_codes(const Plan& plan, const Segment& segment);
+MatrixPlace staged_scales(const Plan& plan, const Segment& segment);
+
+}  // namespace weightcast
