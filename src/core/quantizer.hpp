@@ -99,6 +99,11 @@ constexpr int block_scale_bytes(QuantScheme scheme) {
   return scheme == QuantScheme::kFp8Tensor ? 0 : 1;
 }
 
+/// True where elements are divided by their factor, false where they are multiplied with it.
+constexpr bool divides(QuantRule rule) {
+  return rule == QuantRule::kFlashInfer || rule == QuantRule::kDivide || rule == QuantRule::kMiles;
+}
+
 /// The larger one; `least` where `value` is no number.
 constexpr float at_least(float value, float least) {
   return value > least ? value : least;
@@ -132,34 +137,34 @@ constexpr GlobalScale global_scale(Quantizer quantizer, float amax) {
 
 /// The E8M0 scale of an MX block. Bytes stay below that of NaN: a block with an infinity has the largest
 /// scale. The factor is the reciprocal, which is exact, so that multiplying is dividing by the scale.
-constexpr BlockScale e8m0_block_scale(std::uint8_t byte, std::uint8_t least) {
-  const std::uint8_t floored = byte > least ? byte : least;
-  const std::uint8_t clamped = floored < 254 ? floored : std::uint8_t{254};
-  return {clamped, e8m0_value(static_cast<std::uint8_t>(254 - clamped))};
+constexpr BlockScale e8m0_block_scale(std::uint32_t byte) {
+  const std::uint32_t clamped = byte < 254u ? byte : 254u;
+  return {clamped, e8m0_value(static_cast<std::uint8_t>(254u - clamped))};
 }
 
 /// The scale of a block of magnitudes up to `amax`. `global` is used by the schemes that have one; with
-/// fp8-tensor the factor is the global one and nothing is stored. fp8-block and fp8-channel keep an infinite
-/// scale where amax is infinite (with kUe8m0 2^127): the block decodes to no numbers, as it should.
+/// fp8-tensor the factor is the global one and nothing is stored. An infinite amax makes an infinite scale in
+/// fp8-block and fp8-channel, under which nothing decodes to a number; with kUe8m0 and in the MX schemes it
+/// makes 2^127 (kOcp: 2^126).
 constexpr BlockScale block_scale(Quantizer quantizer, float amax, GlobalScale global) {
   switch (quantizer.scheme) {
     case QuantScheme::kFp8Tensor:
       return {0, global.factor};
     case QuantScheme::kMxfp8:
-      return e8m0_block_scale(e8m0_ceil(at_least(amax, 0) / kE4m3Largest), 0);
+      return e8m0_block_scale(e8m0_ceil(at_least(amax, 0) / kE4m3Largest));
     case QuantScheme::kMxfp4: {
       const float floored = at_least(amax, 0);
-      if (quantizer.rule != QuantRule::kOcp) return e8m0_block_scale(e8m0_ceil(floored / kE2m1Largest), 0);
+      if (quantizer.rule != QuantRule::kOcp) return e8m0_block_scale(e8m0_ceil(floored / kE2m1Largest));
       // The exponent of 6 is 2. What is below the least scale has it all the same.
       const std::uint32_t exponent = std::bit_cast<std::uint32_t>(floored) >> 23;
-      return e8m0_block_scale(static_cast<std::uint8_t>(exponent > 2 ? exponent - 2 : 0), 0);
+      return e8m0_block_scale(exponent > 2u ? exponent - 2u : 0u);
     }
     case QuantScheme::kNvfp4: {
       if (!(amax > 0)) return {0, 0.0f};
       // Both Transformer Engine and FlashInfer multiply with a rounded 1/6.
       const std::uint8_t code = e4m3_bits(amax * (global.factor * (1.0f / kE2m1Largest)));
       // A block that is small beside the others: its scale is 0, whatever the codes.
-      const float inverse = reciprocal(e4m3_value(code) * (1.0f / global.factor));
+      const float inverse = reciprocal(e4m3_value(code) * global.stored);
       return {code, inverse < kFloatLargest ? inverse : kFloatLargest};
     }
     case QuantScheme::kFp8Block:
@@ -167,8 +172,9 @@ constexpr BlockScale block_scale(Quantizer quantizer, float amax, GlobalScale gl
       break;
   }
   if (quantizer.rule == QuantRule::kUe8m0) {
-    // DeepGEMM's per_block_cast_to_fp8 with ceil_to_ue8m0: the power of two is kept as an fp32.
-    const BlockScale power = e8m0_block_scale(e8m0_ceil(at_least(amax, 1e-4f) / kE4m3Largest), 1);
+    // DeepGEMM's per_block_cast_to_fp8 with ceil_to_ue8m0: the power of two is kept as an fp32. The floor
+    // keeps it far above what DeepGEMM clamps bytes to.
+    const BlockScale power = e8m0_block_scale(e8m0_ceil(at_least(amax, 1e-4f) / kE4m3Largest));
     return {power.stored << 23, power.factor};
   }
   float scale = 0;
@@ -180,17 +186,14 @@ constexpr BlockScale block_scale(Quantizer quantizer, float amax, GlobalScale gl
                                                                  : 1e-12f;
     scale = at_least(amax, least) / kE4m3Largest;
   }
-  const bool divides = quantizer.rule == QuantRule::kFlashInfer || quantizer.rule == QuantRule::kDivide;
-  return {std::bit_cast<std::uint32_t>(scale), divides ? scale : 1.0f / scale};
+  return {std::bit_cast<std::uint32_t>(scale), divides(quantizer.rule) ? scale : 1.0f / scale};
 }
 
 /// The code of one element of a block: an E4M3 byte, or four bits of E2M1. Magnitudes beyond the largest code
 /// saturate. A NaN becomes E4M3's NaN, or 6, with the sign of `value`; so does in fp8 an infinity under an
 /// infinite scale.
 constexpr std::uint8_t encode(Quantizer quantizer, float value, BlockScale scale) {
-  const bool divides = quantizer.rule == QuantRule::kFlashInfer || quantizer.rule == QuantRule::kDivide ||
-                       quantizer.rule == QuantRule::kMiles;
-  float scaled = divides ? value / scale.factor : value * scale.factor;
+  float scaled = divides(quantizer.rule) ? value / scale.factor : value * scale.factor;
   // In torch a tensor of bfloat16 over a scalar of fp32 is a bfloat16.
   if (quantizer.rule == QuantRule::kMiles) scaled = bf16_value(bf16_bits(scaled));
   // Machines differ in the sign of a NaN that they make.
