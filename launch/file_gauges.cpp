@@ -21,6 +21,7 @@ namespace {
 /// Sends what staging holds, whatever it is.
 class StagedSource final : public Source {
  public:
+  void find_largest(std::int64_t /*trainer*/, std::span<float> /*largest*/) override {}
   void pack(std::uint32_t /*bucket*/, std::byte* /*staging*/, std::span<std::uint64_t> /*digests*/) override {
   }
   std::byte* in_place(std::uint32_t /*segment*/) const override { return nullptr; }
@@ -36,7 +37,7 @@ FileGauges::FileGauges(Control& control, Session& session, const Checkpoint& che
       source_(source),
       threads_(threads),
       with_digests_(with_digests),
-      digests_(session.plan().segments.size()) {
+      digests_(session.plan().digests()) {
   std::array<std::int64_t, 1> hdf5{0};
   control_.together([&] {
     if (source_ == nullptr) return;

@@ -51,12 +51,15 @@ JobReport describe_job(Control& control, const Options& options, const Model& mo
   report.versions = version_line();
   report.model = fmt::format("{} ({})", model.config->architecture(), model.config->origin());
   report.layout = fmt::format(
-      "{} trainers{}, {} replicas × pp {} × tp {}, ep {}, experts {}, fan-out {}, transport {}, buckets of "
+      "{} trainers{}, {} replicas × pp {} × tp {}, ep {}, experts {}{}, fan-out {}, transport {}, buckets of "
       "{} × {}",
       plan.topology.trainers,
       plan.topology.trainer_layout ? " (" + plan.topology.trainer_layout->to_string() + ")" : "",
-      engine.replicas, engine.pp, engine.tp, engine.ep, engine.moe_layout, options.fan_out,
-      wire_name(placement.wire), format_bytes(plan.limits.bucket_bytes), plan.limits.buffers);
+      engine.replicas, engine.pp, engine.tp, engine.ep, engine.moe_layout,
+      engine.quantizer ? fmt::format(", {} at the {}", quantizer_name(*engine.quantizer), options.quantize_at)
+                       : "",
+      options.fan_out, wire_name(placement.wire), format_bytes(plan.limits.bucket_bytes),
+      plan.limits.buffers);
   report.tensors = static_cast<std::int64_t>(model.family->catalog().size());
   report.model_bytes = model.family->catalog().bytes();
   report.wire_bytes = plan.wire_bytes();

@@ -58,6 +58,7 @@ Topology topology_of(const Options& options) {
     topology.engine = parse_engine_layout(options.inference, options.moe_layout);
   }
   topology.engine.moe_layout = find_moe_layout(options.moe_layout).name();
+  if (!options.quantize.empty()) topology.engine.quantizer = parse_quantizer(options.quantize);
   topology.trainer_layout = trainer_layout_of(options);
   topology.colocate = options.colocate;
   topology.trainers = topology.trainer_layout ? topology.trainer_layout->ranks()
@@ -76,7 +77,8 @@ Topology topology_of(const Options& options) {
 }
 
 Limits limits_of(const Options& options) {
-  return {options.bucket_size, options.buffers, options.fan_out == "all" ? FanOut::kAll : FanOut::kNeeded};
+  return {options.bucket_size, options.buffers, options.fan_out == "all" ? FanOut::kAll : FanOut::kNeeded,
+          options.quantize_at == "source" ? QuantizeAt::kSource : QuantizeAt::kDestination};
 }
 
 std::string explain(const Topology& topology, std::int64_t layers) {

@@ -116,6 +116,13 @@ constexpr std::array<OptionInfo, 40> kOptions{{
      "triton (gate first), triton-kernels (transposed), cutlass (up first) or trtllm (bf16, shuffled, in "
      "blocks of K)",
      kJobs | kPlan},
+    {"quantize", "NAME[:VARIANT]",
+     "what linear layers and experts are quantised to: fp8-block, fp8-tensor, fp8-channel, mxfp8, nvfp4 or "
+     "mxfp4 "
+     "(default: as in the model)",
+     kJobs | kPlan},
+    {"quantize-at", "SIDE", "source (default): codes travel; destination: values do. Both give the same bits",
+     kJobs | kPlan},
     {"fan-out", "WHAT", "needed: each rank what it needs; all: everybody everything", kJobs | kPlan},
     {"bucket-size", "BYTES", "most bytes of a bucket (default 256MiB, least 64KiB)", kJobs | kPlan},
     {"buffers", "N", "staging buffers of a rank (default 3)", kJobs | kPlan},
@@ -463,6 +470,9 @@ Options take(const Values& values, std::string command, const po::variables_map&
   options.source_split = values.choice("source-split", {"catalog", "expert", "row"});
   options.inference = values.text("inference", "tp=1");
   options.moe_layout = values.text("moe-layout", "triton");
+  options.quantize = values.text("quantize", "");
+  options.quantize_at =
+      values.has("quantize-at") ? values.choice("quantize-at", {"source", "destination"}) : "source";
   options.fan_out = values.choice("fan-out", {"needed", "all"});
   options.bucket_size = values.bytes("bucket-size", std::int64_t{256} << 20, Limits::kLeastBucketBytes);
   options.buffers = values.integer("buffers", 3, 1, 1024);
@@ -511,9 +521,10 @@ std::uint64_t hash_options(const Options& options) {
   Hasher hasher;
   hasher.add(options.sources.size());
   for (const std::string& source : options.sources) hasher.add(std::string_view(source));
-  for (const std::string* text : {&options.command, &options.model, &options.inference, &options.moe_layout,
-                                  &options.fan_out, &options.transport, &options.sink, &options.source_split,
-                                  &options.trace, &options.trainer_order, &options.trainer_names}) {
+  for (const std::string* text :
+       {&options.command, &options.model, &options.inference, &options.moe_layout, &options.quantize,
+        &options.quantize_at, &options.fan_out, &options.transport, &options.sink, &options.source_split,
+        &options.trace, &options.trainer_order, &options.trainer_names}) {
     hasher.add(std::string_view(*text));
   }
   for (const auto* text : {&options.alloc, &options.trainer_alloc, &options.inference_alloc}) {

@@ -33,6 +33,8 @@ struct Options {
   std::vector<std::int64_t> stage_layers;
   std::string trainer_names;
   std::string moe_layout = "triton";
+  std::string quantize;
+  std::string quantize_at = "source";
   std::string fan_out = "needed";
   std::int64_t bucket_size = 0;
   std::int64_t buffers = 0;

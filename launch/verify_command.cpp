@@ -11,6 +11,7 @@
 #include "launch/commands.hpp"
 #include "launch/job.hpp"
 #include "launch/layouts.hpp"
+#include "launch/plane_reader.hpp"
 #include "launch/tensor_copy.hpp"
 #include "report/log.hpp"
 #include "session/bound_reader.hpp"
@@ -39,6 +40,10 @@ struct Shard {
     const auto* value = found == attributes.end() ? nullptr : std::get_if<std::string>(&found->second);
     if (value == nullptr) throw missing(name);
     return *value;
+  }
+  /// Empty when it is not there.
+  std::string optional_text(const std::string& name) const {
+    return attributes.contains(name) ? text(name) : std::string();
   }
 
  private:
@@ -94,6 +99,10 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
                                      shard.integer(name)));
       }
     }
+    if (shard.optional_text("quantizer") != first.optional_text("quantizer")) {
+      throw InputError(fmt::format("{}: mixed shards: quantised as '{}' and as '{}'", directory,
+                                   first.optional_text("quantizer"), shard.optional_text("quantizer")));
+    }
     if (shard.text("moe_layout") != first.text("moe_layout")) {
       throw InputError(fmt::format("{}: mixed shards: MoE layouts {} and {}", directory,
                                    first.text("moe_layout"), shard.text("moe_layout")));
@@ -105,6 +114,13 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
   layout.tp = first.integer("tp_size");
   layout.ep = first.integer("ep_size");
   layout.moe_layout = first.text("moe_layout");
+  if (const std::string name = first.optional_text("quantizer"); !name.empty()) {
+    try {
+      layout.quantizer = parse_quantizer(name);
+    } catch (const UsageError& error) {
+      throw InputError(fmt::format("{}: attribute weightcast.quantizer: {}", first.path, error.what()));
+    }
+  }
   if (layout.replicas < 1 || layout.pp < 1 || layout.tp < 1 || layout.ep < 1 || layout.tp % layout.ep != 0) {
     throw InputError(fmt::format("{}: impossible layout tp={} ep={} pp={} replicas={}", first.path, layout.tp,
                                  layout.ep, layout.pp, layout.replicas));
@@ -125,7 +141,7 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
 
 class ShardVerifier {
  public:
-  ShardVerifier(const Model& model, const Shard& shard, BoundReader& source)
+  ShardVerifier(const Model& model, const Shard& shard, PlaneReader& source)
       : catalog_(model.family->catalog()),
         shard_(shard),
         source_(source),
@@ -148,6 +164,7 @@ class ShardVerifier {
       for (const Part& part : parameter.parts) {
         part.layout.plain() ? verify_part(parameter, *stored, part) : verify_placed(parameter, *stored, part);
       }
+      if (!parameter.scalars.empty()) verify_scalars(parameter, *stored);
       for (const Padding& padding : parameter.padding) {
         padding.layout.plain() ? verify_padding(parameter, *stored, padding)
                                : verify_placed(parameter, *stored, padding);
@@ -164,13 +181,30 @@ class ShardVerifier {
  private:
   void verify_part(const Parameter& parameter, const StoredTensor& stored, const Part& part) {
     const std::int64_t element = dtype_bytes(parameter.dtype);
-    for_each_box({part.box.rows, part.box.cols}, element, [&](const Box& inner) {
-      const Box piece{part.box.row + inner.row, inner.rows, part.box.col + inner.col, inner.cols};
+    const Box box = part.form.of(part.box);
+    for_each_box({box.rows, box.cols}, bytes_read(part, element), [&](const Box& inner) {
+      const Box piece{box.row + inner.row, inner.rows, box.col + inner.col, inner.cols};
       const auto bytes = static_cast<std::size_t>(piece.area() * element);
-      source_.read(part.tensor, piece, piece_.data());
+      source_.read(part, piece, element, piece_.data());
       reader_.read(stored, place_in(parameter, part, piece), std::span(stored_piece_).first(bytes));
       require_equal(parameter, part, piece);
     });
+  }
+
+  /// Bytes of the source's values behind one element.
+  static std::int64_t bytes_read(const Part& part, std::int64_t element) {
+    return part.form.plane == Plane::kValues ? element : part.form.block_rows * part.form.block_cols * 2;
+  }
+
+  void verify_scalars(const Parameter& parameter, const StoredTensor& stored) {
+    std::vector<std::byte> held(static_cast<std::size_t>(parameter.bytes()));
+    reader_.read(stored, Box::whole(parameter.shape), held);
+    for (const Scalar& scalar : parameter.scalars) {
+      const float value = source_.scalar(scalar.scope);
+      if (std::memcmp(held.data() + scalar.offset, &value, sizeof value) == 0) continue;
+      throw VerifyError(fmt::format("{}: {} does not hold the scale of tensor {}", shard_.path,
+                                    parameter.name, catalog_[scalar.scope].name));
+    }
   }
 
   /// Throws VerifyError unless both pieces hold the same.
@@ -202,11 +236,12 @@ class ShardVerifier {
   /// The same of a part that a layout has placed, through the layout.
   void verify_placed(const Parameter& parameter, const StoredTensor& stored, const Part& part) {
     const std::int64_t element = dtype_bytes(parameter.dtype);
+    const Box box = part.form.of(part.box);
     const std::byte* const matrix =
-        read_matrix(stored, part.offset, part.layout, part.box.rows, part.box.cols * element);
-    for_each_box({part.box.rows, part.box.cols}, element, [&](const Box& inner) {
-      const Box piece{part.box.row + inner.row, inner.rows, part.box.col + inner.col, inner.cols};
-      source_.read(part.tensor, piece, piece_.data());
+        read_matrix(stored, part.offset, part.layout, box.rows, box.cols * element);
+    for_each_box({box.rows, box.cols}, bytes_read(part, element), [&](const Box& inner) {
+      const Box piece{box.row + inner.row, inner.rows, box.col + inner.col, inner.cols};
+      source_.read(part, piece, element, piece_.data());
       Move gather{0, 0, 0, inner.rows, inner.cols * element, 0, MoveOp::kCopy};
       gather.layout = part.layout;
       gather.row = inner.row;
@@ -239,7 +274,7 @@ class ShardVerifier {
 
   const Catalog& catalog_;
   const Shard& shard_;
-  BoundReader& source_;
+  PlaneReader& source_;
   Checkpoint file_;
   CheckpointReader reader_;
   std::vector<std::byte> piece_;
@@ -265,6 +300,7 @@ void run_verify(const Options& options) {
   std::optional<TrainerLayout> trainers = trainer_layout_of(options);
   const Model model = load_model(options, trainers);
   BoundReader source(model.family->catalog(), model.checkpoints.front(), model.bindings.front());
+  PlaneReader planes(model.family->catalog(), source, layout.quantizer);
   std::int64_t bytes = 0;
   for (const Shard& shard : shards) {
     std::vector<Parameter> parameters;
@@ -274,7 +310,8 @@ void run_verify(const Options& options) {
       // The layout comes from the file, not from an option.
       throw InputError(fmt::format("{}: {}", shard.path, error.what()));
     }
-    bytes += ShardVerifier(model, shard, source).verify(parameters);
+    planes.add(parameters);
+    bytes += ShardVerifier(model, shard, planes).verify(parameters);
   }
   print_report(fmt::format("{}: {} shards of version {} hold {} exactly, {} compared\n", directory,
                            shards.size(), version, options.sources.front(), format_bytes(bytes)));

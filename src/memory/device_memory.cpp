@@ -20,6 +20,10 @@ class DeviceMemory final : public Memory {
     WEIGHTCAST_CUDA(cudaSetDevice(device_));
     WEIGHTCAST_CUDA(cudaMemcpy(to.data(), buffer_.data() + offset, to.size(), cudaMemcpyDeviceToHost));
   }
+  void write(std::int64_t offset, std::span<const std::byte> from) override {
+    WEIGHTCAST_CUDA(cudaSetDevice(device_));
+    WEIGHTCAST_CUDA(cudaMemcpy(buffer_.data() + offset, from.data(), from.size(), cudaMemcpyHostToDevice));
+  }
   void fill(std::byte value) override {
     if (bytes() == 0) return;
     WEIGHTCAST_CUDA(cudaMemset(data(), static_cast<int>(value), static_cast<std::size_t>(bytes())));

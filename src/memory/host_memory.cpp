@@ -18,6 +18,9 @@ class HostMemory final : public Memory {
   void read(std::int64_t offset, std::span<std::byte> to) const override {
     std::memcpy(to.data(), buffer_.data() + offset, to.size());
   }
+  void write(std::int64_t offset, std::span<const std::byte> from) override {
+    std::memcpy(buffer_.data() + offset, from.data(), from.size());
+  }
   void fill(std::byte value) override { std::ranges::fill(buffer_.span(), value); }
 
  private:

@@ -23,6 +23,9 @@ class Memory {
   /// threads.
   virtual void read(std::int64_t offset, std::span<std::byte> to) const = 0;
 
+  /// Copies `from` to [offset, offset + from.size()). Waits.
+  virtual void write(std::int64_t offset, std::span<const std::byte> from) = 0;
+
   /// Sets every byte. Waits.
   virtual void fill(std::byte value) = 0;
 };

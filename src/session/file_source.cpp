@@ -6,6 +6,7 @@
 #include "core/error.hpp"
 #include "core/hash.hpp"
 #include "kernels/digest.hpp"
+#include "plan/quantizing.hpp"
 
 namespace weightcast {
 
@@ -22,7 +23,11 @@ constexpr std::size_t kMostPieces = 64;
 
 FileSource::FileSource(const Plan& plan, const Catalog& catalog, const Checkpoint& checkpoint,
                        const Binding& binding, Team& readers)
-    : plan_(plan), catalog_(catalog), reader_(catalog, checkpoint, binding), readers_(readers) {}
+    : plan_(plan),
+      catalog_(catalog),
+      reader_(catalog, checkpoint, binding),
+      readers_(readers),
+      executor_(make_host_executor()) {}
 
 void FileSource::begin(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) {
   if (spare_.empty()) spare_.emplace_back();
@@ -30,7 +35,7 @@ void FileSource::begin(std::uint32_t bucket, std::byte* staging, std::span<std::
   reading.bucket = bucket;
   reading.staging = staging;
   reading.digests = !digests.empty();
-  cut_into_pieces(reading);
+  cut_into_pieces(bucket, reading.pieces);
   merge_into_tasks(reading);
   reading.job.emplace(readers_, reading.tasks.size(),
                       [this, &reading](std::size_t i) { read(reading, reading.tasks[i]); });
@@ -52,26 +57,64 @@ void FileSource::pack(std::uint32_t bucket, std::byte* staging, std::span<std::u
   reading.job.reset();
   if (!digests.empty()) {
     // Digests of parts add up to that of the whole.
-    for (const Piece& piece : reading.pieces) digests[piece.segment] = 0;
-    for (const Piece& piece : reading.pieces) digests[piece.segment] += piece.digest;
+    const std::size_t scales = plan_.segments.size();
+    for (const Piece& piece : reading.pieces) {
+      digests[piece.segment] = 0;
+      if (plan_.wire[plan_.segments[piece.segment].tensor].quantized) digests[scales + piece.segment] = 0;
+    }
+    for (const Piece& piece : reading.pieces) {
+      digests[piece.segment] += piece.digest;
+      if (piece.scales_digest != 0) digests[scales + piece.segment] += piece.scales_digest;
+    }
   }
   spare_.splice(spare_.end(), begun_, begun_.begin());
 }
 
-void FileSource::cut_into_pieces(Reading& reading) const {
-  reading.pieces.clear();
-  const Bucket& bucket = plan_.buckets[reading.bucket];
+void FileSource::find_largest(std::int64_t trainer, std::span<float> largest) {
+  std::vector<Piece> pieces;
+  std::vector<Piece> of_bucket;
+  for (std::uint32_t b = 0; b < plan_.buckets.size(); ++b) {
+    if (plan_.buckets[b].root != trainer) continue;
+    cut_into_pieces(b, of_bucket);
+    std::copy_if(of_bucket.begin(), of_bucket.end(), std::back_inserter(pieces), [&](const Piece& piece) {
+      return plan_.wire[plan_.segments[piece.segment].tensor].scope != WireForm::kNoScope;
+    });
+  }
+  std::vector<float> of_piece(pieces.size(), 0);
+  readers_.run(pieces.size(), [&](std::size_t i) {
+    const Piece& piece = pieces[i];
+    thread_local std::vector<std::byte> values;
+    values.resize(static_cast<std::size_t>(piece.bytes));
+    reader_.read(plan_.segments[piece.segment].tensor, piece.box, values.data());
+    QuantMove move = quant_move(plan_, catalog_, piece.segment, piece.box);
+    move.values = {Space::kStaging, 0, 0, piece.bytes / piece.box.rows, {}, 0, 0};
+    move.scope = 0;
+    executor_->find_largest({&move, 1}, {{}, values.data()}, {&of_piece[i], 1});
+  });
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    float& all = largest[plan_.wire[plan_.segments[pieces[i].segment].tensor].scope];
+    all = std::max(all, of_piece[i]);
+  }
+}
+
+void FileSource::cut_into_pieces(std::uint32_t bucket_number, std::vector<Piece>& pieces) const {
+  pieces.clear();
+  const Bucket& bucket = plan_.buckets[bucket_number];
   for (std::uint32_t number = bucket.first_segment; number < bucket.first_segment + bucket.segments;
        ++number) {
     const Segment& segment = plan_.segments[number];
     const Box& box = segment.box;
+    const WireForm& form = plan_.wire[segment.tensor];
     const std::int64_t row_bytes = box.cols * dtype_bytes(catalog_[segment.tensor].dtype);
     const std::int64_t rows_each =
-        reader_.divisible(segment.tensor) ? std::max<std::int64_t>(1, kTaskBytes / row_bytes) : box.rows;
+        reader_.divisible(segment.tensor)
+            ? std::max(form.unit_rows, kTaskBytes / row_bytes / form.unit_rows * form.unit_rows)
+            : box.rows;
     for (std::int64_t row = 0; row < box.rows; row += rows_each) {
       const Box part{box.row + row, std::min(rows_each, box.rows - row), box.col, box.cols};
-      reading.pieces.push_back({number, part, segment.offset + row * row_bytes, part.rows * row_bytes,
-                                reader_.locate(segment.tensor, part), 0});
+      // Values that do not travel are not read to where they would.
+      pieces.push_back({number, part, segment.offset + row * row_bytes, part.rows * row_bytes,
+                        form.codes_travel ? std::nullopt : reader_.locate(segment.tensor, part)});
     }
   }
 }
@@ -100,6 +143,7 @@ void FileSource::read(Reading& reading, const Task& task) const {
   const std::span<Piece> pieces = std::span(reading.pieces).subspan(task.first, task.pieces);
   const Piece& first = pieces.front();
   const auto tensor_of = [&](const Piece& piece) { return plan_.segments[piece.segment].tensor; };
+  if (plan_.wire[tensor_of(first)].codes_travel) return read_and_quantize(reading, pieces.front());
   if (first.run) {
     std::array<ReadPart, kMostPieces> parts;
     for (std::size_t i = 0; i < pieces.size(); ++i) {
@@ -113,10 +157,50 @@ void FileSource::read(Reading& reading, const Task& task) const {
   if (!reading.digests) return;
   for (Piece& piece : pieces) {
     const Tensor& tensor = catalog_[tensor_of(piece)];
+    if (plan_.wire[tensor_of(piece)].quantized) {
+      digest_quantized(reading, piece);
+      continue;
+    }
     const std::int64_t element = dtype_bytes(tensor.dtype);
     piece.digest = digest_box(reading.staging + piece.offset, piece.box.cols * element, piece.box, element,
                               hash_text(tensor.name));
   }
+}
+
+void FileSource::read_and_quantize(Reading& reading, Piece& piece) const {
+  const Segment& segment = plan_.segments[piece.segment];
+  const WireForm& form = plan_.wire[segment.tensor];
+  QuantMove move = quant_move(plan_, catalog_, piece.segment, piece.box);
+  // Each thread keeps its own. Of a whole row where the scale is that of a whole row.
+  thread_local std::vector<std::byte> values;
+  Box box = piece.box;
+  box.col -= move.cols_before;
+  box.cols += move.cols_before + move.cols_behind;
+  const std::int64_t element = dtype_bytes(catalog_[segment.tensor].dtype);
+  values.resize(static_cast<std::size_t>(box.area() * element));
+  reader_.read(segment.tensor, box, values.data());
+  const std::byte* const source = values.data();
+  move.values = {Space::kSource, 0, move.cols_before * element, box.cols * element, {}, 0, 0};
+  move.codes = staged_codes(plan_, segment);
+  move.codes.offset += (move.codes_box.row - form.codes.of(segment.box).row) * move.codes.pitch;
+  move.scales = staged_scales(plan_, segment);
+  if (form.scale_bytes > 0) {
+    move.scales.offset += (move.scales_box.row - form.scales.of(segment.box).row) * move.scales.pitch;
+  }
+  QuantDigests digests;
+  executor_->quantize({&move, 1}, {{&source, 1}, reading.staging}, scales(),
+                      std::span(&digests, reading.digests ? 1 : 0));
+  piece.digest = digests.codes;
+  piece.scales_digest = digests.scales;
+}
+
+void FileSource::digest_quantized(const Reading& reading, Piece& piece) const {
+  QuantMove move = quant_move(plan_, catalog_, piece.segment, piece.box);
+  move.values = {Space::kStaging, 0, piece.offset, piece.bytes / piece.box.rows, {}, 0, 0};
+  QuantDigests digests;
+  executor_->quantize({&move, 1}, {{}, reading.staging}, scales(), {&digests, 1});
+  piece.digest = digests.codes;
+  piece.scales_digest = digests.scales;
 }
 
 }  // namespace weightcast

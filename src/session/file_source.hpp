@@ -3,10 +3,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <list>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "kernels/executor.hpp"
 #include "model/catalog.hpp"
 #include "plan/plan.hpp"
 #include "session/bound_reader.hpp"
@@ -23,6 +25,7 @@ class FileSource final : public Source {
   FileSource(const Plan& plan, const Catalog& catalog, const Checkpoint& checkpoint, const Binding& binding,
              Team& readers);
 
+  void find_largest(std::int64_t trainer, std::span<float> largest) override;
   void begin(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
   void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
   void drop() override { begun_.clear(); }
@@ -33,10 +36,11 @@ class FileSource final : public Source {
   struct Piece {
     std::uint32_t segment = 0;
     Box box;
-    std::int64_t offset = 0;       ///< of the first byte in the bucket
-    std::int64_t bytes = 0;        ///< in the bucket
+    std::int64_t offset = 0;       ///< of the first value in the bucket, where values travel
+    std::int64_t bytes = 0;        ///< of values
     std::optional<FilePlace> run;  ///< where its bytes lie as they are wanted, if they do
-    std::uint64_t digest = 0;
+    std::uint64_t digest = 0;      ///< of values or codes
+    std::uint64_t scales_digest = 0;
   };
   /// Pieces that one request reads.
   struct Task {
@@ -54,14 +58,19 @@ class FileSource final : public Source {
     std::optional<Team::Job> job;  // last: it ends before what it uses
   };
 
-  void cut_into_pieces(Reading& reading) const;
+  void cut_into_pieces(std::uint32_t bucket, std::vector<Piece>& pieces) const;
   static void merge_into_tasks(Reading& reading);
   void read(Reading& reading, const Task& task) const;
+  /// Reads the values of a piece whose codes travel and puts these where they belong.
+  void read_and_quantize(Reading& reading, Piece& piece) const;
+  /// The digests of the codes and scales that the values of a piece, which travel, become.
+  void digest_quantized(const Reading& reading, Piece& piece) const;
 
   const Plan& plan_;
   const Catalog& catalog_;
   BoundReader reader_;
   Team& readers_;
+  std::unique_ptr<Executor> executor_;
   std::list<Reading> spare_;  ///< they keep their capacity
   std::list<Reading> begun_;  ///< oldest first
 };

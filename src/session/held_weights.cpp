@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "core/hash.hpp"
 #include "core/units.hpp"
+#include "plan/quantizing.hpp"
 
 namespace weightcast {
 
@@ -40,24 +40,45 @@ HeldPrograms held_programs(const Plan& plan, const Catalog& catalog, std::int64_
                            const HeldWeights& held) {
   HeldPrograms programs;
   programs.buckets.resize(plan.buckets.size());
+  const auto from = [](const auto& list, std::uint32_t first) {
+    return ProgramRange{first, static_cast<std::uint32_t>(list.size()) - first};
+  };
   for (std::size_t b = 0; b < plan.buckets.size(); ++b) {
     const Bucket& bucket = plan.buckets[b];
     if (bucket.root != trainer) continue;
-    programs.buckets[b] = {static_cast<std::uint32_t>(programs.moves.size()), bucket.segments};
+    const auto first_move = static_cast<std::uint32_t>(programs.moves.size());
+    const auto first_quant = static_cast<std::uint32_t>(programs.quants.size());
+    const auto first_box = static_cast<std::uint32_t>(programs.boxes.size());
     for (std::uint32_t i = 0; i < bucket.segments; ++i) {
       const std::uint32_t number = bucket.first_segment + i;
       const Segment& segment = plan.segments[number];
       const Tensor& tensor = catalog[segment.tensor];
+      const WireForm& form = plan.wire[segment.tensor];
       const HeldWeights::Rows& rows = held.tensors[segment.tensor];
       const std::int64_t element = dtype_bytes(tensor.dtype);
       const std::int64_t pitch = row_bytes(tensor);
       const std::int64_t offset =
           rows.offset + (segment.box.row - rows.row) * pitch + segment.box.col * element;
-      programs.moves.push_back(
-          {offset, pitch, segment.offset, segment.box.rows, segment.box.cols * element, 0, MoveOp::kCopy});
-      programs.boxes.push_back({offset, pitch, segment.box, hash_text(tensor.name), 0, number,
-                                static_cast<std::uint8_t>(element)});
+      if (!form.codes_travel) {
+        programs.moves.push_back(
+            {offset, pitch, segment.offset, segment.box.rows, segment.box.cols * element, 0, MoveOp::kCopy});
+        programs.segments.push_back(number);
+      }
+      if (!form.quantized) {
+        programs.boxes.push_back({offset, pitch, segment.box, plane_key(tensor, Plane::kValues), 0, number,
+                                  static_cast<std::uint8_t>(element)});
+        continue;
+      }
+      QuantMove quant = quant_move(plan, catalog, number, segment.box);
+      quant.values = {Space::kSource, 0, offset, pitch, {}, 0, 0};
+      if (form.codes_travel) {
+        quant.codes = staged_codes(plan, segment);
+        quant.scales = staged_scales(plan, segment);
+      }
+      programs.quants.push_back(quant);
     }
+    programs.buckets[b] = {from(programs.moves, first_move), from(programs.quants, first_quant),
+                           from(programs.boxes, first_box)};
   }
   return programs;
 }

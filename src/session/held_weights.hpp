@@ -5,6 +5,7 @@
 
 #include "kernels/executor.hpp"
 #include "kernels/move.hpp"
+#include "kernels/quant_move.hpp"
 #include "model/catalog.hpp"
 #include "plan/plan.hpp"
 
@@ -25,12 +26,22 @@ struct HeldWeights {
 
 HeldWeights held_weights(const Plan& plan, const Catalog& catalog, std::int64_t trainer);
 
-/// How such a trainer packs: one move and one digest box for every segment that it sends, in the order of the
-/// buckets; buffer 0 is the memory.
+/// How such a trainer packs what it sends, in the order of the buckets; buffer 0 of the sources is the
+/// memory. A segment whose values travel has a move, one of a quantised tensor a quantiser's move (which
+/// where the values travel writes nothing and is there for digests), all others a digest box.
 struct HeldPrograms {
+  /// Ranges by plan bucket; empty for the buckets of other trainers.
+  struct Ranges {
+    ProgramRange moves;
+    ProgramRange quants;
+    ProgramRange boxes;
+  };
+
   std::vector<Move> moves;
-  std::vector<DigestBox> boxes;       ///< boxes[i] is what moves[i] packs
-  std::vector<ProgramRange> buckets;  ///< by plan bucket; empty for the buckets of other trainers
+  std::vector<std::uint32_t> segments;  ///< of each move
+  std::vector<QuantMove> quants;
+  std::vector<DigestBox> boxes;
+  std::vector<Ranges> buckets;
 };
 
 HeldPrograms held_programs(const Plan& plan, const Catalog& catalog, std::int64_t trainer,

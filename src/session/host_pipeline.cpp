@@ -34,11 +34,12 @@ HostPipeline::HostPipeline(const Plan& plan, const Share& share, std::vector<std
 
 HostPipeline::~HostPipeline() = default;
 
-void HostPipeline::run(Source* source, std::span<std::uint64_t> sent, std::span<std::uint64_t> written,
-                       Progress& progress) {
+void HostPipeline::run(Source* source, std::span<const GlobalScale> scales, std::span<std::uint64_t> sent,
+                       std::span<std::uint64_t> written, Progress& progress) {
   {
     const std::scoped_lock lock(mutex_);
     source_ = source;
+    scales_ = scales;
     sent_ = sent;
     written_ = written;
     seconds_ = {};
@@ -164,13 +165,14 @@ void HostPipeline::unpack_all(const std::stop_token& stop) {
     if (!wait_until(stop, [&] { return states_[k] == State::kArrived; })) return;
     auto start = Clock::now();
     executor_->unpack(share_.program(bucket), slot(k), parameters_);
+    executor_->quantize(share_.quant_program(bucket), {{}, slot(k), parameters_}, scales_, {});
     seconds_.unpack += note(TraceStage::kUnpack, k, start);
     // The slot has been read; what follows looks at the parameters alone.
     set_state(k, State::kDone);
     if (written_.empty()) continue;
     start = Clock::now();
     executor_->digest(share_.digest_program(bucket), written_parameters_,
-                      written_.subspan(bucket.first_move, bucket.moves));
+                      written_.subspan(bucket.first_check, bucket.checks));
     seconds_.verify += note(TraceStage::kVerify, k, start);
   }
 }

@@ -33,8 +33,8 @@ class HostPipeline final : public Pipeline {
   HostPipeline& operator=(const HostPipeline&) = delete;
 
   void prepare(const Source* /*source*/) override {}
-  void run(Source* source, std::span<std::uint64_t> sent, std::span<std::uint64_t> written,
-           Progress& progress) override;
+  void run(Source* source, std::span<const GlobalScale> scales, std::span<std::uint64_t> sent,
+           std::span<std::uint64_t> written, Progress& progress) override;
   std::span<std::byte> host_staging() override { return ring_.span(); }
   std::int64_t first_dirty_padding() override;
   StageSeconds stage_seconds() override { return seconds_; }
@@ -76,6 +76,7 @@ class HostPipeline final : public Pipeline {
 
   // What the current update works on.
   Source* source_ = nullptr;
+  std::span<const GlobalScale> scales_;
   std::span<std::uint64_t> sent_;
   std::span<std::uint64_t> written_;
   StageSeconds seconds_;

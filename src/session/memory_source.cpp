@@ -13,7 +13,7 @@ std::int64_t MemorySource::bytes_needed(const Plan& plan, const Catalog& catalog
 
 MemorySource::MemorySource(const Plan& plan, const Catalog& catalog, std::int64_t trainer,
                            std::int64_t version)
-    : executor_(make_host_executor()), in_place_(plan.segments.size(), kStaged) {
+    : plan_(plan), executor_(make_host_executor()), in_place_(plan.segments.size(), kStaged) {
   const HeldWeights held = held_weights(plan, catalog, trainer);
   memory_ = HostBuffer(held.bytes, "the trainer's parameters");
   for (std::uint32_t number = 0; number < catalog.size(); ++number) {
@@ -26,23 +26,24 @@ MemorySource::MemorySource(const Plan& plan, const Catalog& catalog, std::int64_
   }
   programs_ = held_programs(plan, catalog, trainer, held);
   staged_.resize(plan.buckets.size());
-  std::size_t most = 0;
   for (std::size_t b = 0; b < plan.buckets.size(); ++b) {
-    const Bucket& bucket = plan.buckets[b];
     // A colocated rank unpacks its own buckets from staging, so they have to be there.
-    const bool may_stay = !plan.receives(bucket.destinations, trainer);
-    const ProgramRange& range = programs_.buckets[b];
-    for (std::uint32_t i = 0; i < range.count; ++i) {
-      const Move& move = programs_.moves[range.first + i];
+    const bool may_stay = !plan.receives(plan.buckets[b].destinations, trainer);
+    const ProgramRange& range = programs_.buckets[b].moves;
+    for (std::uint32_t i = range.first; i < range.first + range.count; ++i) {
+      const Move& move = programs_.moves[i];
       if (may_stay && move.dense() && move.bytes() >= kDirectBytes) {
-        in_place_[bucket.first_segment + i] = move.offset;
+        in_place_[programs_.segments[i]] = move.offset;
       } else {
         staged_[b].push_back(move);
       }
     }
-    most = std::max<std::size_t>(most, range.count);
   }
-  results_.resize(most);
+}
+
+void MemorySource::find_largest(std::int64_t /*trainer*/, std::span<float> largest) {
+  const std::byte* const base = memory_.data();
+  executor_->find_largest(programs_.quants, {{&base, 1}}, largest);
 }
 
 std::byte* MemorySource::in_place(std::uint32_t segment) const {
@@ -52,9 +53,22 @@ std::byte* MemorySource::in_place(std::uint32_t segment) const {
 void MemorySource::pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) {
   const std::byte* const base = memory_.data();
   executor_->pack(staged_[bucket], {&base, 1}, staging);
+  const auto part = [](const auto& list, const ProgramRange& range) {
+    return std::span(list).subspan(range.first, range.count);
+  };
+  const HeldPrograms::Ranges& ranges = programs_.buckets[bucket];
+  const std::span<const QuantMove> quants = part(programs_.quants, ranges.quants);
+  quant_results_.resize(digests.empty() ? 0 : quants.size());
+  if (!quants.empty() && (!digests.empty() || plan_.limits.quantize_at == QuantizeAt::kSource)) {
+    executor_->quantize(quants, {{&base, 1}, staging}, scales(), quant_results_);
+  }
   if (digests.empty()) return;
-  const ProgramRange& range = programs_.buckets[bucket];
-  const auto boxes = std::span(programs_.boxes).subspan(range.first, range.count);
+  for (std::size_t i = 0; i < quants.size(); ++i) {
+    digests[quants[i].segment] = quant_results_[i].codes;
+    digests[plan_.segments.size() + quants[i].segment] = quant_results_[i].scales;
+  }
+  const std::span<const DigestBox> boxes = part(programs_.boxes, ranges.boxes);
+  results_.resize(boxes.size());
   executor_->digest(boxes, {&base, 1}, results_);
   for (std::size_t i = 0; i < boxes.size(); ++i) digests[boxes[i].segment] = results_[i];
 }

@@ -21,6 +21,7 @@ class MemorySource final : public Source {
   /// `plan` and `catalog` must outlive the source.
   MemorySource(const Plan& plan, const Catalog& catalog, std::int64_t trainer, std::int64_t version);
 
+  void find_largest(std::int64_t trainer, std::span<float> largest) override;
   void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
   std::byte* in_place(std::uint32_t segment) const override;
 
@@ -30,12 +31,14 @@ class MemorySource final : public Source {
  private:
   static constexpr std::int64_t kStaged = -1;
 
+  const Plan& plan_;
   std::unique_ptr<Executor> executor_;
   HostBuffer memory_;
   HeldPrograms programs_;
   std::vector<std::vector<Move>> staged_;  ///< by bucket: the moves of what is not sent from its own place
   std::vector<std::int64_t> in_place_;     ///< by segment: bytes from the start of the memory, or kStaged
   std::vector<std::uint64_t> results_;
+  std::vector<QuantDigests> quant_results_;
 };
 
 }  // namespace weightcast

@@ -31,11 +31,11 @@ class Pipeline {
   /// Makes what an update from this source needs and an earlier one has not made; does not communicate.
   virtual void prepare(const Source* source) = 0;
 
-  /// One update, prepared: `source` is null on a rank that is no trainer. With verification `sent[s]` and
-  /// `written[i]` receive the digests of segment s and of share.checks[i]; empty spans mean no digests. What
-  /// a stage throws comes out here.
-  virtual void run(Source* source, std::span<std::uint64_t> sent, std::span<std::uint64_t> written,
-                   Progress& progress) = 0;
+  /// One update, prepared: `source` is null on a rank that is no trainer, `scales` are those of the plan's
+  /// scopes. With verification `sent` (numbered as Plan::digests) and `written[i]` receive the digests of
+  /// what is sent and of share.checks[i]; empty spans mean no digests. What a stage throws comes out here.
+  virtual void run(Source* source, std::span<const GlobalScale> scales, std::span<std::uint64_t> sent,
+                   std::span<std::uint64_t> written, Progress& progress) = 0;
 
   /// The buffers in host memory that a source on the host fills, one behind the other; on a GPU none before
   /// such a source has been prepared.

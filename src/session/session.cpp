@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstring>
 #include <map>
 
 #include "core/units.hpp"
@@ -40,7 +41,7 @@ Session::Session(Control& control, const Family& family, const Topology& topolog
     for (const std::int64_t offset : share_.parameter_offsets) {
       parameters_.push_back(memory_->data() + offset);
     }
-    expected_.resize(plan_.segments.size());
+    expected_.resize(plan_.digests());
     written_.resize(share_.checks.size());
   });
   start_.memory = seconds_since(start);
@@ -173,10 +174,11 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   // Every rank begins at the same moment, so that the figures mean the same.
   control_.together([&] { pipeline_->prepare(source); });
   const auto start = Clock::now();
+  agree_on_scales(source);
   std::fill(expected_.begin(), expected_.end(), 0);
   try {
     const std::span<std::uint64_t> none;
-    pipeline_->run(source, verify ? std::span(expected_) : none, verify ? std::span(written_) : none,
+    pipeline_->run(source, scales_, verify ? std::span(expected_) : none, verify ? std::span(written_) : none,
                    progress);
   } catch (const Error& error) {
     control_.abort_all(error);
@@ -196,15 +198,58 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   return {0, slowest[0], slowest[1], slowest[2], slowest[3], 0, slowest[4]};
 }
 
+void Session::agree_on_scales(Source* source) {
+  if (!plan_.scopes.empty()) {
+    std::vector<double> largest(plan_.scopes.size(), 0);
+    control_.together([&] {
+      if (source == nullptr) return;
+      std::vector<float> own(largest.size(), 0);
+      source->find_largest(plan_.topology.trainer(control_.rank()).value(), own);
+      std::copy(own.begin(), own.end(), largest.begin());
+    });
+    control_.maximum(std::span<double>(largest));
+    scales_.resize(largest.size());
+    std::transform(largest.begin(), largest.end(), scales_.begin(), [&](double value) {
+      return global_scale(plan_.topology.engine.quantizer.value(), static_cast<float>(value));
+    });
+  }
+  if (source != nullptr) source->use_scales(scales_);
+  for_each_scalar([&](std::int64_t offset, const std::vector<float>& values, const Parameter&) {
+    memory_->write(offset, std::as_bytes(std::span(values)));
+  });
+}
+
+void Session::for_each_scalar(
+    const std::function<void(std::int64_t, const std::vector<float>&, const Parameter&)>& visit) const {
+  for (std::size_t p = 0; p < share_.parameters.size(); ++p) {
+    const Parameter& parameter = share_.parameters[p];
+    if (parameter.scalars.empty()) continue;
+    std::vector<float> values(static_cast<std::size_t>(parameter.bytes() / 4));
+    for (const Scalar& scalar : parameter.scalars) {
+      const auto found = std::lower_bound(plan_.scopes.begin(), plan_.scopes.end(), scalar.scope);
+      values[static_cast<std::size_t>(scalar.offset / 4)] =
+          scales_[static_cast<std::size_t>(found - plan_.scopes.begin())].stored;
+    }
+    visit(share_.parameter_offsets[p], values, parameter);
+  }
+}
+
 void Session::verify_written() const {
   for (std::size_t i = 0; i < share_.checks.size(); ++i) {
     const DigestBox& check = share_.checks[i];
     if (written_[i] == expected_[check.segment]) continue;
-    const Segment& segment = plan_.segments[check.segment];
+    const Segment& segment = plan_.segment_of_digest(check.segment);
     throw VerifyError(fmt::format("verify: parameter {} does not hold what was sent of tensor {} ({})",
                                   share_.parameters[check.buffer].name,
                                   family_.catalog()[segment.tensor].name, segment.box.to_string()));
   }
+  for_each_scalar([&](std::int64_t offset, const std::vector<float>& values, const Parameter& parameter) {
+    std::vector<float> held(values.size());
+    memory_->read(offset, std::as_writable_bytes(std::span(held)));
+    if (std::memcmp(held.data(), values.data(), values.size() * sizeof(float)) == 0) return;
+    throw VerifyError(
+        fmt::format("verify: parameter {} does not hold the scales that were agreed on", parameter.name));
+  });
   const std::int64_t dirty = pipeline_->first_dirty_padding();
   if (dirty >= 0) {
     const Move& move = share_.padding[static_cast<std::size_t>(dirty)];

@@ -84,6 +84,10 @@ class Session {
   void require_gpu_memory(std::int64_t source_bytes);
   void open_routes();
   void verify_written() const;
+  /// Agrees on the scales of the plan's scopes and puts those that parameters hold into them. Collective.
+  void agree_on_scales(Source* source);
+  void for_each_scalar(const std::function<void(std::int64_t offset, const std::vector<float>&,
+                                                const Parameter&)>& visit) const;
 
   Control& control_;
   const Family& family_;
@@ -93,7 +97,8 @@ class Session {
   StartSeconds start_;
   std::unique_ptr<Memory> memory_;
   std::vector<std::byte*> parameters_;
-  std::vector<std::uint64_t> expected_;  ///< digest of every segment, as sent
+  std::vector<GlobalScale> scales_;      ///< of the plan's scopes, in the update that runs
+  std::vector<std::uint64_t> expected_;  ///< digests of what was sent (Plan::digests)
   std::vector<std::uint64_t> written_;   ///< digest of every check, as found in parameter memory
   std::unique_ptr<Pipeline> pipeline_;
 };

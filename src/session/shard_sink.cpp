@@ -19,12 +19,14 @@ namespace {
 Attributes shard_attributes(const Topology& topology, std::int64_t inference_rank, std::int64_t version) {
   const EngineLayout& engine = topology.engine;
   const EngineRank place = engine_rank(engine, inference_rank);
-  return {{"kind", std::string("shard")}, {"weight_version", version},
-          {"rank", inference_rank},       {"replica", place.replica},
-          {"replicas", engine.replicas},  {"pp_rank", place.pp},
-          {"pp_size", engine.pp},         {"tp_rank", place.tp},
-          {"tp_size", engine.tp},         {"ep_rank", place.tp / engine.expert_tp()},
-          {"ep_size", engine.ep},         {"moe_layout", engine.moe_layout}};
+  Attributes attributes{{"kind", std::string("shard")}, {"weight_version", version},
+                        {"rank", inference_rank},       {"replica", place.replica},
+                        {"replicas", engine.replicas},  {"pp_rank", place.pp},
+                        {"pp_size", engine.pp},         {"tp_rank", place.tp},
+                        {"tp_size", engine.tp},         {"ep_rank", place.tp / engine.expert_tp()},
+                        {"ep_size", engine.ep},         {"moe_layout", engine.moe_layout}};
+  if (engine.quantizer) attributes.emplace("quantizer", quantizer_name(*engine.quantizer));
+  return attributes;
 }
 
 /// Removes the shards of an earlier, larger layout, which would make a mixture of the folder.

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <span>
 
+#include "core/quantizer.hpp"
+
 namespace weightcast {
 
 class ResidentSource;
@@ -19,9 +21,16 @@ class Source {
   virtual void begin(std::uint32_t /*bucket*/, std::byte* /*staging*/, std::span<std::uint64_t> /*digests*/) {
   }
 
-  /// Fills `staging` with bucket `bucket` of the plan, and `digests[s]` for every segment number s in it,
-  /// from what was read (an empty span: no digests wanted), less the segments that `in_place` knows. When it
-  /// throws, buckets that were begun are dropped.
+  /// Raises `largest[s]` to the largest magnitude among what trainer number `trainer`, whose source this is,
+  /// sends of the tensors of scope s of the plan.
+  virtual void find_largest(std::int64_t trainer, std::span<float> largest) = 0;
+
+  /// The scales of the plan's scopes in the update that follows; they stay where they are until it has ended.
+  void use_scales(std::span<const GlobalScale> scales) { scales_ = scales; }
+
+  /// Fills `staging` with bucket `bucket` of the plan, and `digests` (numbered as Plan::digests) for every
+  /// segment in it, from what was read (an empty span: no digests wanted), less the segments that `in_place`
+  /// knows. When it throws, buckets that were begun are dropped.
   virtual void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) = 0;
 
   /// Forgets buckets that were begun and not packed; returns when nothing writes to their staging any more.
@@ -35,6 +44,12 @@ class Source {
   /// This source when its weights are in the memory of the rank's GPU (cuda/resident_source.hpp): then
   /// buckets are packed there, and none of the above is called.
   virtual const ResidentSource* resident() const { return nullptr; }
+
+ protected:
+  std::span<const GlobalScale> scales() const { return scales_; }
+
+ private:
+  std::span<const GlobalScale> scales_;
 };
 
 /// Drops what was begun when an update ends early, so that nothing writes to staging afterwards.

@@ -61,8 +61,12 @@ CudaPipeline::CudaPipeline(const Plan& plan, const Share& share, std::vector<std
   in_position_.reserve(share.buckets.size());
   std::vector<Move> moves = share.moves;
   std::vector<ProgramRange> programs;
-  for (const ShareBucket& bucket : share.buckets) programs.push_back({bucket.first_move, bucket.moves});
-  checks_ = CudaDigestPrograms(share.checks, programs, parameters_);
+  std::vector<ProgramRange> checks;
+  for (const ShareBucket& bucket : share.buckets) {
+    programs.push_back({bucket.first_move, bucket.moves});
+    checks.push_back({bucket.first_check, bucket.checks});
+  }
+  checks_ = CudaDigestPrograms(share.checks, checks, parameters_);
   programs.push_back(
       {static_cast<std::uint32_t>(moves.size()), static_cast<std::uint32_t>(share.padding.size())});
   moves.insert(moves.end(), share.padding.begin(), share.padding.end());
@@ -99,8 +103,8 @@ void CudaPipeline::prepare(const Source* source) {
   }
 }
 
-void CudaPipeline::run(Source* source, std::span<std::uint64_t> sent, std::span<std::uint64_t> written,
-                       Progress& progress) {
+void CudaPipeline::run(Source* source, std::span<const GlobalScale> /*scales*/, std::span<std::uint64_t> sent,
+                       std::span<std::uint64_t> written, Progress& progress) {
   const nvtx3::scoped_range range("weightcast update");
   source_ = source;
   sent_ = sent;
@@ -128,10 +132,10 @@ void CudaPipeline::compile_local(const ResidentSource& source) {
   for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
     const ShareBucket& bucket = share_.buckets[k];
     const auto first = static_cast<std::uint32_t>(moves.size());
-    for (std::uint32_t i = bucket.first_move; local_only_[k] && i < bucket.first_move + bucket.moves; ++i) {
+    for (std::uint32_t i = 0; local_only_[k] && i < bucket.moves; ++i) {
       // The weights themselves stand in for staging.
-      const Move& place = source.place(share_.checks[i].segment);
-      Move move = share_.moves[i];
+      const Move& place = source.place(share_.checks[bucket.first_check + i].segment);
+      Move move = share_.moves[bucket.first_move + i];
       move.staging = place.offset;
       move.staging_pitch = place.pitch;
       moves.push_back(move);

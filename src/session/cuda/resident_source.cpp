@@ -20,14 +20,23 @@ ResidentSource::ResidentSource(const Plan& plan, const Catalog& catalog, std::in
   }
   const HeldPrograms programs = held_programs(plan, catalog, trainer, held);
   std::byte* const base = memory_.data();
-  moves_ = CudaMovePrograms(programs.moves, programs.buckets, {&base, 1});
-  digests_ = CudaDigestPrograms(programs.boxes, programs.buckets, {&base, 1});
-  segments_.reserve(programs.boxes.size());
-  for (std::size_t i = 0; i < programs.boxes.size(); ++i) {
-    segments_.push_back(programs.boxes[i].segment);
-    places_.emplace(programs.boxes[i].segment, programs.moves[i]);
+  std::vector<ProgramRange> moves;
+  std::vector<ProgramRange> boxes;
+  for (const HeldPrograms::Ranges& ranges : programs.buckets) {
+    moves.push_back(ranges.moves);
+    boxes.push_back(ranges.boxes);
+  }
+  moves_ = CudaMovePrograms(programs.moves, moves, {&base, 1});
+  digests_ = CudaDigestPrograms(programs.boxes, boxes, {&base, 1});
+  for (const DigestBox& box : programs.boxes) segments_.push_back(box.segment);
+  for (std::size_t i = 0; i < programs.moves.size(); ++i) {
+    places_.emplace(programs.segments[i], programs.moves[i]);
   }
   WEIGHTCAST_CUDA(cudaDeviceSynchronize());
+}
+
+void ResidentSource::find_largest(std::int64_t /*trainer*/, std::span<float> /*largest*/) {
+  throw InternalError("weights in device memory are not yet quantised");
 }
 
 void ResidentSource::pack(std::uint32_t /*bucket*/, std::byte* /*staging*/,
