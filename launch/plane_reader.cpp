@@ -75,18 +75,19 @@ void PlaneReader::read(const Part& part, const Box& piece, std::int64_t element_
 const GlobalScale& PlaneReader::scale_of(std::uint32_t scope) {
   if (const auto found = scales_.find(scope); found != scales_.end()) return found->second;
   std::vector<float> largest(1, 0);
+  std::vector<std::byte> values;
   for (const std::uint32_t tensor : members_.at(scope)) {
     const Shape& shape = catalog_[tensor].shape;
     for_each_box(shape, kValueBytes, [&](const Box& box) {
-      values_.resize(static_cast<std::size_t>(box.area() * kValueBytes));
-      source_.read(tensor, box, values_.data());
+      values.resize(static_cast<std::size_t>(box.area() * kValueBytes));
+      source_.read(tensor, box, values.data());
       QuantMove move;
       move.quantizer = *quantizer_;
       move.rows = box.rows;
       move.cols = box.cols;
       move.values = {Space::kStaging, 0, 0, box.cols * kValueBytes, {}, 0, 0};
       move.scope = 0;
-      executor_->find_largest({&move, 1}, {{}, values_.data()}, largest);
+      executor_->find_largest({&move, 1}, {{}, values.data()}, largest);
     });
   }
   return scales_.emplace(scope, global_scale(*quantizer_, largest.front())).first->second;

@@ -88,9 +88,9 @@ class BucketFiller {
   }
 
   [[noreturn]] void throw_too_small(const Piece& piece, std::int64_t least) const {
-    throw UsageError(fmt::format("--bucket-size {}: a block of {} that shares a scale takes {}; the least is {}",
-                                 format_bytes(cap_), catalog_[piece.tensor].name, format_bytes(least),
-                                 format_bytes(least)));
+    throw UsageError(fmt::format(
+        "--bucket-size {}: a block of {} that shares a scale takes {}; the least is {}", format_bytes(cap_),
+        catalog_[piece.tensor].name, format_bytes(least), format_bytes(least)));
   }
 
   const Catalog& catalog_;

@@ -94,10 +94,10 @@ void divide_by_rows(const Catalog& catalog, const std::vector<WireForm>& wire,
     for (std::int64_t trainer = 0; trainer < trainers; ++trainer) {
       const std::int64_t first = trainer * rows / trainers;
       if (const std::int64_t unit = wire[whole->tensor].unit_rows; first % unit != 0) {
-        throw UsageError(
-            fmt::format("--source-split row: row {} of {} {} divides a block of {} rows between two trainers, "
-                        "which --quantize needs whole; choose another split or other --trainers",
-                        first, catalog[whole->tensor].name, catalog[whole->tensor].shape.to_string(), unit));
+        throw UsageError(fmt::format(
+            "--source-split row: row {} of {} {} divides a block of {} rows between two trainers, "
+            "which --quantize needs whole; choose another split or other --trainers",
+            first, catalog[whole->tensor].name, catalog[whole->tensor].shape.to_string(), unit));
       }
       Piece part = *whole;
       part.box = part.box.intersect(

@@ -15,7 +15,8 @@ namespace weightcast {
 enum class FanOut : std::uint8_t { kNeeded, kAll };
 
 /// Which side quantises what the engine keeps quantised. Both give the same bits; at the source fewer bytes
-/// travel.
+/// travel. What a rank receives only in part of what a scale follows from is quantised at the source all the
+/// same.
 enum class QuantizeAt : std::uint8_t { kSource, kDestination };
 
 /// The limits that the user sets.
@@ -28,8 +29,8 @@ struct Limits {
   QuantizeAt quantize_at = QuantizeAt::kSource;
 };
 
-/// A box of one tensor inside a bucket, in its wire form: row-major without gaps from `offset` on. No rank needs
-/// only a part of it.
+/// A box of one tensor inside a bucket, in its wire form: row-major without gaps from `offset` on. No rank
+/// needs only a part of it.
 struct Segment {
   std::uint32_t tensor = 0;
   Box box;

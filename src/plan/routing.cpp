@@ -79,9 +79,9 @@ std::vector<Claim> needs_by_tensor(const Family& family, const EngineLayout& eng
   return needs;
 }
 
-/// Throws UsageError unless all that somebody who sends needs for a scale is in `cell`, or with `held` in what a
-/// trainer holds.
-void require_whole_blocks(const Tensor& tensor, const WireForm& form, const Box& box, bool held,
+/// Throws UsageError, naming `option`, unless a trainer that holds `box` holds all that its scales follow
+/// from.
+void require_whole_blocks(const Tensor& tensor, const WireForm& form, const Box& box,
                           const std::string& option) {
   const auto cuts = [](std::int64_t start, std::int64_t count, std::int64_t total, std::int64_t unit) {
     return start % unit != 0 || ((start + count) % unit != 0 && start + count != total);
@@ -91,17 +91,12 @@ void require_whole_blocks(const Tensor& tensor, const WireForm& form, const Box&
       !cuts(box.col, box.cols, tensor.shape.cols(), form.unit_cols)) {
     return;
   }
-  const std::string block = form.whole_rows ? "rows" : fmt::format("blocks of {} × {}", form.unit_rows, form.unit_cols);
-  if (held) {
-    throw UsageError(fmt::format(
-        "{}: a trainer holds {} of {} {}, but --quantize needs whole {} from one trainer; divide the trainers "
-        "otherwise or leave --quantize out",
-        option, box.to_string(), tensor.name, tensor.shape.to_string(), block));
-  }
-  throw UsageError(
-      fmt::format("--quantize-at destination: a rank receives {} of {} {}, but scales need whole {}; write "
-                  "--quantize-at source",
-                  box.to_string(), tensor.name, tensor.shape.to_string(), block));
+  const std::string block =
+      form.whole_rows ? "rows" : fmt::format("blocks of {} × {}", form.unit_rows, form.unit_cols);
+  throw UsageError(fmt::format(
+      "{}: a trainer holds {} of {} {}, but --quantize needs whole {} from one trainer; divide the trainers "
+      "otherwise or leave --quantize out",
+      option, box.to_string(), tensor.name, tensor.shape.to_string(), block));
 }
 
 /// Gives the scopes that tensors name their numbers.
@@ -254,7 +249,8 @@ Routing route_pieces(const Family& family, const Topology& topology, const Limit
   Routing routing;
   routing.wire.reserve(catalog.size());
   for (const Tensor& tensor : catalog.tensors()) {
-    routing.wire.push_back({dtype_bytes(tensor.dtype), false, false, 1, 1, false, WireForm::kNoScope, {}, {}, 0});
+    routing.wire.push_back(
+        {dtype_bytes(tensor.dtype), false, false, 1, 1, false, WireForm::kNoScope, {}, {}, 0});
   }
   const std::vector<Claim> needs = needs_by_tensor(family, engine, limits, routing.wire);
   routing.scopes = number_scopes(routing.wire);
@@ -268,16 +264,20 @@ Routing route_pieces(const Family& family, const Topology& topology, const Limit
     const std::span<const Claim> by_trainers = take_tensor(tensor, held);
     const std::span<const Claim> by_ranks = take_tensor(tensor, needed);
     if (by_ranks.empty()) continue;
-    const WireForm& form = routing.wire[tensor];
+    WireForm& form = routing.wire[tensor];
     const std::size_t first = routing.pieces.size();
     cut_tensor(by_ranks, by_trainers, destinations, holders, routing.pieces);
     if (!form.quantized) continue;
     for (const Claim& claim : by_trainers) {
-      require_whole_blocks(catalog[tensor], form, claim.box, true, topology.trainer_layout->option);
+      require_whole_blocks(catalog[tensor], form, claim.box, topology.trainer_layout->option);
     }
-    for (std::size_t i = first; i < routing.pieces.size() && !form.codes_travel; ++i) {
-      require_whole_blocks(catalog[tensor], form, routing.pieces[i].box, false, "");
-    }
+    // A rank that receives parts of rows cannot know what the scales of whole ones follow from.
+    const std::int64_t cols = catalog[tensor].shape.cols();
+    form.codes_travel =
+        form.codes_travel ||
+        (form.whole_rows &&
+         std::any_of(routing.pieces.begin() + static_cast<std::ptrdiff_t>(first), routing.pieces.end(),
+                     [&](const Piece& piece) { return piece.box.cols != cols; }));
   }
   routing.destinations = destinations.take();
   if (topology.trainer_layout) {

@@ -119,8 +119,8 @@ class Compiler {
     const std::int64_t element = element_of(part);
     const MatrixPlace place = place_of(part.part, part.parameter, element, segment.box);
     const Box box = part.part.form.of(segment.box);
-    Move move{place.offset,   place.pitch,  staging, box.rows, box.cols * element, part.parameter,
-              MoveOp::kCopy};
+    Move move{place.offset,       place.pitch,    staging,      box.rows,
+              box.cols * element, part.parameter, MoveOp::kCopy};
     move.layout = place.layout;
     move.row = place.row;
     move.byte = place.byte;

@@ -31,10 +31,10 @@ struct ShareBucket {
   std::uint32_t bucket = 0;  ///< index into Plan::buckets
   bool root = false;
   bool destination = false;
-  std::uint32_t first_move = 0;     ///< of Share::moves
-  std::uint32_t staged_moves = 0;   ///< the unpack program
-  std::uint32_t moves = 0;          ///< with those behind the program that the transport makes
-  std::uint32_t first_quant = 0;    ///< of Share::quants
+  std::uint32_t first_move = 0;    ///< of Share::moves
+  std::uint32_t staged_moves = 0;  ///< the unpack program
+  std::uint32_t moves = 0;         ///< with those behind the program that the transport makes
+  std::uint32_t first_quant = 0;   ///< of Share::quants
   std::uint32_t quants = 0;
   std::uint32_t first_check = 0;  ///< of Share::checks
   std::uint32_t checks = 0;
@@ -54,8 +54,8 @@ struct Share {
   std::vector<QuantMove> quants;                ///< of all buckets: what is quantised here on arrival
   /// Of all buckets: in each first those of its moves, one for one, then those of what it quantises.
   std::vector<DigestBox> checks;
-  std::vector<Message> messages;                ///< of all buckets, one behind the other
-  std::vector<Move> padding;                    ///< zero fills, run before the first bucket
+  std::vector<Message> messages;  ///< of all buckets, one behind the other
+  std::vector<Move> padding;      ///< zero fills, run before the first bucket
 
   std::span<const Move> program(const ShareBucket& bucket) const {
     return std::span(moves).subspan(bucket.first_move, bucket.staged_moves);

@@ -8,8 +8,8 @@
 
 namespace weightcast {
 
-/// How boxes of one tensor travel: its values, or the codes of a quantised tensor and behind them the scales of
-/// its blocks, so that a scale is never apart from what it scales.
+/// How boxes of one tensor travel: its values, or the codes of a quantised tensor and behind them the scales
+/// of its blocks, so that a scale is never apart from what it scales.
 struct WireForm {
   static constexpr std::uint32_t kNoScope = ~0u;
   /// Scales begin at multiples of this in a segment.
@@ -42,8 +42,8 @@ struct WireForm {
     if (bytes(box) <= room) return box.rows;
     const Box unit{box.row, unit_rows, box.col, box.cols};
     // Without the gap before the scales, which comes once.
-    const std::int64_t unit_bytes = codes_travel ? codes_bytes(unit) + scales.of(unit).area() * scale_bytes
-                                                 : bytes(unit);
+    const std::int64_t unit_bytes =
+        codes_travel ? codes_bytes(unit) + scales.of(unit).area() * scale_bytes : bytes(unit);
     const std::int64_t units = (room - (codes_travel ? kScalesAlignment : 0)) / unit_bytes;
     // Not all of them: what does not fit has a unit of its own.
     const std::int64_t most = (box.rows - 1) / unit_rows;

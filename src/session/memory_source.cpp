@@ -59,7 +59,10 @@ void MemorySource::pack(std::uint32_t bucket, std::byte* staging, std::span<std:
   const HeldPrograms::Ranges& ranges = programs_.buckets[bucket];
   const std::span<const QuantMove> quants = part(programs_.quants, ranges.quants);
   quant_results_.resize(digests.empty() ? 0 : quants.size());
-  if (!quants.empty() && (!digests.empty() || plan_.limits.quantize_at == QuantizeAt::kSource)) {
+  const bool codes_travel = std::any_of(quants.begin(), quants.end(), [](const QuantMove& move) {
+    return move.codes.space != Space::kNowhere;
+  });
+  if (codes_travel || !quant_results_.empty()) {
     executor_->quantize(quants, {{&base, 1}, staging}, scales(), quant_results_);
   }
   if (digests.empty()) return;
