@@ -51,7 +51,8 @@ std::string Binding::note() const {
 Cast cast_for(const std::string& path, const StoredTensor& stored, DType wanted) {
   if (stored.dtype == wanted) return Cast::kNone;
   if (stored.dtype == DType::kF32 && wanted == DType::kBF16) return Cast::kRound;
-  if (stored.dtype == DType::kBF16 && wanted == DType::kF32) return Cast::kWiden;
+  const bool scale = stored.name.ends_with("_scale") || stored.name.ends_with("_scale_inv");
+  if (scale && stored.dtype == DType::kBF16 && wanted == DType::kF32) return Cast::kWiden;
   const bool opaque = wanted == DType::kF8E4M3 || wanted == DType::kF8E8M0 || wanted == DType::kF4E2M1x2;
   if (stored.dtype == DType::kU8 && opaque) return Cast::kNone;
   throw InputError(fmt::format(
