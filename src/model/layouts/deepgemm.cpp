@@ -25,7 +25,7 @@ bool packs_scales(const std::optional<Quantizer>& quantizer) {
 
 /// DeepGEMM's grouped products: w13 and w2 as the Triton layout has them, gate first. The scales of fp8-block
 /// are fp32, row by row (SM90); of fp8-block:ue8m0 they are exponent bytes, one for each row of the weight
-/// and 128 of its columns, packed as SM100 wants them: float8_e8m0 [El, Kp, N, 4] with N = 2·It of w13 and
+/// and 128 of its columns, packed as SM100 wants them: float8_e8m0fnu [El, Kp, N, 4] with N = 2·It of w13 and
 /// up(H,4) of w2, Kp = ⌈⌈K/128⌉/4⌉.
 class DeepGemmLayout final : public MoeLayout {
  public:

@@ -36,7 +36,7 @@ SlabLayout transposed_scales(const PlaneMatrix& matrix) {
 
 /// DeepGEMM's mega-MoE (SM100): w13 with rows of gate and up in turns of 8, w2 as it is. Its kernels take
 /// bf16, and fp4 with an exponent byte for each 32 of a row; those bytes are packed as deepgemm packs its
-/// own: float8_e8m0 [El, ⌈K/128⌉, N, 4]. (deep_gemm/mega: _interleave_weights, _transpose_sf_for_utccp,
+/// own: float8_e8m0fnu [El, ⌈K/128⌉, N, 4]. (deep_gemm/mega: _interleave_weights, _transpose_sf_for_utccp,
 /// transform_weights_for_mega_moe.)
 class DeepGemmMegaLayout final : public MoeLayout {
  public:

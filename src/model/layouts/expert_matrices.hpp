@@ -58,7 +58,7 @@ struct ExpertMatrices {
   /// The part I/T of a rank is padded to a multiple of this, Ip. Rank t has [t·Ip, (t+1)·Ip) of the inner
   /// size, zeros from I on: the padded size is the stride.
   std::int64_t inner_unit = 1;
-  /// Scales are kept as exponent bytes (float8_e8m0), one for each row of a block.
+  /// Scales are kept as exponent bytes (float8_e8m0fnu), one for each row of a block.
   bool scale_for_each_row = false;
 };
 
