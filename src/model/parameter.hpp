@@ -103,7 +103,8 @@ Parameter stack(const Catalog& catalog, std::string name, Shape shape, const std
                 const PlaneType& type);
 
 /// A box, and the matrix of `rows` × `cols` elements (of its plane) that a layout places from byte `offset`
-/// of a parameter on: the box is its upper left corner, the rest of it is zero.
+/// of a parameter on: the box is its upper left corner, the rest of it is zero. Without a layout the rows lie
+/// one behind the other.
 struct PlacedBox {
   TensorBox from;
   std::int64_t offset = 0;
