@@ -21,7 +21,7 @@ SlabLayout interleaved(const PlaneMatrix& half) {
 /// Of row i of up the interleaved row n has n%32 = i%32, (n%128)/32 = (i/32)%2 and n/128 = i/64; that of gate
 /// has (n%128)/32 greater by 2.
 SlabLayout interleaved_scales(const PlaneMatrix& half) {
-  return swizzled_interleaved(half, {{5, 16}, {1, 4}}, 2 * 4);
+  return swizzled_interleaved(half, {{5, kTileRow}, {1, kTileQuarter}}, 2 * kTileQuarter);
 }
 
 /// FlashInfer's CuTe-DSL fused MoE for nvfp4: codes of w13 with rows of up and gate in turns of 64, of w2 as

@@ -30,9 +30,8 @@ class ExpertParameters {
     if (matrices.scale_for_each_row && quantization_ != nullptr &&
         quantization_->origin() == Quantization::Origin::kStored) {
       throw UsageError(
-          fmt::format("{}: {} has scales of its own, which cannot be repeated for each row; use "
-                      "the layout triton",
-                      kOption, catalog[gate].name));
+          fmt::format("{}: stored scales of {} cannot be repeated for each row; use layout triton", kOption,
+                      catalog[gate].name));
     }
   }
 

@@ -47,7 +47,7 @@ std::string layouts_that_take(const std::optional<QuantScheme>& scheme) {
 void require_taken(const MoeLayout& layout, const ExpertForm& form) {
   const TakenWeights taken = layout.takes();
   if (form.quantizer && !takes_scheme(layout, form.quantizer->scheme)) {
-    throw UsageError(fmt::format("--moe-layout {}: takes {}, not {}; what takes {} is {}", layout.name(),
+    throw UsageError(fmt::format("--moe-layout {}: takes {}, not {}; {} is taken by {}", layout.name(),
                                  taken_quantizers(layout), quantizer_name(*form.quantizer),
                                  scheme_name(form.quantizer->scheme),
                                  layouts_that_take(form.quantizer->scheme)));
@@ -55,8 +55,7 @@ void require_taken(const MoeLayout& layout, const ExpertForm& form) {
   if (form.quantizer) return;
   if (!taken.values) {
     throw UsageError(
-        fmt::format("--moe-layout {}: takes {}, not weights as in the model; what takes those is "
-                    "{}",
+        fmt::format("--moe-layout {}: takes {}, not weights as in the model; those are taken by {}",
                     layout.name(), taken_quantizers(layout), layouts_that_take({})));
   }
   if (taken.only_bf16 && form.dtype != DType::kBF16) {

@@ -11,7 +11,7 @@ constexpr std::int64_t kTileCols = 4;
 constexpr std::int64_t kTileBytes = kTileRows * kTileCols;
 
 /// Of r: r%32, then (r%128)/32.
-constexpr std::initializer_list<RowDigit> kOwnOrder{{5, 16}, {2, 4}};
+constexpr std::initializer_list<RowDigit> kOwnOrder{{5, kTileRow}, {2, kTileQuarter}};
 
 /// `matrices` matrices, each of a multiple of `row_unit` rows. What `digits` leave of a row's number is the
 /// number of its tile.

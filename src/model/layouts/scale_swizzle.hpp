@@ -14,6 +14,10 @@ namespace weightcast {
 // with zeros in what rounds rows up to 128 and columns up to 4. (FlashInfer's block_scale_interleave,
 // TensorRT-LLM's computeSFIndex; SGLang's swizzle_blockscale.)
 
+/// Bytes of a tile between a row and the next of its 32, and between it and that of the next 32.
+constexpr std::int64_t kTileRow = 16;
+constexpr std::int64_t kTileQuarter = 4;
+
 /// The slab of [up ; gate] whose rows were interleaved, so that 64 of each fill a tile, with rows of up as
 /// `digits` say and those of gate `gate` bytes behind them: [2·up(rows,64), up(C,4)].
 SlabLayout swizzled_interleaved(const PlaneMatrix& half, std::initializer_list<RowDigit> digits,

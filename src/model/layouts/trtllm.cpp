@@ -36,14 +36,15 @@ SlabLayout blocked_w2(const PlaneMatrix& matrix) {
 }
 
 /// Scales in the shuffled order of rows, and then in tiles. With n the shuffled row the place in a tile is
-/// n%32 · 16 + (n%128)/32 · 4 (scale_swizzle.hpp). Of row i of up, n%32 = 16·(i%2) + (i%16)/2 and
+/// (n%32) · kTileRow + ((n%128)/32) · kTileQuarter. Of row i of up, n%32 = 16·(i%2) + (i%16)/2 and
 /// n/32 = i/16; of row o of down, n%32 = 8·(o%4) + (o%32)/4 and n/32 = o/32.
 SlabLayout shuffled_w13_scales(const PlaneMatrix& half) {
-  return swizzled_interleaved(half, {{1, 16 * 16}, {3, 16}, {2, 4}}, kGateBehindUp * 16);
+  return swizzled_interleaved(half, {{1, 16 * kTileRow}, {3, kTileRow}, {2, kTileQuarter}},
+                              kGateBehindUp * kTileRow);
 }
 
 SlabLayout shuffled_w2_scales(const PlaneMatrix& matrix) {
-  return swizzled_in_order(matrix, {{2, 8 * 16}, {3, 16}, {2, 4}});
+  return swizzled_in_order(matrix, {{2, 8 * kTileRow}, {3, kTileRow}, {2, kTileQuarter}});
 }
 
 /// FlashInfer's TRT-LLM-gen fused MoE.
