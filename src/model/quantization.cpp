@@ -100,21 +100,26 @@ const char* Quantization::global_suffix() const {
   return quantizer_.scheme == QuantScheme::kNvfp4 ? "_scale_2" : "_scale";
 }
 
-Parameter global_scales(const Catalog& catalog, std::string name, const std::vector<std::uint32_t>& scopes,
+Parameter global_scales(const Catalog& catalog, std::string name,
+                        const std::vector<std::vector<std::uint32_t>>& groups,
                         const Quantization& quantization) {
-  const Shape shape{static_cast<std::int64_t>(scopes.size())};
+  const auto count = static_cast<std::int64_t>(groups.size());
   if (quantization.origin() == Quantization::Origin::kStored) {
     std::vector<TensorBox> boxes;
-    boxes.reserve(scopes.size());
-    for (const std::uint32_t scope : scopes) {
-      boxes.push_back({quantization.stored_global(scope), {0, 1, 0, 1}, scope});
+    for (const auto& group : groups) {
+      for (const std::uint32_t tensor : group)
+        boxes.push_back({quantization.stored_global(tensor), {0, 1, 0, 1}});
     }
+    const auto each = static_cast<std::int64_t>(groups.front().size());
+    const Shape shape = count == 1 ? Shape{each} : each == 1 ? Shape{count} : Shape{count, each};
     return stack(catalog, std::move(name), shape, boxes, {DType::kF32});
   }
-  Parameter global{std::move(name), DType::kF32, shape, {}, {}};
-  global.scalars.reserve(scopes.size());
-  for (const std::uint32_t scope : scopes) {
-    global.scalars.push_back({static_cast<std::int64_t>(global.scalars.size()) * 4, scope});
+  Parameter global{std::move(name), DType::kF32, {count}, {}, {}};
+  global.scalars.reserve(groups.size());
+  for (const auto& group : groups) {
+    // The first tensor stands for its scope.
+    global.scalars.push_back({static_cast<std::int64_t>(global.scalars.size()) * 4,
+                              *std::min_element(group.begin(), group.end())});
   }
   return global;
 }
@@ -146,8 +151,10 @@ std::vector<Parameter> quantized_stack(const Catalog& catalog, const Parameter& 
   add(Plane::kCodes, values.name);
   if (quantization.has_scales()) add(Plane::kScales, values.name + quantization.scales_suffix());
   if (quantization.has_global()) {
+    std::vector<std::uint32_t> group;
+    for (const Part& part : values.parts) group.push_back(part.tensor);
     parameters.push_back(
-        global_scales(catalog, values.name + quantization.global_suffix(), {scope}, quantization));
+        global_scales(catalog, values.name + quantization.global_suffix(), {group}, quantization));
   }
   return parameters;
 }

@@ -63,11 +63,11 @@ class Quantization {
   Origin origin_;
 };
 
-/// The parameter [n] of one fp32 scale for each of n scopes, which are tensors that share it or have it
-/// alone. Of stored tensors it is that of the tensor named as the scope. What shares a scope must have been
-/// stored with equal scales then, since kernels read only one; that is a matter of values, so who reads them
-/// checks it. Throws InputError for a stored tensor without such a scale.
-Parameter global_scales(const Catalog& catalog, std::string name, const std::vector<std::uint32_t>& scopes,
+/// The parameter [n] of one fp32 scale for each of n groups of tensors that share one. Of stored tensors
+/// every one has its own, so it is [n, m] for groups of m, [m] for one group, [n] where m is 1: what engines
+/// keep until they merge the tensors. Throws InputError for a stored tensor without such a scale.
+Parameter global_scales(const Catalog& catalog, std::string name,
+                        const std::vector<std::vector<std::uint32_t>>& groups,
                         const Quantization& quantization);
 
 /// What an engine keeps of a matrix of stacked parts (qkv, gate_up, …) when its tensors are quantised: the

@@ -140,8 +140,8 @@ TEST_F(QuantizedJobs, ShardsOfTrainers) {
   const std::string source = synth();
   const std::string shards = dir_ / "megatron";
   const std::string alloc = "megatron:(attn:d1p1t2|ffn:d1p1t1e2)";
-  EXPECT_TRUE(
-      done(run_plain({"convert", source, "--to", "megatron", "--trainer-alloc", alloc, "--output", shards})));
+  EXPECT_TRUE(done(run_plain(
+      {"convert", "--source", source, "--to", "megatron", "--trainer-alloc", alloc, "--output", shards})));
   for (const char* side : {"source", "destination"}) {
     for (const char* quantizer : {"fp8-block", "nvfp4"}) {
       EXPECT_TRUE(done(run_job(
@@ -205,7 +205,7 @@ INSTANTIATE_TEST_SUITE_P(
               {{"group_0", {{"weights", {{"num_bits", 8}, {"type", "float"}, {"strategy", "channel"}}}}}}}},
             "triton"},
         Stored{"Nvfp4",
-               {{"quant_method", "modelopt"}, {"quant_algo", "NVFP4"}, {"ignore", {"re:.*down_proj"}}},
+               {{"quant_method", "modelopt"}, {"quant_algo", "NVFP4"}, {"ignore", {"re:.*o_proj"}}},
                "cutlass"},
         Stored{"Mxfp8", {{"quant_method", "mxfp8"}}, "trtllm"}),
     [](const auto& test) { return test.param.name; });
@@ -233,7 +233,15 @@ TEST_F(QuantizedJobs, LayoutsAndQuantisersThatDoNotGoTogether) {
 TEST_F(QuantizedJobs, CutsThroughBlocks) {
   const Words plan{"plan", "--model", model_folder(kBlocks), "--quantize", "fp8-block"};
   // 256 of the inner size of experts are two blocks.
-  EXPECT_TRUE(refused(run_plain(plan + Words{"--inference", "tp=4"}), 64, {"--inference", "128", "tp"}));
+  EXPECT_TRUE(refused(run_plain(plan + Words{"--inference", "tp=4"}), 64,
+                      {"fp8-block", "multiple of 128", "tp/ep may be 1, 2"}));
+  // Experts that stay whole, but kv heads of half a block.
+  nlohmann::json heads = read_json(model_folder(kBlocks) + "/config.json");
+  heads["head_dim"] = 64;
+  put_file(dir_ / "heads/config.json", heads.dump());
+  EXPECT_TRUE(refused(
+      run_plain({"plan", "--model", dir_ / "heads", "--quantize", "fp8-block", "--inference", "tp=2,ep=2"}),
+      64, {"--inference", "k_proj", "128", "fp8-block", "tp"}));
 }
 
 TEST_F(QuantizedJobs, ModelsOfOtherTypes) {

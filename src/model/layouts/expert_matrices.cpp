@@ -67,11 +67,15 @@ class ExpertParameters {
       add_plane(name + quantization_->scales_suffix(), Plane::kScales, scales);
     }
     if (quantization_->has_global()) {
-      std::vector<std::uint32_t> scopes;
-      scopes.reserve(experts_.slots.size());
-      for (const ExpertTensors& expert : experts_.slots) scopes.push_back(scope(expert, matrix));
+      std::vector<std::vector<std::uint32_t>> groups;
+      groups.reserve(experts_.slots.size());
+      for (const ExpertTensors& expert : experts_.slots) {
+        // Gate first, whatever the order of their rows.
+        const bool w13 = matrix == Matrix::kW13;
+        groups.push_back(w13 ? std::vector{expert.gate, expert.up} : std::vector{expert.down});
+      }
       parameters.push_back(
-          global_scales(catalog_, name + quantization_->global_suffix(), scopes, *quantization_));
+          global_scales(catalog_, name + quantization_->global_suffix(), groups, *quantization_));
     }
   }
 
