@@ -124,15 +124,17 @@ class Cases {
     const bool blocks = format.block_rows == 128;
     // A rank's rows of q, k, v, gate and up are whole blocks, and its columns of o_proj and down_proj, too.
     const std::int64_t unit = blocks ? 128 : format.block_cols == 0 ? pick({2, 6, 20}) : format.block_cols;
-    model.hidden = blocks ? between(1, 300) : unit * between(1, 8);
+    // Now and then tensors that several buckets and trainers share.
+    const std::int64_t most = blocks ? 2 : chance(3) ? 16 : 4;
+    model.hidden = blocks ? between(1, 300) : unit * between(1, 2 * most);
     model.layers = engine.pp * (blocks ? 1 : between(1, 2));
     model.heads = engine.tp * between(1, 2);
     model.kv_heads = kv_heads(engine.tp, model.heads);
     model.head_dim = unit;
-    model.inner = engine.tp * unit * between(1, blocks ? 2 : 5);
+    model.inner = engine.tp * unit * between(1, most);
     model.vocabulary = 64 * (engine.tp % 3 == 0 ? 3 : engine.tp) - between(0, 63);
     model.experts = engine.ep * between(1, 3);
-    model.expert_inner = engine.expert_tp() * unit * between(1, blocks ? 2 : 5);
+    model.expert_inner = engine.expert_tp() * unit * between(1, most);
     model.sparse_step = between(1, 2);
     model.tied = chance(3);
     model.bias = chance(3);
@@ -249,11 +251,37 @@ EngineRank place_of(const EngineLayout& engine, std::int64_t rank) {
   return {rank / (engine.pp * engine.tp), rank / engine.tp % engine.pp, rank % engine.tp};
 }
 
+/// No block has a part in two segments, and so in two buckets or from two trainers: a segment begins and ends
+/// where blocks do, or with the tensor. What receivers quantise has all that its scales follow from.
+void expect_whole_blocks(const Plan& plan, const Catalog& catalog, const naive::Quantized& quantized) {
+  for (const Segment& segment : plan.segments) {
+    const auto found = quantized.find(catalog[segment.tensor].name);
+    if (found == quantized.end()) continue;
+    const naive::QuantizedTensor& tensor = found->second;
+    const bool channels = tensor.format.block_cols == tensor.cols && !tensor.format.global;
+    const bool one_scale = tensor.format.scale_bytes == 0;
+    const std::int64_t rows = one_scale ? 1 : tensor.format.block_rows;
+    // A row's scale goes with each part of it that some rank needs.
+    const std::int64_t cols = one_scale || channels ? 1 : tensor.format.block_cols;
+    const auto ends = [](std::int64_t at, std::int64_t unit, std::int64_t total) {
+      return at % unit == 0 || at == total;
+    };
+    const Box& box = segment.box;
+    EXPECT_TRUE(box.row % rows == 0 && ends(box.row + box.rows, rows, tensor.rows) && box.col % cols == 0 &&
+                ends(box.col + box.cols, cols, tensor.cols))
+        << found->first << " " << box.to_string();
+    const bool quantized_there = !plan.wire[segment.tensor].codes_travel;
+    EXPECT_TRUE(!channels || !quantized_there || box.cols == tensor.cols)
+        << found->first << " " << box.to_string();
+  }
+}
+
 /// Runs the update of a case; every byte of every rank must be the naive model's.
 void run(const Case& c, const naive::Weights& weights, const naive::Quantized& quantized) {
   const auto family = c.model.family();
   ASSERT_EQ(family->catalog().size(), naive::tensors(c.model).size());
   const Plan plan = make_plan(*family, c.topology, c.limits);
+  expect_whole_blocks(plan, family->catalog(), quantized);
   const std::vector<EmulatedRank> ranks = emulate_update(plan, *family, weights, quantized);
   for (std::size_t r = 0; r < ranks.size(); ++r) {
     SCOPED_TRACE(fmt::format("rank {}", r));
