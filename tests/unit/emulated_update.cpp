@@ -5,10 +5,11 @@
 #include <algorithm>
 #include <cstring>
 #include <span>
+#include <utility>
 
 #include "core/hash.hpp"
 #include "kernels/digest.hpp"
-#include "kernels/executor.hpp"
+#include "plan/quantizing.hpp"
 
 namespace weightcast {
 
@@ -20,49 +21,210 @@ std::vector<std::byte> rubbish(std::int64_t bytes) {
   return std::vector<std::byte>(static_cast<std::size_t>(bytes), kRubbish);
 }
 
-/// What the trainer side does, for one bucket.
-class Packer {
+/// The digest of `box` of a row-major matrix.
+std::uint64_t digest_of(const std::byte* matrix, std::int64_t row_bytes, const Box& box, std::int64_t element,
+                        const std::string& key) {
+  return digest_box(matrix + box.row * row_bytes + box.col * element, row_bytes, box, element,
+                    hash_text(key));
+}
+
+/// What the digests of a plan must come to, numbered as in the plan, from whole tensors and whole planes.
+std::vector<std::uint64_t> expected_digests(const Plan& plan, const Catalog& catalog,
+                                            const naive::Weights& weights,
+                                            const naive::Quantized& quantized) {
+  std::vector<std::uint64_t> digests(plan.digests(), 0);
+  struct Planes {
+    std::vector<std::byte> codes;
+    std::vector<std::byte> scales;
+  };
+  std::map<std::string, Planes> planes;
+  for (const auto& [name, tensor] : quantized) planes[name] = {tensor.codes_plane(), tensor.scales_plane()};
+  for (std::size_t number = 0; number < plan.segments.size(); ++number) {
+    const Segment& segment = plan.segments[number];
+    const Tensor& tensor = catalog[segment.tensor];
+    const Box& box = segment.box;
+    const auto found = quantized.find(tensor.name);
+    if (found == quantized.end()) {
+      const std::int64_t element = dtype_bytes(tensor.dtype);
+      digests[number] =
+          digest_of(weights.at(tensor.name).data(), tensor.shape.cols() * element, box, element, tensor.name);
+      continue;
+    }
+    const naive::QuantizedTensor& whole = found->second;
+    const auto in_blocks = [&](std::int64_t rows, std::int64_t cols) {
+      const std::int64_t row = box.row / rows;
+      const std::int64_t col = box.col / cols;
+      return Box{row, (box.row + box.rows - 1) / rows + 1 - row, col,
+                 (box.col + box.cols - 1) / cols + 1 - col};
+    };
+    digests[number] = digest_of(planes[tensor.name].codes.data(), whole.code_row_bytes(),
+                                in_blocks(1, whole.format.codes_per_byte), 1, tensor.name);
+    if (const std::int64_t element = whole.format.scale_bytes; element > 0) {
+      digests[plan.segments.size() + number] = digest_of(
+          planes[tensor.name].scales.data(), whole.scale_cols() * element,
+          in_blocks(whole.format.block_rows, whole.format.block_cols), element, tensor.name + "#scales");
+    }
+  }
+  return digests;
+}
+
+/// Both ends of a route cut a bucket into the same messages.
+void expect_same_cuts(const Share& a, const ShareBucket& in_a, const Share& b, const ShareBucket& in_b) {
+  const std::span<const Message> left = a.messages_of(in_a);
+  const std::span<const Message> right = b.messages_of(in_b);
+  EXPECT_TRUE(std::equal(left.begin(), left.end(), right.begin(), right.end(),
+                         [](const Message& l, const Message& r) {
+                           return l.staging == r.staging && l.bytes == r.bytes && l.segment == r.segment;
+                         }));
+}
+
+/// What a rank has to do for a bucket; null where it has no part in it.
+const ShareBucket* find_bucket(const Share& share, std::uint32_t number) {
+  const auto found = std::find_if(share.buckets.begin(), share.buckets.end(),
+                                  [&](const ShareBucket& bucket) { return bucket.bucket == number; });
+  return found == share.buckets.end() ? nullptr : &*found;
+}
+
+}  // namespace
+
+/// What the trainer side does.
+class EmulatedUpdate::Packer {
  public:
-  Packer(const Plan& plan, const Catalog& catalog, const naive::Weights& weights)
-      : plan_(plan), catalog_(catalog), sent_(plan.segments.size(), 0) {
+  Packer(const Plan& plan, const Catalog& catalog, const Executor& executor, const naive::Weights& weights,
+         const naive::Quantized& quantized)
+      : plan_(plan),
+        catalog_(catalog),
+        executor_(executor),
+        expected_(expected_digests(plan, catalog, weights, quantized)) {
     for (const Tensor& tensor : catalog.tensors()) sources_.push_back(weights.at(tensor.name).data());
+    find_scales_over_all();
+    for (const auto& [name, tensor] : quantized) {
+      if (!tensor.format.global) continue;
+      const std::uint32_t scope = plan_.wire[catalog.at(name)].scope;
+      EXPECT_EQ(globals_.at(scope).stored, tensor.global.stored) << name;
+    }
   }
 
-  std::vector<std::byte> pack(const Bucket& bucket) {
-    std::vector<Move> program;
+  std::vector<std::byte> pack(const Bucket& bucket) const {
+    std::vector<Move> moves;
+    std::vector<QuantMove> quants;
     for (std::uint32_t number = bucket.first_segment; number < bucket.first_segment + bucket.segments;
          ++number) {
       const Segment& segment = plan_.segments[number];
       const Tensor& tensor = catalog_[segment.tensor];
+      const WireForm& form = plan_.wire[segment.tensor];
       const Box& box = segment.box;
       const std::int64_t element = dtype_bytes(tensor.dtype);
       const std::int64_t pitch = tensor.shape.cols() * element;
-      const std::int64_t offset = box.row * pitch + box.col * element;
-      program.push_back(
-          {offset, pitch, segment.offset, box.rows, box.cols * element, segment.tensor, MoveOp::kCopy});
-      sent_[number] =
-          digest_box(sources_[segment.tensor] + offset, pitch, box, element, hash_text(tensor.name));
+      if (!form.codes_travel) {
+        moves.push_back({box.row * pitch + box.col * element, pitch, segment.offset, box.rows,
+                         box.cols * element, segment.tensor, MoveOp::kCopy});
+      }
+      if (form.quantized) quants.push_back(quant_of(number));
     }
     std::vector<std::byte> staging = rubbish(bucket.bytes);
-    executor_->pack(program, sources_, staging.data());
+    executor_.pack(moves, sources_, staging.data());
+    std::vector<QuantDigests> digests(quants.size());
+    executor_.quantize(quants, {sources_, staging.data()}, globals_, digests);
+    for (std::size_t i = 0; i < quants.size(); ++i) {
+      EXPECT_EQ(digests[i].codes, expected_[quants[i].segment]);
+      EXPECT_EQ(digests[i].scales, expected_[plan_.segments.size() + quants[i].segment]);
+    }
     return staging;
   }
 
-  const std::vector<std::uint64_t>& sent() const { return sent_; }
+  const std::vector<std::uint64_t>& expected() const { return expected_; }
+  const std::vector<GlobalScale>& globals() const { return globals_; }
 
  private:
+  QuantMove quant_of(std::uint32_t number) const {
+    const Segment& segment = plan_.segments[number];
+    QuantMove quant = quant_move(plan_, catalog_, number, segment.box);
+    const std::int64_t pitch = catalog_[segment.tensor].shape.cols() * 2;
+    quant.values = {
+        Space::kSource, segment.tensor, segment.box.row * pitch + segment.box.col * 2, pitch, {}, 0, 0};
+    if (plan_.wire[segment.tensor].codes_travel) {
+      quant.codes = staged_codes(plan_, segment);
+      quant.scales = staged_scales(plan_, segment);
+    }
+    return quant;
+  }
+
+  /// Each trainer looks at what it sends, and the largest of all counts.
+  void find_scales_over_all() {
+    std::vector<float> largest(plan_.scopes.size(), 0.0f);
+    for (std::int64_t trainer = 0; trainer < plan_.topology.trainers; ++trainer) {
+      std::vector<QuantMove> quants;
+      for (const Bucket& bucket : plan_.buckets) {
+        if (bucket.root != trainer) continue;
+        for (std::uint32_t i = 0; i < bucket.segments; ++i) {
+          const std::uint32_t number = bucket.first_segment + i;
+          if (plan_.wire[plan_.segments[number].tensor].quantized) quants.push_back(quant_of(number));
+        }
+      }
+      std::vector<float> seen(largest.size(), 0.0f);
+      executor_.find_largest(quants, {sources_}, seen);
+      for (std::size_t i = 0; i < seen.size(); ++i) largest[i] = std::max(largest[i], seen[i]);
+    }
+    for (const float amax : largest) {
+      globals_.push_back(global_scale(plan_.topology.engine.quantizer.value(), amax));
+    }
+  }
+
   const Plan& plan_;
   const Catalog& catalog_;
-  std::unique_ptr<Executor> executor_ = make_host_executor();
+  const Executor& executor_;
   std::vector<const std::byte*> sources_;
-  std::vector<std::uint64_t> sent_;
+  std::vector<std::uint64_t> expected_;
+  std::vector<GlobalScale> globals_;
 };
 
-/// Delivers a bucket as the transport does, message by message: into the receiver's staging, or right where
-/// its share says it belongs. `packed` is the root's staging buffer.
-void deliver(const Plan& plan, const Share& share, const ShareBucket& mine,
-             const std::vector<std::byte>& packed, std::span<std::byte* const> parameters,
-             const Executor& executor) {
+EmulatedUpdate::EmulatedUpdate(const Plan& plan, const Family& family)
+    : plan_(plan), family_(family), executor_(make_host_executor()) {
+  for (std::int64_t r = 0; r < plan.topology.ranks(); ++r) {
+    EmulatedRank& rank = ranks_.emplace_back();
+    rank.share = make_share(plan, family, r);
+    for (const Parameter& parameter : rank.share.parameters) {
+      rank.parameters.push_back(rubbish(parameter.bytes()));
+    }
+    std::vector<std::byte*>& buffers = buffers_.emplace_back();
+    for (auto& parameter : rank.parameters) buffers.push_back(parameter.data());
+    executor_->unpack(rank.share.padding, nullptr, buffers);
+  }
+}
+
+EmulatedUpdate::~EmulatedUpdate() = default;
+
+void EmulatedUpdate::begin(const naive::Weights& weights, const naive::Quantized& quantized) {
+  packer_ = std::make_unique<Packer>(plan_, family_.catalog(), *executor_, weights, quantized);
+  write_scales_over_all();
+}
+
+void EmulatedUpdate::write_scales_over_all() {
+  for (std::size_t r = 0; r < ranks_.size(); ++r) {
+    const std::vector<Parameter>& parameters = ranks_[r].share.parameters;
+    for (std::size_t p = 0; p < parameters.size(); ++p) {
+      for (const Scalar& scalar : parameters[p].scalars) {
+        const auto scope = std::find(plan_.scopes.begin(), plan_.scopes.end(), scalar.scope);
+        if (scope == plan_.scopes.end()) {
+          ADD_FAILURE() << parameters[p].name << " has a scale that nobody finds";
+          continue;
+        }
+        const float stored =
+            packer_->globals().at(static_cast<std::size_t>(scope - plan_.scopes.begin())).stored;
+        std::memcpy(buffers_[r][p] + scalar.offset, &stored, 4);
+      }
+    }
+  }
+}
+
+/// As the transport does, message by message: into the receiver's staging, or right where its share says it
+/// belongs. `packed` is the root's staging buffer.
+void EmulatedUpdate::deliver(const Bucket& bucket, const std::vector<std::byte>& packed, std::size_t rank,
+                             int times) {
+  const Share& share = ranks_[rank].share;
+  const ShareBucket& mine = *find_bucket(share, static_cast<std::uint32_t>(&bucket - plan_.buckets.data()));
+  const std::vector<std::byte*>& parameters = buffers_[rank];
   std::vector<std::byte> staging = mine.root ? packed : rubbish(static_cast<std::int64_t>(packed.size()));
   std::int64_t end = 0;
   for (const Message& message : share.messages_of(mine)) {
@@ -82,82 +244,67 @@ void deliver(const Plan& plan, const Share& share, const ShareBucket& mine,
     }
     std::memcpy(to, packed.data() + message.staging, bytes);
   }
-  EXPECT_EQ(end, plan.buckets[mine.bucket].bytes);
-  executor.unpack(share.program(mine), staging.data(), parameters);
+  EXPECT_EQ(end, bucket.bytes);
+  for (int i = 0; i < times; ++i) {
+    executor_->unpack(share.program(mine), staging.data(), parameters);
+    executor_->quantize(share.quant_program(mine), {{}, staging.data(), parameters}, packer_->globals(), {});
+  }
 }
 
-/// Both ends of a route cut a bucket into the same messages.
-void expect_same_cuts(const Share& a, const ShareBucket& in_a, const Share& b, const ShareBucket& in_b) {
-  const std::span<const Message> left = a.messages_of(in_a);
-  const std::span<const Message> right = b.messages_of(in_b);
-  EXPECT_TRUE(std::equal(left.begin(), left.end(), right.begin(), right.end(),
-                         [](const Message& l, const Message& r) {
-                           return l.staging == r.staging && l.bytes == r.bytes && l.segment == r.segment;
-                         }));
+void EmulatedUpdate::apply(std::uint32_t number, int times) {
+  const Bucket& bucket = plan_.buckets.at(number);
+  EXPECT_LE(bucket.bytes, plan_.limits.bucket_bytes);
+  const std::vector<std::byte> staging = packer_->pack(bucket);
+  const std::vector<std::int64_t> to = plan_.destination_ranks(bucket.destinations);
+  const Share& sender = ranks_[bucket.root].share;
+  const ShareBucket* sent = find_bucket(sender, number);
+  if (sent == nullptr) {
+    ADD_FAILURE() << "root " << bucket.root << " does not know of bucket " << number;
+    return;
+  }
+  for (std::size_t r = 0; r < ranks_.size(); ++r) {
+    const auto rank = static_cast<std::int64_t>(r);
+    const Share& share = ranks_[r].share;
+    const bool destination = std::count(to.begin(), to.end(), rank) == 1;
+    const bool root = plan_.topology.trainer(rank) == bucket.root;
+    EXPECT_EQ(plan_.receives(bucket.destinations, rank), destination);
+    const ShareBucket* mine = find_bucket(share, number);
+    EXPECT_EQ(mine != nullptr, destination || root) << "rank " << r << " and bucket " << number;
+    if (mine == nullptr) continue;
+    EXPECT_EQ(mine->root, root);
+    EXPECT_EQ(mine->destination, destination);
+    expect_same_cuts(sender, *sent, share, *mine);
+    if (destination) deliver(bucket, staging, r, times);
+  }
 }
 
-void verify(const EmulatedRank& rank, const Executor& executor, const std::vector<std::uint64_t>& sent) {
-  std::vector<const std::byte*> parameters(rank.parameters.size());
-  std::transform(rank.parameters.begin(), rank.parameters.end(), parameters.begin(),
-                 [](const auto& parameter) { return parameter.data(); });
-  std::vector<std::uint64_t> written(rank.share.checks.size());
-  executor.digest(rank.share.checks, parameters, written);
-  for (std::size_t i = 0; i < written.size(); ++i) EXPECT_EQ(written[i], sent[rank.share.checks[i].segment]);
-  EXPECT_EQ(executor.first_not_zero(rank.share.padding, parameters), -1);
+void EmulatedUpdate::verify() const {
+  for (std::size_t r = 0; r < ranks_.size(); ++r) {
+    SCOPED_TRACE(r);
+    const Share& share = ranks_[r].share;
+    std::vector<const std::byte*> parameters(buffers_[r].begin(), buffers_[r].end());
+    std::vector<std::uint64_t> written(share.checks.size());
+    executor_->digest(share.checks, parameters, written);
+    for (std::size_t i = 0; i < written.size(); ++i) {
+      EXPECT_EQ(written[i], packer_->expected().at(share.checks[i].segment));
+    }
+    EXPECT_EQ(executor_->first_not_zero(share.padding, parameters), -1);
+  }
 }
-
-}  // namespace
 
 std::vector<EmulatedRank> emulate_update(const Plan& plan, const Family& family,
-                                         const naive::Weights& weights) {
-  const auto executor = make_host_executor();
-  std::vector<EmulatedRank> ranks(static_cast<std::size_t>(plan.topology.ranks()));
-  std::vector<std::vector<std::byte*>> buffers(ranks.size());
-  std::vector<std::size_t> next(ranks.size(), 0);  // first bucket of the share that has not come
-  for (std::size_t r = 0; r < ranks.size(); ++r) {
-    EmulatedRank& rank = ranks[r];
-    rank.share = make_share(plan, family, static_cast<std::int64_t>(r));
-    for (const Parameter& parameter : rank.share.parameters)
-      rank.parameters.push_back(rubbish(parameter.bytes()));
-    for (auto& parameter : rank.parameters) buffers[r].push_back(parameter.data());
-    executor->unpack(rank.share.padding, nullptr, buffers[r]);
+                                         const naive::Weights& weights, const naive::Quantized& quantized) {
+  EmulatedUpdate update(plan, family);
+  for (const EmulatedRank& rank : update.ranks()) {
+    // Ranks walk their buckets in the global order.
+    EXPECT_TRUE(
+        std::is_sorted(rank.share.buckets.begin(), rank.share.buckets.end(),
+                       [](const ShareBucket& a, const ShareBucket& b) { return a.bucket < b.bucket; }));
   }
-  Packer packer(plan, family.catalog(), weights);
-  for (std::uint32_t number = 0; number < plan.buckets.size(); ++number) {
-    const Bucket& bucket = plan.buckets[number];
-    EXPECT_LE(bucket.bytes, plan.limits.bucket_bytes);
-    const std::vector<std::byte> staging = packer.pack(bucket);
-    const std::vector<std::int64_t> to = plan.destination_ranks(bucket.destinations);
-    const Share& sender = ranks[bucket.root].share;
-    if (next[bucket.root] >= sender.buckets.size()) {
-      ADD_FAILURE() << "root " << bucket.root << " does not know of bucket " << number;
-      continue;
-    }
-    const ShareBucket sent = sender.buckets[next[bucket.root]];
-    for (std::size_t r = 0; r < ranks.size(); ++r) {
-      const Share& share = ranks[r].share;
-      const bool destination = std::count(to.begin(), to.end(), static_cast<std::int64_t>(r)) == 1;
-      const bool root = plan.topology.trainer(static_cast<std::int64_t>(r)) == bucket.root;
-      EXPECT_EQ(plan.receives(bucket.destinations, static_cast<std::int64_t>(r)), destination);
-      if (!destination && !root) continue;
-      if (next[r] >= share.buckets.size()) {
-        ADD_FAILURE() << "rank " << r << " does not know of bucket " << number;
-        continue;
-      }
-      const ShareBucket& mine = share.buckets[next[r]++];
-      EXPECT_EQ(mine.bucket, number);
-      EXPECT_EQ(mine.root, root);
-      EXPECT_EQ(mine.destination, destination);
-      expect_same_cuts(sender, sent, share, mine);
-      if (destination) deliver(plan, share, mine, staging, buffers[r], *executor);
-    }
-  }
-  for (std::size_t r = 0; r < ranks.size(); ++r) {
-    SCOPED_TRACE(r);
-    EXPECT_EQ(next[r], ranks[r].share.buckets.size());
-    verify(ranks[r], *executor, packer.sent());
-  }
-  return ranks;
+  update.begin(weights, quantized);
+  for (std::uint32_t number = 0; number < plan.buckets.size(); ++number) update.apply(number);
+  update.verify();
+  return std::move(update.ranks());
 }
 
 void expect_parameters(const EmulatedRank& rank, const std::vector<naive::Parameter>& expected) {
@@ -165,6 +312,7 @@ void expect_parameters(const EmulatedRank& rank, const std::vector<naive::Parame
   for (std::size_t p = 0; p < expected.size(); ++p) {
     EXPECT_EQ(rank.share.parameters[p].name, expected[p].name);
     EXPECT_EQ(rank.share.parameters[p].shape, expected[p].shape) << expected[p].name;
+    EXPECT_EQ(dtype_name(rank.share.parameters[p].dtype), dtype_name(expected[p].dtype)) << expected[p].name;
     // Not EXPECT_EQ of the vectors: a difference would print megabytes.
     EXPECT_TRUE(rank.parameters[p] == expected[p].bytes) << expected[p].name;
   }

@@ -3,9 +3,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <utility>
 #include <vector>
 
+#include "kernels/executor.hpp"
 #include "model/family.hpp"
 #include "naive_model.hpp"
 #include "plan/plan.hpp"
@@ -36,19 +38,56 @@ class ListedFamily final : public Family {
   Parameters parameters_;
 };
 
-/// A world rank after an emulated update.
+/// A world rank of an emulated update.
 struct EmulatedRank {
   Share share;
   std::vector<std::vector<std::byte>> parameters;  ///< by number, as in the share
 };
 
-/// Runs a whole update in this process: every bucket is packed from the weights by the host executor, handed
-/// message by message to every rank that the plan sends it to, and unpacked there by the rank's own program
-/// into memory that held rubbish before. Also expects every digest to agree and all padding to be zero.
-std::vector<EmulatedRank> emulate_update(const Plan& plan, const Family& family,
-                                         const naive::Weights& weights);
+/// Updates in this process. Every bucket is packed, and quantised where its codes travel, by the host
+/// executor, handed message by message to every rank that the plan sends it to, and unpacked and quantised
+/// there by the rank's own programs, into memory that held rubbish before.
+class EmulatedUpdate {
+ public:
+  /// Both must outlive it.
+  EmulatedUpdate(const Plan& plan, const Family& family);
+  ~EmulatedUpdate();
+  EmulatedUpdate(const EmulatedUpdate&) = delete;
+  EmulatedUpdate& operator=(const EmulatedUpdate&) = delete;
 
-/// Expects a rank's parameters to be those, by name, shape and every byte.
+  /// From now on these weights travel; they must outlive it. Finds the scales over all, which every rank
+  /// writes. `quantized`: the whole planes that are expected of a plan with a quantiser.
+  void begin(const naive::Weights& weights, const naive::Quantized& quantized = {});
+
+  /// Sends a bucket; receivers run their programs for it `times` times.
+  void apply(std::uint32_t bucket, int times = 1);
+
+  /// Expects the digest of everything that any rank has written to be that of the weights, and all padding to
+  /// be zero.
+  void verify() const;
+
+  std::vector<EmulatedRank>& ranks() { return ranks_; }
+
+ private:
+  class Packer;
+
+  void deliver(const Bucket& bucket, const std::vector<std::byte>& packed, std::size_t rank, int times);
+  void write_scales_over_all();
+
+  const Plan& plan_;
+  const Family& family_;
+  std::unique_ptr<Executor> executor_;
+  std::vector<EmulatedRank> ranks_;
+  std::vector<std::vector<std::byte*>> buffers_;  // by rank, of its parameters
+  std::unique_ptr<Packer> packer_;
+};
+
+/// A whole update, with all that can be expected of it.
+std::vector<EmulatedRank> emulate_update(const Plan& plan, const Family& family,
+                                         const naive::Weights& weights,
+                                         const naive::Quantized& quantized = {});
+
+/// Expects a rank's parameters to be those, by name, shape, type and every byte.
 void expect_parameters(const EmulatedRank& rank, const std::vector<naive::Parameter>& expected);
 
 }  // namespace weightcast

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <stdexcept>
@@ -17,6 +18,7 @@ struct Whole {
   std::int64_t rows = 0;
   std::int64_t cols = 0;
   const std::vector<std::byte>* bytes = nullptr;
+  const QuantizedTensor* quantized = nullptr;
 };
 
 struct Element {
@@ -32,14 +34,81 @@ std::string layer_name(std::int64_t layer) {
   return "model.layers." + std::to_string(layer) + ".";
 }
 
+/// The tensors that share a scale over all with this one; empty where it is never quantised: routers, norms,
+/// biases, embedding and head.
+std::string sharers_of(const std::string& name) {
+  const std::size_t projection = name.rfind("_proj.weight");
+  if (projection == std::string::npos) return "";
+  const std::size_t start = name.rfind('.', projection) + 1;
+  const std::string before = name.substr(0, start);
+  const std::string which = name.substr(start, projection - start);
+  if (which == "q" || which == "k" || which == "v") return before + "qkv";
+  if (which == "gate" || which == "up") return before + "gate_up";
+  return name;
+}
+
+/// `count` matrices of rows × cols elements that an engine stacks.
+struct Stack {
+  std::int64_t count = 1;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+};
+
+std::int64_t up(std::int64_t value, std::int64_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
+
+/// How kernels want one matrix of each expert beside the order of its halves.
+struct Order {
+  /// The row that stands at row n.
+  std::function<std::int64_t(std::int64_t)> row = [](std::int64_t n) { return n; };
+  /// Scales lie in tiles of 128 × 4, in the same order of rows; the matrix is this many halves, each of which
+  /// begins with a tile. 0: they lie row by row.
+  std::int64_t tiled_halves = 0;
+};
+
+/// How kernels want quantised experts.
+struct ExpertOrder {
+  bool up_first = false;
+  std::int64_t unit = 1;  ///< the inner size of a rank is padded to a multiple
+  Order w13;
+  Order w2;
+};
+
+/// `half`: rows of gate or up on a rank, padding included.
+ExpertOrder expert_order(const std::string& moe_layout, QuantScheme scheme, std::int64_t half) {
+  // One byte for each block: tensor cores read these scales themselves.
+  const bool micro = format_of(scheme).scale_bytes == 1;
+  ExpertOrder order;
+  if (moe_layout == "cutlass") {
+    order.up_first = true;
+    if (micro) order.w13.tiled_halves = 2;
+    if (micro) order.w2.tiled_halves = 1;
+  }
+  if (moe_layout == "trtllm") {
+    order.up_first = true;
+    order.unit = 128;
+    if (scheme != QuantScheme::kFp8Block) {
+      order.w13.row = [half](std::int64_t n) { return trtllm_w13_row(n, half); };
+      order.w2.row = trtllm_w2_row;
+    }
+    if (micro) order.w13.tiled_halves = order.w2.tiled_halves = 1;
+  }
+  return order;
+}
+
 /// Builds the parameters of one rank, one element at a time.
 class Rank {
  public:
-  Rank(const Model& model, const EngineLayout& layout, const EngineRank& rank, const Weights& weights)
+  Rank(const Model& model, const EngineLayout& layout, const EngineRank& rank, const Weights& weights,
+       const Quantized& quantized)
       : model_(model), layout_(layout), rank_(rank), t_(rank.tp), size_(layout.tp) {
     for (const Entry& entry : tensors(model)) {
       const bool vector = entry.shape.dims() == 1;
-      tensors_[entry.name] = {entry.shape[0], vector ? 1 : entry.shape[1], &weights.at(entry.name)};
+      tensors_[entry.name] = {entry.shape[0], vector ? 1 : entry.shape[1], &weights.at(entry.name), nullptr};
+      if (layout.quantizer && !sharers_of(entry.name).empty()) {
+        tensors_[entry.name].quantized = &quantized.at(entry.name);
+      }
     }
   }
 
@@ -81,7 +150,8 @@ class Rank {
   void build(const std::string& name, const Shape& shape, Gather gather) {
     const std::int64_t element = dtype_bytes(model_.dtype);
     Parameter parameter{name, shape,
-                        std::vector<std::byte>(static_cast<std::size_t>(shape.elements() * element))};
+                        std::vector<std::byte>(static_cast<std::size_t>(shape.elements() * element)),
+                        model_.dtype};
     const std::int64_t cols = shape.dims() == 1 ? 1 : shape.cols();
     for (std::int64_t i = 0; i < shape.elements(); ++i) {
       const Element from = gather(i / cols, i % cols);
@@ -92,6 +162,92 @@ class Rank {
                   static_cast<std::size_t>(element));
     }
     parameters_.push_back(std::move(parameter));
+  }
+
+  /// What an engine keeps of quantised matrices; `gather(e, r, c)` says which element stands at row r, column
+  /// c of matrix e before `order` is applied, `owners[e]` is a tensor of matrix e.
+  template <typename Gather>
+  void build_quantized(const std::string& name, bool stacked, const Stack& stack,
+                       const std::vector<const Whole*>& owners, const Order& order, Gather gather) {
+    const QuantFormat format = owners.front()->quantized->format;
+    add_codes(name, stacked, stack, format, order, gather);
+    if (format.scale_bytes > 0)
+      add_scales(name + format.scales_suffix, stacked, stack, format, order, gather);
+    if (!format.global) return;
+    Parameter& scales = add(name + format.global_suffix, {stack.count}, DType::kF32);
+    for (std::size_t e = 0; e < owners.size(); ++e) {
+      std::memcpy(scales.bytes.data() + e * 4, &owners[e]->quantized->global.stored, 4);
+    }
+  }
+
+  /// A parameter of zeros.
+  Parameter& add(const std::string& name, const Shape& shape, DType dtype) {
+    const auto bytes = static_cast<std::size_t>(shape.elements() * dtype_bytes(dtype));
+    return parameters_.emplace_back(Parameter{name, shape, std::vector<std::byte>(bytes), dtype});
+  }
+
+  static Shape shape_of(bool stacked, std::int64_t count, std::int64_t rows, std::int64_t cols) {
+    return stacked ? Shape{count, rows, cols} : Shape{rows, cols};
+  }
+
+  template <typename Gather>
+  void add_codes(const std::string& name, bool stacked, const Stack& stack, const QuantFormat& format,
+                 const Order& order, Gather gather) {
+    const std::int64_t row_bytes = (stack.cols + format.codes_per_byte - 1) / format.codes_per_byte;
+    Parameter& codes = add(name, shape_of(stacked, stack.count, stack.rows, row_bytes), format.codes);
+    for (std::int64_t i = 0; i < stack.count * stack.rows * stack.cols; ++i) {
+      const std::int64_t col = i % stack.cols;
+      const std::int64_t n = i / stack.cols % stack.rows;
+      const std::int64_t e = i / stack.cols / stack.rows;
+      const Element from = gather(static_cast<std::size_t>(e), order.row(n), col);
+      if (from.tensor == nullptr) continue;
+      const std::uint8_t code = from.tensor->quantized->code(from.row, from.col);
+      // Of two codes in a byte the one of the even column is in the lower half.
+      const int shift = format.codes_per_byte == 2 && col % 2 == 1 ? 4 : 0;
+      codes.bytes[static_cast<std::size_t>((e * stack.rows + n) * row_bytes + col / format.codes_per_byte)] |=
+          static_cast<std::byte>(code << shift);
+    }
+  }
+
+  /// Every scale is that of the first element of the block that a kernel multiplies with it.
+  template <typename Gather>
+  void add_scales(const std::string& name, bool stacked, const Stack& stack, const QuantFormat& format,
+                  const Order& order, Gather gather) {
+    const std::int64_t rows = (stack.rows + format.block_rows - 1) / format.block_rows;
+    const std::int64_t cols = (stack.cols + format.block_cols - 1) / format.block_cols;
+    const std::int64_t halves = order.tiled_halves;
+    const std::int64_t placed_rows = halves == 0 ? rows : up(rows / halves, 128) * halves;
+    const std::int64_t placed_cols = halves == 0 ? cols : up(cols, 4);
+    Parameter& scales = add(name, shape_of(stacked, stack.count, placed_rows, placed_cols), format.scales);
+    const auto place = [&](std::int64_t row, std::int64_t col) {
+      if (halves == 0) return row * cols + col;
+      const std::int64_t half = rows / halves;
+      return tile_offset(row / half * (placed_rows / halves) + row % half, col, cols);
+    };
+    for (std::int64_t i = 0; i < stack.count * rows * cols; ++i) {
+      const std::int64_t col = i % cols;
+      const std::int64_t row = i / cols % rows;
+      const std::int64_t e = i / cols / rows;
+      const Element from =
+          gather(static_cast<std::size_t>(e), order.row(row * format.block_rows), col * format.block_cols);
+      if (from.tensor == nullptr) continue;
+      const std::uint32_t scale = from.tensor->quantized->scale(from.row, from.col);
+      const std::int64_t at = e * placed_rows * placed_cols + place(row, col);
+      std::memcpy(scales.bytes.data() + at * format.scale_bytes, &scale,
+                  static_cast<std::size_t>(format.scale_bytes));
+    }
+  }
+
+  /// A weight of a linear layer, which may be quantised.
+  template <typename Gather>
+  void build_linear(const std::string& name, std::int64_t rows, std::int64_t cols, const Whole* owner,
+                    Gather gather) {
+    if (owner->quantized == nullptr) {
+      build(name, {rows, cols}, gather);
+      return;
+    }
+    build_quantized(name, false, {1, rows, cols}, {owner}, Order(),
+                    [&](std::size_t, auto r, auto c) { return gather(r, c); });
   }
 
   const Whole* tensor(const std::string& name) const { return &tensors_.at(name); }
@@ -108,7 +264,9 @@ class Rank {
   void row_parallel(const std::string& name) {
     const Whole* whole = tensor(name);
     const std::int64_t cols = whole->cols / size_;
-    build(name, {whole->rows, cols}, [&](auto r, auto c) { return Element{whole, r, t_ * cols + c}; });
+    build_linear(name, whole->rows, cols, whole, [&](auto r, auto c) {
+      return Element{whole, r, t_ * cols + c};
+    });
   }
 
   /// Rows [q | k | v]; with T ≥ kv heads every kv head serves T/kv neighbouring ranks.
@@ -121,14 +279,18 @@ class Rank {
     const Whole* q = tensor(at + "q_proj" + kind);
     const Whole* k = tensor(at + "k_proj" + kind);
     const Whole* v = tensor(at + "v_proj" + kind);
-    build(at + "qkv_proj" + kind, kind == ".bias" ? Shape{rows} : Shape{rows, model_.hidden},
-          [&](std::int64_t r, std::int64_t c) {
-            if (r < nq * d) return Element{q, t_ * nq * d + r, c};
-            r -= nq * d;
-            const std::int64_t start = t_ / rep * kv_local * d;
-            if (r < kv_local * d) return Element{k, start + r, c};
-            return Element{v, start + r - kv_local * d, c};
-          });
+    const auto gather = [&](std::int64_t r, std::int64_t c) {
+      if (r < nq * d) return Element{q, t_ * nq * d + r, c};
+      r -= nq * d;
+      const std::int64_t start = t_ / rep * kv_local * d;
+      if (r < kv_local * d) return Element{k, start + r, c};
+      return Element{v, start + r - kv_local * d, c};
+    };
+    if (kind == ".bias") {
+      build(at + "qkv_proj" + kind, {rows}, gather);
+    } else {
+      build_linear(at + "qkv_proj" + kind, rows, model_.hidden, q, gather);
+    }
   }
 
   /// [gate slice ; up slice].
@@ -136,7 +298,7 @@ class Rank {
     const std::int64_t rows = model_.inner / size_;
     const Whole* gate = tensor(at + "gate_proj.weight");
     const Whole* up = tensor(at + "up_proj.weight");
-    build(at + "gate_up_proj.weight", {2 * rows, model_.hidden}, [&](auto r, auto c) {
+    build_linear(at + "gate_up_proj.weight", 2 * rows, model_.hidden, gate, [&](auto r, auto c) {
       return r < rows ? Element{gate, t_ * rows + r, c} : Element{up, t_ * rows + r - rows, c};
     });
   }
@@ -172,11 +334,34 @@ class Rank {
       experts.ups.push_back(tensor(expert + "up_proj.weight"));
       experts.downs.push_back(tensor(expert + "down_proj.weight"));
     }
-    if (layout_.moe_layout == "trtllm") {
+    if (layout_.quantizer) {
+      quantized_experts(at, experts);
+    } else if (layout_.moe_layout == "trtllm") {
       shuffled_in_blocks(at, experts);
     } else {
       stacked(at, experts, layout_.moe_layout == "triton-kernels");
     }
+  }
+
+  /// [gate ; up] or [up ; gate] of each expert, and down, as the kernels of the layout want them. With
+  /// padding, rank t has rows [t·Ip, (t+1)·Ip), as in shuffled_in_blocks().
+  void quantized_experts(const std::string& at, const Experts& experts) {
+    const std::int64_t share = model_.expert_inner / experts.moe_tp;
+    const QuantScheme scheme = layout_.quantizer->scheme;
+    const std::int64_t half = up(share, expert_order(layout_.moe_layout, scheme, 0).unit);
+    const ExpertOrder order = expert_order(layout_.moe_layout, scheme, half);
+    const std::int64_t start = experts.inner_rank * half;
+    build_quantized(at + "w13_weight", true, {experts.count, 2 * half, model_.hidden}, experts.gates,
+                    order.w13, [&](std::size_t e, auto r, auto h) {
+                      if (start + r % half >= model_.expert_inner) return kZero;
+                      const bool gate = (r < half) != order.up_first;
+                      return Element{gate ? experts.gates[e] : experts.ups[e], start + r % half, h};
+                    });
+    build_quantized(
+        at + "w2_weight", true, {experts.count, model_.hidden, half}, experts.downs, order.w2,
+        [&](std::size_t e, auto h, auto j) {
+          return start + j >= model_.expert_inner ? kZero : Element{experts.downs[e], h, start + j};
+        });
   }
 
   /// triton stacks gate first, cutlass up first; triton-kernels has the matrices of triton transposed.
@@ -311,9 +496,58 @@ Weights random_weights(const Model& model, std::uint64_t version) {
   return weights;
 }
 
+Weights random_values(const Model& model, std::uint64_t version) {
+  std::mt19937_64 random(version);
+  const auto one_in = [&](std::uint64_t n) { return random() % n == 0; };
+  Weights weights;
+  for (const Entry& entry : tensors(model)) {
+    const std::int64_t cols = entry.shape.cols();
+    std::vector<std::byte>& bytes = weights[entry.name];
+    bytes.resize(static_cast<std::size_t>(entry.shape.elements() * 2));
+    // Exponents of bfloat16, biased. Some tensors are so small that the floors of amax matter.
+    const std::uint64_t base = one_in(16) ? 20 : 112 + random() % 12;
+    std::uint64_t exponent = base;
+    const auto set = [&](std::int64_t i, std::uint64_t bits) {
+      const auto stored = static_cast<std::uint16_t>(bits);
+      std::memcpy(bytes.data() + 2 * i, &stored, 2);
+    };
+    for (std::int64_t i = 0; i < entry.shape.elements(); ++i) {
+      if (i % cols % 16 == 0) exponent = base + random() % 7;
+      const std::uint64_t dice = random();
+      const std::uint64_t sign = dice >> 63 << 15;
+      const std::uint64_t smaller = (dice >> 48) % 5;
+      set(i, dice % 64 == 0 ? sign : sign | (exponent - smaller) << 7 | (dice >> 8 & 0x7f));
+    }
+    const auto somewhere = [&] {
+      return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(entry.shape.elements()));
+    };
+    if (one_in(16)) set(somewhere(), 0xffc1);  // no number
+    if (one_in(64)) set(somewhere(), 0x7f80);  // infinite
+  }
+  return weights;
+}
+
+Quantized quantize(const Model& model, Quantizer quantizer, const Weights& weights) {
+  std::map<std::string, float> largest;
+  for (const Entry& entry : tensors(model)) {
+    const std::string sharers = sharers_of(entry.name);
+    if (!sharers.empty()) {
+      largest[sharers] = std::max(largest[sharers], largest_magnitude(weights.at(entry.name)));
+    }
+  }
+  Quantized quantized;
+  for (const Entry& entry : tensors(model)) {
+    const std::string sharers = sharers_of(entry.name);
+    if (sharers.empty()) continue;
+    quantized.emplace(entry.name, quantize_tensor(quantizer, weights.at(entry.name), entry.shape[0],
+                                                  entry.shape[1], largest[sharers]));
+  }
+  return quantized;
+}
+
 std::vector<Parameter> parameters(const Model& model, const EngineLayout& layout, const EngineRank& rank,
-                                  const Weights& weights) {
-  return Rank(model, layout, rank, weights).all();
+                                  const Weights& weights, const Quantized& quantized) {
+  return Rank(model, layout, rank, weights, quantized).all();
 }
 
 }  // namespace weightcast::naive

@@ -11,6 +11,7 @@
 #include "core/shape.hpp"
 #include "model/engine.hpp"
 #include "model/family.hpp"
+#include "naive_quantizer.hpp"
 
 /// What the product must come to, said a second time and as plainly as possible: which tensors a Qwen3 or
 /// Qwen3-MoE model has and which element of which tensor stands where in every parameter of an engine rank,
@@ -59,15 +60,26 @@ using Weights = std::map<std::string, std::vector<std::byte>>;
 /// Pseudo-random bytes for every tensor; another version, other bytes.
 Weights random_weights(const Model& model, std::uint64_t version);
 
+/// Values as trained weights have them: rows and tensors of unlike sizes, zeros, now and then one that is
+/// infinite or no number. For bfloat16 models.
+Weights random_values(const Model& model, std::uint64_t version);
+
+/// The tensors of linear layers and experts, by name. Those that an engine fuses, and gate and up of one
+/// expert, share the scale over all where there is one.
+using Quantized = std::map<std::string, QuantizedTensor>;
+Quantized quantize(const Model& model, Quantizer quantizer, const Weights& weights);
+
 /// A parameter as an engine rank must find it.
 struct Parameter {
   std::string name;
   Shape shape;
   std::vector<std::byte> bytes;
+  DType dtype = DType::kBF16;
 };
 
-/// All parameters of the rank at (pp, tp) of a replica, in network order.
+/// All parameters of the rank at (pp, tp) of a replica, in network order. `quantized`: what a layout with a
+/// quantiser takes linear layers and experts from.
 std::vector<Parameter> parameters(const Model& model, const EngineLayout& layout, const EngineRank& rank,
-                                  const Weights& weights);
+                                  const Weights& weights, const Quantized& quantized = {});
 
 }  // namespace weightcast::naive

@@ -2,7 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <numeric>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -24,9 +27,13 @@ struct Case {
   std::string to_string() const {
     const EngineLayout& e = topology.engine;
     return fmt::format(
-        "{} trainers {} colocate {} tp {} ep {} pp {} replicas {} {} bucket {} buffers {} fan-out {}",
-        model.config_text(), topology.trainers, topology.colocate, e.tp, e.ep, e.pp, e.replicas, e.moe_layout,
-        limits.bucket_bytes, limits.buffers, limits.fan_out == FanOut::kAll ? "all" : "needed");
+        "{} trainers {} colocate {} split {} {} tp {} ep {} pp {} replicas {} {} quantize {} at {} bucket {} "
+        "buffers {} fan-out {}",
+        model.config_text(), topology.trainers, topology.colocate, static_cast<int>(topology.source_split),
+        topology.trainer_layout ? topology.trainer_layout->to_string() : "", e.tp, e.ep, e.pp, e.replicas,
+        e.moe_layout, e.quantizer ? quantizer_name(*e.quantizer) : "none",
+        limits.quantize_at == QuantizeAt::kSource ? "source" : "destination", limits.bucket_bytes,
+        limits.buffers, limits.fan_out == FanOut::kAll ? "all" : "needed");
   }
 };
 
@@ -53,16 +60,123 @@ class Cases {
     if (!c.model.moe || (c.model.hidden % 64 == 0 && c.model.dtype == DType::kBF16)) {
       moe_layouts.emplace_back("trtllm");
     }
-    engine.moe_layout =
-        moe_layouts[static_cast<std::size_t>(between(0, static_cast<std::int64_t>(moe_layouts.size()) - 1))];
-    c.limits.bucket_bytes =
-        Limits::kLeastBucketBytes + (chance(2) ? 0 : between(1, chance(3) ? 1'500'000 : 200'000));
-    c.limits.buffers = between(1, 4);
-    c.limits.fan_out = chance(4) ? FanOut::kAll : FanOut::kNeeded;
+    engine.moe_layout = one_of(moe_layouts);
+    c.limits = limits();
+    return c;
+  }
+
+  /// Models whose blocks no rank and no trainer cuts.
+  Case next_quantized() {
+    Case c;
+    EngineLayout& engine = c.topology.engine;
+    engine.tp = pick({1, 2, 2, 3, 4});
+    engine.ep = divisor(engine.tp);
+    engine.pp = pick({1, 1, 1, 2});
+    engine.replicas = pick({1, 1, 2});
+    c.model.moe = chance(2);
+    engine.quantizer = quantizer(c.model.moe, engine);
+    const QuantScheme scheme = engine.quantizer->scheme;
+    quantizable_model(engine, c.model);
+    c.limits = limits();
+    c.limits.quantize_at = chance(2) ? QuantizeAt::kSource : QuantizeAt::kDestination;
+
+    c.topology.colocate = chance(3);
+    c.topology.trainers = c.topology.colocate ? engine.ranks() : between(1, 5);
+    if (chance(2)) c.topology.trainer_layout = trainer_layout(c.model, scheme);
+    if (c.topology.trainer_layout && c.topology.trainer_layout->ranks() == engine.ranks()) {
+      c.topology.trainers = engine.ranks();
+    } else if (c.topology.trainer_layout) {
+      c.topology.colocate = false;
+      c.topology.trainers = c.topology.trainer_layout->ranks();
+    } else if (chance(3) && c.model.moe) {
+      c.topology.source_split = SourceSplit::kExpert;
+    } else if (chance(3) && scheme != QuantScheme::kFp8Block) {
+      c.topology.source_split = SourceSplit::kRow;
+    }
     return c;
   }
 
  private:
+  Limits limits() {
+    Limits limits;
+    limits.bucket_bytes =
+        Limits::kLeastBucketBytes + (chance(2) ? 0 : between(1, chance(3) ? 1'500'000 : 200'000));
+    limits.buffers = between(1, 4);
+    limits.fan_out = chance(4) ? FanOut::kAll : FanOut::kNeeded;
+    return limits;
+  }
+
+  /// Any for a dense model; for experts one that the kernels of a layout take, which is chosen, too.
+  Quantizer quantizer(bool moe, EngineLayout& engine) {
+    std::vector<std::string> names = quantizer_names();
+    if (moe) {
+      const naive::Taken taken = one_of(naive::taken_pairs());
+      engine.moe_layout = taken.moe_layout;
+      std::erase_if(names, [&](const auto& name) { return parse_quantizer(name).scheme != taken.scheme; });
+    }
+    return parse_quantizer(one_of(names));
+  }
+
+  /// Sizes are products of tp and of what a block has in a direction in which ranks cut it; the others are
+  /// ragged where kernels allow it. Twice that for trainers who cut it again.
+  void quantizable_model(const EngineLayout& engine, naive::Model& model) {
+    const naive::QuantFormat format = naive::format_of(engine.quantizer->scheme);
+    const bool blocks = format.block_rows == 128;
+    // A rank's rows of q, k, v, gate and up are whole blocks, and its columns of o_proj and down_proj, too.
+    const std::int64_t unit = blocks ? 128 : format.block_cols == 0 ? pick({2, 6, 20}) : format.block_cols;
+    // Now and then tensors that several buckets and trainers share.
+    const std::int64_t most = blocks ? 2 : chance(3) ? 16 : 4;
+    model.hidden = blocks ? between(1, 300) : unit * between(1, 2 * most);
+    model.layers = engine.pp * (blocks ? 1 : between(1, 2));
+    model.heads = engine.tp * between(1, 2);
+    model.kv_heads = kv_heads(engine.tp, model.heads);
+    model.head_dim = unit;
+    model.inner = engine.tp * unit * between(1, most);
+    model.vocabulary = 64 * (engine.tp % 3 == 0 ? 3 : engine.tp) - between(0, 63);
+    model.experts = engine.ep * between(1, 3);
+    model.expert_inner = engine.expert_tp() * unit * between(1, most);
+    model.sparse_step = between(1, 2);
+    model.tied = chance(3);
+    model.bias = chance(3);
+    if (!model.moe || engine.moe_layout == "triton") return;
+    // Loads of 16 bytes, or tiles of 128 rows.
+    const bool tiles = format.scale_bytes == 1 || engine.moe_layout == "trtllm";
+    model.hidden = round_up(model.hidden, tiles ? 128 : 32);
+    model.expert_inner = round_up(model.expert_inner, engine.expert_tp() * (tiles ? 128 : 32));
+    model.experts = engine.ep * between(1, tiles ? 1 : 2);
+  }
+
+  /// Of trainers who hold whole blocks.
+  std::optional<TrainerLayout> trainer_layout(const naive::Model& model, QuantScheme scheme) {
+    const naive::QuantFormat format = naive::format_of(scheme);
+    const auto whole = [&](std::int64_t rows, std::int64_t cols, std::int64_t parts) {
+      const bool cut = parts > 1;
+      const bool rows_are_whole = format.block_rows == 0 || rows % (parts * format.block_rows) == 0;
+      const bool cols_are_whole = format.block_cols == 0
+                                      ? scheme == QuantScheme::kFp8Tensor
+                                      : cols % (parts * std::max<std::int64_t>(2, format.block_cols)) == 0;
+      return !cut || (rows_are_whole && cols_are_whole && rows % parts == 0 && cols % parts == 0);
+    };
+    TrainerLayout layout;
+    layout.tp = pick({1, 2, 4});
+    layout.etp = pick({1, 2});
+    layout.ep = divisor(model.experts);
+    // Rows are cut of gate and up, columns of down; of q, k and v by whole groups of heads.
+    if (model.kv_heads % layout.tp != 0 || !whole(model.head_dim, model.heads * model.head_dim, 1) ||
+        !whole(model.kv_heads * model.head_dim, model.heads * model.head_dim, layout.tp) ||
+        !whole(model.inner, model.inner, layout.tp)) {
+      layout.tp = 1;
+    }
+    if (!whole(model.expert_inner, model.expert_inner, layout.etp)) layout.etp = 1;
+    if (!model.moe) layout.ep = layout.etp = 1;
+    const std::int64_t stage = std::lcm(layout.tp, layout.etp * layout.ep);
+    if (stage > 8) return std::nullopt;
+    layout.dp = stage / layout.tp;
+    layout.edp = stage / (layout.etp * layout.ep);
+    layout.pp = divisor(model.layers);
+    return layout;
+  }
+
   naive::Model model(const EngineLayout& engine) {
     naive::Model model;
     // Now and then rows that are larger than a bucket, or tensors that travel in messages of their own.
@@ -109,16 +223,18 @@ class Cases {
     for (std::int64_t kv = 1; kv <= heads; ++kv) {
       if (heads % kv == 0 && (tp % kv == 0 || kv % tp == 0)) choices.push_back(kv);
     }
-    return choices[static_cast<std::size_t>(between(0, static_cast<std::int64_t>(choices.size()) - 1))];
+    return pick(choices);
   }
 
   std::int64_t between(std::int64_t low, std::int64_t high) {
     return std::uniform_int_distribution<std::int64_t>(low, high)(random_);
   }
   bool chance(std::int64_t one_in) { return between(1, one_in) == 1; }
-  std::int64_t pick(const std::vector<std::int64_t>& choices) {
+  template <typename Choice>
+  Choice one_of(const std::vector<Choice>& choices) {
     return choices[static_cast<std::size_t>(between(0, static_cast<std::int64_t>(choices.size()) - 1))];
   }
+  std::int64_t pick(const std::vector<std::int64_t>& choices) { return one_of(choices); }
   std::int64_t divisor(std::int64_t n) {
     std::vector<std::int64_t> divisors;
     for (std::int64_t d = 1; d <= n; ++d) {
@@ -130,6 +246,56 @@ class Cases {
   std::mt19937_64 random_;
 };
 
+/// A rank's place, said without the product's arithmetic.
+EngineRank place_of(const EngineLayout& engine, std::int64_t rank) {
+  return {rank / (engine.pp * engine.tp), rank / engine.tp % engine.pp, rank % engine.tp};
+}
+
+/// No block has a part in two segments, and so in two buckets or from two trainers: a segment begins and ends
+/// where blocks do, or with the tensor. What receivers quantise has all that its scales follow from.
+void expect_whole_blocks(const Plan& plan, const Catalog& catalog, const naive::Quantized& quantized) {
+  for (const Segment& segment : plan.segments) {
+    const auto found = quantized.find(catalog[segment.tensor].name);
+    if (found == quantized.end()) continue;
+    const naive::QuantizedTensor& tensor = found->second;
+    const bool channels = tensor.format.block_cols == tensor.cols && !tensor.format.global;
+    const bool one_scale = tensor.format.scale_bytes == 0;
+    const std::int64_t rows = one_scale ? 1 : tensor.format.block_rows;
+    // A row's scale goes with each part of it that some rank needs.
+    const std::int64_t cols = one_scale || channels ? 1 : tensor.format.block_cols;
+    const auto ends = [](std::int64_t at, std::int64_t unit, std::int64_t total) {
+      return at % unit == 0 || at == total;
+    };
+    const Box& box = segment.box;
+    EXPECT_TRUE(box.row % rows == 0 && ends(box.row + box.rows, rows, tensor.rows) && box.col % cols == 0 &&
+                ends(box.col + box.cols, cols, tensor.cols))
+        << found->first << " " << box.to_string();
+    const bool quantized_there = !plan.wire[segment.tensor].codes_travel;
+    EXPECT_TRUE(!channels || !quantized_there || box.cols == tensor.cols)
+        << found->first << " " << box.to_string();
+  }
+}
+
+/// Runs the update of a case; every byte of every rank must be the naive model's.
+void run(const Case& c, const naive::Weights& weights, const naive::Quantized& quantized) {
+  const auto family = c.model.family();
+  ASSERT_EQ(family->catalog().size(), naive::tensors(c.model).size());
+  const Plan plan = make_plan(*family, c.topology, c.limits);
+  expect_whole_blocks(plan, family->catalog(), quantized);
+  const std::vector<EmulatedRank> ranks = emulate_update(plan, *family, weights, quantized);
+  for (std::size_t r = 0; r < ranks.size(); ++r) {
+    SCOPED_TRACE(fmt::format("rank {}", r));
+    const auto rank = c.topology.inference_rank(static_cast<std::int64_t>(r));
+    if (!rank) {
+      EXPECT_TRUE(ranks[r].parameters.empty());
+      continue;
+    }
+    const EngineLayout& engine = c.topology.engine;
+    expect_parameters(ranks[r],
+                      naive::parameters(c.model, engine, place_of(engine, *rank), weights, quantized));
+  }
+}
+
 /// Every tenth of the cases is a test of its own, so that they run side by side.
 class AnyLayout : public ::testing::TestWithParam<int> {};
 
@@ -139,25 +305,18 @@ TEST_P(AnyLayout, EveryByteIsWhereTheEngineLooks) {
   for (int i = 0; i < kCases && !HasFailure(); ++i) {
     const Case c = cases.next();
     SCOPED_TRACE(c.to_string());
-    const auto family = c.model.family();
-    const std::vector<naive::Entry> tensors = naive::tensors(c.model);
-    ASSERT_EQ(family->catalog().size(), tensors.size());
-    const naive::Weights weights = naive::random_weights(c.model, static_cast<std::uint64_t>(i));
-    const Plan plan = make_plan(*family, c.topology, c.limits);
-    const std::vector<EmulatedRank> ranks = emulate_update(plan, *family, weights);
-    for (std::size_t r = 0; r < ranks.size(); ++r) {
-      SCOPED_TRACE(fmt::format("rank {}", r));
-      const auto rank = c.topology.inference_rank(static_cast<std::int64_t>(r));
-      if (!rank) {
-        EXPECT_TRUE(ranks[r].parameters.empty());
-        continue;
-      }
-      const EngineLayout& engine = c.topology.engine;
-      // A rank's place, said without the product's arithmetic.
-      const EngineRank place{*rank / (engine.pp * engine.tp), *rank / engine.tp % engine.pp,
-                             *rank % engine.tp};
-      expect_parameters(ranks[r], naive::parameters(c.model, engine, place, weights));
-    }
+    run(c, naive::random_weights(c.model, static_cast<std::uint64_t>(i)), {});
+  }
+}
+
+TEST_P(AnyLayout, EveryCodeAndScaleIsWhereTheEngineLooks) {
+  constexpr int kCases = 15;
+  Cases cases(1000 + static_cast<std::uint64_t>(GetParam()));
+  for (int i = 0; i < kCases && !HasFailure(); ++i) {
+    const Case c = cases.next_quantized();
+    SCOPED_TRACE(c.to_string());
+    const naive::Weights weights = naive::random_values(c.model, static_cast<std::uint64_t>(i));
+    run(c, weights, naive::quantize(c.model, *c.topology.engine.quantizer, weights));
   }
 }
 
