@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "model/layouts/scale_swizzle.hpp"
 
 namespace weightcast {
 
@@ -14,6 +15,30 @@ namespace {
 /// Elements [start, start + count) of an axis of `total` against blocks of `block`.
 bool cuts_block(std::int64_t start, std::int64_t count, std::int64_t total, std::int64_t block) {
   return start % block != 0 || ((start + count) % block != 0 && start + count != total);
+}
+
+/// The scales of matrices one above the other, which begin at `first_rows`, in tiles of 128 × 4
+/// (scale_swizzle.hpp) as FP4 kernels read them: [up(rows,128), up(cols,4)].
+Parameter in_tiles(const Catalog& catalog, const std::string& name, const std::vector<TensorBox>& boxes,
+                   const std::vector<std::int64_t>& first_rows, std::int64_t cols, const PlaneType& type,
+                   const std::string& option) {
+  constexpr std::int64_t kTileRows = 128;
+  const SlabLayout slab = swizzled({first_rows.back(), cols, 1});
+  std::vector<PlacedBox> placed;
+  for (std::size_t i = 0; i < boxes.size(); ++i) {
+    const std::int64_t first = first_rows[i];
+    if (first % kTileRows != 0) {
+      throw UsageError(fmt::format(
+          "{}: {} of {} would begin at row {} of {}, but scales of FP4 lie in tiles of {} rows; choose a "
+          "smaller tp or "
+          "another --quantize",
+          option, boxes[i].box.to_string(), catalog[boxes[i].tensor].name, first, name, kTileRows));
+    }
+    const std::int64_t end = i + 1 == boxes.size() ? slab.rows : first_rows[i + 1];
+    placed.push_back(
+        {boxes[i], first / kTileRows * slab.layout.step[3], slab.layout, end - first, slab.cols});
+  }
+  return place(catalog, name, slab.shape, placed, type);
 }
 
 }  // namespace
@@ -138,15 +163,18 @@ std::vector<Parameter> quantized_stack(const Catalog& catalog, const Parameter& 
     const PlaneForm form = quantization.form(plane, whole_cols);
     std::vector<TensorBox> boxes;
     boxes.reserve(values.parts.size());
-    std::int64_t rows = 0;
+    std::vector<std::int64_t> first_rows{0};
     std::int64_t cols = 0;
     for (const Part& part : values.parts) {
       const Box box = quantization.values(part.box);
       boxes.push_back(quantization.box(plane, part.tensor, box, scope, option));
-      rows += form.of(box).rows;
+      first_rows.push_back(first_rows.back() + form.of(box).rows);
       cols = form.of(box).cols;
     }
-    parameters.push_back(stack(catalog, name, {rows, cols}, boxes, quantization.type(plane, whole_cols)));
+    const PlaneType type = quantization.type(plane, whole_cols);
+    parameters.push_back(plane == Plane::kScales && codes_per_byte(quantization.quantizer().scheme) == 2
+                             ? in_tiles(catalog, name, boxes, first_rows, cols, type, option)
+                             : stack(catalog, name, {first_rows.back(), cols}, boxes, type));
   };
   add(Plane::kCodes, values.name);
   if (quantization.has_scales()) add(Plane::kScales, values.name + quantization.scales_suffix());

@@ -71,8 +71,9 @@ Parameter global_scales(const Catalog& catalog, std::string name,
                         const Quantization& quantization);
 
 /// What an engine keeps of a matrix of stacked parts (qkv, gate_up, …) when its tensors are quantised: the
-/// codes under its own name, and scales stacked in the same order. The parts share a global scale. Throws
-/// UsageError naming `option` for a part that cuts a block in two.
+/// codes under its own name, and scales stacked in the same order, those of 4-bit codes in tiles of 128 × 4
+/// as kernels for them read. The parts share a global scale. Throws UsageError naming `option` for a part
+/// that cuts a block or a tile in two.
 std::vector<Parameter> quantized_stack(const Catalog& catalog, const Parameter& values,
                                        const Quantization& quantization, const std::string& option);
 
