@@ -39,6 +39,7 @@ class CudaQuantPrograms {
   void find_largest(std::size_t program, const std::byte* staging, float* largest, int blocks,
                     cudaStream_t stream) const;
 
+  std::size_t programs() const { return launches_.size(); }
   bool empty() const { return moves_.bytes() == 0; }
   std::int64_t device_bytes() const { return moves_.bytes() + tiles_.bytes(); }
 
