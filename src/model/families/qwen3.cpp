@@ -239,9 +239,10 @@ class Qwen3 final : public Family {
     const Quantization* const quantization = linears.quantization(slots.front().gate);
     moe_layout.require({expert_inner_, layout.expert_tp(), hidden_, dtype_,
                         quantization ? std::optional(quantization->quantizer()) : std::nullopt});
-    moe_layout.add_parameters(
-        catalog_, {at + "experts", slots, layout.expert_tp(), rank.tp % layout.expert_tp(), quantization},
-        parameters);
+    moe_layout.add_parameters(catalog_,
+                              {at + "experts", slots, layout.expert_tp(), rank.tp % layout.expert_tp(),
+                               quantization, layout.activations},
+                              parameters);
   }
 
   /// A layer without its routed experts.

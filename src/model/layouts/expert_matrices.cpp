@@ -42,6 +42,27 @@ class ExpertParameters {
     add(".w2_weight", Matrix::kW2, matrices_.w2, matrices_.w2_scales, parameters);
   }
 
+  /// Of stored scales the engine makes them, which knows whether gate's and up's are one.
+  void add_output_scalars(std::vector<Parameter>& parameters) const {
+    if (quantization_ == nullptr || !quantization_->has_global() || matrices_.scalars.gate == nullptr ||
+        quantization_->origin() == Quantization::Origin::kStored) {
+      return;
+    }
+    const auto add_one = [&](const char* name, Matrix matrix, float factor, float second_factor) {
+      const auto count = static_cast<std::int64_t>(experts_.slots.size());
+      Parameter scalars{experts_.prefix + name, DType::kF32, {count}, {}, {}};
+      for (const ExpertTensors& expert : experts_.slots) {
+        const auto offset = static_cast<std::int64_t>(scalars.scalars.size()) * 4;
+        scalars.scalars.push_back({offset, scope(expert, matrix), factor, second_factor});
+      }
+      parameters.push_back(std::move(scalars));
+    };
+    const auto [a, b] = experts_.activations;
+    add_one(matrices_.scalars.gate, Matrix::kW13, a, 1);
+    add_one(matrices_.scalars.inner, Matrix::kW13, a, 1 / b);
+    add_one(matrices_.scalars.down, Matrix::kW2, b, 1);
+  }
+
  private:
   enum class Matrix : std::uint8_t { kW13, kW2 };
 
@@ -150,6 +171,7 @@ void add_experts(const Catalog& catalog, const LocalExperts& experts, const Expe
   const ExpertParameters rank(catalog, experts, matrices);
   rank.add_w13(parameters);
   rank.add_w2(parameters);
+  rank.add_output_scalars(parameters);
 }
 
 SlabLayout gate_first(const PlaneMatrix& half) {

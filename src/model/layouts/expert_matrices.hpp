@@ -8,6 +8,7 @@
 #include "core/matrix_layout.hpp"
 #include "core/shape.hpp"
 #include "model/catalog.hpp"
+#include "model/engine.hpp"
 #include "model/parameter.hpp"
 #include "model/quantization.hpp"
 
@@ -27,6 +28,7 @@ struct LocalExperts {
   std::int64_t inner_parts = 1;  ///< each expert's inner size is cut this many ways, a divisor (tp/ep)
   std::int64_t inner_rank = 0;   ///< and this rank holds this part
   const Quantization* quantization = nullptr;  ///< none: their values
+  ActivationScales activations = {};
 };
 
 /// A plane (values, codes, scales) of gate, up or down of one expert on one rank, padding included.
@@ -49,6 +51,15 @@ struct SlabLayout {
 /// Of w13 it is given one half, and places both.
 using Placing = SlabLayout (*)(const PlaneMatrix& matrix);
 
+/// What kernels multiply the results of an expert's products with, each a parameter [El] of float32 behind
+/// the experts' prefix: with a and b the scales of what goes into w13 and into w2, s13 and s2 those of the
+/// weights.
+struct OutputScalars {
+  const char* gate = nullptr;   ///< a · s13
+  const char* inner = nullptr;  ///< (1/b) · a · s13
+  const char* down = nullptr;   ///< b · s2
+};
+
 /// All of what a layout does with a layer's experts.
 struct ExpertMatrices {
   Placing w13 = nullptr;         ///< values, or codes
@@ -60,6 +71,7 @@ struct ExpertMatrices {
   std::int64_t inner_unit = 1;
   /// Scales are kept as exponent bytes (float8_e8m0fnu), one for each row of a block.
   bool scale_for_each_row = false;
+  OutputScalars scalars = {};  ///< unset: the kernels have none
 };
 
 /// Appends `.w13_weight` and `.w2_weight` of a layer's experts and behind each of them what its quantiser

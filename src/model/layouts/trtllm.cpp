@@ -92,7 +92,14 @@ class TrtllmLayout final : public MoeLayout {
     if (quantizer->scheme == QuantScheme::kFp8Block) {
       return {up_first, row_major, up_first, row_major, kInnerUnit};
     }
-    return {shuffled_w13, shuffled_w2, shuffled_w13_scales, shuffled_w2_scales, kInnerUnit};
+    ExpertMatrices matrices{shuffled_w13, shuffled_w2, shuffled_w13_scales, shuffled_w2_scales, kInnerUnit};
+    // As SGLang's quantisation methods call them.
+    if (quantizer->scheme == QuantScheme::kNvfp4) {
+      matrices.scalars = {".g1_alphas", ".g1_scale_c", ".g2_alphas"};
+    } else if (quantizer->scheme == QuantScheme::kFp8Tensor) {
+      matrices.scalars = {".output1_scales_gate_scalar", ".output1_scales_scalar", ".output2_scales_scalar"};
+    }
+    return matrices;
   }
 };
 
