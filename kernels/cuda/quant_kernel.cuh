@@ -150,6 +150,11 @@ struct Spot {
   }
 };
 
+/// The lowest byte of `value`. With neighbours to come: it stays in the cache until they are there.
+__device__ inline void store_byte(std::byte* to, std::uint32_t value) {
+  __stwb(reinterpret_cast<unsigned char*>(to), static_cast<unsigned char>(value));
+}
+
 /// Eight bytes of codes, or as many as there are, from byte `first` of the place's rows on; `row` is where
 /// byte 0 of the row would be.
 __device__ inline void store_codes_in_parts(std::byte* row, const DevicePlace& place, std::int64_t first,
@@ -162,7 +167,7 @@ __device__ inline void store_codes_in_parts(std::byte* row, const DevicePlace& p
   const std::uint64_t all = std::uint64_t{codes.y} << 32 | codes.x;
 #pragma unroll 1
   for (int i = 0; i < bytes; ++i) {
-    row[place.layout.byte_offset(first + i)] = static_cast<std::byte>(all >> (8 * i));
+    store_byte(row + place.layout.byte_offset(first + i), static_cast<std::uint32_t>(all >> (8 * i)));
   }
 }
 
@@ -170,12 +175,12 @@ __device__ inline void store_codes_in_parts(std::byte* row, const DevicePlace& p
 __device__ inline void store_scale(std::byte* row, const DevicePlace& place, std::int64_t first,
                                    std::uint32_t stored, int bytes) {
   if (bytes == 4 && place.unit >= 4) {
-    *reinterpret_cast<std::uint32_t*>(row + place.layout.byte_offset(first)) = stored;
+    __stwb(reinterpret_cast<unsigned*>(row + place.layout.byte_offset(first)), stored);
     return;
   }
 #pragma unroll 1
   for (int i = 0; i < bytes; ++i) {
-    row[place.layout.byte_offset(first + i)] = static_cast<std::byte>(stored >> (8 * i));
+    store_byte(row + place.layout.byte_offset(first + i), stored >> (8 * i));
   }
 }
 
@@ -272,7 +277,7 @@ __device__ void finish(const DeviceQuantMove& move, const QuantWork& work, const
       }
       scale = block_scale(Q, bf16_value(static_cast<std::uint16_t>(largest)), global);
       std::byte* const scales = row_at(kHalf + row);
-      if (writes_scale && row < spot.rows) scales[scale_offset] = static_cast<std::byte>(scale.stored);
+      if (writes_scale && row < spot.rows) store_byte(scales + scale_offset, scale.stored);
       if constexpr (Digests) sums.scales += scale_key * scale.stored * __shfl_sync(~0u, own_key, kHalf + row);
     } else {
       scale.factor = scale_of(row);
@@ -308,12 +313,13 @@ __device__ inline std::uint32_t largest_of_row(const std::byte* at, std::int64_t
     for (int i = 0; i < kVectors; ++i) {
       batch[i] = uint4{0, 0, 0, 0};
       // Not as what is read once: it is read again to be encoded.
-      if (first + i * kHalf < vectors) batch[i] = reinterpret_cast<const uint4*>(at)[first + i * kHalf];
+      if (first + i * kHalf < vectors)
+        batch[i] = __ldca(reinterpret_cast<const uint4*>(at) + first + i * kHalf);
     }
     pair = larger_pair(pair, batch);
   }
   for (std::int64_t i = 8 * vectors + lane; i < cols; i += kHalf) {
-    pair = larger_pair(pair, reinterpret_cast<const unsigned short*>(at)[i]);
+    pair = larger_pair(pair, std::uint32_t{__ldca(reinterpret_cast<const unsigned short*>(at) + i)});
   }
   std::uint32_t largest = larger_of(pair);
 #pragma unroll
