@@ -199,10 +199,6 @@ __device__ inline void add_up(std::uint64_t sum, std::uint64_t* total) {
   }
 }
 
-__device__ inline std::uint64_t codes_row_key(const DeviceQuantMove& move, std::int64_t row) {
-  return digest_row_key(move.codes_key, move.codes_row + row);
-}
-
 __device__ inline std::uint64_t scales_row_key(const DeviceQuantMove& move, std::int64_t row) {
   return digest_row_key(move.scales_key, move.scales_row + row);
 }
