@@ -23,6 +23,8 @@ const QuantKernels* kernels_for(Quantizer quantizer) {
 /// What the kernels take for granted.
 void require(const QuantMove& move, Quantizer quantizer) {
   if (move.quantizer != quantizer) throw InternalError("quantiser moves of two quantisers in one program");
+  // A tile may end beyond the last row or column, whose numbers are ints.
+  if (std::max(move.rows, move.cols) > (1 << 30)) throw InternalError("a quantiser move that is too large");
   const QuantScheme scheme = quantizer.scheme;
   const Box& codes = move.codes_box;
   if (codes.rows != move.rows || codes.cols != ceil_div(move.cols, codes_per_byte(scheme))) {
@@ -81,8 +83,8 @@ DeviceQuantMove resolve(const QuantMove& move, std::int64_t tile_cols, std::span
   DeviceQuantMove resolved;
   resolved.values = address_of(move.values, sources, parameters);
   resolved.pitch = move.values.pitch;
-  resolved.rows = move.rows;
-  resolved.cols = move.cols;
+  resolved.rows = static_cast<std::int32_t>(move.rows);
+  resolved.cols = static_cast<std::int32_t>(move.cols);
   resolved.tiles_of_row =
       tile_cols == 0 ? 1u
                      : static_cast<std::uint32_t>(std::max<std::int64_t>(1, ceil_div(move.cols, tile_cols)));

@@ -114,11 +114,8 @@ __device__ uint2 encode_unit(const uint4 (&values)[Vectors], float factor) {
 /// compared as numbers, which for magnitudes is the order of their bits.
 __device__ inline std::uint32_t larger_pair(std::uint32_t largest, std::uint32_t pair) {
   std::uint32_t result = 0;
-  asm("{ .reg .b32 magnitudes;\n"
-      "  abs.bf16x2 magnitudes, %2;\n"
-      "  max.bf16x2 %0, %1, magnitudes; }"
-      : "=r"(result)
-      : "r"(largest), "r"(pair));
+  // Of a number and a NaN it is the number, and denormals are not flushed.
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(largest), "r"(pair & 0x7fff7fffu));
   return result;
 }
 

@@ -128,26 +128,32 @@ struct Values {
 template <QuantScheme S>
 struct Spot {
   using G = Geometry<S>;
-  std::int64_t row;  ///< the warp's first
-  std::int64_t col;  ///< the lane's first
+  int row;  ///< the warp's first
+  int col;  ///< the lane's first
   int lane;
   int half;  ///< the lane's rows are the even ones or the odd ones
   int rows;  ///< of the warp
   int cols;  ///< of the lane
 
-  __device__ Spot(const DeviceQuantMove& move, std::int64_t first_row, std::int64_t first_col)
+  __device__ Spot(const DeviceQuantMove& move, int first_row, int first_col)
       : row(first_row),
         lane(static_cast<int>(threadIdx.x) % kWarp),
         half(lane / kHalf),
-        rows(static_cast<int>(max(std::int64_t{0}, min(std::int64_t{G::kWarpRows}, move.rows - row)))) {
+        rows(max(0, min(G::kWarpRows, move.rows - row))) {
     col = first_col + lane % kHalf * G::kUnit;
-    cols = static_cast<int>(max(std::int64_t{0}, min(std::int64_t{G::kUnit}, move.cols - col)));
+    cols = max(0, min(G::kUnit, move.cols - col));
   }
 
   __device__ void load(const DeviceQuantMove& move, const std::byte* values, Values<S>& into) const {
-    into.load(values + (row + half) * move.pitch + 2 * col, move.pitch, rows - half, cols, move.aligned);
+    into.load(values + (row + half) * move.pitch + 2 * std::int64_t{col}, move.pitch, rows - half, cols,
+              move.aligned);
   }
 };
+
+/// The lowest byte of `value`. With neighbours to come: it stays in the cache until they are there.
+__device__ inline void store_byte(std::byte* to, std::uint32_t value) {
+  __stwb(reinterpret_cast<unsigned char*>(to), static_cast<unsigned char>(value));
+}
 
 /// Eight bytes of codes, or as many as there are, from byte `first` of the place's rows on; `row` is where
 /// byte 0 of the row would be.
@@ -161,7 +167,7 @@ __device__ inline void store_codes_in_parts(std::byte* row, const DevicePlace& p
   const std::uint64_t all = std::uint64_t{codes.y} << 32 | codes.x;
 #pragma unroll 1
   for (int i = 0; i < bytes; ++i) {
-    row[place.layout.byte_offset(first + i)] = static_cast<std::byte>(all >> (8 * i));
+    store_byte(row + place.layout.byte_offset(first + i), static_cast<std::uint32_t>(all >> (8 * i)));
   }
 }
 
@@ -169,12 +175,12 @@ __device__ inline void store_codes_in_parts(std::byte* row, const DevicePlace& p
 __device__ inline void store_scale(std::byte* row, const DevicePlace& place, std::int64_t first,
                                    std::uint32_t stored, int bytes) {
   if (bytes == 4 && place.unit >= 4) {
-    *reinterpret_cast<std::uint32_t*>(row + place.layout.byte_offset(first)) = stored;
+    __stwb(reinterpret_cast<unsigned*>(row + place.layout.byte_offset(first)), stored);
     return;
   }
 #pragma unroll 1
   for (int i = 0; i < bytes; ++i) {
-    row[place.layout.byte_offset(first + i)] = static_cast<std::byte>(stored >> (8 * i));
+    store_byte(row + place.layout.byte_offset(first + i), stored >> (8 * i));
   }
 }
 
@@ -193,10 +199,6 @@ __device__ inline void add_up(std::uint64_t sum, std::uint64_t* total) {
   }
 }
 
-__device__ inline std::uint64_t codes_row_key(const DeviceQuantMove& move, std::int64_t row) {
-  return digest_row_key(move.codes_key, move.codes_row + row);
-}
-
 __device__ inline std::uint64_t scales_row_key(const DeviceQuantMove& move, std::int64_t row) {
   return digest_row_key(move.scales_key, move.scales_row + row);
 }
@@ -207,7 +209,7 @@ __device__ inline std::uint64_t scales_column_key(const DeviceQuantMove& move, s
 
 /// Stores one element of the scales and returns what it adds to the digest.
 template <bool Digests>
-__device__ std::uint64_t put_scale(const DeviceQuantMove& move, const QuantWork& work, std::int64_t row,
+__device__ std::uint64_t put_scale(const DeviceQuantMove& move, const QuantWork& work, int row,
                                    std::int64_t col, std::uint32_t stored) {
   if (move.scales.unit != 0) {
     store_scale(base(work, move.scales) + move.scales.layout.row_offset(move.scales.row + row), move.scales,
@@ -224,21 +226,24 @@ __device__ void finish(const DeviceQuantMove& move, const QuantWork& work, const
   using G = Geometry<Q.scheme>;
   const int lane = spot.lane;
   const int bytes = (spot.cols + G::kPerByte - 1) / G::kPerByte;
-  const std::int64_t code_col = spot.col / G::kPerByte;
+  const int code_col = spot.col / G::kPerByte;
   const std::int64_t code_byte = move.codes.byte + code_col;
-  std::byte* const codes = base(work, move.codes) + move.codes.layout.byte_offset(code_byte);
+  const std::int64_t code_offset = move.codes.layout.byte_offset(code_byte);
   const bool writes_codes = move.codes.unit != 0 && bytes > 0;
   const bool in_one = bytes == 8 && move.codes.unit >= 8;
   const bool has_scale = G::kRowBlocks && lane % G::kBlockLanes == 0 && spot.cols > 0;
   const bool writes_scale = has_scale && move.scales.unit != 0;
-  const std::int64_t scale_col = spot.col / (G::kBlockLanes * G::kUnit);
-  std::byte* const scales =
-      base(work, move.scales) + move.scales.layout.byte_offset(move.scales.byte + scale_col);
-  // Lane i has the offset and the key of row i of the codes, lane 16 + i of the scales.
+  const int scale_col = spot.col / (G::kBlockLanes * G::kUnit);
+  const std::int64_t scale_offset = move.scales.layout.byte_offset(move.scales.byte + scale_col);
+  // Lane i has the address and the key of row i of the codes, lane 16 + i of the scales.
   const int own = lane % kHalf;
   const bool of_codes = lane < kHalf;
   const DevicePlace& place = G::kRowBlocks && !of_codes ? move.scales : move.codes;
-  const std::int64_t own_offset = place.layout.row_offset(place.row + spot.row + own);
+  const auto own_address = reinterpret_cast<std::uint64_t>(base(work, place)) +
+                           static_cast<std::uint64_t>(place.layout.row_offset(place.row + spot.row + own));
+  const auto row_at = [&](int from) {
+    return reinterpret_cast<std::byte*>(__shfl_sync(~0u, own_address, from));
+  };
   std::uint64_t own_key = 0;
   std::uint64_t scale_key = 0;
   Dot<std::uint8_t, 8> dot;
@@ -267,19 +272,19 @@ __device__ void finish(const DeviceQuantMove& move, const QuantWork& work, const
         largest = max(largest, __shfl_xor_sync(~0u, largest, other));
       }
       scale = block_scale(Q, bf16_value(static_cast<std::uint16_t>(largest)), global);
-      const std::int64_t offset = __shfl_sync(~0u, own_offset, kHalf + row);
-      if (writes_scale && row < spot.rows) scales[offset] = static_cast<std::byte>(scale.stored);
+      std::byte* const scales = row_at(kHalf + row);
+      if (writes_scale && row < spot.rows) store_byte(scales + scale_offset, scale.stored);
       if constexpr (Digests) sums.scales += scale_key * scale.stored * __shfl_sync(~0u, own_key, kHalf + row);
     } else {
       scale.factor = scale_of(row);
     }
     const uint2 made = encode_unit<Q>(values.of[step], scale.factor);
-    const std::int64_t offset = __shfl_sync(~0u, own_offset, row);
+    std::byte* const codes = row_at(row);
     if (writes_codes && row < spot.rows) {
       if (in_one) {
-        __stcs(reinterpret_cast<uint2*>(codes + offset), made);
+        __stcs(reinterpret_cast<uint2*>(codes + code_offset), made);
       } else {
-        store_codes_in_parts(base(work, move.codes) + offset, move.codes, code_byte, made, bytes);
+        store_codes_in_parts(codes, move.codes, code_byte, made, bytes);
       }
     }
     if constexpr (Digests) {
@@ -304,12 +309,13 @@ __device__ inline std::uint32_t largest_of_row(const std::byte* at, std::int64_t
     for (int i = 0; i < kVectors; ++i) {
       batch[i] = uint4{0, 0, 0, 0};
       // Not as what is read once: it is read again to be encoded.
-      if (first + i * kHalf < vectors) batch[i] = reinterpret_cast<const uint4*>(at)[first + i * kHalf];
+      if (first + i * kHalf < vectors)
+        batch[i] = __ldca(reinterpret_cast<const uint4*>(at) + first + i * kHalf);
     }
     pair = larger_pair(pair, batch);
   }
   for (std::int64_t i = 8 * vectors + lane; i < cols; i += kHalf) {
-    pair = larger_pair(pair, reinterpret_cast<const unsigned short*>(at)[i]);
+    pair = larger_pair(pair, std::uint32_t{__ldca(reinterpret_cast<const unsigned short*>(at) + i)});
   }
   std::uint32_t largest = larger_of(pair);
 #pragma unroll
@@ -332,14 +338,15 @@ __device__ void for_each_tile(const QuantWork& work, int tile_rows, WorkOn work_
     if (t + step < work.count) next = work.tiles[t + step];
     const DeviceQuantMove& move = work.moves[tile.move];
     const std::uint32_t rows = tile.chunk / move.tiles_of_row;
-    work_on(tile, move, std::int64_t{rows} * tile_rows, tile.chunk - rows * move.tiles_of_row, turn);
+    work_on(tile, move, static_cast<int>(rows) * tile_rows,
+            static_cast<int>(tile.chunk - rows * move.tiles_of_row), turn);
   }
 }
 
 /// A tile where a scale is over all of it, over some lanes, or over the tensor.
 template <Quantizer Q, bool Digests>
-__device__ Sums quantize_tile(const DeviceQuantMove& move, const QuantWork& work, std::int64_t row,
-                              std::int64_t col, GlobalScale global, std::uint32_t* of_warps) {
+__device__ Sums quantize_tile(const DeviceQuantMove& move, const QuantWork& work, int row, int col,
+                              GlobalScale global, std::uint32_t* of_warps) {
   using G = Geometry<Q.scheme>;
   const std::uint32_t team = threadIdx.x / kTeam;
   const int warp = static_cast<int>(threadIdx.x % kTeam) / kWarp;
@@ -355,8 +362,8 @@ __device__ Sums quantize_tile(const DeviceQuantMove& move, const QuantWork& work
     const std::uint32_t of_all = __reduce_max_sync(~0u, of_warps[spot.lane % kWarps]);
     scale = block_scale(Q, bf16_value(static_cast<std::uint16_t>(of_all)), global);
     // A lane for each row; where one element stands for all rows, the first.
-    const std::int64_t own_row = spot.row + spot.lane;
-    const std::int64_t scale_row = own_row >> move.scale_row_bits;
+    const int own_row = spot.row + spot.lane;
+    const int scale_row = own_row >> move.scale_row_bits;
     if (spot.lane < spot.rows && scale_row << move.scale_row_bits == own_row) {
       // An fp32 power of two may be kept as its exponent.
       const std::uint32_t stored = move.scale_bytes == 1 ? scale.stored >> 23 : scale.stored;
@@ -369,8 +376,8 @@ __device__ Sums quantize_tile(const DeviceQuantMove& move, const QuantWork& work
 
 /// A tile where a scale is over a whole row: the values are read twice.
 template <Quantizer Q, bool Digests>
-__device__ Sums quantize_rows(const DeviceQuantMove& move, const QuantWork& work, std::int64_t row,
-                              GlobalScale global, float* factors) {
+__device__ Sums quantize_rows(const DeviceQuantMove& move, const QuantWork& work, int row, GlobalScale global,
+                              float* factors) {
   using G = Geometry<Q.scheme>;
   const std::uint32_t team = threadIdx.x / kTeam;
   const int warp = static_cast<int>(threadIdx.x % kTeam) / kWarp;
@@ -379,7 +386,7 @@ __device__ Sums quantize_rows(const DeviceQuantMove& move, const QuantWork& work
   Sums sums;
   {
     // Of what is before and behind the box, too.
-    const std::int64_t own_row = row + half_warp;
+    const int own_row = row + half_warp;
     const std::int64_t cols = own_row < move.rows ? move.cols_before + move.cols + move.cols_behind : 0;
     const std::uint32_t largest = largest_of_row(values + own_row * move.pitch - 2 * move.cols_before, cols);
     if (threadIdx.x % kHalf == 0) {
@@ -389,8 +396,8 @@ __device__ Sums quantize_rows(const DeviceQuantMove& move, const QuantWork& work
     }
   }
   wait_for_team(team);
-  const std::int64_t strips = (move.cols + G::kStripCols - 1) / G::kStripCols;
-  for (std::int64_t strip = warp; strip < strips; strip += kWarps) {
+  const int strips = (move.cols + G::kStripCols - 1) / G::kStripCols;
+  for (int strip = warp; strip < strips; strip += kWarps) {
     const Spot<Q.scheme> spot(move, row, strip * G::kStripCols);
     Values<Q.scheme> own;
     spot.load(move, values, own);
@@ -411,16 +418,15 @@ __global__ void __launch_bounds__(kThreads, Digests ? 1 : 2) run_quantizer(Quant
   __shared__ float factors[kTeams][2][G::kWarpRows];
   const std::uint32_t team = threadIdx.x / kTeam;
   for_each_tile(work, G::kTileRows,
-                [&](QuantTile tile, const DeviceQuantMove& move, std::int64_t row, std::uint32_t chunk,
-                    std::uint32_t turn) {
+                [&](QuantTile tile, const DeviceQuantMove& move, int row, int chunk, std::uint32_t turn) {
                   GlobalScale global;
                   if (has_global(S) && move.scope != QuantMove::kNoScope) global = work.scales[move.scope];
                   Sums sums;
                   if constexpr (G::kWholeRows) {
                     sums = quantize_rows<kQuantizer, Digests>(move, work, row, global, factors[team][turn]);
                   } else {
-                    sums = quantize_tile<kQuantizer, Digests>(
-                        move, work, row, std::int64_t{chunk} * G::kTileCols, global, of_warps[team][turn]);
+                    sums = quantize_tile<kQuantizer, Digests>(move, work, row, chunk * G::kTileCols, global,
+                                                              of_warps[team][turn]);
                   }
                   if constexpr (Digests) {
                     add_up(sums.codes, work.digests + 2 * std::size_t{tile.move});
@@ -436,16 +442,15 @@ __global__ void __launch_bounds__(kThreads, 2) find_largest(QuantWork work) {
   using G = Geometry<S>;
   const int warp = static_cast<int>(threadIdx.x % kTeam) / kWarp;
   for_each_tile(
-      work, G::kTileRows,
-      [&](QuantTile, const DeviceQuantMove& move, std::int64_t row, std::uint32_t chunk, std::uint32_t) {
+      work, G::kTileRows, [&](QuantTile, const DeviceQuantMove& move, int row, int chunk, std::uint32_t) {
         if (move.scope == QuantMove::kNoScope) return;
         const std::byte* const values = base(work, move.values, move.staged);
         std::uint32_t largest = 0;
         if constexpr (G::kWholeRows) {
-          const std::int64_t own_row = row + static_cast<int>(threadIdx.x % kTeam) / kHalf;
+          const int own_row = row + static_cast<int>(threadIdx.x % kTeam) / kHalf;
           largest = largest_of_row(values + own_row * move.pitch, own_row < move.rows ? move.cols : 0);
         } else {
-          const Spot<S> spot(move, row + warp * G::kWarpRows, std::int64_t{chunk} * G::kTileCols);
+          const Spot<S> spot(move, row + warp * G::kWarpRows, chunk * G::kTileCols);
           Values<S> own;
           spot.load(move, values, own);
           largest = own.largest();

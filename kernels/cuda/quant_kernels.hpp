@@ -23,8 +23,8 @@ struct DevicePlace {
 struct DeviceQuantMove {
   std::int64_t values = 0;  ///< an address, or bytes from the start of staging
   std::int64_t pitch = 0;
-  std::int64_t rows = 0;
-  std::int64_t cols = 0;
+  std::int32_t rows = 0;
+  std::int32_t cols = 0;
   std::uint32_t tiles_of_row = 0;
   std::uint32_t scope = 0;
   bool staged = false;
