@@ -11,6 +11,7 @@
 
 #include "core/error.hpp"
 #include "core/float_bits.hpp"
+#include "core/units.hpp"
 
 namespace weightcast::engine {
 namespace {
@@ -174,7 +175,9 @@ Model::Model(const ModelConfig& config, const RankLayout& layout, const Paramete
   local_kv_heads_ = config.kv_heads >= tp ? divide(config.kv_heads, tp, "key/value heads") : 1;
   if (config.kv_heads < tp) divide(tp, config.kv_heads, "tensor-parallel ranks over key/value heads");
   local_experts_ = divide(config.experts, layout.ep_size, "experts");
-  const std::int64_t expert_width = divide(config.expert_width, tp / layout.ep_size, "rows of an expert");
+  // What pads it is zero and adds nothing.
+  const std::int64_t expert_width =
+      round_up(divide(config.expert_width, tp / layout.ep_size, "rows of an expert"), layout.inner_unit);
   const std::int64_t vocab_rows = divide(padded_vocabulary(config.vocab), tp, "vocabulary rows");
   const std::int64_t qkv_rows = (local_heads_ + 2 * local_kv_heads_) * config.head_dim;
 

@@ -22,6 +22,7 @@ struct RankLayout {
   std::int64_t ep_size = 1;
   bool up_first =
       false;  ///< order of the halves of `w13_weight`: cutlass has up first, triton has gate first
+  std::int64_t inner_unit = 1;  ///< to a multiple of which a rank's part of experts is padded
 };
 
 /// A row-major matrix.

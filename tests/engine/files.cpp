@@ -11,6 +11,7 @@
 
 #include "core/error.hpp"
 #include "core/float_bits.hpp"
+#include "engine/laid_out_source.hpp"
 #include "storage/writer.hpp"
 
 namespace weightcast::engine {
@@ -91,7 +92,7 @@ ShardFacts read_shard_facts(const std::string& path) {
     throw InputError(fmt::format("{}: pipeline stages are not computed", path));
   }
   const std::string experts = text("moe_layout");
-  if (experts != "triton" && experts != "cutlass") {
+  if (!is_known_layout(experts)) {
     throw InputError(fmt::format("{}: expert layout {} is not computed", path, experts));
   }
   ShardFacts facts;
@@ -100,6 +101,8 @@ ShardFacts read_shard_facts(const std::string& path) {
   facts.layout.ep_rank = number("ep_rank");
   facts.layout.ep_size = number("ep_size");
   facts.layout.up_first = experts == "cutlass";
+  facts.layout.inner_unit = inner_unit(experts);
+  facts.moe_layout = experts;
   facts.rank = number("rank");
   facts.replica = number("replica");
   facts.replicas = number("replicas");

@@ -34,6 +34,7 @@ struct ShardFacts {
   std::int64_t replica = 0;
   std::int64_t replicas = 1;
   std::int64_t weight_version = 0;
+  std::string moe_layout;
 };
 
 /// Reads the attributes of a shard file. Throws InputError naming the one that is missing, is impossible, or

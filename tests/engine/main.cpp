@@ -15,6 +15,7 @@
 #include "engine/agreement.hpp"
 #include "engine/engine.hpp"
 #include "engine/files.hpp"
+#include "engine/laid_out_source.hpp"
 #include "engine/model_config.hpp"
 #include "engine/mpi_group.hpp"
 #include "engine/vocabulary.hpp"
@@ -94,7 +95,8 @@ int run(const Options& options, MpiGroup& group) {
   if (!group.same_everywhere(facts.layout.ep_size) || !group.same_everywhere(facts.layout.up_first ? 1 : 0)) {
     throw InputError(fmt::format("{}: was laid out in another way than other shards", path));
   }
-  const Model model(config, facts.layout, FileSource(path), group);
+  const FileSource file(path);
+  const Model model(config, facts.layout, LaidOutSource(file, facts.moe_layout), group);
 
   const auto appended = static_cast<std::int64_t>(own.greedy.size() - own.prompt.size());
   const Agreement agreement = compare(model, own, others, options.generate.value_or(appended));
