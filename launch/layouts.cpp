@@ -58,6 +58,7 @@ Topology topology_of(const Options& options) {
     topology.engine = parse_engine_layout(options.inference, options.moe_layout);
   }
   topology.engine.moe_layout = find_moe_layout(options.moe_layout).name();
+  topology.engine.activations = parse_activation_scales(options.activation_scales);
   if (!options.quantize.empty()) topology.engine.quantizer = parse_quantizer(options.quantize);
   topology.trainer_layout = trainer_layout_of(options);
   topology.colocate = options.colocate;

@@ -81,7 +81,7 @@ struct OptionInfo {
   unsigned commands;
 };
 
-constexpr std::array<OptionInfo, 42> kOptions{{
+constexpr std::array<OptionInfo, 43> kOptions{{
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors "
@@ -113,8 +113,9 @@ constexpr std::array<OptionInfo, 42> kOptions{{
      "layer and expert numbers in the shards: local (each rank counts its own, default) or global",
      kTrainers},
     {"moe-layout", "NAME",
-     "triton (gate first), triton-kernels (transposed), cutlass (up first) or trtllm (bf16, shuffled, in "
-     "blocks of K)",
+     "where experts' kernels read them: triton (gate first, default), triton-kernels (transposed), cutlass "
+     "(up "
+     "first), trtllm, trtllm-shuffled, deepgemm, deepgemm-mega or cute-dsl",
      kJobs | kPlan},
     {"quantize", "NAME[:VARIANT]",
      "what linear layers and experts are quantised to: fp8-block, fp8-tensor, fp8-channel, mxfp8, nvfp4 or "
@@ -122,6 +123,11 @@ constexpr std::array<OptionInfo, 42> kOptions{{
      "(default: as in the model)",
      kJobs | kPlan},
     {"quantize-at", "SIDE", "source (default): codes travel; destination: values do. Both give the same bits",
+     kJobs | kPlan},
+    {"activation-scales", "A,B",
+     "calibrated scales of what goes into w13 and w2, for the factors that trtllm keeps beside nvfp4 and "
+     "fp8-tensor "
+     "(default 1,1)",
      kJobs | kPlan},
     {"fan-out", "WHAT", "needed: each rank what it needs; all: everybody everything", kJobs | kPlan},
     {"bucket-size", "BYTES", "most bytes of a bucket (default 256MiB, least 64KiB)", kJobs | kPlan},
@@ -471,6 +477,7 @@ Options take(const Values& values, std::string command, const po::variables_map&
   options.inference = values.text("inference", "tp=1");
   options.moe_layout = values.text("moe-layout", "triton");
   options.quantize = values.text("quantize", "");
+  options.activation_scales = values.text("activation-scales", "1,1");
   options.quantize_at =
       values.has("quantize-at") ? values.choice("quantize-at", {"source", "destination"}) : "source";
   options.fan_out = values.choice("fan-out", {"needed", "all"});
@@ -523,8 +530,8 @@ std::uint64_t hash_options(const Options& options) {
   for (const std::string& source : options.sources) hasher.add(std::string_view(source));
   for (const std::string* text :
        {&options.command, &options.model, &options.inference, &options.moe_layout, &options.quantize,
-        &options.quantize_at, &options.fan_out, &options.transport, &options.sink, &options.source_split,
-        &options.trace, &options.trainer_order, &options.trainer_names}) {
+        &options.quantize_at, &options.activation_scales, &options.fan_out, &options.transport, &options.sink,
+        &options.source_split, &options.trace, &options.trainer_order, &options.trainer_names}) {
     hasher.add(std::string_view(*text));
   }
   for (const auto* text : {&options.alloc, &options.trainer_alloc, &options.inference_alloc}) {

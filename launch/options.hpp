@@ -35,6 +35,7 @@ struct Options {
   std::string moe_layout = "triton";
   std::string quantize;
   std::string quantize_at = "source";
+  std::string activation_scales = "1,1";
   std::string fan_out = "needed";
   std::int64_t bucket_size = 0;
   std::int64_t buffers = 0;

@@ -29,7 +29,7 @@ class PlaneReader {
   void read(const Part& part, const Box& piece, std::int64_t element_bytes, std::byte* to);
 
   /// The scale that the tensors of a scope share.
-  float scalar(std::uint32_t scope) { return scale_of(scope).stored; }
+  float scale(std::uint32_t scope) { return scale_of(scope).stored; }
 
  private:
   const GlobalScale& scale_of(std::uint32_t scope);

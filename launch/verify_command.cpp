@@ -99,9 +99,11 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
                                      shard.integer(name)));
       }
     }
-    if (shard.optional_text("quantizer") != first.optional_text("quantizer")) {
-      throw InputError(fmt::format("{}: mixed shards: quantised as '{}' and as '{}'", directory,
-                                   first.optional_text("quantizer"), shard.optional_text("quantizer")));
+    for (const char* name : {"quantizer", "activation_scales"}) {
+      if (shard.optional_text(name) != first.optional_text(name)) {
+        throw InputError(fmt::format("{}: mixed shards: {} '{}' and '{}'", directory, name,
+                                     first.optional_text(name), shard.optional_text(name)));
+      }
     }
     if (shard.text("moe_layout") != first.text("moe_layout")) {
       throw InputError(fmt::format("{}: mixed shards: MoE layouts {} and {}", directory,
@@ -117,8 +119,9 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
   if (const std::string name = first.optional_text("quantizer"); !name.empty()) {
     try {
       layout.quantizer = parse_quantizer(name);
+      layout.activations = parse_activation_scales(first.text("activation_scales"));
     } catch (const UsageError& error) {
-      throw InputError(fmt::format("{}: attribute weightcast.quantizer: {}", first.path, error.what()));
+      throw InputError(fmt::format("{}: attributes of its quantiser: {}", first.path, error.what()));
     }
   }
   if (layout.replicas < 1 || layout.pp < 1 || layout.tp < 1 || layout.ep < 1 || layout.tp % layout.ep != 0) {
@@ -200,7 +203,7 @@ class ShardVerifier {
     std::vector<std::byte> held(static_cast<std::size_t>(parameter.bytes()));
     reader_.read(stored, Box::whole(parameter.shape), held);
     for (const Scalar& scalar : parameter.scalars) {
-      const float value = source_.scalar(scalar.scope);
+      const float value = scalar.value(source_.scale(scalar.scope));
       if (std::memcmp(held.data() + scalar.offset, &value, sizeof value) == 0) continue;
       throw VerifyError(fmt::format("{}: {} does not hold the scale of tensor {}", shard_.path,
                                     parameter.name, catalog_[scalar.scope].name));

@@ -1,11 +1,11 @@
 #include "kernels/cuda/cuda_programs.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
-#include <initializer_list>
 
 #include "core/float_bits.hpp"
+#include "kernels/cuda/common_unit.hpp"
+#include "kernels/cuda/dot.hpp"
 #include "kernels/digest.hpp"
 
 namespace weightcast {
@@ -322,36 +322,6 @@ __global__ void __launch_bounds__(kThreads)
                  });
 }
 
-/// Σ key · element mod 2^64 over a few elements. Keys are kept in halves, because an element of at most 32
-/// bits then costs one wide and one narrow multiplication instead of a whole 64-bit product.
-template <typename Element, int Count>
-class Dot {
- public:
-  __device__ void set_key(int i, std::uint64_t key) {
-    low_[i] = static_cast<std::uint32_t>(key);
-    high_[i] = static_cast<std::uint32_t>(key >> 32);
-  }
-  __device__ std::uint64_t of(const Element (&elements)[Count]) const {
-    std::uint64_t low = 0;
-    std::uint32_t high = 0;
-#pragma unroll
-    for (int i = 0; i < Count; ++i) {
-      if constexpr (sizeof(Element) == 8) {
-        low += (std::uint64_t{high_[i]} << 32 | low_[i]) * elements[i];
-      } else {
-        const std::uint32_t element = elements[i];
-        low += std::uint64_t{low_[i]} * element;
-        high += high_[i] * element;
-      }
-    }
-    return low + (std::uint64_t{high} << 32);
-  }
-
- private:
-  std::uint32_t low_[Count];
-  std::uint32_t high_[Count];
-};
-
 /// The part of a box's digest that belongs to one strip of columns and some rows; every lane has its share.
 template <typename Element>
 __device__ std::uint64_t digest_strip(const DeviceBox& box, std::int64_t first_row, std::int64_t rows,
@@ -449,20 +419,6 @@ __global__ void __launch_bounds__(kThreads) run_digests(const DeviceBox* boxes, 
                 static_cast<unsigned long long>(sum));
     }
   }
-}
-
-/// The widest vector (1 to 16 bytes) that an address and some distances are all multiples of.
-std::uint32_t common_unit(const void* address, std::initializer_list<std::int64_t> distances) {
-  auto all = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(address)) | 16u;
-  for (const std::int64_t distance : distances) all |= static_cast<std::uint64_t>(distance);
-  return 1u << std::countr_zero(all);
-}
-
-/// Steps and units of a layout.
-std::int64_t all_steps(const MatrixLayout& layout) {
-  std::int64_t all = layout.step[0] | layout.step[1] | layout.step[2] | layout.step[3] | layout.unit_step;
-  if (layout.unit_step != 0) all |= layout.unit_bytes();
-  return all;
 }
 
 int grid(std::uint32_t work, int blocks) {

@@ -104,6 +104,13 @@ std::vector<std::int64_t> ModelConfig::integers_or_empty(Names names) const {
   return result;
 }
 
+std::string ModelConfig::quantization_config() const {
+  const auto* value = json_->find({"quantization_config"});
+  if (value == nullptr) return "";
+  if (!value->is_object()) wrong(origin_, {"quantization_config"}, "an object");
+  return value->dump();
+}
+
 void ModelConfig::set_layers(std::int64_t layers) {
   json_->root["num_hidden_layers"] = layers;
   // A list with one entry a layer would no longer fit; the families here do not need it.

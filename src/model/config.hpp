@@ -40,6 +40,9 @@ class ModelConfig {
   bool boolean_or(Names names, bool fallback) const;
   std::vector<std::int64_t> integers_or_empty(Names names) const;
 
+  /// The text of `quantization_config`; empty when it is not there.
+  std::string quantization_config() const;
+
   /// The same model with another number of layers (`--layers`).
   void set_layers(std::int64_t layers);
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <vector>
 
 #include "core/error.hpp"
@@ -52,6 +53,26 @@ EngineLayout parse_engine_layout(std::string_view text, std::string_view moe_lay
                     text, layout.ep, layout.tp));
   }
   return layout;
+}
+
+ActivationScales parse_activation_scales(std::string_view text) {
+  ActivationScales scales;
+  const char* const end = text.data() + text.size();
+  const auto input = std::from_chars(text.data(), end, scales.input);
+  const bool comma = input.ec == std::errc() && input.ptr != end && *input.ptr == ',';
+  const auto inner = comma ? std::from_chars(input.ptr + 1, end, scales.inner) : input;
+  if (!comma || inner.ec != std::errc() || inner.ptr != end || !(scales.input > 0) || !(scales.inner > 0) ||
+      !std::isfinite(scales.input) || !std::isfinite(scales.inner)) {
+    throw UsageError(
+        fmt::format("--activation-scales {}: write two positive numbers, that of what goes into w13 and "
+                    "that of what goes into w2, such as 0.5,0.25",
+                    text));
+  }
+  return scales;
+}
+
+std::string to_string(const ActivationScales& scales) {
+  return fmt::format("{},{}", scales.input, scales.inner);
 }
 
 }  // namespace weightcast

@@ -9,6 +9,20 @@
 
 namespace weightcast {
 
+/// The calibrated scales by which an engine divides what goes into w13 and into w2 of its experts.
+struct ActivationScales {
+  float input = 1;
+  float inner = 1;
+
+  friend bool operator==(const ActivationScales& a, const ActivationScales& b) = default;
+};
+
+/// Reads `0.5,0.25`. Throws UsageError naming --activation-scales unless both are positive numbers.
+ActivationScales parse_activation_scales(std::string_view text);
+
+/// The shortest text that is read as the same scales.
+std::string to_string(const ActivationScales& scales);
+
 /// How the inference engine cuts a model, as `--inference tp=2,ep=2,pp=1,replicas=1` says it.
 /// `ep` divides `tp`: experts are cut `ep` ways, each expert's inner size `tp/ep` ways.
 struct EngineLayout {
@@ -18,6 +32,7 @@ struct EngineLayout {
   std::int64_t replicas = 1;
   std::string moe_layout = "triton";
   std::optional<Quantizer> quantizer = {};  ///< of linear layers and experts; none: as in the model
+  ActivationScales activations = {};        ///< in what kernels multiply results with
   std::string option = "--inference";       ///< what to change, in error messages
 
   std::int64_t expert_tp() const { return tp / ep; }

@@ -2,28 +2,69 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "core/error.hpp"
 
 namespace weightcast {
 
-Linears::Linears(const Catalog& catalog, const EngineLayout& layout)
+void add_weight(Catalog& catalog, const std::string& name, DType dtype, std::int64_t out, std::int64_t in,
+                const std::optional<Quantizer>& stored) {
+  if (!stored) {
+    catalog.add(name, dtype, {out, in});
+    return;
+  }
+  const Quantization quantization(catalog, *stored, Quantization::Origin::kStored);
+  catalog.add(name, quantization.dtype(Plane::kCodes), {out, in / codes_per_byte(stored->scheme)});
+  if (quantization.has_scales()) {
+    const Box scales = quantization.form(Plane::kScales, in).of({0, out, 0, in});
+    catalog.add(name + quantization.scales_suffix(), quantization.dtype(Plane::kScales),
+                {scales.rows, scales.cols});
+  }
+  if (quantization.has_global()) catalog.add(name + quantization.global_suffix(), DType::kF32, Shape{});
+}
+
+bool is_activation_scale(std::string_view stored_name) {
+  constexpr std::string_view kSuffixes[] = {".input_scale", ".input_scale_inv", ".k_scale", ".v_scale",
+                                            ".q_scale"};
+  return std::any_of(std::begin(kSuffixes), std::end(kSuffixes),
+                     [&](std::string_view suffix) { return stored_name.ends_with(suffix); });
+}
+
+Linears::Linears(const Catalog& catalog, const EngineLayout& layout, const std::optional<Quantizer>& stored)
     : catalog_(catalog), option_(layout.option) {
-  if (layout.quantizer) quantization_.emplace(catalog, *layout.quantizer);
+  if (stored && layout.quantizer) {
+    throw UsageError(fmt::format("--quantize {}: the model is already quantised ({}); leave the option out",
+                                 quantizer_name(*layout.quantizer), quantizer_name(*stored)));
+  }
+  if (stored) {
+    quantization_.emplace(catalog, *stored, Quantization::Origin::kStored);
+  } else if (layout.quantizer) {
+    quantization_.emplace(catalog, *layout.quantizer);
+  }
+}
+
+const Quantization* Linears::quantization(std::uint32_t weight) const {
+  if (!quantization_) return nullptr;
+  const bool stored = quantization_->origin() == Quantization::Origin::kStored;
+  // A quantised checkpoint may keep the values of some modules.
+  if (stored && catalog_[weight].dtype != quantization_->dtype(Plane::kCodes)) return nullptr;
+  if (!stored && catalog_[weight].dtype != DType::kBF16) {
+    throw UsageError(fmt::format("--quantize {}: {} is {}; only bfloat16 weights are quantised",
+                                 quantizer_name(quantization_->quantizer()), catalog_[weight].name,
+                                 dtype_name(catalog_[weight].dtype)));
+  }
+  return &*quantization_;
 }
 
 void Linears::add(Parameter values, std::vector<Parameter>& parameters) const {
-  if (!quantization_) {
+  const Quantization* const how = quantization(values.parts.front().tensor);
+  if (how == nullptr) {
     parameters.push_back(std::move(values));
     return;
   }
-  if (values.dtype != DType::kBF16) {
-    throw UsageError(fmt::format("--quantize {}: {} is {}; only bfloat16 weights are quantised",
-                                 quantizer_name(quantization_->quantizer()), values.name,
-                                 dtype_name(values.dtype)));
-  }
-  for (Parameter& plane : quantized_stack(catalog_, values, *quantization_, option_)) {
+  for (Parameter& plane : quantized_stack(catalog_, values, *how, option_)) {
     parameters.push_back(std::move(plane));
   }
 }

@@ -2,6 +2,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "model/engine.hpp"
@@ -10,18 +11,28 @@
 
 namespace weightcast {
 
+/// Lists a weight [out, in] of values or, quantised, its codes and behind them its scales as checkpoints name
+/// them: `weight_scale_inv`, `weight_scale`, `weight_scale_2`.
+void add_weight(Catalog& catalog, const std::string& name, DType dtype, std::int64_t out, std::int64_t in,
+                const std::optional<Quantizer>& stored);
+
+/// True for what quantised checkpoints hold beside their weights for activations and caches: calibration,
+/// which the engine keeps as it loaded it.
+bool is_activation_scale(std::string_view stored_name);
+
 /// The weights of linear layers in an engine: as in the model, or quantised as its layout says. Routers,
 /// norms, embedding and head never come here.
 class Linears {
  public:
-  /// `catalog` must outlive it. Throws UsageError when the model's weights cannot be quantised.
-  Linears(const Catalog& catalog, const EngineLayout& layout);
+  /// `catalog` must outlive it; `stored` says how its codes came about. Throws UsageError for a layout that
+  /// would quantise them once more.
+  Linears(const Catalog& catalog, const EngineLayout& layout, const std::optional<Quantizer>& stored);
 
-  /// Appends what the engine keeps of a weight.
+  /// Appends what the engine keeps of a weight. Throws UsageError when its values cannot be quantised.
   void add(Parameter values, std::vector<Parameter>& parameters) const;
 
-  /// Null: the weights are as in the model.
-  const Quantization* quantization() const { return quantization_ ? &*quantization_ : nullptr; }
+  /// How the engine keeps tensor `weight`; null: as in the model, which holds values.
+  const Quantization* quantization(std::uint32_t weight) const;
 
  private:
   const Catalog& catalog_;

@@ -48,10 +48,15 @@ struct Part {
   std::uint32_t scope = 0;  ///< of a quantised tensor: the first of those that share one scale for all
 };
 
-/// Four bytes of a parameter that hold, as float32, the scale that the tensors of a scope share.
+/// Four bytes of a parameter that hold, as float32, the scale that the tensors of a scope share, times what
+/// kernels want it multiplied with.
 struct Scalar {
   std::int64_t offset = 0;
   std::uint32_t scope = 0;
+  float factor = 1;
+  float second_factor = 1;  ///< after the first
+
+  constexpr float value(float scale) const { return scale * factor * second_factor; }
 };
 
 /// Bytes of a parameter that no tensor feeds and that must be zero: a run from `offset` on or, with a layout,
@@ -103,7 +108,8 @@ Parameter stack(const Catalog& catalog, std::string name, Shape shape, const std
                 const PlaneType& type);
 
 /// A box, and the matrix of `rows` × `cols` elements (of its plane) that a layout places from byte `offset`
-/// of a parameter on: the box is its upper left corner, the rest of it is zero.
+/// of a parameter on: the box is its upper left corner, the rest of it is zero. Without a layout the rows lie
+/// one behind the other.
 struct PlacedBox {
   TensorBox from;
   std::int64_t offset = 0;

@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "core/error.hpp"
+#include "model/layouts/scale_swizzle.hpp"
 
 namespace weightcast {
 
@@ -13,6 +15,30 @@ namespace {
 /// Elements [start, start + count) of an axis of `total` against blocks of `block`.
 bool cuts_block(std::int64_t start, std::int64_t count, std::int64_t total, std::int64_t block) {
   return start % block != 0 || ((start + count) % block != 0 && start + count != total);
+}
+
+/// The scales of matrices one above the other, which begin at `first_rows`, in tiles of 128 × 4
+/// (scale_swizzle.hpp) as FP4 kernels read them: [up(rows,128), up(cols,4)].
+Parameter in_tiles(const Catalog& catalog, const std::string& name, const std::vector<TensorBox>& boxes,
+                   const std::vector<std::int64_t>& first_rows, std::int64_t cols, const PlaneType& type,
+                   const std::string& option) {
+  constexpr std::int64_t kTileRows = 128;
+  const SlabLayout slab = swizzled({first_rows.back(), cols, 1});
+  std::vector<PlacedBox> placed;
+  for (std::size_t i = 0; i < boxes.size(); ++i) {
+    const std::int64_t first = first_rows[i];
+    if (first % kTileRows != 0) {
+      throw UsageError(fmt::format(
+          "{}: {} of {} would begin at row {} of {}, but scales of FP4 lie in tiles of {} rows; choose a "
+          "smaller tp or "
+          "another --quantize",
+          option, boxes[i].box.to_string(), catalog[boxes[i].tensor].name, first, name, kTileRows));
+    }
+    const std::int64_t end = i + 1 == boxes.size() ? slab.rows : first_rows[i + 1];
+    placed.push_back(
+        {boxes[i], first / kTileRows * slab.layout.step[3], slab.layout, end - first, slab.cols});
+  }
+  return place(catalog, name, slab.shape, placed, type);
 }
 
 }  // namespace
@@ -65,11 +91,24 @@ TensorBox Quantization::box(Plane plane, std::uint32_t tensor, const Box& box, s
   }
   if (origin_ == Origin::kComputed) return {tensor, box, scope};
   const std::uint32_t from = plane == Plane::kCodes ? tensor : companion(tensor, scales_suffix());
+  const Tensor& stored = catalog_[from];
+  const Box expected = form(plane, whole.cols()).of(Box::whole(whole));
+  if (Box::whole(stored.shape) != expected || dtype_bytes(stored.dtype) != dtype_bytes(dtype(plane))) {
+    throw InputError(fmt::format("{}: is {} {}, but {} of {} {} needs {} [{}, {}]", stored.name,
+                                 dtype_name(stored.dtype), stored.shape.to_string(),
+                                 quantizer_name(quantizer_), catalog_[tensor].name, whole.to_string(),
+                                 dtype_name(dtype(plane)), expected.rows, expected.cols));
+  }
   return {from, form(plane, whole.cols()).of(box), scope};
 }
 
 std::uint32_t Quantization::stored_global(std::uint32_t tensor) const {
-  return companion(tensor, global_suffix());
+  const std::uint32_t global = companion(tensor, global_suffix());
+  const Tensor& stored = catalog_[global];
+  if (stored.dtype == DType::kF32 && stored.shape.elements() == 1) return global;
+  throw InputError(fmt::format("{}: is {} {}, but {} needs one float32", stored.name,
+                               dtype_name(stored.dtype), stored.shape.to_string(),
+                               quantizer_name(quantizer_)));
 }
 
 std::uint32_t Quantization::companion(std::uint32_t tensor, const char* suffix) const {
@@ -86,52 +125,64 @@ const char* Quantization::global_suffix() const {
   return quantizer_.scheme == QuantScheme::kNvfp4 ? "_scale_2" : "_scale";
 }
 
+Parameter global_scales(const Catalog& catalog, std::string name,
+                        const std::vector<std::vector<std::uint32_t>>& groups,
+                        const Quantization& quantization) {
+  const auto count = static_cast<std::int64_t>(groups.size());
+  if (quantization.origin() == Quantization::Origin::kStored) {
+    std::vector<TensorBox> boxes;
+    for (const auto& group : groups) {
+      for (const std::uint32_t tensor : group)
+        boxes.push_back({quantization.stored_global(tensor), {0, 1, 0, 1}});
+    }
+    const auto each = static_cast<std::int64_t>(groups.front().size());
+    const Shape shape = count == 1 ? Shape{each} : each == 1 ? Shape{count} : Shape{count, each};
+    return stack(catalog, std::move(name), shape, boxes, {DType::kF32});
+  }
+  Parameter global{std::move(name), DType::kF32, {count}, {}, {}};
+  global.scalars.reserve(groups.size());
+  for (const auto& group : groups) {
+    // The first tensor stands for its scope.
+    global.scalars.push_back({static_cast<std::int64_t>(global.scalars.size()) * 4,
+                              *std::min_element(group.begin(), group.end())});
+  }
+  return global;
+}
+
 std::vector<Parameter> quantized_stack(const Catalog& catalog, const Parameter& values,
                                        const Quantization& quantization, const std::string& option) {
-  const std::int64_t slabs = values.shape.dims() == 3 ? values.shape[0] : 1;
-  const std::int64_t slab_bytes = values.bytes() / slabs;
-  const std::int64_t rows = values.shape.rows() / slabs;
-  const std::int64_t cols = values.shape.cols();
-  const auto slab_of = [&](const Part& part) { return part.offset / slab_bytes; };
-
-  // The first tensor of each slab stands for its scope.
-  std::vector<std::uint32_t> scopes(static_cast<std::size_t>(slabs), ~0u);
-  for (const Part& part : values.parts) {
-    std::uint32_t& scope = scopes[static_cast<std::size_t>(slab_of(part))];
-    scope = std::min(scope, part.tensor);
+  if (!values.padding.empty() || values.parts.empty() || values.shape.dims() != 2) {
+    throw InternalError(fmt::format("parameter {} {}, which is no matrix or has padding, cannot be quantised",
+                                    values.name, values.shape.to_string()));
   }
-  const auto shape_of = [&](std::int64_t plane_rows, std::int64_t plane_cols) {
-    return values.shape.dims() == 3 ? Shape{slabs, plane_rows, plane_cols} : Shape{plane_rows, plane_cols};
-  };
+  std::uint32_t scope = ~0u;  // the first tensor stands for it
+  for (const Part& part : values.parts) scope = std::min(scope, part.tensor);
   const std::int64_t whole_cols = quantization.shape(values.parts.front().tensor).cols();
   std::vector<Parameter> parameters;
   const auto add = [&](Plane plane, const std::string& name) {
     const PlaneForm form = quantization.form(plane, whole_cols);
     std::vector<TensorBox> boxes;
     boxes.reserve(values.parts.size());
-    std::int64_t plane_rows = 0;
+    std::vector<std::int64_t> first_rows{0};
+    std::int64_t cols = 0;
     for (const Part& part : values.parts) {
       const Box box = quantization.values(part.box);
-      boxes.push_back(
-          quantization.box(plane, part.tensor, box, scopes[static_cast<std::size_t>(slab_of(part))], option));
-      if (slab_of(part) == 0) plane_rows += form.of(box).rows;
+      boxes.push_back(quantization.box(plane, part.tensor, box, scope, option));
+      first_rows.push_back(first_rows.back() + form.of(box).rows);
+      cols = form.of(box).cols;
     }
-    const std::int64_t plane_cols = form.of(quantization.values(values.parts.front().box)).cols;
-    parameters.push_back(
-        stack(catalog, name, shape_of(plane_rows, plane_cols), boxes, quantization.type(plane, whole_cols)));
+    const PlaneType type = quantization.type(plane, whole_cols);
+    parameters.push_back(plane == Plane::kScales && codes_per_byte(quantization.quantizer().scheme) == 2
+                             ? in_tiles(catalog, name, boxes, first_rows, cols, type, option)
+                             : stack(catalog, name, {first_rows.back(), cols}, boxes, type));
   };
-  if (values.padding.empty() && !values.parts.empty() && rows > 0 && cols > 0) {
-    add(Plane::kCodes, values.name);
-    if (quantization.has_scales()) add(Plane::kScales, values.name + quantization.scales_suffix());
-  } else {
-    throw InternalError(fmt::format("parameter {} with padding cannot be quantised", values.name));
-  }
+  add(Plane::kCodes, values.name);
+  if (quantization.has_scales()) add(Plane::kScales, values.name + quantization.scales_suffix());
   if (quantization.has_global()) {
-    Parameter global{values.name + quantization.global_suffix(), DType::kF32, {slabs}, {}, {}};
-    for (std::int64_t slab = 0; slab < slabs; ++slab) {
-      global.scalars.push_back({slab * 4, scopes[static_cast<std::size_t>(slab)]});
-    }
-    parameters.push_back(std::move(global));
+    std::vector<std::uint32_t> group;
+    for (const Part& part : values.parts) group.push_back(part.tensor);
+    parameters.push_back(
+        global_scales(catalog, values.name + quantization.global_suffix(), {group}, quantization));
   }
   return parameters;
 }

@@ -43,7 +43,8 @@ class Quantization {
   Box values(const Box& box) const;
 
   /// What feeds the plane of `box`, a box of the values of `tensor`. Throws UsageError, naming `option`, when
-  /// the box cuts a block in two (it may end with the tensor), InputError when a stored tensor has no scales.
+  /// the box cuts a block in two (it may end with the tensor), InputError when a stored tensor has no scales,
+  /// or such as do not fit it.
   TensorBox box(Plane plane, std::uint32_t tensor, const Box& box, std::uint32_t scope,
                 const std::string& option) const;
 
@@ -62,10 +63,17 @@ class Quantization {
   Origin origin_;
 };
 
-/// What an engine keeps of a stacked parameter of whole rows (qkv, gate_up, w13, …) when its tensors are
-/// quantised: the codes under its own name, and scales stacked in the same order. Parts of one slab of a
-/// parameter with three dimensions, or of all of one with two, share a global scale. Throws UsageError naming
-/// `option` for a part that cuts a block in two.
+/// The parameter [n] of one fp32 scale for each of n groups of tensors that share one. Of stored tensors
+/// every one has its own, so it is [n, m] for groups of m, [m] for one group, [n] where m is 1: what engines
+/// keep until they merge the tensors. Throws InputError for a stored tensor without such a scale.
+Parameter global_scales(const Catalog& catalog, std::string name,
+                        const std::vector<std::vector<std::uint32_t>>& groups,
+                        const Quantization& quantization);
+
+/// What an engine keeps of a matrix of stacked parts (qkv, gate_up, …) when its tensors are quantised: the
+/// codes under its own name, and scales stacked in the same order, those of 4-bit codes in tiles of 128 × 4
+/// as kernels for them read. The parts share a global scale. Throws UsageError naming `option` for a part
+/// that cuts a block or a tile in two.
 std::vector<Parameter> quantized_stack(const Catalog& catalog, const Parameter& values,
                                        const Quantization& quantization, const std::string& option);
 

@@ -51,6 +51,7 @@ std::uint64_t hash_plan(const Plan& plan, const Catalog& catalog) {
   hasher.add(plan.limits.bucket_bytes).add(plan.limits.buffers).add(plan.limits.fan_out);
   if (engine.quantizer) {
     hasher.add(engine.quantizer->scheme).add(engine.quantizer->rule).add(plan.limits.quantize_at);
+    hasher.add(std::string_view(to_string(engine.activations)));
   }
   for (const auto& set : plan.destinations) {
     hasher.add(set.size());

@@ -15,7 +15,8 @@ std::uint32_t number_of(const Checkpoint& checkpoint, const StoredTensor* stored
 }
 
 void require_shape(const Checkpoint& checkpoint, const StoredTensor& stored, const Shape& shape) {
-  if (stored.shape == shape) return;
+  // A scale for a whole tensor is a scalar to some and a vector of one to others.
+  if (stored.shape == shape || (stored.shape.elements() == 1 && shape.elements() == 1)) return;
   throw InputError(
       fmt::format("{}: tensor {} has shape {} but the model's config wants {}; is --model the right "
                   "config.json?",
@@ -25,12 +26,12 @@ void require_shape(const Checkpoint& checkpoint, const StoredTensor& stored, con
 Bound bind_tensor(const Family& family, const Checkpoint& checkpoint, const Tensor& tensor) {
   if (const StoredTensor* stored = checkpoint.find(tensor.name)) {
     require_shape(checkpoint, *stored, tensor.shape);
-    return {number_of(checkpoint, stored), false, Box::whole(tensor.shape), 0, 0};
+    return {number_of(checkpoint, stored), Cast::kNone, Box::whole(tensor.shape), 0, 0};
   }
   if (const auto form = family.other_stored_form(tensor)) {
     if (const StoredTensor* stored = checkpoint.find(form->name)) {
       require_shape(checkpoint, *stored, form->shape);
-      return {number_of(checkpoint, stored), false, Box::whole(tensor.shape), form->row, 0};
+      return {number_of(checkpoint, stored), Cast::kNone, Box::whole(tensor.shape), form->row, 0};
     }
   }
   throw InputError(
@@ -47,12 +48,17 @@ std::string Binding::note() const {
                      cast_tensors);
 }
 
-bool needs_cast(const std::string& path, const StoredTensor& stored, DType wanted) {
-  if (stored.dtype == wanted) return false;
-  if (stored.dtype == DType::kF32 && wanted == DType::kBF16) return true;
-  throw InputError(
-      fmt::format("{}: tensor {} is {} but the model's config says {}; only float32 to bfloat16 is converted",
-                  path, stored.name, dtype_name(stored.dtype), dtype_name(wanted)));
+Cast cast_for(const std::string& path, const StoredTensor& stored, DType wanted) {
+  if (stored.dtype == wanted) return Cast::kNone;
+  if (stored.dtype == DType::kF32 && wanted == DType::kBF16) return Cast::kRound;
+  const bool scale = stored.name.ends_with("_scale") || stored.name.ends_with("_scale_inv");
+  if (scale && stored.dtype == DType::kBF16 && wanted == DType::kF32) return Cast::kWiden;
+  const bool opaque = wanted == DType::kF8E4M3 || wanted == DType::kF8E8M0 || wanted == DType::kF4E2M1x2;
+  if (stored.dtype == DType::kU8 && opaque) return Cast::kNone;
+  throw InputError(fmt::format(
+      "{}: tensor {} is {} but the model's config says {}; only float32 to bfloat16 (and scales in "
+      "bfloat16 to float32) are converted",
+      path, stored.name, dtype_name(stored.dtype), dtype_name(wanted)));
 }
 
 Binding bind(const Family& family, const Checkpoint& checkpoint) {
@@ -61,8 +67,8 @@ Binding bind(const Family& family, const Checkpoint& checkpoint) {
   for (const Tensor& tensor : family.catalog().tensors()) {
     Bound bound = bind_tensor(family, checkpoint, tensor);
     const StoredTensor& stored = checkpoint.tensors[bound.stored];
-    bound.cast_from_f32 = needs_cast(checkpoint.path, stored, tensor.dtype);
-    binding.cast_tensors += bound.cast_from_f32 ? 1 : 0;
+    bound.cast = cast_for(checkpoint.path, stored, tensor.dtype);
+    binding.cast_tensors += bound.cast == Cast::kRound ? 1 : 0;
     used[bound.stored] = true;
     binding.starts.push_back(static_cast<std::uint32_t>(binding.bounds.size()));
     binding.bounds.push_back(bound);

@@ -11,11 +11,18 @@
 
 namespace weightcast {
 
+/// What happens to elements between a checkpoint and the model.
+enum class Cast : std::uint8_t {
+  kNone,
+  kRound,  ///< float32 to bfloat16, to nearest even
+  kWiden,  ///< bfloat16 to float32: scales that a quantised checkpoint keeps short
+};
+
 /// A box of a canonical tensor and where a checkpoint has it: its first element is at (row, col) of the
 /// matrix view of stored tensor `stored`.
 struct Bound {
   std::uint32_t stored = 0;
-  bool cast_from_f32 = false;  ///< stored as float32, wanted as bfloat16
+  Cast cast = Cast::kNone;
   Box box;
   std::int64_t row = 0;
   std::int64_t col = 0;
@@ -25,7 +32,7 @@ struct Bound {
 struct Binding {
   std::vector<Bound> bounds;          ///< by tensor; those of one tensor do not overlap
   std::vector<std::uint32_t> starts;  ///< of each catalog tensor's bounds, and one behind the last
-  std::int64_t cast_tensors = 0;
+  std::int64_t cast_tensors = 0;      ///< that are rounded
 
   std::span<const Bound> of(std::uint32_t tensor) const {
     return std::span(bounds).subspan(starts[tensor], starts[tensor + 1] - starts[tensor]);
@@ -35,9 +42,10 @@ struct Binding {
   std::string note() const;
 };
 
-/// Whether a tensor stored as `stored` has to be cast for a model that wants `wanted`. Throws InputError
-/// naming the checkpoint and the tensor for what is neither the same nor float32 for bfloat16.
-bool needs_cast(const std::string& path, const StoredTensor& stored, DType wanted);
+/// What a tensor stored as `stored` goes through for a model that wants `wanted`. Bytes that hold codes or
+/// exponents are what the model says they are. Throws InputError naming the checkpoint and the tensor for any
+/// other conversion.
+Cast cast_for(const std::string& path, const StoredTensor& stored, DType wanted);
 
 /// Finds every tensor of the model in the checkpoint, under its own name or in another stored form. Throws
 /// InputError naming checkpoint and tensor for one that is missing, not part of the model, of the wrong

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/float_bits.hpp"
 #include "kernels/executor.hpp"
 #include "memory/host_buffer.hpp"
 
@@ -60,8 +61,10 @@ void BoundReader::read(std::uint32_t tensor, const Box& box, std::byte* to) cons
 void BoundReader::read_bound(const Bound& bound, const Box& box, std::byte* to) const {
   const StoredTensor& stored = checkpoint_.tensors[bound.stored];
   const Box place = stored_box(bound, box);
-  if (bound.cast_from_f32) {
+  if (bound.cast == Cast::kRound) {
     read_cast(stored, place, to);
+  } else if (bound.cast == Cast::kWiden) {
+    read_widened(stored, place, to);
   } else {
     reader_.read(stored, place, bytes_at(to, box.area() * dtype_bytes(stored.dtype)));
   }
@@ -71,7 +74,7 @@ std::optional<FilePlace> BoundReader::locate(std::uint32_t tensor, const Box& bo
   const std::span<const Bound> bounds = binding_.of(tensor);
   const auto whole =
       std::find_if(bounds.begin(), bounds.end(), [&](const Bound& bound) { return bound.box.contains(box); });
-  if (whole == bounds.end() || whole->cast_from_f32) return std::nullopt;
+  if (whole == bounds.end() || whole->cast != Cast::kNone) return std::nullopt;
   return place_of(checkpoint_.tensors[whole->stored], stored_box(*whole, box));
 }
 
@@ -80,6 +83,18 @@ bool BoundReader::divisible(std::uint32_t tensor) const {
   return std::none_of(bounds.begin(), bounds.end(), [&](const Bound& bound) {
     return checkpoint_.tensors[bound.stored].offset == StoredTensor::kThroughLibrary;
   });
+}
+
+void BoundReader::read_widened(const StoredTensor& stored, const Box& box, std::byte* to) const {
+  // Read into the second half, which the first overtakes only where it has been read.
+  std::byte* const narrow = to + box.area() * 2;
+  reader_.read(stored, box, bytes_at(narrow, box.area() * 2));
+  for (std::int64_t i = 0; i < box.area(); ++i) {
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, narrow + 2 * i, 2);
+    const float value = bf16_value(bits);
+    std::memcpy(to + 4 * i, &value, 4);
+  }
 }
 
 void BoundReader::read_cast(const StoredTensor& stored, const Box& box, std::byte* to) const {

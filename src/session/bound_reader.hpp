@@ -37,6 +37,9 @@ class BoundReader {
   /// Reads what a bound has, all of `box`.
   void read_bound(const Bound& bound, const Box& box, std::byte* to) const;
 
+  /// Reads a box of bfloat16 as float32.
+  void read_widened(const StoredTensor& stored, const Box& box, std::byte* to) const;
+
   /// Reads a box of float32 in pieces through a small buffer and rounds it into place.
   void read_cast(const StoredTensor& stored, const Box& box, std::byte* to) const;
 

@@ -228,7 +228,7 @@ void Session::for_each_scalar(
     for (const Scalar& scalar : parameter.scalars) {
       const auto found = std::lower_bound(plan_.scopes.begin(), plan_.scopes.end(), scalar.scope);
       values[static_cast<std::size_t>(scalar.offset / 4)] =
-          scales_[static_cast<std::size_t>(found - plan_.scopes.begin())].stored;
+          scalar.value(scales_[static_cast<std::size_t>(found - plan_.scopes.begin())].stored);
     }
     visit(share_.parameter_offsets[p], values, parameter);
   }

@@ -25,7 +25,10 @@ Attributes shard_attributes(const Topology& topology, std::int64_t inference_ran
                         {"pp_size", engine.pp},         {"tp_rank", place.tp},
                         {"tp_size", engine.tp},         {"ep_rank", place.tp / engine.expert_tp()},
                         {"ep_size", engine.ep},         {"moe_layout", engine.moe_layout}};
-  if (engine.quantizer) attributes.emplace("quantizer", quantizer_name(*engine.quantizer));
+  if (engine.quantizer) {
+    attributes.emplace("quantizer", quantizer_name(*engine.quantizer));
+    attributes.emplace("activation_scales", to_string(engine.activations));
+  }
   return attributes;
 }
 

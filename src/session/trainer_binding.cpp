@@ -109,8 +109,8 @@ class BoundsByTensor {
                                      stored.name, stored.shape.to_string(), describe(layout, rank),
                                      tensor.held.shape.to_string(), kAsk));
       }
-      const bool cast = needs_cast(shard.path, stored, tensor.held.dtype);
-      cast_tensors_ += cast ? 1 : 0;
+      const Cast cast = cast_for(shard.path, stored, tensor.held.dtype);
+      cast_tensors_ += cast == Cast::kRound ? 1 : 0;
       for (const Part& part : tensor.held.parts) {
         const Box place = place_in(tensor.held, part, part.box);
         add(part.tensor, {first + *numbers[i], cast, part.box, place.row, place.col});

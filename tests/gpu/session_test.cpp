@@ -29,6 +29,7 @@ struct Case {
   std::int64_t bucket_bytes = Limits::kLeastBucketBytes;
   std::int64_t buffers = 3;
   FanOut fan_out = FanOut::kNeeded;
+  QuantizeAt quantize_at = QuantizeAt::kSource;
 
   friend std::ostream& operator<<(std::ostream& out, const Case& c) { return out << c.name; }
 };
@@ -61,6 +62,16 @@ std::vector<Case> cases() {
       {"ColocatedRows", moe, split(colocated("tp=2,ep=2"), SourceSplit::kRow)},
       {"ColocatedReplicas", dense, colocated("replicas=2"), 80'000, 2},
       {"ColocatedStages", biased_model(), colocated("pp=2")},
+      {"CodesTravel", block_model(), quantized(topology_of(1, "tp=1"), "fp8-block"), 200'000},
+      {"CodesTravelColocated", block_model(), quantized(colocated("tp=2,ep=2"), "mxfp8"), 100'000, 2},
+      {"CodesTravelOfChannels", block_model(), quantized(colocated("tp=2"), "fp8-channel"), 64 << 10},
+      {"ScalesOfWholeTensors", block_model(), quantized(colocated("tp=2"), "fp8-tensor"), 1 << 20},
+      {"QuantizedOnArrival", block_model(), quantized(topology_of(1, "tp=1", "cutlass"), "fp8-block"),
+       64 << 10, 3, FanOut::kNeeded, QuantizeAt::kDestination},
+      {"QuantizedOnArrivalFp4", block_model(), quantized(topology_of(1, "tp=1", "trtllm"), "nvfp4"), 1 << 20,
+       3, FanOut::kNeeded, QuantizeAt::kDestination},
+      {"QuantizedOnArrivalColocated", block_model(), quantized(colocated("tp=2"), "fp8-tensor"), 100'000, 2,
+       FanOut::kNeeded, QuantizeAt::kDestination},
       {"ColocatedEverythingToEverybody", moe, colocated("tp=2"), 64 << 10, 3, FanOut::kAll},
   };
 }
@@ -85,6 +96,7 @@ TEST_P(GpuSession, ParametersAreThoseOfEachVersion) {
     limits.bucket_bytes = c.bucket_bytes;
     limits.buffers = c.buffers;
     limits.fan_out = c.fan_out;
+    limits.quantize_at = c.quantize_at;
     Session session(control, *family, c.topology, limits, {.wire = Wire::kNccl});
     Progress progress(ProgressMode::kNever, false);
     for (const std::int64_t version : {7, 8, 1'000'000}) {

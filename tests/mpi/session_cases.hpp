@@ -30,6 +30,22 @@ inline naive::Model small_model(bool moe) {
   return model;
 }
 
+/// A model whose blocks no rank of tp=2 cuts, whatever they are quantised to.
+inline naive::Model block_model() {
+  naive::Model model;
+  model.moe = true;
+  model.hidden = 256;
+  model.heads = 4;
+  model.kv_heads = 2;
+  model.head_dim = 128;
+  model.vocabulary = 300;
+  model.inner = 512;
+  model.experts = 4;
+  model.expert_inner = 256;
+  model.mlp_only_layers = {1};
+  return model;
+}
+
 inline Topology topology_of(std::int64_t trainers, const char* engine, const char* moe_layout = "triton") {
   Topology topology;
   topology.trainers = trainers;
@@ -41,6 +57,11 @@ inline Topology colocated(const char* engine) {
   Topology topology = topology_of(1, engine);
   topology.colocate = true;
   topology.trainers = topology.engine.ranks();
+  return topology;
+}
+
+inline Topology quantized(Topology topology, const char* quantizer) {
+  topology.engine.quantizer = parse_quantizer(quantizer);
   return topology;
 }
 
@@ -67,7 +88,9 @@ inline void expect_holds(const Session& session, std::int64_t world_rank, const 
   }
   const EngineLayout& engine = topology.engine;
   const EngineRank place{*rank / (engine.pp * engine.tp), *rank / engine.tp % engine.pp, *rank % engine.tp};
-  const std::vector<naive::Parameter> expected = naive::parameters(model, engine, place, weights);
+  const naive::Quantized quantized =
+      engine.quantizer ? naive::quantize(model, *engine.quantizer, weights) : naive::Quantized();
+  const std::vector<naive::Parameter> expected = naive::parameters(model, engine, place, weights, quantized);
   ASSERT_EQ(session.share().parameters.size(), expected.size());
   for (std::size_t p = 0; p < expected.size(); ++p) {
     EXPECT_EQ(session.share().parameters[p].name, expected[p].name);
@@ -84,7 +107,11 @@ inline void expect_holds(const Session& session, std::int64_t world_rank, const 
 class LyingSource final : public Source {
  public:
   LyingSource(Source& source, std::uint32_t segment) : source_(source), segment_(segment) {}
+  void find_largest(std::int64_t trainer, std::span<float> largest) override {
+    source_.find_largest(trainer, largest);
+  }
   void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override {
+    source_.use_scales(scales());
     source_.pack(bucket, staging, digests);
     if (!digests.empty() && digests[segment_] != 0) ++digests[segment_];
   }

@@ -23,6 +23,7 @@ struct Case {
   std::int64_t bucket_bytes = Limits::kLeastBucketBytes;
   std::int64_t buffers = 3;
   FanOut fan_out = FanOut::kNeeded;
+  QuantizeAt quantize_at = QuantizeAt::kSource;
 
   friend std::ostream& operator<<(std::ostream& out, const Case& c) { return out << c.name; }
 };
@@ -79,6 +80,15 @@ std::vector<Case> cases() {
       {"LargeSegmentsColocated", large_model(), colocated("tp=2,ep=2,replicas=2"), 1 << 20, 2},
       {"LargeSegmentsToEverybody", large_model(), topology_of(1, "tp=2,ep=2"), 1 << 20, 3, FanOut::kAll},
       {"RowsLargerThanBuckets", wide_model(), topology_of(2, "tp=2")},
+      {"CodesTravel", block_model(), quantized(topology_of(2, "tp=2,replicas=2"), "fp8-block")},
+      {"CodesTravelToEverybody", block_model(), quantized(topology_of(2, "tp=2,ep=2"), "fp8-channel"),
+       64 << 10, 2, FanOut::kAll},
+      {"ScalesOfWholeTensors", block_model(), quantized(topology_of(3, "tp=2"), "fp8-tensor"), 1 << 20},
+      {"QuantizedOnArrival", block_model(), quantized(topology_of(2, "tp=2", "cutlass"), "fp8-block"),
+       64 << 10, 3, FanOut::kNeeded, QuantizeAt::kDestination},
+      {"QuantizedOnArrivalColocated", block_model(), quantized(colocated("tp=2"), "fp8-tensor"), 1 << 20, 2,
+       FanOut::kNeeded, QuantizeAt::kDestination},
+      {"CodesTravelColocated", block_model(), quantized(colocated("tp=2,ep=2"), "mxfp8"), 100'000, 1},
       {"MoreRootsThanWork", with(wide_model(), [](naive::Model& m) { m.hidden = 8; }),
        topology_of(5, "tp=1")},
   };
@@ -94,6 +104,7 @@ class SessionOf : public ::testing::TestWithParam<Case> {
     limits.bucket_bytes = c.bucket_bytes;
     limits.buffers = c.buffers;
     limits.fan_out = c.fan_out;
+    limits.quantize_at = c.quantize_at;
     Session session(control, *family, c.topology, limits, {.source_bytes = &MemorySource::bytes_needed});
     EXPECT_LE(session.plan().slot_bytes, (c.bucket_bytes + 255) / 256 * 256);
     const auto trainer = c.topology.trainer(control.rank());

@@ -78,7 +78,7 @@ TEST(Locate, FindsWhatLiesInTheFileAsItIsWanted) {
   catalog.add("wide", DType::kF32, {8, 10});
   // The two halves of the tensor's rows lie in the file in the other order.
   Binding binding;
-  binding.bounds = {{0, false, {0, 4, 0, 10}, 4, 0}, {0, false, {4, 4, 0, 10}, 0, 0}};
+  binding.bounds = {{0, Cast::kNone, {0, 4, 0, 10}, 4, 0}, {0, Cast::kNone, {4, 4, 0, 10}, 0, 0}};
   binding.starts = {0, 2};
   const BoundReader reader(catalog, checkpoint, binding);
   const std::int64_t data = checkpoint.tensors.front().offset;
@@ -91,7 +91,7 @@ TEST(Locate, FindsWhatLiesInTheFileAsItIsWanted) {
   EXPECT_EQ(offset({2, 1, 3, 4}), 252);
   EXPECT_EQ(offset({2, 2, 3, 4}), -1);
   EXPECT_EQ(offset({3, 2, 0, 10}), -1);
-  binding.bounds.front().cast_from_f32 = true;
+  binding.bounds.front().cast = Cast::kRound;
   EXPECT_EQ(offset({0, 4, 0, 10}), -1);
 }
 

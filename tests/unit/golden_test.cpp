@@ -9,7 +9,7 @@
 
 #include "emulated_update.hpp"
 #include "model/layouts/moe_layout.hpp"
-#include "model/layouts/trtllm.hpp"
+#include "model/layouts/row_shuffle.hpp"
 #include "model/sharding.hpp"
 #include "plan/plan.hpp"
 
@@ -176,8 +176,9 @@ TEST(Golden, ExpertsOfTrtllmInBlocksOfK) {
   const auto parameters = [&](const Catalog& tensors, const EngineLayout&, const EngineRank&) {
     std::vector<Parameter> result;
     const std::vector<ExpertTensors> slots{{0, 1, 2}};
-    // The vectors' weights were not padded.
-    add_block_major_experts(tensors, {"experts", slots, 1, 0}, inner, result);
+    ExpertMatrices matrices = find_moe_layout("trtllm").matrices({});
+    matrices.inner_unit = inner;  // the vectors' weights were not padded
+    add_experts(tensors, {"experts", slots, 1, 0}, matrices, result);
     return result;
   };
   const ListedFamily family(catalog, parameters);

@@ -8,6 +8,7 @@
 #include "model/linears.hpp"
 #include "model/megatron.hpp"
 #include "model/sharding.hpp"
+#include "model/stored_quantization.hpp"
 
 namespace weightcast {
 
@@ -20,6 +21,7 @@ class Qwen3 final : public Family {
   Qwen3(const ModelConfig& config, bool moe)
       : origin_(config.origin()),
         dtype_(config.dtype()),
+        stored_(StoredQuantization::of(config)),
         hidden_(config.integer({"hidden_size"})),
         layers_(config.integer({"num_hidden_layers"})),
         heads_(config.integer({"num_attention_heads"})),
@@ -52,7 +54,7 @@ class Qwen3 final : public Family {
   std::vector<Parameter> parameters(const EngineLayout& layout, const EngineRank& rank) const override {
     require_divides(layout.option, "pp", layout.pp, "the layers of " + origin_, layers_);
     const TensorParallel tp(catalog_, layout.tp, rank.tp, layout.option);
-    const Linears linears(catalog_, layout);
+    const Linears linears(catalog_, layout, stored_quantizer());
     std::vector<Parameter> parameters;
     const bool last = rank.pp == layout.pp - 1;
     if (rank.pp == 0 || (last && tied_)) parameters.push_back(tp.vocabulary(kEmbedding));
@@ -78,6 +80,7 @@ class Qwen3 final : public Family {
 
   std::vector<TrainerTensor> trainer_dense(const TrainerLayout& layout, std::int64_t pp,
                                            std::int64_t tp) const override {
+    require_values(layout);
     const MegatronParallel cut(catalog_, layout.tp, tp, layout.option, "the trainers' t");
     const std::int64_t padded = layout.padded_vocabulary > 0
                                     ? layout.padded_vocabulary
@@ -103,6 +106,7 @@ class Qwen3 final : public Family {
 
   std::vector<TrainerTensor> trainer_experts(const TrainerLayout& layout, std::int64_t pp, std::int64_t etp,
                                              std::int64_t ep) const override {
+    require_values(layout);
     std::vector<TrainerTensor> tensors;
     if (experts_ == 0) return tensors;
     const MegatronParallel cut(catalog_, layout.etp, etp, layout.option, "the trainers' t of ffn");
@@ -127,13 +131,21 @@ class Qwen3 final : public Family {
 
   bool may_ignore(std::string_view stored_name) const override {
     // Many tied checkpoints still carry the head; older exports carry the rotary frequencies.
-    return (tied_ && stored_name == kHead) || stored_name.ends_with(".rotary_emb.inv_freq");
+    return (tied_ && stored_name == kHead) || stored_name.ends_with(".rotary_emb.inv_freq") ||
+           (stored_ && is_activation_scale(stored_name));
   }
 
  private:
   static constexpr const char* kEmbedding = "model.embed_tokens.weight";
   static constexpr const char* kFinalNorm = "model.norm.weight";
   static constexpr const char* kHead = "lm_head.weight";
+
+  /// Throws UsageError for trainers of a model whose checkpoints hold codes.
+  void require_values(const TrainerLayout& layout) const {
+    if (!stored_) return;
+    throw UsageError(
+        fmt::format("{}: {} is a quantised model; trainers hold values", layout.option, origin_));
+  }
 
   static std::string prefix(std::int64_t layer) { return fmt::format("model.layers.{}.", layer); }
 
@@ -168,14 +180,23 @@ class Qwen3 final : public Family {
   }
 
   void list_projection(const std::string& name, std::int64_t out, std::int64_t in) {
-    catalog_.add(name + ".weight", dtype_, {out, in});
+    list_weight(name, out, in);
     if (attention_bias_) catalog_.add(name + ".bias", dtype_, {out});
   }
 
   void list_mlp(const std::string& at, std::int64_t inner) {
-    catalog_.add(at + "gate_proj.weight", dtype_, {inner, hidden_});
-    catalog_.add(at + "up_proj.weight", dtype_, {inner, hidden_});
-    catalog_.add(at + "down_proj.weight", dtype_, {hidden_, inner});
+    list_weight(at + "gate_proj", inner, hidden_);
+    list_weight(at + "up_proj", inner, hidden_);
+    list_weight(at + "down_proj", hidden_, inner);
+  }
+
+  void list_weight(const std::string& module, std::int64_t out, std::int64_t in) {
+    const bool values = !stored_ || stored_->keeps_values(module);
+    add_weight(catalog_, module + ".weight", dtype_, out, in, values ? std::nullopt : stored_quantizer());
+  }
+
+  std::optional<Quantizer> stored_quantizer() const {
+    return stored_ ? std::optional(stored_->quantizer()) : std::nullopt;
   }
 
   void add_attention(const TensorParallel& tp, const Linears& linears, const std::string& at,
@@ -209,16 +230,19 @@ class Qwen3 final : public Family {
     std::vector<ExpertTensors> slots;
     slots.reserve(static_cast<std::size_t>(count));
     for (std::int64_t expert = first; expert < first + count; ++expert) {
-      // list_mlp put the three matrices of an expert side by side.
-      const std::uint32_t gate = catalog_.at(fmt::format("{}experts.{}.gate_proj.weight", at, expert));
-      slots.push_back({gate, gate + 1, gate + 2});
+      const auto weight = [&](const char* name) {
+        return catalog_.at(fmt::format("{}experts.{}.{}.weight", at, expert, name));
+      };
+      slots.push_back({weight("gate_proj"), weight("up_proj"), weight("down_proj")});
     }
     const MoeLayout& moe_layout = find_moe_layout(layout.moe_layout);
-    moe_layout.require({expert_inner_, layout.expert_tp(), hidden_, dtype_, layout.quantizer});
-    moe_layout.add_parameters(
-        catalog_,
-        {at + "experts", slots, layout.expert_tp(), rank.tp % layout.expert_tp(), linears.quantization()},
-        parameters);
+    const Quantization* const quantization = linears.quantization(slots.front().gate);
+    moe_layout.require({expert_inner_, layout.expert_tp(), hidden_, dtype_,
+                        quantization ? std::optional(quantization->quantizer()) : std::nullopt});
+    moe_layout.add_parameters(catalog_,
+                              {at + "experts", slots, layout.expert_tp(), rank.tp % layout.expert_tp(),
+                               quantization, layout.activations},
+                              parameters);
   }
 
   /// A layer without its routed experts.
@@ -242,6 +266,7 @@ class Qwen3 final : public Family {
 
   std::string origin_;
   DType dtype_;
+  std::optional<StoredQuantization> stored_;
   std::int64_t hidden_;
   std::int64_t layers_;
   std::int64_t heads_;

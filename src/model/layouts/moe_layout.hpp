@@ -7,27 +7,11 @@
 #include <string_view>
 #include <vector>
 
-#include "model/catalog.hpp"
-#include "model/parameter.hpp"
-#include "model/quantization.hpp"
+#include "core/dtype.hpp"
+#include "core/quantizer.hpp"
+#include "model/layouts/expert_matrices.hpp"
 
 namespace weightcast {
-
-/// The three matrices of one gated expert: gate [I, H], up [I, H], down [H, I], as catalog indices.
-struct ExpertTensors {
-  std::uint32_t gate = 0;
-  std::uint32_t up = 0;
-  std::uint32_t down = 0;
-};
-
-/// The experts that one rank holds of one layer, in the order of its slots.
-struct LocalExperts {
-  std::string prefix;                    ///< `model.layers.0.mlp.experts`
-  std::span<const ExpertTensors> slots;  ///< contiguous placement: slot e holds expert ep_rank × slots + e
-  std::int64_t inner_parts = 1;  ///< each expert's inner size is cut this many ways, a divisor (tp/ep)
-  std::int64_t inner_rank = 0;   ///< and this rank holds this part
-  const Quantization* quantization = nullptr;  ///< none: their values
-};
 
 /// What a layout is asked to hold.
 struct ExpertForm {
@@ -38,20 +22,50 @@ struct ExpertForm {
   std::optional<Quantizer> quantizer = {};  ///< of the parameters
 };
 
+/// Which weights the kernels of a layout read.
+struct TakenWeights {
+  bool values = true;      ///< as in the model
+  bool only_bf16 = false;  ///< those of no other type
+  std::vector<QuantScheme> schemes = {};
+};
+
+/// A size that kernels want to be a multiple of something.
+struct SizeRule {
+  enum class Size : std::uint8_t {
+    kInner,       ///< of a whole expert
+    kInnerShare,  ///< of the part on one rank
+    kHidden,
+  };
+  Size size = Size::kHidden;
+  std::int64_t multiple = 1;  ///< elements
+  const char* reason = "";    ///< for people
+};
+
 /// Where a fused-MoE kernel wants the experts' weights. A layout is one file in this folder.
 class MoeLayout {
  public:
   virtual ~MoeLayout() = default;
   virtual std::string name() const = 0;
 
+  virtual TakenWeights takes() const = 0;
+
+  /// Of weights that it takes.
+  virtual std::vector<SizeRule> rules(const ExpertForm& form) const = 0;
+
+  /// Where the matrices of such weights lie.
+  virtual ExpertMatrices matrices(const std::optional<Quantizer>& quantizer) const = 0;
+
   /// Throws UsageError when the kernels cannot read such matrices: which dimension, which rule, and what
   /// would do.
-  virtual void require(const ExpertForm& form) const = 0;
+  void require(const ExpertForm& form) const;
 
-  /// Appends the rank's parameters of one layer. A shape that the layout cannot hold is a UsageError.
-  virtual void add_parameters(const Catalog& catalog, const LocalExperts& experts,
-                              std::vector<Parameter>& parameters) const = 0;
+  /// Appends the rank's parameters of one layer; throws as add_experts() does.
+  void add_parameters(const Catalog& catalog, const LocalExperts& experts,
+                      std::vector<Parameter>& parameters) const;
 };
+
+/// All layouts, in the order in which people are told of them.
+std::span<const MoeLayout* const> moe_layouts();
 
 /// The layout of that name; throws UsageError listing the known ones.
 const MoeLayout& find_moe_layout(std::string_view name);
@@ -60,10 +74,14 @@ const MoeLayout& triton_moe_layout();
 const MoeLayout& triton_kernels_moe_layout();
 const MoeLayout& cutlass_moe_layout();
 const MoeLayout& trtllm_moe_layout();
+const MoeLayout& trtllm_shuffled_moe_layout();
+const MoeLayout& deepgemm_moe_layout();
+const MoeLayout& deepgemm_mega_moe_layout();
+const MoeLayout& cute_dsl_moe_layout();
 
-/// What triton and cutlass share: w13 [El, 2·It, H] of the two halves in the order given, w2 [El, H, It].
-enum class HalfOrder : std::uint8_t { kGateFirst, kUpFirst };
-void add_stacked_experts(const Catalog& catalog, const LocalExperts& experts, HalfOrder order,
-                         std::vector<Parameter>& parameters);
+/// What several kernels want: whole blocks of scales on each rank, in rows of w13 and in columns of w2; and
+/// rows of K that are whole units of 128 bits, as TMA loads them.
+std::vector<SizeRule> whole_blocks(const Quantizer& quantizer);
+std::vector<SizeRule> whole_loads(const ExpertForm& form);
 
 }  // namespace weightcast

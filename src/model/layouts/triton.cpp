@@ -5,16 +5,23 @@ namespace weightcast {
 namespace {
 
 /// The Triton fused-MoE layout: `w13[e, r, h] = gate[s(r), h]` for r < It, `up[s(r − It), h]` above, with
-/// s(i) = inner_rank·It + i; `w2[e, h, j] = down[h, s(j)]`. (SGLang and vLLM `fused_moe_triton`.)
+/// s(i) = inner_rank·It + i; `w2[e, h, j] = down[h, s(j)]`. Scales lie in the same order, row by row. (SGLang
+/// and vLLM `fused_moe_triton`.)
 class TritonLayout final : public MoeLayout {
  public:
   std::string name() const override { return "triton"; }
 
-  void require(const ExpertForm& /*form*/) const override {}
+  TakenWeights takes() const override {
+    using enum QuantScheme;
+    return {.schemes = {kFp8Block, kFp8Tensor, kFp8Channel, kMxfp8}};
+  }
 
-  void add_parameters(const Catalog& catalog, const LocalExperts& experts,
-                      std::vector<Parameter>& parameters) const override {
-    add_stacked_experts(catalog, experts, HalfOrder::kGateFirst, parameters);
+  std::vector<SizeRule> rules(const ExpertForm& form) const override {
+    return form.quantizer ? whole_blocks(*form.quantizer) : std::vector<SizeRule>();
+  }
+
+  ExpertMatrices matrices(const std::optional<Quantizer>& /*quantizer*/) const override {
+    return {gate_first, row_major, gate_first, row_major};
   }
 };
 

@@ -1,106 +1,109 @@
-#include "model/layouts/trtllm.hpp"
-
-#include <fmt/format.h>
-
-#include <algorithm>
-
-#include "core/error.hpp"
-#include "core/units.hpp"
+#include "model/layouts/moe_layout.hpp"
+#include "model/layouts/row_shuffle.hpp"
+#include "model/layouts/scale_swizzle.hpp"
 
 namespace weightcast {
 
 namespace {
 
-// K is cut into blocks of 128 bytes, for bf16 64 elements.
-constexpr std::int64_t kBlockBytes = 128;
-constexpr std::uint8_t kBlockBits = 7;
-constexpr std::int64_t kElementBytes = 2;
-constexpr std::int64_t kBlockElements = kBlockBytes / kElementBytes;
+/// Rows of gate lie this many behind those of up: 8 even rows of up, 8 of gate, 8 odd ones of up, 8 of gate.
+constexpr std::int64_t kGateBehindUp = 8;
 
-/// Within blocks of 32 rows, the lowest `low_bits` bits of a row's number become the highest of its place,
-/// and the three bits above them the lowest.
-MatrixLayout in_blocks_of_32(std::uint8_t low_bits, std::int64_t pitch) {
-  MatrixLayout layout;
-  layout.bits[0] = low_bits;
-  layout.step[0] = (32 >> low_bits) * pitch;
-  layout.bits[1] = 3;
-  layout.step[1] = pitch;
-  layout.step[3] = 32 * pitch;
-  return layout;
+/// MajorK: rows lie as they are, in another order.
+SlabLayout shuffled_w13(const PlaneMatrix& half) {
+  const std::int64_t row_bytes = half.cols * half.element;
+  SlabLayout slab = up_first(half);
+  slab.layout = shuffled_gated_rows(row_bytes);
+  slab.gate = kGateBehindUp * row_bytes;
+  return slab;
 }
 
-/// Byte x of row n at `(x/128 · rows + n) · 128 + x%128`.
-MatrixLayout in_blocks(MatrixLayout layout, std::int64_t rows) {
-  layout.unit_bits = kBlockBits;
-  layout.unit_step = rows * kBlockBytes;
-  return layout;
+SlabLayout shuffled_w2(const PlaneMatrix& matrix) {
+  SlabLayout slab = row_major(matrix);
+  slab.layout = shuffled_rows(matrix.cols * matrix.element);
+  return slab;
 }
 
-/// FlashInfer's TRT-LLM-gen fused MoE, in the form that it takes for bf16.
+/// BlockMajorK: within blocks of K.
+SlabLayout blocked_w13(const PlaneMatrix& half) {
+  SlabLayout slab = k_blocks(shuffled_gated_rows(kKBlockBytes), half, 2 * half.rows);
+  slab.gate = kGateBehindUp * kKBlockBytes;
+  return slab;
+}
+
+SlabLayout blocked_w2(const PlaneMatrix& matrix) {
+  return k_blocks(shuffled_rows(kKBlockBytes), matrix, matrix.rows);
+}
+
+/// Scales in the shuffled order of rows, and then in tiles. With n the shuffled row the place in a tile is
+/// (n%32) · kTileRow + ((n%128)/32) · kTileQuarter. Of row i of up, n%32 = 16·(i%2) + (i%16)/2 and
+/// n/32 = i/16; of row o of down, n%32 = 8·(o%4) + (o%32)/4 and n/32 = o/32.
+SlabLayout shuffled_w13_scales(const PlaneMatrix& half) {
+  return swizzled_interleaved(half, {{1, 16 * kTileRow}, {3, kTileRow}, {2, kTileQuarter}},
+                              kGateBehindUp * kTileRow);
+}
+
+SlabLayout shuffled_w2_scales(const PlaneMatrix& matrix) {
+  return swizzled_in_order(matrix, {{2, 8 * kTileRow}, {3, kTileRow}, {2, kTileQuarter}});
+}
+
+/// FlashInfer's TRT-LLM-gen fused MoE.
+///
+///   scheme       w13 rows                   weights        scales
+///   – (bf16)     up and gate interleaved,   BlockMajorK    –
+///                blocks of 32 shuffled
+///   fp8-tensor   as above                   MajorK         –
+///   fp8-block    [up ; gate]                MajorK         [up ; gate], rows of blocks
+///   mxfp8        as bf16                    MajorK         in the order of w13's rows, tiles of 128 × 4
+///   nvfp4        as bf16                    MajorK         as mxfp8
+///   mxfp4        as bf16                    MajorK         as mxfp8
+///
+/// w2 is not interleaved, otherwise as w13. All have the inner size of a rank padded to 128, with zeros.
+/// (FlashInfer's reorder_rows_for_gated_act_gemm, shuffle_matrix_a, shuffle_matrix_sf_a and
+/// convert_to_block_layout; SGLang's choice of them and its padding.)
 class TrtllmLayout final : public MoeLayout {
  public:
   std::string name() const override { return "trtllm"; }
 
-  void require(const ExpertForm& form) const override {
-    if (form.dtype != DType::kBF16) {
-      throw UsageError(fmt::format("--moe-layout trtllm: takes bfloat16 weights but the model is {}",
-                                   dtype_name(form.dtype)));
-    }
-    if (form.hidden % kBlockElements != 0) {
-      throw UsageError(
-          fmt::format("--moe-layout trtllm: the hidden size {} must be a multiple of {} (blocks of K); use "
-                      "another layout",
-                      form.hidden, kBlockElements));
+  TakenWeights takes() const override {
+    using enum QuantScheme;
+    return {.only_bf16 = true, .schemes = {kFp8Block, kFp8Tensor, kMxfp8, kNvfp4, kMxfp4}};
+  }
+
+  std::vector<SizeRule> rules(const ExpertForm& form) const override {
+    using enum SizeRule::Size;
+    if (!form.quantizer) return {{kHidden, 64, "blocks of K"}};
+    switch (form.quantizer->scheme) {
+      case QuantScheme::kFp8Tensor:
+        return {{kHidden, 32, "rows of w2 are shuffled in blocks of 32"}};
+      case QuantScheme::kFp8Block:
+        return {{kHidden, 128, "blocks of 128 rows or columns share a scale"}};
+      default:
+        // The parts of ranks begin at multiples of 128, so only the matrix itself could cut a block.
+        return {{kHidden, 128, "scales lie in tiles of 128 rows"},
+                {kInner, block_cols(form.quantizer->scheme), "elements that share a scale stay together"}};
     }
   }
 
-  void add_parameters(const Catalog& catalog, const LocalExperts& experts,
-                      std::vector<Parameter>& parameters) const override {
+  ExpertMatrices matrices(const std::optional<Quantizer>& quantizer) const override {
     // What the launcher of the kernels asks for.
     constexpr std::int64_t kInnerUnit = 128;
-    add_block_major_experts(catalog, experts, kInnerUnit, parameters);
+    if (!quantizer) return {.w13 = blocked_w13, .w2 = blocked_w2, .inner_unit = kInnerUnit};
+    if (quantizer->scheme == QuantScheme::kFp8Block) {
+      return {up_first, row_major, up_first, row_major, kInnerUnit};
+    }
+    ExpertMatrices matrices{shuffled_w13, shuffled_w2, shuffled_w13_scales, shuffled_w2_scales, kInnerUnit};
+    // As SGLang's quantisation methods call them.
+    if (quantizer->scheme == QuantScheme::kNvfp4) {
+      matrices.scalars = {".g1_alphas", ".g1_scale_c", ".g2_alphas"};
+    } else if (quantizer->scheme == QuantScheme::kFp8Tensor) {
+      matrices.scalars = {".output1_scales_gate_scalar", ".output1_scales_scalar", ".output2_scales_scalar"};
+    }
+    return matrices;
   }
 };
 
 }  // namespace
-
-MatrixLayout shuffled_rows(std::int64_t pitch) {
-  return in_blocks_of_32(2, pitch);
-}
-
-MatrixLayout shuffled_gated_rows(std::int64_t pitch) {
-  return in_blocks_of_32(1, pitch);
-}
-
-void add_block_major_experts(const Catalog& catalog, const LocalExperts& experts, std::int64_t inner_unit,
-                             std::vector<Parameter>& parameters) {
-  const Shape& gate = catalog[experts.slots.front().gate].shape;
-  const std::int64_t inner = gate.rows();
-  const std::int64_t hidden = gate.cols();
-  const std::int64_t padded = round_up(inner / experts.inner_parts, inner_unit);
-  const std::int64_t start = std::min(inner, experts.inner_rank * padded);
-  const std::int64_t local = std::min(inner, start + padded) - start;
-  const MatrixLayout into_w13 = in_blocks(shuffled_gated_rows(kBlockBytes), 2 * padded);
-  const MatrixLayout into_w2 = in_blocks(shuffled_rows(kBlockBytes), hidden);
-  constexpr std::int64_t kGateBehindUp = 8 * kBlockBytes;
-  std::vector<PlacedBox> w13;
-  std::vector<PlacedBox> w2;
-  std::int64_t slot = 0;
-  for (const ExpertTensors& expert : experts.slots) {
-    const std::int64_t w13_slab = slot * 2 * padded * hidden * kElementBytes;
-    const std::int64_t w2_slab = slot * padded * hidden * kElementBytes;
-    const Box rows{start, local, 0, hidden};
-    w13.push_back({{expert.up, rows}, w13_slab, into_w13, padded, hidden});
-    w13.push_back({{expert.gate, rows}, w13_slab + kGateBehindUp, into_w13, padded, hidden});
-    w2.push_back({{expert.down, {0, hidden, start, local}}, w2_slab, into_w2, hidden, padded});
-    ++slot;
-  }
-  constexpr std::int64_t kBlock = kBlockElements;
-  parameters.push_back(
-      place(catalog, experts.prefix + ".w13_weight", {slot, hidden / kBlock, 2 * padded, kBlock}, w13));
-  parameters.push_back(
-      place(catalog, experts.prefix + ".w2_weight", {slot, padded / kBlock, hidden, kBlock}, w2));
-}
 
 const MoeLayout& trtllm_moe_layout() {
   static const TrtllmLayout layout;

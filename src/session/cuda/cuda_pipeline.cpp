@@ -43,6 +43,7 @@ CudaPipeline::CudaPipeline(const Plan& plan, const Share& share, std::vector<std
       whole_device_(4 * multiprocessors()),
       groups_(share_groups(plan, share)),
       ring_(plan.staging_bytes_per_rank(), "the staging buffers"),
+      scales_(static_cast<std::int64_t>(plan.scopes.size() * sizeof(GlobalScale)), "scales"),
       written_results_((static_cast<std::int64_t>(share.checks.size()) + 1) * kDigestBytes, "digests"),
       pack_stream_(CudaStream::Priority::kNormal),
       unpack_stream_(CudaStream::Priority::kNormal),
@@ -55,17 +56,25 @@ CudaPipeline::CudaPipeline(const Plan& plan, const Share& share, std::vector<std
       clock_(share.buckets.size()),
       parameters_(std::move(parameters)) {
   for (const ShareBucket& bucket : share.buckets) {
-    local_only_.push_back(!plan.travels(plan.buckets[bucket.bucket]));
+    // What is packed as codes goes through staging even from here to here.
+    const Bucket& planned = plan.buckets[bucket.bucket];
+    const auto segments = std::span(plan.segments).subspan(planned.first_segment, planned.segments);
+    local_only_.push_back(!plan.travels(planned) &&
+                          std::none_of(segments.begin(), segments.end(),
+                                       [&](const auto& s) { return plan.wire[s.tensor].codes_travel; }));
   }
   positions_.resize(share.buckets.size());
   in_position_.reserve(share.buckets.size());
   std::vector<Move> moves = share.moves;
   std::vector<ProgramRange> programs;
   std::vector<ProgramRange> checks;
+  std::vector<ProgramRange> quants;
   for (const ShareBucket& bucket : share.buckets) {
     programs.push_back({bucket.first_move, bucket.moves});
     checks.push_back({bucket.first_check, bucket.checks});
+    quants.push_back({bucket.first_quant, bucket.quants});
   }
+  quants_ = CudaQuantPrograms(share.quants, quants, {}, parameters_);
   checks_ = CudaDigestPrograms(share.checks, checks, parameters_);
   programs.push_back(
       {static_cast<std::uint32_t>(moves.size()), static_cast<std::uint32_t>(share.padding.size())});
@@ -75,7 +84,8 @@ CudaPipeline::CudaPipeline(const Plan& plan, const Share& share, std::vector<std
   for (const ShareBucket& bucket : share.buckets) {
     if (bucket.root) segments += plan.buckets[bucket.bucket].segments;
   }
-  sent_results_ = DeviceBuffer(segments * kDigestBytes, "digests");
+  // A quantised segment has two.
+  sent_results_ = DeviceBuffer((plan.topology.engine.quantizer ? 2 : 1) * segments * kDigestBytes, "digests");
   host_results_ = PinnedBuffer(sent_results_.bytes() + written_results_.bytes(), "digests");
   wires_.resize(static_cast<std::size_t>(plan.limits.buffers));
   streams_ = {pack_stream_.get(), unpack_stream_.get(), local_stream_.get()};
@@ -103,13 +113,16 @@ void CudaPipeline::prepare(const Source* source) {
   }
 }
 
-void CudaPipeline::run(Source* source, std::span<const GlobalScale> /*scales*/, std::span<std::uint64_t> sent,
+void CudaPipeline::run(Source* source, std::span<const GlobalScale> scales, std::span<std::uint64_t> sent,
                        std::span<std::uint64_t> written, Progress& progress) {
   const nvtx3::scoped_range range("weightcast update");
   source_ = source;
   sent_ = sent;
   written_ = written;
   roots_done_ = 0;
+  if (!scales.empty()) {
+    WEIGHTCAST_CUDA(cudaMemcpy(scales_.data(), scales.data(), scales.size_bytes(), cudaMemcpyHostToDevice));
+  }
   if (from_host()) feed_->begin(*source, sent);
   assign_slots();
   enqueue_all();
@@ -129,8 +142,18 @@ void CudaPipeline::assign_slots() {
 void CudaPipeline::compile_local(const ResidentSource& source) {
   std::vector<Move> moves;
   std::vector<ProgramRange> programs;
+  std::vector<QuantMove> quants;
+  std::vector<ProgramRange> quant_programs;
   for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
     const ShareBucket& bucket = share_.buckets[k];
+    const auto first_quant = static_cast<std::uint32_t>(quants.size());
+    for (const QuantMove& quant : share_.quant_program(bucket)) {
+      if (!local_only_[k]) break;
+      const Move& place = source.place(quant.segment);
+      quants.push_back(quant);
+      quants.back().values = {Space::kSource, 0, place.offset, place.pitch, {}, 0, 0};
+    }
+    quant_programs.push_back({first_quant, static_cast<std::uint32_t>(quants.size()) - first_quant});
     const auto first = static_cast<std::uint32_t>(moves.size());
     for (std::uint32_t i = 0; local_only_[k] && i < bucket.moves; ++i) {
       // The weights themselves stand in for staging.
@@ -143,6 +166,8 @@ void CudaPipeline::compile_local(const ResidentSource& source) {
     programs.push_back({first, static_cast<std::uint32_t>(moves.size()) - first});
   }
   local_ = CudaMovePrograms(moves, programs, parameters_);
+  std::byte* const weights = source.data();
+  local_quants_ = CudaQuantPrograms(quants, quant_programs, {&weights, 1}, parameters_);
   local_source_ = &source;
 }
 
@@ -230,7 +255,7 @@ void CudaPipeline::enqueue_pack(std::size_t k) {
       control_.poll();
     });
   }
-  if (resident != nullptr) resident->moves().pack(bucket, slot(k), pack_blocks(k), stream);
+  if (resident != nullptr) resident->enqueue_pack(bucket, slot(k), scales(), pack_blocks(k), stream);
   clock_.end(TraceStage::kPack, k, stream);
   packed_[slot_number(k)].record(stream);
   if (resident != nullptr) enqueue_source_digests(k);
@@ -241,8 +266,9 @@ void CudaPipeline::enqueue_source_digests(std::size_t k) {
   const cudaStream_t verify = verify_stream_.get();
   const bool lane_is_free = !share_.buckets[k].destination;
   if (lane_is_free) clock_.begin(TraceStage::kVerify, k, verify);
-  source_->resident()->digests().run(share_.buckets[k].bucket,
-                                     reinterpret_cast<std::uint64_t*>(sent_results_.data()), blocks_, verify);
+  source_->resident()->enqueue_digests(share_.buckets[k].bucket, scales(),
+                                       reinterpret_cast<std::uint64_t*>(sent_results_.data()), blocks_,
+                                       verify);
   if (lane_is_free) clock_.end(TraceStage::kVerify, k, verify);
 }
 
@@ -250,16 +276,24 @@ void CudaPipeline::enqueue_arrival(std::size_t k) {
   const cudaStream_t stream = unpack_stream_.get();
   transport_->end(slot_number(k)).hold(stream);
   clock_.begin(TraceStage::kUnpack, k, stream);
-  unpack_.unpack(k, slot(k), arrival_blocks(k), stream);
+  enqueue_unpack(k, slot(k), arrival_blocks(k), stream);
   clock_.end(TraceStage::kUnpack, k, stream);
   free_[slot_number(k)].record(stream);
   enqueue_check(k, stream);
+}
+
+void CudaPipeline::enqueue_unpack(std::size_t k, const std::byte* staging, int blocks,
+                                  cudaStream_t stream) const {
+  unpack_.unpack(k, staging, blocks, stream);
+  // An unpack kernel only reads staging.
+  quants_.run(k, const_cast<std::byte*>(staging), scales(), nullptr, blocks, stream);
 }
 
 void CudaPipeline::enqueue_local(std::size_t k) {
   const cudaStream_t stream = local_stream_.get();
   clock_.begin(TraceStage::kUnpack, k, stream);
   local_.unpack(k, local_source_->data(), arrival_blocks(k), stream);
+  local_quants_.run(k, nullptr, scales(), nullptr, arrival_blocks(k), stream);
   clock_.end(TraceStage::kUnpack, k, stream);
   enqueue_source_digests(k);
   enqueue_check(k, stream);
@@ -326,8 +360,8 @@ void CudaPipeline::collect_results() {
   if (from_host()) feed_->finish();
   const auto* sent = reinterpret_cast<const std::uint64_t*>(host_results_.data());
   if (source_ != nullptr && source_->resident() != nullptr && !sent_.empty()) {
-    const std::vector<std::uint32_t>& segments = source_->resident()->segments();
-    for (std::size_t i = 0; i < segments.size(); ++i) sent_[segments[i]] = sent[i];
+    const std::vector<std::uint32_t>& numbers = source_->resident()->digest_numbers();
+    for (std::size_t i = 0; i < numbers.size(); ++i) sent_[numbers[i]] = sent[i];
   }
   if (written_.empty()) return;
   const std::byte* written = host_results_.data() + sent_results_.bytes();
@@ -347,8 +381,8 @@ void CudaPipeline::enqueue_digests(const ResidentSource* source, int blocks, cud
   for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
     const ShareBucket& bucket = share_.buckets[k];
     if (bucket.root && source != nullptr) {
-      source->digests().run(bucket.bucket, reinterpret_cast<std::uint64_t*>(sent_results_.data()), blocks,
-                            stream);
+      source->enqueue_digests(bucket.bucket, scales(), reinterpret_cast<std::uint64_t*>(sent_results_.data()),
+                              blocks, stream);
     }
     if (bucket.destination) {
       checks_.run(k, reinterpret_cast<std::uint64_t*>(written_results_.data()), blocks, stream);

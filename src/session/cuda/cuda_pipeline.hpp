@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/cuda/cuda_programs.hpp"
+#include "kernels/cuda/cuda_quantizer.hpp"
 #include "memory/device_buffer.hpp"
 #include "plan/plan.hpp"
 #include "plan/share.hpp"
@@ -55,7 +56,10 @@ class CudaPipeline final : public Pipeline {
 
   // What a benchmark measures one by one.
   NcclTransport& transport() { return *transport_; }
-  const CudaMovePrograms& unpack_programs() const { return unpack_; }
+  /// Bucket k of the share from `staging` into the parameters.
+  void enqueue_unpack(std::size_t k, const std::byte* staging, int blocks, cudaStream_t stream) const;
+  /// The scales of the plan's scopes, in device memory.
+  const GlobalScale* scales() const { return reinterpret_cast<const GlobalScale*>(scales_.data()); }
   /// A staging buffer; numbers go round.
   std::byte* buffer(std::size_t number) const;
   int blocks() const { return blocks_; }
@@ -111,15 +115,18 @@ class CudaPipeline final : public Pipeline {
   int whole_device_;
 
   CudaMovePrograms unpack_;          ///< by share bucket; the last one fills the padding
+  CudaQuantPrograms quants_;         ///< by share bucket: what is quantised on arrival
   CudaDigestPrograms checks_;        ///< by share bucket
   std::vector<std::size_t> groups_;  ///< first share bucket of each, and one behind the last
   std::vector<bool> local_only_;     ///< by share bucket: root and only destination
   CudaMovePrograms local_;           ///< by share bucket, for `local_source_`
+  CudaQuantPrograms local_quants_;   ///< likewise
   const ResidentSource* local_source_ = nullptr;
   std::vector<std::int64_t> positions_;   ///< by share bucket: number among those that use staging, or -1
   std::vector<std::size_t> in_position_;  ///< the share bucket of each position
   DeviceBuffer ring_;
-  DeviceBuffer sent_results_;     ///< digests by number of the source's boxes
+  DeviceBuffer scales_;           ///< of the plan's scopes, in the update that runs
+  DeviceBuffer sent_results_;     ///< digests by number of the source's results
   DeviceBuffer written_results_;  ///< digests by check, then the first dirty padding
   PinnedBuffer host_results_;     ///< of both, copied at the end of an update
   std::unique_ptr<FileFeed> feed_;

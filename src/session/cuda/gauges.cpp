@@ -57,7 +57,8 @@ double CudaGauges::pack_seconds(Grid grid) {
     for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
       const ShareBucket& bucket = share_.buckets[k];
       if (!bucket.root) continue;
-      source_->moves().pack(bucket.bucket, pipeline_.buffer(k), blocks(grid), pipeline_.stream());
+      source_->enqueue_pack(bucket.bucket, pipeline_.buffer(k), pipeline_.scales(), blocks(grid),
+                            pipeline_.stream());
     }
   });
 }
@@ -67,7 +68,7 @@ double CudaGauges::unpack_seconds(Grid grid) {
   return timed([&] {
     for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
       if (!share_.buckets[k].destination) continue;
-      pipeline_.unpack_programs().unpack(k, pipeline_.buffer(k), blocks(grid), pipeline_.stream());
+      pipeline_.enqueue_unpack(k, pipeline_.buffer(k), blocks(grid), pipeline_.stream());
     }
   });
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/cuda/cuda_programs.hpp"
+#include "kernels/cuda/cuda_quantizer.hpp"
 #include "memory/device_buffer.hpp"
 #include "model/catalog.hpp"
 #include "plan/plan.hpp"
@@ -25,13 +26,17 @@ class ResidentSource final : public Source {
   void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
   std::byte* in_place(std::uint32_t segment) const override;
 
-  /// Programs by plan bucket: device memory to staging, and the digests of what is sent.
-  const CudaMovePrograms& moves() const { return moves_; }
-  const CudaDigestPrograms& digests() const { return digests_; }
-  /// Where segment number `segment` of the plan lies: offset from data() and pitch, as its pack move says.
+  /// Puts plan bucket `bucket` into `staging`; `scales` are those of the plan's scopes, in device memory.
+  void enqueue_pack(std::uint32_t bucket, std::byte* staging, const GlobalScale* scales, int blocks,
+                    cudaStream_t stream) const;
+  /// Adds the digests of what is sent in a bucket to `results`, one for each of digest_numbers().
+  void enqueue_digests(std::uint32_t bucket, const GlobalScale* scales, std::uint64_t* results, int blocks,
+                       cudaStream_t stream) const;
+  /// Where segment number `segment` of the plan lies, if its values travel: offset from data() and pitch, as
+  /// its pack move says.
   const Move& place(std::uint32_t segment) const { return places_.at(segment); }
-  /// The segment of digest result number i.
-  const std::vector<std::uint32_t>& segments() const { return segments_; }
+  /// The number (Plan::digests) of digest result number i.
+  const std::vector<std::uint32_t>& digest_numbers() const { return digest_numbers_; }
 
   /// All of it, for measuring what the wire does with the same bytes.
   std::byte* data() const { return memory_.data(); }
@@ -41,7 +46,10 @@ class ResidentSource final : public Source {
   DeviceBuffer memory_;
   CudaMovePrograms moves_;
   CudaDigestPrograms digests_;
-  std::vector<std::uint32_t> segments_;
+  CudaQuantPrograms quants_;         ///< of what is quantised here: values to codes and scales in staging
+  CudaQuantPrograms quant_digests_;  ///< of all that anybody quantises: no more than digests
+  std::size_t boxes_ = 0;            ///< digest results before those of quantised tensors
+  std::vector<std::uint32_t> digest_numbers_;
   std::unordered_map<std::uint32_t, Move> places_;  ///< by segment
 };
 
