@@ -139,11 +139,15 @@ class Cases {
     model.tied = chance(3);
     model.bias = chance(3);
     if (!model.moe || engine.moe_layout == "triton") return;
-    // Loads of 16 bytes, or tiles of 128 rows.
-    const bool tiles = format.scale_bytes == 1 || engine.moe_layout == "trtllm";
-    model.hidden = round_up(model.hidden, tiles ? 128 : 32);
-    model.expert_inner = round_up(model.expert_inner, engine.expert_tp() * (tiles ? 128 : 32));
-    model.experts = engine.ep * between(1, tiles ? 1 : 2);
+    // Loads of 16 bytes, or tiles of 128 rows; trtllm pads what each rank has of an expert.
+    const bool padded = engine.moe_layout == "trtllm";
+    const bool tiles = format.scale_bytes == 1;
+    model.hidden =
+        round_up(model.hidden, padded || engine.quantizer->scheme == QuantScheme::kMxfp4 ? 128 : 32);
+    const std::int64_t share = padded ? (blocks ? 64 * between(1, 5) : unit * between(1, 12))
+                                      : round_up(model.expert_inner / engine.expert_tp(), tiles ? 128 : 32);
+    model.expert_inner = engine.expert_tp() * share;
+    model.experts = engine.ep * between(1, padded || tiles ? 1 : 2);
   }
 
   /// Of trainers who hold whole blocks.
