@@ -165,7 +165,7 @@ TEST(Waits, OneAnUpdateAtItsEnd) {
           const std::span<std::uint64_t> none;
           control.together([] {});
           calls.start();
-          session.pipeline().run(source.get(), verify ? std::span(sent) : none,
+          session.pipeline().run(source.get(), {}, verify ? std::span(sent) : none,
                                  verify ? std::span(written) : none, progress);
           calls.counting = false;
           EXPECT_EQ(calls.synchronisations, 0);
