@@ -34,21 +34,31 @@ GpuParts::GpuParts(Control& control, const Session& session, Source* source)
       wires_.push_back({fmt::format("NCCL broadcast of {}", format_bytes(fitting)), {}, room});
     }
   }
-  std::int64_t packed = 0;
-  for (const ShareBucket& bucket : session.share().buckets) {
-    if (bucket.root && gauges_->source_bytes() > 0) packed += session.plan().buckets[bucket.bucket].bytes;
+  const Plan& plan = session.plan();
+  std::int64_t held = 0;    // values that the rank packs
+  std::int64_t packed = 0;  // buckets that it makes of them
+  std::int64_t arrived = 0;
+  for (const ShareBucket& share : session.share().buckets) {
+    const Bucket& bucket = plan.buckets[share.bucket];
+    if (share.destination) arrived += bucket.bytes;
+    if (!share.root || gauges_->source_bytes() == 0) continue;
+    packed += bucket.bytes;
+    for (const Segment& segment : std::span(plan.segments).subspan(bucket.first_segment, bucket.segments)) {
+      held += segment.box.area() * plan.wire[segment.tensor].element_bytes;
+    }
   }
-  // Every byte is read and written once. Compared are those of the rank that has most.
+  // What is read and what is written, each once. Compared are the bytes of the rank that has most.
   const std::int64_t copied = 2 * extreme(gauges_->copy_bytes(), true);
-  const std::int64_t packing = 2 * extreme(packed, true);
-  const std::int64_t unpacking = 2 * extreme(session.share().parameter_bytes, true);
+  const std::int64_t packing = extreme(held + packed, true);
+  const std::int64_t unpacking = extreme(arrived + session.share().parameter_bytes, true);
+  const std::int64_t digesting = extreme(held + session.share().parameter_bytes, true);
   device_ = {{"device copy", {}, copied},
              {"pack alone", {}, packing},
              {"pack alone, whole device", {}, packing},
              {"unpack alone", {}, unpacking},
              {"unpack alone, whole device", {}, unpacking},
-             {"digests alone", {}, extreme(packed + session.share().parameter_bytes, true)},
-             {"digests alone, whole device", {}, extreme(packed + session.share().parameter_bytes, true)}};
+             {"digests alone", {}, digesting},
+             {"digests alone, whole device", {}, digesting}};
 }
 
 void GpuParts::measure() {

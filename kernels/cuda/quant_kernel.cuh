@@ -79,9 +79,9 @@ struct Values {
   uint4 of[G::kSteps][G::kUnitVectors];
 
   /// `at`: the lane's first value; `rows`: to the move's end, from the lane's first one on; `cols`: likewise,
-  /// at most a unit.
-  __device__ void load(const std::byte* at, std::int64_t pitch, int rows, int cols, bool aligned) {
-    if (aligned && cols == G::kUnit) {
+  /// at most a unit; `in_one`: all are there, and may be read 16 bytes at once.
+  __device__ void load(const std::byte* at, std::int64_t pitch, int rows, int cols, bool in_one) {
+    if (in_one) {
 #pragma unroll
       for (int step = 0; step < G::kSteps; ++step) {
 #pragma unroll
@@ -134,6 +134,10 @@ struct Spot {
   int half;  ///< the lane's rows are the even ones or the odd ones
   int rows;  ///< of the warp
   int cols;  ///< of the lane
+  // Not to be asked of `cols`: ptxas 13.0 takes a minimum's comparison with its own bound from the
+  // instruction that makes it, and gets it wrong where that is also cut off at zero.
+  bool whole;  ///< the lane has a whole unit
+  bool any;    ///< or a part of one
 
   __device__ Spot(const DeviceQuantMove& move, int first_row, int first_col)
       : row(first_row),
@@ -141,12 +145,15 @@ struct Spot {
         half(lane / kHalf),
         rows(max(0, min(G::kWarpRows, move.rows - row))) {
     col = first_col + lane % kHalf * G::kUnit;
-    cols = max(0, min(G::kUnit, move.cols - col));
+    const int left = move.cols - col;
+    whole = left >= G::kUnit;
+    any = left > 0;
+    cols = max(0, min(G::kUnit, left));
   }
 
   __device__ void load(const DeviceQuantMove& move, const std::byte* values, Values<S>& into) const {
     into.load(values + (row + half) * move.pitch + 2 * std::int64_t{col}, move.pitch, rows - half, cols,
-              move.aligned);
+              move.aligned && whole);
   }
 };
 
@@ -158,8 +165,8 @@ __device__ inline void store_byte(std::byte* to, std::uint32_t value) {
 /// Eight bytes of codes, or as many as there are, from byte `first` of the place's rows on; `row` is where
 /// byte 0 of the row would be.
 __device__ inline void store_codes_in_parts(std::byte* row, const DevicePlace& place, std::int64_t first,
-                                            uint2 codes, int bytes) {
-  if (bytes == 8 && place.unit == 4) {
+                                            uint2 codes, int bytes, bool whole) {
+  if (whole && place.unit == 4) {
     __stcs(reinterpret_cast<unsigned*>(row + place.layout.byte_offset(first)), codes.x);
     __stcs(reinterpret_cast<unsigned*>(row + place.layout.byte_offset(first + 4)), codes.y);
     return;
@@ -229,9 +236,9 @@ __device__ void finish(const DeviceQuantMove& move, const QuantWork& work, const
   const int code_col = spot.col / G::kPerByte;
   const std::int64_t code_byte = move.codes.byte + code_col;
   const std::int64_t code_offset = move.codes.layout.byte_offset(code_byte);
-  const bool writes_codes = move.codes.unit != 0 && bytes > 0;
-  const bool in_one = bytes == 8 && move.codes.unit >= 8;
-  const bool has_scale = G::kRowBlocks && lane % G::kBlockLanes == 0 && spot.cols > 0;
+  const bool writes_codes = move.codes.unit != 0 && spot.any;
+  const bool in_one = spot.whole && move.codes.unit >= 8;
+  const bool has_scale = G::kRowBlocks && lane % G::kBlockLanes == 0 && spot.any;
   const bool writes_scale = has_scale && move.scales.unit != 0;
   const int scale_col = spot.col / (G::kBlockLanes * G::kUnit);
   const std::int64_t scale_offset = move.scales.layout.byte_offset(move.scales.byte + scale_col);
@@ -284,7 +291,7 @@ __device__ void finish(const DeviceQuantMove& move, const QuantWork& work, const
       if (in_one) {
         __stcs(reinterpret_cast<uint2*>(codes + code_offset), made);
       } else {
-        store_codes_in_parts(codes, move.codes, code_byte, made, bytes);
+        store_codes_in_parts(codes, move.codes, code_byte, made, bytes, spot.whole);
       }
     }
     if constexpr (Digests) {

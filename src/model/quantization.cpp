@@ -17,26 +17,54 @@ bool cuts_block(std::int64_t start, std::int64_t count, std::int64_t total, std:
   return start % block != 0 || ((start + count) % block != 0 && start + count != total);
 }
 
-/// The scales of matrices one above the other, which begin at `first_rows`, in tiles of 128 × 4
-/// (scale_swizzle.hpp) as FP4 kernels read them: [up(rows,128), up(cols,4)].
-Parameter in_tiles(const Catalog& catalog, const std::string& name, const std::vector<TensorBox>& boxes,
-                   const std::vector<std::int64_t>& first_rows, std::int64_t cols, const PlaneType& type,
-                   const std::string& option) {
-  constexpr std::int64_t kTileRows = 128;
-  const SlabLayout slab = swizzled({first_rows.back(), cols, 1});
-  std::vector<PlacedBox> placed;
-  for (std::size_t i = 0; i < boxes.size(); ++i) {
-    const std::int64_t first = first_rows[i];
-    if (first % kTileRows != 0) {
-      throw UsageError(fmt::format(
-          "{}: {} of {} would begin at row {} of {}, but scales of FP4 lie in tiles of {} rows; choose a "
-          "smaller tp or "
-          "another --quantize",
-          option, boxes[i].box.to_string(), catalog[boxes[i].tensor].name, first, name, kTileRows));
+constexpr std::int64_t kTileRows = 128;
+constexpr std::int64_t kTileQuarterRows = 32;
+
+/// How many of `rows` rows from row `first` of a matrix on can be told where they lie in tiles by one layout:
+/// whole tiles, or rows of one tile from a quarter of it on, or of one quarter.
+std::int64_t rows_of_one_layout(std::int64_t first, std::int64_t rows) {
+  if (first % kTileRows == 0) return rows < kTileRows ? rows : rows / kTileRows * kTileRows;
+  const std::int64_t unit = first % kTileQuarterRows == 0 ? kTileRows : kTileQuarterRows;
+  return std::min(rows, unit - first % unit);
+}
+
+/// Boxes one above the other, each cut where one layout ends.
+std::vector<TensorBox> cut_at_tiles(const std::vector<TensorBox>& boxes) {
+  std::vector<TensorBox> cut;
+  std::int64_t first = 0;
+  for (TensorBox rest : boxes) {
+    while (rest.box.rows > 0) {
+      TensorBox top = rest;
+      top.box.rows = rows_of_one_layout(first, rest.box.rows);
+      cut.push_back(top);
+      first += top.box.rows;
+      rest.box.row += top.box.rows;
+      rest.box.rows -= top.box.rows;
     }
-    const std::int64_t end = i + 1 == boxes.size() ? slab.rows : first_rows[i + 1];
-    placed.push_back(
-        {boxes[i], first / kTileRows * slab.layout.step[3], slab.layout, end - first, slab.cols});
+  }
+  return cut;
+}
+
+/// The scales of boxes one above the other, with one scale in `cols` of a row, in tiles of 128 × 4
+/// (scale_swizzle.hpp) as FP4 kernels read them: [up(rows,128), up(cols,4)].
+Parameter in_tiles(const Catalog& catalog, const std::string& name, std::vector<TensorBox> boxes,
+                   std::int64_t rows, std::int64_t cols, const PlaneType& type) {
+  const SlabLayout slab = swizzled({rows, cols, 1});
+  // Rows of padding are boxes of nothing.
+  for (std::int64_t row = rows; row < slab.rows;) {
+    const std::int64_t count = rows_of_one_layout(row, slab.rows - row);
+    boxes.push_back({boxes.front().tensor, {0, 0, 0, 0}, 0});
+    row += count;
+  }
+  std::vector<PlacedBox> placed;
+  std::int64_t first = 0;
+  for (const TensorBox& box : boxes) {
+    const std::int64_t count = box.box.rows > 0 ? box.box.rows : rows_of_one_layout(first, slab.rows - first);
+    const std::int64_t offset = first / kTileRows * slab.layout.step[3] +
+                                first % kTileQuarterRows * kTileRow +
+                                first % kTileRows / kTileQuarterRows * kTileQuarter;
+    placed.push_back({box, offset, slab.layout, count, slab.cols});
+    first += count;
   }
   return place(catalog, name, slab.shape, placed, type);
 }
@@ -159,22 +187,26 @@ std::vector<Parameter> quantized_stack(const Catalog& catalog, const Parameter& 
   for (const Part& part : values.parts) scope = std::min(scope, part.tensor);
   const std::int64_t whole_cols = quantization.shape(values.parts.front().tensor).cols();
   std::vector<Parameter> parameters;
+  const bool in_tiles_of_rows =
+      quantization.has_scales() && codes_per_byte(quantization.quantizer().scheme) == 2;
   const auto add = [&](Plane plane, const std::string& name) {
     const PlaneForm form = quantization.form(plane, whole_cols);
     std::vector<TensorBox> boxes;
-    boxes.reserve(values.parts.size());
-    std::vector<std::int64_t> first_rows{0};
-    std::int64_t cols = 0;
     for (const Part& part : values.parts) {
-      const Box box = quantization.values(part.box);
-      boxes.push_back(quantization.box(plane, part.tensor, box, scope, option));
-      first_rows.push_back(first_rows.back() + form.of(box).rows);
-      cols = form.of(box).cols;
+      boxes.push_back({part.tensor, quantization.values(part.box), scope});
+    }
+    // Codes, too: a part of them has a part of scales.
+    if (in_tiles_of_rows) boxes = cut_at_tiles(boxes);
+    std::int64_t rows = 0;
+    const std::int64_t cols = form.of(boxes.front().box).cols;
+    for (TensorBox& box : boxes) {
+      rows += form.of(box.box).rows;
+      box = quantization.box(plane, box.tensor, box.box, scope, option);
     }
     const PlaneType type = quantization.type(plane, whole_cols);
-    parameters.push_back(plane == Plane::kScales && codes_per_byte(quantization.quantizer().scheme) == 2
-                             ? in_tiles(catalog, name, boxes, first_rows, cols, type, option)
-                             : stack(catalog, name, {first_rows.back(), cols}, boxes, type));
+    parameters.push_back(plane == Plane::kScales && in_tiles_of_rows
+                             ? in_tiles(catalog, name, std::move(boxes), rows, cols, type)
+                             : stack(catalog, name, {rows, cols}, boxes, type));
   };
   add(Plane::kCodes, values.name);
   if (quantization.has_scales()) add(Plane::kScales, values.name + quantization.scales_suffix());
