@@ -17,6 +17,12 @@ struct DeviceQuantMove;
 struct QuantTile;
 struct QuantKernels;
 
+/// As many thread blocks as keep up with `blocks` of a kernel that moves, which waits for memory where a
+/// quantiser computes.
+constexpr int quantizer_blocks(int blocks) {
+  return 3 * blocks;
+}
+
 /// Quantiser moves in device memory, addresses resolved: uploaded once, run many times. Byte for byte what
 /// the host executor does, in the order of the stream; nothing here waits. The grid has `blocks` thread
 /// blocks at most. All moves have the same quantiser; values, codes and scales do not overlap.

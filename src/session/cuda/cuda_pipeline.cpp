@@ -174,9 +174,6 @@ void CudaPipeline::compile_local(const ResidentSource& source) {
 void CudaPipeline::enqueue_all() {
   const nvtx3::scoped_range range("enqueue");
   clock_.start(verify_stream_.get());
-  begun_.record(verify_stream_.get());
-  for (const cudaStream_t stream : streams_) begun_.hold(stream);
-  unpack_.unpack(share_.buckets.size(), nullptr, blocks_, unpack_stream_.get());
   const auto clear = [&](const DeviceBuffer& buffer, int value) {
     if (buffer.bytes() == 0) return;
     WEIGHTCAST_CUDA(cudaMemsetAsync(buffer.data(), value, static_cast<std::size_t>(buffer.bytes()),
@@ -184,6 +181,9 @@ void CudaPipeline::enqueue_all() {
   };
   clear(sent_results_, 0);
   clear(written_results_, 0);
+  begun_.record(verify_stream_.get());
+  for (const cudaStream_t stream : streams_) begun_.hold(stream);
+  unpack_.unpack(share_.buckets.size(), nullptr, blocks_, unpack_stream_.get());
   for (std::size_t group = 0; group + 1 < groups_.size(); ++group) {
     enqueue_group(groups_[group], groups_[group + 1]);
   }
@@ -255,7 +255,10 @@ void CudaPipeline::enqueue_pack(std::size_t k) {
       control_.poll();
     });
   }
-  if (resident != nullptr) resident->enqueue_pack(bucket, slot(k), scales(), pack_blocks(k), stream);
+  if (resident != nullptr) {
+    auto* results = sent_.empty() ? nullptr : reinterpret_cast<std::uint64_t*>(sent_results_.data());
+    resident->enqueue_pack(bucket, slot(k), scales(), results, pack_blocks(k), stream);
+  }
   clock_.end(TraceStage::kPack, k, stream);
   packed_[slot_number(k)].record(stream);
   if (resident != nullptr) enqueue_source_digests(k);
@@ -267,8 +270,8 @@ void CudaPipeline::enqueue_source_digests(std::size_t k) {
   const bool lane_is_free = !share_.buckets[k].destination;
   if (lane_is_free) clock_.begin(TraceStage::kVerify, k, verify);
   source_->resident()->enqueue_digests(share_.buckets[k].bucket, scales(),
-                                       reinterpret_cast<std::uint64_t*>(sent_results_.data()), blocks_,
-                                       verify);
+                                       reinterpret_cast<std::uint64_t*>(sent_results_.data()), !is_local(k),
+                                       blocks_, verify);
   if (lane_is_free) clock_.end(TraceStage::kVerify, k, verify);
 }
 
@@ -286,14 +289,14 @@ void CudaPipeline::enqueue_unpack(std::size_t k, const std::byte* staging, int b
                                   cudaStream_t stream) const {
   unpack_.unpack(k, staging, blocks, stream);
   // An unpack kernel only reads staging.
-  quants_.run(k, const_cast<std::byte*>(staging), scales(), nullptr, blocks, stream);
+  quants_.run(k, const_cast<std::byte*>(staging), scales(), nullptr, quantizer_blocks(blocks), stream);
 }
 
 void CudaPipeline::enqueue_local(std::size_t k) {
   const cudaStream_t stream = local_stream_.get();
   clock_.begin(TraceStage::kUnpack, k, stream);
   local_.unpack(k, local_source_->data(), arrival_blocks(k), stream);
-  local_quants_.run(k, nullptr, scales(), nullptr, arrival_blocks(k), stream);
+  local_quants_.run(k, nullptr, scales(), nullptr, quantizer_blocks(arrival_blocks(k)), stream);
   clock_.end(TraceStage::kUnpack, k, stream);
   enqueue_source_digests(k);
   enqueue_check(k, stream);
@@ -382,7 +385,7 @@ void CudaPipeline::enqueue_digests(const ResidentSource* source, int blocks, cud
     const ShareBucket& bucket = share_.buckets[k];
     if (bucket.root && source != nullptr) {
       source->enqueue_digests(bucket.bucket, scales(), reinterpret_cast<std::uint64_t*>(sent_results_.data()),
-                              blocks, stream);
+                              true, blocks, stream);
     }
     if (bucket.destination) {
       checks_.run(k, reinterpret_cast<std::uint64_t*>(written_results_.data()), blocks, stream);

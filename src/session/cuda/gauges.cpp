@@ -57,7 +57,7 @@ double CudaGauges::pack_seconds(Grid grid) {
     for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
       const ShareBucket& bucket = share_.buckets[k];
       if (!bucket.root) continue;
-      source_->enqueue_pack(bucket.bucket, pipeline_.buffer(k), pipeline_.scales(), blocks(grid),
+      source_->enqueue_pack(bucket.bucket, pipeline_.buffer(k), pipeline_.scales(), nullptr, blocks(grid),
                             pipeline_.stream());
     }
   });

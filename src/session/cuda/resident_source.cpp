@@ -1,7 +1,6 @@
 #include "session/cuda/resident_source.hpp"
 
 #include <algorithm>
-#include <iterator>
 
 #include "core/error.hpp"
 #include "kernels/cuda/cuda_synthetic.hpp"
@@ -24,24 +23,16 @@ ResidentSource::ResidentSource(const Plan& plan, const Catalog& catalog, std::in
   std::vector<ProgramRange> moves;
   std::vector<ProgramRange> boxes;
   std::vector<ProgramRange> quants;
-  std::vector<ProgramRange> written;
-  std::vector<QuantMove> packed;
-  std::vector<QuantMove> digested = programs.quants;
-  for (QuantMove& move : digested) move.codes.space = move.scales.space = Space::kNowhere;
   for (const HeldPrograms::Ranges& ranges : programs.buckets) {
     moves.push_back(ranges.moves);
     boxes.push_back(ranges.boxes);
     quants.push_back(ranges.quants);
-    const auto first = static_cast<std::uint32_t>(packed.size());
-    const auto all = std::span(programs.quants).subspan(ranges.quants.first, ranges.quants.count);
-    std::copy_if(all.begin(), all.end(), std::back_inserter(packed),
-                 [](const QuantMove& move) { return move.codes.space != Space::kNowhere; });
-    written.push_back({first, static_cast<std::uint32_t>(packed.size()) - first});
   }
   moves_ = CudaMovePrograms(programs.moves, moves, {&base, 1});
   digests_ = CudaDigestPrograms(programs.boxes, boxes, {&base, 1});
-  quants_ = CudaQuantPrograms(packed, written, {&base, 1}, {});
-  quant_digests_ = CudaQuantPrograms(digested, quants, {&base, 1}, {});
+  quants_ = CudaQuantPrograms(programs.quants, quants, {&base, 1}, {});
+  packs_codes_ = std::any_of(programs.quants.begin(), programs.quants.end(),
+                             [](const QuantMove& move) { return move.codes.space != Space::kNowhere; });
   boxes_ = programs.boxes.size();
   for (const DigestBox& box : programs.boxes) digest_numbers_.push_back(box.segment);
   for (const QuantMove& move : programs.quants) {
@@ -57,23 +48,26 @@ ResidentSource::ResidentSource(const Plan& plan, const Catalog& catalog, std::in
 void ResidentSource::find_largest(std::int64_t /*trainer*/, std::span<float> largest) {
   DeviceBuffer found(static_cast<std::int64_t>(largest.size_bytes()), "scales");
   WEIGHTCAST_CUDA(cudaMemset(found.data(), 0, largest.size_bytes()));
-  for (std::size_t program = 0; program < quant_digests_.programs(); ++program) {
-    quant_digests_.find_largest(program, nullptr, reinterpret_cast<float*>(found.data()),
-                                4 * multiprocessors(), nullptr);
+  for (std::size_t program = 0; program < quants_.programs(); ++program) {
+    quants_.find_largest(program, nullptr, reinterpret_cast<float*>(found.data()), 4 * multiprocessors(),
+                         nullptr);
   }
   WEIGHTCAST_CUDA(cudaMemcpy(largest.data(), found.data(), largest.size_bytes(), cudaMemcpyDeviceToHost));
 }
 
 void ResidentSource::enqueue_pack(std::uint32_t bucket, std::byte* staging, const GlobalScale* scales,
-                                  int blocks, cudaStream_t stream) const {
+                                  std::uint64_t* results, int blocks, cudaStream_t stream) const {
   moves_.pack(bucket, staging, blocks, stream);
-  quants_.run(bucket, staging, scales, nullptr, blocks, stream);
+  if (!packs_codes_) return;
+  quants_.run(bucket, staging, scales, results == nullptr ? nullptr : results + boxes_,
+              quantizer_blocks(blocks), stream);
 }
 
 void ResidentSource::enqueue_digests(std::uint32_t bucket, const GlobalScale* scales, std::uint64_t* results,
-                                     int blocks, cudaStream_t stream) const {
+                                     bool packed, int blocks, cudaStream_t stream) const {
   digests_.run(bucket, results, blocks, stream);
-  quant_digests_.run(bucket, nullptr, scales, results + boxes_, blocks, stream);
+  if (packed && packs_codes_) return;
+  quants_.run(bucket, nullptr, scales, results + boxes_, quantizer_blocks(blocks), stream);
 }
 
 void ResidentSource::pack(std::uint32_t /*bucket*/, std::byte* /*staging*/,

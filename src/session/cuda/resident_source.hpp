@@ -27,11 +27,13 @@ class ResidentSource final : public Source {
   std::byte* in_place(std::uint32_t segment) const override;
 
   /// Puts plan bucket `bucket` into `staging`; `scales` are those of the plan's scopes, in device memory.
-  void enqueue_pack(std::uint32_t bucket, std::byte* staging, const GlobalScale* scales, int blocks,
-                    cudaStream_t stream) const;
-  /// Adds the digests of what is sent in a bucket to `results`, one for each of digest_numbers().
-  void enqueue_digests(std::uint32_t bucket, const GlobalScale* scales, std::uint64_t* results, int blocks,
-                       cudaStream_t stream) const;
+  /// What is quantised has its digests made on the way, which are added to `results`, unless that is null.
+  void enqueue_pack(std::uint32_t bucket, std::byte* staging, const GlobalScale* scales,
+                    std::uint64_t* results, int blocks, cudaStream_t stream) const;
+  /// Adds the other digests of what is sent in a bucket to `results`, one for each of digest_numbers(); all
+  /// where the bucket is not `packed`.
+  void enqueue_digests(std::uint32_t bucket, const GlobalScale* scales, std::uint64_t* results, bool packed,
+                       int blocks, cudaStream_t stream) const;
   /// Where segment number `segment` of the plan lies, if its values travel: offset from data() and pitch, as
   /// its pack move says.
   const Move& place(std::uint32_t segment) const { return places_.at(segment); }
@@ -46,9 +48,9 @@ class ResidentSource final : public Source {
   DeviceBuffer memory_;
   CudaMovePrograms moves_;
   CudaDigestPrograms digests_;
-  CudaQuantPrograms quants_;         ///< of what is quantised here: values to codes and scales in staging
-  CudaQuantPrograms quant_digests_;  ///< of all that anybody quantises: no more than digests
-  std::size_t boxes_ = 0;            ///< digest results before those of quantised tensors
+  CudaQuantPrograms quants_;  ///< of all that anybody quantises; what is not quantised here for digests alone
+  bool packs_codes_ = false;  ///< something is quantised here
+  std::size_t boxes_ = 0;     ///< digest results before those of quantised tensors
   std::vector<std::uint32_t> digest_numbers_;
   std::unordered_map<std::uint32_t, Move> places_;  ///< by segment
 };
