@@ -224,7 +224,7 @@ TEST(LayoutsGolden, TrtllmNvfp4) {
   const nlohmann::json c = golden("trtllm_nvfp4_moe");
   const Experts experts(1, c["I"], c["H"], "nvfp4");
   const std::vector<Parameter> parameters = experts.parameters("trtllm", c["I"]);
-  ASSERT_EQ(parameters.size(), 6u);
+  ASSERT_EQ(parameters.size(), 9u);
   const auto expect = [&](std::size_t number, const std::string& name) {
     EXPECT_EQ(parameters[number].shape, shape_of(c[name + "_shape"])) << name;
     EXPECT_EQ(Filled(parameters[number], counted(experts)).elements(), counted_from_one(c[name])) << name;
@@ -265,7 +265,7 @@ TEST(LayoutsGolden, TrtllmFp8) {
   const nlohmann::json whole = golden("trtllm_fp8_moe")["per_tensor_majork"];
   const Experts experts(1, whole["I"], whole["H"], "fp8-tensor");
   const std::vector<Parameter> parameters = experts.parameters("trtllm", whole["I"]);
-  ASSERT_EQ(parameters.size(), 4u);
+  ASSERT_EQ(parameters.size(), 7u);
   EXPECT_EQ(first_of_rows(Filled(parameters[0], counted(experts)).elements(), whole["H"]),
             counted_from_one(whole["w13_rows_src"]));
   EXPECT_EQ(first_of_rows(Filled(parameters[2], counted(experts)).elements(), whole["I"]),
@@ -545,6 +545,10 @@ class Comparison {
       }
       if (has_global(quantizer->scheme)) compare_scalars(w13);
     }
+    if (std::string(formula_.layout) == "trtllm" && quantizer && has_global(quantizer->scheme)) {
+      // a·s13, (1/b)·a·s13 and b·s2; a and b are 1 here.
+      for (const bool w13 : {true, true, false}) compare_scalars(w13);
+    }
     EXPECT_EQ(next_, parameters_.size());
   }
 
@@ -766,18 +770,30 @@ TEST(Layouts, PlanesOfCheckpointsLieWhereComputedOnesDo) {
     layout.add_parameters(experts.catalog, experts.rank(5, 3), computed);
     std::vector<Parameter> read;
     layout.add_parameters(stored.catalog, {"experts", stored.slots, 5, 3, &stored.quantization}, read);
+    // What trtllm multiplies with it makes of stored scales itself.
+    while (!computed.back().name.ends_with("_scale") && !computed.back().name.ends_with("_scale_2") &&
+           !computed.back().scalars.empty()) {
+      computed.pop_back();
+    }
     ASSERT_EQ(read.size(), computed.size());
     for (std::size_t number = 0; number < read.size(); ++number) {
       SCOPED_TRACE(read[number].name);
       EXPECT_EQ(read[number].name, computed[number].name);
-      EXPECT_EQ(read[number].shape, computed[number].shape);
+      const bool of_tensors = !computed[number].scalars.empty();
+      const bool w13 = number < read.size() / 2;
+      // One for each stored tensor.
+      EXPECT_EQ(read[number].shape, of_tensors && w13 ? Shape{2} : computed[number].shape);
       EXPECT_EQ(read[number].dtype, computed[number].dtype);
       EXPECT_EQ(read[number].padding.size(), computed[number].padding.size());
       EXPECT_TRUE(read[number].scalars.empty());
       if (!computed[number].scalars.empty()) {
-        ASSERT_EQ(read[number].parts.size(), 1u);
-        const std::uint32_t weight = number < read.size() / 2 ? stored.slots[0].gate : stored.slots[0].down;
-        EXPECT_EQ(read[number].parts[0].tensor, stored.quantization.stored_global(weight));
+        const ExpertTensors& expert = stored.slots[0];
+        const std::vector<std::uint32_t> weights =
+            w13 ? std::vector{expert.gate, expert.up} : std::vector{expert.down};
+        ASSERT_EQ(read[number].parts.size(), weights.size());
+        for (std::size_t part = 0; part < weights.size(); ++part) {
+          EXPECT_EQ(read[number].parts[part].tensor, stored.quantization.stored_global(weights[part]));
+        }
         continue;
       }
       ASSERT_EQ(read[number].parts.size(), computed[number].parts.size());
@@ -850,8 +866,9 @@ TEST(QuantizedStacks, StoredPlanesLieWhereComputedOnesDo) {
     }
   };
   expect(0, "qk", {6, 16}, {{query, {2, 4, 8, 16}}, {key, {0, 2, 8, 16}}});
-  expect(1, "qk_scale", {6, 2}, {{query + 1, {2, 4, 1, 2}}, {key + 1, {0, 2, 1, 2}}});
-  expect(2, "qk_scale_2", {1}, {{query + 2, {0, 1, 0, 1}}});
+  // In tiles.
+  expect(1, "qk_scale", {128, 4}, {{query + 1, {2, 4, 1, 2}}, {key + 1, {0, 2, 1, 2}}});
+  expect(2, "qk_scale_2", {2}, {{query + 2, {0, 1, 0, 1}}, {key + 2, {0, 1, 0, 1}}});
 }
 
 // What is refused.

@@ -246,7 +246,10 @@ class Rank {
       build(name, {rows, cols}, gather);
       return;
     }
-    build_quantized(name, false, {1, rows, cols}, {owner}, Order(),
+    Order order;
+    // Kernels of FP4 read scales in tiles, in linear layers, too.
+    if (owner->quantized->format.codes_per_byte == 2) order.tiled_halves = 1;
+    build_quantized(name, false, {1, rows, cols}, {owner}, order,
                     [&](std::size_t, auto r, auto c) { return gather(r, c); });
   }
 
@@ -362,6 +365,28 @@ class Rank {
         [&](std::size_t e, auto h, auto j) {
           return start + j >= model_.expert_inner ? kZero : Element{experts.downs[e], h, start + j};
         });
+    if (layout_.moe_layout == "trtllm") output_scalars(at, experts);
+  }
+
+  /// What TRT-LLM-gen multiplies with, LAYOUTS.md 3.6 and 4.4: a·s13, (1/b)·(a·s13) and b·s2.
+  void output_scalars(const std::string& at, const Experts& experts) {
+    const QuantScheme scheme = layout_.quantizer->scheme;
+    if (scheme != QuantScheme::kNvfp4 && scheme != QuantScheme::kFp8Tensor) return;
+    const bool nvfp4 = scheme == QuantScheme::kNvfp4;
+    const float a = layout_.activations.input;
+    const float b = layout_.activations.inner;
+    const auto scalars = [&](const std::string& name, const std::vector<const Whole*>& owners, auto value) {
+      Parameter& all = add(at + name, {experts.count}, DType::kF32);
+      for (std::size_t e = 0; e < owners.size(); ++e) {
+        const float scalar = value(owners[e]->quantized->global.stored);
+        std::memcpy(all.bytes.data() + e * 4, &scalar, 4);
+      }
+    };
+    scalars(nvfp4 ? "g1_alphas" : "output1_scales_gate_scalar", experts.gates,
+            [&](float s) { return a * s; });
+    scalars(nvfp4 ? "g1_scale_c" : "output1_scales_scalar", experts.gates,
+            [&](float s) { return 1 / b * (a * s); });
+    scalars(nvfp4 ? "g2_alphas" : "output2_scales_scalar", experts.downs, [&](float s) { return b * s; });
   }
 
   /// triton stacks gate first, cutlass up first; triton-kernels has the matrices of triton transposed.

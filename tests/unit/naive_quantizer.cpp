@@ -119,7 +119,9 @@ const std::vector<Taken>& taken_pairs() {
   using enum QuantScheme;
   static const std::vector<Taken> pairs{
       {"triton", kFp8Block},  {"triton", kFp8Tensor},  {"triton", kFp8Channel},  {"triton", kMxfp8},
-      {"cutlass", kFp8Block}, {"cutlass", kFp8Tensor}, {"cutlass", kFp8Channel},
+      {"cutlass", kFp8Block}, {"cutlass", kFp8Tensor}, {"cutlass", kFp8Channel}, {"cutlass", kMxfp8},
+      {"cutlass", kNvfp4},    {"cutlass", kMxfp4},     {"trtllm", kFp8Block},    {"trtllm", kFp8Tensor},
+      {"trtllm", kMxfp8},     {"trtllm", kNvfp4},      {"trtllm", kMxfp4},
   };
   return pairs;
 }
