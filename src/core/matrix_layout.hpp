@@ -18,6 +18,9 @@ struct MatrixLayout {
   /// True for one that was not set: rows lie a pitch apart, which is said elsewhere.
   constexpr bool plain() const { return step[3] == 0; }
 
+  /// True when it is rows that lie together, `step[3]` apart.
+  constexpr bool pitched() const { return !plain() && unit_step == 0 && (bits[0] | bits[1] | bits[2]) == 0; }
+
   /// True when it is the rows of one unit that lie one behind the other.
   constexpr bool transposed() const {
     return unit_step != 0 && step[3] == unit_bytes() && (bits[0] | bits[1] | bits[2]) == 0;

@@ -137,7 +137,9 @@ void add_intervals(const Move& move, std::vector<Interval>& written) {
   const std::int64_t runs = move.dense() ? 1 : move.rows;
   const std::int64_t bytes = move.dense() ? move.bytes() : move.row_bytes;
   for (std::int64_t run = 0; run < runs; ++run) {
-    const std::int64_t begin = move.offset + run * move.pitch;
+    const std::int64_t begin =
+        move.offset +
+        (move.layout.plain() ? run * move.pitch : move.layout.row_offset(move.row + run) + move.byte);
     written.push_back({move.buffer, begin, begin + bytes});
   }
 }
@@ -194,7 +196,7 @@ void prove_written_once(const std::vector<Parameter>& parameters, std::span<cons
   written.reserve(moves.size());
   std::map<std::uint32_t, std::vector<PlacedMatrix>> placed;  // by parameter
   for (const Move& move : moves) {
-    if (move.layout.plain()) {
+    if (move.layout.plain() || move.layout.pitched()) {
       add_intervals(move, written);
     } else {
       add_box(move, placed[move.buffer]);

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/error.hpp"
 #include "core/units.hpp"
 #include "emulated_update.hpp"
 #include "naive_model.hpp"
@@ -281,7 +282,7 @@ void expect_whole_blocks(const Plan& plan, const Catalog& catalog, const naive::
 }
 
 /// Runs the update of a case; every byte of every rank must be the naive model's.
-void run(const Case& c, const naive::Weights& weights, const naive::Quantized& quantized) {
+void run(const Case& c, const naive::Weights& weights, const naive::Quantized& quantized) try {
   const auto family = c.model.family();
   ASSERT_EQ(family->catalog().size(), naive::tensors(c.model).size());
   const Plan plan = make_plan(*family, c.topology, c.limits);
@@ -298,6 +299,9 @@ void run(const Case& c, const naive::Weights& weights, const naive::Quantized& q
     expect_parameters(ranks[r],
                       naive::parameters(c.model, engine, place_of(engine, *rank), weights, quantized));
   }
+} catch (const Error& error) {
+  // Said here, where it is known of which case.
+  ADD_FAILURE() << error.what();
 }
 
 /// Every tenth of the cases is a test of its own, so that they run side by side.

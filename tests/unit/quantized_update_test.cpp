@@ -44,9 +44,19 @@ naive::Model quantizable(bool moe) {
   return model;
 }
 
-Topology quantizing(Topology topology, Quantizer quantizer, const char* moe_layout = "triton") {
+/// The layouts of experts that take a scheme.
+std::vector<const char*> layouts_of(QuantScheme scheme) {
+  std::vector<const char*> layouts;
+  for (const naive::Taken& taken : naive::taken_pairs()) {
+    if (taken.scheme == scheme) layouts.push_back(taken.moe_layout);
+  }
+  return layouts;
+}
+
+/// With the first layout of experts that takes the quantiser, where none is named.
+Topology quantizing(Topology topology, Quantizer quantizer, const char* moe_layout = nullptr) {
   topology.engine.quantizer = quantizer;
-  topology.engine.moe_layout = moe_layout;
+  topology.engine.moe_layout = moe_layout != nullptr ? moe_layout : layouts_of(quantizer.scheme).front();
   return topology;
 }
 
@@ -59,15 +69,6 @@ constexpr QuantizeAt kSides[] = {QuantizeAt::kSource, QuantizeAt::kDestination};
 
 const char* name_of(QuantizeAt side) {
   return side == QuantizeAt::kSource ? "source" : "destination";
-}
-
-/// The layouts of experts that take a scheme.
-std::vector<const char*> layouts_of(QuantScheme scheme) {
-  std::vector<const char*> layouts;
-  for (const naive::Taken& taken : naive::taken_pairs()) {
-    if (taken.scheme == scheme) layouts.push_back(taken.moe_layout);
-  }
-  return layouts;
 }
 
 /// A version of the weights and what they are quantised to.
