@@ -45,6 +45,19 @@ Linears::Linears(const Catalog& catalog, const EngineLayout& layout, const std::
   }
 }
 
+const Quantization* Linears::quantization(std::span<const std::uint32_t> weights) const {
+  const Quantization* const first = quantization(weights.front());
+  for (const std::uint32_t weight : weights) {
+    if (quantization(weight) == first) continue;
+    throw InputError(
+        fmt::format("{} is {} but {} is {}, and the engine keeps both in one parameter; quantise both or "
+                    "neither",
+                    catalog_[weights.front()].name, dtype_name(catalog_[weights.front()].dtype),
+                    catalog_[weight].name, dtype_name(catalog_[weight].dtype)));
+  }
+  return first;
+}
+
 const Quantization* Linears::quantization(std::uint32_t weight) const {
   if (!quantization_) return nullptr;
   const bool stored = quantization_->origin() == Quantization::Origin::kStored;
@@ -59,7 +72,9 @@ const Quantization* Linears::quantization(std::uint32_t weight) const {
 }
 
 void Linears::add(Parameter values, std::vector<Parameter>& parameters) const {
-  const Quantization* const how = quantization(values.parts.front().tensor);
+  std::vector<std::uint32_t> weights;
+  for (const Part& part : values.parts) weights.push_back(part.tensor);
+  const Quantization* const how = quantization(weights);
   if (how == nullptr) {
     parameters.push_back(std::move(values));
     return;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,10 +32,13 @@ class Linears {
   /// Appends what the engine keeps of a weight. Throws UsageError when its values cannot be quantised.
   void add(Parameter values, std::vector<Parameter>& parameters) const;
 
-  /// How the engine keeps tensor `weight`; null: as in the model, which holds values.
-  const Quantization* quantization(std::uint32_t weight) const;
+  /// How the engine keeps weights that are in one parameter; null: as in the model, which holds values.
+  /// Throws InputError naming two of which a checkpoint keeps one as values, the other as codes.
+  const Quantization* quantization(std::span<const std::uint32_t> weights) const;
 
  private:
+  const Quantization* quantization(std::uint32_t weight) const;
+
   const Catalog& catalog_;
   std::optional<Quantization> quantization_;
   std::string option_;

@@ -200,6 +200,16 @@ std::vector<Parameter> quantized_stack(const Catalog& catalog, const Parameter& 
     std::int64_t rows = 0;
     const std::int64_t cols = form.of(boxes.front().box).cols;
     for (TensorBox& box : boxes) {
+      // Kernels count blocks through the whole matrix, not from where a part of it begins.
+      if (const std::int64_t unit = block_rows(quantization.quantizer().scheme);
+          unit > 1 && &box != &boxes.back() && box.box.rows % unit != 0) {
+        throw UsageError(
+            fmt::format("{}: {} of {} are no multiple of the {} rows that share a scale in {}, and {} has "
+                        "more behind them; choose "
+                        "a smaller tp or another --quantize",
+                        option, box.box.to_string(), catalog[box.tensor].name, unit,
+                        quantizer_name(quantization.quantizer()), values.name));
+      }
       rows += form.of(box.box).rows;
       box = quantization.box(plane, box.tensor, box.box, scope, option);
     }

@@ -27,8 +27,9 @@ std::string text_or_empty(const nlohmann::json& object, const char* field) {
 /// Of compressed-tensors: what its first group says of weights.
 Quantizer quantizer_of_groups(const nlohmann::json& config, const std::string& origin) {
   const auto groups = config.find("config_groups");
-  if (groups == config.end() || !groups->is_object() || groups->empty() || !groups->begin()->is_object()) {
-    unknown(origin, "compressed-tensors without config_groups");
+  if (groups == config.end() || !groups->is_object() || groups->size() != 1 ||
+      !groups->begin()->is_object()) {
+    unknown(origin, "compressed-tensors without one group in config_groups");
   }
   const auto weights = groups->begin()->find("weights");
   if (weights == groups->begin()->end() || !weights->is_object()) {
@@ -112,8 +113,10 @@ bool StoredQuantization::keeps_values(const std::string& name) const {
   for (std::size_t dot = name.find('.'); dot != std::string::npos; dot = name.find('.', dot + 1)) {
     if (names_.contains(name.substr(0, dot)) || names_.contains(name.substr(dot + 1))) return true;
   }
-  return std::any_of(patterns_.begin(), patterns_.end(),
-                     [&](const std::regex& pattern) { return std::regex_match(name, pattern); });
+  // From the name's beginning on, as Python's re.match() does.
+  return std::any_of(patterns_.begin(), patterns_.end(), [&](const std::regex& pattern) {
+    return std::regex_search(name, pattern, std::regex_constants::match_continuous);
+  });
 }
 
 }  // namespace weightcast

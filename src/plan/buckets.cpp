@@ -71,6 +71,11 @@ class BucketFiller {
   /// A single row, or the rows of a block, larger than a bucket are cut along their columns.
   void split_rows(Piece& piece) {
     const WireForm& form = wire_[piece.tensor];
+    if (form.whole_rows) {
+      Box row = piece.box;
+      row.rows = 1;
+      throw_too_small(piece, form.bytes(row));
+    }
     Piece rows = take_rows(piece, std::min(form.unit_rows, piece.box.rows));
     Box unit = rows.box;
     unit.cols = std::min(form.unit_cols, rows.box.cols);
@@ -88,9 +93,9 @@ class BucketFiller {
   }
 
   [[noreturn]] void throw_too_small(const Piece& piece, std::int64_t least) const {
-    throw UsageError(fmt::format(
-        "--bucket-size {}: a block of {} that shares a scale takes {}; the least is {}", format_bytes(cap_),
-        catalog_[piece.tensor].name, format_bytes(least), format_bytes(least)));
+    throw UsageError(
+        fmt::format("--bucket-size {}: what has one scale of {} takes {} and is not divided; the least is {}",
+                    format_bytes(cap_), catalog_[piece.tensor].name, format_bytes(least), least));
   }
 
   const Catalog& catalog_;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "core/error.hpp"
@@ -95,8 +96,10 @@ class Compiler {
       }
       (part.part.form.plane == Plane::kScales ? scales_ : codes_).push_back(&part);
     }
-    if (form.quantized && form.scale_bytes > 0 && codes_.size() != scales_.size()) {
-      throw InternalError(fmt::format("{} feeds {} parameters of codes and {} of scales",
+    const auto same_box = [](const PartOf* a, const PartOf* b) { return a->part.box == b->part.box; };
+    if (form.quantized && form.scale_bytes > 0 &&
+        !std::equal(codes_.begin(), codes_.end(), scales_.begin(), scales_.end(), same_box)) {
+      throw InternalError(fmt::format("{} feeds {} parameters of codes and {} of scales, or others of it",
                                       catalog_[segment.tensor].name, codes_.size(), scales_.size()));
     }
     if (form.quantized && !form.codes_travel) {

@@ -53,7 +53,7 @@ Cast cast_for(const std::string& path, const StoredTensor& stored, DType wanted)
   if (stored.dtype == DType::kF32 && wanted == DType::kBF16) return Cast::kRound;
   const bool scale = stored.name.ends_with("_scale") || stored.name.ends_with("_scale_inv");
   if (scale && stored.dtype == DType::kBF16 && wanted == DType::kF32) return Cast::kWiden;
-  const bool opaque = wanted == DType::kF8E4M3 || wanted == DType::kF8E8M0 || wanted == DType::kF4E2M1x2;
+  const bool opaque = wanted == DType::kF8E8M0 || wanted == DType::kF4E2M1x2;
   if (stored.dtype == DType::kU8 && opaque) return Cast::kNone;
   throw InputError(fmt::format(
       "{}: tensor {} is {} but the model's config says {}; only float32 to bfloat16 (and scales in "

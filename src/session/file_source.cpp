@@ -105,10 +105,14 @@ void FileSource::cut_into_pieces(std::uint32_t bucket_number, std::vector<Piece>
     const Segment& segment = plan_.segments[number];
     const Box& box = segment.box;
     const WireForm& form = plan_.wire[segment.tensor];
-    const std::int64_t row_bytes = box.cols * dtype_bytes(catalog_[segment.tensor].dtype);
+    const std::int64_t element = dtype_bytes(catalog_[segment.tensor].dtype);
+    const std::int64_t row_bytes = box.cols * element;
+    // Of a row with one scale all is read, whatever is sent.
+    const std::int64_t read_bytes =
+        form.whole_rows ? catalog_[segment.tensor].shape.cols() * element : row_bytes;
     const std::int64_t rows_each =
         reader_.divisible(segment.tensor)
-            ? std::max(form.unit_rows, kTaskBytes / row_bytes / form.unit_rows * form.unit_rows)
+            ? std::max(form.unit_rows, kTaskBytes / read_bytes / form.unit_rows * form.unit_rows)
             : box.rows;
     for (std::int64_t row = 0; row < box.rows; row += rows_each) {
       const Box part{box.row + row, std::min(rows_each, box.rows - row), box.col, box.cols};

@@ -10,8 +10,8 @@ namespace weightcast {
 
 class ResidentSource;
 
-/// Where a trainer rank's weights are. All methods but `in_place` and `resident` are called from one thread,
-/// not the one that talks to MPI.
+/// Where a trainer rank's weights are. All methods but `find_largest`, `use_scales`, `in_place` and
+/// `resident`, which belong to the thread that talks to MPI, are called from one other thread.
 class Source {
  public:
   virtual ~Source() = default;
@@ -42,7 +42,7 @@ class Source {
   virtual std::byte* in_place(std::uint32_t segment) const = 0;
 
   /// This source when its weights are in the memory of the rank's GPU (cuda/resident_source.hpp): then
-  /// buckets are packed there, and none of the above is called.
+  /// buckets are packed there, and nothing above but `find_largest` and `use_scales` is called.
   virtual const ResidentSource* resident() const { return nullptr; }
 
  protected:

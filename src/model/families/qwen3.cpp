@@ -236,7 +236,9 @@ class Qwen3 final : public Family {
       slots.push_back({weight("gate_proj"), weight("up_proj"), weight("down_proj")});
     }
     const MoeLayout& moe_layout = find_moe_layout(layout.moe_layout);
-    const Quantization* const quantization = linears.quantization(slots.front().gate);
+    std::vector<std::uint32_t> weights;
+    for (const ExpertTensors& slot : slots) weights.insert(weights.end(), {slot.gate, slot.up, slot.down});
+    const Quantization* const quantization = linears.quantization(weights);
     moe_layout.require({expert_inner_, layout.expert_tp(), hidden_, dtype_,
                         quantization ? std::optional(quantization->quantizer()) : std::nullopt});
     moe_layout.add_parameters(catalog_,

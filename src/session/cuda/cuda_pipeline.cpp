@@ -120,9 +120,7 @@ void CudaPipeline::run(Source* source, std::span<const GlobalScale> scales, std:
   sent_ = sent;
   written_ = written;
   roots_done_ = 0;
-  if (!scales.empty()) {
-    WEIGHTCAST_CUDA(cudaMemcpy(scales_.data(), scales.data(), scales.size_bytes(), cudaMemcpyHostToDevice));
-  }
+  agreed_scales_ = scales;
   if (from_host()) feed_->begin(*source, sent);
   assign_slots();
   enqueue_all();
@@ -181,6 +179,10 @@ void CudaPipeline::enqueue_all() {
   };
   clear(sent_results_, 0);
   clear(written_results_, 0);
+  if (!agreed_scales_.empty()) {
+    WEIGHTCAST_CUDA(cudaMemcpyAsync(scales_.data(), agreed_scales_.data(), agreed_scales_.size_bytes(),
+                                    cudaMemcpyHostToDevice, verify_stream_.get()));
+  }
   begun_.record(verify_stream_.get());
   for (const cudaStream_t stream : streams_) begun_.hold(stream);
   unpack_.unpack(share_.buckets.size(), nullptr, blocks_, unpack_stream_.get());

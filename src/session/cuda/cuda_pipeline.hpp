@@ -149,6 +149,7 @@ class CudaPipeline final : public Pipeline {
 
   // What the current update works on.
   Source* source_ = nullptr;
+  std::span<const GlobalScale> agreed_scales_;  ///< of the plan's scopes, on the host
   std::span<std::uint64_t> sent_;
   std::span<std::uint64_t> written_;
   std::size_t roots_done_ = 0;  ///< buckets that this rank has packed
