@@ -14,6 +14,7 @@
 #include "launch/file_threads.hpp"
 #include "launch/gpu_parts.hpp"
 #include "launch/job.hpp"
+#include "launch/layout_bench.hpp"
 #include "launch/layouts.hpp"
 #include "launch/measured.hpp"
 #include "launch/mpi_wire.hpp"
@@ -339,6 +340,7 @@ class BenchJob {
 }  // namespace
 
 void run_bench(Control& control, const Options& options) {
+  if (options.layouts) return run_layout_bench(control, options);
   BenchJob(control, options).run();
 }
 

@@ -43,7 +43,7 @@ constexpr std::array<CommandInfo, 7> kCommands{{
     {"plan", "weightcast plan --model CONFIG_JSON --inference LAYOUT | --alloc ALLOC",
      "print what an update would do: routes, buckets, bytes, memory", false},
     {"bench", "mpirun -n N weightcast bench --model CONFIG_JSON --inference LAYOUT",
-     "repeat updates of synthetic weights beside the wire's own rate", true},
+     "repeat updates of synthetic weights beside the wire's own rate; --layouts: unpack alone", true},
     {"inspect", "weightcast inspect PATH", "list a checkpoint's or shard file's tensors", false},
     {"verify", "weightcast verify DIR --source PATH [--trainer-alloc ALLOC]",
      "compare shard files with a checkpoint", false},
@@ -81,7 +81,7 @@ struct OptionInfo {
   unsigned commands;
 };
 
-constexpr std::array<OptionInfo, 43> kOptions{{
+constexpr std::array<OptionInfo, 44> kOptions{{
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors "
@@ -153,7 +153,11 @@ constexpr std::array<OptionInfo, 43> kOptions{{
     {"trace", "FILE", "write a Chrome/Perfetto trace: a lane a rank and stage, a slice a bucket", kJobs},
     {"rank", "R", "show the share of one world rank alone", kPlan},
     {"segments", nullptr, "list every segment in the JSON", kPlan},
-    {"iterations", "N", "updates to time (default 5)", kBench},
+    {"layouts", nullptr,
+     "one rank: time the unpack alone of a layer's experts in every MoE layout and quantiser, or in those of "
+     "--moe-layout and --quantize",
+     kBench},
+    {"iterations", "N", "updates to time (default 5), with --layouts unpacks (default 10)", kBench},
     {"blocks", "N", "most thread blocks of a GPU kernel (default: a quarter of the multiprocessors)", kBench},
     {"min-achieved", "SHARE", "exit 70 when an unverified update reaches less of the wire's rate", kBench},
     {"no-digests", nullptr, "headers only", kInspect},
@@ -418,6 +422,17 @@ void refuse_together(const Values& values, const char* option, std::initializer_
   }
 }
 
+/// Throws UsageError for what has no meaning where one rank unpacks its own values.
+void refuse_with_layouts(const Values& values) {
+  for (const char* option : {"source", "trainers", "inference", "alloc", "inference-alloc", "trainer-alloc",
+                             "source-split", "quantize-at", "min-achieved", "trace"}) {
+    if (!values.has(option)) continue;
+    throw UsageError(fmt::format(
+        "{}: not together with {}, which times what one rank unpacks of synthetic values; leave one out",
+        values.label(option), values.label("layouts")));
+  }
+}
+
 /// Of options that say the same thing in two ways the command line's counts, as of two values of one option.
 void drop_overridden(po::variables_map& map, const Origins& origins) {
   using Pair = std::pair<const char*, const char*>;
@@ -475,7 +490,9 @@ Options take(const Values& values, std::string command, const po::variables_map&
   }
   options.source_split = values.choice("source-split", {"catalog", "expert", "row"});
   options.inference = values.text("inference", "tp=1");
-  options.moe_layout = values.text("moe-layout", "triton");
+  options.layouts = values.flag("layouts");
+  if (options.layouts) refuse_with_layouts(values);
+  options.moe_layout = values.text("moe-layout", options.layouts ? "" : "triton");
   options.quantize = values.text("quantize", "");
   options.activation_scales = values.text("activation-scales", "1,1");
   options.quantize_at =
@@ -497,7 +514,7 @@ Options take(const Values& values, std::string command, const po::variables_map&
   if (values.has("rank")) options.rank = values.integer("rank", 0, 0);
   options.segments = values.flag("segments");
   options.blocks = values.integer("blocks", 0, 1, 1 << 20);
-  options.iterations = values.integer("iterations", 5, 1, 1'000'000);
+  options.iterations = values.integer("iterations", options.layouts ? 10 : 5, 1, 1'000'000);
   const std::string min_achieved = values.text("min-achieved", "0");
   char* end = nullptr;
   options.min_achieved = std::strtod(min_achieved.c_str(), &end);
@@ -540,7 +557,7 @@ std::uint64_t hash_options(const Options& options) {
   hasher.add(options.layers.value_or(0)).add(options.trainers).add(options.colocate).add(options.bucket_size);
   hasher.add(options.buffers).add(options.weight_version).add(options.has_weight_version);
   hasher.add(options.no_verify).add(options.timeout).add(options.iterations).add(options.min_achieved);
-  hasher.add(options.blocks).add(options.stage_layers.size());
+  hasher.add(options.blocks).add(options.layouts).add(options.stage_layers.size());
   for (const std::int64_t layers : options.stage_layers) hasher.add(layers);
   return hasher.digest();
 }

@@ -32,7 +32,7 @@ struct Options {
   std::string trainer_order;
   std::vector<std::int64_t> stage_layers;
   std::string trainer_names;
-  std::string moe_layout = "triton";
+  std::string moe_layout = "triton";  ///< empty with `layouts`: all of them
   std::string quantize;
   std::string quantize_at = "source";
   std::string activation_scales = "1,1";
@@ -53,6 +53,7 @@ struct Options {
 
   std::optional<std::int64_t> rank;
   bool segments = false;
+  bool layouts = false;
   std::int64_t iterations = 0;
   std::int64_t blocks = 0;
   double min_achieved = 0;

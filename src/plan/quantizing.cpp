@@ -1,5 +1,7 @@
 #include "plan/quantizing.hpp"
 
+#include <algorithm>
+
 #include "core/hash.hpp"
 
 namespace weightcast {
@@ -49,6 +51,17 @@ MatrixPlace staged_scales(const Plan& plan, const Segment& segment) {
           {},
           0,
           0};
+}
+
+std::vector<float> scalar_values(const Plan& plan, const Parameter& parameter,
+                                 std::span<const GlobalScale> scales) {
+  std::vector<float> values(static_cast<std::size_t>(parameter.bytes() / 4));
+  for (const Scalar& scalar : parameter.scalars) {
+    const auto found = std::lower_bound(plan.scopes.begin(), plan.scopes.end(), scalar.scope);
+    values[static_cast<std::size_t>(scalar.offset / 4)] =
+        scalar.value(scales[static_cast<std::size_t>(found - plan.scopes.begin())].stored);
+  }
+  return values;
 }
 
 }  // namespace weightcast

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "kernels/executor.hpp"
 #include "kernels/quant_move.hpp"
@@ -19,5 +21,9 @@ QuantMove quant_move(const Plan& plan, const Catalog& catalog, std::uint32_t seg
 /// Where a segment's codes, and its scales, lie in its bucket.
 MatrixPlace staged_codes(const Plan& plan, const Segment& segment);
 MatrixPlace staged_scales(const Plan& plan, const Segment& segment);
+
+/// What `parameter`, one of scales that tensors share, holds when those of the plan's scopes are `scales`.
+std::vector<float> scalar_values(const Plan& plan, const Parameter& parameter,
+                                 std::span<const GlobalScale> scales);
 
 }  // namespace weightcast

@@ -13,6 +13,7 @@
 #include "session/pipeline.hpp"
 #include "session/placement.hpp"
 #include "session/source.hpp"
+#include "session/unpacking.hpp"
 #include "transport/transport.hpp"
 
 /// The one door to the GPU path. A build without CUDA has no_gpu.cpp behind it, where there is never a GPU;
@@ -93,5 +94,11 @@ class GpuGauges {
 /// `source` may be null. All references must outlive the gauges.
 std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& pipeline, const Share& share, Memory& parameters,
                                            Source* source);
+
+/// As make_host_unpacking(), on the whole of the current device; times are the device's. That of the indexed
+/// way counts what the host does meanwhile.
+std::unique_ptr<Unpacking> make_gpu_unpacking(const Share& share, UnpackBuffers buffers,
+                                              const std::vector<GlobalScale>& scales,
+                                              std::vector<IndexedMatrix> matrices);
 
 }  // namespace weightcast

@@ -43,5 +43,10 @@ std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& /*pipeline*/, const Share& 
                                            Memory& /*parameters*/, Source* /*source*/) {
   refuse();
 }
+std::unique_ptr<Unpacking> make_gpu_unpacking(const Share& /*share*/, UnpackBuffers /*buffers*/,
+                                              const std::vector<GlobalScale>& /*scales*/,
+                                              std::vector<IndexedMatrix> /*matrices*/) {
+  refuse();
+}
 
 }  // namespace weightcast

@@ -10,7 +10,9 @@
 
 #include "core/units.hpp"
 #include "memory/available.hpp"
+#include "plan/quantizing.hpp"
 #include "session/host_pipeline.hpp"
+#include "session/verification.hpp"
 #include "transport/transport.hpp"
 
 namespace weightcast {
@@ -224,25 +226,12 @@ void Session::for_each_scalar(
   for (std::size_t p = 0; p < share_.parameters.size(); ++p) {
     const Parameter& parameter = share_.parameters[p];
     if (parameter.scalars.empty()) continue;
-    std::vector<float> values(static_cast<std::size_t>(parameter.bytes() / 4));
-    for (const Scalar& scalar : parameter.scalars) {
-      const auto found = std::lower_bound(plan_.scopes.begin(), plan_.scopes.end(), scalar.scope);
-      values[static_cast<std::size_t>(scalar.offset / 4)] =
-          scalar.value(scales_[static_cast<std::size_t>(found - plan_.scopes.begin())].stored);
-    }
-    visit(share_.parameter_offsets[p], values, parameter);
+    visit(share_.parameter_offsets[p], scalar_values(plan_, parameter, scales_), parameter);
   }
 }
 
 void Session::verify_written() const {
-  for (std::size_t i = 0; i < share_.checks.size(); ++i) {
-    const DigestBox& check = share_.checks[i];
-    if (written_[i] == expected_[check.segment]) continue;
-    const Segment& segment = plan_.segment_of_digest(check.segment);
-    throw VerifyError(fmt::format("verify: parameter {} does not hold what was sent of tensor {} ({})",
-                                  share_.parameters[check.buffer].name,
-                                  family_.catalog()[segment.tensor].name, segment.box.to_string()));
-  }
+  require_written(plan_, family_.catalog(), share_, written_, expected_);
   for_each_scalar([&](std::int64_t offset, const std::vector<float>& values, const Parameter& parameter) {
     std::vector<float> held(values.size());
     memory_->read(offset, std::as_writable_bytes(std::span(held)));
@@ -250,12 +239,7 @@ void Session::verify_written() const {
     throw VerifyError(
         fmt::format("verify: parameter {} does not hold the scales that were agreed on", parameter.name));
   });
-  const std::int64_t dirty = pipeline_->first_dirty_padding();
-  if (dirty >= 0) {
-    const Move& move = share_.padding[static_cast<std::size_t>(dirty)];
-    throw VerifyError(
-        fmt::format("verify: the padding of parameter {} is not zero", share_.parameters[move.buffer].name));
-  }
+  require_zero_padding(share_, pipeline_->first_dirty_padding());
 }
 
 }  // namespace weightcast

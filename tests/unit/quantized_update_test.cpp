@@ -288,6 +288,22 @@ TEST_P(EachQuantizer, TheSourceSendsCodesAndScalesAndNothingMore) {
   EXPECT_EQ(wire_bytes(plain, QuantizeAt::kSource), values_end);
 }
 
+TEST(QuantizedPlans, ZerosBesideTheRowsOfAMatrixWithoutALayout) {
+  // trtllm pads the inner size of a rank to 128, in fp8-block of matrices that lie row by row.
+  naive::Model model = quantizable(true);
+  model.expert_inner = 192;
+  const auto family = model.family();
+  const Quantizer quantizer = parse_quantizer("fp8-block");
+  const Version version(model, quantizer, 1);
+  for (const char* engine : {"tp=1", "tp=2"}) {
+    SCOPED_TRACE(engine);
+    const Topology topology = quantizing(topology_of(1, engine), quantizer, "trtllm");
+    const Plan plan = make_plan(*family, topology, at(capped(100'000), QuantizeAt::kDestination));
+    expect_version(model, topology, emulate_update(plan, *family, version.weights, version.quantized),
+                   version);
+  }
+}
+
 TEST(QuantizedPlans, BytesOfAProjectionByHand) {
   const auto family = quantizable(false).family();
   const std::uint32_t q = family->catalog().at("model.layers.0.self_attn.q_proj.weight");

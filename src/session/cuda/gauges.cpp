@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "session/cuda/device_time.hpp"
 #include "sys/cuda.hpp"
 
 namespace weightcast {
@@ -37,13 +38,7 @@ void CudaGauges::broadcast(const std::vector<int>& members, bool root, std::int6
 }
 
 double CudaGauges::timed(const std::function<void()>& enqueue) {
-  const CudaEvent begin(CudaEvent::Kind::kTime);
-  const CudaEvent end(CudaEvent::Kind::kTime);
-  begin.record(pipeline_.stream());
-  enqueue();
-  end.record(pipeline_.stream());
-  WEIGHTCAST_CUDA(cudaStreamSynchronize(pipeline_.stream()));
-  return end.seconds_since(begin);
+  return device_seconds(pipeline_.stream(), enqueue);
 }
 
 int CudaGauges::blocks(Grid grid) const {

@@ -6,6 +6,7 @@
 
 #include "core/error.hpp"
 #include "session/cuda/cuda_pipeline.hpp"
+#include "session/cuda/cuda_unpacking.hpp"
 #include "session/cuda/gauges.hpp"
 #include "session/cuda/resident_source.hpp"
 #include "sys/cuda.hpp"
@@ -83,6 +84,12 @@ std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& pipeline, const Share& shar
                                            Source* source) {
   return std::make_unique<CudaGauges>(dynamic_cast<CudaPipeline&>(pipeline), share, parameters,
                                       source == nullptr ? nullptr : source->resident());
+}
+
+std::unique_ptr<Unpacking> make_gpu_unpacking(const Share& share, UnpackBuffers buffers,
+                                              const std::vector<GlobalScale>& scales,
+                                              std::vector<IndexedMatrix> matrices) {
+  return std::make_unique<CudaUnpacking>(share, std::move(buffers), scales, std::move(matrices));
 }
 
 }  // namespace weightcast

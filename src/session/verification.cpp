@@ -1,0 +1,28 @@
+#include "session/verification.hpp"
+
+#include <fmt/format.h>
+
+#include "core/error.hpp"
+
+namespace weightcast {
+
+void require_written(const Plan& plan, const Catalog& catalog, const Share& share,
+                     std::span<const std::uint64_t> written, std::span<const std::uint64_t> expected) {
+  for (std::size_t i = 0; i < share.checks.size(); ++i) {
+    const DigestBox& check = share.checks[i];
+    if (written[i] == expected[check.segment]) continue;
+    const Segment& segment = plan.segment_of_digest(check.segment);
+    throw VerifyError(fmt::format("verify: parameter {} does not hold what was sent of tensor {} ({})",
+                                  share.parameters[check.buffer].name, catalog[segment.tensor].name,
+                                  segment.box.to_string()));
+  }
+}
+
+void require_zero_padding(const Share& share, std::int64_t dirty) {
+  if (dirty < 0) return;
+  const Move& move = share.padding[static_cast<std::size_t>(dirty)];
+  throw VerifyError(
+      fmt::format("verify: the padding of parameter {} is not zero", share.parameters[move.buffer].name));
+}
+
+}  // namespace weightcast
