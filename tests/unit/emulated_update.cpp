@@ -212,7 +212,8 @@ void EmulatedUpdate::write_scales_over_all() {
         }
         const float stored =
             packer_->globals().at(static_cast<std::size_t>(scope - plan_.scopes.begin())).stored;
-        std::memcpy(buffers_[r][p] + scalar.offset, &stored, 4);
+        const float value = scalar.value(stored);
+        std::memcpy(buffers_[r][p] + scalar.offset, &value, 4);
       }
     }
   }

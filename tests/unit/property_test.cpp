@@ -78,6 +78,7 @@ class Cases {
     engine.quantizer = quantizer(c.model.moe, engine);
     const QuantScheme scheme = engine.quantizer->scheme;
     quantizable_model(engine, c.model);
+    if (chance(2)) engine.activations = {0.3f, 0.7f};
     c.limits = limits();
     c.limits.quantize_at = chance(2) ? QuantizeAt::kSource : QuantizeAt::kDestination;
 

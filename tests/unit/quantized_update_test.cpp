@@ -543,7 +543,7 @@ TEST(QuantizedRefusals, ModelsThatAreNotBfloat16) {
                      make_plan(*family, quantizing(topology_of(1, "tp=1"), parse_quantizer("fp8-block")),
                                capped(1 << 20));
                    }),
-                   {"--quantize fp8-block", "qkv_proj.weight", std::string(dtype_name(dtype)), "bfloat16"});
+                   {"--quantize fp8-block", "q_proj.weight", std::string(dtype_name(dtype)), "bfloat16"});
     }
   }
 }
@@ -698,8 +698,11 @@ std::vector<Move> writes_of(const Share& share) {
   writes.insert(writes.end(), share.padding.begin(), share.padding.end());
   const auto add = [&](const MatrixPlace& place, const Box& box, std::int64_t element) {
     if (place.space != Space::kParameter) return;
-    writes.push_back(
-        {place.offset, place.pitch, 0, box.rows, box.cols * element, place.buffer, MoveOp::kCopy});
+    Move move{place.offset, place.pitch, 0, box.rows, box.cols * element, place.buffer, MoveOp::kCopy};
+    move.layout = place.layout;
+    move.row = place.row;
+    move.byte = place.byte;
+    writes.push_back(move);
   };
   for (const QuantMove& quant : share.quants) {
     add(quant.codes, quant.codes_box, 1);
