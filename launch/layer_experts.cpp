@@ -46,7 +46,7 @@ LayerExperts::LayerExperts(const ExpertSizes& sizes) : sizes_(sizes) {
 std::vector<Parameter> LayerExperts::parameters(const EngineLayout& layout,
                                                 const EngineRank& /*rank*/) const {
   const Linears linears(catalog_, layout, std::nullopt);
-  const Quantization* const quantization = linears.quantization(slots_.front().gate);
+  const Quantization* const quantization = linears.quantization({&slots_.front().gate, 1});
   const MoeLayout& moe_layout = find_moe_layout(layout.moe_layout);
   moe_layout.require({sizes_.inner, 1, sizes_.hidden, sizes_.dtype,
                       quantization ? std::optional(quantization->quantizer()) : std::nullopt});

@@ -221,6 +221,70 @@ __device__ void unpack_transposed(const DeviceMove& move, const std::byte* packe
   }
 }
 
+/// The same of elements of two bytes where rows can be read in units of eight: two rows become one word for
+/// each column, so that neither memory is asked for less than a word.
+__device__ void unpack_transposed_pairs(const DeviceMove& move, const std::byte* packed, std::int64_t row,
+                                        std::int64_t byte, std::uint32_t count, std::uint32_t row_bytes) {
+  constexpr std::uint32_t kPairs = 32;  // of rows
+  constexpr std::uint32_t kUnits = 32;  // of four columns
+  __shared__ unsigned columns[4 * kUnits][kPairs + 1];
+  const std::uint32_t cols = row_bytes / 2;
+  std::byte* const placed = move.address + move.layout.row_offset(row) + move.layout.byte_offset(byte);
+  for (std::uint32_t r = 0; r < count; r += 2 * kPairs) {
+    for (std::uint32_t c = 0; c < cols; c += 4 * kUnits) {
+      constexpr std::uint32_t kItems = kPairs * kUnits / kThreads;
+      uint2 upper[kItems] = {};
+      uint2 lower[kItems] = {};
+#pragma unroll
+      for (std::uint32_t i = 0; i < kItems; ++i) {
+        const std::uint32_t item = i * kThreads + threadIdx.x;
+        const std::uint32_t first = r + 2 * (item / kUnits);
+        const std::uint32_t col = c + 4 * (item % kUnits);
+        const std::byte* const at = packed + first * move.staging_pitch + 2 * col;
+        if (col < cols && first < count) upper[i] = __ldcs(reinterpret_cast<const uint2*>(at));
+        if (col < cols && first + 1 < count) {
+          lower[i] = __ldcs(reinterpret_cast<const uint2*>(at + move.staging_pitch));
+        }
+      }
+#pragma unroll
+      for (std::uint32_t i = 0; i < kItems; ++i) {
+        const std::uint32_t item = i * kThreads + threadIdx.x;
+        const std::uint32_t pair = item / kUnits;
+        const std::uint32_t col = 4 * (item % kUnits);
+        columns[col][pair] = __byte_perm(upper[i].x, lower[i].x, 0x5410);
+        columns[col + 1][pair] = __byte_perm(upper[i].x, lower[i].x, 0x7632);
+        columns[col + 2][pair] = __byte_perm(upper[i].y, lower[i].y, 0x5410);
+        columns[col + 3][pair] = __byte_perm(upper[i].y, lower[i].y, 0x7632);
+      }
+      __syncthreads();
+      for (std::uint32_t item = threadIdx.x; item < 4 * kUnits * kPairs; item += kThreads) {
+        const std::uint32_t col = item / kPairs;
+        const std::uint32_t first = r + 2 * (item % kPairs);
+        if (c + col >= cols || first >= count) continue;
+        std::byte* const to = placed + (c + col) * move.layout.unit_step + 2 * first;
+        if (first + 1 < count) {
+          __stcs(reinterpret_cast<unsigned*>(to), columns[col][item % kPairs]);
+        } else {
+          __stcs(reinterpret_cast<unsigned short*>(to),
+                 static_cast<unsigned short>(columns[col][item % kPairs]));
+        }
+      }
+      __syncthreads();
+    }
+  }
+}
+
+/// Whether rows can be read in units of eight bytes, and pairs of them be written as words.
+__device__ bool in_pairs(const DeviceMove& move, const std::byte* packed, std::int64_t row, std::int64_t byte,
+                         std::uint32_t row_bytes) {
+  const std::byte* const placed = move.address + move.layout.row_offset(row) + move.layout.byte_offset(byte);
+  const auto read =
+      reinterpret_cast<std::uintptr_t>(packed) | static_cast<std::uintptr_t>(move.staging_pitch) | row_bytes;
+  const auto written =
+      reinterpret_cast<std::uintptr_t>(placed) | static_cast<std::uintptr_t>(move.layout.unit_step);
+  return read % 8 == 0 && written % 4 == 0;
+}
+
 template <Direction D, bool Zero>
 __device__ void run_placed(const DeviceMove& move, std::byte* staging, std::int64_t row, std::int64_t begin,
                            std::uint32_t count, std::uint32_t row_bytes, Team team) {
@@ -229,6 +293,9 @@ __device__ void run_placed(const DeviceMove& move, std::byte* staging, std::int6
   const std::int64_t byte = move.byte + begin;
   if (D == Direction::kUnpack && !Zero && team.size == kThreads && move.layout.transposed() &&
       move.unit == move.layout.unit_bytes()) {
+    if (move.unit == 2 && in_pairs(move, packed, first, byte, row_bytes)) {
+      return unpack_transposed_pairs(move, packed, first, byte, count, row_bytes);
+    }
     if (move.unit == 2) return unpack_transposed<unsigned short>(move, packed, first, byte, count, row_bytes);
     if (move.unit == 4) return unpack_transposed<unsigned>(move, packed, first, byte, count, row_bytes);
   }
