@@ -48,13 +48,13 @@ class Executor {
   virtual void unpack(std::span<const Move> program, const std::byte* staging,
                       std::span<std::byte* const> buffers) const = 0;
 
-  /// Runs quantiser moves; `globals[move.scope]` is the scale that a move shares with others. digests[i] receives
-  /// the digests of what move i makes, also where that is not written; an empty span: none wanted.
+  /// Runs quantiser moves; `globals[move.scope]` is the scale that a move shares with others. digests[i]
+  /// receives the digests of what move i makes, also where that is not written; an empty span: none wanted.
   virtual void quantize(std::span<const QuantMove> program, const QuantBuffers& buffers,
                         std::span<const GlobalScale> globals, std::span<QuantDigests> digests) const = 0;
 
-  /// Raises `largest[move.scope]` to the largest magnitude among the values of each move that has a scope; what is
-  /// no number counts as zero.
+  /// Raises `largest[move.scope]` to the largest magnitude among the values of each move that has a scope;
+  /// what is no number counts as zero.
   virtual void find_largest(std::span<const QuantMove> program, const QuantBuffers& buffers,
                             std::span<float> largest) const = 0;
 

@@ -16,8 +16,8 @@ enum class Space : std::uint8_t {
   kParameter,  ///< numbered parameters
 };
 
-/// Where a matrix lies: rows `pitch` bytes apart from `offset` on or, with a layout, the rows from `row` on, from
-/// byte `byte` on, of the matrix that the layout places from `offset` on.
+/// Where a matrix lies: rows `pitch` bytes apart from `offset` on or, with a layout, the rows from `row` on,
+/// from byte `byte` on, of the matrix that the layout places from `offset` on.
 struct MatrixPlace {
   Space space = Space::kNowhere;
   std::uint32_t buffer = 0;  ///< which of the numbered ones
@@ -29,7 +29,8 @@ struct MatrixPlace {
 
   /// Bytes from the start of the buffer to byte `b` of row `r`.
   constexpr std::int64_t at(std::int64_t r, std::int64_t b) const {
-    return offset + (layout.plain() ? r * pitch + b : layout.row_offset(row + r) + layout.byte_offset(byte + b));
+    return offset +
+           (layout.plain() ? r * pitch + b : layout.row_offset(row + r) + layout.byte_offset(byte + b));
   }
 };
 

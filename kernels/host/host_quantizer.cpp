@@ -76,13 +76,13 @@ class HostQuantizer {
       if (kHasScales) write(move_.scales, scale_row, scale_rows, scales_.data(), scale_row_bytes());
       if (!digests) continue;
       const Box& codes = move_.codes_box;
-      sum.codes +=
-          digest_box(codes_.data(), codes.cols, {codes.row + row, rows, codes.col, codes.cols}, 1, move_.codes_key);
+      sum.codes += digest_box(codes_.data(), codes.cols, {codes.row + row, rows, codes.col, codes.cols}, 1,
+                              move_.codes_key);
       if (!kHasScales) continue;
       const Box& scales = move_.scales_box;
-      sum.scales +=
-          digest_box(scales_.data(), scale_row_bytes(), {scales.row + scale_row, scale_rows, scales.col, scales.cols},
-                     move_.scale_bytes, move_.scales_key);
+      sum.scales += digest_box(scales_.data(), scale_row_bytes(),
+                               {scales.row + scale_row, scale_rows, scales.col, scales.cols},
+                               move_.scale_bytes, move_.scales_key);
     }
     return sum;
   }
@@ -106,7 +106,8 @@ class HostQuantizer {
     }
   }
 
-  void quantize_block(std::int64_t strip, std::int64_t r, std::int64_t rows, std::int64_t col, std::int64_t cols) {
+  void quantize_block(std::int64_t strip, std::int64_t r, std::int64_t rows, std::int64_t col,
+                      std::int64_t cols) {
     const auto values_of = [&](std::int64_t i) { return values_ + move_.values.at(strip + r + i, 2 * col); };
     std::uint16_t largest = 0;
     for (std::int64_t i = 0; i < rows && kHasScales; ++i) {
@@ -127,7 +128,8 @@ class HostQuantizer {
     // An fp32 power of two, kept as its exponent.
     if (S == QuantScheme::kFp8Block && move_.scale_bytes == 1) stored >>= 23;
     for (std::int64_t i = r; i < r + rows; i += move_.scale_rows) {
-      std::memcpy(scales_.data() + i / move_.scale_rows * scale_row_bytes() + col / move_.scale_cols * move_.scale_bytes,
+      std::memcpy(scales_.data() + i / move_.scale_rows * scale_row_bytes() +
+                      col / move_.scale_cols * move_.scale_bytes,
                   &stored, size(move_.scale_bytes));
     }
   }
@@ -210,7 +212,8 @@ auto* quantizer_for(Quantizer quantizer) {
 void quantize_on_host(std::span<const QuantMove> program, const QuantBuffers& buffers,
                       std::span<const GlobalScale> globals, std::span<QuantDigests> digests) {
   for (std::size_t i = 0; i < program.size(); ++i) {
-    const QuantDigests made = quantizer_for(program[i].quantizer)(program[i], buffers, globals, !digests.empty());
+    const QuantDigests made =
+        quantizer_for(program[i].quantizer)(program[i], buffers, globals, !digests.empty());
     if (!digests.empty()) digests[i] = made;
   }
 }
