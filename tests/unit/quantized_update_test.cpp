@@ -5,9 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
-#include <limits>
+#include <functional>
+#include <optional>
 #include <random>
 #include <set>
 #include <string>
@@ -498,7 +501,8 @@ TEST(QuantizedRefusals, ATpThatCutsABlock) {
   };
   EXPECT_EQ(line("tp=2", "fp8-block"), "");
   // 64 rows of gate and up on each rank.
-  expect_words(line("tp=4", "fp8-block"), {"--inference", "gate_proj.weight", "[256, 256]", "128 × 128"});
+  expect_words(line("tp=4", "fp8-block"),
+               {"--inference", "gate_proj.weight", "rows 0..64", "128 rows", "fp8-block"});
   EXPECT_EQ(line("tp=4", "mxfp8"), "");
   // 16 columns of down_proj on each rank.
   model.inner = 64;
