@@ -1,6 +1,7 @@
 #include "kernels/host/host_quantizer.hpp"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <vector>
@@ -40,16 +41,21 @@ std::byte* writable(const MatrixPlace& place, const QuantBuffers& buffers) {
   return place.space == Space::kStaging ? buffers.staging : buffers.parameters[place.buffer];
 }
 
-/// The largest magnitude of bfloat16 bits; what is no number counts as zero.
-std::uint16_t largest_bits(const std::byte* values, std::int64_t count, std::uint16_t largest) {
+/// The largest magnitude of bfloat16 bits; what is no number counts as zero. Signed, because there is a
+/// maximum of vectors of signed halves on every machine.
+std::int16_t largest_bits(const std::byte* values, std::int64_t count, std::int16_t largest) {
   for (std::int64_t i = 0; i < count; ++i) {
     std::uint16_t bits = 0;
     std::memcpy(&bits, values + 2 * i, 2);
-    const auto magnitude = static_cast<std::uint16_t>(bits & 0x7fffu);
-    const std::uint16_t number = magnitude > 0x7f80u ? std::uint16_t{0} : magnitude;
+    const auto magnitude = static_cast<std::int16_t>(bits & 0x7fffu);
+    const std::int16_t number = magnitude > 0x7f80 ? std::int16_t{0} : magnitude;
     largest = number > largest ? number : largest;
   }
   return largest;
+}
+
+float value_of(std::int16_t magnitude) {
+  return bf16_value(static_cast<std::uint16_t>(magnitude));
 }
 
 /// Quantises a move strip by strip through a little memory of its own, so that what is written and what the
@@ -109,7 +115,7 @@ class HostQuantizer {
   void quantize_block(std::int64_t strip, std::int64_t r, std::int64_t rows, std::int64_t col,
                       std::int64_t cols) {
     const auto values_of = [&](std::int64_t i) { return values_ + move_.values.at(strip + r + i, 2 * col); };
-    std::uint16_t largest = 0;
+    std::int16_t largest = 0;
     for (std::int64_t i = 0; i < rows && kHasScales; ++i) {
       // Beyond the box where the scale is that of a whole row.
       const bool whole = block_cols(S) == 0;
@@ -117,7 +123,7 @@ class HostQuantizer {
       const std::int64_t behind = whole ? move_.cols_behind : 0;
       largest = largest_bits(values_of(i) - 2 * before, before + cols + behind, largest);
     }
-    const BlockScale scale = block_scale(kQuantizer, bf16_value(largest), global_);
+    const BlockScale scale = block_scale(kQuantizer, value_of(largest), global_);
     if (kHasScales) store_scale(r, rows, col, scale.stored);
     for (std::int64_t i = 0; i < rows; ++i) {
       encode_row(values_of(i), cols, scale, codes_.data() + (r + i) * move_.codes_box.cols + col / kPerByte);
@@ -134,19 +140,32 @@ class HostQuantizer {
     }
   }
 
+  /// Loops that compilers make vectors of: nothing here depends on an element's value.
   static void encode_row(const std::byte* values, std::int64_t cols, BlockScale scale, std::byte* codes) {
-    const auto code = [&](std::int64_t i) {
+    if constexpr (kPerByte == 1) {
+      encode_run(values, cols, scale, codes);
+      return;
+    }
+    // One code in a byte at first.
+    constexpr std::int64_t kRun = 64;
+    std::array<std::byte, kRun> run{};
+    for (std::int64_t col = 0; col < cols; col += kRun) {
+      const std::int64_t count = std::min(kRun, cols - col);
+      encode_run(values + 2 * col, count, scale, run.data());
+      if (count % 2 != 0) run[size(count)] = std::byte{0};
+      for (std::int64_t i = 0; i < (count + 1) / 2; ++i) {
+        std::uint16_t pair = 0;
+        std::memcpy(&pair, run.data() + 2 * i, 2);
+        codes[col / 2 + i] = static_cast<std::byte>((pair & 0xfu) | (pair >> 4u));
+      }
+    }
+  }
+
+  static void encode_run(const std::byte* values, std::int64_t count, BlockScale scale, std::byte* codes) {
+    for (std::int64_t i = 0; i < count; ++i) {
       std::uint16_t bits = 0;
       std::memcpy(&bits, values + 2 * i, 2);
-      return encode(kQuantizer, bf16_value(bits), scale);
-    };
-    if constexpr (kPerByte == 1) {
-      for (std::int64_t i = 0; i < cols; ++i) codes[i] = std::byte{code(i)};
-    } else {
-      for (std::int64_t i = 0; i < cols; i += 2) {
-        const std::uint8_t high = i + 1 < cols ? code(i + 1) : std::uint8_t{0};
-        codes[i / 2] = static_cast<std::byte>(code(i) | high << 4);
-      }
+      codes[i] = std::byte{encode(kQuantizer, bf16_value(bits), scale)};
     }
   }
 
@@ -223,11 +242,11 @@ void find_largest_on_host(std::span<const QuantMove> program, const QuantBuffers
   for (const QuantMove& move : program) {
     if (move.scope == QuantMove::kNoScope) continue;
     const std::byte* const values = base_of(move.values, buffers);
-    std::uint16_t bits = 0;
+    std::int16_t bits = 0;
     for (std::int64_t row = 0; row < move.rows; ++row) {
       bits = largest_bits(values + move.values.at(row, 0), move.cols, bits);
     }
-    largest[move.scope] = std::max(largest[move.scope], bf16_value(bits));
+    largest[move.scope] = std::max(largest[move.scope], value_of(bits));
   }
 }
 

@@ -6,31 +6,27 @@
 namespace weightcast {
 
 // The floats of one byte and less that weights are quantised to. All of them are rounded by integer
-// arithmetic alone: a compiler cannot contract it into another rounding, and a device that flushes denormals
-// comes to the same bits.
+// arithmetic, and one by a sum that no product can reach: a compiler cannot contract it into another
+// rounding, and a device that flushes denormals comes to the same bits.
 
 /// The bits of `value` as E4M3FN (bias 7, no infinity), rounded to nearest even. What lies beyond ±448
 /// saturates there, infinity too, as the devices' conversion with `satfinite` does; a NaN stays one (0x7f)
-/// and keeps its sign.
+/// and keeps its sign. Without branches, so that compilers make vectors of a loop of it.
 constexpr std::uint8_t e4m3_bits(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
-  const std::uint32_t sign = (bits >> 24) & 0x80u;
   const std::uint32_t magnitude = bits & 0x7fffffffu;
-  const auto with_sign = [&](std::uint32_t code) { return static_cast<std::uint8_t>(sign | code); };
-  if (magnitude > 0x7f800000u) return with_sign(0x7fu);
   constexpr std::uint32_t kLargest = 0x43e00000u;  // 448
   const std::uint32_t clamped = magnitude < kLargest ? magnitude : kLargest;
-  if (clamped < 0x3c800000u) {
-    // Below 2^-6 a code counts units of 2^-9. From 25 on, whatever is shifted is less than half a unit.
-    const std::uint32_t significand = (clamped & 0x7fffffu) | 0x800000u;
-    const std::uint32_t places = 141u - (clamped >> 23);
-    const std::uint32_t shift = places < 25u ? places : 25u;
-    const std::uint32_t round = (1u << (shift - 1u)) - 1u + ((significand >> shift) & 1u);
-    return with_sign((significand + round) >> shift);
-  }
-  const std::uint32_t round = 0x7ffffu + ((clamped >> 20) & 1u);
   constexpr std::uint32_t kBiases = (127u - 7u) << 23;
-  return with_sign((clamped - kBiases + round) >> 20);
+  const std::uint32_t normal = (clamped - kBiases + 0x7ffffu + ((clamped >> 20) & 1u)) >> 20;
+  // Below 2^-6 a code counts units of 2^-9, which are the last place of a float from 2^14 on: the sum is
+  // rounded there. Whatever made the value, there is an integer minimum between it and the sum.
+  const float sum = std::bit_cast<float>(clamped) + 0x1p14f;
+  const std::uint32_t below_normal =
+      std::bit_cast<std::uint32_t>(sum) - std::bit_cast<std::uint32_t>(0x1p14f);
+  const std::uint32_t number = clamped < 0x3c800000u ? below_normal : normal;
+  const std::uint32_t code = magnitude > 0x7f800000u ? 0x7fu : number;
+  return static_cast<std::uint8_t>(((bits >> 24) & 0x80u) | code);
 }
 
 /// The value of E4M3FN bits; 0x7f and 0xff are NaN.
@@ -41,6 +37,11 @@ constexpr float e4m3_value(std::uint8_t code) {
   if (magnitude < 8u) bits = std::bit_cast<std::uint32_t>(static_cast<float>(magnitude) * 0x1p-9f);
   if (magnitude == 0x7fu) bits = 0x7fc00000u;
   return std::bit_cast<float>(bits | sign);
+}
+
+/// 1 or 0, of numbers of 31 bits. Compilers make vectors of a difference sooner than of a comparison.
+constexpr std::uint32_t is_above(std::uint32_t number, std::uint32_t limit) {
+  return (limit - number) >> 31;
 }
 
 /// The four-bit code of `value` in E2M1 (0, 1/2, 1, 3/2, 2, 3, 4, 6; bit 3 is the sign), rounded to nearest
@@ -54,7 +55,7 @@ constexpr std::uint8_t e2m1_bits(float value) {
   constexpr std::uint32_t kBiases = (127u - 1u) << 23;
   const std::uint32_t normal = (clamped - kBiases + 0x1fffffu + ((clamped >> 22) & 1u)) >> 22;
   // Below 1 the halfway points are 1/4, which goes to 0, and 3/4, which goes to 1.
-  const std::uint32_t below_one = (clamped > 0x3e800000u ? 1u : 0u) + (clamped >= 0x3f400000u ? 1u : 0u);
+  const std::uint32_t below_one = is_above(clamped, 0x3e800000u) + is_above(clamped, 0x3f3fffffu);
   const std::uint32_t code = clamped < 0x3f800000u ? below_one : normal;
   return static_cast<std::uint8_t>(((bits >> 28) & 8u) | code);
 }
@@ -67,7 +68,7 @@ constexpr std::uint8_t e2m1_bits_ties_down(float value) {
   const std::uint32_t clamped = magnitude < kLargest ? magnitude : kLargest;
   constexpr std::uint32_t kBiases = (127u - 1u) << 23;
   const std::uint32_t normal = (clamped - kBiases + 0x1fffffu) >> 22;
-  const std::uint32_t below_one = (clamped > 0x3e800000u ? 1u : 0u) + (clamped > 0x3f400000u ? 1u : 0u);
+  const std::uint32_t below_one = is_above(clamped, 0x3e800000u) + is_above(clamped, 0x3f400000u);
   const std::uint32_t code = clamped < 0x3f800000u ? below_one : normal;
   return static_cast<std::uint8_t>(((bits >> 28) & 8u) | code);
 }

@@ -7,6 +7,11 @@
 namespace weightcast::test_support {
 namespace {
 
+std::string pair_text(const std::string& layout, const std::string& quantizer) {
+  std::string pair = layout;
+  return pair.append(" ").append(quantizer);
+}
+
 /// What each layout takes, with the rule of the default list.
 std::set<std::string> all_pairs() {
   const std::map<std::string, Words> taken{
@@ -20,13 +25,13 @@ std::set<std::string> all_pairs() {
       {"cute-dsl", {"nvfp4"}}};
   std::set<std::string> pairs;
   for (const auto& [layout, quantizers] : taken) {
-    for (const std::string& quantizer : quantizers) pairs.insert(layout + " " + quantizer);
+    for (const std::string& quantizer : quantizers) pairs.insert(pair_text(layout, quantizer));
   }
   return pairs;
 }
 
 std::string pair_of(const nlohmann::json& row) {
-  return row.at("layout").get<std::string>() + " " + row.at("quantizer").get<std::string>();
+  return pair_text(row.at("layout"), row.at("quantizer"));
 }
 
 std::set<std::string> pairs_of(const nlohmann::json& report) {
@@ -53,7 +58,7 @@ class LayoutBench : public CliTest {
     return read_json(json);
   }
 
-  std::string config_with(nlohmann::json changes) const {
+  std::string config_with(const nlohmann::json& changes) const {
     nlohmann::json config = read_json(model_folder("block-qwen3-moe") + "/config.json");
     config.merge_patch(changes);
     put_file(dir_ / "config/config.json", config.dump());
