@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "core/shape.hpp"
@@ -44,10 +45,10 @@ struct WireForm {
     // Without the gap before the scales, which comes once.
     const std::int64_t unit_bytes =
         codes_travel ? codes_bytes(unit) + scales.of(unit).area() * scale_bytes : bytes(unit);
-    const std::int64_t units = (room - (codes_travel ? kScalesAlignment : 0)) / unit_bytes;
-    // Not all of them: what does not fit has a unit of its own.
-    const std::int64_t most = (box.rows - 1) / unit_rows;
-    return units <= 0 ? 0 : (units < most ? units : most) * unit_rows;
+    Box top = box;
+    top.rows = std::min(room / unit_bytes, (box.rows - 1) / unit_rows) * unit_rows;
+    if (bytes(top) > room) top.rows -= unit_rows;
+    return top.rows;
   }
 };
 
