@@ -47,7 +47,7 @@ struct WireForm {
         codes_travel ? codes_bytes(unit) + scales.of(unit).area() * scale_bytes : bytes(unit);
     Box top = box;
     top.rows = std::min(room / unit_bytes, (box.rows - 1) / unit_rows) * unit_rows;
-    if (bytes(top) > room) top.rows -= unit_rows;
+    while (bytes(top) > room) top.rows -= unit_rows;
     return top.rows;
   }
 };

@@ -26,6 +26,15 @@ MemorySource::MemorySource(const Plan& plan, const Catalog& catalog, std::int64_
   }
   programs_ = held_programs(plan, catalog, trainer, held);
   staged_.resize(plan.buckets.size());
+  // Room for the digests of the largest bucket: an update allocates nothing.
+  std::uint32_t boxes = 0;
+  std::uint32_t quants = 0;
+  for (const HeldPrograms::Ranges& ranges : programs_.buckets) {
+    boxes = std::max(boxes, ranges.boxes.count);
+    quants = std::max(quants, ranges.quants.count);
+  }
+  results_.resize(boxes);
+  quant_results_.resize(quants);
   for (std::size_t b = 0; b < plan.buckets.size(); ++b) {
     // A colocated rank unpacks its own buckets from staging, so they have to be there.
     const bool may_stay = !plan.receives(plan.buckets[b].destinations, trainer);
@@ -58,22 +67,22 @@ void MemorySource::pack(std::uint32_t bucket, std::byte* staging, std::span<std:
   };
   const HeldPrograms::Ranges& ranges = programs_.buckets[bucket];
   const std::span<const QuantMove> quants = part(programs_.quants, ranges.quants);
-  quant_results_.resize(digests.empty() ? 0 : quants.size());
+  const auto quant_results = std::span(quant_results_).first(digests.empty() ? 0 : quants.size());
   const bool codes_travel = std::any_of(quants.begin(), quants.end(), [](const QuantMove& move) {
     return move.codes.space != Space::kNowhere;
   });
-  if (codes_travel || !quant_results_.empty()) {
-    executor_->quantize(quants, {{&base, 1}, staging}, scales(), quant_results_);
+  if (codes_travel || !quant_results.empty()) {
+    executor_->quantize(quants, {{&base, 1}, staging}, scales(), quant_results);
   }
   if (digests.empty()) return;
   for (std::size_t i = 0; i < quants.size(); ++i) {
-    digests[quants[i].segment] = quant_results_[i].codes;
-    digests[plan_.segments.size() + quants[i].segment] = quant_results_[i].scales;
+    digests[quants[i].segment] = quant_results[i].codes;
+    digests[plan_.segments.size() + quants[i].segment] = quant_results[i].scales;
   }
   const std::span<const DigestBox> boxes = part(programs_.boxes, ranges.boxes);
-  results_.resize(boxes.size());
-  executor_->digest(boxes, {&base, 1}, results_);
-  for (std::size_t i = 0; i < boxes.size(); ++i) digests[boxes[i].segment] = results_[i];
+  const auto results = std::span(results_).first(boxes.size());
+  executor_->digest(boxes, {&base, 1}, results);
+  for (std::size_t i = 0; i < boxes.size(); ++i) digests[boxes[i].segment] = results[i];
 }
 
 }  // namespace weightcast
