@@ -60,6 +60,15 @@ Topology topology_of(const Options& options) {
   topology.engine.moe_layout = find_moe_layout(options.moe_layout).name();
   topology.engine.activations = parse_activation_scales(options.activation_scales);
   if (!options.quantize.empty()) topology.engine.quantizer = parse_quantizer(options.quantize);
+  const auto& quantizer = topology.engine.quantizer;
+  const bool has_factors = quantizer && has_global(quantizer->scheme) &&
+                           find_moe_layout(options.moe_layout).matrices(quantizer).scalars.gate != nullptr;
+  if (topology.engine.activations != ActivationScales() && !has_factors) {
+    throw UsageError(
+        "--activation-scales: only --moe-layout trtllm with --quantize nvfp4 or fp8-tensor keeps what "
+        "follows from them; "
+        "leave the option out");
+  }
   topology.trainer_layout = trainer_layout_of(options);
   topology.colocate = options.colocate;
   topology.trainers = topology.trainer_layout ? topology.trainer_layout->ranks()

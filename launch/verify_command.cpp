@@ -316,8 +316,10 @@ void run_verify(const Options& options) {
     planes.add(parameters);
     bytes += ShardVerifier(model, shard, planes).verify(parameters);
   }
-  print_report(fmt::format("{}: {} shards of version {} hold {} exactly, {} compared\n", directory,
-                           shards.size(), version, options.sources.front(), format_bytes(bytes)));
+  print_report(fmt::format("{}: {} shards of version {} hold {}{} exactly, {} compared\n", directory,
+                           shards.size(), version, options.sources.front(),
+                           layout.quantizer ? " quantised to " + quantizer_name(*layout.quantizer) : "",
+                           format_bytes(bytes)));
   if (!options.json.empty()) {
     const nlohmann::ordered_json json = {
         {"weightcast", "verify"},  {"status", "done"}, {"weight_version", version},

@@ -62,7 +62,7 @@ Quantizer quantizer_of(const nlohmann::json& config, const std::string& origin) 
   unknown(origin, fmt::format("quant_method '{}'{}", method, algorithm.empty() ? "" : " " + algorithm));
 }
 
-/// `*` stands for anything; dots are dots.
+/// Of all of a name: `*` stands for anything; dots are dots.
 std::string expression_of(const std::string& pattern) {
   std::string expression;
   for (const char c : pattern) {
@@ -73,7 +73,7 @@ std::string expression_of(const std::string& pattern) {
       expression += c;
     }
   }
-  return expression;
+  return expression + '$';
 }
 
 }  // namespace
