@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -204,7 +205,9 @@ class ShardVerifier {
     reader_.read(stored, Box::whole(parameter.shape), held);
     for (const Scalar& scalar : parameter.scalars) {
       const float value = scalar.value(source_.scale(scalar.scope));
-      if (std::memcmp(held.data() + scalar.offset, &value, sizeof value) == 0) continue;
+      std::uint32_t bits = 0;
+      std::memcpy(&bits, held.data() + scalar.offset, sizeof bits);
+      if (bits == std::bit_cast<std::uint32_t>(value)) continue;
       throw VerifyError(fmt::format("{}: {} does not hold the scale of tensor {}", shard_.path,
                                     parameter.name, catalog_[scalar.scope].name));
     }

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <cstring>
 #include <map>
 
 #include "core/units.hpp"
@@ -235,7 +234,7 @@ void Session::verify_written() const {
   for_each_scalar([&](std::int64_t offset, const std::vector<float>& values, const Parameter& parameter) {
     std::vector<float> held(values.size());
     memory_->read(offset, std::as_writable_bytes(std::span(held)));
-    if (std::memcmp(held.data(), values.data(), values.size() * sizeof(float)) == 0) return;
+    if (std::ranges::equal(std::as_bytes(std::span(held)), std::as_bytes(std::span(values)))) return;
     throw VerifyError(
         fmt::format("verify: parameter {} does not hold the scales that were agreed on", parameter.name));
   });
