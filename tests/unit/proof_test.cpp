@@ -20,6 +20,10 @@ struct Sent {
     catalog.add("first", DType::kBF16, {10, 8});
     catalog.add("second", DType::kF32, {6});
     plan.limits.bucket_bytes = Limits::kLeastBucketBytes;
+    // Both travel as values.
+    for (const Tensor& tensor : catalog.tensors()) {
+      plan.wire.emplace_back().element_bytes = dtype_bytes(tensor.dtype);
+    }
   }
 
   Sent& add(std::uint32_t tensor, const Box& box) {
