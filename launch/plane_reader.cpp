@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "launch/tensor_copy.hpp"
+#include "model/quantization.hpp"
 
 namespace weightcast {
 
@@ -32,7 +33,7 @@ void PlaneReader::read(const Part& part, const Box& piece, std::int64_t element_
   // The values that these elements stand for, in whole blocks; a whole row where that has one scale.
   const Shape& shape = catalog_[part.tensor].shape;
   const PlaneForm& form = part.form;
-  const std::int64_t block = std::max<std::int64_t>(1, block_rows(quantizer_->scheme));
+  const std::int64_t block = unit_rows(quantizer_->scheme);
   Box box{piece.row * form.block_rows, piece.rows * form.block_rows, piece.col * form.block_cols,
           piece.cols * form.block_cols};
   const std::int64_t first = box.row / block * block;
@@ -45,15 +46,17 @@ void PlaneReader::read(const Part& part, const Box& piece, std::int64_t element_
   move.quantizer = *quantizer_;
   move.rows = box.rows;
   move.cols = box.cols;
-  move.values = {Space::kStaging, 0, 0, box.cols * kValueBytes, {}, 0, 0};
+  move.values = {Space::kStaging, 0, 0, box.cols * kValueBytes};
   const bool codes = part.form.plane == Plane::kCodes;
-  const PlaneForm codes_form{Plane::kCodes, 1, codes_per_byte(quantizer_->scheme)};
-  move.codes_box = codes_form.of(box);
-  move.scale_bytes = codes ? block_scale_bytes(quantizer_->scheme) : element_bytes;
-  move.scale_rows = codes ? std::max<std::int64_t>(1, block_rows(quantizer_->scheme)) : form.block_rows;
-  move.scale_cols = codes ? block_cols(quantizer_->scheme) : form.block_cols;
-  if (move.scale_cols == 0) move.scale_cols = shape.cols();
-  move.scales_box = PlaneForm{Plane::kScales, move.scale_rows, move.scale_cols}.of(box);
+  const Quantization how(catalog_, *quantizer_);
+  move.codes_box = how.form(Plane::kCodes, shape.cols()).of(box);
+  if (how.has_scales()) {
+    const PlaneForm of_scales = codes ? how.form(Plane::kScales, shape.cols()) : form;
+    move.scale_bytes = codes ? block_scale_bytes(quantizer_->scheme) : element_bytes;
+    move.scale_rows = of_scales.block_rows;
+    move.scale_cols = of_scales.block_cols;
+    move.scales_box = of_scales.of(box);
+  }
   std::vector<GlobalScale> scales;
   if (has_global(quantizer_->scheme)) {
     scales.push_back(scale_of(part.scope));
@@ -63,7 +66,7 @@ void PlaneReader::read(const Part& part, const Box& piece, std::int64_t element_
   const Box& made = codes ? move.codes_box : move.scales_box;
   const std::int64_t bytes = codes ? 1 : element_bytes;
   std::vector<std::byte> plane(static_cast<std::size_t>(made.area() * bytes));
-  (codes ? move.codes : move.scales) = {Space::kParameter, 0, 0, made.cols * bytes, {}, 0, 0};
+  (codes ? move.codes : move.scales) = {Space::kParameter, 0, 0, made.cols * bytes};
   std::byte* const out = plane.data();
   executor_->quantize({&move, 1}, {{}, values_.data(), {&out, 1}}, scales, {});
   for (std::int64_t row = 0; row < piece.rows; ++row) {
@@ -85,7 +88,7 @@ const GlobalScale& PlaneReader::scale_of(std::uint32_t scope) {
       move.quantizer = *quantizer_;
       move.rows = box.rows;
       move.cols = box.cols;
-      move.values = {Space::kStaging, 0, 0, box.cols * kValueBytes, {}, 0, 0};
+      move.values = {Space::kStaging, 0, 0, box.cols * kValueBytes};
       move.scope = 0;
       executor_->find_largest({&move, 1}, {{}, values.data()}, largest);
     });

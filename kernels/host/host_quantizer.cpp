@@ -95,7 +95,7 @@ class HostQuantizer {
 
  private:
   static constexpr Quantizer kQuantizer{S, R};
-  static constexpr std::int64_t kBlockRows = std::max<std::int64_t>(1, block_rows(S));
+  static constexpr std::int64_t kBlockRows = unit_rows(S);
   static constexpr int kPerByte = codes_per_byte(S);
   static constexpr bool kHasScales = block_scale_bytes(S) > 0;
 

@@ -88,6 +88,14 @@ constexpr std::int64_t block_cols(QuantScheme scheme) {
   return scheme == QuantScheme::kNvfp4 ? 16 : 0;
 }
 
+/// Rows and columns of elements that are not to be divided: those of a block and of a byte of codes.
+constexpr std::int64_t unit_rows(QuantScheme scheme) {
+  return block_rows(scheme) > 1 ? block_rows(scheme) : 1;
+}
+constexpr std::int64_t unit_cols(QuantScheme scheme) {
+  return block_cols(scheme) > codes_per_byte(scheme) ? block_cols(scheme) : codes_per_byte(scheme);
+}
+
 /// True where one scale is over the whole tensor, and its amax needed before any block.
 constexpr bool has_global(QuantScheme scheme) {
   return scheme == QuantScheme::kFp8Tensor || scheme == QuantScheme::kNvfp4;

@@ -17,6 +17,12 @@ constexpr std::int64_t round_up(std::int64_t value, std::int64_t step) {
   return (value + step - 1) / step * step;
 }
 
+/// Whether [start, start + count) of an axis of `total` begins or ends amid a unit of `unit`; it may end with
+/// the axis.
+constexpr bool cuts_unit(std::int64_t start, std::int64_t count, std::int64_t total, std::int64_t unit) {
+  return start % unit != 0 || ((start + count) % unit != 0 && start + count != total);
+}
+
 /// Ceiling of a / b for positive b.
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;

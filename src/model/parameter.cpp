@@ -63,21 +63,20 @@ Parameter place(const Catalog& catalog, std::string name, Shape shape, const std
     }
     const std::int64_t rows = box.empty() ? 0 : plane.rows;
     const std::int64_t row_bytes = placed.cols * element;
-    MatrixLayout layout = placed.layout;
-    // A buffer is told by pitches or by layouts: zeros beside the rows have one, so the rows have it, too.
-    if (layout.plain() && rows > 0 && plane.cols < placed.cols) layout.step[3] = row_bytes;
-    const bool plain = layout.plain();
+    const bool plain = placed.layout.plain();
     if (rows > 0) {
       parameter.parts.push_back(
-          {tensor, box, placed.offset, plain ? row_bytes : 0, layout, type.form, scope});
+          {tensor, box, placed.offset, plain ? row_bytes : 0, placed.layout, type.form, scope});
     }
     const auto zero = [&](std::int64_t first_row, std::int64_t end_row, std::int64_t first_col) {
       if (first_row == end_row || first_col == placed.cols) return;
-      if (plain) {
+      if (plain && first_col == 0) {
         parameter.padding.push_back(
             {placed.offset + first_row * row_bytes, (end_row - first_row) * row_bytes});
         return;
       }
+      MatrixLayout layout = placed.layout;
+      if (plain) layout.step[3] = row_bytes;
       parameter.padding.push_back({placed.offset, (placed.cols - first_col) * element, first_col * element,
                                    first_row, end_row - first_row, layout});
     };

@@ -6,18 +6,13 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/units.hpp"
 #include "model/layouts/scale_swizzle.hpp"
 
 namespace weightcast {
 
 namespace {
 
-/// Elements [start, start + count) of an axis of `total` against blocks of `block`.
-bool cuts_block(std::int64_t start, std::int64_t count, std::int64_t total, std::int64_t block) {
-  return start % block != 0 || ((start + count) % block != 0 && start + count != total);
-}
-
-constexpr std::int64_t kTileRows = 128;
 constexpr std::int64_t kTileQuarterRows = 32;
 
 /// How many of `rows` rows from row `first` of a matrix on can be told where they lie in tiles by one layout:
@@ -47,25 +42,18 @@ std::vector<TensorBox> cut_at_tiles(const std::vector<TensorBox>& boxes) {
 
 /// The scales of boxes one above the other, with one scale in `cols` of a row, in tiles of 128 × 4
 /// (scale_swizzle.hpp) as FP4 kernels read them: [up(rows,128), up(cols,4)].
-Parameter in_tiles(const Catalog& catalog, const std::string& name, std::vector<TensorBox> boxes,
+Parameter in_tiles(const Catalog& catalog, const std::string& name, const std::vector<TensorBox>& boxes,
                    std::int64_t rows, std::int64_t cols, const PlaneType& type) {
   const SlabLayout slab = swizzled({rows, cols, 1});
-  // Rows of padding are boxes of nothing.
-  for (std::int64_t row = rows; row < slab.rows;) {
-    const std::int64_t count = rows_of_one_layout(row, slab.rows - row);
-    boxes.push_back({boxes.front().tensor, {0, 0, 0, 0}, 0});
-    row += count;
-  }
   std::vector<PlacedBox> placed;
   std::int64_t first = 0;
-  for (const TensorBox& box : boxes) {
-    const std::int64_t count = box.box.rows > 0 ? box.box.rows : rows_of_one_layout(first, slab.rows - first);
-    const std::int64_t offset = first / kTileRows * slab.layout.step[3] +
-                                first % kTileQuarterRows * kTileRow +
-                                first % kTileRows / kTileQuarterRows * kTileQuarter;
-    placed.push_back({box, offset, slab.layout, count, slab.cols});
+  const auto put = [&](const TensorBox& box, std::int64_t count) {
+    placed.push_back({box, slab.layout.row_offset(first), slab.layout, count, slab.cols});
     first += count;
-  }
+  };
+  for (const TensorBox& box : boxes) put(box, box.box.rows);
+  // Padding: boxes of nothing.
+  while (first < slab.rows) put({boxes.front().tensor, {}}, rows_of_one_layout(first, slab.rows - first));
   return place(catalog, name, slab.shape, placed, type);
 }
 
@@ -107,10 +95,10 @@ TensorBox Quantization::box(Plane plane, std::uint32_t tensor, const Box& box, s
                             const std::string& option) const {
   const Shape whole = shape(tensor);
   const QuantScheme scheme = quantizer_.scheme;
-  const std::int64_t rows = std::max<std::int64_t>(1, block_rows(scheme));
-  const std::int64_t cols = std::max<std::int64_t>(codes_per_byte(scheme), block_cols(scheme));
-  if (!box.empty() && (cuts_block(box.row, box.rows, whole.rows(), rows) ||
-                       cuts_block(box.col, box.cols, whole.cols(), cols))) {
+  const std::int64_t rows = unit_rows(scheme);
+  const std::int64_t cols = unit_cols(scheme);
+  if (!box.empty() && (cuts_unit(box.row, box.rows, whole.rows(), rows) ||
+                       cuts_unit(box.col, box.cols, whole.cols(), cols))) {
     throw UsageError(fmt::format(
         "{}: {} of {} {} cut blocks of {} × {} in two, which share a scale in {}; choose a smaller tp or "
         "another --quantize",
@@ -215,7 +203,7 @@ std::vector<Parameter> quantized_stack(const Catalog& catalog, const Parameter& 
     }
     const PlaneType type = quantization.type(plane, whole_cols);
     parameters.push_back(plane == Plane::kScales && in_tiles_of_rows
-                             ? in_tiles(catalog, name, std::move(boxes), rows, cols, type)
+                             ? in_tiles(catalog, name, boxes, rows, cols, type)
                              : stack(catalog, name, {rows, cols}, boxes, type));
   };
   add(Plane::kCodes, values.name);

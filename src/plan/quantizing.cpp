@@ -28,7 +28,7 @@ QuantMove quant_move(const Plan& plan, const Catalog& catalog, std::uint32_t seg
     move.cols_before = box.col;
     move.cols_behind = tensor.shape.cols() - box.col - box.cols;
   }
-  move.scope = form.scope == WireForm::kNoScope ? QuantMove::kNoScope : form.scope;
+  move.scope = form.scope;
   move.codes_box = form.codes.of(box);
   move.codes_key = plane_key(tensor, Plane::kCodes);
   move.scales_key = plane_key(tensor, Plane::kScales);
@@ -38,19 +38,14 @@ QuantMove quant_move(const Plan& plan, const Catalog& catalog, std::uint32_t seg
 
 MatrixPlace staged_codes(const Plan& plan, const Segment& segment) {
   const WireForm& form = plan.wire[segment.tensor];
-  return {Space::kStaging, 0, segment.offset, form.codes.of(segment.box).cols, {}, 0, 0};
+  return {Space::kStaging, 0, segment.offset, form.codes.of(segment.box).cols};
 }
 
 MatrixPlace staged_scales(const Plan& plan, const Segment& segment) {
   const WireForm& form = plan.wire[segment.tensor];
   if (form.scale_bytes == 0) return {};
-  return {Space::kStaging,
-          0,
-          segment.offset + form.scales_offset(segment.box),
-          form.scales.of(segment.box).cols * form.scale_bytes,
-          {},
-          0,
-          0};
+  return {Space::kStaging, 0, segment.offset + form.scales_offset(segment.box),
+          form.scales.of(segment.box).cols * form.scale_bytes};
 }
 
 std::vector<float> scalar_values(const Plan& plan, const Parameter& parameter,

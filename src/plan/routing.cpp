@@ -52,8 +52,8 @@ void learn_forms(const Parameter& parameter, const EngineLayout& engine, const L
     WireForm& form = wire[part.tensor];
     form.quantized = true;
     form.codes_travel = limits.quantize_at == QuantizeAt::kSource;
-    form.unit_rows = std::max<std::int64_t>(1, block_rows(scheme));
-    form.unit_cols = std::max<std::int64_t>(codes_per_byte(scheme), block_cols(scheme));
+    form.unit_rows = unit_rows(scheme);
+    form.unit_cols = unit_cols(scheme);
     form.whole_rows = scheme == QuantScheme::kFp8Channel;
     if (has_global(scheme)) form.scope = part.scope;
     if (part.form.plane == Plane::kCodes) {
@@ -83,12 +83,9 @@ std::vector<Claim> needs_by_tensor(const Family& family, const EngineLayout& eng
 /// from.
 void require_whole_blocks(const Tensor& tensor, const WireForm& form, const Box& box,
                           const std::string& option) {
-  const auto cuts = [](std::int64_t start, std::int64_t count, std::int64_t total, std::int64_t unit) {
-    return start % unit != 0 || ((start + count) % unit != 0 && start + count != total);
-  };
   const bool whole_row = box.cols == tensor.shape.cols() || !form.whole_rows;
-  if (whole_row && !cuts(box.row, box.rows, tensor.shape.rows(), form.unit_rows) &&
-      !cuts(box.col, box.cols, tensor.shape.cols(), form.unit_cols)) {
+  if (whole_row && !cuts_unit(box.row, box.rows, tensor.shape.rows(), form.unit_rows) &&
+      !cuts_unit(box.col, box.cols, tensor.shape.cols(), form.unit_cols)) {
     return;
   }
   const std::string block =
@@ -249,8 +246,7 @@ Routing route_pieces(const Family& family, const Topology& topology, const Limit
   Routing routing;
   routing.wire.reserve(catalog.size());
   for (const Tensor& tensor : catalog.tensors()) {
-    routing.wire.push_back(
-        {dtype_bytes(tensor.dtype), false, false, 1, 1, false, WireForm::kNoScope, {}, {}, 0});
+    routing.wire.push_back({.element_bytes = dtype_bytes(tensor.dtype)});
   }
   const std::vector<Claim> needs = needs_by_tensor(family, engine, limits, routing.wire);
   routing.scopes = number_scopes(routing.wire);

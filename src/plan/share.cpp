@@ -65,7 +65,7 @@ MatrixPlace place_of(const Part& part, std::uint32_t parameter, std::int64_t ele
   const Box outer = part.form.of(part.box);
   const std::int64_t row = inner.row - outer.row;
   const std::int64_t byte = (inner.col - outer.col) * element;
-  MatrixPlace place{Space::kParameter, parameter, part.offset, part.pitch, part.layout, 0, 0};
+  MatrixPlace place{Space::kParameter, parameter, part.offset, part.pitch, part.layout};
   if (part.layout.plain()) {
     place.offset += row * part.pitch + byte;
   } else {
@@ -73,6 +73,15 @@ MatrixPlace place_of(const Part& part, std::uint32_t parameter, std::int64_t ele
     place.byte = byte;
   }
   return place;
+}
+
+/// The bytes of a place as the buffer's side of a move.
+Move as_move(const MatrixPlace& place, std::int64_t rows, std::int64_t row_bytes) {
+  Move move{place.offset, place.pitch, 0, rows, row_bytes, place.buffer, MoveOp::kCopy};
+  move.layout = place.layout;
+  move.row = place.row;
+  move.byte = place.byte;
+  return move;
 }
 
 /// Compiles what arrives on one rank.
@@ -122,11 +131,8 @@ class Compiler {
     const std::int64_t element = element_of(part);
     const MatrixPlace place = place_of(part.part, part.parameter, element, segment.box);
     const Box box = part.part.form.of(segment.box);
-    Move move{place.offset,       place.pitch,    staging,      box.rows,
-              box.cols * element, part.parameter, MoveOp::kCopy};
-    move.layout = place.layout;
-    move.row = place.row;
-    move.byte = place.byte;
+    Move move = as_move(place, box.rows, box.cols * element);
+    move.staging = staging;
     share_.moves.push_back(move);
     share_.checks.push_back(check(number, part, place));
   }
@@ -135,13 +141,8 @@ class Compiler {
                 std::vector<DigestBox>& checks) {
     const Segment& segment = plan_.segments[number];
     QuantMove move = quant_move(plan_, catalog_, number, segment.box);
-    move.values = {Space::kStaging,
-                   0,
-                   segment.offset,
-                   segment.box.cols * dtype_bytes(catalog_[segment.tensor].dtype),
-                   {},
-                   0,
-                   0};
+    move.values = {Space::kStaging, 0, segment.offset,
+                   segment.box.cols * dtype_bytes(catalog_[segment.tensor].dtype)};
     move.codes = place_of(codes.part, codes.parameter, element_of(codes), segment.box);
     checks.push_back(check(number, codes, move.codes));
     if (scales != nullptr) {
@@ -235,15 +236,6 @@ void compile_moves(const Plan& plan, Compiler& compiler, ShareBucket& mine, Shar
   mine.moves = static_cast<std::uint32_t>(share.moves.size()) - mine.first_move;
   mine.quants = static_cast<std::uint32_t>(share.quants.size()) - mine.first_quant;
   mine.checks = static_cast<std::uint32_t>(share.checks.size()) - mine.first_check;
-}
-
-/// The bytes that a quantiser writes, as a move to them would say it.
-Move as_move(const MatrixPlace& place, std::int64_t rows, std::int64_t row_bytes) {
-  Move move{place.offset, place.pitch, 0, rows, row_bytes, place.buffer, MoveOp::kCopy};
-  move.layout = place.layout;
-  move.row = place.row;
-  move.byte = place.byte;
-  return move;
 }
 
 /// Everything that writes to the parameters.

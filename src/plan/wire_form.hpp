@@ -5,6 +5,7 @@
 
 #include "core/shape.hpp"
 #include "core/units.hpp"
+#include "kernels/quant_move.hpp"
 #include "model/parameter.hpp"
 
 namespace weightcast {
@@ -12,7 +13,7 @@ namespace weightcast {
 /// How boxes of one tensor travel: its values, or the codes of a quantised tensor and behind them the scales
 /// of its blocks, so that a scale is never apart from what it scales.
 struct WireForm {
-  static constexpr std::uint32_t kNoScope = ~0u;
+  static constexpr std::uint32_t kNoScope = QuantMove::kNoScope;
   /// Scales begin at multiples of this in a segment.
   static constexpr std::int64_t kScalesAlignment = 16;
 
@@ -24,8 +25,8 @@ struct WireForm {
   std::int64_t unit_cols = 1;
   bool whole_rows = false;         ///< a scale follows from all of a row
   std::uint32_t scope = kNoScope;  ///< index of the scale that it shares with others (Plan::scopes)
-  PlaneForm codes;
-  PlaneForm scales;
+  PlaneForm codes = {};
+  PlaneForm scales = {};
   std::int64_t scale_bytes = 0;  ///< of one element of the scales; 0: there are none
 
   std::int64_t codes_bytes(const Box& box) const { return codes.of(box).area(); }

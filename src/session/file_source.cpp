@@ -87,7 +87,7 @@ void FileSource::find_largest(std::int64_t trainer, std::span<float> largest) {
     values.resize(static_cast<std::size_t>(piece.bytes));
     reader_.read(plan_.segments[piece.segment].tensor, piece.box, values.data());
     QuantMove move = quant_move(plan_, catalog_, piece.segment, piece.box);
-    move.values = {Space::kStaging, 0, 0, piece.bytes / piece.box.rows, {}, 0, 0};
+    move.values = {Space::kStaging, 0, 0, piece.bytes / piece.box.rows};
     move.scope = 0;
     executor_->find_largest({&move, 1}, {{}, values.data()}, {&of_piece[i], 1});
   });
@@ -184,7 +184,7 @@ void FileSource::read_and_quantize(Reading& reading, Piece& piece) const {
   values.resize(static_cast<std::size_t>(box.area() * element));
   reader_.read(segment.tensor, box, values.data());
   const std::byte* const source = values.data();
-  move.values = {Space::kSource, 0, move.cols_before * element, box.cols * element, {}, 0, 0};
+  move.values = {Space::kSource, 0, move.cols_before * element, box.cols * element};
   move.codes = staged_codes(plan_, segment);
   move.codes.offset += (move.codes_box.row - form.codes.of(segment.box).row) * move.codes.pitch;
   move.scales = staged_scales(plan_, segment);
@@ -200,7 +200,7 @@ void FileSource::read_and_quantize(Reading& reading, Piece& piece) const {
 
 void FileSource::digest_quantized(const Reading& reading, Piece& piece) const {
   QuantMove move = quant_move(plan_, catalog_, piece.segment, piece.box);
-  move.values = {Space::kStaging, 0, piece.offset, piece.bytes / piece.box.rows, {}, 0, 0};
+  move.values = {Space::kStaging, 0, piece.offset, piece.bytes / piece.box.rows};
   QuantDigests digests;
   executor_->quantize({&move, 1}, {{}, reading.staging}, scales(), {&digests, 1});
   piece.digest = digests.codes;

@@ -70,7 +70,7 @@ HeldPrograms held_programs(const Plan& plan, const Catalog& catalog, std::int64_
         continue;
       }
       QuantMove quant = quant_move(plan, catalog, number, segment.box);
-      quant.values = {Space::kSource, 0, offset, pitch, {}, 0, 0};
+      quant.values = {Space::kSource, 0, offset, pitch};
       if (form.codes_travel) {
         quant.codes = staged_codes(plan, segment);
         quant.scales = staged_scales(plan, segment);

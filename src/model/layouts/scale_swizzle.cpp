@@ -6,7 +6,6 @@ namespace weightcast {
 
 namespace {
 
-constexpr std::int64_t kTileRows = 128;
 constexpr std::int64_t kTileCols = 4;
 constexpr std::int64_t kTileBytes = kTileRows * kTileCols;
 

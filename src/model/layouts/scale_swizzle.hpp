@@ -14,6 +14,8 @@ namespace weightcast {
 // with zeros in what rounds rows up to 128 and columns up to 4. (FlashInfer's block_scale_interleave,
 // TensorRT-LLM's computeSFIndex; SGLang's swizzle_blockscale.)
 
+constexpr std::int64_t kTileRows = 128;
+
 /// Bytes of a tile between a row and the next of its 32, and between it and that of the next 32.
 constexpr std::int64_t kTileRow = 16;
 constexpr std::int64_t kTileQuarter = 4;

@@ -149,7 +149,7 @@ void CudaPipeline::compile_local(const ResidentSource& source) {
       if (!local_only_[k]) break;
       const Move& place = source.place(quant.segment);
       quants.push_back(quant);
-      quants.back().values = {Space::kSource, 0, place.offset, place.pitch, {}, 0, 0};
+      quants.back().values = {Space::kSource, 0, place.offset, place.pitch};
     }
     quant_programs.push_back({first_quant, static_cast<std::uint32_t>(quants.size()) - first_quant});
     const auto first = static_cast<std::uint32_t>(moves.size());
