@@ -9,8 +9,8 @@ function(weightcast_cxx_options)
 endfunction()
 weightcast_cxx_options(-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion)
 if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-  # GCC 12 warns of overlapping copies inside std::string that cannot happen (its bug 105651).
-  weightcast_cxx_options(-Wno-restrict)
+  # GCC 12 warns of copies inside std::string that cannot happen, overlapping or too long (its bug 105651).
+  weightcast_cxx_options(-Wno-restrict -Wno-stringop-overflow)
 endif()
 if(WEIGHTCAST_WERROR)
   weightcast_cxx_options(-Werror)

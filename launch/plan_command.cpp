@@ -10,6 +10,7 @@
 #include "launch/job.hpp"
 #include "launch/layouts.hpp"
 #include "plan/share.hpp"
+#include "plan/steps.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
 
@@ -51,6 +52,11 @@ void print_ranks(const Plan& plan) {
   }
   print_report(fmt::format("# lower bound: the busiest link carries {} out or {} in\n",
                            format_bytes(most(&Traffic::sent)), format_bytes(most(&Traffic::received))));
+  const StepCounts steps = count_steps(plan);
+  print_report(fmt::format(
+      "# steps: {} of one bucket a link (the busiest link alone needs {}); in {} a link idles beside a busy "
+      "one though it is needed later\n",
+      steps.steps, steps.least, steps.with_idle_link));
 }
 
 /// The routes, largest first.

@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <numeric>
 #include <tuple>
+#include <utility>
 
 #include "core/error.hpp"
 #include "core/units.hpp"
+#include "plan/steps.hpp"
 
 namespace weightcast {
 
@@ -161,14 +163,7 @@ void fill_buckets(const Catalog& catalog, const std::vector<std::vector<Piece>>&
     filler.close();
     take_turns(plan, queues[root]);
   }
-  const std::size_t steps = std::transform_reduce(
-      queues.begin(), queues.end(), std::size_t{0}, [](auto a, auto b) { return std::max(a, b); },
-      [](const auto& queue) { return queue.size(); });
-  for (std::size_t step = 0; step < steps; ++step) {
-    for (const auto& queue : queues) {
-      if (step < queue.size()) plan.buckets.push_back(queue[step]);
-    }
-  }
+  plan.buckets = order_in_steps(plan, std::move(queues));
 }
 
 }  // namespace weightcast

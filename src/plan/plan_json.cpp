@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "plan/plan.hpp"
+#include "plan/steps.hpp"
 
 namespace weightcast {
 
@@ -31,6 +32,8 @@ std::string plan_json(const Plan& plan, const Catalog& catalog, bool segments) {
   root["staging_bytes_per_rank"] = plan.staging_bytes_per_rank();
   root["routes"] = plan.routes();
   root["destinations"] = plan.destinations;
+  const StepCounts steps = count_steps(plan);
+  root["steps"] = {{"count", steps.steps}, {"least", steps.least}, {"with_idle_link", steps.with_idle_link}};
   auto& ranks = root["ranks"] = ordered_json::array();
   const std::vector<Traffic> traffic = plan.traffic();
   for (std::size_t rank = 0; rank < traffic.size(); ++rank) {

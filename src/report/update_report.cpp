@@ -54,10 +54,10 @@ std::string header_text(const JobReport& report) {
     ranks.add({std::to_string(rank.rank), rank.role, rank.host, rank.device});
   }
   text += ranks.text("# ") + "#\n";
-  text += "#" + fmt::format(kRow, "version", "bytes", "read", "pack", "transport", "unpack", "verify",
-                            "update", "rate", "reached", "limit, verified")
-                    .substr(1);
-  text += "#" + fmt::format(kRow, "", "B", "s", "s", "s", "s", "s", "s", "GB/s", "%", "").substr(1);
+  const auto head = [](const std::string& row) { return fmt::format("#{}", row.substr(1)); };
+  text += head(fmt::format(kRow, "version", "bytes", "read", "pack", "transport", "unpack", "verify",
+                           "update", "rate", "reached", "limit, verified"));
+  text += head(fmt::format(kRow, "", "B", "s", "s", "s", "s", "s", "s", "GB/s", "%", ""));
   return text;
 }
 

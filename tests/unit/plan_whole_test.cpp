@@ -8,10 +8,13 @@
 #include <numeric>
 #include <set>
 #include <sstream>
+#include <tuple>
+#include <vector>
 
 #include "core/error.hpp"
 #include "naive_model.hpp"
 #include "plan/share.hpp"
+#include "plan/steps.hpp"
 #include "plan_cases.hpp"
 
 namespace weightcast {
@@ -54,6 +57,59 @@ TEST(PlanAsAWhole, RootsTakeTurnsAndBeginWithDifferentSets) {
   std::set<std::uint32_t> first_sets;
   for (std::size_t b = 0; b < 4; ++b) first_sets.insert(plan.buckets[b].destinations);
   EXPECT_EQ(first_sets.size(), 4u);
+}
+
+/// The order of buckets cut into steps by hand: a bucket whose root or destinations the step already has
+/// begins the next one.
+std::int64_t steps_by_hand(const Plan& plan) {
+  std::int64_t steps = 0;
+  std::set<std::int64_t> senders;
+  std::set<std::int64_t> receivers;
+  for (const Bucket& bucket : plan.buckets) {
+    std::vector<std::int64_t> ranks = plan.destination_ranks(bucket.destinations);
+    if (ranks == std::vector<std::int64_t>{bucket.root}) continue;  // to itself alone
+    const bool heard = std::any_of(ranks.begin(), ranks.end(), [&](auto r) { return receivers.contains(r); });
+    if (steps == 0 || senders.contains(bucket.root) || heard) {
+      ++steps;
+      senders.clear();
+      receivers.clear();
+    }
+    senders.insert(bucket.root);
+    receivers.insert(ranks.begin(), ranks.end());
+  }
+  return steps;
+}
+
+TEST(PlanAsAWhole, StepsAreAsFewAsTheBusiestLinkNeeds) {
+  naive::Model model = small_moe();
+  model.expert_inner = 512;
+  const auto family = model.family();
+  const auto plan_of = [&](std::int64_t trainers, const char* engine, bool colocate) {
+    return make_plan(*family, topology_of(trainers, engine, colocate), capped(64 << 10));
+  };
+  for (const auto& [trainers, engine, colocate] : {std::tuple(2, "tp=2", false),
+                                                   {4, "tp=4", false},
+                                                   {4, "tp=4,ep=4", false},
+                                                   {1, "tp=1,replicas=3", false},
+                                                   {3, "tp=1", false},
+                                                   {4, "tp=2,replicas=2", false},
+                                                   {4, "tp=4,ep=4", true},
+                                                   {2, "tp=2,ep=2", true}}) {
+    SCOPED_TRACE(fmt::format("{} trainers, {}, colocated {}", trainers, engine, colocate));
+    const Plan plan = plan_of(trainers, engine, colocate);
+    const StepCounts counts = count_steps(plan);
+    EXPECT_EQ(counts.steps, steps_by_hand(plan));
+    EXPECT_GE(counts.steps, counts.least);
+    EXPECT_LE(counts.steps, counts.least + 1);
+    EXPECT_LE(counts.with_idle_link, counts.steps);
+  }
+  // One sender, everybody hears it: nothing idles.
+  EXPECT_EQ(count_steps(plan_of(1, "tp=1,replicas=3", false)).with_idle_link, 0);
+  // Three senders to one receiver: two of them wait until the last bucket but one.
+  const StepCounts one_receiver = count_steps(plan_of(3, "tp=1", false));
+  EXPECT_EQ(one_receiver.with_idle_link, one_receiver.steps - 1);
+  // What nobody sends takes no step.
+  EXPECT_EQ(count_steps(plan_of(1, "tp=1", true)).steps, 0);
 }
 
 TEST(PlanAsAWhole, TrafficIsWhatTheSharesExchange) {
@@ -179,6 +235,7 @@ TEST(PlanAsAWhole, JsonSaysTheSame) {
   EXPECT_EQ(json["wire_bytes"], plan.wire_bytes());
   EXPECT_EQ(json["routes"], plan.routes());
   EXPECT_EQ(json["model"]["bytes"], family->catalog().bytes());
+  EXPECT_EQ(json["steps"]["count"], count_steps(plan).steps);
   ASSERT_EQ(json["buckets"].size(), plan.buckets.size());
   std::int64_t elements = 0;
   for (const auto& bucket : json["buckets"]) {
