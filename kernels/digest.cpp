@@ -99,10 +99,12 @@ std::uint64_t digest(std::int64_t first_outer, std::int64_t outers, std::int64_t
 
 std::uint64_t digest_box(const std::byte* data, std::int64_t pitch, const Box& box,
                          std::int64_t element_bytes, std::uint64_t tensor_key) {
+  if (consists_of_words(box, element_bytes, {}, 0))
+    return digest_box(data, pitch, in_words(box), 4, tensor_key);
   const Dot row_dot = dot_for(element_bytes);
   return digest(
       box.row, box.rows, box.col, box.cols, [&](auto row) { return digest_row_key(tensor_key, row); },
-      [&](auto column) { return digest_column_key(tensor_key, column); },
+      [&](auto column) { return digest_column_key(tensor_key, column, element_bytes); },
       [&](std::int64_t row, std::int64_t col, const std::uint64_t* keys, std::int64_t count) {
         return row_dot(data + row * pitch + col * element_bytes, keys, count);
       });
@@ -111,13 +113,16 @@ std::uint64_t digest_box(const std::byte* data, std::int64_t pitch, const Box& b
 std::uint64_t digest_box(const std::byte* data, const MatrixLayout& layout, std::int64_t row,
                          std::int64_t byte, const Box& box, std::int64_t element_bytes,
                          std::uint64_t tensor_key) {
+  if (consists_of_words(box, element_bytes, layout, byte)) {
+    return digest_box(data, layout, row, byte, in_words(box), 4, tensor_key);
+  }
   const Dot run_dot = dot_for(element_bytes);
   if (layout.transposed() && layout.unit_bytes() == element_bytes) {
     // Transposed: what lies together are the rows' elements of one column.
     const std::byte* first = data + layout.row_offset(row) + layout.byte_offset(byte);
     return digest(
         box.col, box.cols, box.row, box.rows,
-        [&](auto column) { return digest_column_key(tensor_key, column); },
+        [&](auto column) { return digest_column_key(tensor_key, column, element_bytes); },
         [&](auto r) { return digest_row_key(tensor_key, r); },
         [&](std::int64_t col, std::int64_t r, const std::uint64_t* keys, std::int64_t count) {
           return run_dot(first + col * layout.unit_step + r * element_bytes, keys, count);
@@ -125,7 +130,7 @@ std::uint64_t digest_box(const std::byte* data, const MatrixLayout& layout, std:
   }
   return digest(
       box.row, box.rows, box.col, box.cols, [&](auto r) { return digest_row_key(tensor_key, r); },
-      [&](auto column) { return digest_column_key(tensor_key, column); },
+      [&](auto column) { return digest_column_key(tensor_key, column, element_bytes); },
       [&](std::int64_t r, std::int64_t col, const std::uint64_t* keys, std::int64_t count) {
         const std::byte* const start = data + layout.row_offset(row + r);
         std::uint64_t sum = 0;

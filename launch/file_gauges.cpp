@@ -21,7 +21,8 @@ namespace {
 /// Sends what staging holds, whatever it is.
 class StagedSource final : public Source {
  public:
-  void find_largest(std::int64_t /*trainer*/, std::span<float> /*largest*/) override {}
+  void find_largest(std::int64_t /*trainer*/, std::span<float> /*largest*/,
+                    const std::function<void()>& /*poll*/) override {}
   void pack(std::uint32_t /*bucket*/, std::byte* /*staging*/, std::span<std::uint64_t> /*digests*/) override {
   }
   std::byte* in_place(std::uint32_t /*segment*/) const override { return nullptr; }

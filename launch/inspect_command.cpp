@@ -12,6 +12,7 @@
 #include "report/log.hpp"
 #include "report/table.hpp"
 #include "storage/reader.hpp"
+#include "storage/writer.hpp"
 
 namespace weightcast {
 
@@ -27,6 +28,20 @@ std::uint64_t digest_of(const CheckpointReader& reader, const StoredTensor& tens
     digest += digest_box(piece.data(), box.cols * element, box, element, key);
   });
   return digest;
+}
+
+/// What a shard file says of itself: rank, layout, quantiser, version.
+void print_attributes(const Checkpoint& checkpoint, nlohmann::ordered_json& json) {
+  if (checkpoint.files.size() != 1 || !checkpoint.files.front().ends_with(".h5")) return;
+  for (const auto& [name, value] : read_attributes(checkpoint.files.front())) {
+    const auto* text = std::get_if<std::string>(&value);
+    // A whole config.json is no line.
+    if (text != nullptr && text->find('\n') != std::string::npos) continue;
+    print_report(fmt::format("# {}: {}\n", name,
+                             text != nullptr ? *text : std::to_string(std::get<std::int64_t>(value))));
+    auto& entry = json["attributes"][name];
+    text != nullptr ? entry = *text : entry = std::get<std::int64_t>(value);
+  }
 }
 
 }  // namespace
@@ -63,6 +78,7 @@ void run_inspect(const Options& options) {
       fmt::format("# {}: {} tensors, {}, {} files{}\n", path, checkpoint.tensors.size(), format_bytes(total),
                   checkpoint.files.size(),
                   checkpoint.weight_version ? fmt::format(", version {}", *checkpoint.weight_version) : ""));
+  print_attributes(checkpoint, json);
   print_report(table.text());
   if (!options.json.empty()) write_text(options.json, json.dump(2) + "\n");
 }

@@ -122,6 +122,13 @@ struct LayoutRow {
 // Rows are printed one by one, as they are measured.
 constexpr const char* kRow = "{:<17}{:<19}{:>12}{:>12}{:>10}{:>9}{:>12}{:>8}\n";
 
+/// What is wrong, without the option before it and the remedy behind it, neither of which is news in a row.
+std::string reason_of(const std::string& message) {
+  const std::size_t colon = message.find(": ");
+  const std::size_t begin = colon == std::string::npos ? 0 : colon + 2;
+  return message.substr(begin, message.find("; ", begin) - begin);
+}
+
 /// A row without blanks at its end.
 std::string trimmed(std::string row) {
   row.erase(row.find_last_not_of(" \n") + 1);
@@ -135,7 +142,8 @@ std::string head_text() {
 }
 
 std::string row_text(const LayoutRow& row) {
-  if (!row.refused.empty()) return fmt::format("{:<17}{:<19}{}\n", row.layout, row.quantizer, row.refused);
+  if (!row.refused.empty())
+    return fmt::format("{:<17}{:<19}refused: {}\n", row.layout, row.quantizer, row.refused);
   return trimmed(fmt::format(
       kRow, row.layout, row.quantizer, row.written, fmt::format("{:.6f}", row.unpack.median_seconds()),
       fmt::format("{:.1f}", row.unpack.gb_s()), fmt::format("{:.1f}", 100 * row.of_copy()),
@@ -243,7 +251,7 @@ class LayoutBench {
       share = make_share(plan, *family_, 0);
     } catch (const UsageError& error) {
       // The limits are our own: only the pair itself can be wrong for the model.
-      row.refused = error.what();
+      row.refused = reason_of(error.what());
       return row;
     }
     stage(plan);

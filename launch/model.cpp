@@ -19,12 +19,25 @@ namespace weightcast {
 
 namespace {
 
+/// With what ModelOpt says beside a config of a checkpoint that it wrote, where the config itself does not.
+std::string with_modelopt(const std::string& text, const std::string& origin, const std::string& folder) {
+  const std::string path = folder + "/hf_quant_config.json";
+  std::ifstream file(path);
+  if (!file) return text;
+  std::stringstream quantization;
+  quantization << file.rdbuf();
+  ModelConfig config(text, origin);
+  config.add_modelopt(quantization.str(), path);
+  return config.text();
+}
+
 /// The path and the text of the config in force.
 std::pair<std::string, std::string> config_text(const Options& options) {
   if (options.model.empty()) {
     if (options.sources.empty()) throw UsageError("--source PATH or --model CONFIG_JSON is needed");
     const std::string& source = options.sources.front();
-    return {source + " (config.json)", read_config_text(source)};
+    const std::string origin = source + " (config.json)";
+    return {origin, with_modelopt(read_config_text(source), origin, source)};
   }
   std::string path = options.model;
   std::error_code ignored;
@@ -35,7 +48,7 @@ std::pair<std::string, std::string> config_text(const Options& options) {
   if (!file) {
     throw IoError(fmt::format("--model {}: {}; name the model's config.json", path, std::strerror(errno)));
   }
-  return {path, text.str()};
+  return {path, with_modelopt(text.str(), path, std::filesystem::path(path).parent_path().string())};
 }
 
 std::unique_ptr<ModelConfig> make_config(const std::pair<std::string, std::string>& text,

@@ -118,9 +118,10 @@ constexpr std::array<OptionInfo, 44> kOptions{{
      "first), trtllm, trtllm-shuffled, deepgemm, deepgemm-mega or cute-dsl",
      kJobs | kPlan},
     {"quantize", "NAME[:VARIANT]",
-     "what linear layers and experts are quantised to: fp8-block, fp8-tensor, fp8-channel, mxfp8, nvfp4 or "
-     "mxfp4 "
-     "(default: as in the model)",
+     "what linear layers and experts are quantised to: fp8-block[:slime|deepgemm|flashinfer|ue8m0], "
+     "fp8-tensor[:sglang|miles], fp8-channel, mxfp8, nvfp4[:te|unit], "
+     "mxfp4[:round-up|round-up-ties-down|ocp] (the first variant where none is named), or none: as in the "
+     "model (default)",
      kJobs | kPlan},
     {"quantize-at", "SIDE", "source (default): codes travel; destination: values do. Both give the same bits",
      kJobs | kPlan},
@@ -494,6 +495,11 @@ Options take(const Values& values, std::string command, const po::variables_map&
   if (options.layouts) refuse_with_layouts(values);
   options.moe_layout = values.text("moe-layout", options.layouts ? "" : "triton");
   options.quantize = values.text("quantize", "");
+  if (options.quantize == "none") options.quantize.clear();
+  if (values.has("quantize-at") && options.quantize.empty()) {
+    throw UsageError(
+        fmt::format("{}: nothing is quantised; add --quantize or leave it out", values.label("quantize-at")));
+  }
   options.activation_scales = values.text("activation-scales", "1,1");
   options.quantize_at =
       values.has("quantize-at") ? values.choice("quantize-at", {"source", "destination"}) : "source";

@@ -26,6 +26,14 @@ std::int64_t peak_memory() {
   return std::int64_t{usage.ru_maxrss} * 1024;
 }
 
+/// `, nvfp4 from the source on`.
+std::string quantizer_text(const Plan& plan) {
+  const auto& quantizer = plan.topology.engine.quantizer;
+  if (!quantizer) return ", weights as in the model";
+  return fmt::format(", {} made at the {}", quantizer_name(*quantizer),
+                     plan.limits.quantize_at == QuantizeAt::kSource ? "source" : "destination");
+}
+
 void print_ranks(const Plan& plan) {
   const std::vector<Traffic> traffic = plan.traffic();
   Table table({"rank", "role", "sent", "received", "buckets", "staging"});
@@ -129,6 +137,7 @@ void run_plan(const Options& options) {
       fmt::format("# plan    {} ranks, {} routes, {} buckets of at most {}, {} on the wire, hash {:016x}\n",
                   topology.ranks(), plan.routes(), plan.buckets.size(),
                   format_bytes(plan.limits.bucket_bytes), format_bytes(plan.wire_bytes()), plan.hash));
+  print_report(fmt::format("# experts {}{}\n", topology.engine.moe_layout, quantizer_text(plan)));
   for (const Binding& binding : model.bindings) {
     if (binding.cast_tensors > 0) print_report(fmt::format("# cast    {}\n", binding.note()));
   }

@@ -38,10 +38,7 @@ void StagedValues::fill(const Plan& plan, const Catalog& catalog) {
 std::vector<GlobalScale> StagedValues::scales(const Plan& plan, const Share& share) const {
   std::vector<float> largest(plan.scopes.size(), 0.0f);
   if (!largest.empty()) executor_->find_largest(share.quants, {{}, memory_.data(), {}}, largest);
-  std::vector<GlobalScale> scales(largest.size());
-  std::transform(largest.begin(), largest.end(), scales.begin(),
-                 [&](float amax) { return global_scale(plan.topology.engine.quantizer.value(), amax); });
-  return scales;
+  return scales_of_scopes(plan, largest);
 }
 
 std::vector<std::uint64_t> StagedValues::digests(const Plan& plan, const Catalog& catalog, const Share& share,

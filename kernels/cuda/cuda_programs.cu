@@ -172,17 +172,34 @@ __device__ void round_rows(const Rows& rows, Team team) {
 template <Direction D, bool Zero, typename Vector>
 __device__ void run_placed_units(const DeviceMove& move, std::byte* packed, std::int64_t row,
                                  std::int64_t byte, std::uint32_t count, std::uint32_t row_bytes, Team team) {
-  for (Walk walk(team, row_bytes / sizeof(Vector)); walk.row() < count; walk.next()) {
-    const std::int64_t at = std::int64_t{walk.col()} * sizeof(Vector);
-    auto* placed = reinterpret_cast<Vector*>(move.address + move.layout.row_offset(row + walk.row()) +
-                                             move.layout.byte_offset(byte + at));
-    auto* dense = reinterpret_cast<Vector*>(packed + walk.row() * move.staging_pitch + at);
-    if constexpr (D == Direction::kPack) {
-      __stcs(dense, __ldcs(placed));
-    } else {
-      __stcs(placed, Zero ? Vector{} : __ldcs(dense));
+  Walk walk(team, row_bytes / sizeof(Vector));
+  while (walk.row() < count) {
+    Vector value[kInFlight] = {};
+    Vector* to[kInFlight];
+    bool mine[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      mine[i] = walk.row() < count;
+      const std::int64_t at = std::int64_t{walk.col()} * sizeof(Vector);
+      auto* placed = reinterpret_cast<Vector*>(move.address + move.layout.row_offset(row + walk.row()) +
+                                               move.layout.byte_offset(byte + at));
+      auto* dense = reinterpret_cast<Vector*>(packed + walk.row() * move.staging_pitch + at);
+      to[i] = D == Direction::kPack ? dense : placed;
+      if (!Zero && mine[i]) value[i] = __ldcs(D == Direction::kPack ? placed : dense);
+      walk.next();
+    }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      if (mine[i]) __stcs(to[i], value[i]);
     }
   }
+}
+
+/// Memory that a block's threads share, for one use at a time.
+__device__ inline std::byte* shared_scratch() {
+  constexpr int kBytes = 32 << 10;
+  __shared__ __align__(16) std::byte bytes[kBytes];
+  return bytes;
 }
 
 /// The same of a transposed matrix for a whole block: through shared memory, so that a warp's accesses to
@@ -192,7 +209,7 @@ __device__ void unpack_transposed(const DeviceMove& move, const std::byte* packe
                                   std::int64_t byte, std::uint32_t count, std::uint32_t row_bytes) {
   constexpr std::uint32_t kSide = 64;
   // One more in a row than there are: columns then lie in banks of their own.
-  __shared__ Element square[kSide][kSide + 1];
+  auto* const square = reinterpret_cast<Element(*)[kSide + 1]>(shared_scratch());
   const std::uint32_t cols = row_bytes / sizeof(Element);
   std::byte* const placed = move.address + move.layout.row_offset(row) + move.layout.byte_offset(byte);
   for (std::uint32_t r = 0; r < count; r += kSide) {
@@ -225,9 +242,13 @@ __device__ void unpack_transposed(const DeviceMove& move, const std::byte* packe
 /// each column, so that neither memory is asked for less than a word.
 __device__ void unpack_transposed_pairs(const DeviceMove& move, const std::byte* packed, std::int64_t row,
                                         std::int64_t byte, std::uint32_t count, std::uint32_t row_bytes) {
-  constexpr std::uint32_t kPairs = 32;  // of rows
+  constexpr std::uint32_t kPairs = 64;  // of rows
   constexpr std::uint32_t kUnits = 32;  // of four columns
-  __shared__ unsigned columns[4 * kUnits][kPairs + 1];
+  auto* const columns = reinterpret_cast<unsigned(*)[kPairs]>(shared_scratch());
+  // Shuffled so that neither neighbouring units nor neighbouring pairs meet in a bank.
+  const auto slot = [&](std::uint32_t col, std::uint32_t pair) -> unsigned& {
+    return columns[col][pair ^ (col / 4 % kUnits)];
+  };
   const std::uint32_t cols = row_bytes / 2;
   std::byte* const placed = move.address + move.layout.row_offset(row) + move.layout.byte_offset(byte);
   for (std::uint32_t r = 0; r < count; r += 2 * kPairs) {
@@ -251,10 +272,10 @@ __device__ void unpack_transposed_pairs(const DeviceMove& move, const std::byte*
         const std::uint32_t item = i * kThreads + threadIdx.x;
         const std::uint32_t pair = item / kUnits;
         const std::uint32_t col = 4 * (item % kUnits);
-        columns[col][pair] = __byte_perm(upper[i].x, lower[i].x, 0x5410);
-        columns[col + 1][pair] = __byte_perm(upper[i].x, lower[i].x, 0x7632);
-        columns[col + 2][pair] = __byte_perm(upper[i].y, lower[i].y, 0x5410);
-        columns[col + 3][pair] = __byte_perm(upper[i].y, lower[i].y, 0x7632);
+        slot(col, pair) = __byte_perm(upper[i].x, lower[i].x, 0x5410);
+        slot(col + 1, pair) = __byte_perm(upper[i].x, lower[i].x, 0x7632);
+        slot(col + 2, pair) = __byte_perm(upper[i].y, lower[i].y, 0x5410);
+        slot(col + 3, pair) = __byte_perm(upper[i].y, lower[i].y, 0x7632);
       }
       __syncthreads();
       for (std::uint32_t item = threadIdx.x; item < 4 * kUnits * kPairs; item += kThreads) {
@@ -263,10 +284,10 @@ __device__ void unpack_transposed_pairs(const DeviceMove& move, const std::byte*
         if (c + col >= cols || first >= count) continue;
         std::byte* const to = placed + (c + col) * move.layout.unit_step + 2 * first;
         if (first + 1 < count) {
-          __stcs(reinterpret_cast<unsigned*>(to), columns[col][item % kPairs]);
+          __stcs(reinterpret_cast<unsigned*>(to), slot(col, item % kPairs));
         } else {
           __stcs(reinterpret_cast<unsigned short*>(to),
-                 static_cast<unsigned short>(columns[col][item % kPairs]));
+                 static_cast<unsigned short>(slot(col, item % kPairs)));
         }
       }
       __syncthreads();
@@ -400,7 +421,13 @@ __device__ std::uint64_t digest_strip(const DeviceBox& box, std::int64_t first_r
   Dot<Element, kElements> dot;
 #pragma unroll
   for (int j = 0; j < kElements; ++j) {
-    const std::uint64_t key = digest_key(box.column_base, box.column_factor, box.box.col + col + j);
+    const std::int64_t column = box.box.col + col + j;
+    std::uint64_t key = 0;
+    if constexpr (sizeof(Element) == 1) {
+      key = digest_key(box.column_base, box.column_factor, column / 4) << (8 * (column % 4));
+    } else {
+      key = digest_key(box.column_base, box.column_factor, column);
+    }
     dot.set_key(j, j < valid ? key : 0);
   }
   const std::int64_t col_byte = col * static_cast<std::int64_t>(sizeof(Element));
@@ -578,8 +605,10 @@ CudaDigestPrograms::CudaDigestPrograms(std::span<const DigestBox> boxes,
     }
     const std::uint32_t unit = box.layout.plain() ? common_unit(address, {box.pitch})
                                                   : common_unit(address, {box.byte, all_steps(box.layout)});
-    resolved.push_back({address, box.pitch, box.box, box.tensor_key, kDigestRowFactor, ~box.tensor_key,
-                        kDigestColumnFactor, box.element_bytes, box.layout, box.row, box.byte, unit});
+    const bool words = consists_of_words(box.box, box.element_bytes, box.layout, box.byte);
+    resolved.push_back({address, box.pitch, words ? in_words(box.box) : box.box, box.tensor_key,
+                        kDigestRowFactor, ~box.tensor_key, kDigestColumnFactor,
+                        words ? std::int64_t{4} : box.element_bytes, box.layout, box.row, box.byte, unit});
   }
   boxes_ = DeviceArray<DeviceBox>(std::span<const DeviceBox>(resolved));
   const std::vector<DigestTile> tiles = tile_all<DigestTile>(boxes, programs, launches_);

@@ -211,7 +211,7 @@ __device__ inline std::uint64_t scales_row_key(const DeviceQuantMove& move, std:
 }
 
 __device__ inline std::uint64_t scales_column_key(const DeviceQuantMove& move, std::int64_t col) {
-  return digest_column_key(move.scales_key, move.scales_col + col);
+  return digest_column_key(move.scales_key, move.scales_col + col, move.scale_bytes);
 }
 
 /// Stores one element of the scales and returns what it adds to the digest.
@@ -253,7 +253,12 @@ __device__ void finish(const DeviceQuantMove& move, const QuantWork& work, const
   };
   std::uint64_t own_key = 0;
   std::uint64_t scale_key = 0;
-  Dot<std::uint8_t, 8> dot;
+  // The words that a lane's codes lie in, which may begin inside of one; those of no code are zero, whatever
+  // their bytes.
+  Dot<std::uint32_t, 3> dot;
+  const int first_bit = 8 * static_cast<int>((move.codes_col + code_col) % 4);
+  const uint2 there{bytes < 4 ? (1u << 8 * bytes) - 1 : ~0u,
+                    bytes < 8 ? (1u << 8 * max(0, bytes - 4)) - 1 : ~0u};
   if constexpr (Digests) {
     const bool no_scale = !of_codes && !G::kRowBlocks;
     if (own < spot.rows && !no_scale) {
@@ -261,11 +266,9 @@ __device__ void finish(const DeviceQuantMove& move, const QuantWork& work, const
                                (of_codes ? move.codes_row : move.scales_row) + spot.row + own);
     }
     if (has_scale) scale_key = scales_column_key(move, scale_col);
-      // Those of no code are zero, whatever its byte.
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const std::uint64_t key = digest_column_key(move.codes_key, move.codes_col + code_col + i);
-      dot.set_key(i, i < bytes ? key : 0);
+    for (int i = 0; i < 3; ++i) {
+      dot.set_key(i, digest_key(~move.codes_key, kDigestColumnFactor, (move.codes_col + code_col) / 4 + i));
     }
   }
 #pragma unroll
@@ -295,12 +298,11 @@ __device__ void finish(const DeviceQuantMove& move, const QuantWork& work, const
       }
     }
     if constexpr (Digests) {
-      const std::uint8_t elements[8] = {
-          static_cast<std::uint8_t>(made.x),       static_cast<std::uint8_t>(made.x >> 8),
-          static_cast<std::uint8_t>(made.x >> 16), static_cast<std::uint8_t>(made.x >> 24),
-          static_cast<std::uint8_t>(made.y),       static_cast<std::uint8_t>(made.y >> 8),
-          static_cast<std::uint8_t>(made.y >> 16), static_cast<std::uint8_t>(made.y >> 24)};
-      sums.codes += dot.of(elements) * __shfl_sync(~0u, own_key, row);
+      const uint2 codes_here{made.x & there.x, made.y & there.y};
+      const std::uint32_t words[3] = {codes_here.x << first_bit,
+                                      __funnelshift_l(codes_here.x, codes_here.y, first_bit),
+                                      first_bit == 0 ? 0u : codes_here.y >> (32 - first_bit)};
+      sums.codes += dot.of(words) * __shfl_sync(~0u, own_key, row);
     }
   }
 }

@@ -45,9 +45,9 @@ struct Chunking {
 };
 
 /// Whether a digest is computed with rows and columns in each other's place: the elements of a column lie
-/// together.
+/// together. Not those of one byte, whose columns have a word in common.
 inline bool swaps_axes(const DigestBox& box) {
-  return box.layout.transposed() && box.layout.unit_bytes() == box.element_bytes;
+  return box.element_bytes > 1 && box.layout.transposed() && box.layout.unit_bytes() == box.element_bytes;
 }
 
 /// Appends the tiles of `program`; its first move has number `first`.

@@ -111,6 +111,20 @@ std::string ModelConfig::quantization_config() const {
   return value->dump();
 }
 
+void ModelConfig::add_modelopt(const std::string& text, const std::string& origin) {
+  if (json_->find({"quantization_config"}) != nullptr) return;
+  const auto file = nlohmann::json::parse(text, nullptr, false);
+  const auto quantization = file.is_object() ? file.find("quantization") : file.end();
+  if (!file.is_object() || quantization == file.end() || !quantization->is_object()) {
+    throw InputError(
+        fmt::format("{}: has no object 'quantization'; remove the file if the weights are not "
+                    "quantised",
+                    origin));
+  }
+  auto& config = json_->root["quantization_config"] = *quantization;
+  config["quant_method"] = "modelopt";
+}
+
 void ModelConfig::set_layers(std::int64_t layers) {
   json_->root["num_hidden_layers"] = layers;
   // A list with one entry a layer would no longer fit; the families here do not need it.

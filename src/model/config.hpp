@@ -43,6 +43,10 @@ class ModelConfig {
   /// The text of `quantization_config`; empty when it is not there.
   std::string quantization_config() const;
 
+  /// Takes `quantization_config` from the text of ModelOpt's own file, `hf_quant_config.json`, unless the
+  /// config has one itself. Throws InputError, naming `origin`, when the text is not one of those.
+  void add_modelopt(const std::string& text, const std::string& origin);
+
   /// The same model with another number of layers (`--layers`).
   void set_layers(std::int64_t layers);
 

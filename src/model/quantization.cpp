@@ -100,10 +100,10 @@ TensorBox Quantization::box(Plane plane, std::uint32_t tensor, const Box& box, s
   if (!box.empty() && (cuts_unit(box.row, box.rows, whole.rows(), rows) ||
                        cuts_unit(box.col, box.cols, whole.cols(), cols))) {
     throw UsageError(fmt::format(
-        "{}: {} of {} {} cut blocks of {} × {} in two, which share a scale in {}; choose a smaller tp or "
-        "another --quantize",
-        option, box.to_string(), catalog_[tensor].name, whole.to_string(), rows, cols,
-        quantizer_name(quantizer_)));
+        "{}: {} of {} {} cut blocks of {} × {} in two, which share a scale in {}; {}", option,
+        box.to_string(), catalog_[tensor].name, whole.to_string(), rows, cols, quantizer_name(quantizer_),
+        origin_ == Origin::kStored ? "the checkpoint holds them so: choose another tp"
+                                   : "choose another tp or another --quantize"));
   }
   if (origin_ == Origin::kComputed) return {tensor, box, scope};
   const std::uint32_t from = plane == Plane::kCodes ? tensor : companion(tensor, scales_suffix());
@@ -191,12 +191,12 @@ std::vector<Parameter> quantized_stack(const Catalog& catalog, const Parameter& 
       // Kernels count blocks through the whole matrix, not from where a part of it begins.
       if (const std::int64_t unit = block_rows(quantization.quantizer().scheme);
           unit > 1 && &box != &boxes.back() && box.box.rows % unit != 0) {
-        throw UsageError(
-            fmt::format("{}: {} of {} are no multiple of the {} rows that share a scale in {}, and {} has "
-                        "more behind them; choose "
-                        "a smaller tp or another --quantize",
-                        option, box.box.to_string(), catalog[box.tensor].name, unit,
-                        quantizer_name(quantization.quantizer()), values.name));
+        throw UsageError(fmt::format(
+            "{}: {} of {} are no multiple of the {} rows that share a scale in {}, and {} has "
+            "more behind them; choose another tp{}",
+            option, box.box.to_string(), catalog[box.tensor].name, unit,
+            quantizer_name(quantization.quantizer()), values.name,
+            quantization.origin() == Quantization::Origin::kStored ? "" : " or another --quantize"));
       }
       rows += form.of(box.box).rows;
       box = quantization.box(plane, box.tensor, box.box, scope, option);

@@ -48,6 +48,15 @@ MatrixPlace staged_scales(const Plan& plan, const Segment& segment) {
           form.scales.of(segment.box).cols * form.scale_bytes};
 }
 
+std::vector<GlobalScale> scales_of_scopes(const Plan& plan, std::span<const float> largest) {
+  std::vector<GlobalScale> scales;
+  scales.reserve(largest.size());
+  for (const float amax : largest) {
+    scales.push_back(global_scale(plan.topology.engine.quantizer.value(), amax));
+  }
+  return scales;
+}
+
 std::vector<float> scalar_values(const Plan& plan, const Parameter& parameter,
                                  std::span<const GlobalScale> scales) {
   std::vector<float> values(static_cast<std::size_t>(parameter.bytes() / 4));

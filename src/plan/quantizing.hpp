@@ -22,6 +22,9 @@ QuantMove quant_move(const Plan& plan, const Catalog& catalog, std::uint32_t seg
 MatrixPlace staged_codes(const Plan& plan, const Segment& segment);
 MatrixPlace staged_scales(const Plan& plan, const Segment& segment);
 
+/// The plan's scopes' scales, when `largest` are the largest magnitudes of each.
+std::vector<GlobalScale> scales_of_scopes(const Plan& plan, std::span<const float> largest);
+
 /// What `parameter`, one of scales that tensors share, holds when those of the plan's scopes are `scales`.
 std::vector<float> scalar_values(const Plan& plan, const Parameter& parameter,
                                  std::span<const GlobalScale> scales);

@@ -70,7 +70,8 @@ void FileSource::pack(std::uint32_t bucket, std::byte* staging, std::span<std::u
   spare_.splice(spare_.end(), begun_, begun_.begin());
 }
 
-void FileSource::find_largest(std::int64_t trainer, std::span<float> largest) {
+void FileSource::find_largest(std::int64_t trainer, std::span<float> largest,
+                              const std::function<void()>& poll) {
   std::vector<Piece> pieces;
   std::vector<Piece> of_bucket;
   for (std::uint32_t b = 0; b < plan_.buckets.size(); ++b) {
@@ -81,7 +82,7 @@ void FileSource::find_largest(std::int64_t trainer, std::span<float> largest) {
     });
   }
   std::vector<float> of_piece(pieces.size(), 0);
-  readers_.run(pieces.size(), [&](std::size_t i) {
+  const auto look_at = [&](std::size_t i) {
     const Piece& piece = pieces[i];
     thread_local std::vector<std::byte> values;
     values.resize(static_cast<std::size_t>(piece.bytes));
@@ -90,7 +91,12 @@ void FileSource::find_largest(std::int64_t trainer, std::span<float> largest) {
     move.values = {Space::kStaging, 0, 0, piece.bytes / piece.box.rows};
     move.scope = 0;
     executor_->find_largest({&move, 1}, {{}, values.data()}, {&of_piece[i], 1});
-  });
+  };
+  constexpr std::size_t kBetweenPolls = 64;
+  for (std::size_t first = 0; first < pieces.size(); first += kBetweenPolls) {
+    poll();
+    readers_.run(std::min(kBetweenPolls, pieces.size() - first), [&](std::size_t i) { look_at(first + i); });
+  }
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     float& all = largest[plan_.wire[plan_.segments[pieces[i].segment].tensor].scope];
     all = std::max(all, of_piece[i]);

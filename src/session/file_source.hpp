@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <list>
 #include <memory>
 #include <optional>
@@ -25,7 +26,8 @@ class FileSource final : public Source {
   FileSource(const Plan& plan, const Catalog& catalog, const Checkpoint& checkpoint, const Binding& binding,
              Team& readers);
 
-  void find_largest(std::int64_t trainer, std::span<float> largest) override;
+  void find_largest(std::int64_t trainer, std::span<float> largest,
+                    const std::function<void()>& poll) override;
   void begin(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
   void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
   void drop() override { begun_.clear(); }

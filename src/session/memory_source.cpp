@@ -50,7 +50,8 @@ MemorySource::MemorySource(const Plan& plan, const Catalog& catalog, std::int64_
   }
 }
 
-void MemorySource::find_largest(std::int64_t /*trainer*/, std::span<float> largest) {
+void MemorySource::find_largest(std::int64_t /*trainer*/, std::span<float> largest,
+                                const std::function<void()>& /*poll*/) {
   const std::byte* const base = memory_.data();
   executor_->find_largest(programs_.quants, {{&base, 1}}, largest);
 }

@@ -21,7 +21,8 @@ class MemorySource final : public Source {
   /// `plan` and `catalog` must outlive the source.
   MemorySource(const Plan& plan, const Catalog& catalog, std::int64_t trainer, std::int64_t version);
 
-  void find_largest(std::int64_t trainer, std::span<float> largest) override;
+  void find_largest(std::int64_t trainer, std::span<float> largest,
+                    const std::function<void()>& poll) override;
   void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
   std::byte* in_place(std::uint32_t segment) const override;
 

@@ -201,18 +201,17 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
 
 void Session::agree_on_scales(Source* source) {
   if (!plan_.scopes.empty()) {
-    std::vector<double> largest(plan_.scopes.size(), 0);
+    std::vector<float> largest(plan_.scopes.size(), 0);
     control_.together([&] {
       if (source == nullptr) return;
-      std::vector<float> own(largest.size(), 0);
-      source->find_largest(plan_.topology.trainer(control_.rank()).value(), own);
-      std::copy(own.begin(), own.end(), largest.begin());
+      source->find_largest(plan_.topology.trainer(control_.rank()).value(), largest,
+                           [&] { control_.poll(); });
     });
-    control_.maximum(std::span<double>(largest));
-    scales_.resize(largest.size());
-    std::transform(largest.begin(), largest.end(), scales_.begin(), [&](double value) {
-      return global_scale(plan_.topology.engine.quantizer.value(), static_cast<float>(value));
-    });
+    std::vector<double> of_all(largest.begin(), largest.end());
+    control_.maximum(std::span<double>(of_all));
+    std::transform(of_all.begin(), of_all.end(), largest.begin(),
+                   [](double value) { return static_cast<float>(value); });
+    scales_ = scales_of_scopes(plan_, largest);
   }
   if (source != nullptr) source->use_scales(scales_);
   for_each_scalar([&](std::int64_t offset, const std::vector<float>& values, const Parameter&) {

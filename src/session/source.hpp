@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 
 #include "core/quantizer.hpp"
@@ -22,8 +23,9 @@ class Source {
   }
 
   /// Raises `largest[s]` to the largest magnitude among what trainer number `trainer`, whose source this is,
-  /// sends of the tensors of scope s of the plan.
-  virtual void find_largest(std::int64_t trainer, std::span<float> largest) = 0;
+  /// sends of the tensors of scope s of the plan. Calls `poll` again and again, which may throw.
+  virtual void find_largest(std::int64_t trainer, std::span<float> largest,
+                            const std::function<void()>& poll) = 0;
 
   /// The scales of the plan's scopes in the update that follows; they stay where they are until it has ended.
   void use_scales(std::span<const GlobalScale> scales) { scales_ = scales; }

@@ -210,6 +210,40 @@ INSTANTIATE_TEST_SUITE_P(
         Stored{"Mxfp8", {{"quant_method", "mxfp8"}}, "trtllm"}),
     [](const auto& test) { return test.param.name; });
 
+// What is said of them.
+
+TEST_F(QuantizedJobs, PlanAndInspectSayWhatIsMade) {
+  const Words plan{"plan", "--model", model_folder(kBlocks)};
+  EXPECT_TRUE(
+      has(run_plain(plan + Words{"--quantize", "none"}).out, {"# experts triton, weights as in the model"}));
+  EXPECT_TRUE(has(run_plain(plan + Words{"--quantize", "nvfp4:unit", "--moe-layout", "trtllm"}).out,
+                  {"# experts trtllm, nvfp4:unit made at the source"}));
+  sync(synth(), {"--quantize", "fp8-block:ue8m0", "--moe-layout", "deepgemm"});
+  const std::string json = dir_ / "inspect.json";
+  const auto shard = run_plain({"inspect", sink_ + "/rank-1.h5", "--json", json});
+  EXPECT_TRUE(has(shard.out, {"# moe_layout: deepgemm", "# quantizer: fp8-block:ue8m0"}));
+  EXPECT_EQ(read_json(json).at("attributes").at("moe_layout"), "deepgemm");
+}
+
+TEST_F(QuantizedJobs, ModelOptsOwnFileCountsWhereTheConfigSaysNothing) {
+  const nlohmann::json quantization{{"quant_algo", "NVFP4"}, {"exclude_modules", {"lm_head", "*o_proj"}}};
+  const std::string folder = dir_ / "modelopt";
+  put_file(folder + "/config.json", read_json(model_folder(kBlocks) + "/config.json").dump());
+  const std::string file = folder + "/hf_quant_config.json";
+  put_file(file, nlohmann::json{{"producer", {{"name", "modelopt"}}}, {"quantization", quantization}}.dump());
+  const std::string source = dir_ / "model";
+  EXPECT_TRUE(done(run_plain({"synth", "--model", folder, "--output", source})));
+  const std::string json = dir_ / "inspect.json";
+  EXPECT_TRUE(done(run_plain({"inspect", source, "--json", json})));
+  std::set<std::string> names;
+  for (const auto& tensor : read_json(json).at("tensors")) names.insert(tensor.at("name"));
+  EXPECT_TRUE(names.contains("model.layers.0.self_attn.q_proj.weight_scale_2"));
+  EXPECT_FALSE(names.contains("model.layers.0.self_attn.o_proj.weight_scale_2"));
+  put_file(file, "{}");
+  EXPECT_TRUE(
+      refused(run_plain({"plan", "--model", folder}), 65, {"hf_quant_config.json", "'quantization'"}));
+}
+
 // Bad input.
 
 TEST_F(QuantizedJobs, UnknownNames) {
@@ -219,6 +253,8 @@ TEST_F(QuantizedJobs, UnknownNames) {
       refused(run_plain(plan + Words{"--quantize", "fp8-block:te"}), 64, {"fp8-block:te", "slime", "ue8m0"}));
   EXPECT_TRUE(refused(run_plain(plan + Words{"--quantize", "fp8-block", "--quantize-at", "moon"}), 64,
                       {"--quantize-at", "moon", "source", "destination"}));
+  EXPECT_TRUE(
+      refused(run_plain(plan + Words{"--quantize-at", "source"}), 64, {"--quantize-at", "add --quantize"}));
 }
 
 TEST_F(QuantizedJobs, LayoutsAndQuantisersThatDoNotGoTogether) {

@@ -107,8 +107,9 @@ inline void expect_holds(const Session& session, std::int64_t world_rank, const 
 class LyingSource final : public Source {
  public:
   LyingSource(Source& source, std::uint32_t segment) : source_(source), segment_(segment) {}
-  void find_largest(std::int64_t trainer, std::span<float> largest) override {
-    source_.find_largest(trainer, largest);
+  void find_largest(std::int64_t trainer, std::span<float> largest,
+                    const std::function<void()>& poll) override {
+    source_.find_largest(trainer, largest, poll);
   }
   void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override {
     source_.use_scales(scales());

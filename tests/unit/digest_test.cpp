@@ -33,8 +33,11 @@ std::uint64_t naive_digest(const std::byte* data, std::int64_t pitch, const Box&
       }
       const std::uint64_t row_key =
           mix64(key + static_cast<std::uint64_t>(box.row + row) * 0x9e3779b97f4a7c15ull) | 1;
+      // Single bytes lie in words of four.
+      const std::int64_t word = element == 1 ? 4 : 1;
       const std::uint64_t column_key =
-          mix64(~key + static_cast<std::uint64_t>(box.col + col) * 0xd1342543de82ef95ull) | 1;
+          (mix64(~key + static_cast<std::uint64_t>((box.col + col) / word) * 0xd1342543de82ef95ull) | 1)
+          << (8 * ((box.col + col) % word));
       sum += row_key * column_key * bits;
     }
   }

@@ -936,7 +936,7 @@ TEST(Layouts, SizesThatDoNotFitAreNamedAndWhatWouldDo) {
        128,
        1,
        128,
-       {"triton-kernels", "no --quantize", "fp8-block",
+       {"triton-kernels", "weights as in the model", "fp8-block",
         "triton, cutlass, trtllm, trtllm-shuffled, deepgemm"}},
       {"trtllm", "fp8-channel", 128, 1, 128, {"trtllm", "fp8-channel", "triton, cutlass"}},
       {"trtllm-shuffled",

@@ -29,7 +29,7 @@ bool takes_scheme(const MoeLayout& layout, QuantScheme scheme) {
 /// `--quantize fp8-block, fp8-tensor`; of a layout that takes values too, `... or none`.
 std::string taken_quantizers(const MoeLayout& layout) {
   const TakenWeights taken = layout.takes();
-  if (taken.schemes.empty()) return "no --quantize";
+  if (taken.schemes.empty()) return "weights as in the model";
   std::vector<std::string> names;
   for (const QuantScheme scheme : taken.schemes) names.push_back(scheme_name(scheme));
   return fmt::format("--quantize {}{}", fmt::join(names, ", "), taken.values ? " or none" : "");

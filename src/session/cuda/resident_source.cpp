@@ -45,7 +45,8 @@ ResidentSource::ResidentSource(const Plan& plan, const Catalog& catalog, std::in
   WEIGHTCAST_CUDA(cudaDeviceSynchronize());
 }
 
-void ResidentSource::find_largest(std::int64_t /*trainer*/, std::span<float> largest) {
+void ResidentSource::find_largest(std::int64_t /*trainer*/, std::span<float> largest,
+                                  const std::function<void()>& /*poll*/) {
   DeviceBuffer found(static_cast<std::int64_t>(largest.size_bytes()), "scales");
   WEIGHTCAST_CUDA(cudaMemset(found.data(), 0, largest.size_bytes()));
   for (std::size_t program = 0; program < quants_.programs(); ++program) {

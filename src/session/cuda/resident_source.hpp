@@ -21,7 +21,8 @@ class ResidentSource final : public Source {
   ResidentSource(const Plan& plan, const Catalog& catalog, std::int64_t trainer, std::int64_t version);
 
   const ResidentSource* resident() const override { return this; }
-  void find_largest(std::int64_t trainer, std::span<float> largest) override;
+  void find_largest(std::int64_t trainer, std::span<float> largest,
+                    const std::function<void()>& poll) override;
   /// Throw InternalError: nothing of this source is in host memory.
   void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
   std::byte* in_place(std::uint32_t segment) const override;
