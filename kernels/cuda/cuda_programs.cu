@@ -48,6 +48,7 @@ constexpr int kThreads = 512;
 constexpr int kWarp = 32;
 // Loads that a thread has under way at once.
 constexpr int kInFlight = 4;
+constexpr int kPlacedInFlight = 2;
 
 enum class Direction : std::uint8_t { kPack, kUnpack };
 
@@ -174,11 +175,11 @@ __device__ void run_placed_units(const DeviceMove& move, std::byte* packed, std:
                                  std::int64_t byte, std::uint32_t count, std::uint32_t row_bytes, Team team) {
   Walk walk(team, row_bytes / sizeof(Vector));
   while (walk.row() < count) {
-    Vector value[kInFlight] = {};
-    Vector* to[kInFlight];
-    bool mine[kInFlight];
+    Vector value[kPlacedInFlight] = {};
+    Vector* to[kPlacedInFlight];
+    bool mine[kPlacedInFlight];
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
+    for (int i = 0; i < kPlacedInFlight; ++i) {
       mine[i] = walk.row() < count;
       const std::int64_t at = std::int64_t{walk.col()} * sizeof(Vector);
       auto* placed = reinterpret_cast<Vector*>(move.address + move.layout.row_offset(row + walk.row()) +
@@ -189,7 +190,7 @@ __device__ void run_placed_units(const DeviceMove& move, std::byte* packed, std:
       walk.next();
     }
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
+    for (int i = 0; i < kPlacedInFlight; ++i) {
       if (mine[i]) __stcs(to[i], value[i]);
     }
   }
@@ -382,7 +383,7 @@ __device__ void for_each_chunk(const DeviceMove* moves, const Tile* tiles, std::
 }
 
 template <Direction D>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     run_moves(const DeviceMove* moves, const Tile* tiles, std::uint32_t count, std::byte* staging) {
   for_each_chunk(moves, tiles, count,
                  [&](std::uint32_t, const DeviceMove& move, std::int64_t row, std::int64_t begin,

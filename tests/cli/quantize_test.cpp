@@ -2,6 +2,7 @@
 // that hold codes.
 
 #include <fstream>
+#include <set>
 
 #include "cli/cli.hpp"
 
@@ -235,8 +236,9 @@ TEST_F(QuantizedJobs, ModelOptsOwnFileCountsWhereTheConfigSaysNothing) {
   EXPECT_TRUE(done(run_plain({"synth", "--model", folder, "--output", source})));
   const std::string json = dir_ / "inspect.json";
   EXPECT_TRUE(done(run_plain({"inspect", source, "--json", json})));
+  const nlohmann::json listed = read_json(json);
   std::set<std::string> names;
-  for (const auto& tensor : read_json(json).at("tensors")) names.insert(tensor.at("name"));
+  for (const auto& tensor : listed.at("tensors")) names.insert(tensor.at("name"));
   EXPECT_TRUE(names.contains("model.layers.0.self_attn.q_proj.weight_scale_2"));
   EXPECT_FALSE(names.contains("model.layers.0.self_attn.o_proj.weight_scale_2"));
   put_file(file, "{}");
