@@ -20,10 +20,13 @@ namespace weightcast {
 namespace {
 
 /// With what ModelOpt says beside a config of a checkpoint that it wrote, where the config itself does not.
-std::string with_modelopt(const std::string& text, const std::string& origin, const std::string& folder) {
-  const std::string path = folder + "/hf_quant_config.json";
+std::string with_modelopt(const std::string& text, const std::string& origin,
+                          const std::filesystem::path& folder) {
+  const std::string path = folder / "hf_quant_config.json";
+  std::error_code ignored;
+  if (!std::filesystem::exists(path, ignored)) return text;
   std::ifstream file(path);
-  if (!file) return text;
+  if (!file) throw IoError(fmt::format("{}: {}; make it readable", path, std::strerror(errno)));
   std::stringstream quantization;
   quantization << file.rdbuf();
   ModelConfig config(text, origin);
@@ -37,7 +40,10 @@ std::pair<std::string, std::string> config_text(const Options& options) {
     if (options.sources.empty()) throw UsageError("--source PATH or --model CONFIG_JSON is needed");
     const std::string& source = options.sources.front();
     const std::string origin = source + " (config.json)";
-    return {origin, with_modelopt(read_config_text(source), origin, source)};
+    const std::filesystem::path path(source);
+    std::error_code ignored;
+    const bool folder = std::filesystem::is_directory(path, ignored);
+    return {origin, with_modelopt(read_config_text(source), origin, folder ? path : path.parent_path())};
   }
   std::string path = options.model;
   std::error_code ignored;
@@ -48,7 +54,7 @@ std::pair<std::string, std::string> config_text(const Options& options) {
   if (!file) {
     throw IoError(fmt::format("--model {}: {}; name the model's config.json", path, std::strerror(errno)));
   }
-  return {path, with_modelopt(text.str(), path, std::filesystem::path(path).parent_path().string())};
+  return {path, with_modelopt(text.str(), path, std::filesystem::path(path).parent_path())};
 }
 
 std::unique_ptr<ModelConfig> make_config(const std::pair<std::string, std::string>& text,

@@ -496,7 +496,9 @@ Options take(const Values& values, std::string command, const po::variables_map&
   options.moe_layout = values.text("moe-layout", options.layouts ? "" : "triton");
   options.quantize = values.text("quantize", "");
   if (options.quantize == "none") options.quantize.clear();
-  if (values.has("quantize-at") && options.quantize.empty()) {
+  // What the environment or a file says is for whenever there is something to quantise.
+  if (values.has("quantize-at") && options.quantize.empty() &&
+      values.label("quantize-at").starts_with("--")) {
     throw UsageError(
         fmt::format("{}: nothing is quantised; add --quantize or leave it out", values.label("quantize-at")));
   }

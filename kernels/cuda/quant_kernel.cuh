@@ -257,8 +257,10 @@ __device__ void finish(const DeviceQuantMove& move, const QuantWork& work, const
   // their bytes.
   Dot<std::uint32_t, 3> dot;
   const int first_bit = 8 * static_cast<int>((move.codes_col + code_col) % 4);
-  const uint2 there{bytes < 4 ? (1u << 8 * bytes) - 1 : ~0u,
-                    bytes < 8 ? (1u << 8 * max(0, bytes - 4)) - 1 : ~0u};
+  const auto first_bytes = [](int count) {
+    return static_cast<std::uint32_t>((std::uint64_t{1} << 8 * count) - 1);
+  };
+  const uint2 there{first_bytes(min(bytes, 4)), first_bytes(max(bytes - 4, 0))};
   if constexpr (Digests) {
     const bool no_scale = !of_codes && !G::kRowBlocks;
     if (own < spot.rows && !no_scale) {

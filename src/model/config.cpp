@@ -121,6 +121,11 @@ void ModelConfig::add_modelopt(const std::string& text, const std::string& origi
                     "quantised",
                     origin));
   }
+  // Where the cache alone is quantised, weights are values.
+  if (const auto algorithm = quantization->find("quant_algo");
+      algorithm == quantization->end() || algorithm->is_null()) {
+    return;
+  }
   auto& config = json_->root["quantization_config"] = *quantization;
   config["quant_method"] = "modelopt";
 }

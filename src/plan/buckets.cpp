@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <numeric>
 #include <tuple>
-#include <utility>
 
 #include "core/error.hpp"
 #include "core/units.hpp"
@@ -163,7 +162,7 @@ void fill_buckets(const Catalog& catalog, const std::vector<std::vector<Piece>>&
     filler.close();
     take_turns(plan, queues[root]);
   }
-  plan.buckets = order_in_steps(plan, std::move(queues));
+  plan.buckets = order_in_steps(plan, queues);
 }
 
 }  // namespace weightcast

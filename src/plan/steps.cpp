@@ -1,8 +1,7 @@
 #include "plan/steps.hpp"
 
 #include <algorithm>
-#include <functional>
-#include <numeric>
+#include <cstddef>
 
 namespace weightcast {
 
@@ -45,30 +44,65 @@ class Links {
   std::vector<std::int64_t> coordinates_;
 };
 
+/// What a root has yet to send: a queue for each destination set, because what comes behind a bucket that
+/// does not fit goes to another set if it does.
+class Root {
+ public:
+  explicit Root(const std::vector<Bucket>& queue) : queue_(queue), left_(queue.size()) {
+    for (std::size_t i = 0; i < queue.size(); ++i) {
+      const auto found = std::find_if(sets_.begin(), sets_.end(), [&](const Set& set) {
+        return queue[set.places.front()].destinations == queue[i].destinations;
+      });
+      (found == sets_.end() ? sets_.emplace_back() : *found).places.push_back(i);
+    }
+  }
+
+  std::size_t left() const { return left_; }
+
+  /// The first that fits, which then has its links; nullptr: none.
+  const Bucket* take(Links& links) {
+    Set* first = nullptr;
+    for (Set& set : sets_) {
+      if (set.taken == set.places.size() || !links.fits(queue_[set.next()])) continue;
+      if (first == nullptr || set.next() < first->next()) first = &set;
+    }
+    if (first == nullptr) return nullptr;
+    const Bucket* const bucket = &queue_[first->next()];
+    ++first->taken;
+    --left_;
+    links.take(*bucket);
+    return bucket;
+  }
+
+ private:
+  struct Set {
+    std::vector<std::size_t> places;  ///< in the queue
+    std::size_t taken = 0;
+    std::size_t next() const { return places[taken]; }
+  };
+
+  const std::vector<Bucket>& queue_;
+  std::vector<Set> sets_;
+  std::size_t left_;
+};
+
 }  // namespace
 
-std::vector<Bucket> order_in_steps(const Plan& plan, std::vector<std::vector<Bucket>> queues) {
-  std::size_t left = std::transform_reduce(queues.begin(), queues.end(), std::size_t{0}, std::plus<>(),
-                                           [](const auto& queue) { return queue.size(); });
+std::vector<Bucket> order_in_steps(const Plan& plan, const std::vector<std::vector<Bucket>>& queues) {
+  std::vector<Root> roots;
+  roots.reserve(queues.size());
+  for (const auto& queue : queues) roots.emplace_back(queue);
+  std::vector<Root*> by_need;
+  for (Root& root : roots) by_need.push_back(&root);
   std::vector<Bucket> ordered;
-  ordered.reserve(left);
-  std::vector<std::size_t> roots(queues.size());
-  std::iota(roots.begin(), roots.end(), std::size_t{0});
   Links links(plan);
-  while (left > 0) {
+  while (std::any_of(roots.begin(), roots.end(), [](const Root& root) { return root.left() > 0; })) {
     links.begin_step();
-    std::stable_sort(roots.begin(), roots.end(),
-                     [&](std::size_t a, std::size_t b) { return queues[a].size() > queues[b].size(); });
+    std::stable_sort(by_need.begin(), by_need.end(),
+                     [](const Root* a, const Root* b) { return a->left() > b->left(); });
     const std::size_t first = ordered.size();
-    for (const std::size_t root : roots) {
-      auto& queue = queues[root];
-      const auto found =
-          std::find_if(queue.begin(), queue.end(), [&](const Bucket& bucket) { return links.fits(bucket); });
-      if (found == queue.end()) continue;
-      links.take(*found);
-      ordered.push_back(*found);
-      queue.erase(found);
-      --left;
+    for (Root* root : by_need) {
+      if (const Bucket* bucket = root->take(links)) ordered.push_back(*bucket);
     }
     // Within a step by number, whoever chose first.
     std::sort(ordered.begin() + static_cast<std::ptrdiff_t>(first), ordered.end(),
@@ -100,8 +134,11 @@ StepCounts count_steps(const Plan& plan) {
       steps.back().push_back(link);
     };
     add(bucket.root);
+    const bool alone = plan.topology.engine.replicas == 1;
     for (const std::int64_t c : plan.destinations[bucket.destinations]) {
-      add(trainers + static_cast<std::size_t>(c));
+      // What a rank hands to itself comes through no link, unless another replica hears it, too.
+      const bool itself = alone && plan.topology.inference_rank(bucket.root) == c;
+      if (!itself) add(trainers + static_cast<std::size_t>(c));
     }
   }
   StepCounts counts;

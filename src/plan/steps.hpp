@@ -12,7 +12,7 @@ namespace weightcast {
 /// one destination set at most and no destination hears two roots, because links that are shared in a moment
 /// give less than links that are not. Each root takes the first of its queue that nobody else's destinations
 /// stand against, the root with most left first. What a rank hands to itself alone takes no link.
-std::vector<Bucket> order_in_steps(const Plan& plan, std::vector<std::vector<Bucket>> queues);
+std::vector<Bucket> order_in_steps(const Plan& plan, const std::vector<std::vector<Bucket>>& queues);
 
 /// What a plan's order leaves to the links: one out of each trainer that sends, one into each destination.
 struct StepCounts {

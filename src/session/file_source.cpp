@@ -92,10 +92,11 @@ void FileSource::find_largest(std::int64_t trainer, std::span<float> largest,
     move.scope = 0;
     executor_->find_largest({&move, 1}, {{}, values.data()}, {&of_piece[i], 1});
   };
-  constexpr std::size_t kBetweenPolls = 64;
-  for (std::size_t first = 0; first < pieces.size(); first += kBetweenPolls) {
+  // Enough to keep all readers busy.
+  const std::size_t between_polls = 64 * static_cast<std::size_t>(readers_.threads());
+  for (std::size_t first = 0; first < pieces.size(); first += between_polls) {
     poll();
-    readers_.run(std::min(kBetweenPolls, pieces.size() - first), [&](std::size_t i) { look_at(first + i); });
+    readers_.run(std::min(between_polls, pieces.size() - first), [&](std::size_t i) { look_at(first + i); });
   }
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     float& all = largest[plan_.wire[plan_.segments[pieces[i].segment].tensor].scope];

@@ -23,7 +23,8 @@ class Source {
   }
 
   /// Raises `largest[s]` to the largest magnitude among what trainer number `trainer`, whose source this is,
-  /// sends of the tensors of scope s of the plan. Calls `poll` again and again, which may throw.
+  /// sends of the tensors of scope s of the plan. Where it takes long, calls `poll` again and
+  /// again, which may throw.
   virtual void find_largest(std::int64_t trainer, std::span<float> largest,
                             const std::function<void()>& poll) = 0;
 
