@@ -19,19 +19,20 @@ namespace weightcast {
 
 namespace {
 
-/// With what ModelOpt says beside a config of a checkpoint that it wrote, where the config itself does not.
-std::string with_modelopt(const std::string& text, const std::string& origin,
-                          const std::filesystem::path& folder) {
+/// A config with what ModelOpt says beside it of a checkpoint that it wrote, where the config itself does
+/// not: what to call it, and its text.
+std::pair<std::string, std::string> with_modelopt(const std::string& origin, const std::string& text,
+                                                  const std::filesystem::path& folder) {
   const std::string path = folder / "hf_quant_config.json";
   std::error_code ignored;
-  if (!std::filesystem::exists(path, ignored)) return text;
+  if (!std::filesystem::exists(path, ignored)) return {origin, text};
   std::ifstream file(path);
   if (!file) throw IoError(fmt::format("{}: {}; make it readable", path, std::strerror(errno)));
   std::stringstream quantization;
   quantization << file.rdbuf();
   ModelConfig config(text, origin);
   config.add_modelopt(quantization.str(), path);
-  return config.text();
+  return {origin + " with hf_quant_config.json", config.text()};
 }
 
 /// The path and the text of the config in force.
@@ -43,7 +44,7 @@ std::pair<std::string, std::string> config_text(const Options& options) {
     const std::filesystem::path path(source);
     std::error_code ignored;
     const bool folder = std::filesystem::is_directory(path, ignored);
-    return {origin, with_modelopt(read_config_text(source), origin, folder ? path : path.parent_path())};
+    return with_modelopt(origin, read_config_text(source), folder ? path : path.parent_path());
   }
   std::string path = options.model;
   std::error_code ignored;
@@ -54,7 +55,7 @@ std::pair<std::string, std::string> config_text(const Options& options) {
   if (!file) {
     throw IoError(fmt::format("--model {}: {}; name the model's config.json", path, std::strerror(errno)));
   }
-  return {path, with_modelopt(text.str(), path, std::filesystem::path(path).parent_path())};
+  return with_modelopt(path, text.str(), std::filesystem::path(path).parent_path());
 }
 
 std::unique_ptr<ModelConfig> make_config(const std::pair<std::string, std::string>& text,

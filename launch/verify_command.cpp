@@ -14,6 +14,7 @@
 #include "launch/layouts.hpp"
 #include "launch/plane_reader.hpp"
 #include "launch/tensor_copy.hpp"
+#include "model/stored_quantization.hpp"
 #include "report/log.hpp"
 #include "session/bound_reader.hpp"
 #include "storage/reader.hpp"
@@ -305,6 +306,13 @@ void run_verify(const Options& options) {
   }
   std::optional<TrainerLayout> trainers = trainer_layout_of(options);
   const Model model = load_model(options, trainers);
+  if (const auto stored = StoredQuantization::of(*model.config); stored && layout.quantizer) {
+    throw InputError(
+        fmt::format("{}: holds {} made from values, but {} holds {} itself; name the checkpoint that "
+                    "the shards were made from",
+                    directory, quantizer_name(*layout.quantizer), options.sources.front(),
+                    quantizer_name(stored->quantizer())));
+  }
   BoundReader source(model.family->catalog(), model.checkpoints.front(), model.bindings.front());
   PlaneReader planes(model.family->catalog(), source, layout.quantizer);
   std::int64_t bytes = 0;

@@ -55,10 +55,12 @@ Cast cast_for(const std::string& path, const StoredTensor& stored, DType wanted)
   if (scale && stored.dtype == DType::kBF16 && wanted == DType::kF32) return Cast::kWiden;
   const bool opaque = wanted == DType::kF8E8M0 || wanted == DType::kF4E2M1x2;
   if (stored.dtype == DType::kU8 && opaque) return Cast::kNone;
-  throw InputError(fmt::format(
-      "{}: tensor {} is {} but the model's config says {}; only float32 to bfloat16 (and scales in "
-      "bfloat16 to float32) are converted",
-      path, stored.name, dtype_name(stored.dtype), dtype_name(wanted)));
+  const bool codes = dtype_bytes(stored.dtype) == 1 && dtype_bytes(wanted) > 1;
+  throw InputError(
+      fmt::format("{}: tensor {} is {} but the model's config says {}; {}", path, stored.name,
+                  dtype_name(stored.dtype), dtype_name(wanted),
+                  codes ? "codes need a quantization_config in config.json that says what they are"
+                        : "only float32 to bfloat16 (and scales in bfloat16 to float32) are converted"));
 }
 
 Binding bind(const Family& family, const Checkpoint& checkpoint) {

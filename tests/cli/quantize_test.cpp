@@ -241,6 +241,11 @@ TEST_F(QuantizedJobs, ModelOptsOwnFileCountsWhereTheConfigSaysNothing) {
   for (const auto& tensor : listed.at("tensors")) names.insert(tensor.at("name"));
   EXPECT_TRUE(names.contains("model.layers.0.self_attn.q_proj.weight_scale_2"));
   EXPECT_FALSE(names.contains("model.layers.0.self_attn.o_proj.weight_scale_2"));
+  put_file(file, nlohmann::json{{"quantization", {{"quant_algo", "W4A8"}}}}.dump());
+  EXPECT_TRUE(refused(run_plain({"plan", "--model", folder}), 65, {"hf_quant_config.json", "W4A8"}));
+  // Only the cache is quantised.
+  put_file(file, nlohmann::json{{"quantization", {{"quant_algo", nullptr}}}}.dump());
+  EXPECT_TRUE(has(run_plain({"plan", "--model", folder}).out, {"weights as in the model"}));
   put_file(file, "{}");
   EXPECT_TRUE(
       refused(run_plain({"plan", "--model", folder}), 65, {"hf_quant_config.json", "'quantization'"}));
@@ -300,6 +305,16 @@ TEST_F(QuantizedJobs, ScalesMissingBesideTheirWeight) {
       config_with("quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}});
   EXPECT_TRUE(
       refused(run_job(2, {"sync", "--source", plain, "--model", model}), 65, {"q_proj.weight", "float8"}));
+}
+
+TEST_F(QuantizedJobs, VerifyAgainstCodesOfAnotherKind) {
+  sync(synth(), {"--quantize", "nvfp4", "--moe-layout", "trtllm"});
+  const std::string model =
+      config_with("quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}});
+  const std::string codes = dir_ / "codes";
+  EXPECT_TRUE(done(run_plain({"synth", "--model", model, "--output", codes})));
+  EXPECT_TRUE(
+      refused(run_plain({"verify", sink_, "--source", codes}), 65, {sink_, "nvfp4", "fp8-block", codes}));
 }
 
 TEST_F(QuantizedJobs, VerifyFindsAChangedCodeScaleAndScalar) {
