@@ -147,13 +147,14 @@ StepCounts count_steps(const Plan& plan) {
   // Backwards: a link has something in a later step when it was met before.
   std::vector<bool> later(count, false);
   std::size_t waiting = 0;
-  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+  std::reverse(steps.begin(), steps.end());
+  for (const std::vector<std::size_t>& step : steps) {
     std::size_t busy = 0;
-    for (const std::size_t link : *step) {
+    for (const std::size_t link : step) {
       if (later[link]) ++busy;
     }
     if (busy < waiting) ++counts.with_idle_link;
-    for (const std::size_t link : *step) {
+    for (const std::size_t link : step) {
       if (!later[link]) ++waiting;
       later[link] = true;
     }
