@@ -112,7 +112,7 @@ std::vector<Bucket> order_in_steps(const Plan& plan, const std::vector<std::vect
 }
 
 StepCounts count_steps(const Plan& plan) {
-  // Links: of trainers, then of coordinates. `last` is the last step that each has something in.
+  // Links: out of trainers, then into coordinates. Of each step those that are busy.
   const auto trainers = static_cast<std::size_t>(plan.topology.trainers);
   const std::size_t count = trainers + static_cast<std::size_t>(plan.topology.engine.replica_ranks());
   std::vector<std::int64_t> buckets(count, 0);
