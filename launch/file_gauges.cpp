@@ -10,7 +10,7 @@
 #include <thread>
 
 #include "core/units.hpp"
-#include "storage/hdf5_attributes.hpp"
+#include "storage/hdf5_file.hpp"
 #include "storage/hdf5_header.hpp"
 #include "sys/hdf5.hpp"
 
@@ -44,7 +44,7 @@ FileGauges::FileGauges(Control& control, Session& session, const Checkpoint& che
     if (source_ == nullptr) return;
     staged_ = std::make_unique<StagedSource>();
     find_what_is_read(binding);
-    hdf5[0] = has_hdf5_signature(checkpoint_.files.front()) ? 1 : 0;
+    hdf5[0] = has_hdf5_signature(checkpoint_.files.front().path) ? 1 : 0;
   });
   control_.maximum(std::span<std::int64_t>(hdf5));
   std::int64_t model_bytes = 0;
@@ -66,7 +66,7 @@ FileGauges::FileGauges(Control& control, Session& session, const Checkpoint& che
 }
 
 void FileGauges::find_what_is_read(const Binding& binding) {
-  for (const std::string& file : checkpoint_.files) files_.emplace_back(file);
+  for (const CheckpointFile& file : checkpoint_.files) files_.emplace_back(file.path);
   std::vector<bool> wanted(checkpoint_.tensors.size(), false);
   for (const ShareBucket& share : session_.share().buckets) {
     if (!share.root) continue;
@@ -164,10 +164,10 @@ void FileGauges::read_plainly(std::int64_t step) const {
 
 void FileGauges::read_through_library() {
   const Hdf5Lock lock;
-  const Hdf5File file = open_hdf5(checkpoint_.files.front());
+  const OpenHdf5 file = open_hdf5(checkpoint_.files.front().path);
   for (const StoredTensor* tensor : datasets_) {
     const Hdf5Dataset dataset(
-        WEIGHTCAST_HDF5(H5Dopen2(file.get(), tensor->name.c_str(), H5P_DEFAULT), checkpoint_.path));
+        WEIGHTCAST_HDF5(H5Dopen2(file.file.get(), tensor->dataset().c_str(), H5P_DEFAULT), checkpoint_.path));
     const Hdf5Type type(WEIGHTCAST_HDF5(H5Dget_type(dataset.get()), checkpoint_.path));
     WEIGHTCAST_HDF5(H5Dread(dataset.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, dataset_.data()),
                     checkpoint_.path);

@@ -5,11 +5,15 @@
 #include <algorithm>
 #include <filesystem>
 #include <system_error>
+#include <unordered_map>
 
 #include "core/error.hpp"
+#include "storage/foreign_file.hpp"
 #include "storage/hdf5_attributes.hpp"
+#include "storage/hdf5_file.hpp"
 #include "storage/hdf5_header.hpp"
 #include "storage/input_file.hpp"
+#include "storage/local_files.hpp"
 #include "storage/safetensors_header.hpp"
 #include "storage/writer.hpp"
 
@@ -18,6 +22,8 @@ namespace weightcast {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr std::int64_t kMostConfigBytes = std::int64_t{16} << 20;
 
 // Hidden names do not count: they are other programs' unfinished business.
 bool is_hdf5_name(const fs::path& path) {
@@ -64,10 +70,11 @@ std::vector<std::string> files_in(const std::string& directory, Wanted wanted) {
 std::string hdf5_file_in(const std::string& directory) {
   const auto files = files_in(directory, is_hdf5_name);
   if (files.empty()) {
-    throw InputError(
-        fmt::format("{} holds no checkpoint: neither {}, nor model*.safetensors, nor a .h5 file (of "
-                    "trainers' shards name one, or use them with --trainer-alloc)",
-                    directory, kSafetensorsIndexName));
+    const std::string what = describe_folder(directory);
+    throw InputError(fmt::format(
+        "{} holds no checkpoint: neither {}, nor model*.safetensors, nor a .h5 file{}", directory,
+        kSafetensorsIndexName,
+        what.empty() ? " (of trainers' shards name one, or use them with --trainer-alloc)" : "; " + what));
   }
   if (files.size() > 1) {
     throw InputError(fmt::format("{} holds {} HDF5 files, for example {} and {}; name one of them", directory,
@@ -78,9 +85,7 @@ std::string hdf5_file_in(const std::string& directory) {
 }
 
 void add_safetensors(Checkpoint& checkpoint, const std::string& path) {
-  const auto number = static_cast<std::uint32_t>(checkpoint.files.size());
-  checkpoint.files.push_back(path);
-  const auto version = read_safetensors_header(path, number, checkpoint.tensors);
+  const auto version = read_safetensors_header(path, checkpoint);
   if (!version) return;
   if (checkpoint.weight_version.value_or(*version) != *version) {
     throw InputError(
@@ -90,39 +95,81 @@ void add_safetensors(Checkpoint& checkpoint, const std::string& path) {
   checkpoint.weight_version = version;
 }
 
-void add_hdf5(Checkpoint& checkpoint, const std::string& path) {
-  const auto number = static_cast<std::uint32_t>(checkpoint.files.size());
-  checkpoint.files.push_back(path);
-  checkpoint.weight_version = read_hdf5_header(path, number, checkpoint.tensors);
-  if (checkpoint.tensors.empty()) throw InputError(fmt::format("{} has no dataset at its root", path));
+void add_hdf5(Checkpoint& checkpoint, const std::string& path, OtherFiles other_files) {
+  checkpoint.weight_version = read_hdf5_header(path, checkpoint, other_files);
+  if (checkpoint.tensors.empty()) throw InputError(fmt::format("{} has no dataset", path));
 }
 
-void add_file(Checkpoint& checkpoint, const std::string& path) {
+void add_file(Checkpoint& checkpoint, const std::string& path, OtherFiles other_files) {
   if (has_hdf5_signature(path)) {
-    add_hdf5(checkpoint, path);
+    add_hdf5(checkpoint, path, other_files);
   } else if (is_hdf5_name(path)) {
-    throw InputError(fmt::format("{} is not an HDF5 file, in spite of its name", path));
+    const Hdf5Lock lock;
+    open_hdf5(path);  // says what the file is instead
   } else {
     add_safetensors(checkpoint, path);
   }
 }
 
-void sort_by_name(Checkpoint& checkpoint) {
-  auto& tensors = checkpoint.tensors;
-  std::sort(tensors.begin(), tensors.end(),
-            [](const StoredTensor& a, const StoredTensor& b) { return a.name < b.name; });
-  const auto twice =
-      std::adjacent_find(tensors.begin(), tensors.end(),
-                         [](const StoredTensor& a, const StoredTensor& b) { return a.name == b.name; });
-  if (twice != tensors.end()) {
-    throw InputError(fmt::format("tensor '{}' is in both {} and {}", twice->name,
-                                 checkpoint.files[twice->file], checkpoint.files[std::next(twice)->file]));
-  }
+// `model-00002-of-00005.safetensors` → `model-*-of-00005.safetensors`: what the files of one saving have in
+// common. Another name is its own.
+std::string family_of(const std::string& name) {
+  const std::size_t of = name.rfind("-of-");
+  const std::size_t dash = of == std::string::npos || of == 0 ? std::string::npos : name.rfind('-', of - 1);
+  return dash == std::string::npos ? name : name.substr(0, dash + 1) + "*" + name.substr(of);
 }
 
-// Reads the files that the index names, and checks that they hold what it says.
+// Without an index nobody says which files belong together: a folder to which a checkpoint was saved twice,
+// in another number of files, would be a mixture.
+void require_one_saving(const std::string& directory, const std::vector<std::string>& files) {
+  struct Saving {
+    std::string name;
+    fs::file_time_type newest;
+  };
+  std::vector<Saving> savings;
+  for (const std::string& file : files) {
+    std::error_code ignored;
+    const Saving one{family_of(fs::path(file).filename().string()), fs::last_write_time(file, ignored)};
+    const auto known = std::ranges::find(savings, one.name, &Saving::name);
+    if (known == savings.end()) {
+      savings.push_back(one);
+    } else {
+      known->newest = std::max(known->newest, one.newest);
+    }
+  }
+  const auto counted = [](const Saving& saving) {
+    return saving.name.find("-*-of-") != std::string::npos || saving.name == "model.safetensors";
+  };
+  std::erase_if(savings, [&](const Saving& saving) { return !counted(saving); });
+  if (savings.size() < 2) return;
+  std::ranges::sort(savings, {}, &Saving::newest);
+  throw InputError(fmt::format(
+      "{} holds the files of {} savings and no {} that says which are meant: {} is older than {}; remove "
+      "the files of the one that is not meant",
+      directory, savings.size(), kSafetensorsIndexName, savings.front().name, savings.back().name));
+}
+
+void sort_by_name(Checkpoint& checkpoint) {
+  auto& tensors = checkpoint.tensors;
+  std::ranges::sort(tensors, {}, &StoredTensor::name);
+  const auto twice = std::ranges::adjacent_find(tensors, {}, &StoredTensor::name);
+  if (twice == tensors.end()) return;
+  const StoredTensor& other = *std::next(twice);
+  if (twice->file == other.file) {
+    throw InputError(fmt::format("{}: datasets '{}' and '{}' are both called '{}'",
+                                 checkpoint.files[twice->file].path, twice->dataset(), other.dataset(),
+                                 twice->name));
+  }
+  throw InputError(fmt::format("tensor '{}' is in both {} and {}; remove the file that is not meant",
+                               twice->name, checkpoint.files[twice->file].path,
+                               checkpoint.files[other.file].path));
+}
+
+// Reads the files that the index names and keeps what it lists: a file may still hold tensors that a later
+// one has in its place.
 void add_indexed(Checkpoint& checkpoint, const fs::path& directory) {
   const std::string index_path = (directory / kSafetensorsIndexName).string();
+  const FileIdentity identity = InputFile(index_path).identity();
   const SafetensorsIndex index = read_safetensors_index(index_path);
   for (const std::string& name : index.files) {
     const std::string path = (directory / name).string();
@@ -133,17 +180,23 @@ void add_indexed(Checkpoint& checkpoint, const fs::path& directory) {
     }
     add_safetensors(checkpoint, path);
   }
+  std::unordered_map<std::string_view, std::string_view> file_of;
+  for (const auto& [name, file] : index.tensors) file_of.emplace(name, file);
+  std::erase_if(checkpoint.tensors, [&](const StoredTensor& tensor) {
+    const auto listed = file_of.find(tensor.name);
+    return listed == file_of.end() ||
+           fs::path(checkpoint.files[tensor.file].path).filename() != listed->second;
+  });
   sort_by_name(checkpoint);
   for (const auto& [name, file] : index.tensors) {
-    const StoredTensor* tensor = checkpoint.find(name);
-    if (tensor == nullptr || fs::path(checkpoint.files[tensor->file]).filename() != file) {
-      throw InputError(
-          fmt::format("{} says that tensor '{}' is in {}, but it is not there", index_path, name, file));
-    }
+    if (checkpoint.find(name) != nullptr) continue;
+    throw InputError(
+        fmt::format("{} says that tensor '{}' is in {}, but it is not there", index_path, name, file));
   }
+  require_same_file(InputFile(index_path).identity(), {index_path, identity, 0});
 }
 
-void add_directory(Checkpoint& checkpoint, const std::string& directory) {
+void add_directory(Checkpoint& checkpoint, const std::string& directory, OtherFiles other_files) {
   // A link that leads nowhere counts too, so that the index is missed and not passed over.
   std::error_code error;
   if (fs::exists(fs::symlink_status(fs::path(directory) / kSafetensorsIndexName, error))) {
@@ -152,15 +205,16 @@ void add_directory(Checkpoint& checkpoint, const std::string& directory) {
   const auto files = files_in(directory, [](const fs::path& name) {
     return name.string().starts_with("model") && name.extension() == ".safetensors";
   });
+  require_one_saving(directory, files);
   for (const std::string& file : files) add_safetensors(checkpoint, file);
-  if (files.empty()) add_file(checkpoint, hdf5_file_in(directory));
+  if (files.empty()) add_file(checkpoint, hdf5_file_in(directory), other_files);
 }
 
 // The text of config.json that an HDF5 file carries, if it does.
 std::optional<std::string> carried_config(const std::string& path) {
   const Hdf5Lock lock;
-  const Hdf5File file = open_hdf5(path);
-  const auto value = read_hdf5_attribute(file.get(), kConfigAttribute, path);
+  const OpenHdf5 file = open_hdf5(path);
+  const auto value = read_hdf5_attribute(file.file.get(), kConfigAttribute, path);
   if (!value) return std::nullopt;
   if (const auto* text = std::get_if<std::string>(&*value)) return *text;
   throw InputError(fmt::format("{}: attribute weightcast.config is no text", path));
@@ -175,15 +229,25 @@ const StoredTensor* Checkpoint::find(std::string_view name) const {
   return found != tensors.end() && found->name == name ? &*found : nullptr;
 }
 
-Checkpoint read_checkpoint(const std::string& path) {
+void Checkpoint::require_readable(const StoredTensor& tensor) const {
+  if (tensor.obstacle == nullptr) return;
+  throw InputError(
+      fmt::format("{}: tensor {} {}", files[tensor.file].path, tensor.name, tensor.obstacle->why));
+}
+
+Checkpoint read_checkpoint(const std::string& path, OtherFiles other_files) {
   Checkpoint checkpoint;
   checkpoint.path = path;
+  checkpoint.host = this_host();
   if (kind_of(path) == PathKind::kDirectory) {
-    add_directory(checkpoint, path);
+    add_directory(checkpoint, path, other_files);
   } else {
-    add_file(checkpoint, path);
+    add_file(checkpoint, path, other_files);
   }
   sort_by_name(checkpoint);
+  // A folder whose name leads to another one meanwhile would give some files of either.
+  for (const CheckpointFile& file : checkpoint.files)
+    require_same_file(InputFile(file.path).identity(), file);
   return checkpoint;
 }
 
@@ -192,7 +256,7 @@ std::string read_config_text(const std::string& checkpoint_path) {
   const fs::path path(checkpoint_path);
   const fs::path beside = (in_directory ? path : path.parent_path()) / "config.json";
   std::error_code error;
-  if (fs::exists(beside, error)) return read_text_file(beside.string());
+  if (fs::exists(beside, error)) return read_text_file(beside.string(), kMostConfigBytes);
 
   std::string file = checkpoint_path;
   if (in_directory) {

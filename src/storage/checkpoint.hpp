@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -10,8 +11,17 @@
 
 #include "core/dtype.hpp"
 #include "core/shape.hpp"
+#include "storage/input_file.hpp"
 
 namespace weightcast {
+
+/// Why the program cannot read a tensor that a file lists. Such a tensor does no harm where nobody needs it.
+struct Obstacle {
+  std::string form;  ///< its type and shape as the file has them: `C64 [8]`
+  std::string
+      why;  ///< what follows the tensor's name in a sentence: `has elements of C64, which are not read`
+  bool lost = false;  ///< its bytes are not there; otherwise they have a form that the program does not know
+};
 
 /// A tensor as a file holds it.
 struct StoredTensor {
@@ -24,29 +34,59 @@ struct StoredTensor {
   Shape shape;
   std::uint32_t file = 0;   ///< index into Checkpoint::files
   std::int64_t offset = 0;  ///< bytes from the file's start to the row-major little-endian data
+  std::string path;         ///< of a dataset inside its HDF5 file, where that is not its name
+  std::shared_ptr<const Obstacle> obstacle;  ///< null for a tensor that can be read
 
   std::int64_t bytes() const { return shape.elements() * dtype_bytes(dtype); }
+
+  /// What its dataset is called in an HDF5 file.
+  const std::string& dataset() const { return path.empty() ? name : path; }
+};
+
+/// A data file as it was when its header was read.
+struct CheckpointFile {
+  std::string path;  ///< absolute or relative to the working directory
+  FileIdentity identity;
+  std::uint64_t header_hash = 0;  ///< of what says where tensors lie, to recognise a copy on another host
+
+  friend bool operator==(const CheckpointFile& a, const CheckpointFile& b) = default;
 };
 
 /// What the headers of a checkpoint say: enough to read any slice of any tensor, small enough to broadcast.
 struct Checkpoint {
   std::string path;                   ///< what the user named
-  std::vector<std::string> files;     ///< every data file, absolute or relative to the working directory
+  std::string host;                   ///< where its headers were read
+  std::vector<CheckpointFile> files;  ///< every data file
   std::vector<StoredTensor> tensors;  ///< sorted by name; names are unique
   /// `weightcast.weight_version`: an attribute in HDF5, an entry of `__metadata__` in safetensors.
   std::optional<std::int64_t> weight_version;
 
   /// The tensor of that name, or nullptr.
   const StoredTensor* find(std::string_view name) const;
+
+  /// Throws InputError naming file and tensor when the tensor cannot be read.
+  void require_readable(const StoredTensor& tensor) const;
+};
+
+/// Whether an HDF5 source may have data in other files (external storage, external links, virtual datasets).
+enum class OtherFiles : std::uint8_t {
+  kRefused,      ///< a file from elsewhere could name any file of this machine
+  kBelowFolder,  ///< only those below the source's own folder
 };
 
 /// Reads the headers of a checkpoint: a directory of safetensors files (with or without
 /// `model.safetensors.index.json`), a directory with one `.h5` file, one `.safetensors` file, or one HDF5
-/// file. In a directory only the model's own files count: with an index those it names, else
-/// `model*.safetensors`. Throws IoError when a path cannot be read, InputError (naming file and tensor) when
-/// its content is wrong: truncated, overlapping or out-of-range tensors, a header longer than the file, not
-/// HDF5, an unsupported dtype, files of several weight versions.
-Checkpoint read_checkpoint(const std::string& path);
+/// file. In a directory only the model's own files count: with an index those it names and in them the
+/// tensors that it lists, else `model*.safetensors`. Throws IoError when a path cannot be read or changes
+/// meanwhile, InputError (naming file and tensor) when its content is wrong: truncated, overlapping or
+/// out-of-range tensors, a header longer than the file, no checkpoint at all, files of several weight
+/// versions or of several savings.
+Checkpoint read_checkpoint(const std::string& path, OtherFiles other_files = OtherFiles::kRefused);
+
+/// Makes a checkpoint whose headers were read on another host fit for this one: where this host has files of
+/// its own under the same paths, with the same headers, those are from now on the checkpoint's. Throws
+/// IoError naming a file that is another one here. Does nothing on the host where the headers were read.
+void adopt_local_files(Checkpoint& checkpoint);
 
 /// `config.json` beside a checkpoint: in the directory, or in the file's directory. An HDF5 checkpoint may
 /// instead carry its text in the root attribute `weightcast.config`. Throws IoError naming `--model` when

@@ -1,6 +1,8 @@
 #include <cstring>
+#include <memory>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include "core/error.hpp"
 #include "storage/checkpoint.hpp"
@@ -63,6 +65,12 @@ void put_tensor(ByteWriter& to, const StoredTensor& tensor) {
   for (const std::int64_t extent : tensor.shape.extents()) to.put(extent);
   to.put(tensor.file);
   to.put(tensor.offset);
+  to.put_text(tensor.path);
+  to.put(tensor.obstacle != nullptr);
+  if (tensor.obstacle == nullptr) return;
+  to.put_text(tensor.obstacle->form);
+  to.put_text(tensor.obstacle->why);
+  to.put(tensor.obstacle->lost);
 }
 
 StoredTensor get_tensor(ByteReader& from, std::size_t files) {
@@ -74,6 +82,14 @@ StoredTensor get_tensor(ByteReader& from, std::size_t files) {
   tensor.shape = Shape(std::span<const std::int64_t>(extents));
   tensor.file = from.get<std::uint32_t>();
   tensor.offset = from.get<std::int64_t>();
+  tensor.path = from.get_text();
+  if (from.get<bool>()) {
+    Obstacle obstacle;
+    obstacle.form = from.get_text();
+    obstacle.why = from.get_text();
+    obstacle.lost = from.get<bool>();
+    tensor.obstacle = std::make_shared<const Obstacle>(std::move(obstacle));
+  }
   if (static_cast<std::size_t>(tensor.dtype) >= dtype_table().size() || tensor.file >= files) {
     throw InternalError("the bytes of a checkpoint's headers are damaged");
   }
@@ -85,8 +101,13 @@ StoredTensor get_tensor(ByteReader& from, std::size_t files) {
 std::vector<std::byte> serialize(const Checkpoint& checkpoint) {
   ByteWriter to;
   to.put_text(checkpoint.path);
+  to.put_text(checkpoint.host);
   to.put(static_cast<std::uint64_t>(checkpoint.files.size()));
-  for (const std::string& file : checkpoint.files) to.put_text(file);
+  for (const CheckpointFile& file : checkpoint.files) {
+    to.put_text(file.path);
+    to.put(file.identity);
+    to.put(file.header_hash);
+  }
   to.put(static_cast<std::uint64_t>(checkpoint.tensors.size()));
   for (const StoredTensor& tensor : checkpoint.tensors) put_tensor(to, tensor);
   to.put(static_cast<std::uint8_t>(checkpoint.weight_version.has_value()));
@@ -98,8 +119,14 @@ Checkpoint deserialize_checkpoint(std::span<const std::byte> bytes) {
   ByteReader from(bytes);
   Checkpoint checkpoint;
   checkpoint.path = from.get_text();
+  checkpoint.host = from.get_text();
   const auto files = from.get<std::uint64_t>();
-  for (std::uint64_t i = 0; i < files; ++i) checkpoint.files.push_back(from.get_text());
+  for (std::uint64_t i = 0; i < files; ++i) {
+    CheckpointFile& file = checkpoint.files.emplace_back();
+    file.path = from.get_text();
+    file.identity = from.get<FileIdentity>();
+    file.header_hash = from.get<std::uint64_t>();
+  }
   const auto tensors = from.get<std::uint64_t>();
   for (std::uint64_t i = 0; i < tensors; ++i)
     checkpoint.tensors.push_back(get_tensor(from, checkpoint.files.size()));

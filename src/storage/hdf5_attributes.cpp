@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "core/error.hpp"
-#include "storage/hdf5_header.hpp"
+#include "storage/hdf5_file.hpp"
 
 namespace weightcast {
 
@@ -105,23 +105,10 @@ Attributes read_hdf5_attributes(hid_t object, const std::string& subject) {
   return attributes;
 }
 
-Hdf5File open_hdf5(const std::string& path) {
-  if (!has_hdf5_signature(path)) throw InputError(fmt::format("{} is not an HDF5 file", path));
-  const Hdf5Properties access = hdf5_file_access();
-  Hdf5File file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get()));
-  if (!file) {
-    throw InputError(
-        fmt::format("{} is HDF5 but cannot be opened: {}; it is truncated, damaged or still being "
-                    "written: copy it again",
-                    path, hdf5_error_text()));
-  }
-  return file;
-}
-
 Attributes read_attributes(const std::string& path) {
   const Hdf5Lock lock;
-  const Hdf5File file = open_hdf5(path);
-  return read_hdf5_attributes(file.get(), path);
+  const OpenHdf5 file = open_hdf5(path);
+  return read_hdf5_attributes(file.file.get(), path);
 }
 
 }  // namespace weightcast

@@ -33,8 +33,4 @@ std::optional<AttributeValue> read_hdf5_attribute(hid_t object, const std::strin
 /// All attributes whose names start with the prefix.
 Attributes read_hdf5_attributes(hid_t object, const std::string& subject);
 
-/// Opens a file for reading. Throws IoError when it cannot be read, InputError when it is not HDF5 or
-/// damaged.
-Hdf5File open_hdf5(const std::string& path);
-
 }  // namespace weightcast

@@ -4,11 +4,18 @@
 
 #include <array>
 #include <cstring>
+#include <memory>
+#include <set>
+#include <utility>
+#include <vector>
 
 #include "core/error.hpp"
 #include "storage/hdf5_attributes.hpp"
-#include "storage/hdf5_types.hpp"
+#include "storage/hdf5_file.hpp"
+#include "storage/hdf5_storage.hpp"
 #include "storage/input_file.hpp"
+#include "storage/local_files.hpp"
+#include "storage/partial_file.hpp"
 
 namespace weightcast {
 
@@ -16,83 +23,150 @@ namespace {
 
 struct Link {
   std::string name;
-  bool hard = true;  ///< the object is certainly in this file
+  H5L_type_t type = H5L_TYPE_HARD;
 };
 
 // Called by C code, which no exception may cross.
 herr_t collect_link(hid_t /*group*/, const char* name, const H5L_info_t* info, void* links) {
-  static_cast<std::vector<Link>*>(links)->push_back({name, info->type == H5L_TYPE_HARD});
+  static_cast<std::vector<Link>*>(links)->push_back({name, info->type});
   return 0;
 }
 
-DType dtype_of(hid_t dataset, const std::optional<Hdf5Element>& element, std::size_t stored_bytes,
-               const std::string& subject) {
-  const auto attribute = read_hdf5_attribute(dataset, kDTypeAttribute, subject);
-  if (!element) {
-    throw InputError(fmt::format("{}: its HDF5 type of {} bytes has the fields of no supported dtype",
-                                 subject, stored_bytes));
-  }
-  if (!attribute) return element->dtype;
-  const auto* name = std::get_if<std::string>(&*attribute);
-  const auto named = name != nullptr ? dtype_from_name(*name) : std::nullopt;
-  if (!named) {
-    throw InputError(fmt::format("{}: unknown dtype '{}' in its attribute weightcast.dtype", subject,
-                                 name != nullptr ? *name : "(an integer)"));
-  }
-  if (!hdf5_may_hold(element->dtype, *named)) {
-    throw InputError(fmt::format("{}: its attribute weightcast.dtype says {} but its HDF5 type is {}",
-                                 subject, *name, dtype_name(element->dtype)));
-  }
-  return *named;
-}
+// The bound of what a path may lead through, so that no file can make the walk endless.
+constexpr std::size_t kMostLevels = 64;
+constexpr std::size_t kMostObjects = 4'000'000;
 
-Shape shape_of(hid_t dataset, const std::string& subject) {
-  const Hdf5Space space(WEIGHTCAST_HDF5(H5Dget_space(dataset), subject));
-  if (H5Sget_simple_extent_type(space.get()) == H5S_NULL) {
-    throw InputError(fmt::format("{}: it has no shape (a null dataspace)", subject));
+/// An object of a file, wherever a walk has come to.
+struct Visit {
+  hid_t parent = H5I_INVALID_HID;
+  std::string link;  ///< its name there
+  std::string path;  ///< in the file, with slashes
+  std::string name;  ///< in the checkpoint, with dots
+  std::size_t level = 0;
+};
+
+/// Walks through the groups of one file.
+class Walk {
+ public:
+  Walk(OpenHdf5 file, Checkpoint& checkpoint, OtherFiles other_files)
+      : file_(std::move(file)),
+        checkpoint_(checkpoint),
+        other_files_(other_files),
+        number_(static_cast<std::uint32_t>(checkpoint.files.size())),
+        access_(dataset_access(directory_of(path()))) {
+    checkpoint_.files.push_back(describe_file(file_.input));
   }
-  const int dims = WEIGHTCAST_HDF5(H5Sget_simple_extent_ndims(space.get()), subject);
-  if (static_cast<std::size_t>(dims) > Shape::kMaxDims) {
-    throw InputError(
-        fmt::format("{}: {} dimensions; at most {} are supported", subject, dims, Shape::kMaxDims));
-  }
-  std::array<hsize_t, Shape::kMaxDims> extents{};
-  WEIGHTCAST_HDF5(H5Sget_simple_extent_dims(space.get(), extents.data(), nullptr), subject);
-  std::array<std::int64_t, Shape::kMaxDims> signed_extents{};
-  std::int64_t elements = 8;  // the largest element, so that the size in bytes fits too
-  for (std::size_t i = 0; i < static_cast<std::size_t>(dims); ++i) {
-    if (__builtin_mul_overflow(elements, extents.at(i), &elements)) {
-      throw InputError(fmt::format("{}: its shape has too many elements", subject));
+
+  void visit_all() { visit_group(file_.file.get(), {}); }
+
+  std::optional<std::int64_t> version() const {
+    const auto version = read_hdf5_attribute(file_.file.get(), kVersionAttribute, path());
+    if (!version) return std::nullopt;
+    const auto* number = std::get_if<std::int64_t>(&*version);
+    if (number == nullptr) {
+      throw InputError(fmt::format("{}: attribute weightcast.weight_version is no integer", path()));
     }
-    signed_extents.at(i) = static_cast<std::int64_t>(extents.at(i));
+    return *number;
   }
-  return Shape(std::span<const std::int64_t>(signed_extents.data(), static_cast<std::size_t>(dims)));
-}
 
-// Where the data lies in the file, if it lies there in one piece and nothing stands between it and the file.
-std::int64_t offset_of(hid_t dataset, const StoredTensor& tensor, std::int64_t file_bytes,
-                       const std::string& subject) {
-  if (tensor.bytes() == 0) return 0;
-  const Hdf5Properties creation(WEIGHTCAST_HDF5(H5Dget_create_plist(dataset), subject));
-  if (H5Pget_layout(creation.get()) != H5D_CONTIGUOUS || H5Pget_nfilters(creation.get()) != 0 ||
-      H5Pget_external_count(creation.get()) != 0) {
-    return StoredTensor::kThroughLibrary;
+  void require_unchanged() const {
+    require_same_file(file_.input.identity_now(), checkpoint_.files[number_]);
   }
-  // Never written: the library knows the fill value. (The offset does not tell: that of a dataset without
-  // space may be "undefined" plus the size of the user's block.)
-  H5D_space_status_t status = H5D_SPACE_STATUS_ERROR;
-  WEIGHTCAST_HDF5(H5Dget_space_status(dataset, &status), subject);
-  const haddr_t offset = H5Dget_offset(dataset);
-  if (status != H5D_SPACE_STATUS_ALLOCATED || offset == HADDR_UNDEF) return StoredTensor::kThroughLibrary;
-  if (offset > static_cast<haddr_t>(file_bytes) ||
-      tensor.bytes() > file_bytes - static_cast<std::int64_t>(offset)) {
-    throw InputError(
-        fmt::format("{}: {} bytes from byte {} reach past the file's {} bytes; the file is truncated or "
-                    "damaged, copy it again",
-                    subject, tensor.bytes(), offset, file_bytes));
+
+ private:
+  const std::string& path() const { return file_.input.path(); }
+
+  void visit_group(hid_t group, const Visit& at) {
+    if (at.level == kMostLevels) {
+      throw InputError(
+          fmt::format("{}: its groups are more than {} levels deep at {}", path(), kMostLevels, at.path));
+    }
+    std::vector<Link> links;
+    hsize_t position = 0;
+    WEIGHTCAST_HDF5(H5Literate(group, H5_INDEX_NAME, H5_ITER_NATIVE, &position, collect_link, &links),
+                    path());
+    objects_ += links.size();
+    if (objects_ > kMostObjects)
+      throw InputError(fmt::format("{}: more than {} objects", path(), kMostObjects));
+    for (const Link& link : links) {
+      Visit next{group, link.name, at.path, at.name, at.level + 1};
+      next.path += (at.path.empty() ? "" : "/") + link.name;
+      next.name += (at.name.empty() ? "" : ".") + link.name;
+      visit(next, link.type);
+    }
   }
-  return static_cast<std::int64_t>(offset);
-}
+
+  void visit(const Visit& at, H5L_type_t type) {
+    if (type == H5L_TYPE_EXTERNAL) return visit_other_file(at);
+    const std::string subject = fmt::format("{}: dataset '{}'", path(), at.path);
+    const Hdf5Object object(H5Oopen(at.parent, at.link.c_str(), access_.get()));
+    if (!object) {
+      if (type != H5L_TYPE_HARD) return add_obstacle(at, "is a link that leads nowhere in this file");
+      throw InputError(fmt::format("{} cannot be opened: {}; the file is damaged, copy it again", subject,
+                                   hdf5_error_text()));
+    }
+    const H5I_type_t kind = H5Iget_type(object.get());
+    if (kind == H5I_GROUP) {
+      H5O_info_t info;
+      WEIGHTCAST_HDF5(H5Oget_info2(object.get(), &info, H5O_INFO_BASIC), subject);
+      // A group that is there under two names is walked through once; so a circle ends.
+      if (groups_.insert(info.addr).second) visit_group(object.get(), at);
+    } else if (kind == H5I_DATASET) {
+      add_dataset({object.get(), file_, number_, subject}, at.name, at.path);
+    }
+  }
+
+  /// A link to an object of another file: that file is opened here, never by the library.
+  void visit_other_file(const Visit& at) {
+    H5L_info_t info;
+    WEIGHTCAST_HDF5(H5Lget_info(at.parent, at.link.c_str(), &info, H5P_DEFAULT), path());
+    std::vector<char> value(info.u.val_size);
+    WEIGHTCAST_HDF5(H5Lget_val(at.parent, at.link.c_str(), value.data(), value.size(), H5P_DEFAULT), path());
+    const char* file_name = nullptr;
+    const char* object_path = nullptr;
+    WEIGHTCAST_HDF5(H5Lunpack_elink_val(value.data(), value.size(), nullptr, &file_name, &object_path),
+                    path());
+    std::string other;
+    if (auto why = find_other_file(path(), file_name, other_files_, other))
+      return add_obstacle(at, *std::move(why));
+    const OpenHdf5 file = open_hdf5(other);
+    const Hdf5Properties access = dataset_access(directory_of(other));
+    const Hdf5Object object(H5Oopen(file.file.get(), object_path, access.get()));
+    if (!object || H5Iget_type(object.get()) != H5I_DATASET) {
+      return add_obstacle(at, fmt::format("is a link to {} in {}, where no dataset is", object_path, other));
+    }
+    add_dataset({object.get(), file, number_of(checkpoint_, file.input),
+                 fmt::format("{}: dataset '{}'", other, object_path)},
+                at.name, object_path);
+  }
+
+  void add_obstacle(const Visit& at, std::string why) {
+    StoredTensor tensor;
+    tensor.name = at.name;
+    tensor.shape = Shape{0};
+    tensor.file = number_;
+    tensor.obstacle = std::make_shared<const Obstacle>(Obstacle{"link", std::move(why), true});
+    checkpoint_.tensors.push_back(std::move(tensor));
+  }
+
+  void add_dataset(const FoundDataset& found, const std::string& name, const std::string& object_path) {
+    DatasetForm form = describe_dataset(found.dataset, found.subject);
+    StoredTensor& tensor = form.tensor;
+    tensor.name = name;
+    tensor.file = found.number;
+    if (object_path != name) tensor.path = object_path;
+    if (tensor.obstacle == nullptr) place_dataset(found, checkpoint_, other_files_, form);
+    checkpoint_.tensors.push_back(std::move(tensor));
+  }
+
+  OpenHdf5 file_;
+  Checkpoint& checkpoint_;
+  OtherFiles other_files_;
+  std::uint32_t number_;
+  Hdf5Properties access_;
+  std::size_t objects_ = 0;
+  std::set<haddr_t> groups_;
+};
 
 }  // namespace
 
@@ -108,41 +182,14 @@ bool has_hdf5_signature(const std::string& path) {
   return false;
 }
 
-std::optional<std::int64_t> read_hdf5_header(const std::string& path, std::uint32_t file_number,
-                                             std::vector<StoredTensor>& tensors) {
-  const std::int64_t file_bytes = InputFile(path).size();
+std::optional<std::int64_t> read_hdf5_header(const std::string& path, Checkpoint& checkpoint,
+                                             OtherFiles other_files) {
   const Hdf5Lock lock;
-  const Hdf5File file = open_hdf5(path);
-  std::vector<Link> links;
-  hsize_t position = 0;
-  WEIGHTCAST_HDF5(H5Literate(file.get(), H5_INDEX_NAME, H5_ITER_NATIVE, &position, collect_link, &links),
-                  path);
-
-  for (Link& link : links) {
-    const std::string subject = fmt::format("{}: dataset '{}'", path, link.name);
-    const Hdf5Object object(WEIGHTCAST_HDF5(H5Oopen(file.get(), link.name.c_str(), H5P_DEFAULT), subject));
-    if (H5Iget_type(object.get()) != H5I_DATASET) continue;
-    const Hdf5Type type(WEIGHTCAST_HDF5(H5Dget_type(object.get()), subject));
-    const auto element = hdf5_element(type.get());
-
-    StoredTensor tensor;
-    tensor.file = file_number;
-    tensor.dtype = dtype_of(object.get(), element, H5Tget_size(type.get()), subject);
-    tensor.shape = shape_of(object.get(), subject);
-    const bool direct = link.hard && element->little_endian;
-    tensor.offset =
-        direct ? offset_of(object.get(), tensor, file_bytes, subject) : StoredTensor::kThroughLibrary;
-    tensor.name = std::move(link.name);
-    tensors.push_back(std::move(tensor));
-  }
-
-  const auto version = read_hdf5_attribute(file.get(), kVersionAttribute, path);
-  if (!version) return std::nullopt;
-  const auto* number = std::get_if<std::int64_t>(&*version);
-  if (number == nullptr) {
-    throw InputError(fmt::format("{}: attribute weightcast.weight_version is no integer", path));
-  }
-  return *number;
+  Walk walk(open_hdf5(path), checkpoint, other_files);
+  walk.visit_all();
+  const auto version = walk.version();
+  walk.require_unchanged();
+  return version;
 }
 
 }  // namespace weightcast

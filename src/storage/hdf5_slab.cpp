@@ -6,7 +6,8 @@
 #include <array>
 
 #include "core/error.hpp"
-#include "storage/hdf5_attributes.hpp"
+#include "storage/local_files.hpp"
+#include "storage/partial_file.hpp"
 
 namespace weightcast {
 
@@ -50,14 +51,18 @@ Slab slab_at(const Shape& shape, std::int64_t row, std::int64_t end) {
 
 }  // namespace
 
-Hdf5SlabReader::Hdf5SlabReader(const std::string& path) : path_(path), file_(open_hdf5(path)) {}
+Hdf5SlabReader::Hdf5SlabReader(const CheckpointFile& file)
+    : file_(open_hdf5(file.path)), access_(dataset_access(directory_of(file.path))) {
+  require_same_file(file_.input.identity(), file);
+}
 
-void Hdf5SlabReader::open(const std::string& name) {
-  if (dataset_ && name_ == name) return;
+void Hdf5SlabReader::open(const StoredTensor& tensor) {
+  if (dataset_ && name_ == tensor.name) return;
   dataset_.reset();
-  name_ = name;
-  subject_ = fmt::format("{}: dataset '{}'", path_, name);
-  dataset_ = Hdf5Dataset(WEIGHTCAST_HDF5(H5Dopen2(file_.get(), name.c_str(), H5P_DEFAULT), subject_));
+  name_ = tensor.name;
+  subject_ = fmt::format("{}: dataset '{}'", file_.input.path(), name_);
+  dataset_ = Hdf5Dataset(
+      WEIGHTCAST_HDF5(H5Dopen2(file_.file.get(), tensor.dataset().c_str(), access_.get()), subject_));
   // The stored type in this machine's byte order: nothing but the order of bytes may change.
   const Hdf5Type stored(WEIGHTCAST_HDF5(H5Dget_type(dataset_.get()), subject_));
   memory_type_ = Hdf5Type(WEIGHTCAST_HDF5(H5Tcopy(stored.get()), subject_));
@@ -67,7 +72,7 @@ void Hdf5SlabReader::open(const std::string& name) {
 }
 
 void Hdf5SlabReader::read(const StoredTensor& tensor, const Box& box, std::span<std::byte> to) {
-  open(tensor.name);
+  open(tensor);
   const Hdf5Space stored(WEIGHTCAST_HDF5(H5Dget_space(dataset_.get()), subject_));
   const auto elements =
       static_cast<std::size_t>(WEIGHTCAST_HDF5(H5Sget_simple_extent_npoints(stored.get()), subject_));

@@ -5,6 +5,7 @@
 
 #include "core/shape.hpp"
 #include "storage/checkpoint.hpp"
+#include "storage/hdf5_file.hpp"
 #include "sys/hdf5.hpp"
 
 namespace weightcast {
@@ -13,17 +14,17 @@ namespace weightcast {
 /// and swaps their bytes. Use and destroy under an Hdf5Lock.
 class Hdf5SlabReader {
  public:
-  /// Throws IoError or InputError naming the file.
-  explicit Hdf5SlabReader(const std::string& path);
+  /// Throws IoError or InputError naming the file, also when it is no longer the one that was described.
+  explicit Hdf5SlabReader(const CheckpointFile& file);
 
   /// Reads a box of a tensor's matrix view, row-major without gaps. Throws IoError naming file and dataset.
   void read(const StoredTensor& tensor, const Box& box, std::span<std::byte> to);
 
  private:
-  void open(const std::string& name);
+  void open(const StoredTensor& tensor);
 
-  std::string path_;
-  Hdf5File file_;
+  OpenHdf5 file_;
+  Hdf5Properties access_;
   std::string name_;  // of the dataset that is open: neighbouring boxes often share its cached chunks
   std::string subject_;
   Hdf5Dataset dataset_;

@@ -56,8 +56,8 @@ bool is_bool_enumeration(hid_t type) {
          H5Tenum_valueof(type, "TRUE", &value) >= 0 && value == 1;
 }
 
-bool is_unsigned(DType dtype) {
-  return dtype == DType::kU8 || dtype == DType::kU16 || dtype == DType::kU32 || dtype == DType::kU64;
+bool is_integer(DType dtype) {
+  return dtype >= DType::kU8 && dtype <= DType::kU64;
 }
 
 }  // namespace
@@ -73,15 +73,18 @@ std::optional<Hdf5Element> hdf5_element(hid_t type) {
   const std::size_t bytes = H5Tget_size(type);
   for (const TypePair& pair : types()) {
     if (static_cast<std::size_t>(dtype_bytes(pair.dtype)) != bytes) continue;
-    if (H5Tequal(type, pair.little) > 0) return Hdf5Element{pair.dtype, true};
-    if (H5Tequal(type, pair.big) > 0) return Hdf5Element{pair.dtype, bytes == 1};
+    const bool bits = is_integer(pair.dtype);
+    if (H5Tequal(type, pair.little) > 0) return Hdf5Element{pair.dtype, true, bits};
+    if (H5Tequal(type, pair.big) > 0) return Hdf5Element{pair.dtype, bytes == 1, bits};
   }
-  if (is_bool_enumeration(type)) return Hdf5Element{DType::kBool, true};
+  if (H5Tget_class(type) == H5T_OPAQUE && bytes == 2) return Hdf5Element{DType::kBF16, true, true};
+  if (H5Tget_class(type) == H5T_OPAQUE && bytes == 1) return Hdf5Element{DType::kU8, true, true};
+  if (is_bool_enumeration(type)) return Hdf5Element{DType::kBool, true, false};
   return std::nullopt;
 }
 
-bool hdf5_may_hold(DType stored, DType named) {
-  return stored == named || (is_unsigned(stored) && dtype_bytes(stored) == dtype_bytes(named));
+bool hdf5_may_hold(const Hdf5Element& stored, DType named) {
+  return stored.dtype == named || (stored.only_bits && dtype_bytes(stored.dtype) == dtype_bytes(named));
 }
 
 }  // namespace weightcast

@@ -16,14 +16,16 @@ hid_t hdf5_type(DType dtype);
 struct Hdf5Element {
   DType dtype = DType::kU8;
   bool little_endian = true;  ///< its bytes are as this program wants them
+  bool only_bits = false;     ///< integers, or bytes without meaning, that may stand for another dtype
 };
 
 /// What an HDF5 type means by itself, in either byte order; nothing when it has the fields of no dtype.
-/// h5py's enumeration of FALSE and TRUE is a bool. Call under an Hdf5Lock.
+/// h5py's enumeration of FALSE and TRUE is a bool. Opaque elements of two bytes are bfloat16, which is how
+/// h5py writes ml_dtypes' type; of one byte they are bytes. Call under an Hdf5Lock.
 std::optional<Hdf5Element> hdf5_element(hid_t type);
 
 /// Whether data of a type that means `stored` may carry an attribute that calls it `named`: it is the same,
-/// or unsigned integers of the same size that hold its bits.
-bool hdf5_may_hold(DType stored, DType named);
+/// or only bits, as many as the other has.
+bool hdf5_may_hold(const Hdf5Element& stored, DType named);
 
 }  // namespace weightcast

@@ -6,6 +6,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <system_error>
@@ -55,6 +56,11 @@ ssize_t read_some(int fd, std::int64_t offset, const Unread& unread) {
                     : ::preadv(fd, vectors.data(), static_cast<int>(count), offset);
 }
 
+FileIdentity identity_in(const struct stat& status) {
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  return {status.st_ino, status.st_size, status.st_mtim.tv_sec * kSecond + status.st_mtim.tv_nsec};
+}
+
 }  // namespace
 
 std::string system_error_text(int error) {
@@ -72,7 +78,7 @@ InputFile::InputFile(const std::string& path)
   struct stat status {};
   const int error = ::fstat(fd_, &status) != 0 ? errno : 0;
   if (error == 0 && S_ISREG(status.st_mode)) {
-    size_ = status.st_size;
+    identity_ = identity_in(status);
     return;
   }
   ::close(fd_);
@@ -81,10 +87,28 @@ InputFile::InputFile(const std::string& path)
 }
 
 InputFile::InputFile(InputFile&& other) noexcept
-    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)), size_(other.size_) {}
+    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)), identity_(other.identity_) {}
 
 InputFile::~InputFile() {
   if (fd_ >= 0) ::close(fd_);
+}
+
+FileIdentity InputFile::identity_now() const {
+  return identity_of(fd_, path_);
+}
+
+FileIdentity identity_of(int descriptor, const std::string& path) {
+  struct stat status {};
+  if (::fstat(descriptor, &status) != 0) {
+    throw IoError(fmt::format("cannot look at {}: {}", path, system_error_text(errno)));
+  }
+  return identity_in(status);
+}
+
+std::string first_bytes(const InputFile& file, std::int64_t most) {
+  std::string bytes(static_cast<std::size_t>(std::min(most, file.size())), '\0');
+  file.read_at(0, std::as_writable_bytes(std::span(bytes)), "its first bytes");
+  return bytes;
 }
 
 void InputFile::read_at(std::int64_t offset, std::span<std::byte> to, std::string_view what) const {
@@ -112,8 +136,12 @@ void InputFile::read_at(std::int64_t offset, std::span<const ReadPart> parts) co
   }
 }
 
-std::string read_text_file(const std::string& path) {
+std::string read_text_file(const std::string& path, std::int64_t most_bytes) {
   const InputFile file(path);
+  if (file.size() > most_bytes) {
+    throw InputError(fmt::format("{}: {} bytes are too many for such a file; at most {} are read", path,
+                                 file.size(), most_bytes));
+  }
   std::string text(static_cast<std::size_t>(file.size()), '\0');
   file.read_at(0, std::as_writable_bytes(std::span(text)), "the text");
   return text;

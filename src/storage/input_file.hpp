@@ -14,6 +14,17 @@ struct ReadPart {
   std::string_view what;
 };
 
+/// What tells a file from another one that takes its place, and from itself after somebody has written to it.
+/// A change within the clock tick (some milliseconds) of an earlier one, or one that puts the old time back,
+/// does not show.
+struct FileIdentity {
+  std::uint64_t inode = 0;
+  std::int64_t size = 0;         ///< bytes
+  std::int64_t modified_ns = 0;  ///< of the last change of its content, since 1970
+
+  friend bool operator==(const FileIdentity& a, const FileIdentity& b) = default;
+};
+
 /// A regular file opened for positional reads; threads may share it.
 class InputFile {
  public:
@@ -26,7 +37,11 @@ class InputFile {
   const std::string& path() const { return path_; }
 
   /// The file's size in bytes when it was opened.
-  std::int64_t size() const { return size_; }
+  std::int64_t size() const { return identity_.size; }
+
+  /// What the file was when it was opened, and what it is now. Throws IoError when the system does not say.
+  const FileIdentity& identity() const { return identity_; }
+  FileIdentity identity_now() const;
 
   /// Fills `to` from `offset` on. Throws IoError naming the file and `what` (what is being read) when the
   /// system refuses or the file ends early.
@@ -38,11 +53,17 @@ class InputFile {
  private:
   std::string path_;
   int fd_ = -1;
-  std::int64_t size_ = 0;
+  FileIdentity identity_;
 };
 
-/// The whole of a small text file. Throws IoError naming it.
-std::string read_text_file(const std::string& path);
+/// What an open file is, by descriptor; `path` is for messages. Throws IoError when the system does not say.
+FileIdentity identity_of(int descriptor, const std::string& path);
+
+/// The first bytes of a file, `most` at most. Throws IoError.
+std::string first_bytes(const InputFile& file, std::int64_t most);
+
+/// The whole of a text file of `most_bytes` at most. Throws IoError naming it, InputError when it is larger.
+std::string read_text_file(const std::string& path, std::int64_t most_bytes);
 
 /// The system's words for an errno value.
 std::string system_error_text(int error);

@@ -3,14 +3,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <mutex>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "core/error.hpp"
 #include "storage/hdf5_slab.hpp"
 #include "storage/input_file.hpp"
+#include "storage/local_files.hpp"
 
 namespace weightcast {
 
@@ -89,6 +92,7 @@ struct CheckpointReader::Files {
   struct Entry {
     std::once_flag opened;
     std::optional<InputFile> file;
+    std::atomic<bool> read = false;
     std::unique_ptr<Hdf5SlabReader> slabs;  // guarded by the Hdf5Lock
   };
 
@@ -97,14 +101,30 @@ struct CheckpointReader::Files {
 
   const InputFile& input(std::uint32_t file) {
     Entry& entry = entries.at(file);
-    std::call_once(entry.opened, [&] { entry.file.emplace(checkpoint->files[file]); });
+    std::call_once(entry.opened, [&] {
+      InputFile opened(checkpoint->files[file].path);
+      require_same_file(opened.identity(), checkpoint->files[file]);
+      entry.file.emplace(std::move(opened));
+      entry.read.store(true, std::memory_order_release);
+    });
     return *entry.file;
+  }
+
+  void require_unchanged() const {
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      if (!entries[i].read.load(std::memory_order_acquire)) continue;
+      require_same_file(entries[i].file->identity_now(), checkpoint->files[i]);
+    }
   }
 
   void read_slab(const StoredTensor& tensor, const Box& box, std::span<std::byte> to) {
     const Hdf5Lock lock;
     auto& slabs = entries.at(tensor.file).slabs;
-    if (slabs == nullptr) slabs = std::make_unique<Hdf5SlabReader>(checkpoint->files[tensor.file]);
+    if (slabs == nullptr) {
+      // The library may read from any of them: the sources of a virtual dataset are among the files.
+      for (std::uint32_t file = 0; file < entries.size(); ++file) input(file);
+      slabs = std::make_unique<Hdf5SlabReader>(checkpoint->files[tensor.file]);
+    }
     slabs->read(tensor, box, to);
   }
 };
@@ -134,12 +154,17 @@ void CheckpointReader::read(const StoredTensor& tensor, const Box& box, std::spa
     throw InternalError(
         fmt::format("tensor '{}' is in file {} of {}", tensor.name, tensor.file, files_->entries.size()));
   }
+  files_->checkpoint->require_readable(tensor);
   if (bytes == 0) return;
   if (tensor.offset == StoredTensor::kThroughLibrary) {
     files_->read_slab(tensor, box, to);
   } else {
     read_runs(files_->input(tensor.file), runs_of(tensor, box), to, tensor.name);
   }
+}
+
+void CheckpointReader::require_unchanged() const {
+  files_->require_unchanged();
 }
 
 void CheckpointReader::read(const FilePlace& place, std::span<const ReadPart> parts) const {

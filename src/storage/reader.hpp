@@ -20,8 +20,9 @@ struct FilePlace {
 /// Where `box` of the tensor's matrix view begins, if its bytes lie one behind the other in a file.
 std::optional<FilePlace> place_of(const StoredTensor& tensor, const Box& box);
 
-/// Reads boxes of a checkpoint's tensors. Files are opened on first use and kept open. All methods may be
-/// called from several threads at once; what needs the HDF5 library is serialised inside.
+/// Reads boxes of a checkpoint's tensors. Files are opened on first use and kept open; one that is no longer
+/// the file whose header was read is refused. All methods may be called from several threads at once; what
+/// needs the HDF5 library is serialised inside.
 class CheckpointReader {
  public:
   /// `checkpoint` must outlive the reader.
@@ -39,6 +40,11 @@ class CheckpointReader {
   /// Fills `parts`, one after the other, from there on: tensors, or runs of them, that are neighbours in the
   /// file. Throws IoError naming the file and the part where the system refuses or the file ends.
   void read(const FilePlace& place, std::span<const ReadPart> parts) const;
+
+  /// Throws IoError when a file that was read from has changed since its header was read. To be called after
+  /// the last read: only then is what was read known to be of one state of the file (as far as FileIdentity
+  /// tells).
+  void require_unchanged() const;
 
   static constexpr std::int64_t kScratchBytes = std::int64_t{256} << 10;
 

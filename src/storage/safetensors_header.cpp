@@ -1,20 +1,27 @@
 #include "storage/safetensors_header.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <array>
 #include <bit>
 #include <charconv>
 #include <cstring>
+#include <functional>
 #include <limits>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
-#include <unordered_set>
+#include <unordered_map>
+#include <utility>
 
 #include "core/error.hpp"
+#include "core/json_text.hpp"
+#include "storage/foreign_file.hpp"
 #include "storage/input_file.hpp"
+#include "storage/local_files.hpp"
 
 namespace weightcast {
 
@@ -28,74 +35,42 @@ using nlohmann::json;
 constexpr std::int64_t kLengthBytes = 8;
 constexpr std::int64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
 
-// Looks for a name that occurs twice in one object: the parser would silently keep the last one. (A parser
-// callback could do this too, but with one the parser's time grows with the square of the number of names.)
-class DuplicateFinder final : public nlohmann::json_sax<json> {
- public:
-  const std::string& duplicate() const { return duplicate_; }
+// Far more than the largest checkpoint's tensors have: a file of five gigabytes holds some hundreds of them.
+constexpr std::size_t kMostValues = 4'000'000;
+constexpr std::size_t kMostDepth = 8;
+constexpr std::size_t kMostIndexBytes = std::size_t{256} << 20;
 
-  bool start_object(std::size_t /*elements*/) override {
-    objects_.emplace_back();
-    return true;
-  }
-  bool key(std::string& name) override {
-    if (objects_.back().insert(name).second) return true;
-    duplicate_ = name;
-    return false;
-  }
-  bool end_object() override {
-    objects_.pop_back();
-    return true;
-  }
+json parse_header(const std::string& text, const std::string& path) {
+  const JsonLimits limits{static_cast<std::size_t>(kMaxHeaderBytes), kMostDepth, kMostValues, true, false};
+  return parse_json(text, path + ": the safetensors header", limits);
+}
 
-  bool null() override { return true; }
-  bool boolean(bool /*value*/) override { return true; }
-  bool number_integer(json::number_integer_t /*value*/) override { return true; }
-  bool number_unsigned(json::number_unsigned_t /*value*/) override { return true; }
-  bool number_float(json::number_float_t /*value*/, const std::string& /*text*/) override { return true; }
-  bool string(std::string& /*value*/) override { return true; }
-  bool binary(json::binary_t& /*value*/) override { return true; }
-  bool start_array(std::size_t /*elements*/) override { return true; }
-  bool end_array() override { return true; }
-  bool parse_error(std::size_t /*position*/, const std::string& /*token*/,
-                   const json::exception& /*error*/) override {
-    return false;
-  }
-
- private:
-  std::vector<std::unordered_set<std::string>> objects_;
-  std::string duplicate_;
-};
-
-json parse_object(const std::string& text, const std::string& path, std::string_view what) {
-  json parsed;
-  try {
-    parsed = json::parse(text);
-  } catch (const json::exception& error) {
-    throw InputError(fmt::format("{}: {} is not JSON: {}", path, what, error.what()));
-  }
-  if (!parsed.is_object()) throw InputError(fmt::format("{}: {} is no JSON object", path, what));
-  DuplicateFinder finder;
-  if (!json::sax_parse(text, &finder)) {
-    throw InputError(fmt::format("{}: '{}' occurs twice in {}", path, finder.duplicate(), what));
-  }
-  return parsed;
+// What a file is instead of a safetensors file, as the end of a sentence.
+std::string instead(const InputFile& file, const std::string& otherwise) {
+  const std::string what = describe_foreign(first_bytes(file, kForeignBytes));
+  return what.empty() ? otherwise : what;
 }
 
 std::string read_header_text(const InputFile& file) {
   if (file.size() < kLengthBytes) {
-    throw InputError(fmt::format(
-        "{}: {} bytes are too few for a safetensors file, which starts with 8 bytes of header length",
-        file.path(), file.size()));
+    throw InputError(fmt::format("{}: {} bytes are too few for a safetensors file; {}", file.path(),
+                                 file.size(), instead(file, "it starts with 8 bytes of header length")));
   }
   std::uint64_t length = 0;
   file.read_at(0, std::as_writable_bytes(std::span(&length, 1)), "the header length");
   const std::int64_t room = file.size() - kLengthBytes;
   if (length > static_cast<std::uint64_t>(room)) {
+    if (const std::string what = instead(file, ""); !what.empty()) {
+      throw InputError(fmt::format("{} is no safetensors file: {}", file.path(), what));
+    }
     throw InputError(fmt::format(
         "{}: the header is said to be {} bytes long but only {} bytes follow; the file is truncated or no "
         "safetensors file",
         file.path(), length, room));
+  }
+  if (length == 0) {
+    throw InputError(fmt::format("{} is no safetensors file: {}", file.path(),
+                                 instead(file, "its header is empty; copy it again")));
   }
   if (length > static_cast<std::uint64_t>(kMaxHeaderBytes)) {
     throw InputError(
@@ -126,62 +101,106 @@ std::optional<std::vector<std::int64_t>> sizes_of(const json& entry, const char*
   return sizes;
 }
 
-// The bytes of a shape, or nothing when they do not fit 63 bits.
-std::optional<std::int64_t> checked_bytes(const std::vector<std::int64_t>& extents,
-                                          std::int64_t element_bytes) {
-  std::int64_t bytes = element_bytes;
+// The product of a shape's extents and a factor, or nothing when it does not fit 63 bits.
+std::optional<std::int64_t> checked_product(const std::vector<std::int64_t>& extents, std::int64_t factor) {
   for (const std::int64_t extent : extents) {
-    if (__builtin_mul_overflow(bytes, extent, &bytes)) return std::nullopt;
+    if (__builtin_mul_overflow(factor, extent, &factor)) return std::nullopt;
   }
-  return bytes;
+  return factor;
 }
 
-StoredTensor parse_tensor(const std::string& path, const std::string& name, const json& entry,
+// Types that the format has and this program does not read, with the bits of an element.
+struct ForeignType {
+  std::string_view name;
+  std::int64_t bits;
+};
+constexpr std::array<ForeignType, 5> kForeignTypes{
+    {{"C64", 64}, {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}}};
+
+std::int64_t bits_of_foreign(std::string_view name) {
+  const auto* const found = std::ranges::find(kForeignTypes, name, &ForeignType::name);
+  return found == kForeignTypes.end() ? 0 : found->bits;
+}
+
+// One entry of a header, as far as it is well formed.
+struct Entry {
+  std::string type;
+  std::vector<std::int64_t> extents;  // as the header counts them
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+};
+
+Entry parse_entry(const json& entry, std::int64_t data_bytes,
+                  const std::function<void(const std::string&)>& refuse) {
+  if (!entry.is_object()) refuse("its entry is no JSON object");
+  Entry result;
+  const auto type = entry.find("dtype");
+  if (type == entry.end() || !type->is_string()) refuse("its entry has no dtype");
+  result.type = type->get<std::string>();
+  auto extents = sizes_of(entry, "shape");
+  if (!extents) refuse("its shape is no list of sizes");
+  result.extents = std::move(*extents);
+  const auto offsets = sizes_of(entry, "data_offsets");
+  if (!offsets || offsets->size() != 2) refuse("its data_offsets are no pair of sizes");
+  result.begin = offsets->front();
+  result.end = offsets->back();
+  if (result.begin > result.end) {
+    refuse(fmt::format("data_offsets [{}, {}] are out of range", result.begin, result.end));
+  }
+  if (result.end > data_bytes) {
+    refuse(fmt::format(
+        "data_offsets [{}, {}] reach past the {} bytes of data in the file; the file is truncated or "
+        "damaged, copy it again",
+        result.begin, result.end, data_bytes));
+  }
+  return result;
+}
+
+// A tensor that is listed and not read: to the rest of the program some bytes.
+void make_foreign(StoredTensor& tensor, const Entry& entry, std::string why) {
+  tensor.dtype = DType::kU8;
+  tensor.shape = Shape{entry.end - entry.begin};
+  tensor.obstacle = std::make_shared<const Obstacle>(
+      Obstacle{fmt::format("{} [{}]", entry.type, fmt::join(entry.extents, ", ")), std::move(why), false});
+}
+
+StoredTensor parse_tensor(const std::string& path, const std::string& name, const json& json_entry,
                           std::int64_t data_bytes) {
   const auto refuse = [&](const std::string& why) {
     throw InputError(fmt::format("{}: tensor '{}': {}", path, name, why));
   };
-  if (!entry.is_object()) refuse("its entry is no JSON object");
-
+  if (name.find('\0') != std::string::npos) refuse("its name holds a byte 0");
+  Entry entry = parse_entry(json_entry, data_bytes, refuse);
   StoredTensor tensor;
   tensor.name = name;
-  const auto type = entry.find("dtype");
-  if (type == entry.end() || !type->is_string()) refuse("its entry has no dtype");
-  const auto& type_name = type->get_ref<const std::string&>();
-  const auto dtype = dtype_from_safetensors(type_name);
-  if (!dtype) refuse(fmt::format("unknown dtype '{}'", type_name));
-  tensor.dtype = *dtype;
-
-  auto extents = sizes_of(entry, "shape");
-  if (!extents) refuse("its shape is no list of sizes");
-  if (extents->size() > Shape::kMaxDims) {
-    refuse(fmt::format("{} dimensions; at most {} are supported", extents->size(), Shape::kMaxDims));
+  tensor.offset = entry.begin;
+  const auto dtype = dtype_from_safetensors(entry.type);
+  const std::int64_t bits = dtype ? dtype_bytes(*dtype) * 8 : bits_of_foreign(entry.type);
+  if (bits == 0) refuse(fmt::format("unknown dtype '{}'", entry.type));
+  const bool packed = dtype == DType::kF4E2M1x2;
+  // The header counts 4-bit codes; here a packed byte of two codes is the element.
+  if (packed && (entry.extents.empty() || entry.extents.back() % 2 != 0)) {
+    refuse("packed 4-bit codes need an even last extent");
   }
-  if (tensor.dtype == DType::kF4E2M1x2) {
-    // The header counts 4-bit codes; here a packed byte of two codes is the element.
-    if (extents->empty() || extents->back() % 2 != 0) refuse("packed 4-bit codes need an even last extent");
-    extents->back() /= 2;
+  const auto bits_in_all = checked_product(entry.extents, packed ? bits / 2 : bits);
+  const std::int64_t held = entry.end - entry.begin;
+  if (!bits_in_all || *bits_in_all % 8 != 0 || *bits_in_all / 8 != held) {
+    refuse(fmt::format("{} [{}] takes {} bytes but data_offsets [{}, {}] hold {}", entry.type,
+                       fmt::join(entry.extents, ", "),
+                       bits_in_all ? std::to_string(*bits_in_all / 8) : "too many", entry.begin, entry.end,
+                       held));
   }
-  tensor.shape = Shape(std::span<const std::int64_t>(*extents));
-
-  const auto offsets = sizes_of(entry, "data_offsets");
-  if (!offsets || offsets->size() != 2) refuse("its data_offsets are no pair of sizes");
-  const std::int64_t begin = offsets->front();
-  const std::int64_t end = offsets->back();
-  if (begin > end) refuse(fmt::format("data_offsets [{}, {}] are out of range", begin, end));
-  if (end > data_bytes) {
-    refuse(fmt::format(
-        "data_offsets [{}, {}] reach past the {} bytes of data in the file; the file is truncated or "
-        "damaged, copy it again",
-        begin, end, data_bytes));
+  if (!dtype) {
+    make_foreign(tensor, entry, fmt::format("has elements of {}, which are not read", entry.type));
+  } else if (entry.extents.size() > Shape::kMaxDims) {
+    make_foreign(
+        tensor, entry,
+        fmt::format("has {} dimensions; at most {} are read", entry.extents.size(), Shape::kMaxDims));
+  } else {
+    if (packed) entry.extents.back() /= 2;
+    tensor.dtype = *dtype;
+    tensor.shape = Shape(std::span<const std::int64_t>(entry.extents));
   }
-  const auto bytes = checked_bytes(*extents, dtype_bytes(tensor.dtype));
-  if (!bytes || *bytes != end - begin) {
-    refuse(fmt::format("{} {} takes {} bytes but data_offsets [{}, {}] hold {}", type_name,
-                       tensor.shape.to_string(), bytes ? std::to_string(*bytes) : "too many", begin, end,
-                       end - begin));
-  }
-  tensor.offset = begin;
   return tensor;
 }
 
@@ -228,31 +247,52 @@ std::optional<std::int64_t> version_in(const json& header, const std::string& pa
   return version;
 }
 
+// Tensors that share memory are saved once; the metadata says under which other names. `first` is the number
+// of the file's first tensor.
+void add_aliases(const json& header, std::size_t first, std::vector<StoredTensor>& tensors) {
+  const auto metadata = header.find(kSafetensorsMetadata);
+  if (metadata == header.end() || !metadata->is_object()) return;
+  std::unordered_map<std::string, std::size_t> numbers;
+  for (std::size_t i = first; i < tensors.size(); ++i) numbers.emplace(tensors[i].name, i);
+  for (const auto& [name, value] : metadata->items()) {
+    if (!value.is_string() || numbers.contains(name) || name.find('\0') != std::string::npos) continue;
+    const auto meant = numbers.find(value.get<std::string>());
+    if (meant == numbers.end()) continue;
+    StoredTensor alias = tensors[meant->second];
+    alias.name = name;
+    tensors.push_back(std::move(alias));
+  }
+}
+
 }  // namespace
 
-std::optional<std::int64_t> read_safetensors_header(const std::string& path, std::uint32_t file_number,
-                                                    std::vector<StoredTensor>& tensors) {
+std::optional<std::int64_t> read_safetensors_header(const std::string& path, Checkpoint& checkpoint) {
   const InputFile file(path);
   const std::string text = read_header_text(file);
-  const json header = parse_object(text, path, "the safetensors header");
+  const json header = parse_header(text, path);
   const std::int64_t data_start = kLengthBytes + static_cast<std::int64_t>(text.size());
   const std::int64_t data_bytes = file.size() - data_start;
 
+  const auto number = static_cast<std::uint32_t>(checkpoint.files.size());
+  std::vector<StoredTensor>& tensors = checkpoint.tensors;
   const std::size_t first = tensors.size();
   for (const auto& [name, entry] : header.items()) {
     if (name == kSafetensorsMetadata) continue;
     tensors.push_back(parse_tensor(path, name, entry, data_bytes));
-    tensors.back().file = file_number;
+    tensors.back().file = number;
   }
   std::vector<const StoredTensor*> mine;
   for (std::size_t i = first; i < tensors.size(); ++i) mine.push_back(&tensors[i]);
   check_coverage(path, std::move(mine), data_bytes);
   for (std::size_t i = first; i < tensors.size(); ++i) tensors[i].offset += data_start;
+  add_aliases(header, first, tensors);
+  checkpoint.files.push_back(describe_file(file));
+  require_same_file(file.identity_now(), checkpoint.files.back());
   return version_in(header, path);
 }
 
 Attributes read_safetensors_attributes(const std::string& path) {
-  const json header = parse_object(read_header_text(InputFile(path)), path, "the safetensors header");
+  const json header = parse_header(read_header_text(InputFile(path)), path);
   const auto metadata = header.find(kSafetensorsMetadata);
   Attributes attributes;
   if (metadata == header.end() || !metadata->is_object()) return attributes;
@@ -264,7 +304,8 @@ Attributes read_safetensors_attributes(const std::string& path) {
 }
 
 SafetensorsIndex read_safetensors_index(const std::string& path) {
-  const json parsed = parse_object(read_text_file(path), path, "the index");
+  const JsonLimits limits{kMostIndexBytes, kMostDepth, kMostValues, true, false};
+  const json parsed = parse_json(read_text_file(path, kMostIndexBytes), path, limits);
   const auto map = parsed.find("weight_map");
   if (map == parsed.end() || !map->is_object())
     throw InputError(fmt::format("{}: no object 'weight_map'", path));

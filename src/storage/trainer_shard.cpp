@@ -12,6 +12,7 @@
 #include "core/error.hpp"
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_header.hpp"
+#include "storage/local_files.hpp"
 #include "storage/safetensors_header.hpp"
 
 namespace weightcast {
@@ -108,7 +109,8 @@ std::int64_t count_trainer_shards(const std::string& directory) {
   return count;
 }
 
-TrainerShard read_trainer_shard(const std::string& directory, std::int64_t rank, const std::string& layout) {
+TrainerShard read_trainer_shard(const std::string& directory, std::int64_t rank, const std::string& layout,
+                                OtherFiles other_files) {
   const std::string path = existing_path(directory, rank);
   const Attributes attributes =
       path.ends_with(kHdf5) ? read_attributes(path) : read_safetensors_attributes(path);
@@ -127,9 +129,9 @@ TrainerShard read_trainer_shard(const std::string& directory, std::int64_t rank,
   // A stage without layers, embedding and head has a file without tensors.
   Checkpoint shard;
   shard.path = path;
-  shard.files.push_back(path);
-  shard.weight_version = path.ends_with(kHdf5) ? read_hdf5_header(path, 0, shard.tensors)
-                                               : read_safetensors_header(path, 0, shard.tensors);
+  shard.host = this_host();
+  shard.weight_version = path.ends_with(kHdf5) ? read_hdf5_header(path, shard, other_files)
+                                               : read_safetensors_header(path, shard);
   std::ranges::sort(shard.tensors, {}, &StoredTensor::name);
   return {std::move(shard), text_of(attributes, kIdAttribute)};
 }

@@ -35,7 +35,8 @@ std::string whole_checkpoint_in(const std::string& directory);
 /// divided: a file that says another one, or that it is another rank's, is refused; one that says nothing is
 /// taken at its name. Throws IoError when there is no such file or it cannot be read, InputError when it is
 /// refused or there is one in each format.
-TrainerShard read_trainer_shard(const std::string& directory, std::int64_t rank, const std::string& layout);
+TrainerShard read_trainer_shard(const std::string& directory, std::int64_t rank, const std::string& layout,
+                                OtherFiles other_files = OtherFiles::kRefused);
 
 /// Creates such a file, safetensors or HDF5.
 std::unique_ptr<TensorFileWriter> create_trainer_shard(const std::string& directory, std::int64_t rank,

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace weightcast {
+
+/// How many bytes of a file `describe_foreign` wants to see.
+inline constexpr std::size_t kForeignBytes = 512;
+
+/// What a file is that was taken for a checkpoint or a config and is neither, by its first bytes, and what to
+/// do about it: `it is a Git LFS pointer, not the file itself; run git lfs pull`. Empty when nothing is
+/// recognised.
+std::string describe_foreign(std::string_view first_bytes);
+
+/// What lies in a folder that holds no checkpoint which this program reads, and what to do about it: `it
+/// holds PyTorch files (pytorch_model.bin); …`. Empty when nothing is recognised.
+std::string describe_folder(const std::string& directory);
+
+}  // namespace weightcast

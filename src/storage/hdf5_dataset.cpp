@@ -1,0 +1,116 @@
+#include "storage/hdf5_dataset.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "core/error.hpp"
+#include "storage/hdf5_attributes.hpp"
+#include "storage/hdf5_types.hpp"
+
+namespace weightcast {
+
+namespace {
+
+/// What a type that the program does not read is called in lists.
+std::string type_text(hid_t type) {
+  const std::size_t bytes = H5Tget_size(type);
+  switch (H5Tget_class(type)) {
+    case H5T_STRING:
+      return "text";
+    case H5T_COMPOUND:
+      return "compound";
+    case H5T_REFERENCE:
+      return "reference";
+    case H5T_VLEN:
+      return "variable-length";
+    case H5T_ARRAY:
+      return "array";
+    case H5T_ENUM:
+      return "enumeration";
+    case H5T_OPAQUE:
+      return fmt::format("opaque{}", bytes);
+    case H5T_BITFIELD:
+      return fmt::format("bits{}", 8 * bytes);
+    case H5T_FLOAT:
+      return fmt::format("float{}", 8 * bytes);
+    case H5T_INTEGER:
+      return fmt::format("int{}", 8 * bytes);
+    default:
+      return "unknown type";
+  }
+}
+
+/// The dtype of a dataset whose type is understood.
+DType dtype_of(hid_t dataset, const Hdf5Element& element, const std::string& subject) {
+  const auto attribute = read_hdf5_attribute(dataset, kDTypeAttribute, subject);
+  if (!attribute) return element.dtype;
+  const auto* name = std::get_if<std::string>(&*attribute);
+  const auto named = name != nullptr ? dtype_from_name(*name) : std::nullopt;
+  if (!named) {
+    throw InputError(fmt::format("{}: unknown dtype '{}' in its attribute weightcast.dtype", subject,
+                                 name != nullptr ? *name : "(an integer)"));
+  }
+  if (!hdf5_may_hold(element, *named)) {
+    throw InputError(fmt::format("{}: its attribute weightcast.dtype says {} but its HDF5 type is {}",
+                                 subject, *name, dtype_name(element.dtype)));
+  }
+  return *named;
+}
+
+/// The extents of a dataset; nothing where its dataspace is null.
+std::optional<std::vector<std::int64_t>> extents_of(hid_t dataset, const std::string& subject) {
+  const Hdf5Space space(WEIGHTCAST_HDF5(H5Dget_space(dataset), subject));
+  if (H5Sget_simple_extent_type(space.get()) == H5S_NULL) return std::nullopt;
+  std::array<hsize_t, H5S_MAX_RANK> extents{};
+  const int dims = WEIGHTCAST_HDF5(H5Sget_simple_extent_dims(space.get(), extents.data(), nullptr), subject);
+  std::vector<std::int64_t> result;
+  std::int64_t bytes = 8;  // of the largest element, so that the size in bytes fits too
+  for (const hsize_t extent : std::span(extents).first(static_cast<std::size_t>(dims))) {
+    if (extent > static_cast<hsize_t>(std::numeric_limits<std::int64_t>::max()) ||
+        __builtin_mul_overflow(bytes, static_cast<std::int64_t>(extent), &bytes)) {
+      throw InputError(fmt::format("{}: its shape has too many elements", subject));
+    }
+    result.push_back(static_cast<std::int64_t>(extent));
+  }
+  return result;
+}
+
+}  // namespace
+
+DatasetForm describe_dataset(hid_t dataset, const std::string& subject) {
+  const Hdf5Type type(WEIGHTCAST_HDF5(H5Dget_type(dataset), subject));
+  const auto element = hdf5_element(type.get());
+  const auto extents = extents_of(dataset, subject);
+  DatasetForm form;
+  StoredTensor& tensor = form.tensor;
+  const auto add_obstacle = [&](std::string why) {
+    const std::string shape = extents ? fmt::format("[{}]", fmt::join(*extents, ", ")) : "without shape";
+    tensor.shape = Shape{0};
+    tensor.obstacle = std::make_shared<const Obstacle>(Obstacle{
+        fmt::format("{} {}", element ? std::string(dtype_name(element->dtype)) : type_text(type.get()),
+                    shape),
+        std::move(why), false});
+  };
+  if (!element) {
+    add_obstacle(fmt::format("has elements of a type that is not read ({} of HDF5)", type_text(type.get())));
+  } else if (!extents) {
+    add_obstacle("has no shape (a null dataspace)");
+  } else if (extents->size() > Shape::kMaxDims) {
+    add_obstacle(fmt::format("has {} dimensions; at most {} are read", extents->size(), Shape::kMaxDims));
+  } else {
+    tensor.dtype = dtype_of(dataset, *element, subject);
+    tensor.shape = Shape(std::span<const std::int64_t>(*extents));
+    form.little_endian = element->little_endian;
+  }
+  return form;
+}
+
+}  // namespace weightcast

@@ -1,0 +1,71 @@
+#include "storage/local_files.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <span>
+
+#include "core/error.hpp"
+#include "core/hash.hpp"
+
+namespace weightcast {
+
+namespace {
+
+/// Bytes of a file that say where its tensors lie: the header of a safetensors file. Of other files the
+/// beginning, which holds HDF5's superblock and mostly its root.
+std::int64_t header_bytes(const InputFile& file) {
+  constexpr std::int64_t kLengthBytes = 8;
+  constexpr std::int64_t kBeginning = 4096;
+  constexpr std::uint64_t kMostHeader = 100'000'000;  // of a safetensors file
+  if (file.size() < kLengthBytes) return file.size();
+  std::uint64_t length = 0;
+  file.read_at(0, std::as_writable_bytes(std::span(&length, 1)), "the header length");
+  const std::int64_t room = file.size() - kLengthBytes;
+  if (length > kMostHeader || static_cast<std::int64_t>(length) > room)
+    return std::min(file.size(), kBeginning);
+  return kLengthBytes + static_cast<std::int64_t>(length);
+}
+
+std::uint64_t header_hash(const InputFile& file) {
+  return hash_text(first_bytes(file, header_bytes(file)));
+}
+
+}  // namespace
+
+std::string this_host() {
+  std::array<char, 256> name{};
+  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "";
+}
+
+CheckpointFile describe_file(const InputFile& file) {
+  return {file.path(), file.identity(), header_hash(file)};
+}
+
+void require_same_file(const FileIdentity& now, const CheckpointFile& described) {
+  if (now == described.identity) return;
+  throw IoError(
+      fmt::format("{} changed after its header was read: it was replaced or written to; start again when "
+                  "nobody writes to it",
+                  described.path));
+}
+
+void adopt_local_files(Checkpoint& checkpoint) {
+  if (checkpoint.host == this_host()) return;
+  for (CheckpointFile& described : checkpoint.files) {
+    const InputFile file(described.path);
+    // One shared file system shows the same file everywhere: no need to open the others before they are read.
+    if (file.identity() == described.identity) return;
+    if (file.size() != described.identity.size || header_hash(file) != described.header_hash) {
+      throw IoError(fmt::format(
+          "{} is another file here than on {}, where its header was read; copy the same checkpoint "
+          "to every node, or use a file system that all of them share",
+          described.path, checkpoint.host));
+    }
+    described.identity = file.identity();
+  }
+}
+
+}  // namespace weightcast
