@@ -118,6 +118,8 @@ class BenchJob {
     const Plan& plan = session_->plan();
     const Catalog& catalog = model_.family->catalog();
     if (from_files()) {
+      require_equal_copies(options_, model_, 0, *readers_, {trainer, plan.topology.trainers},
+                           [&] { control_.poll(); });
       return std::make_unique<FileSource>(plan, catalog, model_.checkpoints.front(), model_.bindings.front(),
                                           *readers_);
     }

@@ -9,7 +9,10 @@
 #include "launch/tensor_copy.hpp"
 #include "launch/trainer_shards.hpp"
 #include "session/bound_reader.hpp"
+#include "session/team.hpp"
+#include "storage/hdf5_header.hpp"
 #include "storage/reader.hpp"
+#include "storage/writer.hpp"
 
 namespace weightcast {
 
@@ -33,17 +36,17 @@ void require_meaning(const Options& options) {
 
 /// Throws UsageError when the output would replace a file that is being read.
 void require_other_file(const std::string& output, const Checkpoint& checkpoint) {
-  for (const std::string& file : checkpoint.files) {
+  for (const CheckpointFile& file : checkpoint.files) {
     std::error_code error;
-    if (!std::filesystem::equivalent(output, file, error)) continue;
+    if (!std::filesystem::equivalent(output, file.path, error)) continue;
     throw UsageError(fmt::format("--output {}: is a file of the source; name another", output));
   }
 }
 
 /// Throws InputError for a file of a rank, which is no checkpoint.
 void require_whole(const Checkpoint& checkpoint) {
-  for (const std::string& file : checkpoint.files) {
-    if (file.ends_with(".safetensors")) continue;
+  for (const auto& [file, identity, hash] : checkpoint.files) {
+    if (!has_hdf5_signature(file)) continue;
     const Attributes attributes = read_attributes(file);
     const auto kind = attributes.find("kind");
     if (kind == attributes.end()) continue;
@@ -60,12 +63,18 @@ void require_whole(const Checkpoint& checkpoint) {
 
 /// From one container into the other, names as they are.
 void copy_as_it_is(const Options& options) {
-  const Checkpoint checkpoint = read_checkpoint(options.sources.front());
+  const Checkpoint checkpoint = read_source(options, options.sources.front());
   require_whole(checkpoint);
   require_other_file(options.output, checkpoint);
   const CheckpointReader reader(checkpoint);
   std::vector<DatasetSpec> specs;
   for (const StoredTensor& tensor : checkpoint.tensors) {
+    if (tensor.obstacle != nullptr && !tensor.obstacle->lost) {
+      throw InputError(
+          fmt::format("{}: tensor {} {}; with --to hf the model's own tensors alone are converted",
+                      checkpoint.path, tensor.name, tensor.obstacle->why));
+    }
+    checkpoint.require_readable(tensor);
     specs.push_back({tensor.name, tensor.dtype, tensor.shape});
   }
   write_checkpoint(options, version_of(options, checkpoint), load_config(options)->text(), specs,
@@ -81,6 +90,8 @@ void write_canonical(const Options& options) {
   const Catalog& catalog = model.family->catalog();
   const Checkpoint& checkpoint = model.checkpoints.front();
   require_other_file(options.output, checkpoint);
+  Team readers(1);
+  require_equal_copies(options, model, 0, readers, {}, [] {});
   const BoundReader source(catalog, checkpoint, model.bindings.front());
   write_checkpoint(options, version_of(options, checkpoint), model.config->text(), specs_of(catalog),
                    [&](std::size_t i, const Box& box, std::span<std::byte> to) {

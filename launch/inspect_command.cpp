@@ -8,9 +8,11 @@
 #include "kernels/digest.hpp"
 #include "launch/commands.hpp"
 #include "launch/job.hpp"
+#include "launch/model.hpp"
 #include "launch/tensor_copy.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
+#include "storage/hdf5_header.hpp"
 #include "storage/reader.hpp"
 #include "storage/writer.hpp"
 
@@ -32,8 +34,10 @@ std::uint64_t digest_of(const CheckpointReader& reader, const StoredTensor& tens
 
 /// What a shard file says of itself: rank, layout, quantiser, version.
 void print_attributes(const Checkpoint& checkpoint, nlohmann::ordered_json& json) {
-  if (checkpoint.files.size() != 1 || !checkpoint.files.front().ends_with(".h5")) return;
-  for (const auto& [name, value] : read_attributes(checkpoint.files.front())) {
+  const std::string& path = checkpoint.files.front().path;
+  if (checkpoint.path != path && checkpoint.files.size() != 1) return;
+  if (!has_hdf5_signature(path)) return;
+  for (const auto& [name, value] : read_attributes(path)) {
     const auto* text = std::get_if<std::string>(&value);
     // A whole config.json is no line.
     if (text != nullptr && text->find('\n') != std::string::npos) continue;
@@ -49,17 +53,28 @@ void print_attributes(const Checkpoint& checkpoint, nlohmann::ordered_json& json
 void run_inspect(const Options& options) {
   if (options.arguments.size() != 1) throw UsageError("inspect takes one PATH: weightcast inspect PATH");
   const std::string& path = options.arguments.front();
-  const Checkpoint checkpoint = read_checkpoint(path);
+  const Checkpoint checkpoint = read_source(options, path);
   const CheckpointReader reader(checkpoint);
   nlohmann::ordered_json json;
   json["weightcast"] = "inspect";
   json["path"] = path;
-  json["files"] = checkpoint.files;
+  auto& files = json["files"] = nlohmann::ordered_json::array();
+  for (const CheckpointFile& file : checkpoint.files) files.push_back(file.path);
   auto& list = json["tensors"] = nlohmann::ordered_json::array();
 
   Table table({"tensor", "dtype", "shape", "bytes", options.no_digests ? "" : "digest"});
   std::int64_t total = 0;
+  std::string obstacles;               // lines about tensors that cannot be read
+  const StoredTensor* lost = nullptr;  // the first whose bytes are not there
   for (const StoredTensor& tensor : checkpoint.tensors) {
+    if (tensor.obstacle != nullptr) {
+      const Obstacle& obstacle = *tensor.obstacle;
+      table.add({tensor.name, obstacle.form, "", "", options.no_digests ? "" : "not read"});
+      obstacles += fmt::format("# {} {}\n", tensor.name, obstacle.why);
+      if (lost == nullptr && obstacle.lost) lost = &tensor;
+      list.push_back({{"name", tensor.name}, {"form", obstacle.form}, {"not_read", obstacle.why}});
+      continue;
+    }
     const std::string digest = options.no_digests ? "" : fmt::format("{:016x}", digest_of(reader, tensor));
     table.add({tensor.name, std::string(dtype_name(tensor.dtype)), tensor.shape.to_string(),
                std::to_string(tensor.bytes()), digest});
@@ -79,8 +94,11 @@ void run_inspect(const Options& options) {
                   checkpoint.files.size(),
                   checkpoint.weight_version ? fmt::format(", version {}", *checkpoint.weight_version) : ""));
   print_attributes(checkpoint, json);
-  print_report(table.text());
+  print_report(table.text() + obstacles);
+  reader.require_unchanged();
   if (!options.json.empty()) write_text(options.json, json.dump(2) + "\n");
+  // Digests were asked for, and there is a tensor that has none.
+  if (lost != nullptr && !options.no_digests) checkpoint.require_readable(*lost);
 }
 
 }  // namespace weightcast

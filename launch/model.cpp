@@ -117,12 +117,22 @@ void set_vocabulary(const std::string& source, std::int64_t padded, TrainerLayou
   trainers.padded_vocabulary = padded;
 }
 
-void load_shards(const std::string& source, TrainerLayout& trainers, Model& model) {
+OtherFiles other_files_of(const Options& options) {
+  return options.external_data ? OtherFiles::kBelowFolder : OtherFiles::kRefused;
+}
+
+/// Raises each of the values to the other's.
+void raise(std::vector<std::int64_t>& values, const std::vector<std::int64_t>& others) {
+  std::ranges::transform(values, others, values.begin(),
+                         [](std::int64_t a, std::int64_t b) { return std::max(a, b); });
+}
+
+void load_shards(const Options& options, const std::string& source, TrainerLayout& trainers, Model& model) {
   std::vector<Checkpoint> shards;
   std::int64_t padded = 0;
   std::string id;
   for (std::int64_t rank = 0; rank < trainers.ranks(); ++rank) {
-    TrainerShard shard = read_trainer_shard(source, rank, trainers.to_string());
+    TrainerShard shard = read_trainer_shard(source, rank, trainers.to_string(), other_files_of(options));
     if (rank == 0) id = shard.id;
     shards.push_back(shard.checkpoint);
     require_same_origin(shard, shards.front().weight_version, id);
@@ -131,13 +141,17 @@ void load_shards(const std::string& source, TrainerLayout& trainers, Model& mode
   set_vocabulary(source, padded, trainers);
   const Catalog& catalog = model.family->catalog();
   std::vector<std::int64_t> known(catalog.size(), 0);
-  for (std::size_t rank = 0; rank < shards.size(); ++rank) {
-    const Binding binding =
-        bind_trainer(*model.family, trainers, static_cast<std::int64_t>(rank), shards[rank]);
-    const std::vector<std::int64_t> own = digests_of_small(catalog, shards[rank], binding);
-    require_equal_replicas(catalog, shards[rank].path, own, known);
-    std::transform(own.begin(), own.end(), known.begin(), known.begin(),
-                   [](std::int64_t a, std::int64_t b) { return std::max(a, b); });
+  std::vector<std::int64_t> known_tied(static_cast<std::size_t>(trainers.tp), 0);
+  for (std::size_t i = 0; i < shards.size(); ++i) {
+    const auto rank = static_cast<std::int64_t>(i);
+    const Binding binding = bind_trainer(*model.family, trainers, rank, shards[i]);
+    const std::vector<std::int64_t> own = digests_of_small(catalog, shards[i], binding);
+    require_equal_replicas(catalog, shards[i].path, own, known);
+    raise(known, own);
+    if (options.tied_head == "embedding") continue;
+    const std::vector<std::int64_t> tied = digests_of_tied(*model.family, trainers, rank, shards[i]);
+    require_equal_tied(shards[i].path, tied, known_tied);
+    raise(known_tied, tied);
   }
   JoinedTrainers joined = join_trainers(*model.family, trainers, shards);
   joined.checkpoint.path = source;
@@ -147,14 +161,15 @@ void load_shards(const std::string& source, TrainerLayout& trainers, Model& mode
 }
 
 /// This rank's part of a sharded source. Collective.
-void load_own_shard(Control& control, const std::string& source, Topology& topology, Model& model) {
+void load_own_shard(Control& control, const Options& options, const std::string& source, Topology& topology,
+                    Model& model) {
   TrainerLayout& trainers = *topology.trainer_layout;
   const auto rank = topology.trainer(control.rank());
   TrainerShard shard;
   std::array<std::int64_t, 3> common{0, 0, 0};  // rows of the vocabulary, and the first trainer's version
   control.together([&] {
     if (!rank) return;
-    shard = read_trainer_shard(source, *rank, trainers.to_string());
+    shard = read_trainer_shard(source, *rank, trainers.to_string(), other_files_of(options));
     common[0] = padded_vocabulary_of(trainers, shard.checkpoint);
     const auto& version = shard.checkpoint.weight_version;
     if (*rank == 0 && version) common = {common[0], 1, *version};
@@ -163,6 +178,7 @@ void load_own_shard(Control& control, const std::string& source, Topology& topol
   const std::string id = control.broadcast(shard.id);
   const Catalog& catalog = model.family->catalog();
   std::vector<std::int64_t> own(catalog.size(), 0);
+  std::vector<std::int64_t> own_tied(static_cast<std::size_t>(trainers.tp), 0);
   Binding binding;
   control.together([&] {
     const auto version = common[1] != 0 ? std::optional(common[2]) : std::nullopt;
@@ -171,13 +187,19 @@ void load_own_shard(Control& control, const std::string& source, Topology& topol
       require_same_origin(shard, version, id);
       binding = bind_trainer(*model.family, trainers, *rank, shard.checkpoint);
       own = digests_of_small(catalog, shard.checkpoint, binding);
+      if (options.tied_head == "refuse") {
+        own_tied = digests_of_tied(*model.family, trainers, *rank, shard.checkpoint);
+      }
     }
     shard.checkpoint.weight_version = version;
   });
   std::vector<std::int64_t> known = own;
+  std::vector<std::int64_t> known_tied = own_tied;
   control.maximum(std::span<std::int64_t>(known));
+  control.maximum(std::span<std::int64_t>(known_tied));
   control.together([&] {
     require_equal_replicas(catalog, shard.checkpoint.path, own, known);
+    require_equal_tied(shard.checkpoint.path, own_tied, known_tied);
     // From now on what the user named: the file is in `files`.
     shard.checkpoint.path = source;
     model.checkpoints.push_back(std::move(shard.checkpoint));
@@ -191,15 +213,26 @@ std::unique_ptr<ModelConfig> load_config(const Options& options) {
   return make_config(config_text(options), options);
 }
 
+Checkpoint read_source(const Options& options, const std::string& path) {
+  return read_checkpoint(path, other_files_of(options));
+}
+
+void require_equal_copies(const Options& options, const Model& model, std::size_t source, Team& readers,
+                          const WorkShare& share, const std::function<void()>& poll) {
+  if (options.tied_head == "embedding") return;
+  require_equal_copies(model.family->catalog(), model.checkpoints[source], model.bindings[source], readers,
+                       share, poll);
+}
+
 Model load_model(const Options& options, std::optional<TrainerLayout>& trainers) {
   Model model;
   model.config = load_config(options);
   model.family = make_family(*model.config);
   for (const std::string& source : options.sources) {
     if (is_sharded(source, trainers)) {
-      load_shards(source, *trainers, model);
+      load_shards(options, source, *trainers, model);
     } else {
-      model.checkpoints.push_back(read_checkpoint(source));
+      model.checkpoints.push_back(read_source(options, source));
       model.bindings.push_back(bind(*model.family, model.checkpoints.back()));
     }
   }
@@ -207,35 +240,40 @@ Model load_model(const Options& options, std::optional<TrainerLayout>& trainers)
 }
 
 Model load_model(Control& control, const Options& options, Topology& topology) {
-  // A thousand ranks that open the same headers would be a burden for a file system; one is none.
   std::pair<std::string, std::string> text;
-  std::vector<std::vector<std::byte>> headers(options.sources.size());  // empty: the trainers' shards
   control.together([&] {
     if (control.rank() != 0) return;
-    for (std::size_t i = 0; i < headers.size(); ++i) {
-      const std::string& source = options.sources[i];
-      if (!is_sharded(source, topology.trainer_layout)) headers[i] = serialize(read_checkpoint(source));
-    }
     text = config_text(options);
+    // A source that is not there is missed before the first update, not after it.
+    for (const std::string& source : options.sources) require_source(source);
   });
   text = {control.broadcast(text.first), control.broadcast(text.second)};
-  for (auto& header : headers) header = control.broadcast(std::move(header));
   Model model;
   control.together([&] {
     model.config = make_config(text, options);
     model.family = make_family(*model.config);
   });
-  for (std::size_t i = 0; i < headers.size(); ++i) {
-    if (headers[i].empty()) {
-      load_own_shard(control, options.sources[i], topology, model);
-      continue;
-    }
-    control.together([&] {
-      model.checkpoints.push_back(deserialize_checkpoint(headers[i]));
-      model.bindings.push_back(bind(*model.family, model.checkpoints.back()));
-    });
-  }
+  if (!options.sources.empty()) load_source(control, options, 0, topology, model);
   return model;
+}
+
+void load_source(Control& control, const Options& options, std::size_t number, Topology& topology,
+                 Model& model) {
+  const std::string& source = options.sources[number];
+  // A thousand ranks that open the same headers would be a burden for a file system; one is none.
+  std::vector<std::byte> headers;  // none: the trainers' shards
+  control.together([&] {
+    if (control.rank() != 0 || is_sharded(source, topology.trainer_layout)) return;
+    headers = serialize(read_source(options, source));
+  });
+  headers = control.broadcast(std::move(headers));
+  if (headers.empty()) return load_own_shard(control, options, source, topology, model);
+  control.together([&] {
+    Checkpoint checkpoint = deserialize_checkpoint(headers);
+    if (topology.trainer(control.rank())) adopt_local_files(checkpoint);
+    model.bindings.push_back(bind(*model.family, checkpoint));
+    model.checkpoints.push_back(std::move(checkpoint));
+  });
 }
 
 }  // namespace weightcast

@@ -1,7 +1,10 @@
 #pragma once
 
+#include <cstddef>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "launch/options.hpp"
@@ -9,6 +12,7 @@
 #include "plan/topology.hpp"
 #include "session/binding.hpp"
 #include "session/control.hpp"
+#include "session/copies.hpp"
 #include "storage/checkpoint.hpp"
 
 namespace weightcast {
@@ -30,8 +34,21 @@ std::unique_ptr<ModelConfig> load_config(const Options& options);
 /// vocabulary. Throws UsageError for shards without a layout.
 Model load_model(const Options& options, std::optional<TrainerLayout>& trainers);
 
-/// The same for a job: rank 0 reads a whole checkpoint's headers and broadcasts, every trainer reads those of
-/// its own shards. Collective.
+/// The same for a job, of the first source alone: rank 0 reads a whole checkpoint's headers and broadcasts,
+/// every trainer reads those of its own shards. Collective.
 Model load_model(Control& control, const Options& options, Topology& topology);
+
+/// Adds source `number` to the model, just before it is sent: what lies under its name may be replaced until
+/// then. Collective.
+void load_source(Control& control, const Options& options, std::size_t number, Topology& topology,
+                 Model& model);
+
+/// Reads the headers of a checkpoint as the options allow.
+Checkpoint read_source(const Options& options, const std::string& path);
+
+/// Compares what a source keeps beside the model's tensors and must equal them (session/copies.hpp), unless
+/// `--tied-head` says otherwise.
+void require_equal_copies(const Options& options, const Model& model, std::size_t source, Team& readers,
+                          const WorkShare& share, const std::function<void()>& poll);
 
 }  // namespace weightcast

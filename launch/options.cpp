@@ -81,7 +81,7 @@ struct OptionInfo {
   unsigned commands;
 };
 
-constexpr std::array<OptionInfo, 44> kOptions{{
+constexpr std::array<OptionInfo, 46> kOptions{{
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors "
@@ -89,6 +89,15 @@ constexpr std::array<OptionInfo, 44> kOptions{{
      kJobs | kVerify | kConvert | kPlan},
     {"model", "CONFIG_JSON",
      "the model's config.json, or its folder (default: beside the source, if there is one)", kAll},
+    {"external-data", nullptr,
+     "HDF5 sources may have data in other files (external storage, links, virtual datasets) below their "
+     "folder",
+     kJobs | kPlan | kInspect | kVerify | kConvert},
+    {"tied-head", "WHAT",
+     "a stored head that differs from the embedding it is tied to: refuse (default), or embedding: the head "
+     "is "
+     "dropped, as engines do",
+     kJobs | kVerify | kConvert | kPlan},
     {"layers", "N", "the same model with N layers", kPlan | kBench | kSynth},
     {"trainers", "N", "the first N ranks are trainers (default 1)", kJobs | kPlan},
     {"colocate", nullptr, "every rank is trainer and inference rank", kJobs | kPlan},
@@ -464,6 +473,8 @@ Options take(const Values& values, std::string command, const po::variables_map&
   }
   if (map.count("source") != 0) options.sources = map["source"].as<std::vector<std::string>>();
   options.model = values.text("model", "");
+  options.external_data = values.flag("external-data");
+  options.tied_head = values.choice("tied-head", {"refuse", "embedding"});
   if (values.has("layers")) options.layers = values.integer("layers", 0, 1, 100'000);
   options.trainers = values.integer("trainers", 1, 1, 1 << 20);
   options.colocate = values.flag("colocate");
@@ -556,7 +567,8 @@ std::uint64_t hash_options(const Options& options) {
   for (const std::string* text :
        {&options.command, &options.model, &options.inference, &options.moe_layout, &options.quantize,
         &options.quantize_at, &options.activation_scales, &options.fan_out, &options.transport, &options.sink,
-        &options.source_split, &options.trace, &options.trainer_order, &options.trainer_names}) {
+        &options.source_split, &options.trace, &options.trainer_order, &options.trainer_names,
+        &options.tied_head}) {
     hasher.add(std::string_view(*text));
   }
   for (const auto* text : {&options.alloc, &options.trainer_alloc, &options.inference_alloc}) {
@@ -565,7 +577,7 @@ std::uint64_t hash_options(const Options& options) {
   hasher.add(options.layers.value_or(0)).add(options.trainers).add(options.colocate).add(options.bucket_size);
   hasher.add(options.buffers).add(options.weight_version).add(options.has_weight_version);
   hasher.add(options.no_verify).add(options.timeout).add(options.iterations).add(options.min_achieved);
-  hasher.add(options.blocks).add(options.layouts).add(options.stage_layers.size());
+  hasher.add(options.external_data).add(options.blocks).add(options.layouts).add(options.stage_layers.size());
   for (const std::int64_t layers : options.stage_layers) hasher.add(layers);
   return hasher.digest();
 }

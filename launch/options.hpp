@@ -17,6 +17,8 @@ struct Options {
 
   std::vector<std::string> sources;
   std::string model;
+  bool external_data = false;
+  std::string tied_head = "refuse";
   std::optional<std::int64_t> layers;
   std::int64_t trainers = 1;
   bool colocate = false;

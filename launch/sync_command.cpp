@@ -80,24 +80,23 @@ class SyncJob {
  private:
   void open() {
     const auto start = Clock::now();
-    Topology topology;
     std::optional<std::string> directory;
     control_.together([&] {
       if (options_.sources.empty()) throw UsageError("--source PATH is needed, once for each update");
       directory = sink_directory(options_.sink);
-      topology = topology_of(options_);
-      require_world_size(topology, control_.size());
+      topology_ = topology_of(options_);
+      require_world_size(topology_, control_.size());
     });
     const Placement placement = choose_placement(control_, options_.transport);
-    model_ = load_model(control_, options_, topology);
+    model_ = load_model(control_, options_, topology_);
     SessionOptions session_options;
     session_options.wire = placement.wire;
-    session_.emplace(control_, *model_.family, topology, limits_of(options_), session_options);
-    const bool trainer = topology.trainer(control_.rank()).has_value();
+    session_.emplace(control_, *model_.family, topology_, limits_of(options_), session_options);
+    const bool trainer = topology_.trainer(control_.rank()).has_value();
     const int reading = file_threads(control_, trainer);
     readers_.emplace(trainer && options_.read_threads > 0 ? static_cast<int>(options_.read_threads)
                                                           : reading);
-    writers_.emplace(file_threads(control_, topology.inference_rank(control_.rank()).has_value()));
+    writers_.emplace(file_threads(control_, topology_.inference_rank(control_.rank()).has_value()));
     if (directory) sink_.emplace(control_, *session_, *writers_, *directory);
     if (!options_.trace.empty()) trace_.emplace(control_, *session_, options_.trace);
     report_ = describe_job(control_, options_, model_, *session_, placement, seconds_since(start));
@@ -105,18 +104,23 @@ class SyncJob {
   }
 
   void update(std::size_t number) {
-    const Checkpoint& checkpoint = model_.checkpoints[number];
-    const Binding& binding = model_.bindings[number];
     const std::int64_t version = version_of(options_, model_.checkpoints, number);
     std::optional<FileSource> source;
     control_.begin_phase("update to version", version);
+    // Not earlier: what lies under the source's name may be replaced until now.
+    if (number > 0) load_source(control_, options_, number, topology_, model_);
+    const Checkpoint& checkpoint = model_.checkpoints[number];
+    const Binding& binding = model_.bindings[number];
     control_.together([&] {
       if (const int signal = soft_stop_signal(); signal != 0) {
         throw StoppedError(
             fmt::format("stopped by {} before the update to version {}; {} of {} updates are done",
                         signal_name(signal), version, number, options_.sources.size()));
       }
-      if (!session_->plan().topology.trainer(control_.rank())) return;
+      const auto trainer = topology_.trainer(control_.rank());
+      if (!trainer) return;
+      require_equal_copies(options_, model_, number, *readers_, {*trainer, topology_.trainers},
+                           [&] { control_.poll(); });
       source.emplace(session_->plan(), model_.family->catalog(), checkpoint, binding, *readers_);
     });
     if (control_.rank() == 0 && binding.cast_tensors > 0) log_note(checkpoint.path + ": " + binding.note());
@@ -148,6 +152,7 @@ class SyncJob {
   Control& control_;
   const Options& options_;
   Progress progress_;
+  Topology topology_;
   Model model_;
   std::optional<Session> session_;
   std::optional<Team> readers_;

@@ -17,6 +17,7 @@
 #include "model/stored_quantization.hpp"
 #include "report/log.hpp"
 #include "session/bound_reader.hpp"
+#include "session/team.hpp"
 #include "storage/reader.hpp"
 #include "storage/writer.hpp"
 
@@ -180,6 +181,7 @@ class ShardVerifier {
       throw InputError(fmt::format("{}: holds {} datasets but the model has {} parameters on this rank",
                                    shard_.path, file_.tensors.size(), parameters.size()));
     }
+    reader_.require_unchanged();
     return bytes;
   }
 
@@ -313,6 +315,8 @@ void run_verify(const Options& options) {
                     directory, quantizer_name(*layout.quantizer), options.sources.front(),
                     quantizer_name(stored->quantizer())));
   }
+  Team readers(1);
+  require_equal_copies(options, model, 0, readers, {}, [] {});
   BoundReader source(model.family->catalog(), model.checkpoints.front(), model.bindings.front());
   PlaneReader planes(model.family->catalog(), source, layout.quantizer);
   std::int64_t bytes = 0;
@@ -327,6 +331,7 @@ void run_verify(const Options& options) {
     planes.add(parameters);
     bytes += ShardVerifier(model, shard, planes).verify(parameters);
   }
+  source.require_unchanged();
   print_report(fmt::format("{}: {} shards of version {} hold {}{} exactly, {} compared\n", directory,
                            shards.size(), version, options.sources.front(),
                            layout.quantizer ? " quantised to " + quantizer_name(*layout.quantizer) : "",

@@ -8,6 +8,7 @@
 
 #include "core/error.hpp"
 #include "core/units.hpp"
+#include "model/stored_names.hpp"
 
 namespace weightcast {
 
@@ -92,22 +93,21 @@ void MegatronParallel::add_expert(const std::string& at, std::int64_t number, co
 
 UnwrappedName unwrap_name(std::string_view stored) {
   constexpr std::string_view kChunk = "vp_stages.";
+  constexpr std::string_view kLanguage = "language_model.";
+  const std::string plain = without_wrappers(stored);
+  std::string_view name = plain;
   UnwrappedName result;
   for (bool stripped = true; stripped;) {
-    stripped = false;
-    for (const std::string_view wrapper : {"module.", "language_model."}) {
-      if (!stored.starts_with(wrapper)) continue;
-      stored.remove_prefix(wrapper.size());
-      stripped = true;
-    }
-    const std::size_t dot = stored.starts_with(kChunk) ? stored.find('.', kChunk.size()) : stored.npos;
-    if (dot != stored.npos && result.chunk.empty()) {
-      result.chunk = stored.substr(0, dot + 1);
-      stored.remove_prefix(dot + 1);
+    stripped = name.starts_with(kLanguage);
+    if (stripped) name.remove_prefix(kLanguage.size());
+    const std::size_t dot = name.starts_with(kChunk) ? name.find('.', kChunk.size()) : std::string_view::npos;
+    if (dot != std::string_view::npos && result.chunk.empty()) {
+      result.chunk = name.substr(0, dot + 1);
+      name.remove_prefix(dot + 1);
       stripped = true;
     }
   }
-  result.name = stored;
+  result.name = name;
   return result;
 }
 
@@ -133,7 +133,8 @@ std::string trainer_refusal(std::string_view unwrapped) {
       {".self_attention.in_proj.", "natively sharded linear attention is not read"},
       {".self_attention.conv1d.", "natively sharded linear attention is not read"},
       {".mlp.router.expert_bias",
-       "the model of this config.json has no bias of experts; is it the right one?"},
+       "the model of this config.json has no expert bias; name the config.json of the model that was "
+       "trained"},
   }};
   const auto* const found = std::find_if(kForms.begin(), kForms.end(), [&](const Form& form) {
     return unwrapped.find(form.part) != std::string_view::npos;

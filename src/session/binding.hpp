@@ -28,11 +28,19 @@ struct Bound {
   std::int64_t col = 0;
 };
 
+/// A stored tensor that the model does not need because it must repeat one of its tensors: the head of a
+/// model whose head is tied to its embedding.
+struct Copy {
+  std::uint32_t stored = 0;
+  std::uint32_t tensor = 0;
+};
+
 /// A checkpoint, or what a trainer rank holds, seen as a model.
 struct Binding {
   std::vector<Bound> bounds;          ///< by tensor; those of one tensor do not overlap
   std::vector<std::uint32_t> starts;  ///< of each catalog tensor's bounds, and one behind the last
   std::int64_t cast_tensors = 0;      ///< that are rounded
+  std::vector<Copy> copies;           ///< of a whole checkpoint
 
   std::span<const Bound> of(std::uint32_t tensor) const {
     return std::span(bounds).subspan(starts[tensor], starts[tensor + 1] - starts[tensor]);
@@ -47,9 +55,11 @@ struct Binding {
 /// other conversion.
 Cast cast_for(const std::string& path, const StoredTensor& stored, DType wanted);
 
-/// Finds every tensor of the model in the checkpoint, under its own name or in another stored form. Throws
-/// InputError naming checkpoint and tensor for one that is missing, not part of the model, of the wrong
-/// shape, or of a dtype that is not the model's (float32 for a bfloat16 model is cast; nothing else is).
+/// Finds every tensor of the model in the checkpoint, under its own name (model/stored_names.hpp) or in
+/// another stored form. Throws InputError naming checkpoint and tensor for one that is missing, there twice,
+/// not part of the model, of the wrong shape, or of a dtype that is not the model's (float32 for a bfloat16
+/// model is cast; nothing else is). A tensor that cannot be read is left out where the model does not need
+/// it.
 Binding bind(const Family& family, const Checkpoint& checkpoint);
 
 }  // namespace weightcast

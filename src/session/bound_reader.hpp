@@ -30,6 +30,9 @@ class BoundReader {
   /// Fills `parts`, one after the other, from a place that `locate` has found on.
   void read(const FilePlace& place, std::span<const ReadPart> parts) const { reader_.read(place, parts); }
 
+  /// As CheckpointReader's.
+  void require_unchanged() const { reader_.require_unchanged(); }
+
   /// Whether parts of a box cost no more than the whole. Not where a chunk would be decompressed for each.
   bool divisible(std::uint32_t tensor) const;
 

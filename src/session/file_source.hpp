@@ -30,6 +30,7 @@ class FileSource final : public Source {
                     const std::function<void()>& poll) override;
   void begin(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
   void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
+  void require_unchanged() const override { reader_.require_unchanged(); }
   void drop() override { begun_.clear(); }
   std::byte* in_place(std::uint32_t /*segment*/) const override { return nullptr; }
 

@@ -190,6 +190,7 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   // Each segment has one root; all others have added zero.
   if (verify) control_.sum(expected_);
   control_.together([&] {
+    if (source != nullptr) source->require_unchanged();
     if (verify) verify_written();
   });
   const double seconds = seconds_since(start);

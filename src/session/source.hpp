@@ -36,6 +36,10 @@ class Source {
   /// knows. When it throws, buckets that were begun are dropped.
   virtual void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) = 0;
 
+  /// Throws IoError when the weights may have changed while they were packed, after the last `pack` of an
+  /// update.
+  virtual void require_unchanged() const {}
+
   /// Forgets buckets that were begun and not packed; returns when nothing writes to their staging any more.
   virtual void drop() {}
 

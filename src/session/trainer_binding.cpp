@@ -56,16 +56,21 @@ class ShardNames {
     return result;
   }
 
-  /// A tensor that nobody has asked for and why it may be there, as a sentence; empty when there is none.
-  std::string left_over() const {
-    std::string text;
+  /// A tensor that nobody has asked for, and why it may be there, if that is known.
+  struct LeftOver {
+    std::string tensor;
+    std::string why;
+  };
+  std::optional<LeftOver> left_over() const {
+    std::optional<LeftOver> found;
     for (std::size_t i = 0; i < used_.size(); ++i) {
       const StoredTensor& tensor = shard_.tensors[i];
-      if (used_[i] || (!text.empty() && unexpected_forms_[i].empty())) continue;
-      text = fmt::format("tensor {} {}", tensor.name, tensor.shape.to_string());
-      if (!unexpected_forms_[i].empty()) return fmt::format("{}: {}", text, unexpected_forms_[i]);
+      if (used_[i] || tensor.obstacle != nullptr || (found && unexpected_forms_[i].empty())) continue;
+      found =
+          LeftOver{fmt::format("tensor {} {}", tensor.name, tensor.shape.to_string()), unexpected_forms_[i]};
+      if (!found->why.empty()) return found;
     }
-    return text;
+    return found;
   }
 
  private:
@@ -94,16 +99,18 @@ class BoundsByTensor {
     std::vector<std::optional<std::uint32_t>> numbers;
     std::transform(held.begin(), held.end(), std::back_inserter(numbers),
                    [&](const TrainerTensor& tensor) { return names.take(tensor); });
-    const std::string left_over = names.left_over();
+    const std::optional<ShardNames::LeftOver> left_over = names.left_over();
     for (std::size_t i = 0; i < held.size(); ++i) {
       const TrainerTensor& tensor = held[i];
       if (tensor.copy) continue;
       if (!numbers[i]) {
         throw InputError(fmt::format("{}: tensor {} {} is missing, which {} holds{}; {}", shard.path,
                                      tensor.held.name, tensor.held.shape.to_string(), describe(layout, rank),
-                                     left_over.empty() ? "" : ", and there is " + left_over, kAsk));
+                                     left_over ? ", and there is " + left_over->tensor : "",
+                                     left_over && !left_over->why.empty() ? left_over->why : kAsk));
       }
       const StoredTensor& stored = shard.tensors[*numbers[i]];
+      shard.require_readable(stored);
       if (stored.shape != tensor.held.shape) {
         throw InputError(fmt::format("{}: tensor {} has shape {} but {} holds {}; {}", shard.path,
                                      stored.name, stored.shape.to_string(), describe(layout, rank),
@@ -116,9 +123,9 @@ class BoundsByTensor {
         add(part.tensor, {first + *numbers[i], cast, part.box, place.row, place.col});
       }
     }
-    if (!left_over.empty()) {
-      throw InputError(fmt::format("{}: {} is not part of what {} holds; {}", shard.path, left_over,
-                                   describe(layout, rank), kAsk));
+    if (left_over) {
+      throw InputError(fmt::format("{}: {} is not part of what {} holds; {}", shard.path, left_over->tensor,
+                                   describe(layout, rank), left_over->why.empty() ? kAsk : left_over->why));
     }
   }
 
@@ -154,6 +161,36 @@ class BoundsByTensor {
   std::int64_t cast_tensors_ = 0;
 };
 
+/// A digest of a box of a tensor, read in pieces. Positive, so that the maximum over ranks is that of one
+/// that holds the tensor.
+std::int64_t positive_digest(const Tensor& tensor, std::uint32_t number, const Box& box,
+                             const BoundReader& reader) {
+  constexpr std::int64_t kPieceBytes = std::int64_t{4} << 20;
+  const std::int64_t element = dtype_bytes(tensor.dtype);
+  const std::int64_t row_bytes = std::max<std::int64_t>(1, box.cols * element);
+  const std::int64_t each =
+      std::clamp<std::int64_t>(kPieceBytes / row_bytes, 1, std::max<std::int64_t>(1, box.rows));
+  std::vector<std::byte> bytes(static_cast<std::size_t>(each * row_bytes));
+  std::uint64_t digest = 0;
+  for (std::int64_t row = 0; row < box.rows; row += each) {
+    const Box piece{box.row + row, std::min(each, box.rows - row), box.col, box.cols};
+    reader.read(number, piece, bytes.data());
+    digest += digest_box(bytes.data(), box.cols * element, piece, element, hash_text(tensor.name));
+  }
+  return static_cast<std::int64_t>(digest >> 1 | 1);
+}
+
+bool differ(std::int64_t own, std::int64_t other) {
+  return own != 0 && other != 0 && own != other;
+}
+
+[[noreturn]] void throw_unequal(const std::string& path, const std::string& tensor) {
+  throw InputError(fmt::format(
+      "{}: does not hold the same {} as another trainer's shard; are they of different steps? write "
+      "the shards again",
+      path, tensor));
+}
+
 }  // namespace
 
 std::int64_t padded_vocabulary_of(const TrainerLayout& layout, const Checkpoint& shard) {
@@ -175,18 +212,52 @@ std::vector<std::int64_t> digests_of_small(const Catalog& catalog, const Checkpo
                                            const Binding& binding) {
   constexpr std::int64_t kSmallBytes = std::int64_t{64} << 10;
   const BoundReader reader(catalog, shard, binding);
-  std::vector<std::byte> bytes(kSmallBytes);
   std::vector<std::int64_t> digests(catalog.size(), 0);
   for (std::uint32_t number = 0; number < catalog.size(); ++number) {
     const Tensor& tensor = catalog[number];
     const Box whole = Box::whole(tensor.shape);
     const std::span<const Bound> bounds = binding.of(number);
     if (tensor.bytes() > kSmallBytes || bounds.size() != 1 || bounds.front().box != whole) continue;
-    reader.read(number, whole, bytes.data());
-    const std::int64_t element = dtype_bytes(tensor.dtype);
-    // Positive, so that the maximum over ranks is that of one that holds the tensor.
-    digests[number] = static_cast<std::int64_t>(
-        digest_box(bytes.data(), whole.cols * element, whole, element, hash_text(tensor.name)) >> 1 | 1);
+    digests[number] = positive_digest(tensor, number, whole, reader);
+  }
+  return digests;
+}
+
+std::vector<std::int64_t> digests_of_tied(const Family& family, const TrainerLayout& layout,
+                                          std::int64_t rank, const Checkpoint& shard) {
+  std::vector<std::int64_t> digests(static_cast<std::size_t>(layout.tp), 0);
+  const std::vector<TrainerTensor> held = trainer_tensors(family, layout, rank);
+  // The last rank is of the last stage, which keeps the copy where there is one.
+  const std::vector<TrainerTensor> last = trainer_tensors(family, layout, layout.ranks() - 1);
+  const auto copy = std::ranges::find_if(last, &TrainerTensor::copy);
+  if (copy == last.end() || copy->held.parts.empty()) return digests;
+  const Tensor& original = family.catalog()[copy->held.parts.front().tensor];
+  Catalog alone;
+  alone.add(original.name, original.dtype, original.shape);
+  ShardNames names(layout, shard);
+  for (const TrainerTensor& tensor : held) {
+    for (const Part& part : tensor.held.parts) {
+      if (family.catalog()[part.tensor].name != original.name) continue;
+      const auto number = names.take(tensor);
+      if (!number) continue;
+      const StoredTensor& stored = shard.tensors[*number];
+      shard.require_readable(stored);
+      if (stored.shape != tensor.held.shape) {
+        throw InputError(fmt::format("{}: tensor {} has shape {} but {} holds {}; {}", shard.path,
+                                     stored.name, stored.shape.to_string(), describe(layout, rank),
+                                     tensor.held.shape.to_string(), kAsk));
+      }
+      const Box place = place_in(tensor.held, part, part.box);
+      Binding binding;
+      binding.bounds.push_back(
+          {*number, cast_for(shard.path, stored, tensor.held.dtype), part.box, place.row, place.col});
+      binding.starts = {0, 1};
+      const std::int64_t digest = positive_digest(original, 0, part.box, BoundReader(alone, shard, binding));
+      std::int64_t& slot = digests[static_cast<std::size_t>(trainer_rank(layout, rank).tp)];
+      // A stage that has both must have the same, too.
+      if (differ(slot, digest)) require_equal_tied(shard.path, {slot}, {digest});
+      slot = digest;
+    }
   }
   return digests;
 }
@@ -194,11 +265,19 @@ std::vector<std::int64_t> digests_of_small(const Catalog& catalog, const Checkpo
 void require_equal_replicas(const Catalog& catalog, const std::string& path,
                             const std::vector<std::int64_t>& own, const std::vector<std::int64_t>& others) {
   for (std::uint32_t number = 0; number < catalog.size(); ++number) {
-    if (own[number] == 0 || others[number] == 0 || own[number] == others[number]) continue;
+    if (differ(own[number], others[number])) throw_unequal(path, catalog[number].name);
+  }
+}
+
+void require_equal_tied(const std::string& path, const std::vector<std::int64_t>& own,
+                        const std::vector<std::int64_t>& others) {
+  for (std::size_t tp = 0; tp < own.size(); ++tp) {
+    if (!differ(own[tp], others[tp])) continue;
     throw InputError(fmt::format(
-        "{}: does not hold the same {} as another trainer's shard; are they of different steps? write "
-        "the shards again",
-        path, catalog[number].name));
+        "{}: the embedding of the first stage and the output layer of the last differ on tensor-parallel "
+        "rank {}, though config.json ties them (tie_word_embeddings); set it to false, write the shards "
+        "again, or keep the embedding with --tied-head embedding",
+        path, tp));
   }
 }
 

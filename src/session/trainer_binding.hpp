@@ -31,6 +31,16 @@ std::vector<std::int64_t> digests_of_small(const Catalog& catalog, const Checkpo
 void require_equal_replicas(const Catalog& catalog, const std::string& path,
                             const std::vector<std::int64_t>& own, const std::vector<std::int64_t>& others);
 
+/// Of a model whose head is tied to its embedding, in several stages: a digest of what the shard holds of the
+/// embedding or of the last stage's copy of it, by tensor-parallel rank; 0 where it holds neither. Padding
+/// does not count. Throws InputError as bind_trainer does.
+std::vector<std::int64_t> digests_of_tied(const Family& family, const TrainerLayout& layout,
+                                          std::int64_t rank, const Checkpoint& shard);
+
+/// Throws InputError naming the shard where it holds another embedding than `others` say.
+void require_equal_tied(const std::string& path, const std::vector<std::int64_t>& own,
+                        const std::vector<std::int64_t>& others);
+
 /// The shards of all trainers, in rank order, as one checkpoint and what it has of the model. Of replicas the
 /// first is taken.
 struct JoinedTrainers {

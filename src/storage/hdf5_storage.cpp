@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -98,8 +99,9 @@ class Placement {
       const auto extent = static_cast<hsize_t>(tensor_.shape[i]);
       expected *= extent / chunk.at(i) + (extent % chunk.at(i) != 0 ? 1 : 0);
     }
+    const Hdf5Space space(WEIGHTCAST_HDF5(H5Dget_space(found_.dataset), subject()));
     hsize_t written = 0;
-    WEIGHTCAST_HDF5(H5Dget_num_chunks(found_.dataset, H5S_ALL, &written), subject());
+    WEIGHTCAST_HDF5(H5Dget_num_chunks(found_.dataset, space.get(), &written), subject());
     if (written == 0) return "was created and never written";
     if (written < expected)
       return fmt::format("was written only in part: {} of {} chunks are there", written, expected);
@@ -197,7 +199,7 @@ class Placement {
         describe_dataset(source.get(), fmt::format("{}: dataset '{}'", file.input.path(), name));
     if (form.tensor.obstacle != nullptr || form.tensor.dtype != tensor_.dtype)
       return what + " has another type";
-    if (!within(source, i)) return what + " is smaller than what is taken from it";
+    if (!within(source, i)) return what + " has not the shape that is taken from it";
     place_dataset({source.get(), file, number, fmt::format("{}: dataset '{}'", file.input.path(), name),
                    found_.level + 1},
                   checkpoint_, other_files_, form);
@@ -208,14 +210,21 @@ class Placement {
   /// Whether a source has all that its mapping takes from it.
   bool within(const Hdf5Dataset& source, std::size_t i) const {
     const Hdf5Space taken(WEIGHTCAST_HDF5(H5Pget_virtual_srcspace(creation_.get(), i), subject()));
+    const Hdf5Space given(WEIGHTCAST_HDF5(H5Pget_virtual_vspace(creation_.get(), i), subject()));
     const Hdf5Space there(WEIGHTCAST_HDF5(H5Dget_space(source.get()), subject()));
+    if (H5Sget_select_type(taken.get()) == H5S_SEL_ALL) {
+      // The extent that the file gives for all of a source is none.
+      return H5Sget_simple_extent_npoints(there.get()) == H5Sget_select_npoints(given.get());
+    }
     const int dims = H5Sget_simple_extent_ndims(there.get());
     std::array<hsize_t, H5S_MAX_RANK> extents{};
     std::array<hsize_t, H5S_MAX_RANK> first{};
     std::array<hsize_t, H5S_MAX_RANK> last{};
     H5Sget_simple_extent_dims(there.get(), extents.data(), nullptr);
-    // All of it means all that it had when the mapping was made; an unlimited selection has no bounds.
-    if (H5Sget_simple_extent_ndims(taken.get()) != dims ||
+    // An unlimited selection has no bounds.
+    if (H5Sget_select_type(taken.get()) != H5S_SEL_HYPERSLABS ||
+        H5Sget_simple_extent_ndims(taken.get()) != dims ||
+        H5Sget_select_npoints(taken.get()) != H5Sget_select_npoints(given.get()) ||
         H5Sget_select_bounds(taken.get(), first.data(), last.data()) < 0) {
       return false;
     }
@@ -237,6 +246,10 @@ class Placement {
 
 std::optional<std::string> find_other_file(const std::string& path, const std::string& name,
                                            OtherFiles other_files, std::string& found) {
+  std::error_code ignored;
+  if (!std::filesystem::exists(std::filesystem::path(directory_of(path)) / name, ignored)) {
+    return fmt::format("has its data in {}, which is not there; copy it beside {}", name, path);
+  }
   if (other_files == OtherFiles::kRefused) {
     return fmt::format(
         "has its data in another file ({}), which a file from elsewhere could choose freely; add "

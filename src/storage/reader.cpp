@@ -140,6 +140,7 @@ CheckpointReader::~CheckpointReader() {
 }
 
 void CheckpointReader::read(const StoredTensor& tensor, const Box& box, std::span<std::byte> to) const {
+  files_->checkpoint->require_readable(tensor);
   const bool sound = box.row >= 0 && box.rows >= 0 && box.col >= 0 && box.cols >= 0;
   if (!sound || !Box::whole(tensor.shape).contains(box)) {
     throw InternalError(fmt::format("{} of tensor '{}' asked for, whose shape is {}", box.to_string(),
@@ -154,7 +155,6 @@ void CheckpointReader::read(const StoredTensor& tensor, const Box& box, std::spa
     throw InternalError(
         fmt::format("tensor '{}' is in file {} of {}", tensor.name, tensor.file, files_->entries.size()));
   }
-  files_->checkpoint->require_readable(tensor);
   if (bytes == 0) return;
   if (tensor.offset == StoredTensor::kThroughLibrary) {
     files_->read_slab(tensor, box, to);

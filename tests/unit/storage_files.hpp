@@ -61,6 +61,13 @@ inline std::vector<std::string> names_in(const std::string& directory) {
   return names;
 }
 
+/// The data files of a checkpoint.
+inline std::vector<std::string> paths_of(const Checkpoint& checkpoint) {
+  std::vector<std::string> paths;
+  for (const CheckpointFile& file : checkpoint.files) paths.push_back(file.path);
+  return paths;
+}
+
 /// The bytes of a safetensors file with that header and so many bytes of data.
 inline std::string safetensors_bytes(std::string_view header, std::size_t data_bytes) {
   const std::uint64_t length = header.size();

@@ -78,7 +78,8 @@ TEST_F(StorageReject, HeadersThatDoNotFit) {
 
 TEST_F(StorageReject, HeadersThatAreNoJson) {
   EXPECT_TRUE(has(refused_header("{\"a\":", 0), {"x.safetensors", "not JSON"}));
-  EXPECT_TRUE(has(refused_header("", 0), {"x.safetensors", "not JSON"}));
+  EXPECT_TRUE(has(refused_header("", 0), {"x.safetensors", "zeros"}));
+  EXPECT_TRUE(has(refused_header("", 8), {"x.safetensors", "header is empty"}));
   EXPECT_TRUE(has(refused_header("\n\n{\"\xff\": 1}", 0), {"x.safetensors", "not JSON"}));
   EXPECT_TRUE(has(refused_header("[1]", 0), {"x.safetensors", "no JSON object"}));
   EXPECT_TRUE(has(refused_header(R"({"w":1})", 0), {"x.safetensors", "'w'"}));
@@ -127,7 +128,9 @@ TEST_F(StorageReject, TensorsThatContradictThemselves) {
   expect(R"("dtype":"F32","shape":[24],"data_offsets":[0,100])", "F32 [24] takes 96 bytes");
   expect(R"("dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,100])", "too many bytes");
   expect(R"("dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,100])", "shape");
-  expect(R"("dtype":"F32","shape":[1,1,1,1,25],"data_offsets":[0,100])", "5 dimensions");
+  expect(R"("dtype":"F32","shape":[1,1,1,1,24],"data_offsets":[0,100])", "takes 96 bytes");
+  expect(R"("dtype":"F6_E2M3","shape":[133],"data_offsets":[0,100])", "F6_E2M3 [133] takes 99 bytes");
+  expect(R"("dtype":"C64","shape":[4611686018427387904,4],"data_offsets":[0,100])", "too many bytes");
   expect(R"("dtype":"F4","shape":[201],"data_offsets":[0,100])", "even");
 }
 
@@ -175,16 +178,17 @@ TEST_F(StorageReject, IndexesThatAreWrong) {
   EXPECT_TRUE(has(refused_index(R"({"weight_map":{"v":"a.safetensors","w":"b.safetensors"}})"),
                   {kName, "'v'", "a.safetensors"}));
   put_file(dir_ / "model.safetensors.index.json", R"({"weight_map":{"v":"b.safetensors"}})");
-  EXPECT_EQ(read_checkpoint(dir_.string()).files, std::vector<std::string>{dir_ / "b.safetensors"});
+  EXPECT_EQ(paths_of(read_checkpoint(dir_.string())), std::vector<std::string>{dir_ / "b.safetensors"});
 }
 
-TEST_F(StorageReject, FilesThatShrinkAfterwards) {
+TEST_F(StorageReject, FilesThatShrinkWhileTheyAreRead) {
   const std::string bytes =
       safetensors_bytes(R"({"layer.w":{"dtype":"U8","shape":[100],"data_offsets":[0,100]}})", 100);
   put_file(dir_ / "x.safetensors", bytes);
   const Checkpoint checkpoint = read_checkpoint(dir_ / "x.safetensors");
-  fs::resize_file(dir_ / "x.safetensors", bytes.size() - 10);
   const CheckpointReader reader(checkpoint);
+  read_whole(reader, checkpoint.tensors.front());
+  fs::resize_file(dir_ / "x.safetensors", bytes.size() - 10);
   EXPECT_TRUE(has(message_of<IoError>([&] { read_whole(reader, checkpoint.tensors.front()); }),
                   {dir_ / "x.safetensors", "layer.w", "10 bytes"}));
   // Of several parts the one that is cut short.
@@ -196,9 +200,14 @@ TEST_F(StorageReject, FilesThatShrinkAfterwards) {
                     reader.read(FilePlace{0, checkpoint.tensors.front().offset + 10}, parts);
                   }),
                   {dir_ / "x.safetensors", "5 bytes", "the second"}));
-  fs::remove(dir_ / "x.safetensors");
+  EXPECT_TRUE(
+      has(message_of<IoError>([&] { reader.require_unchanged(); }), {dir_ / "x.safetensors", "changed"}));
   const CheckpointReader late(checkpoint);
   EXPECT_TRUE(has(message_of<IoError>([&] { read_whole(late, checkpoint.tensors.front()); }),
+                  {dir_ / "x.safetensors", "changed"}));
+  fs::remove(dir_ / "x.safetensors");
+  const CheckpointReader latest(checkpoint);
+  EXPECT_TRUE(has(message_of<IoError>([&] { read_whole(latest, checkpoint.tensors.front()); }),
                   {dir_ / "x.safetensors", "No such file"}));
 }
 

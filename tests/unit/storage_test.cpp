@@ -21,7 +21,7 @@ constexpr const char* kStep0 = WEIGHTCAST_TEST_DATA "/python-coder-qwen3-moe/ste
 TEST(Storage, RealModelHasItsTensors) {
   const Checkpoint checkpoint = read_checkpoint(kStep0);
   const std::string file = std::string(kStep0) + "/model.safetensors";
-  EXPECT_EQ(checkpoint.files, std::vector<std::string>{file});
+  EXPECT_EQ(paths_of(checkpoint), std::vector<std::string>{file});
   EXPECT_EQ(checkpoint.tensors.size(), 102U);
   EXPECT_EQ(checkpoint.weight_version, std::nullopt);
   for (const StoredTensor& tensor : checkpoint.tensors) EXPECT_EQ(tensor.dtype, DType::kBF16) << tensor.name;
@@ -35,7 +35,7 @@ TEST(Storage, RealModelHasItsTensors) {
 
 TEST(Storage, RealModelIsReadWhereItLies) {
   const Checkpoint checkpoint = read_checkpoint(kStep0);
-  const std::string file = get_file(checkpoint.files.front());
+  const std::string file = get_file(checkpoint.files.front().path);
   const CheckpointReader reader(checkpoint);
   for (const StoredTensor& tensor : checkpoint.tensors) {
     const auto data = read_whole(reader, tensor);
@@ -91,7 +91,7 @@ TEST(Storage, WeightVersionIsInEverySafetensorsFile) {
       const Checkpoint checkpoint = read_checkpoint(dir.string());
       EXPECT_EQ(checkpoint.files.size(), max_file_bytes == 40 ? 2U : 1U);
       EXPECT_EQ(checkpoint.weight_version, version);
-      for (const std::string& file : checkpoint.files) {
+      for (const auto& [file, identity, hash] : checkpoint.files) {
         EXPECT_EQ(read_checkpoint(file).weight_version, version) << file;
         const std::string bytes = get_file(file);
         std::uint64_t length = 0;
@@ -179,7 +179,7 @@ TEST(Storage, BoxesOfEveryKind) {
 // More parts than a system call takes; some behind each other in memory, some apart, some empty.
 TEST(Storage, NeighboursAreReadAtOnce) {
   const Checkpoint checkpoint = read_checkpoint(kStep0);
-  const std::string file = get_file(checkpoint.files.front());
+  const std::string file = get_file(checkpoint.files.front().path);
   const CheckpointReader reader(checkpoint);
   const StoredTensor& tensor = *checkpoint.find("lm_head.weight");
   const auto place = place_of(tensor, {3, 200, 0, 128});

@@ -1,0 +1,141 @@
+// Sources that change between the reading of their headers and the end of an update.
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <chrono>
+#include <functional>
+
+#include "core/error.hpp"
+#include "storage/local_files.hpp"
+#include "storage_files.hpp"
+
+namespace weightcast {
+namespace {
+
+using namespace testing_files;
+namespace fs = std::filesystem;
+
+/// Two tensors of 100 bytes each, in the order named.
+std::string two_tensors(const std::string& first, const std::string& second) {
+  return safetensors_bytes(fmt::format(R"({{"{}":{{"dtype":"U8","shape":[100],"data_offsets":[0,100]}},)"
+                                       R"("{}":{{"dtype":"U8","shape":[100],"data_offsets":[100,200]}}}})",
+                                       first, second),
+                           200);
+}
+
+class StorageChanges : public ::testing::Test {
+ protected:
+  void SetUp() override { put_file(path_, two_tensors("a", "b")); }
+
+  /// Puts another file of the same size in the place of the first.
+  void replace(const std::string& bytes) const {
+    put_file(dir_ / "new", bytes);
+    fs::rename(dir_ / "new", path_);
+  }
+  /// Writes to the file as it lies there; the time is one later, as it is a tick of the clock later.
+  void overwrite(const std::string& bytes) const {
+    const auto before = fs::last_write_time(path_);
+    put_file(path_, bytes);
+    fs::last_write_time(path_, before + std::chrono::milliseconds(10));
+  }
+  void expect_refused(const std::function<void()>& action) const {
+    EXPECT_TRUE(
+        has(message_of<IoError>(action), {path_, "changed after its header was read", "start again"}));
+  }
+
+  TempDir dir_;
+  std::string path_ = dir_ / "model.safetensors";
+};
+
+TEST_F(StorageChanges, AFileThatIsReplacedBeforeItIsReadIsRefused) {
+  const Checkpoint checkpoint = read_checkpoint(dir_.string());
+  replace(two_tensors("b", "a"));
+  const CheckpointReader reader(checkpoint);
+  expect_refused([&] { read_whole(reader, checkpoint.tensors.front()); });
+}
+
+TEST_F(StorageChanges, AFileThatIsWrittenToBeforeItIsReadIsRefused) {
+  const Checkpoint checkpoint = read_checkpoint(path_);
+  overwrite(two_tensors("b", "a"));
+  const CheckpointReader reader(checkpoint);
+  expect_refused([&] { read_whole(reader, checkpoint.tensors.front()); });
+}
+
+TEST_F(StorageChanges, AFileThatIsWrittenToWhileItIsReadIsRefusedAtTheEnd) {
+  const Checkpoint checkpoint = read_checkpoint(path_);
+  const CheckpointReader reader(checkpoint);
+  read_whole(reader, checkpoint.tensors.front());
+  reader.require_unchanged();
+  overwrite(two_tensors("b", "a"));
+  expect_refused([&] { reader.require_unchanged(); });
+}
+
+TEST_F(StorageChanges, AFileThatIsReplacedWhileItIsReadStaysTheOneThatWasOpened) {
+  const Checkpoint checkpoint = read_checkpoint(path_);
+  const CheckpointReader reader(checkpoint);
+  const auto before = read_whole(reader, *checkpoint.find("b"));
+  replace(two_tensors("b", "a"));
+  EXPECT_EQ(read_whole(reader, *checkpoint.find("b")), before);
+  reader.require_unchanged();
+}
+
+TEST_F(StorageChanges, AFileThatNobodyReadMayChange) {
+  const Checkpoint checkpoint = read_checkpoint(path_);
+  const CheckpointReader reader(checkpoint);
+  overwrite(two_tensors("b", "a"));
+  reader.require_unchanged();
+}
+
+TEST_F(StorageChanges, AnHdf5FileIsAsGood) {
+  const std::string path = dir_ / "w.h5";
+  const auto write = [&] {
+    const std::vector<DatasetSpec> datasets{{"w", DType::kF32, Shape{10, 10}}};
+    const auto writer = create_hdf5(path, {}, datasets);
+    write_all(*writer, datasets);
+    writer->commit();
+  };
+  write();
+  const Checkpoint checkpoint = read_checkpoint(path);
+  const CheckpointReader early(checkpoint);
+  read_whole(early, checkpoint.tensors.front());
+  write();
+  early.require_unchanged();
+  const CheckpointReader late(checkpoint);
+  EXPECT_TRUE(
+      has(message_of<IoError>([&] { read_whole(late, checkpoint.tensors.front()); }), {path, "changed"}));
+}
+
+TEST_F(StorageChanges, FilesOfAnotherHostAreKnownByTheirHeaders) {
+  Checkpoint checkpoint = read_checkpoint(path_);
+  EXPECT_EQ(checkpoint.host, this_host());
+  // Another host with a file of its own: another inode and time.
+  replace(two_tensors("a", "b"));
+  checkpoint.host = "elsewhere";
+  adopt_local_files(checkpoint);
+  const CheckpointReader reader(checkpoint);
+  EXPECT_NO_THROW(read_whole(reader, checkpoint.tensors.front()));
+  // The same size, another order.
+  replace(two_tensors("b", "a"));
+  EXPECT_TRUE(
+      has(message_of<IoError>([&] { adopt_local_files(checkpoint); }), {path_, "another file", "elsewhere"}));
+  replace(two_tensors("a", "bb"));
+  EXPECT_TRUE(has(message_of<IoError>([&] { adopt_local_files(checkpoint); }), {path_, "another file"}));
+  // Where the headers were read nothing is adopted.
+  checkpoint.host = this_host();
+  adopt_local_files(checkpoint);
+  expect_refused([&] { read_whole(CheckpointReader(checkpoint), checkpoint.tensors.front()); });
+}
+
+TEST_F(StorageChanges, WhatTellsFilesApartTravelsWithTheHeaders) {
+  const Checkpoint checkpoint = read_checkpoint(path_);
+  const Checkpoint copy = deserialize_checkpoint(serialize(checkpoint));
+  EXPECT_EQ(copy.files, checkpoint.files);
+  EXPECT_EQ(copy.host, checkpoint.host);
+  EXPECT_NE(copy.files.front().identity.inode, 0U);
+  EXPECT_NE(copy.files.front().header_hash, 0U);
+}
+
+}  // namespace
+}  // namespace weightcast
