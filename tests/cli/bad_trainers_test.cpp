@@ -480,6 +480,25 @@ TEST_F(Mixtures, TheCommandLineOverridesAnAllocationOfTheEnvironment) {
                       {"WEIGHTCAST_ALLOC", "x2"}));
 }
 
+TEST_F(Mixtures, AStageWhoseTiedHeadIsNotTheEmbedding) {
+  const SmallModel model = small_model("DenseTied");
+  make_checkpoint(model, dir_ / "model");
+  MegatronLayout layout;
+  layout.p = 3;
+  layout.t = 2;
+  layout.stale_copy = true;
+  const std::string shards = dir_ / "shards";
+  write_trainer_shards(shards_of(dir_ / "model", layout), read_json(dir_ / "model/config.json"), shards,
+                       ".safetensors");
+  const Words words{"--source", shards, "--trainer-alloc", allocation_of(layout)};
+  const Words in_the_line{"trainer-", "embedding", "output layer", "--tied-head embedding"};
+  EXPECT_TRUE(refused(run_plain(Words{"plan"} + words), 65, in_the_line));
+  const Words sync = Words{"sync", "--inference", "tp=1", "--sink", "hdf5:" + sink_} + words;
+  EXPECT_TRUE(refused(run_job(7, sync), 65, in_the_line));
+  EXPECT_TRUE(done(run_job(7, sync + Words{"--tied-head", "embedding"})));
+  EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", dir_ / "model"})));
+}
+
 TEST_F(Mixtures, FormsThatAreNotReadSayWhy) {
   MegatronLayout layout;
   const std::string shards = dir_ / "shards";

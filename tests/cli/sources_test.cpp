@@ -167,6 +167,17 @@ TEST_F(Sources, TiedHeadThatIsStoredAnyway) {
   file.tensors["lm_head.weight"] = file.tensors.at("model.embed_tokens.weight");
   file.write(dir_ / "model/model.safetensors");
   EXPECT_EQ(shards_of(dir_ / "model"), expected);
+  // One that is the embedding no longer.
+  auto& head = file.tensors.at("lm_head.weight");
+  head.data.back() = static_cast<char>(head.data.back() ^ 1);
+  file.write(dir_ / "model/model.safetensors");
+  const Words words{"--source", dir_ / "model"};
+  EXPECT_TRUE(refused(run_job(3, Words{"sync", "--trainers", "2"} + words), 65,
+                      {dir_ / "model", "lm_head.weight differs", "--tied-head embedding"}));
+  EXPECT_TRUE(refused(run_plain(Words{"verify", dir_ / "out"} + words), 65, {"lm_head.weight differs"}));
+  EXPECT_TRUE(refused(run_plain(Words{"convert", "--to", "hf", "--output", dir_ / "copy"} + words), 65,
+                      {"lm_head.weight differs"}));
+  EXPECT_EQ(shards_of(dir_ / "model", {"--tied-head", "embedding"}), expected);
 }
 
 TEST_F(Sources, OtherSpellingsOfTheConfig) {

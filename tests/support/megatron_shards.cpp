@@ -170,7 +170,8 @@ class Splitter {
     if (!tied()) add("output_layer.weight", vocabulary("lm_head.weight"));
     if (tied() && layout_.p > 1) {
       const Tensor copy = vocabulary("model.embed_tokens.weight");
-      add("output_layer.weight", layout_.junk ? filled(copy, *layout_.junk) : copy);
+      constexpr char kStale = 0x5a;
+      add("output_layer.weight", layout_.stale_copy ? filled(copy, kStale) : copy);
     }
   }
 

@@ -34,9 +34,10 @@ struct MegatronLayout {
   std::vector<std::int64_t> stage_layers{};  ///< chunk-major; empty: the even split
   MegatronNames names{};
   std::int64_t vocabulary_rows = 0;  ///< with padding; 0: the next multiple of 128·t
-  /// What fills the padding, and the copy of a tied embedding that the last of several stages keeps. Nothing:
-  /// zeros, and the copy is a copy.
+  /// What fills the padding. Nothing: zeros.
   std::optional<char> junk = 0x5a;
+  /// The copy of a tied embedding that the last of several stages keeps is filled with 0x5a instead.
+  bool stale_copy = false;
 
   std::int64_t ranks() const { return d * p * t * c; }
 };

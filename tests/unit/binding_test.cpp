@@ -1,0 +1,315 @@
+// What checkpoints call their tensors, what they hold beside the model's, and what is wrong with them.
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "core/error.hpp"
+#include "model/family.hpp"
+#include "model/stored_names.hpp"
+#include "session/binding.hpp"
+#include "session/bound_reader.hpp"
+#include "session/copies.hpp"
+#include "storage/checkpoint.hpp"
+#include "support/files.hpp"
+#include "support/safetensors_file.hpp"
+#include "support/temp_dir.hpp"
+
+namespace weightcast {
+namespace {
+
+using test_support::SafetensorsFile;
+
+const nlohmann::json kConfig = {{"architectures", {"Qwen3ForCausalLM"}},
+                                {"model_type", "qwen3"},
+                                {"dtype", "bfloat16"},
+                                {"hidden_size", 128},
+                                {"intermediate_size", 128},
+                                {"num_hidden_layers", 2},
+                                {"num_attention_heads", 2},
+                                {"num_key_value_heads", 1},
+                                {"head_dim", 64},
+                                {"vocab_size", 40},
+                                {"tie_word_embeddings", false}};
+
+nlohmann::json config_with(const nlohmann::json& changes) {
+  nlohmann::json config = kConfig;
+  config.merge_patch(changes);
+  return config;
+}
+
+std::string kind_of(DType dtype) {
+  return std::string(dtype_safetensors_name(dtype));
+}
+
+std::string bytes_of(const std::string& name, std::int64_t count) {
+  std::string bytes(static_cast<std::size_t>(count), '\0');
+  std::uint32_t state = static_cast<std::uint32_t>(std::hash<std::string>{}(name)) | 1U;
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    state = state * 1664525 + 1013904223;
+    // Of two bytes, no exponent of a value that is no number.
+    bytes[i] = static_cast<char>(state >> 24U & (i % 2 == 1 ? 0xbfU : 0xffU));
+  }
+  return bytes;
+}
+
+class BindingTest : public ::testing::Test {
+ protected:
+  /// A checkpoint with exactly the tensors of a config's model.
+  static SafetensorsFile tensors_of(const nlohmann::json& config) {
+    SafetensorsFile file;
+    const auto family = make_family(ModelConfig(config.dump(), "config.json"));
+    for (const Tensor& tensor : family->catalog().tensors()) {
+      const auto extents = tensor.shape.extents();
+      file.tensors[tensor.name] = {
+          kind_of(tensor.dtype), {extents.begin(), extents.end()}, bytes_of(tensor.name, tensor.bytes())};
+    }
+    return file;
+  }
+
+  /// The same file under other names.
+  static SafetensorsFile renamed(const SafetensorsFile& file,
+                                 const std::function<std::string(const std::string&)>& rename) {
+    SafetensorsFile result;
+    for (const auto& [name, tensor] : file.tensors) result.tensors[rename(name)] = tensor;
+    return result;
+  }
+
+  /// Binds a file and, when all is well, expects every tensor of the model to hold what `expected` has under
+  /// its name.
+  void expect_holds(const nlohmann::json& config, const SafetensorsFile& file,
+                    const SafetensorsFile& expected) {
+    file.write(path_);
+    const auto family = make_family(ModelConfig(config.dump(), "config.json"));
+    const Checkpoint checkpoint = read_checkpoint(path_);
+    const Binding binding = bind(*family, checkpoint);
+    const BoundReader reader(family->catalog(), checkpoint, binding);
+    for (std::uint32_t i = 0; i < family->catalog().size(); ++i) {
+      const Tensor& tensor = family->catalog()[i];
+      std::string bytes(static_cast<std::size_t>(tensor.bytes()), '\0');
+      reader.read(i, Box::whole(tensor.shape), reinterpret_cast<std::byte*>(bytes.data()));
+      EXPECT_TRUE(bytes == expected.tensors.at(tensor.name).data) << tensor.name;
+    }
+  }
+
+  void expect_refused(const nlohmann::json& config, const SafetensorsFile& file,
+                      std::initializer_list<std::string_view> words) {
+    file.write(path_);
+    const auto family = make_family(ModelConfig(config.dump(), "config.json"));
+    expect_error([&] { bind(*family, read_checkpoint(path_)); }, words);
+  }
+
+  static void expect_error(const std::function<void()>& action,
+                           std::initializer_list<std::string_view> words) {
+    try {
+      action();
+    } catch (const InputError& error) {
+      for (const std::string_view word : words) {
+        EXPECT_NE(std::string(error.what()).find(word), std::string::npos)
+            << word << " is not in: " << error.what();
+      }
+      return;
+    }
+    ADD_FAILURE() << "accepted";
+  }
+
+  test_support::TempDir dir_;
+  std::string path_ = dir_ / "x.safetensors";
+  SafetensorsFile file_ = tensors_of(kConfig);
+};
+using BindingNames = BindingTest;
+using BindingExtras = BindingTest;
+using BindingFaults = BindingTest;
+
+TEST_F(BindingNames, WrappersAreStrippedWhereverTheyAre) {
+  const std::vector<std::function<std::string(const std::string&)>> renames{
+      [](const std::string& name) { return "_orig_mod." + name; },
+      [](const std::string& name) { return "module." + name; },
+      [](const std::string& name) { return "module._orig_mod.module." + name; },
+      [](const std::string& name) { return "_fsdp_wrapped_module." + name; },
+      [](const std::string& name) { return "_forward_module.module." + name; },
+      [](const std::string& name) {
+        const std::size_t layer = name.find("layers.");
+        return layer == std::string::npos
+                   ? name
+                   : std::string(name).insert(layer + 9, "_checkpoint_wrapped_module.");
+      },
+      [](const std::string& name) {
+        const std::size_t at = name.find("self_attn.");
+        return at == std::string::npos ? name
+                                       : std::string(name).insert(at + 10, "_fsdp_wrapped_module._orig_mod.");
+      },
+      [](const std::string& name) {
+        const std::size_t dot = name.rfind('.');
+        return std::string(name).insert(dot + 1, "_fpw_module.");
+      }};
+  for (const auto& rename : renames) {
+    SCOPED_TRACE(rename("model.layers.0.self_attn.q_proj.weight"));
+    expect_holds(kConfig, renamed(file_, rename), file_);
+  }
+}
+
+TEST_F(BindingNames, ABodyWithoutOrWithMorePrefixes) {
+  const auto bare = [](const std::string& name) {
+    return name.starts_with("model.") ? name.substr(6) : name;
+  };
+  expect_holds(kConfig, renamed(file_, bare), file_);
+  const std::vector<std::string> prefixes{"model.", "language_model.", "module.language_model."};
+  for (const std::string& prefix : prefixes) {
+    expect_holds(kConfig, renamed(file_, [&](const std::string& name) { return prefix + name; }), file_);
+  }
+  expect_holds(kConfig, renamed(file_, [&](const std::string& name) { return "_orig_mod." + bare(name); }),
+               file_);
+  expect_holds(kConfig,
+               renamed(file_,
+                       [&](const std::string& name) {
+                         return name.starts_with("model.") ? "model.language_model." + bare(name) : name;
+                       }),
+               file_);
+}
+
+TEST_F(BindingNames, TwoNamesOfOneTensorAreRefused) {
+  SafetensorsFile file = file_;
+  file.tensors["_orig_mod.model.norm.weight"] = file.tensors.at("model.norm.weight");
+  expect_refused(kConfig, file, {path_, "_orig_mod.model.norm.weight", "both the model's model.norm.weight"});
+  file = file_;
+  file.tensors["norm.weight"] = file.tensors.at("model.norm.weight");
+  expect_refused(kConfig, file, {"norm.weight", "both the model's model.norm.weight"});
+}
+
+TEST_F(BindingNames, AWordThatIsNoWrapperStays) {
+  EXPECT_EQ(without_wrappers("model.modules.weight"), "model.modules.weight");
+  EXPECT_EQ(without_wrappers("module"), "module");
+  EXPECT_EQ(without_wrappers("a.module"), "a.module");
+  EXPECT_EQ(without_wrappers(""), "");
+  EXPECT_EQ(canonical_name("lm_head.weight"), "lm_head.weight");
+  EXPECT_EQ(canonical_name("model.lm_head.weight"), "lm_head.weight");
+  EXPECT_EQ(canonical_name("norm.weight"), "model.norm.weight");
+  EXPECT_EQ(canonical_name("normal.weight"), "normal.weight");
+}
+
+TEST_F(BindingNames, AdaptersAreNamed) {
+  for (const char* name :
+       {"base_model.model.model.norm.weight", "model.layers.0.self_attn.q_proj.lora_A.weight",
+        "model.layers.0.self_attn.q_proj.base_layer.weight",
+        "model.layers.0.self_attn.q_proj.lora_B.default.weight",
+        "model.layers.0.self_attn.q_proj.lora_magnitude_vector"}) {
+    SafetensorsFile file = file_;
+    file.tensors[name] = {"BF16", {1}, "xx"};
+    expect_refused(kConfig, file, {path_, name, "merge_and_unload"});
+  }
+}
+
+TEST_F(BindingExtras, WhatCannotBeReadHarmsNobody) {
+  SafetensorsFile file = file_;
+  file.tensors["model.rotary_emb.frequencies"] = {"C64", {2}, std::string(16, 'x')};
+  file.tensors["something.deep"] = {"U8", {1, 1, 1, 1, 1}, "x"};
+  expect_holds(kConfig, file, file_);
+}
+
+TEST_F(BindingExtras, WhatIsNeededAndCannotBeReadIsNamed) {
+  SafetensorsFile file = file_;
+  file.tensors["model.norm.weight"] = {"C64", {128}, std::string(1024, 'x')};
+  expect_refused(kConfig, file, {path_, "model.norm.weight", "C64"});
+}
+
+TEST_F(BindingExtras, ATensorOfNoModelIsNamed) {
+  SafetensorsFile file = file_;
+  file.tensors["model.layers.2.mlp.up_proj.weight"] = {"BF16", {1}, "xx"};
+  expect_refused(kConfig, file, {path_, "model.layers.2.mlp.up_proj.weight", "not part of the model"});
+}
+
+TEST_F(BindingFaults, PlaceholdersOfShardedTraining) {
+  SafetensorsFile file = file_;
+  file.tensors["model.layers.1.mlp.up_proj.weight"] = {"BF16", {0}, ""};
+  expect_refused(kConfig, file, {path_, "model.layers.1.mlp.up_proj.weight", "[0]", "gather the weights"});
+}
+
+TEST_F(BindingFaults, ALeftOverQuantizationConfig) {
+  const nlohmann::json config =
+      config_with({{"quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}}}});
+  expect_refused(config, file_,
+                 {path_, "q_proj.weight is bfloat16", "holds codes", "remove quantization_config"});
+  // All but one module are quantised.
+  SafetensorsFile file = tensors_of(config);
+  const std::string name = "model.layers.1.mlp.up_proj.weight";
+  file.tensors[name] = file_.tensors.at(name);
+  expect_refused(config, file, {path_, name, "list model.layers.1.mlp.up_proj among the modules"});
+}
+
+TEST_F(BindingFaults, CodesWithoutAQuantizationConfig) {
+  const nlohmann::json config =
+      config_with({{"quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}}}});
+  expect_refused(kConfig, tensors_of(config), {path_, "float8_e4m3fn", "quantization_config"});
+}
+
+TEST_F(BindingFaults, AnotherDtypeThanTheConfigs) {
+  SafetensorsFile file = file_;
+  for (auto& [name, tensor] : file.tensors) tensor.dtype = "F16";
+  expect_refused(kConfig, file,
+                 {path_, "float16 but the model's config says bfloat16", "set \"dtype\" to \"float16\""});
+  for (auto& [name, tensor] : file.tensors) tensor.dtype = "U16";
+  expect_refused(kConfig, file, {path_, "is uint16", "attribute weightcast.dtype", "to bfloat16"});
+}
+
+TEST_F(BindingFaults, NothingThatTheModelKnows) {
+  expect_refused(kConfig, renamed(file_, [](const std::string& name) { return "transformer." + name; }),
+                 {path_, "model.embed_tokens.weight", "is missing", "its first tensor is transformer."});
+}
+
+class TiedHead : public BindingTest {
+ protected:
+  void compare(const SafetensorsFile& file) {
+    file.write(path_);
+    const auto family = make_family(ModelConfig(tied_.dump(), "config.json"));
+    const Checkpoint checkpoint = read_checkpoint(path_);
+    const Binding binding = bind(*family, checkpoint);
+    Team readers(2);
+    // However the work is divided.
+    for (std::int64_t i = 0; i < 3; ++i) {
+      require_equal_copies(family->catalog(), checkpoint, binding, readers, {i, 3}, [] {});
+    }
+  }
+  void expect_differs(const SafetensorsFile& file, std::initializer_list<std::string_view> words) {
+    expect_error([&] { compare(file); }, words);
+  }
+
+  nlohmann::json tied_ = config_with({{"tie_word_embeddings", true}});
+  SafetensorsFile tied_file_ = tensors_of(tied_);
+};
+
+TEST_F(TiedHead, NoneAndAnEqualOneAreFine) {
+  compare(tied_file_);
+  SafetensorsFile file = tied_file_;
+  file.tensors["lm_head.weight"] = file.tensors.at("model.embed_tokens.weight");
+  compare(file);
+  expect_holds(tied_, file, tied_file_);
+  compare(renamed(file, [](const std::string& name) { return "_orig_mod." + name; }));
+}
+
+TEST_F(TiedHead, AnyRowThatDiffersIsNoticed) {
+  for (const std::size_t row : {std::size_t{0}, std::size_t{13}, std::size_t{39}}) {
+    SafetensorsFile file = tied_file_;
+    auto& head = file.tensors["lm_head.weight"] = file.tensors.at("model.embed_tokens.weight");
+    head.data[row * 256 + 100] = static_cast<char>(head.data[row * 256 + 100] ^ 1);
+    expect_differs(file, {path_, "lm_head.weight", "differs", "model.embed_tokens.weight",
+                          "tie_word_embeddings", "--tied-head embedding"});
+  }
+}
+
+TEST_F(TiedHead, AnotherShapeOrPrecisionIsLookedAt) {
+  SafetensorsFile file = tied_file_;
+  auto& head = file.tensors["lm_head.weight"] = file.tensors.at("model.embed_tokens.weight");
+  head.shape = {20, 256};
+  expect_differs(file, {"lm_head.weight", "[20, 256] has another shape than", "model.embed_tokens.weight"});
+  head.shape = {40, 128};
+  // The same numbers in float32.
+  head = test_support::widened(tied_file_.tensors.at("model.embed_tokens.weight"));
+  compare(file);
+}
+
+}  // namespace
+}  // namespace weightcast
