@@ -9,6 +9,7 @@
 #include "launch/commands.hpp"
 #include "launch/job.hpp"
 #include "launch/tensor_copy.hpp"
+#include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
 #include "storage/reader.hpp"
@@ -37,8 +38,8 @@ void print_attributes(const Checkpoint& checkpoint, nlohmann::ordered_json& json
     const auto* text = std::get_if<std::string>(&value);
     // A whole config.json is no line.
     if (text != nullptr && text->find('\n') != std::string::npos) continue;
-    print_report(fmt::format("# {}: {}\n", name,
-                             text != nullptr ? *text : std::to_string(std::get<std::int64_t>(value))));
+    print_line(fmt::format("# {}: {}", name,
+                           text != nullptr ? *text : std::to_string(std::get<std::int64_t>(value))));
     auto& entry = json["attributes"][name];
     text != nullptr ? entry = *text : entry = std::get<std::int64_t>(value);
   }
@@ -74,13 +75,13 @@ void run_inspect(const Options& options) {
   json["bytes"] = total;
   if (checkpoint.weight_version) json["weight_version"] = *checkpoint.weight_version;
 
-  print_report(
-      fmt::format("# {}: {} tensors, {}, {} files{}\n", path, checkpoint.tensors.size(), format_bytes(total),
+  print_line(
+      fmt::format("# {}: {} tensors, {}, {} files{}", path, checkpoint.tensors.size(), format_bytes(total),
                   checkpoint.files.size(),
                   checkpoint.weight_version ? fmt::format(", version {}", *checkpoint.weight_version) : ""));
   print_attributes(checkpoint, json);
   print_report(table.text());
-  if (!options.json.empty()) write_text(options.json, json.dump(2) + "\n");
+  if (!options.json.empty()) write_text(options.json, json_report(json));
 }
 
 }  // namespace weightcast

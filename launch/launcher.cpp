@@ -87,10 +87,8 @@ int run_as_rank(const std::function<void(Control&)>& job, std::chrono::seconds t
     return static_cast<int>(ExitCode::kDone);
   } catch (const AgreedFailure& failure) {
     return static_cast<int>(failure.code());
-  } catch (const Error& error) {
-    control.abort_all(error);
   } catch (const std::exception& error) {
-    control.abort_all(InternalError(error.what()));
+    control.abort_all(error_of(error));
   }
 }
 

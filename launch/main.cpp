@@ -1,3 +1,6 @@
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <csignal>
 #include <exception>
 #include <nlohmann/json.hpp>
@@ -11,6 +14,7 @@
 #include "launch/launcher.hpp"
 #include "launch/options.hpp"
 #include "launch/version.hpp"
+#include "report/json_report.hpp"
 #include "report/log.hpp"
 
 namespace weightcast {
@@ -37,11 +41,9 @@ void write_failure(const Options& options, const Error& error) {
                                        {"status", status_name(error.code())},
                                        {"error", error.what()}};
   try {
-    // A path may be no UTF-8.
-    write_text(options.json,
-               json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+    write_text(options.json, json_report(json));
   } catch (const std::exception& unwritable) {
-    log_note(unwritable.what());
+    log_note(error_of(unwritable).what());
   }
 }
 
@@ -60,11 +62,8 @@ int run_command(const Options& options, bool launched) {
   begin_output("json", options.json);
   try {
     plain(options);
-  } catch (const Error& error) {
-    write_failure(options, error);
-    throw;
-  } catch (const std::exception& error) {
-    write_failure(options, InternalError(error.what()));
+  } catch (const std::exception& exception) {
+    write_failure(options, error_of(exception));
     throw;
   }
   return static_cast<int>(ExitCode::kDone);
@@ -89,10 +88,16 @@ int run(int argc, const char* const* argv) {
       for (const std::string& note : notes) log_note(note);
     }
     return run_command(*options, launched);
-  } catch (const Error& error) {
-    return fail(error, speaks);
   } catch (const std::exception& error) {
-    return fail(InternalError(error.what()), speaks);
+    return fail(error_of(error), speaks);
+  }
+}
+
+/// Keeps descriptors 0 to 2 from the files that the program opens: one that was started with stdin, stdout or
+/// stderr closed would else write its log into a checkpoint. A report that nobody can get stays an error.
+void occupy_standard_streams() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(fd, F_GETFD) < 0) ::open("/dev/null", fd == STDERR_FILENO ? O_WRONLY : O_RDONLY);
   }
 }
 
@@ -103,5 +108,8 @@ int run(int argc, const char* const* argv) {
 int main(int argc, char** argv) {
   // A file-size limit shows as an error of write(), which names the file, not as a silent death.
   std::signal(SIGXFSZ, SIG_IGN);
+  // So does a pipe whose reader is gone; of stderr it is no error at all.
+  std::signal(SIGPIPE, SIG_IGN);
+  weightcast::occupy_standard_streams();
   return weightcast::run(argc, argv);
 }
