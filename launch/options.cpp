@@ -294,14 +294,12 @@ po::parsed_options parse_environment(const po::options_description& description,
 std::string options_text(const std::string& path) {
   constexpr std::int64_t kMostBytes = 1 << 20;
   try {
-    if (const std::int64_t size = InputFile(path).size(); size > kMostBytes) {
-      throw IoError(fmt::format("{} holds {}, at most {} are read", path, format_bytes(size),
-                                format_bytes(kMostBytes)));
-    }
-    return read_text_file(path);
-  } catch (const IoError& error) {
-    throw IoError(fmt::format("--config: {}; name a file of lines name = value", error.what()));
+    if (InputFile(path).size() <= kMostBytes) return read_text_file(path);
+  } catch (const IoError&) {
+    // What it says is for checkpoints.
   }
+  throw IoError(fmt::format("--config {}: cannot be read; name a file of lines name = value, of at most {}",
+                            path, format_bytes(kMostBytes)));
 }
 
 po::parsed_options parse_file(const po::options_description& description, unsigned command,
