@@ -1,11 +1,8 @@
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <csignal>
 #include <exception>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/error.hpp"
@@ -13,6 +10,7 @@
 #include "launch/job.hpp"
 #include "launch/launcher.hpp"
 #include "launch/options.hpp"
+#include "launch/process.hpp"
 #include "launch/version.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
@@ -70,13 +68,14 @@ int run_command(const Options& options, bool launched) {
 }
 
 int run(int argc, const char* const* argv) {
-  const std::string command = argc > 1 ? argv[1] : "";
+  const std::string_view command = argc > 1 ? argv[1] : "";
   const bool launched = is_launched(command);
   // Of the processes of a job one speaks; every plain command speaks for itself.
   const bool speaks = is_plain(command) || speaks_for_all();
   std::optional<Options> options;
   std::vector<std::string> notes;
   try {
+    prepare_process();
     try {
       options = parse_options(argc, argv, speaks, notes);
     } catch (const Error& error) {
@@ -93,23 +92,10 @@ int run(int argc, const char* const* argv) {
   }
 }
 
-/// Keeps descriptors 0 to 2 from the files that the program opens: one that was started with stdin, stdout or
-/// stderr closed would else write its log into a checkpoint. A report that nobody can get stays an error.
-void occupy_standard_streams() {
-  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
-    if (::fcntl(fd, F_GETFD) < 0) ::open("/dev/null", fd == STDERR_FILENO ? O_WRONLY : O_RDONLY);
-  }
-}
-
 }  // namespace
 
 }  // namespace weightcast
 
 int main(int argc, char** argv) {
-  // A file-size limit shows as an error of write(), which names the file, not as a silent death.
-  std::signal(SIGXFSZ, SIG_IGN);
-  // So does a pipe whose reader is gone; of stderr it is no error at all.
-  std::signal(SIGPIPE, SIG_IGN);
-  weightcast::occupy_standard_streams();
   return weightcast::run(argc, argv);
 }
