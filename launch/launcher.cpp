@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <chrono>
 #include <cstdlib>
 #include <string>
 #include <string_view>
+#include <thread>
 
 #include "core/error.hpp"
 #include "report/log.hpp"
@@ -63,6 +65,16 @@ bool speaks_for_all() {
                                               "PMI_RANK"};
   const char* rank = first_set(kRanks);
   return rank == nullptr || std::string_view(rank) == "0";
+}
+
+bool others_have_ended() {
+  using namespace std::chrono_literals;
+  watch_signals();
+  const auto give_up = std::chrono::steady_clock::now() + 2s;
+  while (hard_stop_signal() == 0 && std::chrono::steady_clock::now() < give_up) {
+    std::this_thread::sleep_for(10ms);
+  }
+  return hard_stop_signal() != 0;
 }
 
 int run_as_rank(const std::function<void(Control&)>& job, std::chrono::seconds timeout) {

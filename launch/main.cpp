@@ -87,8 +87,11 @@ int run(int argc, const char* const* argv) {
       for (const std::string& note : notes) log_note(note);
     }
     return run_command(*options, launched);
-  } catch (const std::exception& error) {
-    return fail(error_of(error), speaks);
+  } catch (const std::exception& exception) {
+    const Error error = error_of(exception);
+    // What the system refuses one rank before there is MPI the others do not know.
+    const bool alone = launched && error.code() == ExitCode::kInputOutput && !speaks && !others_have_ended();
+    return fail(error, speaks || alone);
   }
 }
 
