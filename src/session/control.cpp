@@ -25,6 +25,10 @@ using namespace std::chrono_literals;
 
 // How long after the deadline a rank that does not even poll is ended.
 constexpr auto kWatchdogGrace = 15s;
+// The next rank is ended so much later, up to so many times: when the first has cleaned up and the launcher
+// has ended all.
+constexpr auto kWatchdogStagger = 5s;
+constexpr int kMostWatchdogStaggers = 6;
 // How long a failing rank waits for rank 0 to print its line.
 constexpr auto kReportGrace = 5s;
 constexpr int kFailureTag = 2;
@@ -69,7 +73,8 @@ void Control::begin_phase(const char* name, std::optional<std::int64_t> number) 
   phase_number_ = number;
   deadline_ = Clock::now() + timeout_;
   // The lowest rank that hangs speaks first, and its end is the others'.
-  watchdog_.watch(name, timeout_ + kWatchdogGrace + std::min(rank_, kMostStagger) * 1s);
+  watchdog_.watch(name,
+                  timeout_ + kWatchdogGrace + std::min(rank_, kMostWatchdogStaggers) * kWatchdogStagger);
 }
 
 std::string Control::phase() const {
