@@ -20,6 +20,7 @@
 #include "launch/mpi_wire.hpp"
 #include "launch/trace_file.hpp"
 #include "launch/version.hpp"
+#include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
 #include "session/file_source.hpp"
@@ -318,7 +319,7 @@ class BenchJob {
     }
     add(plain_);
     add(verified_);
-    write_text(options_.json, json.dump(2) + "\n");
+    write_text(options_.json, json_report(json));
   }
 
   Control& control_;

@@ -10,6 +10,7 @@
 #include "launch/job.hpp"
 #include "launch/model.hpp"
 #include "launch/tensor_copy.hpp"
+#include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
 #include "storage/hdf5_header.hpp"
@@ -35,14 +36,13 @@ std::uint64_t digest_of(const CheckpointReader& reader, const StoredTensor& tens
 /// What a shard file says of itself: rank, layout, quantiser, version.
 void print_attributes(const Checkpoint& checkpoint, nlohmann::ordered_json& json) {
   const std::string& path = checkpoint.files.front().path;
-  if (checkpoint.path != path && checkpoint.files.size() != 1) return;
   if (!has_hdf5_signature(path)) return;
   for (const auto& [name, value] : read_attributes(path)) {
     const auto* text = std::get_if<std::string>(&value);
     // A whole config.json is no line.
     if (text != nullptr && text->find('\n') != std::string::npos) continue;
-    print_report(fmt::format("# {}: {}\n", name,
-                             text != nullptr ? *text : std::to_string(std::get<std::int64_t>(value))));
+    print_line(fmt::format("# {}: {}", name,
+                           text != nullptr ? *text : std::to_string(std::get<std::int64_t>(value))));
     auto& entry = json["attributes"][name];
     text != nullptr ? entry = *text : entry = std::get<std::int64_t>(value);
   }
@@ -64,13 +64,13 @@ void run_inspect(const Options& options) {
 
   Table table({"tensor", "dtype", "shape", "bytes", options.no_digests ? "" : "digest"});
   std::int64_t total = 0;
-  std::string obstacles;               // lines about tensors that cannot be read
+  std::vector<std::string> obstacles;
   const StoredTensor* lost = nullptr;  // the first whose bytes are not there
   for (const StoredTensor& tensor : checkpoint.tensors) {
     if (tensor.obstacle != nullptr) {
       const Obstacle& obstacle = *tensor.obstacle;
       table.add({tensor.name, obstacle.form, "", "", options.no_digests ? "" : "not read"});
-      obstacles += fmt::format("# {} {}\n", tensor.name, obstacle.why);
+      obstacles.push_back(fmt::format("# {} {}", tensor.name, obstacle.why));
       if (lost == nullptr && obstacle.lost) lost = &tensor;
       list.push_back({{"name", tensor.name}, {"form", obstacle.form}, {"not_read", obstacle.why}});
       continue;
@@ -89,14 +89,15 @@ void run_inspect(const Options& options) {
   json["bytes"] = total;
   if (checkpoint.weight_version) json["weight_version"] = *checkpoint.weight_version;
 
-  print_report(
-      fmt::format("# {}: {} tensors, {}, {} files{}\n", path, checkpoint.tensors.size(), format_bytes(total),
+  print_line(
+      fmt::format("# {}: {} tensors, {}, {} files{}", path, checkpoint.tensors.size(), format_bytes(total),
                   checkpoint.files.size(),
                   checkpoint.weight_version ? fmt::format(", version {}", *checkpoint.weight_version) : ""));
   print_attributes(checkpoint, json);
-  print_report(table.text() + obstacles);
+  print_report(table.text());
+  for (const std::string& line : obstacles) print_line(line);
   reader.require_unchanged();
-  if (!options.json.empty()) write_text(options.json, json.dump(2) + "\n");
+  if (!options.json.empty()) write_text(options.json, json_report(json));
   // Digests were asked for, and there is a tensor that has none.
   if (lost != nullptr && !options.no_digests) checkpoint.require_readable(*lost);
 }

@@ -86,7 +86,7 @@ void run_job(Control& control, const Options& options, const std::function<void(
     try {
       write(code, line);
     } catch (const std::exception& error) {
-      log_note(error.what());
+      log_note(error_of(error).what());
     }
   };
   control.on_abort(write_failure);
@@ -106,10 +106,8 @@ void run_job(Control& control, const Options& options, const std::function<void(
     if (control.rank() == 0) write_failure(failure.code(), failure.what());
     control.on_abort({});
     throw;
-  } catch (const Error& error) {
-    control.abort_all(error);
   } catch (const std::exception& error) {
-    control.abort_all(InternalError(error.what()));
+    control.abort_all(error_of(error));
   }
   control.on_abort({});
   control.together([&] {

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <chrono>
 #include <cstdlib>
 #include <string>
 #include <string_view>
+#include <thread>
 
 #include "core/error.hpp"
 #include "report/log.hpp"
@@ -65,6 +67,16 @@ bool speaks_for_all() {
   return rank == nullptr || std::string_view(rank) == "0";
 }
 
+bool others_have_ended() {
+  using namespace std::chrono_literals;
+  watch_signals();
+  const auto give_up = std::chrono::steady_clock::now() + 2s;
+  while (hard_stop_signal() == 0 && std::chrono::steady_clock::now() < give_up) {
+    std::this_thread::sleep_for(10ms);
+  }
+  return hard_stop_signal() != 0;
+}
+
 int run_as_rank(const std::function<void(Control&)>& job, std::chrono::seconds timeout) {
   require_launcher();
   watch_signals();
@@ -87,10 +99,8 @@ int run_as_rank(const std::function<void(Control&)>& job, std::chrono::seconds t
     return static_cast<int>(ExitCode::kDone);
   } catch (const AgreedFailure& failure) {
     return static_cast<int>(failure.code());
-  } catch (const Error& error) {
-    control.abort_all(error);
   } catch (const std::exception& error) {
-    control.abort_all(InternalError(error.what()));
+    control.abort_all(error_of(error));
   }
 }
 

@@ -18,4 +18,8 @@ int run_as_rank(const std::function<void(Control&)>& job, std::chrono::seconds t
 /// True for the one process that speaks before MPI is there: rank 0 as far as the environment tells.
 bool speaks_for_all();
 
+/// Of a rank that has failed before it could tell others: whether the launcher ends the job within two
+/// seconds anyway, because the rank that speaks has failed, too.
+bool others_have_ended();
+
 }  // namespace weightcast

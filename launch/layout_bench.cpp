@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "core/units.hpp"
 #include "launch/file_threads.hpp"
 #include "launch/job.hpp"
@@ -20,6 +21,7 @@
 #include "memory/memory.hpp"
 #include "model/layouts/moe_layout.hpp"
 #include "plan/quantizing.hpp"
+#include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "session/gpu.hpp"
 #include "session/placement.hpp"
@@ -230,9 +232,9 @@ class LayoutBench {
         "# rows are gathered through it, then cut into blocks or copied into the parameter; ratio: its time "
         "to "
         "that of unpack.\n#\n",
-        version_line(), options_.command, config_->architecture(), config_->origin(), sizes_.experts,
-        all_experts_, sizes_.hidden, sizes_.inner, dtype_name(sizes_.dtype),
-        format_bytes(family_->catalog().bytes()), control_.host(), device, options_.iterations,
+        version_line(), options_.command, printable(config_->architecture()), printable(config_->origin()),
+        sizes_.experts, all_experts_, sizes_.hidden, sizes_.inner, dtype_name(sizes_.dtype),
+        format_bytes(family_->catalog().bytes()), control_.host(), printable(device), options_.iterations,
         on_gpu() ? " and uploaded" : "");
   }
 
@@ -392,8 +394,7 @@ class LayoutBench {
     for (const LayoutRow& row : rows_) layouts.push_back(row_json(row));
     json["verified"] = verified_;
     json["error"] = error.empty() ? ordered_json(nullptr) : ordered_json(error);
-    // A path may be no UTF-8.
-    write_text(options_.json, json.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n");
+    write_text(options_.json, json_report(json));
   }
 
   Control& control_;

@@ -1,8 +1,8 @@
-#include <csignal>
 #include <exception>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/error.hpp"
@@ -10,7 +10,9 @@
 #include "launch/job.hpp"
 #include "launch/launcher.hpp"
 #include "launch/options.hpp"
+#include "launch/process.hpp"
 #include "launch/version.hpp"
+#include "report/json_report.hpp"
 #include "report/log.hpp"
 
 namespace weightcast {
@@ -37,11 +39,9 @@ void write_failure(const Options& options, const Error& error) {
                                        {"status", status_name(error.code())},
                                        {"error", error.what()}};
   try {
-    // A path may be no UTF-8.
-    write_text(options.json,
-               json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+    write_text(options.json, json_report(json));
   } catch (const std::exception& unwritable) {
-    log_note(unwritable.what());
+    log_note(error_of(unwritable).what());
   }
 }
 
@@ -60,24 +60,22 @@ int run_command(const Options& options, bool launched) {
   begin_output("json", options.json);
   try {
     plain(options);
-  } catch (const Error& error) {
-    write_failure(options, error);
-    throw;
-  } catch (const std::exception& error) {
-    write_failure(options, InternalError(error.what()));
+  } catch (const std::exception& exception) {
+    write_failure(options, error_of(exception));
     throw;
   }
   return static_cast<int>(ExitCode::kDone);
 }
 
 int run(int argc, const char* const* argv) {
-  const std::string command = argc > 1 ? argv[1] : "";
+  const std::string_view command = argc > 1 ? argv[1] : "";
   const bool launched = is_launched(command);
   // Of the processes of a job one speaks; every plain command speaks for itself.
   const bool speaks = is_plain(command) || speaks_for_all();
   std::optional<Options> options;
   std::vector<std::string> notes;
   try {
+    prepare_process();
     try {
       options = parse_options(argc, argv, speaks, notes);
     } catch (const Error& error) {
@@ -89,10 +87,11 @@ int run(int argc, const char* const* argv) {
       for (const std::string& note : notes) log_note(note);
     }
     return run_command(*options, launched);
-  } catch (const Error& error) {
-    return fail(error, speaks);
-  } catch (const std::exception& error) {
-    return fail(InternalError(error.what()), speaks);
+  } catch (const std::exception& exception) {
+    const Error error = error_of(exception);
+    // What the system refuses one rank before there is MPI the others do not know.
+    const bool alone = launched && error.code() == ExitCode::kInputOutput && !speaks && !others_have_ended();
+    return fail(error, speaks || alone);
   }
 }
 
@@ -101,7 +100,5 @@ int run(int argc, const char* const* argv) {
 }  // namespace weightcast
 
 int main(int argc, char** argv) {
-  // A file-size limit shows as an error of write(), which names the file, not as a silent death.
-  std::signal(SIGXFSZ, SIG_IGN);
   return weightcast::run(argc, argv);
 }

@@ -33,9 +33,9 @@ MpiWire::MpiWire(Control& control, const Topology& topology, std::span<std::byte
   }
   if (steps_.empty()) steps_.push_back(most_step);
   for (const std::int64_t step : steps_) {
-    broadcasts_.push_back({fmt::format("MPI_Bcast of {}", format_bytes(step)), {}, bytes_});
+    broadcasts_.push_back({fmt::format("MPI_Ibcast of {}", format_bytes(step)), {}, bytes_});
     if (step > most_copy) continue;
-    copied_.push_back({fmt::format("MPI_Bcast of {} and one memcpy", format_bytes(step)), {}, bytes_});
+    copied_.push_back({fmt::format("MPI_Ibcast of {} and one memcpy", format_bytes(step)), {}, bytes_});
   }
   std::vector<int> ranks{0};
   for (int rank = 1; rank < control.size(); ++rank) {
@@ -44,7 +44,7 @@ MpiWire::MpiWire(Control& control, const Topology& topology, std::span<std::byte
   member_ = std::find(ranks.begin(), ranks.end(), control.rank()) != ranks.end();
   constexpr int kTag = 7;
   if (member_) {
-    group_ = Communicator::of_ranks(control.comm(), ranks.data(), static_cast<int>(ranks.size()), kTag);
+    group_ = Communicator::of_ranks(control.comm(), ranks, kTag);
   }
 }
 
@@ -71,7 +71,10 @@ double MpiWire::broadcast(std::int64_t step, bool copy) {
     const std::int64_t count = std::min(step, bytes_ - at);
     // A region that is smaller than all of it is walked round.
     std::byte* data = buffer_.data() + at % std::max<std::int64_t>(1, room - step + 1);
-    WEIGHTCAST_MPI(MPI_Bcast(data, static_cast<int>(count), MPI_BYTE, 0, group_.get()));
+    MPI_Request request = MPI_REQUEST_NULL;
+    WEIGHTCAST_MPI(
+        MPI_Ibcast(data, mpi_count(static_cast<std::size_t>(count)), MPI_BYTE, 0, group_.get(), &request));
+    control_.wait(request);
     if (copy && !root) std::memcpy(copies_.data(), data, static_cast<std::size_t>(count));
   }
   control_.together([] {});

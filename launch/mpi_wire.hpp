@@ -12,7 +12,7 @@
 namespace weightcast {
 
 /// The MPI wire alone: as much as trainer 0's own weights, up to 2 GiB, walked through in steps of one size,
-/// broadcast by plain MPI_Bcast to all inference ranks into a region as large as the staging ring; and the
+/// broadcast by plain MPI_Ibcast to all inference ranks into a region as large as the staging ring; and the
 /// same with every step copied from there once, as an engine that receives everything would.
 class MpiWire {
  public:

@@ -9,8 +9,6 @@
 #include <boost/program_options.hpp>
 #include <cctype>
 #include <charconv>
-#include <filesystem>
-#include <fstream>
 #include <initializer_list>
 #include <limits>
 #include <map>
@@ -22,6 +20,7 @@
 #include "launch/version.hpp"
 #include "plan/plan.hpp"
 #include "report/log.hpp"
+#include "storage/input_file.hpp"
 
 namespace weightcast {
 
@@ -299,13 +298,22 @@ po::parsed_options parse_environment(const po::options_description& description,
   return parsed;
 }
 
+/// The text of a file of options. Throws IoError for what can be none: a folder, a pipe, a device, a large
+/// file.
+std::string options_text(const std::string& path) {
+  constexpr std::int64_t kMostBytes = 1 << 20;
+  try {
+    if (InputFile(path).size() <= kMostBytes) return read_text_file(path);
+  } catch (const IoError&) {
+    // What it says is for checkpoints.
+  }
+  throw IoError(fmt::format("--config {}: cannot be read; name a file of lines name = value, of at most {}",
+                            path, format_bytes(kMostBytes)));
+}
+
 po::parsed_options parse_file(const po::options_description& description, unsigned command,
                               const std::string& path, Origins& origins) {
-  std::ifstream file(path);
-  std::error_code error;
-  if (!file || std::filesystem::is_directory(path, error)) {
-    throw IoError(fmt::format("--config {}: cannot be read; name a file of lines name = value", path));
-  }
+  std::istringstream file(options_text(path));
   po::parsed_options parsed(&description);
   std::string line;
   for (int number = 1; std::getline(file, line); ++number) {
@@ -523,7 +531,10 @@ Options take(const Values& values, std::string command, const po::variables_map&
   options.sink = values.text("sink", "none");
   options.read_threads = values.integer("read-threads", 0, 1, 1024);
   options.has_weight_version = values.has("weight-version");
-  options.weight_version = values.integer("weight-version", 0, 0);
+  // Of several sources each update has one more than the last.
+  const auto more_sources = static_cast<std::int64_t>(std::max<std::size_t>(1, options.sources.size()) - 1);
+  options.weight_version =
+      values.integer("weight-version", 0, 0, std::numeric_limits<std::int64_t>::max() - more_sources);
   options.no_verify = values.flag("no-verify");
   options.timeout = values.integer("timeout", 1800, 1, 100'000'000);
   options.progress = progress_mode(values.choice("progress", {"auto", "always", "never"}));

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <nlohmann/json.hpp>
 
 #include "core/error.hpp"
 #include "core/units.hpp"
@@ -11,6 +12,7 @@
 #include "launch/layouts.hpp"
 #include "plan/share.hpp"
 #include "plan/steps.hpp"
+#include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
 
@@ -44,7 +46,7 @@ void print_ranks(const Plan& plan) {
   }
   print_report(table.text());
   if (traffic.size() > kMostRowsOfRanks) {
-    print_report(fmt::format("# {} more ranks; --json FILE lists all\n", traffic.size() - kMostRowsOfRanks));
+    print_line(fmt::format("# {} more ranks; --json FILE lists all", traffic.size() - kMostRowsOfRanks));
   }
   const auto most = [&](std::int64_t Traffic::*field) {
     std::int64_t greatest = 0;
@@ -55,15 +57,15 @@ void print_ranks(const Plan& plan) {
   for (const Traffic& rank : traffic) sent += rank.sent;
   const std::int64_t mean = sent / plan.topology.trainers;
   if (mean > 0) {
-    print_report(fmt::format("# sending: the busiest trainer has {:.3f} × the mean\n",
-                             static_cast<double>(most(&Traffic::sent)) / static_cast<double>(mean)));
+    print_line(fmt::format("# sending: the busiest trainer has {:.3f} × the mean",
+                           static_cast<double>(most(&Traffic::sent)) / static_cast<double>(mean)));
   }
-  print_report(fmt::format("# lower bound: the busiest link carries {} out or {} in\n",
-                           format_bytes(most(&Traffic::sent)), format_bytes(most(&Traffic::received))));
+  print_line(fmt::format("# lower bound: the busiest link carries {} out or {} in",
+                         format_bytes(most(&Traffic::sent)), format_bytes(most(&Traffic::received))));
   const StepCounts steps = count_steps(plan);
-  print_report(fmt::format(
+  print_line(fmt::format(
       "# steps: {} of one bucket a link (the busiest link alone needs {}); in {} a link idles beside a busy "
-      "one though it is needed later\n",
+      "one though it is needed later",
       steps.steps, steps.least, steps.with_idle_link));
 }
 
@@ -99,7 +101,7 @@ void print_routes(const Plan& plan) {
                std::to_string(lines[i].bytes)});
   }
   print_report(table.text());
-  if (lines.size() > kMostRoutes) print_report(fmt::format("# {} more routes\n", lines.size() - kMostRoutes));
+  if (lines.size() > kMostRoutes) print_line(fmt::format("# {} more routes", lines.size() - kMostRoutes));
 }
 
 void print_share(const Plan& plan, const Share& share, std::int64_t rank) {
@@ -129,19 +131,19 @@ void run_plan(const Options& options) {
   if (options.rank) share = make_share(plan, *model.family, *options.rank);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
-  print_report(fmt::format("# model   {} ({}), {} tensors, {}\n", model.config->architecture(),
-                           model.config->origin(), model.family->catalog().size(),
-                           format_bytes(model.family->catalog().bytes())));
+  print_line(fmt::format("# model   {} ({}), {} tensors, {}", model.config->architecture(),
+                         model.config->origin(), model.family->catalog().size(),
+                         format_bytes(model.family->catalog().bytes())));
   print_report(explain(topology, model.config->integer({"num_hidden_layers"})));
-  print_report(
-      fmt::format("# plan    {} ranks, {} routes, {} buckets of at most {}, {} on the wire, hash {:016x}\n",
+  print_line(
+      fmt::format("# plan    {} ranks, {} routes, {} buckets of at most {}, {} on the wire, hash {:016x}",
                   topology.ranks(), plan.routes(), plan.buckets.size(),
                   format_bytes(plan.limits.bucket_bytes), format_bytes(plan.wire_bytes()), plan.hash));
-  print_report(fmt::format("# experts {}{}\n", topology.engine.moe_layout, quantizer_text(plan)));
+  print_line(fmt::format("# experts {}{}", topology.engine.moe_layout, quantizer_text(plan)));
   for (const Binding& binding : model.bindings) {
-    if (binding.cast_tensors > 0) print_report(fmt::format("# cast    {}\n", binding.note()));
+    if (binding.cast_tensors > 0) print_line(fmt::format("# cast    {}", binding.note()));
   }
-  print_report(fmt::format("# built in {:.3f} s with {} of memory\n", seconds, format_bytes(peak_memory())));
+  print_line(fmt::format("# built in {:.3f} s with {} of memory", seconds, format_bytes(peak_memory())));
   if (share) {
     print_share(plan, *share, *options.rank);
   } else {
@@ -149,7 +151,7 @@ void run_plan(const Options& options) {
     print_ranks(plan);
   }
   if (!options.json.empty())
-    write_text(options.json, plan_json(plan, model.family->catalog(), options.segments));
+    write_text(options.json, json_report(plan_json(plan, model.family->catalog(), options.segments)));
 }
 
 }  // namespace weightcast

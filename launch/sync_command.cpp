@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <limits>
 #include <optional>
 
 #include "core/error.hpp"
@@ -57,6 +58,17 @@ std::int64_t version_of(const Options& options, const std::vector<Checkpoint>& c
   return first + static_cast<std::int64_t>(number);
 }
 
+/// Throws UsageError when the versions of all updates are more than there are numbers.
+void require_versions(const Options& options, const std::vector<Checkpoint>& checkpoints) {
+  const std::int64_t first = version_of(options, checkpoints, 0);
+  const auto more = static_cast<std::int64_t>(options.sources.size()) - 1;
+  if (first <= std::numeric_limits<std::int64_t>::max() - more) return;
+  throw UsageError(
+      fmt::format("{}: its weight version {} leaves no numbers for {} updates; name a smaller "
+                  "--weight-version",
+                  checkpoints.front().path, first, options.sources.size()));
+}
+
 /// One update a source, until all are done or a signal asks to stop.
 class SyncJob {
  public:
@@ -89,6 +101,7 @@ class SyncJob {
     });
     const Placement placement = choose_placement(control_, options_.transport);
     model_ = load_model(control_, options_, topology_);
+    control_.together([&] { require_versions(options_, model_.checkpoints); });
     SessionOptions session_options;
     session_options.wire = placement.wire;
     session_.emplace(control_, *model_.family, topology_, limits_of(options_), session_options);

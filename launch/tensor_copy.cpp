@@ -73,8 +73,8 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
   progress.end();
   writer->flush();
   writer->commit();
-  print_report(fmt::format("{}: {} tensors, {}, version {}\n", options.output, tensors.size(),
-                           format_bytes(total), weight_version));
+  print_line(fmt::format("{}: {} tensors, {}, version {}", options.output, tensors.size(),
+                         format_bytes(total), weight_version));
 }
 
 void copy_matrix(TensorFileWriter& to, std::size_t index, std::int64_t offset, const Shape& shape,

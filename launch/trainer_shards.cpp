@@ -123,8 +123,8 @@ void write_trainer_shards(const Options& options) {
   config.rename_to_final();
   remove_other_trainer_shards(output, layout->ranks(), options.format == "hdf5");
   sync_directory(output);
-  print_report(fmt::format("{}: {} shards of {}, {}, version {}\n", output, shards.size(), labels.layout,
-                           format_bytes(total), version));
+  print_line(fmt::format("{}: {} shards of {}, {}, version {}", output, shards.size(), labels.layout,
+                         format_bytes(total), version));
 }
 
 }  // namespace weightcast

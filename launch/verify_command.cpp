@@ -15,6 +15,7 @@
 #include "launch/plane_reader.hpp"
 #include "launch/tensor_copy.hpp"
 #include "model/stored_quantization.hpp"
+#include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "session/bound_reader.hpp"
 #include "session/team.hpp"
@@ -127,7 +128,11 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
       throw InputError(fmt::format("{}: attributes of its quantiser: {}", first.path, error.what()));
     }
   }
-  if (layout.replicas < 1 || layout.pp < 1 || layout.tp < 1 || layout.ep < 1 || layout.tp % layout.ep != 0) {
+  // As large as options may name them: products of the three stay numbers.
+  constexpr std::int64_t kMost = 1 << 20;
+  const auto possible = [](std::int64_t size) { return size >= 1 && size <= kMost; };
+  if (!possible(layout.replicas) || !possible(layout.pp) || !possible(layout.tp) || !possible(layout.ep) ||
+      layout.tp % layout.ep != 0) {
     throw InputError(fmt::format("{}: impossible layout tp={} ep={} pp={} replicas={}", first.path, layout.tp,
                                  layout.ep, layout.pp, layout.replicas));
   }
@@ -227,13 +232,24 @@ class ShardVerifier {
   void verify_padding(const Parameter& parameter, const StoredTensor& stored, const Padding& padding) {
     const std::int64_t element = dtype_bytes(parameter.dtype);
     const std::int64_t cols = parameter.shape.cols();
-    const std::int64_t rows = padding.bytes / element / cols;
+    const std::int64_t row_bytes = cols * element;
+    // The padding may begin and end inside rows.
+    const std::int64_t end = padding.offset + padding.bytes;
+    const std::int64_t first = padding.offset / row_bytes;
+    const std::int64_t rows = (end + row_bytes - 1) / row_bytes - first;
     for_each_box({rows, cols}, element, [&](const Box& inner) {
-      const std::int64_t first = padding.offset / element / cols;
       const auto bytes = std::span(stored_piece_).first(static_cast<std::size_t>(inner.area() * element));
       reader_.read(stored, {first + inner.row, inner.rows, inner.col, inner.cols}, bytes);
-      if (std::any_of(bytes.begin(), bytes.end(), [](std::byte b) { return b != std::byte{0}; })) {
-        throw_dirty(parameter);
+      const std::int64_t width = inner.cols * element;
+      for (std::int64_t row = 0; row < inner.rows; ++row) {
+        const std::int64_t start = (first + inner.row + row) * row_bytes + inner.col * element;
+        const std::int64_t from = std::clamp<std::int64_t>(padding.offset - start, 0, width);
+        const std::int64_t to = std::clamp<std::int64_t>(end - start, from, width);
+        const auto part =
+            bytes.subspan(static_cast<std::size_t>(row * width + from), static_cast<std::size_t>(to - from));
+        if (std::any_of(part.begin(), part.end(), [](std::byte b) { return b != std::byte{0}; })) {
+          throw_dirty(parameter);
+        }
       }
     });
   }
@@ -332,15 +348,15 @@ void run_verify(const Options& options) {
     bytes += ShardVerifier(model, shard, planes).verify(parameters);
   }
   source.require_unchanged();
-  print_report(fmt::format("{}: {} shards of version {} hold {}{} exactly, {} compared\n", directory,
-                           shards.size(), version, options.sources.front(),
-                           layout.quantizer ? " quantised to " + quantizer_name(*layout.quantizer) : "",
-                           format_bytes(bytes)));
+  print_line(fmt::format("{}: {} shards of version {} hold {}{} exactly, {} compared", directory,
+                         shards.size(), version, options.sources.front(),
+                         layout.quantizer ? " quantised to " + quantizer_name(*layout.quantizer) : "",
+                         format_bytes(bytes)));
   if (!options.json.empty()) {
     const nlohmann::ordered_json json = {
         {"weightcast", "verify"},  {"status", "done"}, {"weight_version", version},
         {"shards", shards.size()}, {"bytes", bytes},   {"error", nullptr}};
-    write_text(options.json, json.dump(2) + "\n");
+    write_text(options.json, json_report(json));
   }
 }
 

@@ -50,4 +50,8 @@ using IoError = ErrorOf<ExitCode::kInputOutput>;             ///< the system ref
 using StoppedError = ErrorOf<ExitCode::kStopped>;            ///< a signal asked to stop
 using TimeoutError = ErrorOf<ExitCode::kTimeout>;            ///< a deadline passed
 
+/// Any exception as an error of this program. What libraries throw when memory, threads or files are refused
+/// is the system's refusal; only what is left is an internal error.
+Error error_of(const std::exception& exception);
+
 }  // namespace weightcast

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -108,6 +109,6 @@ inline constexpr std::int64_t kDirectBytes = 256 << 10;
 Plan make_plan(const Family& family, const Topology& topology, const Limits& limits);
 
 /// The plan as JSON: totals, routes, every bucket; with `segments` every segment too.
-std::string plan_json(const Plan& plan, const Catalog& catalog, bool segments);
+nlohmann::ordered_json plan_json(const Plan& plan, const Catalog& catalog, bool segments);
 
 }  // namespace weightcast

@@ -7,7 +7,7 @@
 
 namespace weightcast {
 
-std::string plan_json(const Plan& plan, const Catalog& catalog, bool segments) {
+nlohmann::ordered_json plan_json(const Plan& plan, const Catalog& catalog, bool segments) {
   using nlohmann::ordered_json;
   const EngineLayout& engine = plan.topology.engine;
   ordered_json root;
@@ -61,7 +61,7 @@ std::string plan_json(const Plan& plan, const Catalog& catalog, bool segments) {
     }
     buckets.push_back(std::move(entry));
   }
-  return root.dump(2) + "\n";
+  return root;
 }
 
 }  // namespace weightcast

@@ -1,8 +1,8 @@
 #include "report/log.hpp"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
@@ -10,6 +10,7 @@
 #include <string>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 
 namespace weightcast {
 
@@ -19,22 +20,28 @@ std::atomic<bool> quiet = false;
 std::atomic<bool> line_is_open = false;
 
 /// One write, so that lines of several processes do not mix.
-void write_line(std::string line) {
+void write_line(std::string_view head, std::string_view text) {
   end_open_line();
-  std::replace(line.begin(), line.end(), '\n', ' ');
-  line += '\n';
-  std::fwrite(line.data(), 1, line.size(), stderr);
-  std::fflush(stderr);
+  write_log(fmt::format("{}{}\n", head, printable(text)));
 }
 
 }  // namespace
+
+void write_log(std::string_view text) {
+  while (!text.empty()) {
+    const ssize_t put = ::write(STDERR_FILENO, text.data(), text.size());
+    if (put < 0 && errno == EINTR) continue;
+    if (put <= 0) return;
+    text.remove_prefix(static_cast<std::size_t>(put));
+  }
+}
 
 void set_open_line(bool open) {
   line_is_open = open;
 }
 
 void end_open_line() {
-  if (line_is_open.exchange(false)) std::fputc('\n', stderr);
+  if (line_is_open.exchange(false)) write_log("\n");
 }
 
 void set_quiet(bool value) {
@@ -49,12 +56,16 @@ void print_report(std::string_view text) {
   throw IoError(fmt::format("the report on stdout cannot be written: {}", std::strerror(errno)));
 }
 
+void print_line(std::string_view text) {
+  print_report(printable(text) + "\n");
+}
+
 void log_note(std::string_view text) {
-  if (!quiet) write_line(fmt::format("weightcast: {}", text));
+  if (!quiet) write_line("weightcast: ", text);
 }
 
 void log_error(std::string_view text) {
-  write_line(fmt::format("weightcast: error: {}", text));
+  write_line("weightcast: error: ", text);
 }
 
 }  // namespace weightcast

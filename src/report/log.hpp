@@ -8,17 +8,25 @@ namespace weightcast {
 void set_quiet(bool quiet);
 bool is_quiet();
 
-/// Text on stdout. Throws IoError when it cannot be written (full disk, closed pipe).
+/// Text on stdout, as it is. Throws IoError when it cannot be written (full disk, closed pipe). Names, paths
+/// and whatever else is not this program's own belong into `printable()` before.
 void print_report(std::string_view text);
+
+/// One line on stdout, made printable.
+void print_line(std::string_view text);
+
+/// Text on stderr, as it is. That it cannot be written (closed, full, a pipe without reader) is never a
+/// reason to fail.
+void write_log(std::string_view text);
 
 /// Notes that the last line on stderr is unfinished, so that whatever comes next begins a new one.
 void set_open_line(bool open);
 void end_open_line();
 
-/// `weightcast: text`
+/// `weightcast: text`, one line, made printable.
 void log_note(std::string_view text);
 
-/// `weightcast: error: text`, always; newlines become spaces, so that it stays one line.
+/// `weightcast: error: text`, always; one line, made printable.
 void log_error(std::string_view text);
 
 }  // namespace weightcast

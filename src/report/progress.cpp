@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 
 #include "core/units.hpp"
 #include "report/log.hpp"
@@ -54,11 +53,10 @@ void Progress::print(Clock::time_point now) {
                   100.0 * static_cast<double>(done_) / static_cast<double>(std::max<std::int64_t>(1, total_)),
                   rate / 1e9, left);
   if (terminal_) {
-    fmt::print(stderr, "\rweightcast: {}\x1b[K", line);
-    std::fflush(stderr);
+    write_log(fmt::format("\rweightcast: {}\x1b[K", line));
     set_open_line(true);
   } else {
-    fmt::print(stderr, "weightcast: {}\n", line);
+    write_log(fmt::format("weightcast: {}\n", line));
   }
   printed_ = true;
   next_ = now + (terminal_ ? Clock::duration(kTerminalPeriod) : Clock::duration(kLogPeriod));

@@ -4,13 +4,16 @@
 
 #include <algorithm>
 
+#include "core/text.hpp"
+
 namespace weightcast {
 
 Table::Table(std::vector<std::string> header) {
-  rows_.push_back(std::move(header));
+  add(std::move(header));
 }
 
 void Table::add(std::vector<std::string> row) {
+  for (std::string& cell : row) cell = printable(cell);
   rows_.push_back(std::move(row));
 }
 

@@ -5,7 +5,8 @@
 
 namespace weightcast {
 
-/// Text columns, aligned: the first left, the others right. Rows are printed as given, two spaces apart.
+/// Text columns, aligned: the first left, the others right. Cells are made printable; columns are two spaces
+/// apart.
 class Table {
  public:
   explicit Table(std::vector<std::string> header);

@@ -6,6 +6,8 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "report/json_report.hpp"
+
 namespace weightcast {
 
 namespace {
@@ -45,7 +47,7 @@ std::string trace_json(const std::vector<RankTrace>& traces) {
     }
   }
   const ordered_json root = {{"displayTimeUnit", "ms"}, {"traceEvents", std::move(events)}};
-  return root.dump() + "\n";
+  return json_report(root, -1);
 }
 
 }  // namespace weightcast

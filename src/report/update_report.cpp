@@ -4,7 +4,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/text.hpp"
 #include "core/units.hpp"
+#include "report/json_report.hpp"
 #include "report/table.hpp"
 
 namespace weightcast {
@@ -39,10 +41,10 @@ ordered_json limit_json(const LimitRecord& limit) {
 }  // namespace
 
 std::string header_text(const JobReport& report) {
-  std::string text = fmt::format("# {} {}\n", report.versions, report.command);
-  text += fmt::format("# model   {}, {} tensors, {}\n", report.model, report.tensors,
+  std::string text = fmt::format("# {} {}\n", printable(report.versions), report.command);
+  text += fmt::format("# model   {}, {} tensors, {}\n", printable(report.model), report.tensors,
                       format_bytes(report.model_bytes));
-  text += fmt::format("# layout  {}\n", report.layout);
+  text += fmt::format("# layout  {}\n", printable(report.layout));
   text += fmt::format("# plan    {} routes, {} buckets, {} on the wire, staging {} a rank, hash {}\n",
                       report.routes, report.buckets, format_bytes(report.wire_bytes),
                       format_bytes(report.staging_bytes_per_rank), report.plan_hash);
@@ -104,7 +106,7 @@ std::string report_json(const JobReport& report, const std::string& status, cons
                        {"verified", update.verified}});
   }
   root["error"] = error.empty() ? ordered_json(nullptr) : ordered_json(error);
-  return root.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n";
+  return json_report(root);
 }
 
 }  // namespace weightcast

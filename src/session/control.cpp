@@ -11,9 +11,10 @@
 #include <sstream>
 #include <thread>
 
+#include "core/text.hpp"
 #include "report/log.hpp"
+#include "session/farewell.hpp"
 #include "session/signals.hpp"
-#include "storage/writer.hpp"
 #include "sys/backoff.hpp"
 
 namespace weightcast {
@@ -24,6 +25,10 @@ using namespace std::chrono_literals;
 
 // How long after the deadline a rank that does not even poll is ended.
 constexpr auto kWatchdogGrace = 15s;
+// The next rank is ended so much later, up to so many times: when the first has cleaned up and the launcher
+// has ended all.
+constexpr auto kWatchdogStagger = 5s;
+constexpr int kMostWatchdogStaggers = 6;
 // How long a failing rank waits for rank 0 to print its line.
 constexpr auto kReportGrace = 5s;
 constexpr int kFailureTag = 2;
@@ -33,6 +38,10 @@ constexpr int kMostStagger = 30;
 constexpr auto kReportLimit = 60s;
 // How long the word that a rank has spoken may take to leave it: well below that second.
 constexpr auto kWordGrace = 100ms;
+// How long the report of a failure may take to be written.
+constexpr auto kHookGrace = 5s;
+// The longest line that a failing rank reports: names in it may be as long as a file likes.
+constexpr std::size_t kLongestLine = 64 << 10;
 
 std::string host_name() {
   std::array<char, 256> name{};
@@ -45,14 +54,15 @@ bool names_its_culprit(ExitCode code) {
 
 }  // namespace
 
-Control::Control(MPI_Comm world, std::chrono::seconds timeout, Watchdog& watchdog)
+Control::Control(MPI_Comm world, std::chrono::seconds timeout, Watchdog& watchdog, std::size_t piece)
     : comm_(Communicator::duplicate(world)),
       failures_(Communicator::duplicate(world)),
       rank_(comm_.rank()),
       size_(comm_.size()),
       host_(host_name()),
       timeout_(timeout),
-      watchdog_(watchdog) {
+      watchdog_(watchdog),
+      piece_(piece) {
   begin_phase("start");
 }
 
@@ -63,7 +73,8 @@ void Control::begin_phase(const char* name, std::optional<std::int64_t> number) 
   phase_number_ = number;
   deadline_ = Clock::now() + timeout_;
   // The lowest rank that hangs speaks first, and its end is the others'.
-  watchdog_.watch(name, timeout_ + kWatchdogGrace + std::min(rank_, kMostStagger) * 1s);
+  watchdog_.watch(name,
+                  timeout_ + kWatchdogGrace + std::min(rank_, kMostWatchdogStaggers) * kWatchdogStagger);
 }
 
 std::string Control::phase() const {
@@ -84,11 +95,8 @@ void Control::together(const std::function<void()>& local) {
   std::string line;
   try {
     local();
-  } catch (const Error& error) {
-    mine = {rank_, static_cast<int>(error.code())};
-    line = format_error(error);
-  } catch (const std::bad_alloc&) {
-    const IoError error(phase() + ": out of host memory; use fewer ranks a node or smaller --bucket-size");
+  } catch (const std::exception& exception) {
+    const Error error = in_phase(exception);
     mine = {rank_, static_cast<int>(error.code())};
     line = format_error(error);
   }
@@ -147,7 +155,7 @@ void Control::speak_for_all(const std::string& line) const {
   // A word may need a connection that has yet to be made; a rank that hangs must not hold up the line.
   const auto give_up = Clock::now() + kWordGrace;
   for (int done = 0; done == 0 && Clock::now() < give_up;) {
-    MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE);
+    MPI_Testall(mpi_count(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE);
   }
   log_error(line);
 }
@@ -175,7 +183,7 @@ std::optional<Control::Failure> Control::receive_failure() {
 void Control::send_failure(const Failure& failure) {
   const std::string text = fmt::format("{} {}", static_cast<int>(failure.code), failure.line);
   MPI_Request request = MPI_REQUEST_NULL;
-  MPI_Isend(text.data(), static_cast<int>(text.size()), MPI_CHAR, 0, kFailureTag, failures_.get(), &request);
+  MPI_Isend(text.data(), mpi_count(text.size()), MPI_CHAR, 0, kFailureTag, failures_.get(), &request);
   // Should rank 0 itself hang, another rank speaks: the lowest, because it waits the shortest.
   const auto give_up = Clock::now() + kReportGrace + std::min(rank_ - 1, kMostStagger) * 1s;
   const bool stopped = failure.code == ExitCode::kStopped;
@@ -186,10 +194,7 @@ void Control::send_failure(const Failure& failure) {
     // The launcher is ending the job: somebody has spoken. A rank that was told to stop cannot know whose
     // signal it was; it hears the word of the one who spoke.
     spoken = spoken || another_has_spoken();
-    if (!stopped && hard_stop_signal() != 0) {
-      remove_partial_files();
-      _exit(static_cast<int>(failure.code));
-    }
+    if (!stopped && hard_stop_signal() != 0) leave(failure.code);
     std::this_thread::sleep_for(1ms);
   }
   if (!spoken) speak_for_all(failure.line);
@@ -210,25 +215,32 @@ void Control::wait(MPI_Request& request) {
   }
 }
 
+template <typename Start>
+void Control::in_pieces(std::size_t total, Start start) {
+  for (std::size_t offset = 0; offset < total; offset += piece_) {
+    MPI_Request request = MPI_REQUEST_NULL;
+    WEIGHTCAST_MPI(start(offset, mpi_count(std::min(piece_, total - offset)), &request));
+    wait(request);
+  }
+}
+
+template <typename Value>
+void Control::reduce(std::span<Value> values, MPI_Datatype type, MPI_Op operation) {
+  in_pieces(values.size(), [&](std::size_t offset, int count, MPI_Request* request) {
+    return MPI_Iallreduce(MPI_IN_PLACE, values.data() + offset, count, type, operation, comm(), request);
+  });
+}
+
 void Control::sum(std::span<std::uint64_t> values) {
-  MPI_Request request = MPI_REQUEST_NULL;
-  WEIGHTCAST_MPI(MPI_Iallreduce(MPI_IN_PLACE, values.data(), static_cast<int>(values.size()), MPI_UINT64_T,
-                                MPI_SUM, comm(), &request));
-  wait(request);
+  reduce(values, MPI_UINT64_T, MPI_SUM);
 }
 
 void Control::maximum(std::span<double> values) {
-  MPI_Request request = MPI_REQUEST_NULL;
-  WEIGHTCAST_MPI(MPI_Iallreduce(MPI_IN_PLACE, values.data(), static_cast<int>(values.size()), MPI_DOUBLE,
-                                MPI_MAX, comm(), &request));
-  wait(request);
+  reduce(values, MPI_DOUBLE, MPI_MAX);
 }
 
 void Control::maximum(std::span<std::int64_t> values) {
-  MPI_Request request = MPI_REQUEST_NULL;
-  WEIGHTCAST_MPI(MPI_Iallreduce(MPI_IN_PLACE, values.data(), static_cast<int>(values.size()), MPI_INT64_T,
-                                MPI_MAX, comm(), &request));
-  wait(request);
+  reduce(values, MPI_INT64_T, MPI_MAX);
 }
 
 std::vector<std::byte> Control::broadcast(std::vector<std::byte> bytes) {
@@ -241,9 +253,9 @@ std::vector<std::byte> Control::broadcast_from(int root, std::vector<std::byte> 
   WEIGHTCAST_MPI(MPI_Ibcast(&size, 1, MPI_INT64_T, root, comm(), &request));
   wait(request);
   bytes.resize(static_cast<std::size_t>(size));
-  // Headers of the largest checkpoints are a few tens of megabytes: one message.
-  WEIGHTCAST_MPI(MPI_Ibcast(bytes.data(), static_cast<int>(size), MPI_BYTE, root, comm(), &request));
-  wait(request);
+  in_pieces(bytes.size(), [&](std::size_t offset, int count, MPI_Request* piece) {
+    return MPI_Ibcast(bytes.data() + offset, count, MPI_BYTE, root, comm(), piece);
+  });
   return bytes;
 }
 
@@ -256,21 +268,31 @@ std::string Control::broadcast(const std::string& text, int root) {
 
 std::vector<std::string> Control::gather(const std::string& text) {
   const auto ranks = static_cast<std::size_t>(size_);
-  const int size = static_cast<int>(text.size());
-  std::vector<int> sizes(ranks, 0);
+  const std::uint64_t size = text.size();
+  std::vector<std::uint64_t> sizes(ranks, 0);
   MPI_Request request = MPI_REQUEST_NULL;
-  WEIGHTCAST_MPI(MPI_Igather(&size, 1, MPI_INT, sizes.data(), 1, MPI_INT, 0, comm(), &request));
+  WEIGHTCAST_MPI(MPI_Iallgather(&size, 1, MPI_UINT64_T, sizes.data(), 1, MPI_UINT64_T, comm(), &request));
   wait(request);
-  std::vector<int> starts(ranks, 0);
-  std::partial_sum(sizes.begin(), sizes.end() - 1, starts.begin() + 1);
-  std::string all(static_cast<std::size_t>(starts.back() + sizes.back()), ' ');
-  WEIGHTCAST_MPI(MPI_Igatherv(text.data(), size, MPI_CHAR, all.data(), sizes.data(), starts.data(), MPI_CHAR,
-                              0, comm(), &request));
-  wait(request);
-  std::vector<std::string> texts;
-  if (rank_ != 0) return texts;
-  for (std::size_t i = 0; i < ranks; ++i) {
-    texts.push_back(all.substr(static_cast<std::size_t>(starts[i]), static_cast<std::size_t>(sizes[i])));
+  // One message of each rank and round; all of a round together are one piece.
+  const std::size_t share = piece_ / ranks;
+  const std::uint64_t longest = *std::max_element(sizes.begin(), sizes.end());
+  std::vector<std::string> texts(rank_ == 0 ? ranks : 0);
+  for (std::size_t offset = 0; offset < longest; offset += share) {
+    const auto in_round = [&](std::size_t bytes) {
+      return mpi_count(std::min(share, bytes - std::min(bytes, offset)));
+    };
+    std::vector<int> counts(ranks, 0);
+    std::vector<int> starts(ranks, 0);
+    std::transform(sizes.begin(), sizes.end(), counts.begin(), in_round);
+    std::exclusive_scan(counts.begin(), counts.end(), starts.begin(), 0);
+    std::string all(rank_ == 0 ? static_cast<std::size_t>(starts.back() + counts.back()) : 0, ' ');
+    const char* const mine = text.data() + std::min(offset, text.size());
+    WEIGHTCAST_MPI(MPI_Igatherv(mine, in_round(text.size()), MPI_CHAR, all.data(), counts.data(),
+                                starts.data(), MPI_CHAR, 0, comm(), &request));
+    wait(request);
+    for (std::size_t rank = 0; rank < texts.size(); ++rank) {
+      texts[rank].append(all, static_cast<std::size_t>(starts[rank]), static_cast<std::size_t>(counts[rank]));
+    }
   }
   return texts;
 }
@@ -287,14 +309,25 @@ void Control::abort_all(const Error& error) {
   abort_now(mine.code, mine.line);
 }
 
+Error Control::in_phase(const std::exception& exception) const {
+  Error error = error_of(exception);
+  // What libraries throw does not say what was being done.
+  if (dynamic_cast<const Error*>(&exception) != nullptr) return error;
+  return {error.code(), fmt::format("{}: {}", phase(), error.what()), error.where()};
+}
+
 std::string Control::format_error(const Error& error) const {
-  if (names_its_culprit(error.code())) return error.what();
-  return fmt::format("rank {} ({}): {}", rank_, host_, error.what());
+  std::string line = printable(std::string_view(error.what()).substr(0, kLongestLine));
+  if (names_its_culprit(error.code())) return line;
+  return fmt::format("rank {} ({}): {}", rank_, host_, line);
 }
 
 void Control::abort_now(ExitCode code, const std::string& line) const {
-  if (rank_ == 0 && abort_hook_) abort_hook_(code, line);
-  remove_partial_files();
+  if (rank_ == 0 && abort_hook_) {
+    // Copies, because it may go on when the grace is over.
+    within(kHookGrace, [hook = abort_hook_, code, line] { hook(code, line); });
+  }
+  clean_up();
   std::fflush(nullptr);
   MPI_Abort(comm(), static_cast<int>(code));
   _exit(static_cast<int>(code));

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -35,9 +36,14 @@ class AgreedFailure : public std::exception {
 /// ever.
 class Control {
  public:
+  /// The most elements of one message: what MPI can count.
+  static constexpr std::size_t kMostElements = std::numeric_limits<int>::max();
+
   /// Collective. `timeout` bounds each phase (the start, one update). `watchdog` ends a rank that does not
-  /// even poll; it must outlive the control.
-  Control(MPI_Comm world, std::chrono::seconds timeout, Watchdog& watchdog);
+  /// even poll; it must outlive the control. What has more than `piece` elements, at least as many as there
+  /// are ranks, travels in several messages; the same on every rank.
+  Control(MPI_Comm world, std::chrono::seconds timeout, Watchdog& watchdog,
+          std::size_t piece = kMostElements);
   ~Control();
   Control(const Control&) = delete;
   Control& operator=(const Control&) = delete;
@@ -113,7 +119,9 @@ class Control {
   /// On rank 0: prints the line, unless another rank got tired of waiting and has, and ends the job.
   [[noreturn]] void report_and_abort(const Failure& failure);
 
-  /// `rank 3 (host): …`; usage and input errors name their culprit and go without the rank.
+  /// Any exception as an error; what a library threw with the phase in front.
+  Error in_phase(const std::exception& exception) const;
+  /// `rank 3 (host): …`, printable; usage and input errors name their culprit and go without the rank.
   std::string format_error(const Error& error) const;
   /// `update to version 3`
   std::string phase() const;
@@ -123,6 +131,14 @@ class Control {
   [[noreturn]] void abort_now(ExitCode code, const std::string& line) const;
   std::vector<std::byte> broadcast_from(int root, std::vector<std::byte> bytes);
 
+  /// Calls `start(offset, count, request)` for one piece of `total` elements after the other and waits for
+  /// each.
+  template <typename Start>
+  void in_pieces(std::size_t total, Start start);
+  /// Reduces over all ranks, element by element, in place. Collective.
+  template <typename Value>
+  void reduce(std::span<Value> values, MPI_Datatype type, MPI_Op operation);
+
   Communicator comm_;
   Communicator failures_;
   int rank_;
@@ -130,6 +146,7 @@ class Control {
   std::string host_;
   std::chrono::seconds timeout_;
   Watchdog& watchdog_;
+  std::size_t piece_;
   const char* phase_name_ = "start";
   std::optional<std::int64_t> phase_number_;
   bool signals_deferred_ = false;

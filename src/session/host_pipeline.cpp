@@ -36,8 +36,11 @@ HostPipeline::~HostPipeline() = default;
 
 void HostPipeline::run(Source* source, std::span<const GlobalScale> scales, std::span<std::uint64_t> sent,
                        std::span<std::uint64_t> written, Progress& progress) {
+  // After an update that failed.
+  wait_for_workers();
   {
     const std::scoped_lock lock(mutex_);
+    failure_ = nullptr;
     source_ = source;
     scales_ = scales;
     sent_ = sent;
@@ -46,12 +49,18 @@ void HostPipeline::run(Source* source, std::span<const GlobalScale> scales, std:
     start_ = Clock::now();
     slices_.clear();
     std::fill(states_.begin(), states_.end(), State::kWaiting);
-    workers_busy_ = static_cast<int>(workers_.size());
+    workers_busy_ = workers_.size();
     ++update_;
   }
   executor_->unpack(share_.padding, nullptr, parameters_);
   changed_.notify_all();
-  transport_all(progress);
+  try {
+    transport_all(progress);
+  } catch (...) {
+    // The workers must not wait for buckets that nobody moves any more.
+    fail(std::current_exception());
+    throw;
+  }
 }
 
 std::int64_t HostPipeline::first_dirty_padding() {
@@ -127,6 +136,12 @@ void HostPipeline::transport_all(Progress& progress) {
     control_.poll();
     advanced ? backoff.reset() : backoff.pause();
   }
+  wait_for_workers();
+  const std::scoped_lock lock(mutex_);
+  if (failure_) std::rethrow_exception(failure_);
+}
+
+void HostPipeline::wait_for_workers() {
   std::unique_lock lock(mutex_);
   using namespace std::chrono_literals;
   while (!changed_.wait_for(lock, 10ms, [&] { return workers_busy_ == 0; })) {
@@ -134,7 +149,12 @@ void HostPipeline::transport_all(Progress& progress) {
     control_.poll();
     lock.lock();
   }
-  if (failure_) std::rethrow_exception(failure_);
+}
+
+void HostPipeline::fail(const std::exception_ptr& failure) {
+  const std::scoped_lock lock(mutex_);
+  if (!failure_) failure_ = failure;
+  changed_.notify_all();
 }
 
 void HostPipeline::pack_all(const std::stop_token& stop) {
@@ -198,14 +218,12 @@ void HostPipeline::worker(const std::stop_token& stop, void (HostPipeline::*stag
       if (!changed_.wait(lock, stop, [&] { return update_ > done; })) return;
       done = update_;
     }
-    std::exception_ptr failure;
     try {
       (this->*stage)(stop);
     } catch (...) {
-      failure = std::current_exception();
+      fail(std::current_exception());
     }
     const std::scoped_lock lock(mutex_);
-    if (failure && !failure_) failure_ = failure;
     --workers_busy_;
     changed_.notify_all();
   }

@@ -21,7 +21,8 @@
 
 namespace weightcast {
 
-/// One thread packs, one unpacks, and the calling thread alone talks to MPI.
+/// One thread packs, one unpacks, and the calling thread alone talks to MPI. An update that throws leaves a
+/// pipeline that can run the next; its source must live until then, because a thread may still be at it.
 class HostPipeline final : public Pipeline {
  public:
   /// All references must outlive the pipeline. `routes[b]` is the transport's route of plan bucket b,
@@ -55,6 +56,10 @@ class HostPipeline final : public Pipeline {
   /// Blocks a stage's thread until `ready` holds for bucket k; false when the update is over.
   template <typename Ready>
   bool wait_until(const std::stop_token& stop, Ready ready);
+  /// Polls until no stage's thread works on the update any more.
+  void wait_for_workers();
+  /// Ends the update with that failure, unless it has one.
+  void fail(const std::exception_ptr& failure);
   void set_state(std::size_t k, State state);
   void worker(const std::stop_token& stop, void (HostPipeline::*stage)(const std::stop_token&));
   bool slot_free(std::size_t k) const;
@@ -91,8 +96,8 @@ class HostPipeline final : public Pipeline {
   std::vector<std::span<std::byte>> runs_;  ///< of the bucket being started; keeps its capacity
   std::vector<State> states_;
   std::uint64_t update_ = 0;  ///< counts updates; a worker runs once for each
-  int workers_busy_ = 0;
-  std::exception_ptr failure_;
+  std::size_t workers_busy_ = 0;
+  std::exception_ptr failure_;         ///< of the current update
   std::vector<std::jthread> workers_;  // last: they end before what they use
 };
 

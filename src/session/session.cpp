@@ -181,10 +181,8 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
     const std::span<std::uint64_t> none;
     pipeline_->run(source, scales_, verify ? std::span(expected_) : none, verify ? std::span(written_) : none,
                    progress);
-  } catch (const Error& error) {
-    control_.abort_all(error);
   } catch (const std::exception& error) {
-    control_.abort_all(InternalError(error.what()));
+    control_.abort_all(error_of(error));
   }
   progress.end();
   // Each segment has one root; all others have added zero.

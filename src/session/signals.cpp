@@ -1,5 +1,6 @@
 #include "session/signals.hpp"
 
+#include <atomic>
 #include <csignal>
 #include <initializer_list>
 
@@ -7,8 +8,10 @@ namespace weightcast {
 
 namespace {
 
-volatile std::sig_atomic_t soft_stop = 0;
-volatile std::sig_atomic_t hard_stop = 0;
+// Handlers write them, and several threads read them.
+std::atomic<int> soft_stop = 0;
+std::atomic<int> hard_stop = 0;
+static_assert(std::atomic<int>::is_always_lock_free, "a handler must not wait for a lock");
 
 void take_note(int signal) {
   if (signal == SIGUSR1 && soft_stop == 0) {

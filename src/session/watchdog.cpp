@@ -1,11 +1,10 @@
 #include "session/watchdog.hpp"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include "core/error.hpp"
 #include "report/log.hpp"
-#include "storage/writer.hpp"
+#include "session/farewell.hpp"
 
 namespace weightcast {
 
@@ -31,12 +30,13 @@ void Watchdog::run(const std::stop_token& stop) {
     const auto deadline = deadline_;
     changed_.wait_until(lock, stop, deadline, [&] { return deadline_ != deadline; });
     if (stop.stop_requested() || Clock::now() < deadline_) continue;
-    remove_partial_files();
-    if (speaks_)
+    // The line first: what comes next may meet the file system that hangs.
+    if (speaks_) {
       log_error(fmt::format(
           "{}: this rank has hung for {} s and is ended; look for a rank that died, or raise --timeout",
           name_, limit_.count()));
-    _exit(static_cast<int>(ExitCode::kTimeout));
+    }
+    leave(ExitCode::kTimeout);
   }
 }
 

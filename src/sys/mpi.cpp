@@ -2,6 +2,7 @@
 
 #include <array>
 #include <chrono>
+#include <limits>
 #include <string_view>
 
 #include "core/error.hpp"
@@ -17,20 +18,43 @@ void check_mpi(int status, const char* call, std::source_location where) {
                       where);
 }
 
+int mpi_count(std::size_t count, std::source_location where) {
+  if (count <= static_cast<std::size_t>(std::numeric_limits<int>::max())) return static_cast<int>(count);
+  throw InternalError(std::to_string(count) + " elements in one message are more than MPI takes", where);
+}
+
 namespace {
 
 double start_seconds_of_process =
     0;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables): MPI is one
 
-}  // namespace
-
-MpiEnvironment::MpiEnvironment() {
+int initialise() {
   const auto start = std::chrono::steady_clock::now();
   int provided = 0;
   WEIGHTCAST_MPI(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided));
-  if (provided < MPI_THREAD_FUNNELED) throw InternalError("this MPI library was built without threads");
-  WEIGHTCAST_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
   start_seconds_of_process = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return provided;
+}
+
+/// Owns a group of ranks.
+class Group {
+ public:
+  explicit Group(MPI_Group group) : group_(group) {}
+  ~Group() { MPI_Group_free(&group_); }
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
+  MPI_Group get() const { return group_; }
+
+ private:
+  MPI_Group group_;
+};
+
+}  // namespace
+
+MpiEnvironment::MpiEnvironment() : MpiEnvironment(initialise()) {
+  // An owner by now: when this throws, MPI is finalised.
+  if (threads_ < MPI_THREAD_FUNNELED) throw InternalError("this MPI library was built without threads");
+  WEIGHTCAST_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
 }
 
 double MpiEnvironment::start_seconds() {
@@ -49,32 +73,33 @@ std::string MpiEnvironment::library_version() {
   return std::string(line.substr(0, line.find_first_of(",\n")));
 }
 
-Communicator::Communicator(MPI_Comm comm) : comm_(comm) {
-  WEIGHTCAST_MPI(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN));
+Communicator Communicator::adopt(MPI_Comm comm) {
+  Communicator owner(comm);
+  WEIGHTCAST_MPI(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN));
+  return owner;
 }
 
 Communicator Communicator::duplicate(MPI_Comm parent) {
   MPI_Comm comm = MPI_COMM_NULL;
   WEIGHTCAST_MPI(MPI_Comm_dup(parent, &comm));
-  return Communicator(comm);
+  return adopt(comm);
 }
 
 Communicator Communicator::same_node(MPI_Comm parent) {
   MPI_Comm comm = MPI_COMM_NULL;
   WEIGHTCAST_MPI(MPI_Comm_split_type(parent, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &comm));
-  return Communicator(comm);
+  return adopt(comm);
 }
 
-Communicator Communicator::of_ranks(MPI_Comm parent, const int* ranks, int count, int tag) {
-  MPI_Group all = MPI_GROUP_NULL;
-  MPI_Group some = MPI_GROUP_NULL;
+Communicator Communicator::of_ranks(MPI_Comm parent, const std::vector<int>& ranks, int tag) {
+  MPI_Group group = MPI_GROUP_NULL;
   MPI_Comm comm = MPI_COMM_NULL;
-  WEIGHTCAST_MPI(MPI_Comm_group(parent, &all));
-  WEIGHTCAST_MPI(MPI_Group_incl(all, count, ranks, &some));
-  WEIGHTCAST_MPI(MPI_Comm_create_group(parent, some, tag, &comm));
-  WEIGHTCAST_MPI(MPI_Group_free(&some));
-  WEIGHTCAST_MPI(MPI_Group_free(&all));
-  return Communicator(comm);
+  WEIGHTCAST_MPI(MPI_Comm_group(parent, &group));
+  const Group all(group);
+  WEIGHTCAST_MPI(MPI_Group_incl(all.get(), mpi_count(ranks.size()), ranks.data(), &group));
+  const Group some(group);
+  WEIGHTCAST_MPI(MPI_Comm_create_group(parent, some.get(), tag, &comm));
+  return adopt(comm);
 }
 
 Communicator::~Communicator() {

@@ -30,6 +30,19 @@ ncclUniqueId make_nccl_id() {
   return id;
 }
 
+NcclGroup::NcclGroup() {
+  WEIGHTCAST_NCCL(ncclGroupStart());
+}
+
+NcclGroup::~NcclGroup() {
+  if (open_) ncclGroupEnd();
+}
+
+void NcclGroup::close() {
+  open_ = false;
+  WEIGHTCAST_NCCL(ncclGroupEnd());
+}
+
 void NcclCommunicator::open(const ncclUniqueId& id, int rank, int size) {
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;

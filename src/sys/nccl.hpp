@@ -23,6 +23,21 @@ std::string nccl_version();
 /// A new identity for a communicator, to be given to all its members.
 ncclUniqueId make_nccl_id();
 
+/// Calls of NCCL between its making and `close` travel at once. Gone without that, because something threw,
+/// it is closed all the same: a group that stays open would swallow whatever is called later.
+class NcclGroup {
+ public:
+  NcclGroup();
+  ~NcclGroup();
+  NcclGroup(const NcclGroup&) = delete;
+  NcclGroup& operator=(const NcclGroup&) = delete;
+
+  void close();
+
+ private:
+  bool open_ = true;
+};
+
 /// Owns a communicator, in its place for good because NCCL knows its address while it is being opened, whose
 /// calls never block: what is under way is polled for, with `poll` between looks, which may throw to give up.
 /// Its members call the same things in the same order.

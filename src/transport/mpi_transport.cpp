@@ -39,8 +39,7 @@ class MpiTransport final : public Transport {
   bool finished(std::size_t slot) override {
     std::vector<MPI_Request>& requests = requests_.at(slot);
     int done = 0;
-    WEIGHTCAST_MPI(
-        MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE));
+    WEIGHTCAST_MPI(MPI_Testall(mpi_count(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE));
     if (done != 0) requests.clear();
     return done != 0;
   }
@@ -60,7 +59,7 @@ class MpiTransport final : public Transport {
   };
 
   void start_message(std::size_t slot, const Link& link, std::span<std::byte> message) {
-    const auto count = static_cast<int>(message.size());
+    const auto count = mpi_count(message.size());
     if (link.broadcast) {
       WEIGHTCAST_MPI(
           MPI_Ibcast(message.data(), count, MPI_BYTE, 0, link.broadcast->get(), add_request(slot)));
@@ -85,8 +84,7 @@ class MpiTransport final : public Transport {
       if (!broadcasts[route] || !link.has(rank_)) continue;
       std::vector<int> ranks{link.root};
       ranks.insert(ranks.end(), link.receivers.begin(), link.receivers.end());
-      link.broadcast = Communicator::of_ranks(world_.get(), ranks.data(), static_cast<int>(ranks.size()),
-                                              static_cast<int>(route % 32768));
+      link.broadcast = Communicator::of_ranks(world_.get(), ranks, static_cast<int>(route % 32768));
     }
   }
 

@@ -112,7 +112,7 @@ const NcclTransport::Communicators& NcclTransport::open(const Members& members, 
     WEIGHTCAST_MPI(MPI_Ibcast(&id, sizeof id, MPI_BYTE, members.front(), world_, &request));
     await(request);
     if (!contains(members, rank_)) continue;
-    opened.at(lane).open(id, index_of(members, rank_), static_cast<int>(members.size()));
+    opened.at(lane).open(id, index_of(members, rank_), mpi_count(members.size()));
     settle(opened.at(lane));
   }
   return opened;
@@ -151,17 +151,29 @@ void NcclTransport::start(std::size_t slot, std::size_t route, std::span<const s
   }
   if (!link.point_to_point()) return broadcast_runs(slot, link, runs);
   if (!link.receivers.empty()) {
-    WEIGHTCAST_NCCL(ncclGroupStart());
+    NcclGroup group;
     send_or_receive(link, runs);
-    WEIGHTCAST_NCCL(ncclGroupEnd());
+    group.close();
     settle(*all_);
   }
   ends_.at(slot).record(streams_.front().get());
 }
 
-void NcclTransport::end_group() {
-  grouping_ = false;
-  const std::span<const Started> started(group_.data(), std::exchange(group_size_, 0));
+NcclTransport::Group::Group(NcclTransport& transport) : transport_(transport) {
+  transport_.grouping_ = true;
+}
+
+NcclTransport::Group::~Group() {
+  transport_.grouping_ = false;
+  transport_.group_size_ = 0;
+}
+
+void NcclTransport::Group::start_all() {
+  transport_.start_group();
+}
+
+void NcclTransport::start_group() {
+  const std::span<const Started> started(group_.data(), group_size_);
   // First the broadcasts, in their order, then the sends and receives at once: the same on every rank.
   // Broadcasts of different communicators must not be in one group, whose order is NCCL's own.
   bool sends = false;
@@ -173,11 +185,11 @@ void NcclTransport::end_group() {
     }
   }
   if (sends) {
-    WEIGHTCAST_NCCL(ncclGroupStart());
+    NcclGroup group;
     for (const Started& one : started) {
       if (one.link->point_to_point()) send_or_receive(*one.link, one.runs);
     }
-    WEIGHTCAST_NCCL(ncclGroupEnd());
+    group.close();
     settle(*all_);
   }
   for (const Started& one : started) {

@@ -37,9 +37,20 @@ class NcclTransport final : public Transport {
   bool finished(std::size_t slot) override;
   void check() const override;
 
-  /// What is started between these two, of different roots, travels at once: a rank sends while it receives.
-  void begin_group() { grouping_ = true; }
-  void end_group();
+  /// What is started while one lives, of different roots, travels at once from `start_all` on: a rank sends
+  /// while it receives. Gone without that, it forgets what was started.
+  class Group {
+   public:
+    explicit Group(NcclTransport& transport);
+    ~Group();
+    Group(const Group&) = delete;
+    Group& operator=(const Group&) = delete;
+
+    void start_all();
+
+   private:
+    NcclTransport& transport_;
+  };
 
   /// Happens when what was started last in the slot has left or arrived.
   const CudaEvent& end(std::size_t slot) const { return ends_.at(slot); }
@@ -87,6 +98,7 @@ class NcclTransport final : public Transport {
     std::vector<std::span<std::byte>> runs;
   };
 
+  void start_group();
   void choose(const std::vector<Route>& routes);
   /// How many lanes the smallest device has room for. Collective over the world.
   std::size_t agree_on_lanes();

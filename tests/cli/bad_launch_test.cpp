@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "cli/cli.hpp"
 
 namespace weightcast::test_support {
@@ -95,6 +97,38 @@ TEST_F(BadLaunch, LessAddressSpaceThanThePlanNeeds) {
       mpirun(3, {"sh", "-c", limited, WEIGHTCAST_BINARY, "bench", "--model", model_folder("Qwen3-30B-A3B"),
                  "--layers", "3", "--inference", "tp=2", "--bucket-size", "2GiB", "--iterations", "1"});
   EXPECT_TRUE(refused(run(command), 74, {"memory", "available", "--bucket-size"}));
+}
+
+TEST_F(BadLaunch, LessAddressSpaceThanAPlainCommandNeeds) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer takes more than any limit";
+#endif
+  // Memory runs out at one place after the other until it is enough.
+  constexpr int kNoLibraries = 127;
+  int refusals = 0;
+  for (double kilobytes = 30'000; kilobytes < 4e6; kilobytes *= 1.2) {
+    CommandLine command;
+    command.words = {"sh",
+                     "-c",
+                     "ulimit -v " + std::to_string(std::lround(kilobytes)) + R"(; exec "$0" "$@")",
+                     WEIGHTCAST_BINARY,
+                     "plan",
+                     "--model",
+                     model_folder("Qwen3-30B-A3B"),
+                     "--trainers",
+                     "64",
+                     "--inference",
+                     "tp=4,replicas=16",
+                     "--segments",
+                     "--json",
+                     dir_ / "plan.json"};
+    const Outcome outcome = run(command);
+    if (outcome.exit_code == kNoLibraries) continue;
+    if (outcome.exit_code == 0) break;
+    EXPECT_TRUE(refused(outcome, 74, {"memory", "ulimit -v"})) << kilobytes;
+    ++refusals;
+  }
+  EXPECT_GT(refusals, 0);
 }
 
 }  // namespace

@@ -1,3 +1,8 @@
+#include <sys/stat.h>
+
+#include <cstdint>
+#include <limits>
+
 #include "cli/cli.hpp"
 
 namespace weightcast::test_support {
@@ -209,9 +214,28 @@ TEST_F(BadOptions, ConfigFile) {
   refuses("= 3\n", {path + ":1"});
   refuses("trainers = 2\nbuffers = 0\n", {"buffers 0", "at least 1"});
   refuses("colocate = perhaps\n", {path + ":1", "colocate", "'perhaps'"});
-  for (const std::string& missing : {dir_ / "absent.conf", dir_.string()}) {
-    EXPECT_TRUE(refused(run_plain(plan + Words{missing}), 74, {"--config " + missing, "name = value"}));
+  ASSERT_EQ(::mkfifo((dir_ / "pipe").c_str(), 0600), 0);
+  put_file(dir_ / "large", "#" + std::string(1 << 20, ' '));
+  for (const std::string& none :
+       {dir_ / "absent.conf", dir_.string(), dir_ / "pipe", dir_ / "large", std::string("/dev/zero")}) {
+    EXPECT_TRUE(refused(run_plain(plan + Words{none}), 74, {"--config " + none, "name = value", "1.00 MiB"}));
   }
+}
+
+TEST_F(BadOptions, MoreVersionsThanNumbers) {
+  const std::string last = std::to_string(std::numeric_limits<std::int64_t>::max());
+  expect_refused_job({"--source", trained(1), "--weight-version", last},
+                     {"--weight-version " + last, "at most 9223372036854775806"});
+  // A checkpoint's own version is looked at before anything is sent, too.
+  const std::string source = dir_ / "latest.h5";
+  EXPECT_TRUE(
+      done(run_plain({"convert", "--source", trained(0), "--output", source, "--weight-version", last})));
+  put_old_shards();
+  const auto before = folder_contents(sink_);
+  EXPECT_TRUE(refused(run_job(3, sync_words(source) + Words{"--source", trained(1)}), 64,
+                      {source, last, "2 updates", "--weight-version"}));
+  EXPECT_EQ(folder_contents(sink_), before);
+  EXPECT_TRUE(done(run_job(3, sync_words(source))));
 }
 
 TEST_F(BadOptions, Environment) {

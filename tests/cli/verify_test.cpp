@@ -1,6 +1,9 @@
 #include <array>
+#include <cstdint>
+#include <map>
 
 #include "cli/cli.hpp"
+#include "storage/writer.hpp"
 
 namespace weightcast::test_support {
 namespace {
@@ -51,6 +54,34 @@ TEST_F(Verify, PaddingThatIsNotZero) {
   constexpr std::size_t kRowBytes = std::size_t{128} * 2;
   flip_bit(path, find(path, "lm_head.weight", 258 * kRowBytes) + kRowBytes);
   EXPECT_TRUE(refused(verify(), 66, {path, "padding", "lm_head.weight"}));
+  flip_bit(path, find(path, "lm_head.weight", 258 * kRowBytes) + kRowBytes);
+  EXPECT_TRUE(done(verify()));
+  // To its last byte.
+  flip_bit(path, find(path, "lm_head.weight", 258 * kRowBytes) + 62 * kRowBytes - 1);
+  EXPECT_TRUE(refused(verify(), 66, {path, "padding", "lm_head.weight"}));
+}
+
+TEST_F(Verify, SizesThatNoLayoutHas) {
+  constexpr std::int64_t kHuge = std::int64_t{1} << 62;
+  const auto refuses = [&](const std::map<std::string, std::int64_t>& sizes) {
+    Attributes attributes{{"kind", std::string("shard")}, {"moe_layout", std::string("triton")}};
+    for (const char* name : {"rank", "weight_version", "replica", "pp_rank", "tp_rank", "ep_rank"}) {
+      attributes[name] = std::int64_t{0};
+    }
+    for (const char* name : {"replicas", "pp_size", "tp_size", "ep_size"}) {
+      attributes[name] = sizes.contains(name) ? sizes.at(name) : 1;
+    }
+    create_hdf5(sink_ + "/rank-0.h5", attributes, {})->commit();
+    EXPECT_TRUE(refused(verify(), 65, {sink_}));
+  };
+  for (const char* name : {"replicas", "pp_size", "tp_size", "ep_size"}) {
+    for (const std::int64_t size : {kHuge, std::int64_t{0}, -kHuge, std::int64_t{1} << 20})
+      refuses({{name, size}});
+  }
+  refuses({{"tp_size", kHuge}, {"ep_size", kHuge}});
+  // Products that come back to one, or to none.
+  refuses({{"tp_size", std::int64_t{1} << 32}, {"pp_size", std::int64_t{1} << 32}, {"replicas", kHuge}});
+  refuses({{"tp_size", -1}, {"pp_size", -1}});
 }
 
 TEST_F(Verify, AnotherCheckpoint) {

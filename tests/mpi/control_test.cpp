@@ -5,6 +5,7 @@
 #include <chrono>
 #include <new>
 #include <string>
+#include <system_error>
 #include <thread>
 
 #include "control_world.hpp"
@@ -168,8 +169,11 @@ TEST(Deadline, CountsFromTheBeginningOfThePhase) {
       1s);
 }
 
-TEST(Exchange, SumsMaximaBroadcastsAndGathers) {
-  under_control(kRanks, [](Control& control) {
+/// How many elements a message may have, from all at once to as few as there are ranks.
+class Exchange : public ::testing::TestWithParam<std::size_t> {};
+
+TEST_P(Exchange, SumsMaximaBroadcastsAndGathers) {
+  const auto exchange = [](Control& control) {
     const int rank = control.rank();
     std::vector<std::uint64_t> sums(1000, 0);
     for (std::size_t i = 0; i < sums.size(); ++i)
@@ -189,12 +193,49 @@ TEST(Exchange, SumsMaximaBroadcastsAndGathers) {
     EXPECT_EQ(control.broadcast(rank == 0 ? "from zero" : "other"), "from zero");
     EXPECT_EQ(control.broadcast(rank == 2 ? "from two" : "", 2), "from two");
     EXPECT_EQ(control.broadcast(""), "");
-    const std::vector<std::byte> bytes(rank == 0 ? 100'000 : 3, std::byte{7});
-    EXPECT_EQ(control.broadcast(bytes), std::vector<std::byte>(100'000, std::byte{7}));
+    std::vector<std::byte> expected(5000);
+    for (std::size_t i = 0; i < expected.size(); ++i) expected[i] = static_cast<std::byte>(i % 251);
+    EXPECT_EQ(control.broadcast(rank == 0 ? expected : std::vector<std::byte>(3)), expected);
 
     const std::vector<std::string> texts = control.gather(std::string(static_cast<std::size_t>(rank), 'x'));
     EXPECT_EQ(texts,
               rank == 0 ? (std::vector<std::string>{"", "x", "xx", "xxx"}) : std::vector<std::string>{});
+    // Of the ranks with the shortest and the longest text each comes first once.
+    for (const int longest : {0, 2}) {
+      const std::string mine(rank == longest ? 1001 : 3, static_cast<char>('a' + rank));
+      const std::vector<std::string> all = control.gather(mine);
+      ASSERT_EQ(all.size(), rank == 0 ? kRanks : 0);
+      for (std::size_t from = 0; from < all.size(); ++from) {
+        EXPECT_EQ(all[from], std::string(static_cast<int>(from) == longest ? 1001 : 3,
+                                         static_cast<char>('a' + static_cast<int>(from))));
+      }
+    }
+  };
+  under_control(kRanks, exchange, 60s, GetParam());
+}
+
+INSTANTIATE_TEST_SUITE_P(Pieces, Exchange, ::testing::Values(Control::kMostElements, 1000, 7, kRanks));
+
+TEST(Together, LinesAreFitForATerminal) {
+  under_control(kRanks, [](Control& control) {
+    const Agreed agreed = run_together(control, [&] {
+      if (control.rank() == 1) throw InputError("t\x1b[2J\r\nweightcast: error: forged");
+    });
+    EXPECT_EQ(agreed.line, R"(t\x1b[2J\r\nweightcast: error: forged)");
+  });
+}
+
+TEST(Together, WhatLibrariesThrowIsAgreedOnToo) {
+  under_control(kRanks, [](Control& control) {
+    control.begin_phase("opening");
+    const Agreed agreed = run_together(control, [&] {
+      if (control.rank() == 2) {
+        throw std::system_error(std::make_error_code(std::errc::resource_unavailable_try_again));
+      }
+    });
+    EXPECT_EQ(agreed.code, ExitCode::kInputOutput);
+    EXPECT_NE(agreed.line.find("opening: the system gives no more threads"), std::string::npos)
+        << agreed.line;
   });
 }
 

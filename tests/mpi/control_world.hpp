@@ -9,12 +9,14 @@
 
 namespace weightcast::mpi_test {
 
-/// As on_ranks, with a control over those ranks whose phases may last `timeout`.
+/// As on_ranks, with a control over those ranks whose phases may last `timeout` and
+/// whose messages have at most `piece` elements.
 inline void under_control(int ranks, const std::function<void(Control&)>& body,
-                          std::chrono::seconds timeout = std::chrono::seconds(60)) {
+                          std::chrono::seconds timeout = std::chrono::seconds(60),
+                          std::size_t piece = Control::kMostElements) {
   on_ranks(ranks, [&](MPI_Comm comm) {
     Watchdog watchdog("test", timeout, true);
-    Control control(comm, timeout, watchdog);
+    Control control(comm, timeout, watchdog, piece);
     body(control);
   });
 }

@@ -153,6 +153,46 @@ TEST_P(SessionOf, ParametersAreThoseOfEachVersion) {
 INSTANTIATE_TEST_SUITE_P(Layouts, SessionOf, ::testing::ValuesIn(cases()),
                          [](const auto& of) { return std::string(of.param.name); });
 
+/// A trainer whose memory runs out once, in the middle of an update.
+class FailingOnceSource final : public Source {
+ public:
+  explicit FailingOnceSource(Source& source) : source_(source) {}
+  void find_largest(std::int64_t trainer, std::span<float> largest,
+                    const std::function<void()>& poll) override {
+    source_.find_largest(trainer, largest, poll);
+  }
+  void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override {
+    if (++packed_ == 3) throw IoError("the third bucket cannot be read");
+    source_.pack(bucket, staging, digests);
+  }
+  std::byte* in_place(std::uint32_t segment) const override { return source_.in_place(segment); }
+  void fail_again() { packed_ = 0; }
+
+ private:
+  Source& source_;
+  int packed_ = 0;
+};
+
+TEST(Session, APipelineRunsAgainAfterAnUpdateThatFailed) {
+  const naive::Model model = small_model(false);
+  Limits limits;
+  limits.bucket_bytes = Limits::kLeastBucketBytes;
+  under_control(1, [&](Control& control) {
+    const auto family = model.family();
+    Session session(control, *family, colocated("tp=1"), limits);
+    MemorySource source(session.plan(), family->catalog(), 0, 5);
+    FailingOnceSource failing(source);
+    Progress progress(ProgressMode::kNever, false);
+    for (int failures = 0; failures < 2; ++failures) {
+      EXPECT_THROW(session.pipeline().run(&failing, {}, {}, {}, progress), IoError);
+      session.poison();
+      session.update(&failing, 5, true, progress);
+      expect_holds(session, 0, model, synthetic_weights(model, 5));
+      failing.fail_again();
+    }
+  });
+}
+
 TEST(Session, WithoutVerificationTheBytesAreTheSame) {
   const naive::Model model = small_model(true);
   const Topology topology = topology_of(2, "tp=2,ep=2");

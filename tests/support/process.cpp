@@ -41,8 +41,9 @@ std::string contents(int fd) {
   }
 }
 
-std::vector<std::string> environment_of(const CommandLine& command) {
+std::vector<std::string> environment_of(CommandLine command, const std::string& scratch) {
   std::vector<std::string> variables;
+  command.environment.emplace("TMPDIR", scratch);
   // A machine's own settings of Open MPI are for the tests' jobs too; a launcher's are for its own job.
   const bool in_job = std::getenv("OMPI_COMM_WORLD_RANK") != nullptr;
   for (char** variable = environ; *variable != nullptr; ++variable) {
@@ -96,7 +97,7 @@ Process::Process(const CommandLine& command)
     : deadline_(Clock::now() + command.timeout), out_(memory_file("stdout")), err_(memory_file("stderr")) {
   // All memory is allocated before the fork.
   std::vector<std::string> words = command.words;
-  std::vector<std::string> variables = environment_of(command);
+  std::vector<std::string> variables = environment_of(command, scratch_.string());
   const std::vector<char*> arguments = pointers(words);
   const std::vector<char*> environment = pointers(variables);
   id_ = ::fork();

@@ -8,6 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "support/temp_dir.hpp"
+
 namespace weightcast::test_support {
 
 /// A command to run, as a shell would be told.
@@ -27,7 +29,8 @@ struct Outcome {
 };
 
 /// A command that is running. Variables of launchers and of the program itself are not handed on, so that
-/// tests mean the same inside a batch job.
+/// tests mean the same inside a batch job. It has a TMPDIR of its own: two mpiruns that share the folder of
+/// their sessions end each other's.
 class Process {
  public:
   explicit Process(const CommandLine& command);
@@ -55,6 +58,7 @@ class Process {
   void kill_all() const;
 
   std::chrono::steady_clock::time_point deadline_;
+  TempDir scratch_{"/tmp"};  ///< a short path, because names of sockets in it may have 107 characters
   pid_t id_ = -1;
   int out_ = -1;
   int err_ = -1;

@@ -3,10 +3,14 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <filesystem>
 #include <limits>
+#include <new>
 #include <random>
 #include <set>
+#include <stdexcept>
 #include <string>
+#include <system_error>
 
 #include "core/dtype.hpp"
 #include "core/error.hpp"
@@ -299,6 +303,30 @@ TEST(Errors, CarryCodeAndPlace) {
   EXPECT_EQ(static_cast<int>(IoError("").code()), 74);
   EXPECT_EQ(static_cast<int>(StoppedError("").code()), 75);
   EXPECT_EQ(static_cast<int>(TimeoutError("").code()), 76);
+}
+
+TEST(Errors, WhatTheSystemRefusesIsNoFaultOfOurs) {
+  namespace fs = std::filesystem;
+  const auto code_of = [](const std::exception& exception) { return error_of(exception).code(); };
+  EXPECT_EQ(code_of(std::bad_alloc()), ExitCode::kInputOutput);
+  EXPECT_EQ(code_of(std::bad_array_new_length()), ExitCode::kInputOutput);
+  EXPECT_EQ(code_of(std::length_error("vector")), ExitCode::kInputOutput);
+  const std::system_error no_thread(std::make_error_code(std::errc::resource_unavailable_try_again));
+  EXPECT_EQ(code_of(no_thread), ExitCode::kInputOutput);
+  EXPECT_NE(std::string(error_of(no_thread).what()).find("ulimit -u"), std::string::npos);
+  EXPECT_NE(std::string(error_of(std::bad_alloc()).what()).find("memory"), std::string::npos);
+  const fs::filesystem_error no_file("status", "/a/b", std::make_error_code(std::errc::permission_denied));
+  EXPECT_EQ(code_of(no_file), ExitCode::kInputOutput);
+  EXPECT_EQ(std::string(error_of(no_file).what()).find("/a/b: Permission denied"), 0);
+}
+
+TEST(Errors, TheProgramsOwnStayWhatTheyAre) {
+  const InputError error("x: is no shard");
+  const std::exception& as_any = error;
+  EXPECT_EQ(error_of(as_any).code(), ExitCode::kBadInput);
+  EXPECT_STREQ(error_of(as_any).what(), "x: is no shard");
+  EXPECT_EQ(error_of(std::logic_error("l")).code(), ExitCode::kInternal);
+  EXPECT_STREQ(error_of(std::logic_error("l")).what(), "l");
 }
 
 }  // namespace

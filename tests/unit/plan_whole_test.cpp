@@ -230,7 +230,7 @@ TEST(PlanAsAWhole, LimitsOutOfRangeAreUsageErrors) {
 TEST(PlanAsAWhole, JsonSaysTheSame) {
   const auto family = small_moe().family();
   const Plan plan = make_plan(*family, topology_of(2, "tp=2,ep=2"), capped(64 << 10));
-  const auto json = nlohmann::json::parse(plan_json(plan, family->catalog(), true));
+  const nlohmann::json json = plan_json(plan, family->catalog(), true);
   EXPECT_EQ(json["hash"], fmt::format("{:016x}", plan.hash));
   EXPECT_EQ(json["wire_bytes"], plan.wire_bytes());
   EXPECT_EQ(json["routes"], plan.routes());

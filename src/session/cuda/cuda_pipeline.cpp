@@ -108,7 +108,7 @@ void CudaPipeline::prepare(const Source* source) {
   const ResidentSource* resident = source->resident();
   if (resident == nullptr) {
     if (!feed_) feed_ = std::make_unique<FileFeed>(plan_, share_);
-  } else if (resident != local_source_) {
+  } else if (resident->number() != local_number_) {
     compile_local(*resident);
   }
 }
@@ -166,7 +166,7 @@ void CudaPipeline::compile_local(const ResidentSource& source) {
   local_ = CudaMovePrograms(moves, programs, parameters_);
   std::byte* const weights = source.data();
   local_quants_ = CudaQuantPrograms(quants, quant_programs, {&weights, 1}, parameters_);
-  local_source_ = &source;
+  local_number_ = source.number();
 }
 
 void CudaPipeline::enqueue_all() {
@@ -222,14 +222,14 @@ void CudaPipeline::enqueue_group(std::size_t first, std::size_t last) {
       clock_.begin(TraceStage::kTransport, k, wire(k));
     }
   }
-  transport_->begin_group();
+  NcclTransport::Group group(*transport_);
   for (std::size_t k = first; k < last; ++k) {
     if (is_local(k)) continue;
     const std::uint32_t bucket = share_.buckets[k].bucket;
     const std::span<std::byte> run(slot(k), static_cast<std::size_t>(plan_.buckets[bucket].bytes));
     transport_->start(slot_number(k), routes_[bucket], {&run, 1});
   }
-  transport_->end_group();
+  group.start_all();
   for (std::size_t k = first; k < last; ++k) {
     if (is_local(k)) continue;
     if (each) clock_.end(TraceStage::kTransport, k, wire(k));
@@ -297,7 +297,7 @@ void CudaPipeline::enqueue_unpack(std::size_t k, const std::byte* staging, int b
 void CudaPipeline::enqueue_local(std::size_t k) {
   const cudaStream_t stream = local_stream_.get();
   clock_.begin(TraceStage::kUnpack, k, stream);
-  local_.unpack(k, local_source_->data(), arrival_blocks(k), stream);
+  local_.unpack(k, source_->resident()->data(), arrival_blocks(k), stream);
   local_quants_.run(k, nullptr, scales(), nullptr, quantizer_blocks(arrival_blocks(k)), stream);
   clock_.end(TraceStage::kUnpack, k, stream);
   enqueue_source_digests(k);

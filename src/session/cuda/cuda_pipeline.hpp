@@ -114,14 +114,14 @@ class CudaPipeline final : public Pipeline {
   int blocks_;
   int whole_device_;
 
-  CudaMovePrograms unpack_;          ///< by share bucket; the last one fills the padding
-  CudaQuantPrograms quants_;         ///< by share bucket: what is quantised on arrival
-  CudaDigestPrograms checks_;        ///< by share bucket
-  std::vector<std::size_t> groups_;  ///< first share bucket of each, and one behind the last
-  std::vector<bool> local_only_;     ///< by share bucket: root and only destination
-  CudaMovePrograms local_;           ///< by share bucket, for `local_source_`
-  CudaQuantPrograms local_quants_;   ///< likewise
-  const ResidentSource* local_source_ = nullptr;
+  CudaMovePrograms unpack_;               ///< by share bucket; the last one fills the padding
+  CudaQuantPrograms quants_;              ///< by share bucket: what is quantised on arrival
+  CudaDigestPrograms checks_;             ///< by share bucket
+  std::vector<std::size_t> groups_;       ///< first share bucket of each, and one behind the last
+  std::vector<bool> local_only_;          ///< by share bucket: root and only destination
+  CudaMovePrograms local_;                ///< by share bucket, for source `local_number_`
+  CudaQuantPrograms local_quants_;        ///< likewise
+  std::uint64_t local_number_ = 0;        ///< ResidentSource::number(); 0: of none
   std::vector<std::int64_t> positions_;   ///< by share bucket: number among those that use staging, or -1
   std::vector<std::size_t> in_position_;  ///< the share bucket of each position
   DeviceBuffer ring_;

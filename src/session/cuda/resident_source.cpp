@@ -1,6 +1,7 @@
 #include "session/cuda/resident_source.hpp"
 
 #include <algorithm>
+#include <atomic>
 
 #include "core/error.hpp"
 #include "kernels/cuda/cuda_synthetic.hpp"
@@ -43,6 +44,11 @@ ResidentSource::ResidentSource(const Plan& plan, const Catalog& catalog, std::in
     places_.emplace(programs.segments[i], programs.moves[i]);
   }
   WEIGHTCAST_CUDA(cudaDeviceSynchronize());
+}
+
+std::uint64_t ResidentSource::next_number() {
+  static std::atomic<std::uint64_t> last = 0;
+  return ++last;
 }
 
 void ResidentSource::find_largest(std::int64_t /*trainer*/, std::span<float> largest,

@@ -21,6 +21,8 @@ class ResidentSource final : public Source {
   ResidentSource(const Plan& plan, const Catalog& catalog, std::int64_t trainer, std::int64_t version);
 
   const ResidentSource* resident() const override { return this; }
+  /// No other source of this process has or will have it, unlike the address; never 0.
+  std::uint64_t number() const { return number_; }
   void find_largest(std::int64_t trainer, std::span<float> largest,
                     const std::function<void()>& poll) override;
   /// Throw InternalError: nothing of this source is in host memory.
@@ -46,6 +48,9 @@ class ResidentSource final : public Source {
   std::int64_t bytes() const { return memory_.bytes(); }
 
  private:
+  static std::uint64_t next_number();
+
+  std::uint64_t number_ = next_number();
   DeviceBuffer memory_;
   CudaMovePrograms moves_;
   CudaDigestPrograms digests_;

@@ -1,0 +1,51 @@
+#include "core/error.hpp"
+
+#include <fmt/format.h>
+
+#include <exception>
+#include <filesystem>
+#include <new>
+#include <system_error>
+
+namespace weightcast {
+
+namespace {
+
+std::string system_text(const std::system_error& error) {
+  // What starting a thread says where no more are to be had.
+  if (error.code() == std::errc::resource_unavailable_try_again) {
+    return "the system gives no more threads; raise its limit (ulimit -u, or the job's), or start fewer "
+           "ranks";
+  }
+  if (error.code() == std::errc::not_enough_memory) return error_of(std::bad_alloc()).what();
+  return error.what();
+}
+
+std::string file_text(const std::filesystem::filesystem_error& error) {
+  const std::string path = error.path1().string();
+  return fmt::format("{}: {}; check that it is there and that you may use it", path.empty() ? "a file" : path,
+                     error.code().message());
+}
+
+}  // namespace
+
+Error error_of(const std::exception& exception) {
+  if (const auto* error = dynamic_cast<const Error*>(&exception)) return *error;
+  // A length that no container can have is more memory than there is, too.
+  if (dynamic_cast<const std::bad_alloc*>(&exception) != nullptr ||
+      dynamic_cast<const std::length_error*>(&exception) != nullptr) {
+    return IoError(
+        "out of host memory; give the process more (ulimit -v, the job's limit), or use fewer ranks a node "
+        "or a "
+        "smaller --bucket-size");
+  }
+  if (const auto* error = dynamic_cast<const std::filesystem::filesystem_error*>(&exception)) {
+    return IoError(file_text(*error));
+  }
+  if (const auto* error = dynamic_cast<const std::system_error*>(&exception)) {
+    return IoError(system_text(*error));
+  }
+  return InternalError(exception.what());
+}
+
+}  // namespace weightcast

@@ -1,0 +1,88 @@
+// The last resort of a process, on a file system that hangs.
+
+#include <gtest/gtest.h>
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <memory>
+#include <thread>
+
+#include "core/error.hpp"
+#include "session/farewell.hpp"
+#include "session/watchdog.hpp"
+#include "storage/partial_file.hpp"
+#include "support/temp_dir.hpp"
+
+namespace {
+
+std::atomic<bool> file_system_hangs = false;
+
+void hang() {
+  using namespace std::chrono_literals;
+  while (file_system_hangs) std::this_thread::sleep_for(1h);
+}
+
+}  // namespace
+
+// In place of the C library's.
+extern "C" int unlink(const char* path) noexcept {
+  hang();
+  return static_cast<int>(::syscall(SYS_unlink, path));
+}
+extern "C" int unlinkat(int folder, const char* path, int flags) noexcept {
+  hang();
+  return static_cast<int>(::syscall(SYS_unlinkat, folder, path, flags));
+}
+extern "C" int fsync(int fd) {
+  hang();
+  return static_cast<int>(::syscall(SYS_fsync, fd));
+}
+
+namespace weightcast {
+
+namespace {
+
+using namespace std::chrono_literals;
+
+class LastResort : public ::testing::Test {
+ protected:
+  void SetUp() override { file_.open(); }
+
+  test_support::TempDir dir_;
+  PartialFile file_{dir_ / "shard.h5"};
+};
+
+TEST_F(LastResort, AHangingFileSystemCannotKeepTheProcess) {
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EXIT(
+      {
+        file_system_hangs = true;
+        const Watchdog watchdog("writing", 1s, true);
+        file_.flush();
+      },
+      ::testing::ExitedWithCode(76), "weightcast: error: writing: this rank has hung for 1 s");
+  EXPECT_LT(std::chrono::steady_clock::now() - start, 30s);
+}
+
+TEST_F(LastResort, PartialFilesGo) {
+  EXPECT_EXIT(leave(ExitCode::kInputOutput), ::testing::ExitedWithCode(74), "");
+  EXPECT_FALSE(std::filesystem::exists(file_.partial_path()));
+}
+
+TEST(Within, WaitsForWhatEndsAndNotForWhatDoesNot) {
+  const auto done = std::make_shared<std::atomic<bool>>(false);
+  within(60s, [done] { *done = true; });
+  EXPECT_TRUE(*done);
+  const auto go_on = std::make_shared<std::atomic<bool>>(false);
+  within(10ms, [go_on] { go_on->wait(false); });
+  *go_on = true;
+  go_on->notify_all();
+}
+
+}  // namespace
+
+}  // namespace weightcast
