@@ -303,7 +303,7 @@ po::parsed_options parse_environment(const po::options_description& description,
 std::string options_text(const std::string& path) {
   constexpr std::int64_t kMostBytes = 1 << 20;
   try {
-    if (InputFile(path).size() <= kMostBytes) return read_text_file(path);
+    if (InputFile(path).size() <= kMostBytes) return read_text_file(path, kMostBytes);
   } catch (const IoError&) {
     // What it says is for checkpoints.
   }

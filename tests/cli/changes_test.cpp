@@ -1,79 +1,93 @@
 // Sources that somebody replaces or writes to while a job is at work.
 
-#include <thread>
-
 #include "cli/cli.hpp"
 
 namespace weightcast::test_support {
 namespace {
 
-using namespace std::chrono_literals;
-
 class Changes : public CliTest {
  protected:
-  /// Starts a job in which every read of a file of that name takes a second longer, and waits until it reads
-  /// it.
-  std::unique_ptr<Process> start_slow(const Words& words, const std::string& file) const {
-    auto job = std::make_unique<Process>(job_command(
-        3, words,
-        {{"LD_PRELOAD", WEIGHTCAST_SLOW_DISK}, {"SLOW_DISK_FILE", file}, {"SLOW_DISK_SECONDS", "1"}}));
-    while (!opened(*job, file)) {
-      if (job->running()) continue;
-      ADD_FAILURE() << describe(job->wait());
-      break;
-    }
-    return job;
+  /// Makes a checkpoint of two files of one of the trained model's versions.
+  std::string two_files(int step, const std::string& name) const {
+    const std::string folder = dir_ / name;
+    EXPECT_TRUE(done(run_plain(
+        {"convert", "--source", trained(step), "--output", folder, "--max-file-size", "1MB", "-q"})));
+    EXPECT_TRUE(std::filesystem::exists(folder + "/model-00002-of-00002.safetensors"));
+    return folder;
   }
 
-  /// Whether a rank has a file of that name open.
-  static bool opened(const Process& job, const std::string& name) {
-    for (const pid_t rank : job.children()) {
-      std::error_code ignored;  // files are opened and closed meanwhile
-      std::filesystem::directory_iterator fd("/proc/" + std::to_string(rank) + "/fd", ignored);
-      for (const std::filesystem::directory_iterator end; fd != end; fd.increment(ignored)) {
-        if (std::filesystem::read_symlink(fd->path(), ignored).filename() == name) return true;
-      }
-    }
-    return false;
+  /// A job in which file `target` is changed when `watched` is read for the k-th time: replaced, if `by`
+  /// names a file.
+  static Outcome run_changing(const Words& words, const std::string& watched, int k,
+                              const std::string& target, const std::string& by = "") {
+    Variables environment{{"LD_PRELOAD", WEIGHTCAST_CHANGE_FILE},
+                          {"CHANGE_WHEN_READ", watched},
+                          {"CHANGE_AT", std::to_string(k)},
+                          {"CHANGE_TARGET", target}};
+    if (!by.empty()) environment.emplace("CHANGE_BY", by);
+    return run_job(3, words, environment);
   }
 
-  /// A copy of a version under another name, complete with its config.
-  std::string copy_of(int step, const std::string& name) const {
-    const std::string path = dir_ / name;
-    put_file(path, get_file(trained(step) + "/model.safetensors"));
-    put_file(dir_ / "config.json", get_file(trained(step) + "/config.json"));
-    return path;
-  }
+  // The header is read in fewer.
+  static constexpr int kAmidTheUpdate = 12;
 };
 
-TEST_F(Changes, ASourceThatIsReplacedIsRefused) {
-  const std::string source = copy_of(0, "source.safetensors");
-  put_old_shards();
-  const auto before = folder_contents(sink_);
-  const auto job = start_slow(sync_words(source), "source.safetensors");
-  // Of the same size, with the same header.
-  std::filesystem::rename(copy_of(1, "new"), source);
-  EXPECT_TRUE(refused(job->wait(), 74, {source, "changed after its header was read", "start again"}));
-  EXPECT_EQ(folder_contents(sink_), before);
+TEST_F(Changes, AFileThatIsReplacedBeforeItsTurnIsRefused) {
+  const std::string source = two_files(0, "source");
+  const std::string second = source + "/model-00002-of-00002.safetensors";
+  for (const int k : {1, 3, kAmidTheUpdate}) {
+    // Of the same size, with the same header.
+    const std::string other = two_files(1, "other") + "/model-00002-of-00002.safetensors";
+    put_old_shards();
+    const auto before = folder_contents(sink_);
+    const Outcome outcome = run_changing(sync_words(source) + Words{"--read-threads", "1"},
+                                         "model-00001-of-00002.safetensors", k, second, other);
+    // Where it was replaced before anybody had looked at it, all of it is the new one.
+    if (outcome.exit_code == 0) {
+      EXPECT_LT(k, kAmidTheUpdate);
+      EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", source})));
+    } else {
+      EXPECT_TRUE(refused(outcome, 74, {second, "changed after its header was read", "start again"}));
+      EXPECT_EQ(folder_contents(sink_), before);
+    }
+  }
 }
 
-TEST_F(Changes, ASourceThatIsWrittenToIsRefused) {
-  const std::string source = copy_of(0, "source.safetensors");
+TEST_F(Changes, AFileThatIsWrittenToWhileItIsReadIsRefused) {
+  const std::string source = two_files(0, "source");
+  const std::string first = source + "/model-00001-of-00002.safetensors";
   put_old_shards();
   const auto before = folder_contents(sink_);
-  const auto job = start_slow(sync_words(source), "source.safetensors");
-  flip_bit(source, get_file(source).size() - 1);
-  EXPECT_TRUE(refused(job->wait(), 74, {source, "changed after its header was read"}));
+  const Outcome outcome =
+      run_changing(sync_words(source), "model-00001-of-00002.safetensors", kAmidTheUpdate, first);
+  EXPECT_TRUE(refused(outcome, 74, {first, "changed after its header was read"}));
   EXPECT_EQ(folder_contents(sink_), before);
 }
 
 TEST_F(Changes, ALaterSourceIsTheOneThatIsThereAtItsTurn) {
-  const std::string first = copy_of(0, "first.safetensors");
-  const std::string later = copy_of(0, "later.safetensors");
-  const auto job = start_slow(sync_words(first) + Words{"--source", later}, "first.safetensors");
-  std::filesystem::rename(copy_of(181, "new"), later);
-  EXPECT_TRUE(done(job->wait()));
+  const std::string first = dir_ / "first.safetensors";
+  const std::string later = dir_ / "later.safetensors";
+  const std::string newer = dir_ / "newer.safetensors";
+  put_file(dir_ / "config.json", get_file(trained(0) + "/config.json"));
+  put_file(first, get_file(trained(0) + "/model.safetensors"));
+  put_file(later, get_file(trained(0) + "/model.safetensors"));
+  put_file(newer, get_file(trained(181) + "/model.safetensors"));
+  EXPECT_TRUE(done(run_changing(sync_words(first) + Words{"--source", later}, "first.safetensors",
+                                kAmidTheUpdate, later, newer)));
   EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(181), "--weight-version", "1"})));
+}
+
+TEST_F(Changes, ShardsOfTrainersAreAsGood) {
+  const std::string shards = dir_ / "shards-of-trainers";
+  const Words layout{"--trainer-alloc", "megatron:t1"};
+  EXPECT_TRUE(done(
+      run_plain(Words{"convert", "--source", trained(0), "--to", "megatron", "--output", shards} + layout)));
+  put_old_shards();
+  const auto before = folder_contents(sink_);
+  const Outcome outcome = run_changing(sync_words(shards) + layout, "trainer-0.safetensors", 40,
+                                       shards + "/trainer-0.safetensors");
+  EXPECT_TRUE(refused(outcome, 74, {"trainer-0.safetensors", "changed after its header was read"}));
+  EXPECT_EQ(folder_contents(sink_), before);
 }
 
 }  // namespace
