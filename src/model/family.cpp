@@ -38,6 +38,10 @@ std::vector<TrainerTensor> Family::trainer_experts(const TrainerLayout& layout, 
   no_trainers(layout);
 }
 
+std::optional<std::string> Family::copy_of(std::string_view /*stored_name*/) const {
+  return std::nullopt;
+}
+
 std::vector<TrainerTensor> trainer_tensors(const Family& family, const TrainerLayout& layout,
                                            std::int64_t rank) {
   const TrainerRank place = trainer_rank(layout, rank);

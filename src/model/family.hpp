@@ -42,6 +42,10 @@ class Family {
 
   /// True for a stored tensor that checkpoints carry but the engine never reads (a tied head, rotary tables).
   virtual bool may_ignore(std::string_view stored_name) const = 0;
+
+  /// The canonical tensor whose values a stored tensor that may be ignored must repeat (a tied head repeats
+  /// the embedding); nothing for any other.
+  virtual std::optional<std::string> copy_of(std::string_view stored_name) const;
 };
 
 /// All that trainer `rank` holds, dense tensors first. Throws as Family's functions.

@@ -83,9 +83,12 @@ TEST(Qwen3, TiedHeadIsNoTensorButMayBeStored) {
   const auto tied = exported_family("tiny-qwen3");
   EXPECT_EQ(tied->catalog().find("lm_head.weight"), std::nullopt);
   EXPECT_TRUE(tied->may_ignore("lm_head.weight"));
+  EXPECT_EQ(tied->copy_of("lm_head.weight"), "model.embed_tokens.weight");
+  EXPECT_EQ(tied->copy_of("model.norm.weight"), std::nullopt);
   const auto untied = exported_family("tiny-qwen3-moe");
   EXPECT_TRUE(untied->catalog().find("lm_head.weight").has_value());
   EXPECT_FALSE(untied->may_ignore("lm_head.weight"));
+  EXPECT_EQ(untied->copy_of("lm_head.weight"), std::nullopt);
   EXPECT_TRUE(untied->may_ignore("model.layers.0.self_attn.rotary_emb.inv_freq"));
   EXPECT_FALSE(untied->may_ignore("model.layers.99.input_layernorm.weight"));
 }

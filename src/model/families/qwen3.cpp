@@ -135,6 +135,11 @@ class Qwen3 final : public Family {
            (stored_ && is_activation_scale(stored_name));
   }
 
+  std::optional<std::string> copy_of(std::string_view stored_name) const override {
+    if (tied_ && stored_name == kHead) return kEmbedding;
+    return std::nullopt;
+  }
+
  private:
   static constexpr const char* kEmbedding = "model.embed_tokens.weight";
   static constexpr const char* kFinalNorm = "model.norm.weight";
