@@ -41,8 +41,11 @@ class InputFile {
   std::int64_t size_ = 0;
 };
 
-/// The whole of a small text file. Throws IoError naming it.
-std::string read_text_file(const std::string& path);
+/// Far above the largest index of a checkpoint.
+inline constexpr std::int64_t kMostTextBytes = std::int64_t{256} << 20;
+
+/// The whole of a small text file. Throws IoError naming it, InputError when it has more bytes than `most`.
+std::string read_text_file(const std::string& path, std::int64_t most = kMostTextBytes);
 
 /// The system's words for an errno value.
 std::string system_error_text(int error);
