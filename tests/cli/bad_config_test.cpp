@@ -1,3 +1,6 @@
+#include <sys/stat.h>
+
+#include <filesystem>
 #include <functional>
 
 #include "cli/cli.hpp"
@@ -42,9 +45,64 @@ TEST_F(BadConfig, UnknownArchitecture) {
       {path_, "GPT2LMHeadModel", "not supported", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"});
 }
 
-TEST_F(BadConfig, NoArchitecture) {
-  expect_refused_config([](auto& config) { config.erase("architectures"); },
-                        {path_, "'architectures'", "missing"});
+TEST_F(BadConfig, NamesNoModel) {
+  expect_refused_config(
+      [](auto& config) {
+        config.erase("architectures");
+        config.erase("model_type");
+      },
+      {path_, "'architectures'", "'model_type'", "missing", "qwen3_moe"});
+}
+
+TEST_F(BadConfig, NamesTwoModels) {
+  expect_refused_config([](auto& config) { config["model_type"] = "qwen3"; },
+                        {path_, "Qwen3MoeForCausalLM", "'qwen3'"});
+}
+
+TEST_F(BadConfig, NestedDeeply) {
+  expect_refused_text("{\"quantization_config\": " + std::string(100'000, '['), {path_, "levels deep"});
+}
+
+TEST_F(BadConfig, LargerThanAnyModel) {
+  expect_refused_config([](auto& config) { config["num_local_experts"] = 1 << 24; },
+                        {path_, "num_experts 16777216", "tensors"});
+}
+
+TEST_F(BadConfig, PatternThatNeverEnds) {
+  expect_refused_config(
+      [](auto& config) {
+        config["quantization_config"] = {{"quant_method", "fp8"}, {"ignored_layers", {"re:(.*)*(X|Y)$"}}};
+      },
+      {path_, "ignored_layers", "re:(.*)*(X|Y)$", "too long"});
+}
+
+TEST_F(BadConfig, NoRegularFile) {
+  const std::string source = dir_ / "source";
+  std::filesystem::copy(trained(0), source);
+  const std::string modelopt = source + "/hf_quant_config.json";
+  ASSERT_EQ(::mkfifo(modelopt.c_str(), 0600), 0);
+  EXPECT_TRUE(refused(run_plain({"plan", "--source", source}), 74, {modelopt, "no regular file"}));
+  EXPECT_TRUE(refused(run_plain({"plan", "--model", source}), 74, {modelopt, "no regular file"}));
+  EXPECT_TRUE(refused(run_job(3, sync_words(source)), 74, {modelopt, "no regular file"}));
+  for (const std::string& model : {modelopt, std::string("/dev/zero")}) {
+    EXPECT_TRUE(refused(run_plain({"plan", "--model", model}), 74,
+                        {"--model", model, "no regular file", "config.json"}));
+  }
+  std::filesystem::remove(modelopt);
+  std::filesystem::create_symlink("absent", modelopt);
+  EXPECT_TRUE(refused(run_plain({"plan", "--source", source}), 74, {modelopt, "No such file"}));
+  std::filesystem::remove(modelopt);
+  std::filesystem::remove(source + "/config.json");
+  ASSERT_EQ(::mkfifo((source + "/config.json").c_str(), 0600), 0);
+  EXPECT_TRUE(
+      refused(run_plain({"plan", "--source", source}), 74, {source, "config.json", "no regular file"}));
+}
+
+TEST_F(BadConfig, LargerThanAnyConfig) {
+  put_file(path_, "{}");
+  std::filesystem::resize_file(path_, std::uintmax_t{1} << 40);
+  EXPECT_TRUE(
+      refused(run_plain({"plan", "--model", path_}), 65, {path_, "1099511627776 bytes", "right file"}));
 }
 
 TEST_F(BadConfig, MissingFields) {

@@ -136,7 +136,7 @@ TEST(Patterns, WhatConfigsHoldIsWithinThem) {
     list.add_expression(expression, "e");
   }
   int kept = 0;
-  for (int i = 0; i < 40'000; ++i) {
+  for (int i = 0; i < 10'000; ++i) {
     kept += list.match(fmt::format("model.layers.{}.mlp.experts.{}.gate_proj", i % 94, i)) ? 1 : 0;
   }
   EXPECT_EQ(kept, 0);
