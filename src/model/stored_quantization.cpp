@@ -58,6 +58,21 @@ std::optional<Quantizer> quantizer_of_groups(const json& config, const std::stri
   unknown(origin, "compressed-tensors " + excerpt(how.dump()));
 }
 
+/// Of Quark: whether it says something, and nothing of it of weights.
+bool quark_keeps_weights(const json& config) {
+  if (!has(config, "global_quant_config")) return false;
+  const auto keeps = [](const json& part) {
+    return part.is_null() || (part.is_object() && !has(part, "weight"));
+  };
+  const auto all_keep = [&](const char* field) {
+    if (!has(config, field)) return true;
+    const json& parts = config.at(field);
+    return parts.is_object() && std::all_of(parts.begin(), parts.end(), keeps);
+  };
+  return keeps(config.at("global_quant_config")) && all_keep("layer_quant_config") &&
+         all_keep("layer_type_quant_config");
+}
+
 /// Nothing where weights are values because the cache alone is quantised.
 std::optional<Quantizer> quantizer_of(const json& config, const std::string& origin) {
   const std::string method = text_or_empty(config, "quant_method");
@@ -71,6 +86,7 @@ std::optional<Quantizer> quantizer_of(const json& config, const std::string& ori
   if (method == "compressed-tensors") return quantizer_of_groups(config, origin);
   if (method == "mxfp8") return Quantizer{QuantScheme::kMxfp8, QuantRule::kRoundUp};
   if (method == "mxfp4") return Quantizer{QuantScheme::kMxfp4, QuantRule::kRoundUp};
+  if (method == "quark" && quark_keeps_weights(config)) return std::nullopt;
   const bool modelopt = method.empty() || method.starts_with("modelopt");
   const bool cache = has(config, "kv_cache_quant_algo") || has(config, "kv_cache_scheme");
   if (modelopt && cache && !has(config, "quant_algo")) return std::nullopt;

@@ -20,12 +20,16 @@ class BadConfig : public CliTest {
   }
 
   void expect_refused_text(const std::string& text, const Words& in_the_line) {
-    put_file(path_, text);
-    EXPECT_TRUE(refused(run_plain({"plan", "--source", trained(0), "--model", path_}), 65, in_the_line));
+    expect_refused_plan(text, in_the_line);
     put_old_shards();
     const auto before = folder_contents(sink_);
     EXPECT_TRUE(refused(run_job(3, sync_words(trained(0)) + Words{"--model", path_}), 65, in_the_line));
     EXPECT_EQ(folder_contents(sink_), before);
+  }
+
+  void expect_refused_plan(const std::string& text, const Words& in_the_line) {
+    put_file(path_, text);
+    EXPECT_TRUE(refused(run_plain({"plan", "--source", trained(0), "--model", path_}), 65, in_the_line));
   }
 
   std::string path_ = dir_ / "config.json";
@@ -55,17 +59,19 @@ TEST_F(BadConfig, NamesNoModel) {
 }
 
 TEST_F(BadConfig, NamesTwoModels) {
-  expect_refused_config([](auto& config) { config["model_type"] = "qwen3"; },
-                        {path_, "Qwen3MoeForCausalLM", "'qwen3'"});
+  auto config = read_json(trained(0) + "/config.json");
+  config["model_type"] = "qwen3";
+  expect_refused_plan(config.dump(), {path_, "Qwen3MoeForCausalLM", "'qwen3'"});
 }
 
 TEST_F(BadConfig, NestedDeeply) {
-  expect_refused_text("{\"quantization_config\": " + std::string(100'000, '['), {path_, "levels deep"});
+  expect_refused_plan("{\"quantization_config\": " + std::string(100'000, '['), {path_, "levels deep"});
 }
 
 TEST_F(BadConfig, LargerThanAnyModel) {
-  expect_refused_config([](auto& config) { config["num_local_experts"] = 1 << 24; },
-                        {path_, "num_experts 16777216", "tensors"});
+  auto config = read_json(trained(0) + "/config.json");
+  config["num_local_experts"] = 1 << 24;
+  expect_refused_plan(config.dump(), {path_, "num_experts 16777216", "tensors"});
 }
 
 TEST_F(BadConfig, PatternThatNeverEnds) {
@@ -111,9 +117,7 @@ TEST_F(BadConfig, MissingFields) {
         "moe_intermediate_size", "num_local_experts"}) {
     auto config = read_json(trained(0) + "/config.json");
     config.erase(field);
-    put_file(path_, config.dump());
-    EXPECT_TRUE(refused(run_plain({"plan", "--source", trained(0), "--model", path_}), 65,
-                        {path_, field, "missing", "Qwen3MoeForCausalLM"}));
+    expect_refused_plan(config.dump(), {path_, field, "missing", "Qwen3MoeForCausalLM"});
   }
   expect_refused_config([](auto& config) { config.erase("hidden_size"); },
                         {path_, "'hidden_size'", "missing"});
@@ -127,9 +131,8 @@ TEST_F(BadConfig, FieldsOfTheWrongKind) {
   for (const auto& [field, value] : wrong) {
     auto config = read_json(trained(0) + "/config.json");
     config[field] = value;
-    put_file(path_, config.dump());
-    EXPECT_TRUE(refused(run_plain({"plan", "--source", trained(0), "--model", path_}), 65, {path_, field}))
-        << value.dump();
+    SCOPED_TRACE(value.dump());
+    expect_refused_plan(config.dump(), {path_, field});
   }
 }
 

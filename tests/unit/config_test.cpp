@@ -300,12 +300,20 @@ TEST(ConfigQuantization, OfTheCacheAloneMeansValues) {
   EXPECT_FALSE(
       stored_of({{"quant_method", "modelopt"}, {"quant_algo", nullptr}, {"kv_cache_quant_algo", "FP8"}}));
   EXPECT_FALSE(stored_of({{"quant_method", "modelopt"}, {"kv_cache_scheme", scheme}}));
+  const json quark{{"weight", nullptr}, {"output_tensors", {{"dtype", "fp8_e4m3"}}}};
+  EXPECT_FALSE(stored_of({{"quant_method", "quark"},
+                          {"global_quant_config", {{"weight", nullptr}}},
+                          {"layer_quant_config", {{"*k_proj", quark}, {"*v_proj", quark}}}}));
   // Not when weights are quantised, too, or nothing says what is.
   EXPECT_TRUE(stored_of({{"quant_method", "fp8"}, {"kv_cache_scheme", "static"}}));
   EXPECT_TRUE(
       stored_of({{"quant_method", "modelopt"}, {"quant_algo", "FP8"}, {"kv_cache_quant_algo", "FP8"}}));
   expect_has(stored_refusal({{"quant_method", "compressed-tensors"}}), {"config_groups"});
   expect_has(stored_refusal({{"quant_method", "modelopt"}}), {"modelopt"});
+  expect_has(stored_refusal({{"quant_method", "quark"},
+                             {"global_quant_config", {{"weight", nullptr}}},
+                             {"layer_quant_config", {{"*k_proj", {{"weight", {{"dtype", "fp8_e4m3"}}}}}}}}),
+             {"quark"});
 }
 
 TEST(ConfigQuantization, KeptModulesAreNamesAndPatterns) {
