@@ -55,9 +55,9 @@ std::vector<std::string> texts_or_empty(const json& root, const std::string& ori
   std::vector<std::string> texts;
   if (value == nullptr) return texts;
   for (const json& entry : value->is_array() ? *value : json::array({*value})) {
-    if (entry.is_null() || entry == "") continue;
+    if (entry.is_null()) continue;
     if (!entry.is_string()) wrong(origin, {name}, *value, "a list of texts");
-    texts.push_back(entry.get<std::string>());
+    if (auto text = entry.get<std::string>(); !text.empty()) texts.push_back(std::move(text));
   }
   return texts;
 }
