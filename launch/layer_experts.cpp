@@ -27,6 +27,11 @@ ExpertSizes expert_sizes(const ModelConfig& config) {
   // Families without dense layers have no second name.
   sizes.inner = config.integer({"moe_intermediate_size", "intermediate_size"});
   sizes.dtype = config.dtype();
+  const auto matrices = 3.0 * static_cast<double>(sizes.experts);
+  require_plausible(fmt::format("{}: {} experts of hidden_size {} and inner size {}", config.origin(),
+                                sizes.experts, sizes.hidden, sizes.inner),
+                    matrices,
+                    matrices * static_cast<double>(sizes.hidden * sizes.inner * dtype_bytes(sizes.dtype)));
   return sizes;
 }
 

@@ -4,20 +4,20 @@
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <sstream>
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/json_text.hpp"
 #include "session/trainer_binding.hpp"
+#include "storage/foreign_file.hpp"
 #include "storage/trainer_shard.hpp"
 
 namespace weightcast {
 
 namespace {
+
+constexpr auto kMostConfigBytes = static_cast<std::int64_t>(JsonLimits{}.bytes);
 
 /// A config with what ModelOpt says beside it of a checkpoint that it wrote, where the config itself does
 /// not: what to call it, and its text.
@@ -25,14 +25,19 @@ std::pair<std::string, std::string> with_modelopt(const std::string& origin, con
                                                   const std::filesystem::path& folder) {
   const std::string path = folder / "hf_quant_config.json";
   std::error_code ignored;
-  if (!std::filesystem::exists(path, ignored)) return {origin, text};
-  std::ifstream file(path);
-  if (!file) throw IoError(fmt::format("{}: {}; make it readable", path, std::strerror(errno)));
-  std::stringstream quantization;
-  quantization << file.rdbuf();
+  // A link that leads nowhere is there, too, and not to be passed over.
+  if (!std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) return {origin, text};
   ModelConfig config(text, origin);
-  config.add_modelopt(quantization.str(), path);
+  config.add_modelopt(read_json_file(path, kMostConfigBytes), path);
   return {origin + " with hf_quant_config.json", config.text()};
+}
+
+std::string read_named_config(const std::string& path) {
+  try {
+    return read_json_file(path, kMostConfigBytes);
+  } catch (const IoError& error) {
+    throw IoError(fmt::format("--model, the model's config.json: {}", error.what()));
+  }
 }
 
 /// The path and the text of the config in force.
@@ -49,13 +54,7 @@ std::pair<std::string, std::string> config_text(const Options& options) {
   std::string path = options.model;
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) path += "/config.json";
-  std::ifstream file(path);
-  std::stringstream text;
-  text << file.rdbuf();
-  if (!file) {
-    throw IoError(fmt::format("--model {}: {}; name the model's config.json", path, std::strerror(errno)));
-  }
-  return with_modelopt(path, text.str(), std::filesystem::path(path).parent_path());
+  return with_modelopt(path, read_named_config(path), std::filesystem::path(path).parent_path());
 }
 
 std::unique_ptr<ModelConfig> make_config(const std::pair<std::string, std::string>& text,

@@ -2,7 +2,7 @@
 
 # Debian packages of the program and of its tests.
 build_packages=(g++ cmake ninja-build pkg-config libopenmpi-dev openmpi-bin libhdf5-dev libboost-program-options-dev
-  nlohmann-json3-dev libfmt-dev libxxhash-dev libgtest-dev)
+  nlohmann-json3-dev libfmt-dev libxxhash-dev libpcre2-dev libgtest-dev)
 test_packages=(slurmctld slurmd slurm-client munge)
 
 # require_packages NAME...: installs the missing ones when that is permitted, otherwise names them and fails.

@@ -73,4 +73,13 @@ std::string printable(std::string_view text) {
   return result;
 }
 
+std::string excerpt(std::string_view text) {
+  constexpr std::size_t kMost = 80;
+  if (text.size() <= kMost) return printable(text);
+  std::size_t end = kMost;
+  // Not amid a character.
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0U) == 0x80U) --end;
+  return printable(text.substr(0, end)) + "…";
+}
+
 }  // namespace weightcast

@@ -10,4 +10,7 @@ namespace weightcast {
 /// appear as `\n`, `\x1b` or `\u202e`. All other text stays as it is, so that doing it twice changes nothing.
 std::string printable(std::string_view text);
 
+/// The beginning of such a text, for a message about it.
+std::string excerpt(std::string_view text);
+
 }  // namespace weightcast

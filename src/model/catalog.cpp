@@ -8,6 +8,17 @@
 
 namespace weightcast {
 
+void require_plausible(const std::string& sizes, double tensors, double bytes) {
+  // Ten times what the largest models have, and 500 times. Sums over ranks stay far below 2^63.
+  constexpr double kMostTensors = 1e6;
+  constexpr double kMostBytes = 1e15;
+  if (tensors <= kMostTensors && bytes <= kMostBytes) return;
+  throw InputError(
+      fmt::format("{} make {:.3g} tensors of {:.3g} bytes; no model has more than {:g} of {:g}: correct what "
+                  "is wrong",
+                  sizes, tensors, bytes, kMostTensors, kMostBytes));
+}
+
 std::uint32_t Catalog::add(std::string name, DType dtype, Shape shape) {
   const auto index = static_cast<std::uint32_t>(tensors_.size());
   if (!index_.emplace(name, index).second) {

@@ -21,6 +21,10 @@ struct Tensor {
   std::int64_t bytes() const { return shape.elements() * dtype_bytes(dtype); }
 };
 
+/// Throws InputError for a model of more tensors or bytes than the plan of any update can have: asked before
+/// they are listed, with numbers that cannot overflow. `sizes` names the config and what it says.
+void require_plausible(const std::string& sizes, double tensors, double bytes);
+
 /// The ordered list of a model's tensors. A tensor's index is its identity everywhere else.
 class Catalog {
  public:

@@ -3,141 +3,175 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "core/error.hpp"
+#include "core/json_text.hpp"
+#include "core/text.hpp"
 
 namespace weightcast {
 
-struct ModelConfig::Json {
-  nlohmann::json root;
+using nlohmann::json;
 
-  /// The first of the fields that is there and not null.
-  const nlohmann::json* find(Names names) const {
-    for (const std::string_view name : names) {
-      const auto found = root.find(name);
-      if (found != root.end() && !found->is_null()) return &*found;
-    }
-    return nullptr;
-  }
+struct ModelConfig::Json {
+  json root;
 };
 
 namespace {
 
-std::string join(ModelConfig::Names names) {
-  return fmt::format("{}", fmt::join(names, "' or '"));
+JsonLimits limits() {
+  JsonLimits limits;
+  limits.python_numbers = true;
+  return limits;
 }
 
-[[noreturn]] void wrong(const std::string& origin, ModelConfig::Names names, std::string_view expected) {
-  throw InputError(fmt::format("{}: field '{}' is not {}", origin, join(names), expected));
+/// The first of the fields that is there and not null.
+const json* find(const json& object, ModelConfig::Names names) {
+  for (const std::string_view name : names) {
+    const auto found = object.find(name);
+    if (found != object.end() && !found->is_null()) return &*found;
+  }
+  return nullptr;
 }
 
-std::int64_t positive(const nlohmann::json& value, const std::string& origin, ModelConfig::Names names) {
-  // Far above any model; products of two stay exact.
-  constexpr std::int64_t kMost = std::int64_t{1} << 31;
+[[noreturn]] void wrong(const std::string& origin, ModelConfig::Names names, const json& value,
+                        std::string_view expected) {
+  throw InputError(fmt::format("{}: field '{}' is {}, which is not {}", origin, fmt::join(names, "' or '"),
+                               excerpt(value.dump()), expected));
+}
+
+std::int64_t positive(const json& value, const std::string& origin, ModelConfig::Names names) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 24;
+  // A value without sign may be beyond the signed ones; those come out negative.
   if (!value.is_number_integer() || value.get<std::int64_t>() <= 0 || value.get<std::int64_t>() > kMost) {
-    wrong(origin, names, "a positive integer below 2^31");
+    wrong(origin, names, value, fmt::format("a positive integer of at most {}", kMost));
   }
   return value.get<std::int64_t>();
+}
+
+std::vector<std::string> texts_or_empty(const json& root, const std::string& origin, std::string_view name) {
+  const json* const value = find(root, {name});
+  std::vector<std::string> texts;
+  if (value == nullptr) return texts;
+  for (const json& entry : value->is_array() ? *value : json::array({*value})) {
+    if (entry.is_null()) continue;
+    if (!entry.is_string()) wrong(origin, {name}, *value, "a list of texts");
+    if (auto text = entry.get<std::string>(); !text.empty()) texts.push_back(std::move(text));
+  }
+  return texts;
+}
+
+/// `torch.bfloat16` is how Python prints it, `half` and `float` are other names in PyTorch.
+std::optional<DType> dtype_of(std::string_view name) {
+  constexpr std::string_view kModule = "torch.";
+  if (name.starts_with(kModule)) name.remove_prefix(kModule.size());
+  if (name == "half") return DType::kF16;
+  if (name == "float") return DType::kF32;
+  return dtype_from_name(name);
 }
 
 }  // namespace
 
 ModelConfig::ModelConfig(const std::string& text, std::string origin)
-    : json_(std::make_unique<Json>()), origin_(std::move(origin)) {
-  json_->root = nlohmann::json::parse(text, nullptr, false);
-  if (!json_->root.is_object()) throw InputError(fmt::format("{}: not a JSON object", origin_));
-  const auto* architectures = json_->find({"architectures"});
-  if (architectures == nullptr || !architectures->is_array() || architectures->empty() ||
-      !architectures->front().is_string()) {
-    throw InputError(
-        fmt::format("{}: field 'architectures' is missing; it names the model's class", origin_));
-  }
-  architecture_ = architectures->front().get<std::string>();
+    : json_(std::make_unique<Json>(Json{parse_json(text, origin, limits())})),
+      text_(text),
+      origin_(std::move(origin)),
+      architectures_(texts_or_empty(json_->root, origin_, "architectures")) {
+  const json* const type = find(json_->root, {"model_type"});
+  if (type == nullptr) return;
+  if (!type->is_string()) wrong(origin_, {"model_type"}, *type, "a text");
+  model_type_ = type->get<std::string>();
 }
 
 ModelConfig::~ModelConfig() = default;
 ModelConfig::ModelConfig(ModelConfig&&) noexcept = default;
 ModelConfig& ModelConfig::operator=(ModelConfig&&) noexcept = default;
 
+std::string ModelConfig::architecture() const {
+  return excerpt(architectures_.empty() ? model_type_ : architectures_.front());
+}
+
 DType ModelConfig::dtype() const {
-  const auto* value = json_->find({"torch_dtype", "dtype"});
+  const Names names{"dtype", "torch_dtype"};
+  const json* value = find(json_->root, names);
+  if (value == nullptr) {
+    const json* const nested = find(json_->root, {"text_config"});
+    if (nested != nullptr && nested->is_object()) value = find(*nested, names);
+  }
   if (value == nullptr) return DType::kBF16;
-  const auto dtype = value->is_string() ? dtype_from_name(value->get<std::string>()) : std::nullopt;
+  const auto dtype = value->is_string() ? dtype_of(value->get<std::string>()) : std::nullopt;
   if (!dtype || (*dtype != DType::kBF16 && *dtype != DType::kF16 && *dtype != DType::kF32)) {
     throw InputError(fmt::format("{}: dtype {} is not supported; use bfloat16, float16 or float32", origin_,
-                                 value->dump()));
+                                 excerpt(value->dump())));
   }
   return *dtype;
 }
 
 std::int64_t ModelConfig::integer(Names names) const {
-  const auto* value = json_->find(names);
-  if (value == nullptr) {
-    throw InputError(
-        fmt::format("{}: field '{}' is missing; {} needs it", origin_, join(names), architecture_));
-  }
-  return positive(*value, origin_, names);
+  const json* const value = find(json_->root, names);
+  if (value != nullptr) return positive(*value, origin_, names);
+  throw InputError(fmt::format("{}: field '{}' is missing; {} needs it", origin_, fmt::join(names, "' or '"),
+                               architecture()));
 }
 
 std::int64_t ModelConfig::integer_or(Names names, std::int64_t fallback) const {
-  const auto* value = json_->find(names);
+  const json* const value = find(json_->root, names);
   return value == nullptr ? fallback : positive(*value, origin_, names);
 }
 
 bool ModelConfig::boolean_or(Names names, bool fallback) const {
-  const auto* value = json_->find(names);
+  const json* const value = find(json_->root, names);
   if (value == nullptr) return fallback;
-  if (!value->is_boolean()) wrong(origin_, names, "true or false");
+  if (!value->is_boolean()) wrong(origin_, names, *value, "true or false");
   return value->get<bool>();
 }
 
 std::vector<std::int64_t> ModelConfig::integers_or_empty(Names names) const {
   std::vector<std::int64_t> result;
-  const auto* value = json_->find(names);
+  const json* const value = find(json_->root, names);
   if (value == nullptr) return result;
-  if (!value->is_array()) wrong(origin_, names, "a list of integers");
-  for (const auto& element : *value) {
-    if (!element.is_number_integer()) wrong(origin_, names, "a list of integers");
-    result.push_back(element.get<std::int64_t>());
+  const auto is_integer = [](const json& element) { return element.is_number_integer(); };
+  if (!value->is_array() || !std::all_of(value->begin(), value->end(), is_integer)) {
+    wrong(origin_, names, *value, "a list of integers");
   }
+  for (const json& element : *value) result.push_back(element.get<std::int64_t>());
   return result;
 }
 
 std::string ModelConfig::quantization_config() const {
-  const auto* value = json_->find({"quantization_config"});
+  const json* const value = find(json_->root, {"quantization_config"});
   if (value == nullptr) return "";
-  if (!value->is_object()) wrong(origin_, {"quantization_config"}, "an object");
-  return value->dump();
+  if (!value->is_object()) wrong(origin_, {"quantization_config"}, *value, "an object");
+  return value->empty() ? "" : value->dump();
 }
 
 void ModelConfig::add_modelopt(const std::string& text, const std::string& origin) {
-  if (json_->find({"quantization_config"}) != nullptr) return;
-  const auto file = nlohmann::json::parse(text, nullptr, false);
-  const auto quantization = file.is_object() ? file.find("quantization") : file.end();
-  if (!file.is_object() || quantization == file.end() || !quantization->is_object()) {
+  if (!quantization_config().empty()) return;
+  const json file = parse_json(text, origin, limits());
+  const json* const quantization = find(file, {"quantization"});
+  if (quantization == nullptr || !quantization->is_object()) {
     throw InputError(
         fmt::format("{}: has no object 'quantization'; remove the file if the weights are not "
                     "quantised",
                     origin));
   }
   // Where the cache alone is quantised, weights are values.
-  if (const auto algorithm = quantization->find("quant_algo");
-      algorithm == quantization->end() || algorithm->is_null()) {
-    return;
-  }
-  auto& config = json_->root["quantization_config"] = *quantization;
+  if (find(*quantization, {"quant_algo"}) == nullptr) return;
+  json& config = json_->root["quantization_config"] = *quantization;
   config["quant_method"] = "modelopt";
+  text_.clear();
 }
 
 void ModelConfig::set_layers(std::int64_t layers) {
   json_->root["num_hidden_layers"] = layers;
   // A list with one entry a layer would no longer fit; the families here do not need it.
   json_->root.erase("layer_types");
+  text_.clear();
 }
 
 std::string ModelConfig::text() const {
-  return json_->root.dump(2) + "\n";
+  return text_.empty() ? json_->root.dump(2) + "\n" : text_;
 }
 
 }  // namespace weightcast

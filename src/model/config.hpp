@@ -26,21 +26,28 @@ class ModelConfig {
 
   const std::string& origin() const { return origin_; }
 
-  /// `architectures[0]`.
-  const std::string& architecture() const { return architecture_; }
+  /// `architectures`, a list of classes or one; empty when nothing is there.
+  const std::vector<std::string>& architectures() const { return architectures_; }
 
-  /// `torch_dtype` or `dtype`; bfloat16 when neither is there.
+  /// `model_type`; empty when it is not there.
+  const std::string& model_type() const { return model_type_; }
+
+  /// What the config calls the model, for messages and reports: the first of these, or the type.
+  std::string architecture() const;
+
+  /// `dtype`, or `torch_dtype` as it was called before; of `text_config` when neither is there, and bfloat16
+  /// when it has none either.
   DType dtype() const;
 
   using Names = std::initializer_list<std::string_view>;
-  /// A positive integer.
+  /// A positive integer, far below what products of three could overflow.
   std::int64_t integer(Names names) const;
-  /// A positive integer, or `fallback` when it is absent or null.
+  /// The same, or `fallback` when it is absent or null.
   std::int64_t integer_or(Names names, std::int64_t fallback) const;
   bool boolean_or(Names names, bool fallback) const;
   std::vector<std::int64_t> integers_or_empty(Names names) const;
 
-  /// The text of `quantization_config`; empty when it is not there.
+  /// The text of `quantization_config`; empty when it is not there or says nothing.
   std::string quantization_config() const;
 
   /// Takes `quantization_config` from the text of ModelOpt's own file, `hf_quant_config.json`, unless the
@@ -50,14 +57,17 @@ class ModelConfig {
   /// The same model with another number of layers (`--layers`).
   void set_layers(std::int64_t layers);
 
-  /// The text as a file would hold it, changes included.
+  /// The text as a file would hold it: the file's own or, after a change, another with the same content, in
+  /// which what Python writes for numbers that are none is a text.
   std::string text() const;
 
  private:
   struct Json;
   std::unique_ptr<Json> json_;
+  std::string text_;  ///< the file's own; empty when something was changed
   std::string origin_;
-  std::string architecture_;
+  std::vector<std::string> architectures_;
+  std::string model_type_;
 };
 
 }  // namespace weightcast

@@ -1,26 +1,150 @@
 #include "model/family.hpp"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <array>
+#include <numeric>
+#include <utility>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "model/families/families.hpp"
 
 namespace weightcast {
 
 namespace {
 
-struct Architecture {
-  std::string_view name;
+struct Known {
+  std::string_view architecture;
+  std::string_view model_type;
   std::unique_ptr<Family> (*make)(const ModelConfig&);
 };
 
-constexpr std::array<Architecture, 2> kArchitectures{{
-    {"Qwen3ForCausalLM", &make_qwen3},
-    {"Qwen3MoeForCausalLM", &make_qwen3_moe},
+constexpr std::array<Known, 2> kFamilies{{
+    {"Qwen3ForCausalLM", "qwen3", &make_qwen3},
+    {"Qwen3MoeForCausalLM", "qwen3_moe", &make_qwen3_moe},
 }};
+
+// In lower case, as texts are compared here.
+
+/// What trainers put before the name of a class whose model they wrap.
+constexpr std::array<std::string_view, 5> kWrappers{"fsdp", "ddp", "replicate", "compiled", "gaudi"};
+
+/// Classes of wrappers and of loaders, which say nothing of the model in them.
+constexpr std::array<std::string_view, 10> kNoModels{
+    "peftmodel",       "peftmodelforcausallm",    "fullyshardeddataparallel",
+    "fsdpmodule",      "distributeddataparallel", "dataparallel",
+    "optimizedmodule", "automodelforcausallm",    "autoligerkernelforcausallm",
+    "deepspeedengine"};
+
+std::string lower(std::string_view text) {
+  std::string result(text);
+  for (char& c : result) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  }
+  return result;
+}
+
+const Known* of_type(const std::string& model_type) {
+  std::string type = lower(model_type);
+  std::replace(type.begin(), type.end(), '-', '_');
+  const auto* const found = std::find_if(kFamilies.begin(), kFamilies.end(),
+                                         [&](const Known& known) { return known.model_type == type; });
+  return found == kFamilies.end() ? nullptr : found;
+}
+
+/// Whether a class is a family's: bare, behind the module it is in, or as a trainer's wrapper calls it. Any
+/// other beginning will do where the type says the same.
+bool is_class_of(const Known& known, const std::string& name, const Known* type) {
+  const std::string wrapped = lower(name);
+  const std::string bare = lower(known.architecture);
+  if (!wrapped.ends_with(bare)) return false;
+  std::string_view before = std::string_view(wrapped).substr(0, wrapped.size() - bare.size());
+  const auto* wrapper = kWrappers.begin();
+  while (wrapper != kWrappers.end()) {
+    wrapper = std::find_if(kWrappers.begin(), kWrappers.end(),
+                           [&](std::string_view text) { return before.ends_with(text); });
+    if (wrapper != kWrappers.end()) before.remove_suffix(wrapper->size());
+  }
+  return before.empty() || before.ends_with('.') || type == &known;
+}
+
+std::string listed(std::string_view Known::*name) {
+  std::string list;
+  for (const Known& known : kFamilies) list.append(list.empty() ? "" : ", ").append(known.*name);
+  return list;
+}
+
+/// How many characters must be put in, taken out or changed to make one text of the other.
+std::size_t distance(std::string_view from, std::string_view to) {
+  std::vector<std::size_t> row(to.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < from.size(); ++i) {
+    std::size_t before = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < to.size(); ++j) {
+      const std::size_t changed = before + (from[i] == to[j] ? 0 : 1);
+      before = row[j + 1];
+      row[j + 1] = std::min({changed, before + 1, row[j] + 1});
+    }
+  }
+  return row.back();
+}
+
+std::string_view closest_type(const std::string& model_type) {
+  const std::string type = lower(model_type);
+  return std::min_element(kFamilies.begin(), kFamilies.end(),
+                          [&](const Known& a, const Known& b) {
+                            return distance(type, a.model_type) < distance(type, b.model_type);
+                          })
+      ->model_type;
+}
+
+/// For a config whose architectures name no class of a model.
+const Known& known_type(const ModelConfig& config, const Known* type) {
+  if (type != nullptr) return *type;
+  if (config.model_type().empty()) {
+    throw InputError(fmt::format(
+        "{}: fields 'architectures' and 'model_type' are missing; write the model's model_type ({})",
+        config.origin(), listed(&Known::model_type)));
+  }
+  throw InputError(fmt::format("{}: model_type '{}' is not supported; the closest that is supported is '{}'",
+                               config.origin(), excerpt(config.model_type()),
+                               closest_type(config.model_type())));
+}
+
+const Known& find_family(const ModelConfig& config) {
+  const Known* const type = of_type(config.model_type());
+  std::vector<const Known*> named;
+  std::string_view other;
+  for (const std::string& name : config.architectures()) {
+    const auto* const known = std::find_if(kFamilies.begin(), kFamilies.end(), [&](const Known& family) {
+      return is_class_of(family, name, type);
+    });
+    if (known != kFamilies.end()) {
+      named.push_back(known);
+    } else if (other.empty() &&
+               std::find(kNoModels.begin(), kNoModels.end(), lower(name)) == kNoModels.end()) {
+      other = name;
+    }
+  }
+  if (named.empty() && other.empty()) return known_type(config, type);
+  if (named.empty()) {
+    throw InputError(fmt::format("{}: architecture {} is not supported; supported are {}", config.origin(),
+                                 excerpt(other), listed(&Known::architecture)));
+  }
+  const auto second =
+      std::find_if(named.begin(), named.end(), [&](const Known* known) { return known != named.front(); });
+  if (type == nullptr && second != named.end()) {
+    throw InputError(fmt::format("{}: field 'architectures' names {} and {}; leave one of them",
+                                 config.origin(), named.front()->architecture, (*second)->architecture));
+  }
+  if (type == nullptr) return *named.front();
+  if (std::find(named.begin(), named.end(), type) != named.end()) return *type;
+  throw InputError(
+      fmt::format("{}: field 'architectures' names {} but model_type is '{}'; correct the one that is wrong",
+                  config.origin(), named.front()->architecture, excerpt(config.model_type())));
+}
 
 [[noreturn]] void no_trainers(const TrainerLayout& layout) {
   throw UsageError(layout.option + ": trainer layouts of this model's family are not known; leave it out");
@@ -53,13 +177,7 @@ std::vector<TrainerTensor> trainer_tensors(const Family& family, const TrainerLa
 }
 
 std::unique_ptr<Family> make_family(const ModelConfig& config) {
-  std::vector<std::string_view> names;
-  for (const Architecture& architecture : kArchitectures) {
-    if (architecture.name == config.architecture()) return architecture.make(config);
-    names.push_back(architecture.name);
-  }
-  throw InputError(fmt::format("{}: architecture {} is not supported; supported are {}", config.origin(),
-                               config.architecture(), fmt::join(names, ", ")));
+  return find_family(config).make(config);
 }
 
 }  // namespace weightcast

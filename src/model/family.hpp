@@ -52,7 +52,8 @@ class Family {
 std::vector<TrainerTensor> trainer_tensors(const Family& family, const TrainerLayout& layout,
                                            std::int64_t rank);
 
-/// The family of `config`'s architecture; throws InputError naming the architecture and the supported ones.
+/// The family that `config` names: by its architectures, whatever a trainer has wrapped them in, or by its
+/// model_type where those say nothing. Throws InputError naming what is not supported, or what is missing.
 std::unique_ptr<Family> make_family(const ModelConfig& config);
 
 }  // namespace weightcast

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <utility>
 
 #include "core/error.hpp"
@@ -23,13 +22,6 @@ void add_weight(Catalog& catalog, const std::string& name, DType dtype, std::int
                 {scales.rows, scales.cols});
   }
   if (quantization.has_global()) catalog.add(name + quantization.global_suffix(), DType::kF32, Shape{});
-}
-
-bool is_activation_scale(std::string_view stored_name) {
-  constexpr std::string_view kSuffixes[] = {".input_scale", ".input_scale_inv", ".k_scale", ".v_scale",
-                                            ".q_scale"};
-  return std::any_of(std::begin(kSuffixes), std::end(kSuffixes),
-                     [&](std::string_view suffix) { return stored_name.ends_with(suffix); });
 }
 
 Linears::Linears(const Catalog& catalog, const EngineLayout& layout, const std::optional<Quantizer>& stored)

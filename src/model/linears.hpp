@@ -3,7 +3,6 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "model/engine.hpp"
@@ -16,10 +15,6 @@ namespace weightcast {
 /// them: `weight_scale_inv`, `weight_scale`, `weight_scale_2`.
 void add_weight(Catalog& catalog, const std::string& name, DType dtype, std::int64_t out, std::int64_t in,
                 const std::optional<Quantizer>& stored);
-
-/// True for what quantised checkpoints hold beside their weights for activations and caches: calibration,
-/// which the engine keeps as it loaded it.
-bool is_activation_scale(std::string_view stored_name);
 
 /// The weights of linear layers in an engine: as in the model, or quantised as its layout says. Routers,
 /// norms, embedding and head never come here.

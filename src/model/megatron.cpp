@@ -8,6 +8,7 @@
 
 #include "core/error.hpp"
 #include "core/units.hpp"
+#include "model/beside_weights.hpp"
 #include "model/stored_names.hpp"
 
 namespace weightcast {
@@ -113,7 +114,7 @@ UnwrappedName unwrap_name(std::string_view stored) {
 
 bool trainer_may_ignore(std::string_view unwrapped) {
   return unwrapped.ends_with("._extra_state") || unwrapped.find("._extra_state/") != std::string_view::npos ||
-         unwrapped.ends_with("rotary_pos_emb.inv_freq");
+         is_rotary_table(unwrapped);
 }
 
 std::string trainer_refusal(std::string_view unwrapped) {

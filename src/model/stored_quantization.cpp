@@ -4,76 +4,101 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "core/error.hpp"
+#include "core/json_text.hpp"
+#include "core/text.hpp"
 
 namespace weightcast {
 
+using nlohmann::json;
+
 namespace {
 
-std::string text_or_empty(const nlohmann::json& object, const char* field) {
+std::string text_or_empty(const json& object, const char* field) {
   const auto found = object.find(field);
   return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
+}
+
+/// Whether an object has something else than null under a name.
+bool has(const json& object, const char* field) {
+  const auto found = object.find(field);
+  return found != object.end() && !found->is_null();
 }
 
 [[noreturn]] void unknown(const std::string& origin, const std::string& what) {
   throw InputError(fmt::format(
       "{}: field 'quantization_config': {} is not known; known are fp8 (weight_block_size [128, 128] or "
-      "none), "
-      "modelopt (FP8, NVFP4), compressed-tensors (float of 8 bits by tensor or channel), mxfp8 and mxfp4",
+      "none), modelopt (FP8, NVFP4), compressed-tensors (float of 8 bits by tensor or channel), mxfp8 and "
+      "mxfp4",
       origin, what));
 }
 
-/// Of compressed-tensors: what its first group says of weights.
-Quantizer quantizer_of_groups(const nlohmann::json& config, const std::string& origin) {
-  const auto groups = config.find("config_groups");
-  if (groups == config.end() || !groups->is_object() || groups->size() != 1 ||
-      !groups->begin()->is_object()) {
-    unknown(origin, "compressed-tensors without one group in config_groups");
+/// Of compressed-tensors: what its only group that says something of weights says. Nothing where the cache or
+/// activations alone are quantised.
+std::optional<Quantizer> quantizer_of_groups(const json& config, const std::string& origin) {
+  const json groups = has(config, "config_groups") ? config.at("config_groups") : json::object();
+  if (!groups.is_object()) unknown(origin, "compressed-tensors with config_groups that are no object");
+  std::vector<const json*> weights;
+  for (const json& group : groups) {
+    if (!group.is_object()) unknown(origin, "compressed-tensors with a group that is no object");
+    if (has(group, "weights")) weights.push_back(&group.at("weights"));
   }
-  const auto weights = groups->begin()->find("weights");
-  if (weights == groups->begin()->end() || !weights->is_object()) {
-    unknown(origin, "compressed-tensors without weights in config_groups");
+  if (weights.empty() && (has(config, "kv_cache_scheme") || !groups.empty())) return std::nullopt;
+  if (weights.size() != 1 || !weights.front()->is_object()) {
+    unknown(origin, "compressed-tensors without one group for weights in config_groups");
   }
-  const auto bits = weights->find("num_bits");
-  const bool float8 = text_or_empty(*weights, "type") == "float" && bits != weights->end() && *bits == 8;
-  const std::string strategy = text_or_empty(*weights, "strategy");
-  if (float8 && strategy == "channel") return {QuantScheme::kFp8Channel, QuantRule::kDivide};
-  if (float8 && strategy == "tensor") return {QuantScheme::kFp8Tensor, QuantRule::kSglang};
-  unknown(origin, "compressed-tensors " + weights->dump());
+  const json& how = *weights.front();
+  const auto bits = how.find("num_bits");
+  const bool float8 = text_or_empty(how, "type") == "float" && bits != how.end() && *bits == 8;
+  const std::string strategy = text_or_empty(how, "strategy");
+  if (float8 && strategy == "channel") return Quantizer{QuantScheme::kFp8Channel, QuantRule::kDivide};
+  if (float8 && strategy == "tensor") return Quantizer{QuantScheme::kFp8Tensor, QuantRule::kSglang};
+  unknown(origin, "compressed-tensors " + excerpt(how.dump()));
 }
 
-Quantizer quantizer_of(const nlohmann::json& config, const std::string& origin) {
+/// Of Quark: whether it says something, and nothing of it of weights.
+bool quark_keeps_weights(const json& config) {
+  if (!has(config, "global_quant_config")) return false;
+  const auto keeps = [](const json& part) {
+    return part.is_null() || (part.is_object() && !has(part, "weight"));
+  };
+  const auto all_keep = [&](const char* field) {
+    if (!has(config, field)) return true;
+    const json& parts = config.at(field);
+    return parts.is_object() && std::all_of(parts.begin(), parts.end(), keeps);
+  };
+  return keeps(config.at("global_quant_config")) && all_keep("layer_quant_config") &&
+         all_keep("layer_type_quant_config");
+}
+
+/// Nothing where weights are values because the cache alone is quantised.
+std::optional<Quantizer> quantizer_of(const json& config, const std::string& origin) {
   const std::string method = text_or_empty(config, "quant_method");
   if (method == "fp8") {
-    const auto block = config.find("weight_block_size");
-    if (block == config.end() || block->is_null()) return {QuantScheme::kFp8Tensor, QuantRule::kSglang};
-    if (*block != nlohmann::json{128, 128}) unknown(origin, "weight_block_size " + block->dump());
+    if (!has(config, "weight_block_size")) return Quantizer{QuantScheme::kFp8Tensor, QuantRule::kSglang};
+    const json& block = config.at("weight_block_size");
+    if (block != json{128, 128}) unknown(origin, "weight_block_size " + excerpt(block.dump()));
     const bool powers_of_two = text_or_empty(config, "scale_fmt") == "ue8m0";
-    return {QuantScheme::kFp8Block, powers_of_two ? QuantRule::kUe8m0 : QuantRule::kSlime};
+    return Quantizer{QuantScheme::kFp8Block, powers_of_two ? QuantRule::kUe8m0 : QuantRule::kSlime};
   }
   if (method == "compressed-tensors") return quantizer_of_groups(config, origin);
-  if (method == "mxfp8") return {QuantScheme::kMxfp8, QuantRule::kRoundUp};
-  if (method == "mxfp4") return {QuantScheme::kMxfp4, QuantRule::kRoundUp};
+  if (method == "mxfp8") return Quantizer{QuantScheme::kMxfp8, QuantRule::kRoundUp};
+  if (method == "mxfp4") return Quantizer{QuantScheme::kMxfp4, QuantRule::kRoundUp};
+  if (method == "quark" && quark_keeps_weights(config)) return std::nullopt;
+  const bool modelopt = method.empty() || method.starts_with("modelopt");
+  const bool cache = has(config, "kv_cache_quant_algo") || has(config, "kv_cache_scheme");
+  if (modelopt && cache && !has(config, "quant_algo")) return std::nullopt;
   const std::string algorithm = text_or_empty(config, "quant_algo");
-  if (method.starts_with("modelopt") && algorithm == "FP8")
-    return {QuantScheme::kFp8Tensor, QuantRule::kSglang};
-  if (method.starts_with("modelopt") && algorithm == "NVFP4") return {QuantScheme::kNvfp4, QuantRule::kTe};
-  unknown(origin, fmt::format("quant_method '{}'{}", method, algorithm.empty() ? "" : " " + algorithm));
-}
-
-/// Of all of a name: `*` stands for anything; dots are dots.
-std::string expression_of(const std::string& pattern) {
-  std::string expression;
-  for (const char c : pattern) {
-    if (c == '*') {
-      expression += ".*";
-    } else {
-      if (std::string_view(".+?()[]{}^$|\\").find(c) != std::string_view::npos) expression += '\\';
-      expression += c;
-    }
+  if (method.starts_with("modelopt") && algorithm == "FP8") {
+    return Quantizer{QuantScheme::kFp8Tensor, QuantRule::kSglang};
   }
-  return expression + '$';
+  if (method.starts_with("modelopt") && algorithm == "NVFP4") {
+    return Quantizer{QuantScheme::kNvfp4, QuantRule::kTe};
+  }
+  unknown(origin,
+          excerpt(fmt::format("quant_method '{}'{}", method, algorithm.empty() ? "" : " " + algorithm)));
 }
 
 }  // namespace
@@ -81,42 +106,46 @@ std::string expression_of(const std::string& pattern) {
 std::optional<StoredQuantization> StoredQuantization::of(const ModelConfig& config) {
   const std::string text = config.quantization_config();
   if (text.empty()) return std::nullopt;
-  const nlohmann::json json = nlohmann::json::parse(text);
+  const std::string& origin = config.origin();
+  const json parsed = parse_json(text, origin);
+  const std::optional<Quantizer> quantizer = quantizer_of(parsed, origin);
+  if (!quantizer) return std::nullopt;
   StoredQuantization stored;
-  stored.quantizer_ = quantizer_of(json, config.origin());
+  stored.quantizer_ = *quantizer;
   for (const char* field : {"modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules"}) {
-    const auto list = json.find(field);
-    if (list == json.end() || !list->is_array()) continue;
-    for (const auto& entry : *list) {
-      if (!entry.is_string()) continue;
-      const auto name = entry.get<std::string>();
-      try {
-        if (name.starts_with("re:")) {
-          stored.patterns_.emplace_back(name.substr(3));
-        } else if (name.find('*') != std::string::npos) {
-          stored.patterns_.emplace_back(expression_of(name));
-        } else {
-          stored.names_.insert(name);
-        }
-      } catch (const std::regex_error&) {
-        throw InputError(fmt::format("{}: field 'quantization_config.{}': {} is no regular expression",
-                                     config.origin(), field, name));
-      }
+    if (!has(parsed, field)) continue;
+    const json& list = parsed.at(field);
+    const std::string what = fmt::format("{}: field 'quantization_config.{}'", origin, field);
+    const auto is_text = [](const json& entry) { return entry.is_string(); };
+    if (!list.is_array() || !std::all_of(list.begin(), list.end(), is_text)) {
+      throw InputError(fmt::format("{} is {}, which is not a list of texts", what, excerpt(list.dump())));
     }
+    for (const json& entry : list) stored.keep(entry.get<std::string>(), what);
   }
   return stored;
 }
 
-bool StoredQuantization::keeps_values(const std::string& name) const {
+void StoredQuantization::keep(const std::string& entry, const std::string& field) {
+  constexpr std::string_view kExpression = "re:";
+  if (!entry.starts_with(kExpression) && entry.find('*') == entry.npos) {
+    names_.insert(entry);
+    return;
+  }
+  const std::string origin = fmt::format("{}: {}", field, excerpt(entry));
+  if (entry.starts_with(kExpression)) {
+    patterns_.add_expression(std::string_view(entry).substr(kExpression.size()), origin);
+  } else {
+    patterns_.add_glob(entry, origin);
+  }
+}
+
+bool StoredQuantization::keeps_values(const std::string& name) {
   // Lists of hundreds of names are asked for tens of thousands of modules: no more than a look for each dot.
   if (names_.contains(name)) return true;
   for (std::size_t dot = name.find('.'); dot != std::string::npos; dot = name.find('.', dot + 1)) {
     if (names_.contains(name.substr(0, dot)) || names_.contains(name.substr(dot + 1))) return true;
   }
-  // From the name's beginning on, as Python's re.match() does.
-  return std::any_of(patterns_.begin(), patterns_.end(), [&](const std::regex& pattern) {
-    return std::regex_search(name, pattern, std::regex_constants::match_continuous);
-  });
+  return patterns_.match(name);
 }
 
 }  // namespace weightcast

@@ -1,13 +1,12 @@
 #pragma once
 
 #include <optional>
-#include <regex>
 #include <string>
 #include <unordered_set>
-#include <vector>
 
 #include "core/quantizer.hpp"
 #include "model/config.hpp"
+#include "model/pattern_list.hpp"
 
 namespace weightcast {
 
@@ -16,20 +15,24 @@ namespace weightcast {
 /// mxfp8 and mxfp4.
 class StoredQuantization {
  public:
-  /// Nothing for a checkpoint of values. Throws InputError, naming the field, for what is not known.
+  /// Nothing for a checkpoint of values, of which the cache may be quantised. Throws InputError, naming the
+  /// field, for what is not known.
   static std::optional<StoredQuantization> of(const ModelConfig& config);
 
   Quantizer quantizer() const { return quantizer_; }
 
   /// Whether module `name` is stored as values (`modules_to_not_convert`, `ignored_layers`, `ignore`,
   /// `exclude_modules`: its name, the first or the last parts of it, `re:` and a regular expression, or a
-  /// pattern with `*`).
-  bool keeps_values(const std::string& name) const;
+  /// pattern with `*`). Throws InputError for a pattern that takes too long.
+  bool keeps_values(const std::string& name);
 
  private:
+  /// Takes an entry of those lists; `field` names the list in messages.
+  void keep(const std::string& entry, const std::string& field);
+
   Quantizer quantizer_;
   std::unordered_set<std::string> names_;
-  std::vector<std::regex> patterns_;
+  PatternList patterns_;
 };
 
 }  // namespace weightcast

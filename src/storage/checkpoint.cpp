@@ -260,7 +260,7 @@ std::string read_config_text(const std::string& checkpoint_path) {
   const fs::path path(checkpoint_path);
   const fs::path beside = (in_directory ? path : path.parent_path()) / "config.json";
   std::error_code error;
-  if (fs::exists(beside, error)) return read_text_file(beside.string(), kMostConfigBytes);
+  if (fs::exists(beside, error)) return read_json_file(beside.string(), kMostConfigBytes);
 
   std::string file = checkpoint_path;
   if (in_directory) {

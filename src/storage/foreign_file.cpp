@@ -9,7 +9,9 @@
 #include <system_error>
 #include <vector>
 
+#include "core/error.hpp"
 #include "core/text.hpp"
+#include "storage/input_file.hpp"
 
 namespace weightcast {
 
@@ -141,6 +143,13 @@ std::string describe_foreign(std::string_view first_bytes) {
     return "it is a tar archive; unpack it";
   }
   return "";
+}
+
+std::string read_json_file(const std::string& path, std::int64_t most_bytes) {
+  std::string text = read_text_file(path, most_bytes);
+  const std::string what = describe_foreign(std::string_view(text).substr(0, kForeignBytes));
+  if (!what.empty()) throw InputError(fmt::format("{} holds no JSON: {}", path, what));
+  return text;
 }
 
 std::string describe_folder(const std::string& directory) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -12,6 +14,10 @@ inline constexpr std::size_t kForeignBytes = 512;
 /// do about it: `it is a Git LFS pointer, not the file itself; run git lfs pull`. Empty when nothing is
 /// recognised.
 std::string describe_foreign(std::string_view first_bytes);
+
+/// The whole of a JSON file of `most_bytes` at most, not yet parsed. Throws IoError naming it, InputError when it is
+/// larger or some other kind of file.
+std::string read_json_file(const std::string& path, std::int64_t most_bytes);
 
 /// What lies in a folder that holds no checkpoint which this program reads, and what to do about it: `it
 /// holds PyTorch files (pytorch_model.bin); …`. Empty when nothing is recognised.

@@ -83,7 +83,7 @@ InputFile::InputFile(const std::string& path)
   }
   ::close(fd_);
   throw IoError(error != 0 ? fmt::format("cannot look at {}: {}", path, system_error_text(error))
-                           : fmt::format("{} is no regular file; name a checkpoint file", path));
+                           : fmt::format("{} is no regular file; put one in its place", path));
 }
 
 InputFile::InputFile(InputFile&& other) noexcept
@@ -139,8 +139,8 @@ void InputFile::read_at(std::int64_t offset, std::span<const ReadPart> parts) co
 std::string read_text_file(const std::string& path, std::int64_t most_bytes) {
   const InputFile file(path);
   if (file.size() > most_bytes) {
-    throw InputError(fmt::format("{}: {} bytes are too many for such a file; at most {} are read", path,
-                                 file.size(), most_bytes));
+    throw InputError(fmt::format("{}: {} bytes, but a text of its kind has at most {}; name the right file",
+                                 path, file.size(), most_bytes));
   }
   std::string text(static_cast<std::size_t>(file.size()), '\0');
   file.read_at(0, std::as_writable_bytes(std::span(text)), "the text");

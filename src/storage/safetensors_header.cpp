@@ -305,7 +305,7 @@ Attributes read_safetensors_attributes(const std::string& path) {
 
 SafetensorsIndex read_safetensors_index(const std::string& path) {
   const JsonLimits limits{kMostIndexBytes, kMostDepth, kMostValues, true, false};
-  const json parsed = parse_json(read_text_file(path, kMostIndexBytes), path, limits);
+  const json parsed = parse_json(read_json_file(path, kMostIndexBytes), path, limits);
   const auto map = parsed.find("weight_map");
   if (map == parsed.end() || !map->is_object())
     throw InputError(fmt::format("{}: no object 'weight_map'", path));

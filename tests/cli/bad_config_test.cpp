@@ -1,3 +1,6 @@
+#include <sys/stat.h>
+
+#include <filesystem>
 #include <functional>
 
 #include "cli/cli.hpp"
@@ -17,12 +20,16 @@ class BadConfig : public CliTest {
   }
 
   void expect_refused_text(const std::string& text, const Words& in_the_line) {
-    put_file(path_, text);
-    EXPECT_TRUE(refused(run_plain({"plan", "--source", trained(0), "--model", path_}), 65, in_the_line));
+    expect_refused_plan(text, in_the_line);
     put_old_shards();
     const auto before = folder_contents(sink_);
     EXPECT_TRUE(refused(run_job(3, sync_words(trained(0)) + Words{"--model", path_}), 65, in_the_line));
     EXPECT_EQ(folder_contents(sink_), before);
+  }
+
+  void expect_refused_plan(const std::string& text, const Words& in_the_line) {
+    put_file(path_, text);
+    EXPECT_TRUE(refused(run_plain({"plan", "--source", trained(0), "--model", path_}), 65, in_the_line));
   }
 
   std::string path_ = dir_ / "config.json";
@@ -42,9 +49,66 @@ TEST_F(BadConfig, UnknownArchitecture) {
       {path_, "GPT2LMHeadModel", "not supported", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"});
 }
 
-TEST_F(BadConfig, NoArchitecture) {
-  expect_refused_config([](auto& config) { config.erase("architectures"); },
-                        {path_, "'architectures'", "missing"});
+TEST_F(BadConfig, NamesNoModel) {
+  expect_refused_config(
+      [](auto& config) {
+        config.erase("architectures");
+        config.erase("model_type");
+      },
+      {path_, "'architectures'", "'model_type'", "missing", "qwen3_moe"});
+}
+
+TEST_F(BadConfig, NamesTwoModels) {
+  auto config = read_json(trained(0) + "/config.json");
+  config["model_type"] = "qwen3";
+  expect_refused_plan(config.dump(), {path_, "Qwen3MoeForCausalLM", "'qwen3'"});
+}
+
+TEST_F(BadConfig, NestedDeeply) {
+  expect_refused_plan("{\"quantization_config\": " + std::string(100'000, '['), {path_, "levels deep"});
+}
+
+TEST_F(BadConfig, LargerThanAnyModel) {
+  auto config = read_json(trained(0) + "/config.json");
+  config["num_local_experts"] = 1 << 24;
+  expect_refused_plan(config.dump(), {path_, "num_experts 16777216", "tensors"});
+}
+
+TEST_F(BadConfig, PatternThatNeverEnds) {
+  expect_refused_config(
+      [](auto& config) {
+        config["quantization_config"] = {{"quant_method", "fp8"}, {"ignored_layers", {"re:(.*)*(X|Y)$"}}};
+      },
+      {path_, "ignored_layers", "re:(.*)*(X|Y)$", "too long"});
+}
+
+TEST_F(BadConfig, NoRegularFile) {
+  const std::string source = dir_ / "source";
+  std::filesystem::copy(trained(0), source);
+  const std::string modelopt = source + "/hf_quant_config.json";
+  ASSERT_EQ(::mkfifo(modelopt.c_str(), 0600), 0);
+  EXPECT_TRUE(refused(run_plain({"plan", "--source", source}), 74, {modelopt, "no regular file"}));
+  EXPECT_TRUE(refused(run_plain({"plan", "--model", source}), 74, {modelopt, "no regular file"}));
+  EXPECT_TRUE(refused(run_job(3, sync_words(source)), 74, {modelopt, "no regular file"}));
+  for (const std::string& model : {modelopt, std::string("/dev/zero")}) {
+    EXPECT_TRUE(refused(run_plain({"plan", "--model", model}), 74,
+                        {"--model", model, "no regular file", "config.json"}));
+  }
+  std::filesystem::remove(modelopt);
+  std::filesystem::create_symlink("absent", modelopt);
+  EXPECT_TRUE(refused(run_plain({"plan", "--source", source}), 74, {modelopt, "No such file"}));
+  std::filesystem::remove(modelopt);
+  std::filesystem::remove(source + "/config.json");
+  ASSERT_EQ(::mkfifo((source + "/config.json").c_str(), 0600), 0);
+  EXPECT_TRUE(
+      refused(run_plain({"plan", "--source", source}), 74, {source, "config.json", "no regular file"}));
+}
+
+TEST_F(BadConfig, LargerThanAnyConfig) {
+  put_file(path_, "{}");
+  std::filesystem::resize_file(path_, std::uintmax_t{1} << 40);
+  EXPECT_TRUE(
+      refused(run_plain({"plan", "--model", path_}), 65, {path_, "1099511627776 bytes", "right file"}));
 }
 
 TEST_F(BadConfig, MissingFields) {
@@ -53,9 +117,7 @@ TEST_F(BadConfig, MissingFields) {
         "moe_intermediate_size", "num_local_experts"}) {
     auto config = read_json(trained(0) + "/config.json");
     config.erase(field);
-    put_file(path_, config.dump());
-    EXPECT_TRUE(refused(run_plain({"plan", "--source", trained(0), "--model", path_}), 65,
-                        {path_, field, "missing", "Qwen3MoeForCausalLM"}));
+    expect_refused_plan(config.dump(), {path_, field, "missing", "Qwen3MoeForCausalLM"});
   }
   expect_refused_config([](auto& config) { config.erase("hidden_size"); },
                         {path_, "'hidden_size'", "missing"});
@@ -69,9 +131,8 @@ TEST_F(BadConfig, FieldsOfTheWrongKind) {
   for (const auto& [field, value] : wrong) {
     auto config = read_json(trained(0) + "/config.json");
     config[field] = value;
-    put_file(path_, config.dump());
-    EXPECT_TRUE(refused(run_plain({"plan", "--source", trained(0), "--model", path_}), 65, {path_, field}))
-        << value.dump();
+    SCOPED_TRACE(value.dump());
+    expect_refused_plan(config.dump(), {path_, field});
   }
 }
 

@@ -179,6 +179,17 @@ TEST_F(Copies, OfAShardAreRefused) {
   EXPECT_FALSE(std::filesystem::exists(dir_ / "x"));
 }
 
+TEST_F(Copies, TheConfigIsCopiedAsItIs) {
+  const std::string source = dir_ / "source";
+  std::filesystem::copy(trained(0), source);
+  std::string config = get_file(source + "/config.json");
+  config.insert(config.find('{') + 1, "  \"time_step_limit\": [0.0, Infinity],\t\"x\": NaN,");
+  put_file(source + "/config.json", config);
+  const std::string output = dir_ / "copy";
+  EXPECT_TRUE(done(run_plain({"convert", "--source", source, "--output", output})));
+  EXPECT_EQ(get_file(output + "/config.json"), config);
+}
+
 TEST_F(Copies, SafetensorsGoIntoADirectory) {
   EXPECT_TRUE(refused(run_plain({"convert", "--source", trained(0), "--output", dir_ / "x.safetensors"}), 64,
                       {"--output", "directory"}));

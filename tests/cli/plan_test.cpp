@@ -1,7 +1,5 @@
 #include <algorithm>
 #include <numeric>
-#include <regex>
-#include <set>
 
 #include "cli/cli.hpp"
 
@@ -129,8 +127,10 @@ TEST_F(PlanTest, ShareOfOneRank) {
   EXPECT_TRUE(refused(run_plain(words + Words{"3"}), 64, {"--rank 3", "3 ranks"}));
   // What a rank hands to itself does not travel.
   const Outcome alone = run_plain({"plan", "--source", trained(0), "--colocate", "--rank", "0"});
-  EXPECT_TRUE(std::regex_search(alone.out, std::regex("\nsent +0 B\nreceived +0 B\nbuckets +1\n")))
-      << alone.out;
+  std::string text = alone.out;
+  text.erase(std::unique(text.begin(), text.end(), [](char a, char b) { return a == ' ' && b == ' '; }),
+             text.end());
+  EXPECT_TRUE(has(text, {"\nsent 0 B\nreceived 0 B\nbuckets 1\n"}));
 }
 
 TEST_F(PlanTest, LayersShortenTheModel) {

@@ -2,63 +2,13 @@
 
 #include <fmt/format.h>
 
-#include <fstream>
-#include <functional>
-#include <nlohmann/json.hpp>
-#include <sstream>
-
 #include "core/error.hpp"
-#include "model/family.hpp"
+#include "model_configs.hpp"
 #include "naive_model.hpp"
 
 namespace weightcast {
 
 namespace {
-
-std::string text_of(const std::string& path) {
-  std::ifstream file(path);
-  EXPECT_TRUE(file.good()) << path;
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-std::string config_path(const std::string& model) {
-  return fmt::format("{}/models/{}/config.json", WEIGHTCAST_TEST_DATA, model);
-}
-
-std::unique_ptr<Family> exported_family(const std::string& model) {
-  return make_family(ModelConfig(text_of(config_path(model)), config_path(model)));
-}
-
-std::unique_ptr<Family> family_of(const nlohmann::json& config) {
-  return make_family(ModelConfig(config.dump(), "x/config.json"));
-}
-
-nlohmann::json tiny_moe() {
-  return nlohmann::json::parse(text_of(config_path("tiny-qwen3-moe")));
-}
-
-/// What an InputError (or another kind of error) says.
-template <typename Expected = InputError>
-std::string message_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Expected& error) {
-    return error.what();
-  } catch (const std::exception& error) {
-    ADD_FAILURE() << "another error: " << error.what();
-    return "";
-  }
-  ADD_FAILURE() << "no error";
-  return "";
-}
-
-void expect_has(const std::string& text, std::initializer_list<std::string_view> words) {
-  for (const std::string_view word : words) {
-    EXPECT_NE(text.find(word), std::string::npos) << "'" << word << "' is not in: " << text;
-  }
-}
 
 class ExportedModel : public ::testing::TestWithParam<const char*> {};
 
@@ -181,58 +131,6 @@ TEST(Qwen3, AnotherNumberOfLayers) {
   EXPECT_EQ(make_family(config)->catalog().size(), 3u + 3 * 393);
   // What synth writes beside the weights describes those weights.
   EXPECT_EQ(make_family(ModelConfig(config.text(), "c"))->catalog().size(), 3u + 3 * 393);
-}
-
-TEST(ConfigErrors, NameFileAndField) {
-  for (const char* field : {"hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-                            "vocab_size", "moe_intermediate_size"}) {
-    nlohmann::json config = tiny_moe();
-    config.erase(field);
-    expect_has(message_of([&] { family_of(config); }), {"x/config.json", field, "missing"});
-    config[field] = "many";
-    expect_has(message_of([&] { family_of(config); }), {"x/config.json", field, "positive integer"});
-    config[field] = 0;
-    expect_has(message_of([&] { family_of(config); }), {"x/config.json", field, "positive integer"});
-    config[field] = 8.5;
-    expect_has(message_of([&] { family_of(config); }), {"x/config.json", field, "positive integer"});
-    config[field] = 0xffffffffffffffffull;
-    expect_has(message_of([&] { family_of(config); }), {"x/config.json", field, "positive integer"});
-  }
-  nlohmann::json config = tiny_moe();
-  config.erase("num_local_experts");
-  expect_has(message_of([&] { family_of(config); }), {"num_experts", "num_local_experts"});
-}
-
-TEST(ConfigErrors, OnlyTheFieldsThatAreUsedAreNeeded) {
-  nlohmann::json config = tiny_moe();
-  config.erase("intermediate_size");
-  EXPECT_NO_THROW(family_of(config));
-  config["mlp_only_layers"] = {0};
-  expect_has(message_of([&] { family_of(config); }), {"intermediate_size"});
-}
-
-TEST(ConfigErrors, IllTypedFields) {
-  const auto with = [](const char* field, const nlohmann::json& value) {
-    nlohmann::json config = tiny_moe();
-    config[field] = value;
-    return message_of([&] { family_of(config); });
-  };
-  expect_has(with("attention_bias", 1), {"attention_bias", "true or false"});
-  expect_has(with("tie_word_embeddings", "no"), {"tie_word_embeddings", "true or false"});
-  expect_has(with("mlp_only_layers", 3), {"mlp_only_layers", "list of integers"});
-  expect_has(with("mlp_only_layers", {1, "2"}), {"mlp_only_layers", "list of integers"});
-  expect_has(with("decoder_sparse_step", 0), {"decoder_sparse_step", "positive integer"});
-  expect_has(with("dtype", "int8"), {"int8", "bfloat16"});
-  expect_has(with("dtype", 16), {"16", "bfloat16"});
-  expect_has(with("architectures", {"LlamaForCausalLM"}), {"LlamaForCausalLM", "Qwen3MoeForCausalLM"});
-  expect_has(with("architectures", nlohmann::json::array()), {"x/config.json", "architectures"});
-  expect_has(with("architectures", nullptr), {"x/config.json", "architectures"});
-}
-
-TEST(ConfigErrors, WhatIsNoJsonObject) {
-  for (const char* text : {"", "{", "[1]", "3", "{\"a\":1}x"}) {
-    expect_has(message_of([&] { ModelConfig(text, "broken.json"); }), {"broken.json", "JSON"});
-  }
 }
 
 TEST(Catalogs, ListNoNameTwice) {

@@ -118,5 +118,12 @@ TEST(Printable, KeepsTextAndShowsWhatTerminalsObey) {
   EXPECT_EQ(printable(once), once);
 }
 
+TEST(Excerpt, IsShortWholeCharactersFitForATerminal) {
+  EXPECT_EQ(excerpt("a\nb"), "a\\nb");
+  EXPECT_EQ(excerpt(std::string(80, 'x')), std::string(80, 'x'));
+  EXPECT_EQ(excerpt(std::string(81, 'x')), std::string(80, 'x') + "…");
+  EXPECT_EQ(excerpt(std::string(79, 'x') + "éé"), std::string(79, 'x') + "…");
+}
+
 }  // namespace
 }  // namespace weightcast

@@ -1,8 +1,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <unordered_set>
 
 #include "core/error.hpp"
+#include "model/beside_weights.hpp"
 #include "model/families/families.hpp"
 #include "model/layouts/moe_layout.hpp"
 #include "model/linears.hpp"
@@ -41,11 +43,11 @@ class Qwen3 final : public Family {
       experts_ = config.integer({"num_experts", "num_local_experts"});
       expert_inner_ = config.integer({"moe_intermediate_size"});
       sparse_step_ = config.integer_or({"decoder_sparse_step"}, 1);
-      dense_layers_ = config.integers_or_empty({"mlp_only_layers"});
+      const std::vector<std::int64_t> dense = config.integers_or_empty({"mlp_only_layers"});
+      dense_layers_.insert(dense.begin(), dense.end());
     }
-    for (std::int64_t layer = 0; layer < layers_; ++layer) {
-      if (!is_moe_layer(layer)) inner_ = config.integer({"intermediate_size"});
-    }
+    if (count_moe_layers() < layers_) inner_ = config.integer({"intermediate_size"});
+    require_plausible_sizes();
     list_tensors();
   }
 
@@ -130,8 +132,9 @@ class Qwen3 final : public Family {
   }
 
   bool may_ignore(std::string_view stored_name) const override {
-    // Many tied checkpoints still carry the head; older exports carry the rotary frequencies.
-    return (tied_ && stored_name == kHead) || stored_name.ends_with(".rotary_emb.inv_freq") ||
+    if (catalog_.find(stored_name)) return false;
+    // Many tied checkpoints still carry the head.
+    return (tied_ && stored_name == kHead) || is_rotary_table(stored_name) || is_cache_scale(stored_name) ||
            (stored_ && is_activation_scale(stored_name));
   }
 
@@ -155,8 +158,38 @@ class Qwen3 final : public Family {
   static std::string prefix(std::int64_t layer) { return fmt::format("model.layers.{}.", layer); }
 
   bool is_moe_layer(std::int64_t layer) const {
-    return experts_ > 0 && (layer + 1) % sparse_step_ == 0 &&
-           std::find(dense_layers_.begin(), dense_layers_.end(), layer) == dense_layers_.end();
+    return experts_ > 0 && (layer + 1) % sparse_step_ == 0 && !dense_layers_.contains(layer);
+  }
+
+  /// Without a walk through the layers, of which a config may claim any number.
+  std::int64_t count_moe_layers() const {
+    if (experts_ == 0) return 0;
+    return layers_ / sparse_step_ -
+           std::count_if(dense_layers_.begin(), dense_layers_.end(), [&](std::int64_t layer) {
+             return layer >= 0 && layer < layers_ && (layer + 1) % sparse_step_ == 0;
+           });
+  }
+
+  void require_plausible_sizes() const {
+    const auto hidden = static_cast<double>(hidden_);
+    const auto layers = static_cast<double>(layers_);
+    const auto moe_layers = static_cast<double>(count_moe_layers());
+    const auto experts = static_cast<double>(experts_);
+    const double attention =
+        2 * static_cast<double>(heads_ + kv_heads_) * static_cast<double>(head_dim_) * hidden;
+    const double dense = 3 * static_cast<double>(inner_) * hidden;
+    const double sparse = experts * (3 * static_cast<double>(expert_inner_) + 1) * hidden;
+    const double elements = 2 * static_cast<double>(vocabulary_) * hidden + layers * attention +
+                            (layers - moe_layers) * dense + moe_layers * sparse;
+    constexpr double kTensorsOfALayer = 15;  // with biases
+    require_plausible(
+        fmt::format("{}: num_hidden_layers {}, hidden_size {}, num_attention_heads {}, num_key_value_heads "
+                    "{}, head_dim {}, vocab_size {}, intermediate_size {}, num_experts {} and "
+                    "moe_intermediate_size {}",
+                    origin_, layers_, hidden_, heads_, kv_heads_, head_dim_, vocabulary_, inner_, experts_,
+                    expert_inner_),
+        layers * kTensorsOfALayer + moe_layers * 3 * experts,
+        elements * static_cast<double>(dtype_bytes(dtype_)));
   }
 
   void list_tensors() {
@@ -286,7 +319,7 @@ class Qwen3 final : public Family {
   std::int64_t experts_ = 0;
   std::int64_t expert_inner_ = 0;
   std::int64_t sparse_step_ = 1;
-  std::vector<std::int64_t> dense_layers_;
+  std::unordered_set<std::int64_t> dense_layers_;
   Catalog catalog_;
 };
 
