@@ -7,7 +7,6 @@
 #include "core/units.hpp"
 #include "kernels/digest.hpp"
 #include "launch/commands.hpp"
-#include "launch/job.hpp"
 #include "launch/tensor_copy.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
@@ -46,16 +45,16 @@ void print_attributes(const Checkpoint& checkpoint, nlohmann::ordered_json& json
 
 }  // namespace
 
-void run_inspect(const Options& options) {
+void run_inspect(const Options& options, OutputFile* json) {
   if (options.arguments.size() != 1) throw UsageError("inspect takes one PATH: weightcast inspect PATH");
   const std::string& path = options.arguments.front();
   const Checkpoint checkpoint = read_checkpoint(path);
   const CheckpointReader reader(checkpoint);
-  nlohmann::ordered_json json;
-  json["weightcast"] = "inspect";
-  json["path"] = path;
-  json["files"] = checkpoint.files;
-  auto& list = json["tensors"] = nlohmann::ordered_json::array();
+  nlohmann::ordered_json report;
+  report["weightcast"] = "inspect";
+  report["path"] = path;
+  report["files"] = checkpoint.files;
+  auto& list = report["tensors"] = nlohmann::ordered_json::array();
 
   Table table({"tensor", "dtype", "shape", "bytes", options.no_digests ? "" : "digest"});
   std::int64_t total = 0;
@@ -71,16 +70,16 @@ void run_inspect(const Options& options) {
     list.push_back(std::move(entry));
     total += tensor.bytes();
   }
-  json["bytes"] = total;
-  if (checkpoint.weight_version) json["weight_version"] = *checkpoint.weight_version;
+  report["bytes"] = total;
+  if (checkpoint.weight_version) report["weight_version"] = *checkpoint.weight_version;
 
   print_report(
       fmt::format("# {}: {} tensors, {}, {} files{}\n", path, checkpoint.tensors.size(), format_bytes(total),
                   checkpoint.files.size(),
                   checkpoint.weight_version ? fmt::format(", version {}", *checkpoint.weight_version) : ""));
-  print_attributes(checkpoint, json);
+  print_attributes(checkpoint, report);
   print_report(table.text());
-  if (!options.json.empty()) write_text(options.json, json.dump(2) + "\n");
+  if (json != nullptr) json->write(report.dump(2) + "\n");
 }
 
 }  // namespace weightcast

@@ -174,8 +174,8 @@ class LayoutBench {
 
   void run() {
     run_job(
-        control_, options_, [&] { measure(); },
-        [&](ExitCode code, const std::string& line) { write_json(code, line); });
+        control_, options_, [&](OutputFile*) { measure(); },
+        [&](ExitCode code, const std::string& line) { return json_text(code, line); });
   }
 
  private:
@@ -372,8 +372,7 @@ class LayoutBench {
     print_report(verified_ ? "# verified\n" : "# not verified\n");
   }
 
-  void write_json(ExitCode code, const std::string& error) const {
-    if (options_.json.empty()) return;
+  std::string json_text(ExitCode code, const std::string& error) const {
     using nlohmann::ordered_json;
     ordered_json json{
         {"weightcast", version_line()}, {"command", options_.command}, {"status", status_name(code)}};
@@ -393,7 +392,7 @@ class LayoutBench {
     json["verified"] = verified_;
     json["error"] = error.empty() ? ordered_json(nullptr) : ordered_json(error);
     // A path may be no UTF-8.
-    write_text(options_.json, json.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n");
+    return json.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n";
   }
 
   Control& control_;

@@ -1,6 +1,5 @@
 #include <csignal>
 #include <exception>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -10,7 +9,7 @@
 #include "launch/job.hpp"
 #include "launch/launcher.hpp"
 #include "launch/options.hpp"
-#include "launch/version.hpp"
+#include "launch/output_file.hpp"
 #include "report/log.hpp"
 
 namespace weightcast {
@@ -30,19 +29,21 @@ int fail_as_rank(const Error& error) {
 }
 
 /// The report of a plain command that failed. One that cannot be written must not hide the error.
-void write_failure(const Options& options, const Error& error) {
-  if (options.json.empty()) return;
-  const nlohmann::ordered_json json = {{"weightcast", version_line()},
-                                       {"command", options.command},
-                                       {"status", status_name(error.code())},
-                                       {"error", error.what()}};
+void write_failure(const Options& options, std::optional<OutputFile>& json, const Error& error) {
+  if (!json) return;
   try {
-    // A path may be no UTF-8.
-    write_text(options.json,
-               json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+    json->write(brief_report(options.command, status_name(error.code()), error.what()));
   } catch (const std::exception& unwritable) {
     log_note(unwritable.what());
   }
+}
+
+void run_plain(const Options& options, OutputFile* json) {
+  if (options.command == "plan") return run_plan(options, json);
+  if (options.command == "inspect") return run_inspect(options, json);
+  if (options.command == "verify") return run_verify(options, json);
+  if (options.command == "synth") return run_synth(options);
+  run_convert(options);
 }
 
 int run_command(const Options& options, bool launched) {
@@ -52,19 +53,14 @@ int run_command(const Options& options, bool launched) {
     return run_as_rank([&](Control& control) { job(control, options); },
                        std::chrono::seconds(options.timeout));
   }
-  const auto plain = command == "plan"      ? &run_plan
-                     : command == "inspect" ? &run_inspect
-                     : command == "verify"  ? &run_verify
-                     : command == "synth"   ? &run_synth
-                                            : &run_convert;
-  begin_output("json", options.json);
+  std::optional<OutputFile> json = begin_output("json", options.json, brief_report(command, "running", ""));
   try {
-    plain(options);
+    run_plain(options, json ? &*json : nullptr);
   } catch (const Error& error) {
-    write_failure(options, error);
+    write_failure(options, json, error);
     throw;
   } catch (const std::exception& error) {
-    write_failure(options, InternalError(error.what()));
+    write_failure(options, json, InternalError(error.what()));
     throw;
   }
   return static_cast<int>(ExitCode::kDone);

@@ -7,8 +7,8 @@
 #include "core/error.hpp"
 #include "core/units.hpp"
 #include "launch/commands.hpp"
-#include "launch/job.hpp"
 #include "launch/layouts.hpp"
+#include "launch/model.hpp"
 #include "plan/share.hpp"
 #include "plan/steps.hpp"
 #include "report/log.hpp"
@@ -117,7 +117,7 @@ void print_share(const Plan& plan, const Share& share, std::int64_t rank) {
 
 }  // namespace
 
-void run_plan(const Options& options) {
+void run_plan(const Options& options, OutputFile* json) {
   Topology topology = topology_of(options);
   const Model model = load_model(options, topology.trainer_layout);
   if (options.rank && *options.rank >= topology.ranks()) {
@@ -148,8 +148,7 @@ void run_plan(const Options& options) {
     print_routes(plan);
     print_ranks(plan);
   }
-  if (!options.json.empty())
-    write_text(options.json, plan_json(plan, model.family->catalog(), options.segments));
+  if (json != nullptr) json->write(plan_json(plan, model.family->catalog(), options.segments));
 }
 
 }  // namespace weightcast

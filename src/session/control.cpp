@@ -58,9 +58,10 @@ Control::Control(MPI_Comm world, std::chrono::seconds timeout, Watchdog& watchdo
 
 Control::~Control() = default;
 
-void Control::begin_phase(const char* name, std::optional<std::int64_t> number) {
+void Control::begin_phase(const char* name, std::optional<std::int64_t> number, std::string left) {
   phase_name_ = name;
   phase_number_ = number;
+  phase_left_ = std::move(left);
   deadline_ = Clock::now() + timeout_;
   // The lowest rank that hangs speaks first, and its end is the others'.
   watchdog_.watch(name, timeout_ + kWatchdogGrace + std::min(rank_, kMostStagger) * 1s);
@@ -110,8 +111,7 @@ void Control::poll() {
     if (const auto failure = receive_failure()) report_and_abort(*failure);
   }
   if (const int signal = hard_stop_signal(); signal != 0 && !signals_deferred_) {
-    throw StoppedError(
-        fmt::format("{}: stopped by {}; the previous version is untouched", phase(), signal_name(signal)));
+    throw StoppedError(fmt::format("{}: stopped by {}; {}", phase(), signal_name(signal), phase_left_));
   }
   if (Clock::now() > deadline_) {
     throw TimeoutError(fmt::format("{}: not done after {} s; raise --timeout or look for the rank that hangs",
