@@ -52,7 +52,7 @@ bool begins_as(std::string_view text, std::string_view beginning) {
 }
 
 bool same_file(const struct stat& a, const struct stat& b) {
-  return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+  return a.st_dev == b.st_dev && a.st_ino == b.st_ino && (a.st_mode & S_IFMT) == (b.st_mode & S_IFMT);
 }
 
 bool is_own_stream(const struct stat& there) {

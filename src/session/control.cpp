@@ -176,6 +176,8 @@ void Control::send_failure(const Failure& failure) {
   const std::string text = fmt::format("{} {}", static_cast<int>(failure.code), failure.line);
   MPI_Request request = MPI_REQUEST_NULL;
   MPI_Isend(text.data(), static_cast<int>(text.size()), MPI_CHAR, 0, kFailureTag, failures_.get(), &request);
+  // The launcher may end this rank at any moment now.
+  remove_partial_files();
   // Should rank 0 itself hang, another rank speaks: the lowest, because it waits the shortest.
   const auto give_up = Clock::now() + kReportGrace + std::min(rank_ - 1, kMostStagger) * 1s;
   const bool stopped = failure.code == ExitCode::kStopped;
@@ -186,10 +188,7 @@ void Control::send_failure(const Failure& failure) {
     // The launcher is ending the job: somebody has spoken. A rank that was told to stop cannot know whose
     // signal it was; it hears the word of the one who spoke.
     spoken = spoken || another_has_spoken();
-    if (!stopped && hard_stop_signal() != 0) {
-      remove_partial_files();
-      _exit(static_cast<int>(failure.code));
-    }
+    if (!stopped && hard_stop_signal() != 0) _exit(static_cast<int>(failure.code));
     std::this_thread::sleep_for(1ms);
   }
   if (!spoken) speak_for_all(failure.line);

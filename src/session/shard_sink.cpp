@@ -39,6 +39,11 @@ std::string shard_name(std::int64_t rank) {
   return fmt::format("rank-{}.h5", rank);
 }
 
+void require_no_signal(const std::string& where) {
+  const int signal = hard_stop_signal();
+  if (signal != 0) throw StoppedError(fmt::format("stopped by {} {}", signal_name(signal), where));
+}
+
 /// The rank of `rank-3.h5`; nothing for another name.
 std::optional<std::int64_t> rank_of(std::string_view name) {
   constexpr std::string_view kStem = "rank-";
@@ -96,11 +101,7 @@ void ShardSink::write(std::int64_t version) {
   const auto rank = session_.plan().topology.inference_rank(control_.rank());
   std::unique_ptr<TensorFileWriter> writer;
   const auto stop_if_asked = [] {
-    if (const int signal = hard_stop_signal(); signal != 0) {
-      throw StoppedError(
-          fmt::format("stopped by {} before the shard files were renamed; the previous version is untouched",
-                      signal_name(signal)));
-    }
+    require_no_signal("before the shard files were renamed; the previous version is untouched");
   };
   // A signal ends what follows by agreement, so that no partial file stays behind and a rank that has voted
   // renames, whatever comes.
@@ -140,35 +141,39 @@ void ShardSink::write(std::int64_t version) {
     if (writer) writer->check();
   });
   place_everywhere(writer.get());
-  control_.begin_phase("after the update to version", version,
-                       fmt::format("version {} is in place", version));
+  const std::string in_place = fmt::format("version {} is in place", version);
+  control_.begin_phase("after the update to version", version, in_place);
   control_.together([&] {
     if (writer) writer->keep();
     if (rank && *rank == 0) remove_shards_from(session_.plan().topology.engine.ranks(), directory);
+    require_no_signal("after the shard files were renamed; " + in_place);
   });
 }
 
 void ShardSink::place_everywhere(TensorFileWriter* writer) {
   std::optional<IoError> problem;
-  // Runs a step and agrees on whether it went well everywhere.
-  const auto all_did = [&](void (TensorFileWriter::*step)()) {
-    std::array<std::int64_t, 1> failures{0};
+  std::optional<NotPutBack> lost;
+  const auto attempt = [&](void (TensorFileWriter::*step)()) {
     try {
       if (writer != nullptr) (writer->*step)();
+    } catch (const NotPutBack& error) {
+      lost = error;
     } catch (const IoError& error) {
-      failures[0] = 1;
       problem = error;
     }
-    control_.maximum(std::span<std::int64_t>(failures));
-    return failures[0] == 0;
   };
-  if (all_did(&TensorFileWriter::place)) return;
-  const std::optional<IoError> first = problem;
-  problem.reset();
-  const bool intact = all_did(&TensorFileWriter::take_back);
+  const auto any_rank = [&](bool here) {
+    std::array<std::int64_t, 1> most{here ? 1 : 0};
+    control_.maximum(std::span<std::int64_t>(most));
+    return most[0] != 0;
+  };
+  attempt(&TensorFileWriter::place);
+  if (!any_rank(problem || lost)) return;
+  attempt(&TensorFileWriter::take_back);
+  const bool intact = !any_rank(lost.has_value());
   control_.together([&] {
-    if (problem) throw IoError(*problem);
-    if (first && intact) throw IoError(std::string(first->what()) + "; the previous version is intact");
+    if (lost) throw NotPutBack(*lost);
+    if (problem && intact) throw IoError(std::string(problem->what()) + "; the previous version is intact");
   });
 }
 

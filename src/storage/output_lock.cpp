@@ -30,14 +30,13 @@ namespace fs = std::filesystem;
 constexpr std::string_view kBegin = "weightcast job: ";
 
 /// Who this process is, the same whenever it asks: so it knows its own locks.
-const std::string& own_line(const std::string& command) {
-  static const std::string line = [&] {
-    std::array<char, 256> host{};
-    if (::gethostname(host.data(), host.size() - 1) != 0) host = {"unknown"};
-    return fmt::format("{}{} on host {}, process {}, since {:%Y-%m-%d %H:%M:%S} UTC, number {}", kBegin,
-                       command, host.data(), ::getpid(), fmt::gmtime(std::time(nullptr)), fresh_id());
-  }();
-  return line;
+std::string own_line(const std::string& command) {
+  static const std::time_t since = std::time(nullptr);
+  static const std::string number = fresh_id();
+  std::array<char, 256> host{"unknown"};
+  ::gethostname(host.data(), host.size() - 1);
+  return fmt::format("{}{} on host {}, process {}, since {:%Y-%m-%d %H:%M:%S} UTC, number {}", kBegin,
+                     command, host.data(), ::getpid(), fmt::gmtime(since), number);
 }
 
 std::string first_line(int fd) {
@@ -80,7 +79,7 @@ OutputLock::~OutputLock() {
 }
 
 void OutputLock::acquire(const std::string& option, const std::string& command) {
-  const std::string& own = own_line(command);
+  const std::string own = own_line(command);
   // A holder that ends removes the file, so that what was opened may have lost its name meanwhile.
   constexpr int kMostTries = 100;
   for (int tries = 0; tries < kMostTries; ++tries) {

@@ -148,7 +148,10 @@ void PartialFile::flush() {
 }
 
 void PartialFile::check() const {
-  if (is_file(partial_path_, status())) return;
+  if (!is_file(partial_path_, status())) fail_for_stranger();
+}
+
+void PartialFile::fail_for_stranger() const {
   throw IoError(
       fmt::format("cannot write {}: {} was removed or replaced by somebody else; look for who does that",
                   final_path_, partial_path_));
@@ -160,8 +163,11 @@ void PartialFile::keep_old_file() {
     old_path_ = old_path;
     return enter(Stage::kWriting);
   }
-  if (errno == ENOENT) return;
-  if (!means_no_links(errno)) fail("keep the old", final_path_, errno);
+  const int error = errno;
+  if (error == ENOENT) return;
+  // Network file systems may have done what they say has failed.
+  if (error != EEXIST) ::unlink(old_path.c_str());
+  if (!means_no_links(error)) fail("keep the old", final_path_, error);
   if (::rename(final_path_.c_str(), old_path.c_str()) != 0) fail("keep the old", final_path_, errno);
   old_path_ = old_path;
   enter(Stage::kOldMoved);
@@ -172,9 +178,10 @@ void PartialFile::place() {
   try {
     keep_old_file();
     const int error = ::rename(partial_path_.c_str(), final_path_.c_str()) != 0 ? errno : 0;
-    // Network file systems may have done what they say has failed.
-    if (error == 0 || is_file(final_path_, mine)) enter(Stage::kPlaced);
+    const bool there = is_file(final_path_, mine);
+    if (error == 0 || there) enter(Stage::kPlaced);
     if (error != 0) fail(fmt::format("rename {} to", partial_path_), final_path_, error);
+    if (!there) fail_for_stranger();
     // Closed here, because network file systems report late write errors then.
     if (::close(std::exchange(fd_, -1)) != 0 && errno != EINTR) fail("close", final_path_, errno);
     sync_directory(directory_of(final_path_));

@@ -60,6 +60,8 @@ class PartialFile final : public Replacement {
   /// What has to be undone at this stage.
   Unfinished state() const;
   void enter(Stage stage);
+  /// For a hidden file that is not, or no longer, this one.
+  [[noreturn]] void fail_for_stranger() const;
   /// Gives the old file a second, hidden name or, where a file has but one, that one.
   void keep_old_file();
 
