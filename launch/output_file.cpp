@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "storage/input_file.hpp"
 #include "storage/partial_file.hpp"
 #include "storage/replacement.hpp"
@@ -102,7 +103,7 @@ void OutputFile::write(const std::string& text) {
 }
 
 std::string OutputFile::subject() const {
-  return fmt::format("--{} {}: ", option_, path_);
+  return fmt::format("--{} {}: ", option_, printable(path_));
 }
 
 std::optional<struct stat> OutputFile::look() const {

@@ -74,15 +74,25 @@ ShardSink::ShardSink(Control& control, const Session& session, Team& writers, st
     : control_(control), session_(session), writers_(writers), directory_(std::move(directory)) {}
 
 void ShardSink::lock(std::span<const std::int64_t> versions, const std::string& command) {
+  const auto rank = session_.plan().topology.inference_rank(control_.rank());
+  std::set<std::string> directories;
+  for (const std::int64_t version : versions) directories.insert(directory_of_version(version));
   control_.together([&] {
-    if (session_.plan().topology.inference_rank(control_.rank()) != 0) return;
-    std::set<std::string> directories;
-    for (const std::int64_t version : versions) directories.insert(directory_of_version(version));
+    if (rank != 0) return;
     for (const std::string& directory : directories) {
       const auto& lock = locks_.emplace_back(
           std::make_unique<OutputLock>(folder_lock(directory), "--sink hdf5:" + directory, command));
       if (!lock->note().empty()) log_note(lock->note());
-      remove_left_overs(directory, [](std::string_view name) { return rank_of(name).has_value(); });
+    }
+  });
+  // The folder may be another one on every node: each rank clears its own file's, the first one all others'.
+  control_.together([&] {
+    if (!rank) return;
+    for (const std::string& directory : directories) {
+      remove_left_overs(directory, [&](std::string_view name) {
+        const auto left = rank_of(name);
+        return left == rank || (left && rank == 0);
+      });
     }
   });
 }

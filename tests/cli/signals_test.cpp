@@ -163,6 +163,23 @@ TEST_F(Signals, NeverBetweenTheShardsOfAVersion) {
   expect_whole_shards();
 }
 
+TEST_F(Signals, NobodyRenamesWhenOneHasLostItsFile) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer wants to be loaded first";
+#endif
+  put_old_shards();
+  const auto before = folder_contents(sink_);
+  Process job(slow_disk_job(sync_words(trained(1)), "/.rank-1.h5.", 1));
+  while (!has_hidden_file(sink_, ".rank-1.h5.")) ASSERT_TRUE(job.running()) << describe(job.wait());
+  // It is written, and flushed slowly.
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  for (const auto& entry : std::filesystem::directory_iterator(sink_)) {
+    if (entry.path().filename().string().starts_with(".rank-1.h5.")) std::filesystem::remove(entry.path());
+  }
+  EXPECT_TRUE(refused(job.wait(), 74, {"rank 2 (", sink_ + "/rank-1.h5", "removed or replaced"}));
+  EXPECT_EQ(folder_contents(sink_), before);
+}
+
 TEST_F(Signals, TermToTheLauncher) {
   const auto job = start();
   job->send(SIGTERM);
