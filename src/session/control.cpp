@@ -113,6 +113,11 @@ void Control::poll() {
   if (const int signal = hard_stop_signal(); signal != 0 && !signals_deferred_) {
     throw StoppedError(fmt::format("{}: stopped by {}; {}", phase(), signal_name(signal), phase_left_));
   }
+  if (signals_deferred_ && hard_stop_signal() != 0 && another_has_spoken()) {
+    // The job has ended, and the signal is the launcher's.
+    remove_partial_files();
+    _exit(static_cast<int>(ExitCode::kStopped));
+  }
   if (Clock::now() > deadline_) {
     throw TimeoutError(fmt::format("{}: not done after {} s; raise --timeout or look for the rank that hangs",
                                    phase(), timeout_.count()));
@@ -127,7 +132,7 @@ void Control::report_and_abort(const Failure& failure) {
     spoken = another_has_spoken();
     std::this_thread::sleep_for(1ms);
   }
-  if (!spoken) log_error(failure.line);
+  if (!spoken) speak_for_all(failure.line);
   abort_now(failure.code, failure.line);
 }
 

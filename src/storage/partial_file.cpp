@@ -86,7 +86,7 @@ void PartialFile::enter(Stage stage) {
 }
 
 std::string PartialFile::path_of_open_file() const {
-  const std::string path = fmt::format("/proc/self/fd/{}", fd_);
+  std::string path = fmt::format("/proc/self/fd/{}", fd_);
   struct stat there {};
   if (::stat(path.c_str(), &there) != 0) {
     throw IoError(fmt::format("cannot write {}: {} is not there; mount /proc", final_path_, path));

@@ -77,7 +77,7 @@ using test_support::folder_contents;
 
 class ReplacementTest : public ::testing::Test {
  protected:
-  ~ReplacementTest() override { failing = {}; }
+  void TearDown() override { failing = {}; }
 
   static constexpr std::int64_t kSmallFiles = 80;  // so that there are several, with an index
   std::vector<DatasetSpec> datasets_{
