@@ -154,7 +154,7 @@ void OutputFile::replace(const std::string& text) {
     replace_together({&all, 1});
     mine_ = look();
   } catch (const IoError& error) {
-    throw IoError(subject() + error.what() + "; name a file in a folder that can be written");
+    throw IoError(subject() + error.what());
   }
 }
 

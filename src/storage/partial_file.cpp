@@ -63,7 +63,8 @@ PartialFile::PartialFile(std::string final_path) : final_path_(std::move(final_p
     partial_path_ = hidden_path(final_path_, kPartial);
     fd_ = ::open(partial_path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
     if (fd_ < 0 && errno != EINTR && (errno != EEXIST || tries == kMostTries)) {
-      fail("create a file beside", final_path_, errno);
+      throw IoError(fmt::format("cannot create a file beside {}: {}; choose a folder that can be written",
+                                final_path_, system_error_text(errno)));
     }
   }
   note_unfinished(this, state());
