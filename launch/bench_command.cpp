@@ -54,19 +54,19 @@ class BenchJob {
 
   void run() {
     run_job(
-        control_, options_, [&] { measure(); },
-        [&](ExitCode code, const std::string& line) { write_json(code, line); });
+        control_, options_, [&](OutputFile* trace) { measure(trace); },
+        [&](ExitCode code, const std::string& line) { return json_text(code, line); });
   }
 
  private:
-  void measure() {
+  void measure(OutputFile* trace_file) {
     open();
     // The first update touches all memory; it is not timed.
     update(0, !options_.no_verify, nullptr);
     open_parts();
     memory_beyond_ = memory_beyond_parameters();
     measure_together();
-    if (!options_.trace.empty()) trace();
+    if (!options_.trace.empty()) trace(trace_file);
     report();
   }
 
@@ -200,8 +200,8 @@ class BenchJob {
   }
 
   /// The times above are those without a trace.
-  void trace() {
-    TraceFile file(control_, *session_, options_.trace);
+  void trace(OutputFile* output) {
+    TraceFile file(control_, *session_, output);
     update(0, !options_.no_verify, nullptr);
     file.add(options_.weight_version);
     file.write(report_);
@@ -294,8 +294,7 @@ class BenchJob {
                     plain_.median_seconds() / files_->parts_seconds()));
   }
 
-  void write_json(ExitCode code, const std::string& error) const {
-    if (options_.json.empty()) return;
+  std::string json_text(ExitCode code, const std::string& error) const {
     auto json = nlohmann::ordered_json::parse(report_json(report_, status_name(code), error));
     json["memory_beyond_parameters"] = memory_beyond_;
     auto& list = json["measured"] = nlohmann::ordered_json::array();
@@ -319,7 +318,7 @@ class BenchJob {
     }
     add(plain_);
     add(verified_);
-    write_text(options_.json, json_report(json));
+    return json_report(json);
   }
 
   Control& control_;

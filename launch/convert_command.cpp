@@ -77,10 +77,12 @@ void copy_as_it_is(const Options& options) {
     checkpoint.require_readable(tensor);
     specs.push_back({tensor.name, tensor.dtype, tensor.shape});
   }
-  write_checkpoint(options, version_of(options, checkpoint), load_config(options)->text(), specs,
-                   [&](std::size_t i, const Box& box, std::span<std::byte> to) {
-                     reader.read(checkpoint.tensors[i], box, to);
-                   });
+  write_checkpoint(
+      options, version_of(options, checkpoint), load_config(options)->text(), specs,
+      [&](std::size_t i, const Box& box, std::span<std::byte> to) {
+        reader.read(checkpoint.tensors[i], box, to);
+      },
+      [&] { reader.require_unchanged(); });
 }
 
 /// The model's tensors under their canonical names, from trainers' shards or a checkpoint.
@@ -93,10 +95,12 @@ void write_canonical(const Options& options) {
   Team readers(1);
   require_equal_copies(options, model, 0, readers, {}, [] {});
   const BoundReader source(catalog, checkpoint, model.bindings.front());
-  write_checkpoint(options, version_of(options, checkpoint), model.config->text(), specs_of(catalog),
-                   [&](std::size_t i, const Box& box, std::span<std::byte> to) {
-                     source.read(static_cast<std::uint32_t>(i), box, to.data());
-                   });
+  write_checkpoint(
+      options, version_of(options, checkpoint), model.config->text(), specs_of(catalog),
+      [&](std::size_t i, const Box& box, std::span<std::byte> to) {
+        source.read(static_cast<std::uint32_t>(i), box, to.data());
+      },
+      [&] { source.require_unchanged(); });
 }
 
 }  // namespace

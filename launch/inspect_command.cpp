@@ -7,7 +7,6 @@
 #include "core/units.hpp"
 #include "kernels/digest.hpp"
 #include "launch/commands.hpp"
-#include "launch/job.hpp"
 #include "launch/model.hpp"
 #include "launch/tensor_copy.hpp"
 #include "report/json_report.hpp"
@@ -50,17 +49,17 @@ void print_attributes(const Checkpoint& checkpoint, nlohmann::ordered_json& json
 
 }  // namespace
 
-void run_inspect(const Options& options) {
+void run_inspect(const Options& options, OutputFile* json) {
   if (options.arguments.size() != 1) throw UsageError("inspect takes one PATH: weightcast inspect PATH");
   const std::string& path = options.arguments.front();
   const Checkpoint checkpoint = read_source(options, path);
   const CheckpointReader reader(checkpoint);
-  nlohmann::ordered_json json;
-  json["weightcast"] = "inspect";
-  json["path"] = path;
-  auto& files = json["files"] = nlohmann::ordered_json::array();
+  nlohmann::ordered_json report;
+  report["weightcast"] = "inspect";
+  report["path"] = path;
+  auto& files = report["files"] = nlohmann::ordered_json::array();
   for (const CheckpointFile& file : checkpoint.files) files.push_back(file.path);
-  auto& list = json["tensors"] = nlohmann::ordered_json::array();
+  auto& list = report["tensors"] = nlohmann::ordered_json::array();
 
   Table table({"tensor", "dtype", "shape", "bytes", options.no_digests ? "" : "digest"});
   std::int64_t total = 0;
@@ -86,18 +85,18 @@ void run_inspect(const Options& options) {
     list.push_back(std::move(entry));
     total += tensor.bytes();
   }
-  json["bytes"] = total;
-  if (checkpoint.weight_version) json["weight_version"] = *checkpoint.weight_version;
+  report["bytes"] = total;
+  if (checkpoint.weight_version) report["weight_version"] = *checkpoint.weight_version;
 
   print_line(
       fmt::format("# {}: {} tensors, {}, {} files{}", path, checkpoint.tensors.size(), format_bytes(total),
                   checkpoint.files.size(),
                   checkpoint.weight_version ? fmt::format(", version {}", *checkpoint.weight_version) : ""));
-  print_attributes(checkpoint, json);
+  print_attributes(checkpoint, report);
   print_report(table.text());
   for (const std::string& line : obstacles) print_line(line);
   reader.require_unchanged();
-  if (!options.json.empty()) write_text(options.json, json_report(json));
+  if (json != nullptr) json->write(json_report(report));
   // Digests were asked for, and there is a tensor that has none.
   if (lost != nullptr && !options.no_digests) checkpoint.require_readable(*lost);
 }

@@ -2,18 +2,17 @@
 
 #include <fmt/format.h>
 
-#include <array>
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <sstream>
+#include <nlohmann/json.hpp>
+#include <optional>
 
 #include "core/error.hpp"
 #include "core/units.hpp"
 #include "launch/layouts.hpp"
 #include "launch/version.hpp"
+#include "report/json_report.hpp"
 #include "report/log.hpp"
+#include "report/trace.hpp"
 
 namespace weightcast {
 
@@ -38,6 +37,14 @@ void describe_start(Control& control, const Session& session, const Placement& p
   report.startup_seconds = slowest[0];
   report.plan_seconds = parts[1].second;
   report.start_parts = std::move(parts);
+}
+
+/// Throws UsageError when the trace would replace the report. Both may go to one pipe or terminal.
+void require_other_file(const std::string& json, const std::string& trace) {
+  std::error_code ignored;
+  if (!std::filesystem::equivalent(json, trace, ignored) || !std::filesystem::is_regular_file(json, ignored))
+    return;
+  throw UsageError(fmt::format("--trace {}: is the file of --json, too; name another", trace));
 }
 
 }  // namespace
@@ -79,8 +86,13 @@ JobReport describe_job(Control& control, const Options& options, const Model& mo
   return report;
 }
 
-void run_job(Control& control, const Options& options, const std::function<void()>& body,
-             const std::function<void(ExitCode, const std::string&)>& write) {
+void run_job(Control& control, const Options& options, const std::function<void(OutputFile* trace)>& body,
+             const std::function<std::string(ExitCode, const std::string&)>& report) {
+  std::optional<OutputFile> json;
+  std::optional<OutputFile> trace;
+  const auto write = [&](ExitCode code, const std::string& line) {
+    if (json) json->write(report(code, line));
+  };
   // The error has been printed already; a report that cannot be written must not hide it behind another.
   const auto write_failure = [&](ExitCode code, const std::string& line) {
     try {
@@ -91,28 +103,27 @@ void run_job(Control& control, const Options& options, const std::function<void(
   };
   control.on_abort(write_failure);
   try {
-    // The first agreement is the one in which a rank with a wrong command line takes part.
-    control.together([] {});
+    // The first agreement is the one in which a rank with a wrong command line takes part. That rank's error
+    // goes into the report, too.
+    control.together([&] {
+      if (control.rank() != 0) return;
+      json = begin_output("json", options.json, brief_report(options.command, "running", ""));
+      if (json) require_other_file(options.json, options.trace);
+      trace = begin_output("trace", options.trace, trace_json({}));
+    });
     control.require_same(hash_options(options),
                          UsageError("the ranks were given different options; on several nodes write them on "
                                     "the command line, or export WEIGHTCAST_* with mpirun -x"));
-    control.together([&] {
-      if (control.rank() != 0) return;
-      begin_output("json", options.json);
-      begin_output("trace", options.trace);
-    });
-    body();
+    body(trace ? &*trace : nullptr);
   } catch (const AgreedFailure& failure) {
-    if (control.rank() == 0) write_failure(failure.code(), failure.what());
+    write_failure(failure.code(), failure.what());
     control.on_abort({});
     throw;
   } catch (const std::exception& error) {
     control.abort_all(error_of(error));
   }
   control.on_abort({});
-  control.together([&] {
-    if (control.rank() == 0) write(ExitCode::kDone, "");
-  });
+  control.together([&] { write(ExitCode::kDone, ""); });
 }
 
 std::string status_name(ExitCode code) {
@@ -137,29 +148,12 @@ std::string status_name(ExitCode code) {
   return "internal";
 }
 
-void begin_output(const std::string& option, const std::string& path) {
-  std::error_code ignored;
-  const bool exists = std::filesystem::exists(path, ignored);
-  const bool file =
-      std::filesystem::is_regular_file(path, ignored) || std::filesystem::is_directory(path, ignored);
-  if (path.empty() || (exists && !file)) return;
-  // As both kinds of reports begin.
-  std::array<char, 2> first{};
-  std::ifstream(path).read(first.data(), first.size());
-  if (first[0] != 0 && (first[0] != '{' || (first[1] != '\n' && first[1] != '"'))) {
-    throw UsageError(
-        fmt::format("--{} {}: a file is there that is no report; name another, or remove it", option, path));
-  }
-  if (!std::ofstream(path)) {
-    throw IoError(
-        fmt::format("--{} {}: {}; name a file that can be written", option, path, std::strerror(errno)));
-  }
-}
-
-void write_text(const std::string& path, const std::string& text) {
-  std::ofstream file(path);
-  file << text << std::flush;
-  if (!file) throw IoError(fmt::format("{}: {}; the file could not be written", path, std::strerror(errno)));
+std::string brief_report(const std::string& command, const std::string& status, const std::string& error) {
+  return json_report(
+      {{"weightcast", version_line()},
+       {"command", command},
+       {"status", status},
+       {"error", error.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(error)}});
 }
 
 }  // namespace weightcast

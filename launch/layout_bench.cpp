@@ -176,8 +176,8 @@ class LayoutBench {
 
   void run() {
     run_job(
-        control_, options_, [&] { measure(); },
-        [&](ExitCode code, const std::string& line) { write_json(code, line); });
+        control_, options_, [&](OutputFile*) { measure(); },
+        [&](ExitCode code, const std::string& line) { return json_text(code, line); });
   }
 
  private:
@@ -374,8 +374,7 @@ class LayoutBench {
     print_report(verified_ ? "# verified\n" : "# not verified\n");
   }
 
-  void write_json(ExitCode code, const std::string& error) const {
-    if (options_.json.empty()) return;
+  std::string json_text(ExitCode code, const std::string& error) const {
     using nlohmann::ordered_json;
     ordered_json json{
         {"weightcast", version_line()}, {"command", options_.command}, {"status", status_name(code)}};
@@ -394,7 +393,7 @@ class LayoutBench {
     for (const LayoutRow& row : rows_) layouts.push_back(row_json(row));
     json["verified"] = verified_;
     json["error"] = error.empty() ? ordered_json(nullptr) : ordered_json(error);
-    write_text(options_.json, json_report(json));
+    return json_report(json);
   }
 
   Control& control_;

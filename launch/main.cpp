@@ -1,5 +1,4 @@
 #include <exception>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -10,9 +9,8 @@
 #include "launch/job.hpp"
 #include "launch/launcher.hpp"
 #include "launch/options.hpp"
+#include "launch/output_file.hpp"
 #include "launch/process.hpp"
-#include "launch/version.hpp"
-#include "report/json_report.hpp"
 #include "report/log.hpp"
 
 namespace weightcast {
@@ -32,17 +30,21 @@ int fail_as_rank(const Error& error) {
 }
 
 /// The report of a plain command that failed. One that cannot be written must not hide the error.
-void write_failure(const Options& options, const Error& error) {
-  if (options.json.empty()) return;
-  const nlohmann::ordered_json json = {{"weightcast", version_line()},
-                                       {"command", options.command},
-                                       {"status", status_name(error.code())},
-                                       {"error", error.what()}};
+void write_failure(const Options& options, std::optional<OutputFile>& json, const Error& error) {
+  if (!json) return;
   try {
-    write_text(options.json, json_report(json));
+    json->write(brief_report(options.command, status_name(error.code()), error.what()));
   } catch (const std::exception& unwritable) {
     log_note(error_of(unwritable).what());
   }
+}
+
+void run_plain(const Options& options, OutputFile* json) {
+  if (options.command == "plan") return run_plan(options, json);
+  if (options.command == "inspect") return run_inspect(options, json);
+  if (options.command == "verify") return run_verify(options, json);
+  if (options.command == "synth") return run_synth(options);
+  run_convert(options);
 }
 
 int run_command(const Options& options, bool launched) {
@@ -52,16 +54,11 @@ int run_command(const Options& options, bool launched) {
     return run_as_rank([&](Control& control) { job(control, options); },
                        std::chrono::seconds(options.timeout));
   }
-  const auto plain = command == "plan"      ? &run_plan
-                     : command == "inspect" ? &run_inspect
-                     : command == "verify"  ? &run_verify
-                     : command == "synth"   ? &run_synth
-                                            : &run_convert;
-  begin_output("json", options.json);
+  std::optional<OutputFile> json = begin_output("json", options.json, brief_report(command, "running", ""));
   try {
-    plain(options);
+    run_plain(options, json ? &*json : nullptr);
   } catch (const std::exception& exception) {
-    write_failure(options, error_of(exception));
+    write_failure(options, json, error_of(exception));
     throw;
   }
   return static_cast<int>(ExitCode::kDone);

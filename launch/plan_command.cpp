@@ -8,8 +8,8 @@
 #include "core/error.hpp"
 #include "core/units.hpp"
 #include "launch/commands.hpp"
-#include "launch/job.hpp"
 #include "launch/layouts.hpp"
+#include "launch/model.hpp"
 #include "plan/share.hpp"
 #include "plan/steps.hpp"
 #include "report/json_report.hpp"
@@ -119,7 +119,7 @@ void print_share(const Plan& plan, const Share& share, std::int64_t rank) {
 
 }  // namespace
 
-void run_plan(const Options& options) {
+void run_plan(const Options& options, OutputFile* json) {
   Topology topology = topology_of(options);
   const Model model = load_model(options, topology.trainer_layout);
   if (options.rank && *options.rank >= topology.ranks()) {
@@ -150,8 +150,7 @@ void run_plan(const Options& options) {
     print_routes(plan);
     print_ranks(plan);
   }
-  if (!options.json.empty())
-    write_text(options.json, json_report(plan_json(plan, model.family->catalog(), options.segments)));
+  if (json != nullptr) json->write(json_report(plan_json(plan, model.family->catalog(), options.segments)));
 }
 
 }  // namespace weightcast

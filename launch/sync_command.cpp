@@ -81,16 +81,18 @@ class SyncJob {
   void run() {
     run_job(
         control_, options_,
-        [&] {
-          open();
+        [&](OutputFile* trace) {
+          open(trace);
           for (std::size_t i = 0; i < options_.sources.size(); ++i) update(i);
           if (trace_) trace_->write(report_);
         },
-        [&](ExitCode code, const std::string& line) { write_json(code, line); });
+        [&](ExitCode code, const std::string& line) {
+          return report_json(report_, status_name(code), line);
+        });
   }
 
  private:
-  void open() {
+  void open(OutputFile* trace) {
     const auto start = Clock::now();
     std::optional<std::string> directory;
     control_.together([&] {
@@ -110,8 +112,15 @@ class SyncJob {
     readers_.emplace(trainer && options_.read_threads > 0 ? static_cast<int>(options_.read_threads)
                                                           : reading);
     writers_.emplace(file_threads(control_, topology_.inference_rank(control_.rank()).has_value()));
-    if (directory) sink_.emplace(control_, *session_, *writers_, *directory);
-    if (!options_.trace.empty()) trace_.emplace(control_, *session_, options_.trace);
+    if (directory) {
+      sink_.emplace(control_, *session_, *writers_, *directory);
+      std::vector<std::int64_t> versions;
+      for (std::size_t i = 0; i < options_.sources.size(); ++i) {
+        versions.push_back(version_of(options_, model_.checkpoints, i));
+      }
+      sink_->lock(versions, options_.command);
+    }
+    if (!options_.trace.empty()) trace_.emplace(control_, *session_, trace);
     report_ = describe_job(control_, options_, model_, *session_, placement, seconds_since(start));
     if (control_.rank() == 0) print_report(header_text(report_));
   }
@@ -155,11 +164,6 @@ class SyncJob {
     if (control_.rank() == 0) {
       print_report(update_text(record, report_.model_bytes));
     }
-  }
-
-  void write_json(ExitCode code, const std::string& error) const {
-    if (options_.json.empty()) return;
-    write_text(options_.json, report_json(report_, status_name(code), error));
   }
 
   Control& control_;

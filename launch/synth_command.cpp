@@ -9,12 +9,13 @@ void run_synth(const Options& options) {
   const std::unique_ptr<ModelConfig> config = load_config(options);
   const std::unique_ptr<Family> family = make_family(*config);
   const Catalog& catalog = family->catalog();
-  write_checkpoint(options, options.weight_version, config->text(), specs_of(catalog),
-                   [&](std::size_t i, const Box& box, std::span<std::byte> to) {
-                     const Tensor& tensor = catalog.tensors()[i];
-                     fill_synthetic(tensor, options.weight_version, box.row * tensor.shape.cols() + box.col,
-                                    to);
-                   });
+  write_checkpoint(
+      options, options.weight_version, config->text(), specs_of(catalog),
+      [&](std::size_t i, const Box& box, std::span<std::byte> to) {
+        const Tensor& tensor = catalog.tensors()[i];
+        fill_synthetic(tensor, options.weight_version, box.row * tensor.shape.cols() + box.col, to);
+      },
+      [] {});
 }
 
 }  // namespace weightcast

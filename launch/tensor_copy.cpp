@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <memory>
 #include <numeric>
 
@@ -10,38 +11,50 @@
 #include "core/units.hpp"
 #include "report/log.hpp"
 #include "session/signals.hpp"
-#include "storage/partial_file.hpp"
+#include "storage/hidden_names.hpp"
+#include "storage/output_lock.hpp"
 #include "storage/trainer_shard.hpp"
 
 namespace weightcast {
 
 namespace {
 
-std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std::int64_t weight_version,
-                                                    const std::string& config_text,
-                                                    const std::vector<DatasetSpec>& tensors) {
-  const std::string& output = options.output;
+bool is_hdf5(const std::string& output) {
+  return output.ends_with(".h5") || output.ends_with(".hdf5");
+}
+
+/// Throws UsageError for an output that no checkpoint can be.
+void require_checkpoint_output(const std::string& output) {
   if (output.empty()) {
     throw UsageError("--output PATH is needed: a directory for safetensors, or a file ending in .h5");
   }
-  const bool hdf5 = output.ends_with(".h5") || output.ends_with(".hdf5");
   // A whole checkpoint beside trainers' shards would leave open which of them a folder means.
-  const std::string directory = hdf5 ? directory_of(output) : output;
+  const std::string directory = is_hdf5(output) ? directory_of(output) : output;
   if (count_trainer_shards(directory) > 0) {
     throw UsageError(
         fmt::format("--output {}: {} holds trainers' shards; name another folder", output, directory));
-  }
-  if (hdf5) {
-    return create_hdf5(
-        output,
-        {{"kind", std::string("checkpoint")}, {"weight_version", weight_version}, {"config", config_text}},
-        tensors);
   }
   if (output.ends_with(".safetensors")) {
     throw UsageError(fmt::format(
         "--output {}: safetensors are written into a directory; name that, or a file ending in .h5", output));
   }
-  return create_safetensors(output, config_text, tensors, options.max_file_size, weight_version);
+}
+
+/// Whether a name is one that a checkpoint's file has in its folder.
+bool is_checkpoint_file(std::string_view name) {
+  return name == "config.json" || name.starts_with("model");
+}
+
+std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std::int64_t weight_version,
+                                                    const std::string& config_text,
+                                                    const std::vector<DatasetSpec>& tensors) {
+  if (is_hdf5(options.output)) {
+    return create_hdf5(
+        options.output,
+        {{"kind", std::string("checkpoint")}, {"weight_version", weight_version}, {"config", config_text}},
+        tensors);
+  }
+  return create_safetensors(options.output, config_text, tensors, options.max_file_size, weight_version);
 }
 
 }  // namespace
@@ -58,11 +71,21 @@ std::vector<DatasetSpec> specs_of(const Catalog& catalog) {
 }
 
 void write_checkpoint(const Options& options, std::int64_t weight_version, const std::string& config_text,
-                      const std::vector<DatasetSpec>& tensors, const ReadBox& read) {
+                      const std::vector<DatasetSpec>& tensors, const ReadBox& read,
+                      const std::function<void()>& confirm) {
   watch_signals();
   const std::int64_t total =
       std::accumulate(tensors.begin(), tensors.end(), std::int64_t{0},
                       [](std::int64_t sum, const DatasetSpec& tensor) { return sum + tensor.bytes(); });
+  require_checkpoint_output(options.output);
+  const OutputLock lock(is_hdf5(options.output) ? file_lock(options.output) : folder_lock(options.output),
+                        "--output " + options.output, options.command);
+  if (!lock.note().empty()) log_note(lock.note());
+  const std::string own_name = std::filesystem::path(options.output).filename().string();
+  remove_left_overs(is_hdf5(options.output) ? directory_of(options.output) : options.output,
+                    [&](std::string_view name) {
+                      return is_hdf5(options.output) ? name == own_name : is_checkpoint_file(name);
+                    });
   const auto writer = create_checkpoint(options, weight_version, config_text, tensors);
   Progress progress(options.progress, true);
   progress.begin(weight_version, total);
@@ -71,7 +94,7 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
                 [&](const Box& box, std::span<std::byte> to) { read(i, box, to); });
   }
   progress.end();
-  writer->flush();
+  confirm();
   writer->commit();
   print_line(fmt::format("{}: {} tensors, {}, version {}", options.output, tensors.size(),
                          format_bytes(total), weight_version));

@@ -29,10 +29,12 @@ std::vector<DatasetSpec> specs_of(const Catalog& catalog);
 using ReadBox = std::function<void(std::size_t i, const Box& box, std::span<std::byte> to)>;
 
 /// Writes the checkpoint that `--output` describes (HDF5 when its name ends in .h5 or .hdf5, else a Hugging
-/// Face directory), whole or not at all, and says so. Throws UsageError for an output that it must not be,
-/// StoppedError after a signal.
+/// Face directory), whole or not at all, and says so. `confirm` is called after the last `read` and may throw
+/// when what was read must not be used. Throws UsageError for an output that it must not be, StoppedError
+/// after a signal.
 void write_checkpoint(const Options& options, std::int64_t weight_version, const std::string& config_text,
-                      const std::vector<DatasetSpec>& tensors, const ReadBox& read);
+                      const std::vector<DatasetSpec>& tensors, const ReadBox& read,
+                      const std::function<void()>& confirm);
 
 /// Writes a matrix of `shape` to dataset number `index`, from `offset` bytes on, in pieces: `read` is given a
 /// box of it and where its bytes belong. Throws StoppedError after a signal, when signals are watched.

@@ -2,13 +2,10 @@
 
 #include <cstring>
 #include <type_traits>
-
-#include "launch/job.hpp"
-
 namespace weightcast {
 
-TraceFile::TraceFile(Control& control, const Session& session, std::string path)
-    : control_(control), session_(session), path_(std::move(path)) {
+TraceFile::TraceFile(Control& control, const Session& session, OutputFile* file)
+    : control_(control), session_(session), file_(file) {
   session.pipeline().trace();
 }
 
@@ -38,9 +35,9 @@ void TraceFile::add(std::int64_t version) {
 
 void TraceFile::write(const JobReport& report) {
   control_.together([&] {
-    if (control_.rank() != 0) return;
+    if (file_ == nullptr) return;
     for (RankTrace& trace : traces_) trace.role = report.ranks[static_cast<std::size_t>(trace.rank)].role;
-    write_text(path_, trace_json(traces_));
+    file_->write(trace_json(traces_));
   });
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "launch/output_file.hpp"
 #include "report/trace.hpp"
 #include "report/update_report.hpp"
 #include "session/control.hpp"
@@ -15,8 +16,9 @@ namespace weightcast {
 /// The file of `--trace`: what every rank did with every bucket, update by update.
 class TraceFile {
  public:
-  /// From now on the session notes what happens. `control` and `session` must outlive this.
-  TraceFile(Control& control, const Session& session, std::string path);
+  /// From now on the session notes what happens. `control`, `session` and `file`, which rank 0 has, must
+  /// outlive this.
+  TraceFile(Control& control, const Session& session, OutputFile* file);
 
   /// Takes in the last update. Collective.
   void add(std::int64_t version);
@@ -29,7 +31,7 @@ class TraceFile {
 
   Control& control_;
   const Session& session_;
-  std::string path_;
+  OutputFile* file_;
   Clock::time_point start_ = Clock::now();
   std::vector<RankTrace> traces_;  ///< on rank 0
 };

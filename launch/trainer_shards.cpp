@@ -7,7 +7,7 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
-#include <random>
+#include <string_view>
 
 #include "core/error.hpp"
 #include "core/units.hpp"
@@ -17,12 +17,17 @@
 #include "report/log.hpp"
 #include "session/bound_reader.hpp"
 #include "session/signals.hpp"
+#include "session/team.hpp"
+#include "storage/hidden_names.hpp"
+#include "storage/output_lock.hpp"
 #include "storage/partial_file.hpp"
 #include "storage/trainer_shard.hpp"
 
 namespace weightcast {
 
 namespace {
+
+constexpr std::string_view kConfigName = "config.json";
 
 /// What one trainer holds, written beside its final name.
 std::unique_ptr<TensorFileWriter> write_shard(const Options& options,
@@ -58,12 +63,6 @@ void allow_open_files() {
   setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-/// A number that no other conversion has.
-std::string fresh_id() {
-  std::random_device random;
-  return fmt::format("{:08x}{:08x}", random(), random());
-}
-
 std::int64_t bytes_of(const std::vector<TrainerTensor>& tensors) {
   std::int64_t bytes = 0;
   for (const TrainerTensor& tensor : tensors) {
@@ -97,6 +96,8 @@ void write_trainer_shards(const Options& options) {
   std::optional<TrainerLayout> none;
   const Model model = load_model(options, none);
   const Checkpoint& checkpoint = model.checkpoints.front();
+  Team readers(1);
+  require_equal_copies(options, model, 0, readers, {}, [] {});
   const BoundReader source(model.family->catalog(), checkpoint, model.bindings.front());
   const std::int64_t version = version_of(options, checkpoint);
   std::int64_t total = 0;
@@ -106,8 +107,13 @@ void write_trainer_shards(const Options& options) {
   watch_signals();
   allow_open_files();
   const TrainerShardLabels labels{layout->to_string(), version, fresh_id()};
-  PartialFile config((std::filesystem::path(output) / "config.json").string());
-  config.open();
+  const OutputLock lock(folder_lock(output), "--output " + output, options.command);
+  if (!lock.note().empty()) log_note(lock.note());
+  remove_left_overs(
+      output, [](std::string_view name) { return name == kConfigName || name.starts_with("trainer-"); });
+  const std::string config_path = (std::filesystem::path(output) / kConfigName).string();
+  make_folder_of(config_path);
+  PartialFile config(config_path);
   const std::string text = model.config->text();
   config.write_at(0, std::as_bytes(std::span(text)));
   config.flush();
@@ -119,10 +125,12 @@ void write_trainer_shards(const Options& options) {
         write_shard(options, trainer_tensors(*model.family, *layout, rank), rank, labels, source, progress));
   }
   progress.end();
-  for (const auto& shard : shards) shard->commit();
-  config.rename_to_final();
+  source.require_unchanged();
+  std::vector<Replacement*> files;
+  for (const auto& shard : shards) files.push_back(shard.get());
+  files.push_back(&config);
+  replace_together(files);
   remove_other_trainer_shards(output, layout->ranks(), options.format == "hdf5");
-  sync_directory(output);
   print_line(fmt::format("{}: {} shards of {}, {}, version {}", output, shards.size(), labels.layout,
                          format_bytes(total), version));
 }

@@ -10,8 +10,8 @@
 #include "core/units.hpp"
 #include "kernels/executor.hpp"
 #include "launch/commands.hpp"
-#include "launch/job.hpp"
 #include "launch/layouts.hpp"
+#include "launch/model.hpp"
 #include "launch/plane_reader.hpp"
 #include "launch/tensor_copy.hpp"
 #include "model/stored_quantization.hpp"
@@ -310,7 +310,7 @@ class ShardVerifier {
 
 }  // namespace
 
-void run_verify(const Options& options) {
+void run_verify(const Options& options, OutputFile* json) {
   if (options.arguments.size() != 1 || options.sources.size() != 1) {
     throw UsageError("write weightcast verify DIR --source PATH, one of each");
   }
@@ -352,11 +352,11 @@ void run_verify(const Options& options) {
                          shards.size(), version, options.sources.front(),
                          layout.quantizer ? " quantised to " + quantizer_name(*layout.quantizer) : "",
                          format_bytes(bytes)));
-  if (!options.json.empty()) {
-    const nlohmann::ordered_json json = {
+  if (json != nullptr) {
+    const nlohmann::ordered_json report = {
         {"weightcast", "verify"},  {"status", "done"}, {"weight_version", version},
         {"shards", shards.size()}, {"bytes", bytes},   {"error", nullptr}};
-    write_text(options.json, json_report(json));
+    json->write(json_report(report));
   }
 }
 

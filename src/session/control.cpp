@@ -68,9 +68,10 @@ Control::Control(MPI_Comm world, std::chrono::seconds timeout, Watchdog& watchdo
 
 Control::~Control() = default;
 
-void Control::begin_phase(const char* name, std::optional<std::int64_t> number) {
+void Control::begin_phase(const char* name, std::optional<std::int64_t> number, std::string left) {
   phase_name_ = name;
   phase_number_ = number;
+  phase_left_ = std::move(left);
   deadline_ = Clock::now() + timeout_;
   // The lowest rank that hangs speaks first, and its end is the others'.
   watchdog_.watch(name,
@@ -118,8 +119,12 @@ void Control::poll() {
     if (const auto failure = receive_failure()) report_and_abort(*failure);
   }
   if (const int signal = hard_stop_signal(); signal != 0 && !signals_deferred_) {
-    throw StoppedError(
-        fmt::format("{}: stopped by {}; the previous version is untouched", phase(), signal_name(signal)));
+    throw StoppedError(fmt::format("{}: stopped by {}; {}", phase(), signal_name(signal), phase_left_));
+  }
+  if (signals_deferred_ && hard_stop_signal() != 0 && another_has_spoken()) {
+    // The job has ended, and the signal is the launcher's.
+    clean_up();
+    _exit(static_cast<int>(ExitCode::kStopped));
   }
   if (Clock::now() > deadline_) {
     throw TimeoutError(fmt::format("{}: not done after {} s; raise --timeout or look for the rank that hangs",
@@ -135,7 +140,7 @@ void Control::report_and_abort(const Failure& failure) {
     spoken = another_has_spoken();
     std::this_thread::sleep_for(1ms);
   }
-  if (!spoken) log_error(failure.line);
+  if (!spoken) speak_for_all(failure.line);
   abort_now(failure.code, failure.line);
 }
 
@@ -184,6 +189,8 @@ void Control::send_failure(const Failure& failure) {
   const std::string text = fmt::format("{} {}", static_cast<int>(failure.code), failure.line);
   MPI_Request request = MPI_REQUEST_NULL;
   MPI_Isend(text.data(), mpi_count(text.size()), MPI_CHAR, 0, kFailureTag, failures_.get(), &request);
+  // The launcher may end this rank at any moment now.
+  clean_up();
   // Should rank 0 itself hang, another rank speaks: the lowest, because it waits the shortest.
   const auto give_up = Clock::now() + kReportGrace + std::min(rank_ - 1, kMostStagger) * 1s;
   const bool stopped = failure.code == ExitCode::kStopped;

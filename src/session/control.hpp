@@ -54,8 +54,9 @@ class Control {
   const std::string& host() const { return host_; }
 
   /// Starts a phase: its name (a literal), with a number when there is one, appears in errors, and the
-  /// deadline counts from now.
-  void begin_phase(const char* name, std::optional<std::int64_t> number = std::nullopt);
+  /// deadline counts from now. `left` says what is in place when a signal ends it.
+  void begin_phase(const char* name, std::optional<std::int64_t> number = std::nullopt,
+                   std::string left = "the previous version is untouched");
 
   /// Fails with `otherwise` unless all ranks give the same hash. Collective.
   void require_same(std::uint64_t hash, const Error& otherwise);
@@ -149,6 +150,7 @@ class Control {
   std::size_t piece_;
   const char* phase_name_ = "start";
   std::optional<std::int64_t> phase_number_;
+  std::string phase_left_;
   bool signals_deferred_ = false;
   std::function<void(ExitCode, const std::string&)> abort_hook_;
   Clock::time_point deadline_;

@@ -6,6 +6,7 @@
 #include <unordered_set>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 
 namespace weightcast {
 
@@ -19,15 +20,29 @@ bool add_checked(const DatasetSpec& spec, std::int64_t& total) {
   return !__builtin_add_overflow(total, bytes, &total);
 }
 
+void check_name(const std::string& path, const std::string& name) {
+  // HDF5 keeps names in messages of at most 64 KiB; no model comes near this.
+  constexpr std::size_t kLongest = 4096;
+  if (name.empty()) throw InputError(fmt::format("{}: a dataset without a name", path));
+  if (name.size() > kLongest) {
+    throw InputError(fmt::format("{}: the name of dataset '{}…' has {} bytes, more than {}; shorten it", path,
+                                 printable(name.substr(0, 64)), name.size(), kLongest));
+  }
+  if (name.find('\0') != std::string::npos) {
+    throw InputError(
+        fmt::format("{}: the name of dataset '{}' contains a zero byte; rename it", path, printable(name)));
+  }
+}
+
 }  // namespace
 
 std::int64_t check_dataset_specs(const std::string& path, const std::vector<DatasetSpec>& datasets) {
   std::unordered_set<std::string_view> names;
   std::int64_t total = 0;
   for (const DatasetSpec& spec : datasets) {
-    if (spec.name.empty()) throw InputError(fmt::format("{}: a dataset without a name", path));
+    check_name(path, spec.name);
     if (!names.insert(spec.name).second) {
-      throw InputError(fmt::format("{}: two datasets are named '{}'", path, spec.name));
+      throw InputError(fmt::format("{}: two datasets are named '{}'", path, printable(spec.name)));
     }
     if (!add_checked(spec, total)) {
       throw InputError(fmt::format("{}: dataset '{}': the shape {} is negative or too large", path, spec.name,

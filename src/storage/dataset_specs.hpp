@@ -8,8 +8,9 @@
 
 namespace weightcast {
 
-/// Total bytes of the datasets. Throws InputError naming the file and the dataset when a name is empty or
-/// occurs twice, or sizes are negative or overflow.
+/// Total bytes of the datasets. Throws InputError naming the file and the dataset when a name is empty,
+/// occurs twice, holds a zero byte (at which HDF5 would cut it) or is far too long, or sizes are negative or
+/// overflow.
 std::int64_t check_dataset_specs(const std::string& path, const std::vector<DatasetSpec>& datasets);
 
 /// Throws InternalError when `bytes` from `offset` on are not inside dataset number `index`.

@@ -1,5 +1,4 @@
 #include <fmt/format.h>
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
@@ -52,13 +51,8 @@ class Hdf5Writer final : public TensorFileWriter {
  public:
   Hdf5Writer(const std::string& path, const Attributes& attributes, const std::vector<DatasetSpec>& datasets)
       : file_(path), specs_(datasets) {
-    const std::int64_t bytes = check_dataset_specs(path, specs_);
-    require_space(path, bytes);
-    require_file_size(path, bytes);
     lay_out(attributes);
-    file_.open();
-    struct stat status {};
-    if (::stat(file_.partial_path().c_str(), &status) == 0) file_.reserve(status.st_size);
+    file_.reserve(file_.size());
   }
 
   void write(std::size_t index, std::int64_t offset, std::span<const std::byte> data) override {
@@ -68,11 +62,10 @@ class Hdf5Writer final : public TensorFileWriter {
 
   void flush() override { file_.flush(); }
 
-  void commit() override {
-    flush();
-    file_.rename_to_final();
-    sync_directory(directory_of(file_.final_path()));
-  }
+  void check() const override { file_.check(); }
+  void place() override { file_.place(); }
+  void take_back() override { file_.take_back(); }
+  void keep() override { file_.keep(); }
 
  private:
   // Leaves a complete HDF5 file whose data is a hole; the library has no part in what follows.
@@ -83,7 +76,7 @@ class Hdf5Writer final : public TensorFileWriter {
     // The format of HDF5 1.8 keeps many thousands of names in an index of their own.
     WEIGHTCAST_HDF5(H5Pset_libver_bounds(access.get(), H5F_LIBVER_V18, H5F_LIBVER_LATEST), path);
     Hdf5File file(WEIGHTCAST_HDF5(
-        H5Fcreate(file_.partial_path().c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()), path));
+        H5Fcreate(file_.path_of_open_file().c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()), path));
     for (const auto& [name, value] : attributes) write_hdf5_attribute(file.get(), name, value, path);
     const Hdf5Properties creation = creation_properties(path);
     offsets_.reserve(specs_.size());
@@ -105,6 +98,10 @@ std::unique_ptr<TensorFileWriter> create_hdf5(const std::string& path, const Att
       throw InputError(fmt::format("{}: an HDF5 dataset cannot be named '{}'", path, spec.name));
     }
   }
+  const std::int64_t bytes = check_dataset_specs(path, datasets);
+  require_space(path, bytes);
+  require_file_size(path, bytes);
+  make_folder_of(path);
   return std::make_unique<Hdf5Writer>(path, attributes, datasets);
 }
 

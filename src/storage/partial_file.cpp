@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -10,15 +11,13 @@
 #include <cerrno>
 #include <cstdio>
 #include <filesystem>
-#include <mutex>
-#include <set>
 #include <system_error>
 #include <utility>
 
 #include "core/error.hpp"
 #include "core/units.hpp"
+#include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
-#include "storage/writer.hpp"
 
 namespace weightcast {
 
@@ -41,54 +40,73 @@ constexpr std::size_t kMaxWrite = std::size_t{1} << 30;
                 where);
 }
 
-/// The partial files that are there now.
-struct Registry {
-  std::mutex mutex;
-  std::set<std::string> paths;
-};
+/// Whether the path leads to that very file, by itself and not through a link.
+bool is_file(const std::string& path, const struct stat& file) {
+  struct stat there {};
+  return ::lstat(path.c_str(), &there) == 0 && there.st_dev == file.st_dev && there.st_ino == file.st_ino;
+}
 
-Registry& registry() {
-  static Registry registry;
-  return registry;
+/// File systems and rules under which a file cannot have a second name.
+bool means_no_links(int error) {
+  return error == EPERM || error == EOPNOTSUPP || error == ENOSYS || error == EMLINK || error == EXDEV;
 }
 
 }  // namespace
 
-void remove_partial_files() {
-  const std::scoped_lock lock(registry().mutex);
-  for (const std::string& path : registry().paths) ::unlink(path.c_str());
-}
-
-std::string directory_of(const std::string& path) {
-  const std::string directory = fs::path(path).parent_path().string();
-  return directory.empty() ? "." : directory;
-}
-
 PartialFile::PartialFile(std::string final_path) : final_path_(std::move(final_path)) {
   const fs::path path(final_path_);
   if (!path.has_filename()) throw IoError(fmt::format("'{}' does not name a file to write", final_path_));
-  partial_path_ = (path.parent_path() / fmt::format(".{}.partial", path.filename().string())).string();
   std::error_code error;
-  fs::create_directories(directory_of(final_path_), error);
-  if (error) fail("make the folder of", final_path_, error.value());
   if (fs::is_directory(path, error)) fail("write", final_path_, EISDIR);
-  // Not merely truncated: a process that outlived its launch may still have the old one open.
-  if (::unlink(partial_path_.c_str()) != 0 && errno != ENOENT) fail("replace", partial_path_, errno);
-  const std::scoped_lock lock(registry().mutex);
-  registry().paths.insert(partial_path_);
+  for (int tries = 0; fd_ < 0; ++tries) {
+    constexpr int kMostTries = 16;
+    partial_path_ = hidden_path(final_path_, kPartial);
+    fd_ = ::open(partial_path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+    if (fd_ < 0 && errno != EINTR && (errno != EEXIST || tries == kMostTries)) {
+      throw IoError(fmt::format("cannot create a file beside {}: {}; choose a folder that can be written",
+                                final_path_, system_error_text(errno)));
+    }
+  }
+  note_unfinished(this, state());
 }
 
 PartialFile::~PartialFile() {
   if (fd_ >= 0) ::close(fd_);
-  if (!renamed_) ::unlink(partial_path_.c_str());
-  const std::scoped_lock lock(registry().mutex);
-  registry().paths.erase(partial_path_);
+  if (stage_ != Stage::kKept) undo(state());
+  forget_unfinished(this);
 }
 
-void PartialFile::open() {
-  fd_ = ::open(partial_path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  if (fd_ < 0) fail("create", partial_path_, errno);
-  dirty_ = true;
+Unfinished PartialFile::state() const {
+  return {final_path_, stage_ == Stage::kPlaced ? "" : partial_path_, old_path_,
+          stage_ == Stage::kWriting || stage_ == Stage::kTakenBack};
+}
+
+void PartialFile::enter(Stage stage) {
+  stage_ = stage;
+  note_unfinished(this, state());
+}
+
+std::string PartialFile::path_of_open_file() const {
+  std::string path = fmt::format("/proc/self/fd/{}", fd_);
+  struct stat there {};
+  if (::stat(path.c_str(), &there) != 0) {
+    throw IoError(fmt::format("cannot write {}: {} is not there; mount /proc", final_path_, path));
+  }
+  return path;
+}
+
+struct stat PartialFile::status() const {
+  struct stat status {};
+  if (::fstat(fd_, &status) != 0) fail("look at the file beside", final_path_, errno);
+  return status;
+}
+
+std::int64_t PartialFile::size() const {
+  return status().st_size;
+}
+
+void PartialFile::take_mode(mode_t mode) {
+  if (::fchmod(fd_, mode & 07777) != 0) fail("set the permissions of", final_path_, errno);
 }
 
 void PartialFile::reserve(std::int64_t bytes) {
@@ -130,14 +148,71 @@ void PartialFile::flush() {
   }
 }
 
-void PartialFile::rename_to_final() {
-  if (::rename(partial_path_.c_str(), final_path_.c_str()) != 0) {
-    fail(fmt::format("rename {} to", partial_path_), final_path_, errno);
+void PartialFile::check() const {
+  if (!is_file(partial_path_, status())) fail_for_stranger();
+}
+
+void PartialFile::fail_for_stranger() const {
+  throw IoError(
+      fmt::format("cannot write {}: {} was removed or replaced by somebody else; look for who does that",
+                  final_path_, partial_path_));
+}
+
+void PartialFile::keep_old_file() {
+  const std::string old_path = hidden_path(final_path_, kOld);
+  if (::link(final_path_.c_str(), old_path.c_str()) == 0) {
+    old_path_ = old_path;
+    return enter(Stage::kWriting);
   }
-  renamed_ = true;
-  // Closing here and not in the destructor, because network file systems report late write errors at close.
-  const int fd = std::exchange(fd_, -1);
-  if (::close(fd) != 0 && errno != EINTR) fail("close", final_path_, errno);
+  const int error = errno;
+  if (error == ENOENT) return;
+  // Network file systems may have done what they say has failed.
+  if (error != EEXIST) ::unlink(old_path.c_str());
+  if (!means_no_links(error)) fail("keep the old", final_path_, error);
+  if (::rename(final_path_.c_str(), old_path.c_str()) != 0) fail("keep the old", final_path_, errno);
+  old_path_ = old_path;
+  enter(Stage::kOldMoved);
+}
+
+void PartialFile::place() {
+  const struct stat mine = status();
+  try {
+    keep_old_file();
+    const int error = ::rename(partial_path_.c_str(), final_path_.c_str()) != 0 ? errno : 0;
+    const bool there = is_file(final_path_, mine);
+    if (error == 0 || there) enter(Stage::kPlaced);
+    if (error != 0) fail(fmt::format("rename {} to", partial_path_), final_path_, error);
+    if (!there) fail_for_stranger();
+    // Closed here, because network file systems report late write errors then.
+    if (::close(std::exchange(fd_, -1)) != 0 && errno != EINTR) fail("close", final_path_, errno);
+    sync_directory(directory_of(final_path_));
+  } catch (const IoError&) {
+    take_back();
+    throw;
+  }
+}
+
+void PartialFile::take_back() {
+  const bool undone = undo(state());
+  const int error = errno;
+  const std::string old_path = std::exchange(old_path_, "");
+  enter(Stage::kTakenBack);
+  if (undone) return;
+  throw NotPutBack(
+      fmt::format("cannot put {} back: {}; {}", final_path_, system_error_text(error),
+                  old_path.empty() ? "remove it" : fmt::format("what was there is {}", old_path)));
+}
+
+void PartialFile::keep() noexcept {
+  if (!old_path_.empty()) ::unlink(old_path_.c_str());
+  stage_ = Stage::kKept;
+  forget_unfinished(this);
+}
+
+void make_folder_of(const std::string& path) {
+  std::error_code error;
+  fs::create_directories(directory_of(path), error);
+  if (error) fail("make the folder of", path, error.value());
 }
 
 void require_file_size(const std::string& path, std::int64_t bytes) {

@@ -1,33 +1,45 @@
 #pragma once
 
+#include <sys/stat.h>
+
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 
+#include "storage/replacement.hpp"
+#include "storage/unfinished.hpp"
+
 namespace weightcast {
 
-/// A file being written under a hidden name beside its final one (`.NAME.partial`). It takes the final name
-/// with `rename_to_final`; destroyed before that it is removed. Errors are IoError naming the final path.
-class PartialFile {
+/// A file being written under a hidden name beside its final one. Whoever else may write into the folder
+/// cannot guess the name, and whatever is done to it, only what was created here is written. It takes the
+/// final name with `place`; destroyed before `keep`, it leaves the old file as it was. Errors are IoError
+/// naming the final path.
+class PartialFile final : public Replacement {
  public:
-  /// Chooses the names and removes what an earlier, broken run left; makes missing folders. Nothing is
-  /// created yet.
+  /// Creates the hidden file. The folder must be there.
   explicit PartialFile(std::string final_path);
-  ~PartialFile();
+  ~PartialFile() override;
   PartialFile(const PartialFile&) = delete;
   PartialFile& operator=(const PartialFile&) = delete;
 
   const std::string& final_path() const { return final_path_; }
   const std::string& partial_path() const { return partial_path_; }
 
-  /// Opens the partial file for writing, creating it unless somebody already has.
-  void open();
+  /// A path that opens this very file, for libraries that want one. Throws IoError where /proc is missing.
+  std::string path_of_open_file() const;
+
+  /// Bytes that the file has now.
+  std::int64_t size() const;
 
   /// Makes the file at least `bytes` long and reserves them on the disk, so that a full disk shows now. File
   /// systems that cannot reserve are left to fail when they are written.
   void reserve(std::int64_t bytes);
+
+  /// Lets the file have the permissions of another, which it replaces.
+  void take_mode(mode_t mode);
 
   /// Writes at a position; threads may write disjoint ranges at once.
   void write_at(std::int64_t offset, std::span<const std::byte> data);
@@ -36,16 +48,33 @@ class PartialFile {
   /// last.
   void flush();
 
-  /// Gives the file its final name. Call `sync_directory` after the last one.
-  void rename_to_final();
+  void check() const override;
+  void place() override;
+  void take_back() override;
+  void keep() noexcept override;
 
  private:
+  enum class Stage : std::uint8_t { kWriting, kOldMoved, kPlaced, kTakenBack, kKept };
+
+  struct stat status() const;
+  /// What has to be undone at this stage.
+  Unfinished state() const;
+  void enter(Stage stage);
+  /// For a hidden file that is not, or no longer, this one.
+  [[noreturn]] void fail_for_stranger() const;
+  /// Gives the old file a second, hidden name or, where a file has but one, that one.
+  void keep_old_file();
+
   std::string final_path_;
   std::string partial_path_;
+  std::string old_path_;  ///< where the old file is kept, empty before and when there is none
   int fd_ = -1;
-  bool renamed_ = false;
-  std::atomic<bool> dirty_ = false;
+  Stage stage_ = Stage::kWriting;
+  std::atomic<bool> dirty_ = true;
 };
+
+/// Makes the folder of a file that is to be written. Throws IoError naming the file.
+void make_folder_of(const std::string& path);
 
 /// Throws IoError when the file system of `path`'s folder certainly lacks `bytes` of free space.
 void require_space(const std::string& path, std::int64_t bytes);
@@ -55,8 +84,5 @@ void require_file_size(const std::string& path, std::int64_t bytes);
 
 /// Puts a folder's names on the disk (fsync). Throws IoError.
 void sync_directory(const std::string& directory);
-
-/// The folder of a path, `.` when it names none.
-std::string directory_of(const std::string& path);
 
 }  // namespace weightcast

@@ -10,6 +10,7 @@
 #include "core/units.hpp"
 #include "storage/dataset_specs.hpp"
 #include "storage/hdf5_attributes.hpp"
+#include "storage/hidden_names.hpp"
 #include "storage/partial_file.hpp"
 #include "storage/safetensors_header.hpp"
 #include "storage/writer.hpp"
@@ -134,11 +135,14 @@ class SafetensorsWriter final : public TensorFileWriter {
     for (const auto& file : files_) file->flush();
   }
 
-  void commit() override {
-    flush();
-    for (const auto& file : files_) file->rename_to_final();
+  void check() const override {
+    for (const auto& file : files_) file->check();
+  }
+  void place() override { place_together(parts()); }
+  void take_back() override { take_back_together(parts()); }
+  void keep() override {
+    keep_together(parts());
     if (whole_checkpoint_) remove_left_over_files();
-    sync_directory(directory_);
   }
 
  private:
@@ -158,29 +162,35 @@ class SafetensorsWriter final : public TensorFileWriter {
       std::error_code error;
       if (!fs::remove(path, error) && error) {
         throw IoError(
-            fmt::format("cannot remove {}, of an earlier checkpoint: {}", path.string(), error.message()));
+            fmt::format("cannot remove {}, of an earlier checkpoint: {}; the new one is in place, remove "
+                        "what is left of the old",
+                        path.string(), error.message()));
       }
     }
   }
 
   std::string path_of(const std::string& name) const { return (fs::path(directory_) / name).string(); }
 
+  PartialFile& add_file(const std::string& name) {
+    const std::string path = path_of(name);
+    make_folder_of(path);
+    return *files_.emplace_back(std::make_unique<PartialFile>(path));
+  }
+
   void add_data_file(const Group& group, const std::string& name) {
-    auto& file = *files_.emplace_back(std::make_unique<PartialFile>(path_of(name)));
+    PartialFile& file = add_file(name);
     const std::string header = header_bytes(specs_, group, file.final_path(), attributes_);
     auto offset = static_cast<std::int64_t>(header.size());
     for (const std::size_t i : group.members) {
       places_[i] = {files_.size() - 1, offset};
       offset += specs_[i].bytes();
     }
-    file.open();
     file.reserve(offset);
     file.write_at(0, std::as_bytes(std::span(header)));
   }
 
   void add_text_file(const std::string& name, const std::string& text) {
-    auto& file = *files_.emplace_back(std::make_unique<PartialFile>(path_of(name)));
-    file.open();
+    PartialFile& file = add_file(name);
     file.write_at(0, std::as_bytes(std::span(text)));
   }
 
@@ -211,6 +221,12 @@ class SafetensorsWriter final : public TensorFileWriter {
     }
     if (error) throw IoError(fmt::format("cannot list {}: {}", directory_, error.message()));
     return found;
+  }
+
+  std::vector<Replacement*> parts() const {
+    std::vector<Replacement*> parts;
+    for (const auto& file : files_) parts.push_back(file.get());
+    return parts;
   }
 
   std::string directory_;

@@ -12,6 +12,7 @@
 #include "core/error.hpp"
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_header.hpp"
+#include "storage/hidden_names.hpp"
 #include "storage/local_files.hpp"
 #include "storage/safetensors_header.hpp"
 
@@ -49,13 +50,6 @@ std::optional<ShardName> parse_name(std::string_view name) {
   const bool known = result.hdf5 || extension == kSafetensors;
   if (status != std::errc() || !known || result.rank < 0 || result.rank >= kMostRanks) return std::nullopt;
   return result;
-}
-
-/// The name that an unfinished file (`.NAME.partial`) will have; that of another file as it is.
-std::string_view finished_name(std::string_view name) {
-  constexpr std::string_view kEnd = ".partial";
-  if (!name.starts_with('.') || !name.ends_with(kEnd)) return name;
-  return name.substr(1, name.size() - 1 - kEnd.size());
 }
 
 /// An attribute as text, in either format; empty when it is not there.

@@ -13,6 +13,7 @@
 
 #include "core/dtype.hpp"
 #include "core/shape.hpp"
+#include "storage/replacement.hpp"
 
 namespace weightcast {
 
@@ -31,13 +32,11 @@ struct DatasetSpec {
   std::int64_t bytes() const { return shape.elements() * dtype_bytes(dtype); }
 };
 
-/// A set of files that appears whole or not at all: data goes to hidden names beside the final ones
-/// (`.NAME.partial`); `commit()` renames them; a destructor without commit removes them and leaves whatever
+/// A set of files that appears whole or not at all: data goes to hidden names beside the final ones;
+/// `commit()`, or `place()` and `keep()`, put them in place; whatever fails or ends before that leaves what
 /// was there before untouched.
-class TensorFileWriter {
+class TensorFileWriter : public Replacement {
  public:
-  virtual ~TensorFileWriter() = default;
-
   /// Writes part of dataset number `index` (order of the specs), from `offset` bytes on. Callable from
   /// several threads for disjoint ranges. Throws IoError naming the file.
   virtual void write(std::size_t index, std::int64_t offset, std::span<const std::byte> data) = 0;
@@ -45,9 +44,9 @@ class TensorFileWriter {
   /// Flushes everything to the disk (fsync) without renaming. Throws IoError.
   virtual void flush() = 0;
 
-  /// Renames the files to their final names, once; flushes first what was written since the last flush.
+  /// Flushes what was written since the last flush, and gives the files their final names, all or none.
   /// Nothing is written afterwards. Throws IoError.
-  virtual void commit() = 0;
+  void commit();
 };
 
 /// One HDF5 file of contiguous datasets at the root, named verbatim ('/' cannot occur in a name), with
@@ -71,7 +70,8 @@ std::unique_ptr<TensorFileWriter> create_safetensors_file(const std::string& pat
                                                           const Attributes& attributes,
                                                           const std::vector<DatasetSpec>& datasets);
 
-/// Removes the partial files of all writers of this process, for one that ends without destructors.
+/// Undoes what all writers of this process have begun, and lets go of its locks, for one that ends without
+/// destructors.
 void remove_partial_files();
 
 /// The root attributes of an HDF5 file whose names start with `weightcast.`, without that prefix. Throws

@@ -1,6 +1,9 @@
 #include <sys/mount.h>
 
+#include <csignal>
+
 #include "cli/cli.hpp"
+#include "storage/output_lock.hpp"
 
 namespace weightcast::test_support {
 namespace {
@@ -122,6 +125,61 @@ TEST_F(BadSink, FailedConversionLeavesTheOldCheckpoint) {
   EXPECT_TRUE(refused(run_plain({"convert", "--source", dir_ / "cut", "--output", output}), 65,
                       {dir_ / "cut/model.safetensors", "truncated"}));
   EXPECT_EQ(folder_contents(output), before);
+}
+
+TEST_F(BadSink, OfAnotherJobThatIsWriting) {
+  Words words = sync_words(trained(0));
+  for (int i = 1; i < 400; ++i) words = words + Words{"--source", trained(i % 2)};
+  Process first(job_command(3, words));
+  ASSERT_TRUE(first.wait_for_output("\n        1 "));
+  const Outcome second = run_job(3, sync_words(trained(181)));
+  EXPECT_TRUE(refused(second, 74, {"--sink hdf5:" + sink_, "another job", "sync on host", "process "}));
+  first.send(SIGUSR1);
+  EXPECT_TRUE(refused(first.wait(), 75, {"of 400 updates are done"}));
+  const auto version = read_checkpoint(sink_ + "/rank-0.h5").weight_version.value_or(-1);
+  EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(static_cast<int>(version % 2))})));
+  EXPECT_EQ(folder_contents(sink_).size(), 2);
+}
+
+TEST_F(BadSink, OfWhichAnotherJobWritesALaterVersion) {
+  const OutputLock lock(folder_lock(dir_ / "shards-9"), "--sink", "sync");
+  const Words words{"sync",     "--source", trained(0),
+                    "--source", trained(1), "--weight-version",
+                    "8",        "--sink",   "hdf5:" + (dir_ / "shards-{version}")};
+  EXPECT_TRUE(refused(run_job(2, words), 74, {"shards-9", "another job", "process "}));
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "shards-8"));
+}
+
+TEST_F(BadSink, OutputOfAnotherJobThatIsWriting) {
+  for (const std::string& output : {dir_ / "model", dir_ / "model.h5"}) {
+    const OutputLock lock(output.ends_with(".h5") ? file_lock(output) : folder_lock(output), "--output",
+                          "synth");
+    const auto before = folder_contents(dir_.string());
+    EXPECT_TRUE(refused(run_plain({"convert", "--source", trained(0), "--output", output}), 74,
+                        {"--output " + output, "another job", "synth on host"}));
+    EXPECT_TRUE(refused(run_plain({"synth", "--model", model_folder("tiny-qwen3"), "--output", output}), 74,
+                        {"--output " + output, "another job", "synth on host"}));
+    EXPECT_EQ(folder_contents(dir_.string()), before);
+  }
+  const OutputLock lock(folder_lock(dir_ / "trainers"), "--output", "convert");
+  EXPECT_TRUE(refused(run_plain({"convert", "--source", trained(0), "--to", "megatron", "--trainer-alloc",
+                                 "megatron:(attn:d1p1t2c1|ffn:d1p1t2e1)", "--output", dir_ / "trainers"}),
+                      74, {"--output " + (dir_ / "trainers"), "another job"}));
+}
+
+TEST_F(BadSink, LinksInTheFolderLeadNobodyAstray) {
+  // Where others may write, too: hidden names and the lock lead nowhere.
+  put_file(dir_ / "victim", "precious");
+  std::filesystem::create_directory(sink_);
+  for (const char* name : {".rank-0.h5.partial", ".rank-1.h5.partial"}) {
+    std::filesystem::create_symlink(dir_ / "victim", sink_ + "/" + name);
+  }
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(0)))));
+  EXPECT_EQ(get_file(dir_ / "victim"), "precious");
+  EXPECT_EQ(folder_contents(sink_).size(), 2);
+  std::filesystem::create_symlink(dir_ / "victim", folder_lock(sink_));
+  EXPECT_TRUE(refused(run_job(3, sync_words(trained(1))), 74, {folder_lock(sink_), "symbolic links"}));
+  EXPECT_EQ(get_file(dir_ / "victim"), "precious");
 }
 
 }  // namespace

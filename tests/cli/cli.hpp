@@ -27,7 +27,7 @@ inline constexpr const char* kData = WEIGHTCAST_TEST_DATA;
 /// The real checkpoint (Qwen3-MoE, 3 layers, 8 experts, 8 heads, 2 kv heads) of one of its versions: 0, 1 or
 /// 181.
 inline std::string trained(int step) {
-  return std::string(kData) + "/python-coder-qwen3-moe/step" + std::to_string(step);
+  return std::string(kData).append("/python-coder-qwen3-moe/step").append(std::to_string(step));
 }
 
 inline std::string model_folder(const std::string& name) {

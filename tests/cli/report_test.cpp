@@ -145,6 +145,67 @@ TEST_F(ReportTest, NoOtherFileIsTakenForAReport) {
             std::filesystem::file_size(trained(0) + "/model.safetensors"));
 }
 
+TEST_F(ReportTest, AFileThatWasRefusedIsNotWrittenWhoeverFails) {
+  const std::string config = dir_ / "config.json";
+  const std::string precious = "{\n  \"architectures\": [\"Qwen3ForCausalLM\"]\n}\n";
+  put_file(config, precious);
+  const auto refuses = [&](const Outcome& outcome, const Words& words) {
+    EXPECT_TRUE(refused(outcome, 64, words));
+    EXPECT_EQ(get_file(config), precious);
+  };
+  for (const char* option : {"--json", "--trace"}) {
+    refuses(run_job(3, sync_words(trained(0)) + Words{option, config}), {option, config, "no report"});
+  }
+  // A rank on another node has another command line.
+  refuses(run_job(1, sync_words(trained(0)) +
+                         Words{"--json", config, ":", "-n", "2", WEIGHTCAST_BINARY, "sync", "--bogus"}),
+          {"--json", config, "no report"});
+  refuses(
+      run_job(1, Words{"bench", "--layouts", "--model", model_folder("tiny-qwen3-moe"), "--json", config}),
+      {"--json", config, "no report"});
+  refuses(run_plain({"plan", "--model", model_folder("tiny-qwen3"), "--json", config}),
+          {config, "no report"});
+  refuses(run_plain({"inspect", dir_ / "absent", "--json", config}), {config, "no report"});
+  refuses(run_plain({"verify", dir_ / "absent", "--source", trained(0), "--json", config}),
+          {config, "no report"});
+  EXPECT_FALSE(std::filesystem::exists(sink_));
+}
+
+TEST_F(ReportTest, AWrongCommandLineOfAnotherRankIsInTheJson) {
+  EXPECT_TRUE(refused(run_job(1, sync_words(trained(0)) + Words{"--json", json_, ":", "-n", "2",
+                                                                WEIGHTCAST_BINARY, "sync", "--bogus"}),
+                      64, {"--bogus"}));
+  const auto report = read_json(json_);
+  EXPECT_EQ(report.at("status"), "usage");
+  EXPECT_TRUE(has(report.at("error"), {"--bogus"}));
+}
+
+TEST_F(ReportTest, JsonAndTraceAreTwoFiles) {
+  std::filesystem::create_symlink(json_, dir_ / "link.json");
+  EXPECT_TRUE(done(run_plain({"inspect", trained(0), "--json", json_})));
+  for (const std::string& trace : {json_, dir_ / "link.json", dir_ / "./report.json"}) {
+    EXPECT_TRUE(refused(run_job(3, sync_words(trained(0)) + Words{"--json", json_, "--trace", trace}), 64,
+                        {"--trace " + trace, "--json", "name another"}));
+    EXPECT_EQ(read_json(json_).at("status"), "usage");
+  }
+  EXPECT_TRUE(
+      done(run_job(3, sync_words(trained(0)) + Words{"--json", "/dev/null", "--trace", "/dev/null"})));
+}
+
+TEST_F(ReportTest, ARunningJobHasAReportThatSaysSo) {
+  ASSERT_EQ(std::system(("mkfifo " + (dir_ / "pipe")).c_str()), 0);
+  Process job(job_command(3, sync_words(trained(0)) + Words{"--json", json_, "--trace", dir_ / "pipe"}));
+  // It waits for a reader of its trace.
+  ASSERT_TRUE(job.wait_for_output("\n        0 "));
+  auto report = read_json(json_);
+  EXPECT_EQ(report.at("command"), "sync");
+  EXPECT_EQ(report.at("status"), "running");
+  EXPECT_FALSE(nlohmann::json::parse(get_file(dir_ / "pipe")).at("traceEvents").empty());
+  EXPECT_TRUE(done(job.wait()));
+  report = read_json(json_);
+  EXPECT_EQ(report.at("status"), "done");
+}
+
 TEST_F(ReportTest, AReportThatCannotBeWrittenIsSaidBeforeAnythingMoves) {
   put_old_shards();
   const auto before = folder_contents(sink_);

@@ -57,6 +57,15 @@ class Signals : public CliTest {
                         {"SLOW_DISK_SECONDS", std::to_string(seconds)}});
   }
 
+  static bool has_hidden_file(const std::string& directory, const std::string& beginning) {
+    std::error_code ignored;  // files come and go meanwhile
+    std::filesystem::directory_iterator entry(directory, ignored);
+    for (const std::filesystem::directory_iterator end; entry != end; entry.increment(ignored)) {
+      if (entry->path().filename().string().starts_with(beginning)) return true;
+    }
+    return false;
+  }
+
   /// Whether the first rank has a file of that name open.
   static bool first_rank_reads(const Process& job, const std::string& name) {
     const auto ranks = job.children();
@@ -139,8 +148,8 @@ TEST_F(Signals, NeverBetweenTheShardsOfAVersion) {
   // waits for it, is told to stop. The trainer sleeps meanwhile: when it wakes, it finds the votes for the
   // new version and whatever the first rank has to say, in any order.
   const Words words = sync_words(trained(1)) + Words{"--weight-version", "1", "--json", json_};
-  Process job(slow_disk_job(words, ".rank-1.h5.partial", 1));
-  while (!std::filesystem::exists(sink_ + "/.rank-1.h5.partial")) {
+  Process job(slow_disk_job(words, "/.rank-1.h5.", 1));
+  while (!has_hidden_file(sink_, ".rank-1.h5.")) {
     ASSERT_TRUE(job.running()) << describe(job.wait());
   }
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
@@ -152,6 +161,23 @@ TEST_F(Signals, NeverBetweenTheShardsOfAVersion) {
   ::kill(ranks.at(0), SIGCONT);
   EXPECT_TRUE(refused(job.wait(), 75, {"stopped by"}));
   expect_whole_shards();
+}
+
+TEST_F(Signals, NobodyRenamesWhenOneHasLostItsFile) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer wants to be loaded first";
+#endif
+  put_old_shards();
+  const auto before = folder_contents(sink_);
+  Process job(slow_disk_job(sync_words(trained(1)), "/.rank-1.h5.", 1));
+  while (!has_hidden_file(sink_, ".rank-1.h5.")) ASSERT_TRUE(job.running()) << describe(job.wait());
+  // It is written, and flushed slowly.
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  for (const auto& entry : std::filesystem::directory_iterator(sink_)) {
+    if (entry.path().filename().string().starts_with(".rank-1.h5.")) std::filesystem::remove(entry.path());
+  }
+  EXPECT_TRUE(refused(job.wait(), 74, {"rank 2 (", sink_ + "/rank-1.h5", "removed or replaced"}));
+  EXPECT_EQ(folder_contents(sink_), before);
 }
 
 TEST_F(Signals, TermToTheLauncher) {

@@ -1,5 +1,5 @@
 // Preloaded into a job to widen a window that is else too narrow for a test: flushing and reading a file
-// whose name ends with $SLOW_DISK_FILE takes $SLOW_DISK_SECONDS longer, whatever signals come.
+// whose name contains $SLOW_DISK_FILE takes $SLOW_DISK_SECONDS longer, whatever signals come.
 
 #include <sys/syscall.h>
 #include <sys/types.h>
@@ -22,7 +22,8 @@ void wait_if_slow(int fd) {
   const char* slow = std::getenv("SLOW_DISK_FILE");
   const char* seconds = std::getenv("SLOW_DISK_SECONDS");
   if (length > 0 && slow != nullptr && seconds != nullptr &&
-      std::string_view(target.data(), static_cast<std::size_t>(length)).ends_with(slow)) {
+      std::string_view(target.data(), static_cast<std::size_t>(length)).find(slow) !=
+          std::string_view::npos) {
     std::this_thread::sleep_for(std::chrono::seconds(std::strtol(seconds, nullptr, 10)));
   }
 }

@@ -225,7 +225,19 @@ TEST_F(StorageReject, DatasetsThatCannotBeWritten) {
                     create_safetensors(dir_.string(), "", {{"\xff", DType::kU8, Shape{1}}}, 100);
                   }),
                   {"name"}));
+  // HDF5 would cut the name there, and two tensors might become one.
+  const std::string zero("w\0eight", 7);
+  const std::string longest(4096, 'w');
+  EXPECT_TRUE(has(hdf5({{zero, DType::kU8, Shape{1}}}), {"a.h5", "'w\\x00eight'", "zero byte", "rename it"}));
+  EXPECT_TRUE(
+      has(hdf5({{longest + "w", DType::kU8, Shape{1}}}), {"a.h5", "'www", "4097 bytes", "shorten it"}));
+  EXPECT_TRUE(has(message_of<InputError>([&] {
+                    create_safetensors(dir_.string(), "", {{zero, DType::kU8, Shape{1}}}, 100);
+                  }),
+                  {"zero byte"}));
   EXPECT_TRUE(names_in(dir_.string()).empty());
+  create_hdf5(dir_ / "long.h5", {}, {{longest, DType::kU8, Shape{1}}})->commit();
+  EXPECT_EQ(read_checkpoint(dir_ / "long.h5").tensors.front().name, longest);
 
   const auto writer = create_hdf5(dir_ / "a.h5", {}, {{"w", DType::kU8, Shape{10}}});
   const std::vector<std::byte> data(5);

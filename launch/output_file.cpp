@@ -1,0 +1,167 @@
+#include "launch/output_file.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <filesystem>
+#include <string_view>
+#include <utility>
+
+#include "core/error.hpp"
+#include "core/text.hpp"
+#include "storage/input_file.hpp"
+#include "storage/partial_file.hpp"
+#include "storage/replacement.hpp"
+
+namespace weightcast {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+/// How what this program writes begins, today and in all its earlier versions, up to a place that no other
+/// program's file reaches. Reports of jobs and of failures come first; `…` stands for the rest of a line.
+constexpr std::array<std::string_view, 7> kBeginnings{
+    "{\n  \"weightcast\": \"weightcast …\n  \"command\": \"",
+    "{\n  \"weightcast\": \"plan\",\n  \"hash\": \"",
+    "{\n  \"weightcast\": \"inspect\",\n  \"path\": \"",
+    "{\n  \"weightcast\": \"verify\",\n  \"status\": \"",
+    "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[]}\n",
+    "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":0,\"tid\":"
+    "0,\"args\":"
+    "{\"name\":\"rank 0 trainer",
+    "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":0,\"tid\":"
+    "0,\"args\":"
+    "{\"name\":\"rank 0 inference",
+};
+
+/// More than any of them, with a line of versions.
+constexpr std::size_t kLongestBeginning = 4096;
+
+bool begins_as(std::string_view text, std::string_view beginning) {
+  constexpr std::string_view kRestOfLine = "…";
+  const std::size_t gap = beginning.find(kRestOfLine);
+  if (!text.starts_with(beginning.substr(0, gap))) return false;
+  if (gap == std::string_view::npos) return true;
+  const std::size_t line = text.find('\n', gap);
+  return line != std::string_view::npos &&
+         text.substr(line).starts_with(beginning.substr(gap + kRestOfLine.size()));
+}
+
+bool same_file(const struct stat& a, const struct stat& b) {
+  return a.st_dev == b.st_dev && a.st_ino == b.st_ino && (a.st_mode & S_IFMT) == (b.st_mode & S_IFMT);
+}
+
+bool is_own_stream(const struct stat& there) {
+  struct stat own {};
+  return (::fstat(STDOUT_FILENO, &own) == 0 && same_file(own, there)) ||
+         (::fstat(STDERR_FILENO, &own) == 0 && same_file(own, there));
+}
+
+bool names_weights(const std::string& path) {
+  constexpr std::array<std::string_view, 3> kEnds{".h5", ".hdf5", ".safetensors"};
+  return std::ranges::any_of(kEnds, [&](std::string_view end) { return path.ends_with(end); });
+}
+
+}  // namespace
+
+OutputFile::OutputFile(std::string option, const std::string& path, const std::string& first)
+    : option_(std::move(option)), path_(path) {
+  struct stat there {};
+  if (::stat(path.c_str(), &there) != 0) {
+    std::error_code ignored;
+    if (fs::is_symlink(path, ignored)) {
+      throw UsageError(subject() + "a link to a file that is not there; name that file");
+    }
+  } else if (S_ISDIR(there.st_mode)) {
+    throw IoError(subject() + "Is a directory; name a file that can be written");
+  } else if (S_ISCHR(there.st_mode) || S_ISFIFO(there.st_mode) || is_own_stream(there)) {
+    stream_ = true;
+    mine_ = there;
+    return;
+  } else if (!S_ISREG(there.st_mode)) {
+    throw UsageError(subject() + "neither a file nor a pipe nor a terminal; name a file");
+  } else {
+    std::error_code error;
+    path_ = fs::canonical(path, error).string();
+    if (error) throw IoError(subject() + error.message());
+    require_report(there);
+    mine_ = there;
+  }
+  if (names_weights(path_)) {
+    throw UsageError(subject() + "a name for weights, and this is a report; name a file that ends in .json");
+  }
+  replace(first);
+}
+
+void OutputFile::write(const std::string& text) {
+  stream_ ? append(text) : replace(text);
+}
+
+std::string OutputFile::subject() const {
+  return fmt::format("--{} {}: ", option_, printable(path_));
+}
+
+std::optional<struct stat> OutputFile::look() const {
+  struct stat there {};
+  if ((stream_ ? ::stat(path_.c_str(), &there) : ::lstat(path_.c_str(), &there)) != 0) return std::nullopt;
+  return there;
+}
+
+void OutputFile::require_report(const struct stat& there) const {
+  if (there.st_size == 0) return;
+  try {
+    const InputFile file(path_);
+    std::string text(std::min(static_cast<std::size_t>(file.size()), kLongestBeginning), '\0');
+    file.read_at(0, std::as_writable_bytes(std::span(text)), "its beginning");
+    if (std::ranges::any_of(kBeginnings, [&](std::string_view one) { return begins_as(text, one); })) return;
+  } catch (const IoError& error) {
+    throw IoError(subject() + error.what());
+  }
+  throw UsageError(subject() + "a file is there that is no report; name another, or remove it");
+}
+
+void OutputFile::append(const std::string& text) const {
+  const int fd = ::open(path_.c_str(), O_WRONLY | O_APPEND | O_NOCTTY | O_CLOEXEC);
+  int error = fd < 0 ? errno : 0;
+  struct stat there {};
+  if (error == 0 && (::fstat(fd, &there) != 0 || !same_file(there, *mine_))) error = ESTALE;
+  for (std::string_view rest = text; error == 0 && !rest.empty();) {
+    const ssize_t put = ::write(fd, rest.data(), rest.size());
+    if (put >= 0) rest.remove_prefix(static_cast<std::size_t>(put));
+    if (put < 0 && errno != EINTR) error = errno;
+  }
+  if (fd >= 0) ::close(fd);
+  if (error != 0) throw IoError(subject() + system_error_text(error) + "; the report could not be written");
+}
+
+void OutputFile::replace(const std::string& text) {
+  try {
+    PartialFile file(path_);
+    if (mine_) file.take_mode(mine_->st_mode);
+    file.write_at(0, std::as_bytes(std::span(text)));
+    file.flush();
+    const auto there = look();
+    if (there && (!mine_ || !same_file(*there, *mine_))) {
+      throw IoError("somebody has put another file there, which stays; the report is not written");
+    }
+    if (there) require_report(*there);
+    Replacement* all = &file;
+    replace_together({&all, 1});
+    mine_ = look();
+  } catch (const IoError& error) {
+    throw IoError(subject() + error.what());
+  }
+}
+
+std::optional<OutputFile> begin_output(const std::string& option, const std::string& path,
+                                       const std::string& first) {
+  if (path.empty()) return std::nullopt;
+  return OutputFile(option, path, first);
+}
+
+}  // namespace weightcast

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <sys/stat.h>
+
+#include <optional>
+#include <string>
+
+namespace weightcast {
+
+/// A file that an option names for a report. There is one only once what lies there has been looked at, and
+/// it alone writes: so nothing is written over a file that was refused.
+class OutputFile {
+ public:
+  /// Takes the path of `--option` for this run and puts `first` there at once, because what an earlier run
+  /// left must not pass for this one's, and so that a file that cannot be written shows before anything is
+  /// done. A file is taken when it is empty or an earlier report; pipes and terminals are taken as they are.
+  /// Throws UsageError for anything else, and IoError, when the system refuses; nothing was changed then.
+  OutputFile(std::string option, const std::string& path, const std::string& first);
+
+  /// Replaces the text, whole or not at all; appends to what is no file. Throws IoError, also when somebody
+  /// has put another file there meanwhile, which stays.
+  void write(const std::string& text);
+
+ private:
+  std::string subject() const;
+  /// What lies there, nothing when there is nothing.
+  std::optional<struct stat> look() const;
+  void require_report(const struct stat& there) const;
+  void append(const std::string& text) const;
+  void replace(const std::string& text);
+
+  std::string option_;
+  std::string path_;                 ///< of a file, behind all links
+  bool stream_ = false;              ///< a pipe or a terminal
+  std::optional<struct stat> mine_;  ///< what is known to lie there
+};
+
+/// For an option that may not have been given: nothing when the path is empty.
+std::optional<OutputFile> begin_output(const std::string& option, const std::string& path,
+                                       const std::string& first);
+
+}  // namespace weightcast

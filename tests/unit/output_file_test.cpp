@@ -1,0 +1,150 @@
+// What a report may replace, and what stays whatever happens.
+
+#include "launch/output_file.hpp"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <thread>
+
+#include "core/error.hpp"
+#include "storage_files.hpp"
+
+namespace weightcast {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace testing_files;
+
+constexpr const char* kFirst = "{\n  \"weightcast\": \"weightcast 0.1.0\",\n  \"command\": \"sync\"\n}\n";
+
+class OutputFileTest : public ::testing::Test {
+ protected:
+  OutputFile begin(const std::string& path) const { return {"json", path, kFirst}; }
+
+  /// What is there is refused and stays as it is.
+  void expect_refused(const std::string& text) const {
+    const std::string path = dir_ / "file";
+    put_file(path, text);
+    EXPECT_TRUE(
+        has(message_of<UsageError>([&] { begin(path); }), {"--json " + path, "no report", "remove it"}))
+        << text.substr(0, 60);
+    EXPECT_EQ(get_file(path), text);
+    EXPECT_EQ(names_in(dir_.string()), std::vector<std::string>{"file"});
+  }
+
+  TempDir dir_;
+};
+
+TEST_F(OutputFileTest, TakesWhatIsEmptyOrAReport) {
+  const std::string path = dir_ / "file";
+  const std::string events = "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[";
+  const std::string name =
+      "{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":0,\"tid\":0,\"args\":{\"name\":\"rank 0 ";
+  for (const std::string& old :
+       {std::string(), std::string(kFirst),
+        std::string(
+            "{\n  \"weightcast\": \"weightcast 0.1.0 · Open MPI 4.1.4\",\n  \"command\": \"bench\",\n"),
+        std::string("{\n  \"weightcast\": \"plan\",\n  \"hash\": \"00\"\n}\n"),
+        std::string("{\n  \"weightcast\": \"inspect\",\n  \"path\": \"a\"\n}\n"),
+        std::string("{\n  \"weightcast\": \"verify\",\n  \"status\": \"done\"\n}\n"), events + "]}\n",
+        events + name + "trainer\"}}]}\n", events + name + "inference 0\"}}]}\n"}) {
+    put_file(path, old);
+    OutputFile file = begin(path);
+    EXPECT_EQ(get_file(path), kFirst);
+    file.write("the end");
+    EXPECT_EQ(get_file(path), "the end");
+    EXPECT_EQ(names_in(dir_.string()).size(), 1U);
+  }
+  fs::remove(path);
+  begin(path).write("the end");
+  EXPECT_EQ(get_file(path), "the end");
+  EXPECT_FALSE(begin_output("json", "", kFirst).has_value());
+}
+
+TEST_F(OutputFileTest, RefusesEverythingElse) {
+  // A safetensors file whose header has 256 bytes begins with a zero.
+  std::string safetensors = safetensors_bytes("{}" + std::string(254, ' '), 8);
+  ASSERT_EQ(safetensors[0], '\0');
+  expect_refused(safetensors);
+  expect_refused(std::string(4096, '\0'));
+  expect_refused(std::string(1, '\0'));
+  for (const char* text :
+       {"{", "{\n", "{\n  \"weightcast\"", "{\n  \"weightcast\": \"weightcast \"", "precious", "\n",
+        "{\n  \"weightcast\": \"weightcast\"\n}", "{\n  \"weightcast\": {\"a\": 1}\n}",
+        "{\n  \"weightcast\": \"weightcast 1\",\n  \"other\": 1\n}",
+        "{\"weightcast\": \"plan\", \"hash\": \"\"}", "{\n  \"architectures\": [\"Qwen3ForCausalLM\"]\n}",
+        "{\"architectures\": []}", "{\n  \"metadata\": {\"total_size\": 5},\n  \"weight_map\": {}\n}",
+        "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[{\"name\":\"mine\"}]}", "{\"displayTimeUnit\":\"ms\"}",
+        " {\n  \"weightcast\": \"plan\",\n  \"hash\": \"00\"\n}\n"}) {
+    expect_refused(text);
+  }
+}
+
+TEST_F(OutputFileTest, RefusesWhatIsNoFileAndNamesOfWeights) {
+  EXPECT_TRUE(has(message_of<IoError>([&] { begin(dir_.string()); }), {dir_.string(), "Is a directory"}));
+  EXPECT_TRUE(
+      has(message_of<IoError>([&] { begin(dir_ / "absent/report.json"); }), {"absent", "No such file"}));
+  fs::create_symlink(dir_ / "absent", dir_ / "link");
+  EXPECT_TRUE(has(message_of<UsageError>([&] { begin(dir_ / "link"); }), {dir_ / "link", "not there"}));
+  for (const char* name : {"rank-0.h5", "a.hdf5", "model.safetensors"}) {
+    EXPECT_TRUE(has(message_of<UsageError>([&] { begin(dir_ / name); }), {dir_ / name, "weights", ".json"}));
+  }
+  EXPECT_EQ(names_in(dir_.string()), std::vector<std::string>{"link"});
+}
+
+TEST_F(OutputFileTest, FollowsLinksToReportsOnly) {
+  put_file(dir_ / "precious", "precious");
+  fs::create_symlink(dir_ / "precious", dir_ / "link");
+  EXPECT_TRUE(has(message_of<UsageError>([&] { begin(dir_ / "link"); }), {"no report"}));
+  EXPECT_EQ(get_file(dir_ / "precious"), "precious");
+  put_file(dir_ / "precious", "");
+  begin(dir_ / "link").write("the end");
+  EXPECT_EQ(get_file(dir_ / "precious"), "the end");
+  EXPECT_TRUE(fs::is_symlink(dir_ / "link"));
+}
+
+TEST_F(OutputFileTest, WhatOthersPutThereMeanwhileStays) {
+  for (const bool again : {false, true}) {
+    OutputFile file = begin(dir_ / "report");
+    if (again) file.write(kFirst);
+    fs::remove(dir_ / "report");
+    put_file(dir_ / "report", "precious");
+    message_of<Error>([&] { file.write("the end"); });
+    EXPECT_EQ(get_file(dir_ / "report"), "precious");
+    fs::remove(dir_ / "report");
+    file.write("the end");
+    EXPECT_EQ(get_file(dir_ / "report"), "the end");
+    fs::remove(dir_ / "report");
+  }
+}
+
+TEST_F(OutputFileTest, KeepsPermissions) {
+  put_file(dir_ / "report", "");
+  ASSERT_EQ(::chmod((dir_ / "report").c_str(), 0640), 0);
+  begin(dir_ / "report").write("the end");
+  EXPECT_EQ(fs::status(dir_ / "report").permissions(), fs::perms(0640));
+}
+
+TEST_F(OutputFileTest, PipesAndDevicesAreWrittenOnce) {
+  begin("/dev/null").write("the end");
+  EXPECT_TRUE(
+      has(message_of<IoError>([&] { begin("/dev/full").write("the end"); }), {"/dev/full", "No space"}));
+  const std::string pipe = dir_ / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  OutputFile file = begin(pipe);
+  std::string text;
+  std::thread reader([&] { text = get_file(pipe); });
+  file.write("the end");
+  reader.join();
+  EXPECT_EQ(text, "the end");
+  fs::remove(pipe);
+  put_file(pipe, "precious");
+  EXPECT_TRUE(has(message_of<IoError>([&] { file.write("the end"); }), {pipe}));
+  EXPECT_EQ(get_file(pipe), "precious");
+}
+
+}  // namespace
+}  // namespace weightcast

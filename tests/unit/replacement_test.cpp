@@ -1,0 +1,368 @@
+// Files that are replaced while calls of the system fail, others interfere, or a second job wants the same.
+
+#include <gtest/gtest.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "storage/hidden_names.hpp"
+#include "storage/output_lock.hpp"
+#include "storage/partial_file.hpp"
+#include "storage_files.hpp"
+#include "support/files.hpp"
+
+namespace {
+
+/// Call number `number` fails, from 0, or all do from there on.
+struct Rule {
+  int number = 0;
+  int error = EIO;
+  bool all = false;
+  bool does_it = false;  ///< the call is done and says that it has failed
+  int counted = 0;
+};
+std::map<std::string, Rule> failing;  ///< by the name of the call
+
+int result_of(const char* call, const std::function<long()>& run) {
+  const auto rule = failing.find(call);
+  const int now = rule == failing.end() ? 0 : rule->second.counted++;
+  if (rule == failing.end() || now < rule->second.number ||
+      (now > rule->second.number && !rule->second.all)) {
+    return static_cast<int>(run());
+  }
+  if (rule->second.does_it) run();
+  errno = rule->second.error;
+  return -1;
+}
+
+}  // namespace
+
+// These stand before the system's own.
+extern "C" int rename(const char* from, const char* to) noexcept {
+  return result_of("rename", [&] { return ::syscall(SYS_renameat, AT_FDCWD, from, AT_FDCWD, to); });
+}
+extern "C" int link(const char* from, const char* to) noexcept {
+  return result_of("link", [&] { return ::syscall(SYS_linkat, AT_FDCWD, from, AT_FDCWD, to, 0); });
+}
+extern "C" int unlink(const char* path) noexcept {
+  return result_of("unlink", [&] { return ::syscall(SYS_unlinkat, AT_FDCWD, path, 0); });
+}
+extern "C" int fsync(int fd) {
+  return result_of("fsync", [&] { return ::syscall(SYS_fsync, fd); });
+}
+extern "C" int flock(int fd, int operation) noexcept {
+  return result_of("flock", [&] { return ::syscall(SYS_flock, fd, operation); });
+}
+
+namespace weightcast {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace testing_files;
+using test_support::folder_contents;
+
+class ReplacementTest : public ::testing::Test {
+ protected:
+  void TearDown() override { failing = {}; }
+
+  static constexpr std::int64_t kSmallFiles = 80;  // so that there are several, with an index
+  std::vector<DatasetSpec> datasets_{
+      {"a", DType::kF32, Shape{10}}, {"b", DType::kF32, Shape{10}}, {"c", DType::kF32, Shape{15}}};
+  TempDir dir_;
+  std::string folder_ = dir_ / "model";
+
+  void put(std::int64_t version) {
+    auto writer = create_safetensors(folder_, "{}", datasets_, kSmallFiles, version);
+    write_all(*writer, datasets_);
+    writer->commit();
+  }
+};
+
+TEST_F(ReplacementTest, AllOrNothingWhicheverCallFails) {
+  put(1);
+  const auto old = folder_contents(folder_);
+  ASSERT_EQ(old.size(), 4U);
+  for (const char* call : {"rename", "link", "fsync"}) {
+    for (const bool does_it : {false, true}) {
+      bool reached = true;
+      for (int number = 0; reached; ++number) {
+        failing = {{call, {number, number % 2 == 0 ? EIO : ENOSPC, false, does_it}}};
+        try {
+          put(2);
+          reached = false;
+        } catch (const IoError& error) {
+          // The index of what failed is in the line, and what became of the old.
+          EXPECT_TRUE(has(error.what(), {folder_}));
+        }
+        failing = {};
+        if (reached) {
+          ASSERT_TRUE(folder_contents(folder_) == old) << call << " " << number;
+        }
+      }
+      EXPECT_NE(folder_contents(folder_), old);
+      EXPECT_EQ(folder_contents(folder_).size(), 4U);
+      put(1);
+    }
+  }
+}
+
+TEST_F(ReplacementTest, NothingIsThereWhenNothingWas) {
+  for (int number = 0; number < 4; ++number) {
+    failing = {{"rename", {number}}};
+    EXPECT_TRUE(has(message_of<IoError>([&] { put(1); }), {"rename", "Input/output error", "intact"}));
+    EXPECT_TRUE(folder_contents(folder_).empty()) << number;
+  }
+}
+
+TEST_F(ReplacementTest, WhereAFileHasOneNameOnly) {
+  put(1);
+  const auto old = folder_contents(folder_);
+  // Old files are moved out of the way then: two renames each.
+  for (int number = 0; number < 8; ++number) {
+    failing = {{"link", {0, EPERM, true}}, {"rename", {number}}};
+    EXPECT_TRUE(has(message_of<IoError>([&] { put(2); }), {folder_, "Input/output error", "intact"}));
+    failing = {};
+    ASSERT_TRUE(folder_contents(folder_) == old) << number;
+  }
+  failing = {{"link", {0, EPERM, true}}};
+  put(2);
+  failing = {};
+  EXPECT_EQ(folder_contents(folder_).size(), 4U);
+  EXPECT_NE(folder_contents(folder_), old);
+}
+
+TEST_F(ReplacementTest, AnOldFileThatCannotBePutBackIsNamed) {
+  put_file(dir_ / "a.h5", "what was there");
+  failing = {{"link", {0, EPERM, true}}};
+  PartialFile file(dir_ / "a.h5");
+  file.place();
+  failing = {{"rename", {0, EIO, true}}};
+  const std::string message = message_of<NotPutBack>([&] { file.take_back(); });
+  failing = {};
+  EXPECT_TRUE(has(message, {"cannot put " + (dir_ / "a.h5"), "Input/output error", ".old"}));
+  const std::string kept = message.substr(message.rfind(' ') + 1);
+  EXPECT_EQ(get_file(kept), "what was there");
+}
+
+TEST_F(ReplacementTest, WhatWasRemovedOrReplacedTakesNoName) {
+  put_file(dir_ / "a.h5", "what was there");
+  for (const bool replaced : {false, true}) {
+    auto writer = create_hdf5(dir_ / "a.h5", {}, datasets_);
+    write_all(*writer, datasets_);
+    for (const std::string& name : names_in(dir_.string())) {
+      if (!name.ends_with(".partial")) continue;
+      fs::remove(dir_ / name);
+      if (replaced) put_file(dir_ / name, "somebody else's");
+    }
+    EXPECT_TRUE(has(message_of<IoError>([&] { writer->commit(); }),
+                    {dir_ / "a.h5", "removed or replaced", "intact"}));
+    EXPECT_EQ(get_file(dir_ / "a.h5"), "what was there");
+  }
+}
+
+TEST_F(ReplacementTest, LinksInTheFolderLeadNobodyAstray) {
+  put_file(dir_ / "victim", "precious");
+  fs::create_symlink(dir_ / "victim", dir_ / ".a.h5.partial");
+  // Somebody puts links where hidden files have been seen, all the time.
+  std::atomic<bool> stop = false;
+  std::thread attacker([&] {
+    while (!stop) {
+      std::error_code ignored;
+      for (fs::directory_iterator entry(dir_.string(), ignored), end; entry != end;
+           entry.increment(ignored)) {
+        const std::string name = entry->path().filename().string();
+        if (!name.starts_with(".a.h5.") || entry->is_symlink(ignored)) continue;
+        const fs::path bait = dir_ / ".bait";
+        fs::create_symlink(dir_ / "victim", bait, ignored);
+        fs::rename(bait, entry->path(), ignored);
+      }
+    }
+  });
+  int refused = 0;
+  for (int i = 0; i < 50 || (refused == 0 && i < 5000); ++i) {
+    try {
+      auto writer = create_hdf5(dir_ / "a.h5", {}, datasets_);
+      write_all(*writer, datasets_);
+      writer->commit();
+      EXPECT_FALSE(fs::is_symlink(dir_ / "a.h5"));
+    } catch (const IoError& error) {
+      ++refused;
+    }
+  }
+  stop = true;
+  attacker.join();
+  EXPECT_EQ(get_file(dir_ / "victim"), "precious");
+  EXPECT_GT(refused, 0);
+}
+
+TEST_F(ReplacementTest, HiddenNamesAreKnown) {
+  const std::string id = fresh_id();
+  EXPECT_NE(id, fresh_id());
+  EXPECT_EQ(finished_name(".rank-0.h5.partial"), "rank-0.h5");
+  EXPECT_EQ(finished_name(".rank-0.h5." + id + ".partial"), "rank-0.h5");
+  EXPECT_EQ(finished_name(".rank-0.h5." + id + ".old"), "rank-0.h5");
+  for (const std::string& name :
+       {std::string("rank-0.h5"), std::string(".rank-0.h5.old"), std::string("x.partial"), std::string(".h5"),
+        std::string("."), std::string(".old")}) {
+    EXPECT_EQ(finished_name(name), name);
+  }
+  EXPECT_EQ(finished_name(fs::path(hidden_path("/a/b.h5", kPartial)).filename().string()), "b.h5");
+}
+
+TEST_F(ReplacementTest, LeftOversOfABrokenRunGo) {
+  const auto mine = [](std::string_view name) { return name.ends_with(".h5"); };
+  put_file(dir_ / "a.h5", "the new one");
+  put_file(dir_ / ".a.h5.partial", "half a file");
+  put_file(dir_ / ".a.h5.0123456789abcdef.partial", "half a file");
+  put_file(dir_ / ".a.h5.0123456789abcdef.old", "the old one, replaced");
+  put_file(dir_ / ".b.h5.0123456789abcdef.old", "the old one, moved away");
+  put_file(dir_ / ".c.txt.partial", "somebody else's");
+  fs::create_directory(dir_ / ".d.h5.partial");
+  remove_left_overs(dir_.string(), mine);
+  EXPECT_EQ(folder_contents(dir_.string()),
+            (std::map<std::string, std::string>{{"a.h5", "the new one"},
+                                                {"b.h5", "the old one, moved away"},
+                                                {".c.txt.partial", "somebody else's"}}));
+  remove_left_overs(dir_ / "absent", mine);
+}
+
+TEST_F(ReplacementTest, AProcessThatEndsAmidIt) {
+  put_file(dir_ / "a.h5", "what was there");
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const OutputLock lock(folder_lock(dir_.string()), "--sink", "sync");
+    PartialFile replaced(dir_ / "a.h5");
+    PartialFile made(dir_ / "b.h5");
+    const PartialFile unfinished(dir_ / "c.h5");
+    replaced.place();
+    made.place();
+    remove_partial_files();
+    ::_exit(0);
+  }
+  int status = -1;
+  ::waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(folder_contents(dir_.string()), (std::map<std::string, std::string>{{"a.h5", "what was there"}}));
+}
+
+/// A process that has the lock until it is told to end, or killed.
+class Holder {
+ public:
+  explicit Holder(const std::string& path) {
+    std::array<int, 2> said{};
+    std::array<int, 2> told{};
+    if (::pipe(said.data()) != 0 || ::pipe(told.data()) != 0) return;
+    child_ = ::fork();
+    char byte = 0;
+    if (child_ == 0) {
+      ::close(told[1]);
+      {
+        const OutputLock lock(path, "--sink", "sync");
+        const ssize_t put = ::write(said[1], &byte, 1);
+        const ssize_t got = ::read(told[0], &byte, 1);
+        if (put < 0 || got < 0) ::_exit(1);
+      }
+      ::_exit(0);
+    }
+    ::close(told[0]);
+    tell_ = told[1];
+    holds_ = ::read(said[0], &byte, 1) == 1;
+    ::close(said[0]);
+    ::close(said[1]);
+  }
+  ~Holder() { end(0); }
+  Holder(const Holder&) = delete;
+  Holder& operator=(const Holder&) = delete;
+
+  bool holds() const { return holds_; }
+  pid_t id() const { return child_; }
+  void end(int signal) {
+    if (child_ <= 0) return;
+    if (signal != 0) ::kill(child_, signal);
+    ::close(tell_);
+    ::waitpid(std::exchange(child_, -1), nullptr, 0);
+  }
+
+ private:
+  pid_t child_ = -1;
+  int tell_ = -1;
+  bool holds_ = false;
+};
+
+TEST_F(ReplacementTest, ALockNamesItsHolderAndGoesWithIt) {
+  const std::string path = folder_lock(folder_);
+  const auto take = [&] { const OutputLock lock(path, "--sink hdf5:x", "sync"); };
+  for (const int signal : {0, SIGKILL}) {
+    Holder holder(path);
+    ASSERT_TRUE(holder.holds());
+    EXPECT_TRUE(has(message_of<IoError>(take), {"--sink hdf5:x", "another job", "sync on host",
+                                                "process " + std::to_string(holder.id())}));
+    holder.end(signal);
+    EXPECT_EQ(fs::exists(path), signal == SIGKILL);
+    take();
+    EXPECT_FALSE(fs::exists(path));
+  }
+  // Nothing was written: the folder that was made for it goes, too.
+  fs::remove(folder_);
+  take();
+  EXPECT_FALSE(fs::exists(folder_));
+}
+
+TEST_F(ReplacementTest, AProcessHasALockAsOftenAsItLikes) {
+  const OutputLock first(folder_lock(folder_), "--sink", "sync");
+  {
+    const OutputLock second(folder_lock(dir_ / "./model"), "--sink", "sync");
+    EXPECT_EQ(second.note(), "");
+  }
+  EXPECT_TRUE(fs::exists(folder_lock(folder_)));
+}
+
+TEST_F(ReplacementTest, ALockTakesNothingOfOthers) {
+  const std::string path = file_lock(dir_ / "a.h5");
+  EXPECT_EQ(path, dir_ / ".a.h5.lock");
+  const auto take = [&] { const OutputLock lock(path, "--output a.h5", "convert"); };
+  put_file(path, "precious");
+  EXPECT_TRUE(has(message_of<IoError>(take), {"--output a.h5", path, "no lock file", "remove it"}));
+  EXPECT_EQ(get_file(path), "precious");
+  fs::remove(path);
+  put_file(dir_ / "victim", "");
+  fs::create_symlink(dir_ / "victim", path);
+  EXPECT_TRUE(has(message_of<IoError>(take), {path, "symbolic links"}));
+  EXPECT_EQ(get_file(dir_ / "victim"), "");
+  fs::remove(path);
+  fs::create_directory(path);
+  EXPECT_TRUE(has(message_of<IoError>(take), {path}));
+  fs::remove(path);
+  ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+  EXPECT_TRUE(has(message_of<IoError>(take), {path, "no lock file"}));
+}
+
+TEST_F(ReplacementTest, WithoutLocksThereIsANote) {
+  for (const int error : {ENOLCK, EOPNOTSUPP, ENOSYS}) {
+    failing = {{"flock", {0, error}}};
+    const OutputLock lock(folder_lock(dir_.string()), "--sink", "sync");
+    EXPECT_TRUE(has(lock.note(), {".weightcast.lock", "cannot be locked", "no other job"}));
+    EXPECT_TRUE(folder_contents(dir_.string()).empty());
+  }
+  failing = {{"flock", {0, EINTR}}};
+  const OutputLock lock(folder_lock(dir_.string()), "--sink", "sync");
+  EXPECT_EQ(lock.note(), "");
+}
+
+}  // namespace
+}  // namespace weightcast
