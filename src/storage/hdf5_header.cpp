@@ -15,7 +15,7 @@
 #include "storage/hdf5_storage.hpp"
 #include "storage/input_file.hpp"
 #include "storage/local_files.hpp"
-#include "storage/partial_file.hpp"
+#include "storage/hidden_names.hpp"
 
 namespace weightcast {
 

@@ -14,7 +14,7 @@
 
 #include "core/error.hpp"
 #include "storage/local_files.hpp"
-#include "storage/partial_file.hpp"
+#include "storage/hidden_names.hpp"
 
 namespace weightcast {
 
