@@ -1,5 +1,6 @@
 // What a config.json may say, how it may say it, and what is refused.
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -211,9 +212,10 @@ TEST(ConfigText, CostsNoMoreThanItsLimits) {
     expect_has(message_of([&] { ModelConfig(config, "deep.json"); }), {"deep.json", "levels deep"});
   }
   ModelConfig config(tiny_moe().dump(), "c");
-  expect_has(
-      message_of([&] { config.add_modelopt("{\"quantization\": " + std::string(20'000, '['), "m.json"); }),
-      {"m.json", "levels deep"});
+  expect_has(message_of([&] {
+               config.add_modelopt(fmt::format("{{\"quantization\": {}", std::string(20'000, '[')), "m.json");
+             }),
+             {"m.json", "levels deep"});
   expect_has(message_of([&] { config.add_modelopt("{\"quantization\": {},}", "m.json"); }),
              {"m.json", "line 1, column 21", "comma"});
 }

@@ -50,8 +50,6 @@ using namespace std::chrono_literals;
 
 class LastResort : public ::testing::Test {
  protected:
-  void SetUp() override { file_.open(); }
-
   test_support::TempDir dir_;
   PartialFile file_{dir_ / "shard.h5"};
 };
