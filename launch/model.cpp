@@ -160,8 +160,9 @@ void load_shards(const Options& options, const std::string& source, TrainerLayou
 }
 
 /// This rank's part of a sharded source. Collective.
-void load_own_shard(Control& control, const Options& options, const std::string& source, Topology& topology,
+void load_own_shard(Control& control, const Options& options, std::size_t number, Topology& topology,
                     Model& model) {
+  const std::string& source = options.sources[number];
   TrainerLayout& trainers = *topology.trainer_layout;
   const auto rank = topology.trainer(control.rank());
   TrainerShard shard;
@@ -201,8 +202,8 @@ void load_own_shard(Control& control, const Options& options, const std::string&
     require_equal_tied(shard.checkpoint.path, own_tied, known_tied);
     // From now on what the user named: the file is in `files`.
     shard.checkpoint.path = source;
-    model.checkpoints.push_back(std::move(shard.checkpoint));
-    model.bindings.push_back(std::move(binding));
+    model.checkpoints[number] = std::move(shard.checkpoint);
+    model.bindings[number] = std::move(binding);
   });
 }
 
@@ -243,8 +244,6 @@ Model load_model(Control& control, const Options& options, Topology& topology) {
   control.together([&] {
     if (control.rank() != 0) return;
     text = config_text(options);
-    // A source that is not there is missed before the first update, not after it.
-    for (const std::string& source : options.sources) require_source(source);
   });
   text = {control.broadcast(text.first), control.broadcast(text.second)};
   Model model;
@@ -252,7 +251,9 @@ Model load_model(Control& control, const Options& options, Topology& topology) {
     model.config = make_config(text, options);
     model.family = make_family(*model.config);
   });
-  if (!options.sources.empty()) load_source(control, options, 0, topology, model);
+  model.checkpoints.resize(options.sources.size());
+  model.bindings.resize(options.sources.size());
+  for (std::size_t i = 0; i < options.sources.size(); ++i) load_source(control, options, i, topology, model);
   return model;
 }
 
@@ -266,12 +267,12 @@ void load_source(Control& control, const Options& options, std::size_t number, T
     headers = serialize(read_source(options, source));
   });
   headers = control.broadcast(std::move(headers));
-  if (headers.empty()) return load_own_shard(control, options, source, topology, model);
+  if (headers.empty()) return load_own_shard(control, options, number, topology, model);
   control.together([&] {
     Checkpoint checkpoint = deserialize_checkpoint(headers);
     if (topology.trainer(control.rank())) adopt_local_files(checkpoint);
-    model.bindings.push_back(bind(*model.family, checkpoint));
-    model.checkpoints.push_back(std::move(checkpoint));
+    model.bindings[number] = bind(*model.family, checkpoint);
+    model.checkpoints[number] = std::move(checkpoint);
   });
 }
 

@@ -34,12 +34,12 @@ std::unique_ptr<ModelConfig> load_config(const Options& options);
 /// vocabulary. Throws UsageError for shards without a layout.
 Model load_model(const Options& options, std::optional<TrainerLayout>& trainers);
 
-/// The same for a job, of the first source alone: rank 0 reads a whole checkpoint's headers and broadcasts,
-/// every trainer reads those of its own shards. Collective.
+/// The same for a job: rank 0 reads a whole checkpoint's headers and broadcasts, every trainer reads those of
+/// its own shards. Collective.
 Model load_model(Control& control, const Options& options, Topology& topology);
 
-/// Adds source `number` to the model, just before it is sent: what lies under its name may be replaced until
-/// then. Collective.
+/// Reads the headers of source `number` once more, just before it is sent: what lay under its name when the
+/// job began, and was looked at then, may have been replaced since. Collective.
 void load_source(Control& control, const Options& options, std::size_t number, Topology& topology,
                  Model& model);
 

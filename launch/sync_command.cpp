@@ -129,7 +129,7 @@ class SyncJob {
     const std::int64_t version = version_of(options_, model_.checkpoints, number);
     std::optional<FileSource> source;
     control_.begin_phase("update to version", version);
-    // Not earlier: what lies under the source's name may be replaced until now.
+    // Once more: what lies under the source's name may have been replaced since the job began.
     if (number > 0) load_source(control_, options_, number, topology_, model_);
     const Checkpoint& checkpoint = model_.checkpoints[number];
     const Binding& binding = model_.bindings[number];

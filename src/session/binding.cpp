@@ -130,11 +130,11 @@ class Binder {
     const bool some = std::ranges::any_of(checkpoint_.tensors,
                                           [](const StoredTensor& other) { return holds_codes(other.dtype); });
     const std::string module = tensor.name.substr(0, tensor.name.rfind('.'));
-    throw InputError(
-        fmt::format("{}: tensor {} is {} but config.json's quantization_config says that it holds codes; {}",
-                    checkpoint_.path, stored.name, dtype_name(stored.dtype),
-                    some ? fmt::format("list {} among the modules that are not quantised", module)
-                         : "no tensor does: remove quantization_config"));
+    throw InputError(fmt::format(
+        "{}: tensor {} is {} but config.json's quantization_config says that it holds codes of {}; {}",
+        checkpoint_.path, stored.name, dtype_name(stored.dtype), dtype_name(tensor.dtype),
+        some ? fmt::format("list {} among the modules that are not quantised", module)
+             : "no tensor does: remove quantization_config"));
   }
 
   /// A stored tensor that the model has no place for.

@@ -68,10 +68,10 @@ Control::Control(MPI_Comm world, std::chrono::seconds timeout, Watchdog& watchdo
 
 Control::~Control() = default;
 
-void Control::begin_phase(const char* name, std::optional<std::int64_t> number, std::string left) {
+void Control::begin_phase(const char* name, std::optional<std::int64_t> number, std::string_view left) {
   phase_name_ = name;
   phase_number_ = number;
-  phase_left_ = std::move(left);
+  phase_left_ = left;
   deadline_ = Clock::now() + timeout_;
   // The lowest rank that hangs speaks first, and its end is the others'.
   watchdog_.watch(name,

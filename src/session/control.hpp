@@ -10,6 +10,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/error.hpp"
@@ -56,7 +57,7 @@ class Control {
   /// Starts a phase: its name (a literal), with a number when there is one, appears in errors, and the
   /// deadline counts from now. `left` says what is in place when a signal ends it.
   void begin_phase(const char* name, std::optional<std::int64_t> number = std::nullopt,
-                   std::string left = "the previous version is untouched");
+                   std::string_view left = "the previous version is untouched");
 
   /// Fails with `otherwise` unless all ranks give the same hash. Collective.
   void require_same(std::uint64_t hash, const Error& otherwise);

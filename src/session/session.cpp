@@ -187,10 +187,12 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   progress.end();
   // Each segment has one root; all others have added zero.
   if (verify) control_.sum(expected_);
-  control_.together([&] {
+  const auto look = [&] {
     if (source != nullptr) source->require_unchanged();
     if (verify) verify_written();
-  });
+  };
+  // By reference: what it captures is more than a std::function holds without an allocation.
+  control_.together(std::ref(look));
   const double seconds = seconds_since(start);
   const StageSeconds stages = pipeline_->stage_seconds();
   std::array<double, 5> slowest{stages.pack, stages.transport, stages.unpack, stages.verify, seconds};

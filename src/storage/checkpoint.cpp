@@ -235,10 +235,6 @@ void Checkpoint::require_readable(const StoredTensor& tensor) const {
       fmt::format("{}: tensor {} {}", files[tensor.file].path, tensor.name, tensor.obstacle->why));
 }
 
-void require_source(const std::string& path) {
-  kind_of(path);
-}
-
 Checkpoint read_checkpoint(const std::string& path, OtherFiles other_files) {
   Checkpoint checkpoint;
   checkpoint.path = path;

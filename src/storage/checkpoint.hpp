@@ -83,9 +83,6 @@ enum class OtherFiles : std::uint8_t {
 /// versions or of several savings.
 Checkpoint read_checkpoint(const std::string& path, OtherFiles other_files = OtherFiles::kRefused);
 
-/// Throws IoError when there is nothing at the path of a checkpoint.
-void require_source(const std::string& path);
-
 /// Makes a checkpoint whose headers were read on another host fit for this one: where this host has files of
 /// its own under the same paths, with the same headers, those are from now on the checkpoint's. Throws
 /// IoError naming a file that is another one here. Does nothing on the host where the headers were read.
