@@ -6,9 +6,11 @@
 #include "launch/commands.hpp"
 #include "launch/layouts.hpp"
 #include "launch/model.hpp"
+#include "launch/overlap.hpp"
 #include "launch/tensor_copy.hpp"
 #include "launch/trainer_shards.hpp"
 #include "session/bound_reader.hpp"
+#include "session/signals.hpp"
 #include "session/team.hpp"
 #include "storage/hdf5_header.hpp"
 #include "storage/reader.hpp"
@@ -34,15 +36,6 @@ void require_meaning(const Options& options) {
   }
 }
 
-/// Throws UsageError when the output would replace a file that is being read.
-void require_other_file(const std::string& output, const Checkpoint& checkpoint) {
-  for (const CheckpointFile& file : checkpoint.files) {
-    std::error_code error;
-    if (!std::filesystem::equivalent(output, file.path, error)) continue;
-    throw UsageError(fmt::format("--output {}: is a file of the source; name another", output));
-  }
-}
-
 /// Throws InputError for a file of a rank, which is no checkpoint.
 void require_whole(const Checkpoint& checkpoint) {
   for (const auto& [file, identity, hash] : checkpoint.files) {
@@ -65,7 +58,7 @@ void require_whole(const Checkpoint& checkpoint) {
 void copy_as_it_is(const Options& options) {
   const Checkpoint checkpoint = read_source(options, options.sources.front());
   require_whole(checkpoint);
-  require_other_file(options.output, checkpoint);
+  require_other_place("--output", options.output, checkpoint);
   const CheckpointReader reader(checkpoint);
   std::vector<DatasetSpec> specs;
   for (const StoredTensor& tensor : checkpoint.tensors) {
@@ -91,7 +84,7 @@ void write_canonical(const Options& options) {
   const Model model = load_model(options, layout);
   const Catalog& catalog = model.family->catalog();
   const Checkpoint& checkpoint = model.checkpoints.front();
-  require_other_file(options.output, checkpoint);
+  require_other_place("--output", options.output, checkpoint);
   Team readers(1);
   require_equal_copies(options, model, 0, readers, {}, [] {});
   const BoundReader source(catalog, checkpoint, model.bindings.front());
@@ -106,6 +99,7 @@ void write_canonical(const Options& options) {
 }  // namespace
 
 void run_convert(const Options& options) {
+  watch_signals();
   require_meaning(options);
   if (options.to == "megatron") {
     write_trainer_shards(options);

@@ -166,6 +166,7 @@ void FileGauges::read_through_library() {
   const Hdf5Lock lock;
   const OpenHdf5 file = open_hdf5(checkpoint_.files.front().path);
   for (const StoredTensor* tensor : datasets_) {
+    if (tensor->file != 0) continue;  // in a file that the first one names
     const Hdf5Dataset dataset(
         WEIGHTCAST_HDF5(H5Dopen2(file.file.get(), tensor->dataset().c_str(), H5P_DEFAULT), checkpoint_.path));
     const Hdf5Type type(WEIGHTCAST_HDF5(H5Dget_type(dataset.get()), checkpoint_.path));

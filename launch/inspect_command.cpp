@@ -12,6 +12,7 @@
 #include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
+#include "session/signals.hpp"
 #include "storage/hdf5_header.hpp"
 #include "storage/reader.hpp"
 #include "storage/writer.hpp"
@@ -26,6 +27,7 @@ std::uint64_t digest_of(const CheckpointReader& reader, const StoredTensor& tens
   const std::uint64_t key = hash_text(tensor.name);
   std::uint64_t digest = 0;
   for_each_box(tensor.shape, element, [&](const Box& box) {
+    require_no_signal("the list was not printed");
     reader.read(tensor, box, std::span(piece).first(static_cast<std::size_t>(box.area() * element)));
     digest += digest_box(piece.data(), box.cols * element, box, element, key);
   });
@@ -51,6 +53,7 @@ void print_attributes(const Checkpoint& checkpoint, nlohmann::ordered_json& json
 
 void run_inspect(const Options& options, OutputFile* json) {
   if (options.arguments.size() != 1) throw UsageError("inspect takes one PATH: weightcast inspect PATH");
+  watch_signals();
   const std::string& path = options.arguments.front();
   const Checkpoint checkpoint = read_source(options, path);
   const CheckpointReader reader(checkpoint);

@@ -17,8 +17,6 @@ namespace weightcast {
 
 namespace {
 
-constexpr auto kMostConfigBytes = static_cast<std::int64_t>(JsonLimits{}.bytes);
-
 /// A config with what ModelOpt says beside it of a checkpoint that it wrote, where the config itself does
 /// not: what to call it, and its text.
 std::pair<std::string, std::string> with_modelopt(const std::string& origin, const std::string& text,
@@ -28,13 +26,13 @@ std::pair<std::string, std::string> with_modelopt(const std::string& origin, con
   // A link that leads nowhere is there, too, and not to be passed over.
   if (!std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) return {origin, text};
   ModelConfig config(text, origin);
-  config.add_modelopt(read_json_file(path, kMostConfigBytes), path);
+  config.add_modelopt(read_json_file(path, JsonLimits{}.bytes), path);
   return {origin + " with hf_quant_config.json", config.text()};
 }
 
 std::string read_named_config(const std::string& path) {
   try {
-    return read_json_file(path, kMostConfigBytes);
+    return read_json_file(path, JsonLimits{}.bytes);
   } catch (const IoError& error) {
     throw IoError(fmt::format("--model, the model's config.json: {}", error.what()));
   }
@@ -120,6 +118,10 @@ OtherFiles other_files_of(const Options& options) {
   return options.external_data ? OtherFiles::kBelowFolder : OtherFiles::kRefused;
 }
 
+bool compares_tied_head(const Options& options) {
+  return options.tied_head == "refuse";
+}
+
 /// Raises each of the values to the other's.
 void raise(std::vector<std::int64_t>& values, const std::vector<std::int64_t>& others) {
   std::ranges::transform(values, others, values.begin(),
@@ -147,7 +149,9 @@ void load_shards(const Options& options, const std::string& source, TrainerLayou
     const std::vector<std::int64_t> own = digests_of_small(catalog, shards[i], binding);
     require_equal_replicas(catalog, shards[i].path, own, known);
     raise(known, own);
-    if (options.tied_head == "embedding") continue;
+    // Of replicas the first is taken.
+    const TrainerRank place = trainer_rank(trainers, rank);
+    if (!compares_tied_head(options) || place.dp > 0 || place.cp > 0) continue;
     const std::vector<std::int64_t> tied = digests_of_tied(*model.family, trainers, rank, shards[i]);
     require_equal_tied(shards[i].path, tied, known_tied);
     raise(known_tied, tied);
@@ -187,7 +191,7 @@ void load_own_shard(Control& control, const Options& options, std::size_t number
       require_same_origin(shard, version, id);
       binding = bind_trainer(*model.family, trainers, *rank, shard.checkpoint);
       own = digests_of_small(catalog, shard.checkpoint, binding);
-      if (options.tied_head == "refuse") {
+      if (compares_tied_head(options)) {
         own_tied = digests_of_tied(*model.family, trainers, *rank, shard.checkpoint);
       }
     }
@@ -219,7 +223,7 @@ Checkpoint read_source(const Options& options, const std::string& path) {
 
 void require_equal_copies(const Options& options, const Model& model, std::size_t source, Team& readers,
                           const WorkShare& share, const std::function<void()>& poll) {
-  if (options.tied_head == "embedding") return;
+  if (!compares_tied_head(options)) return;
   require_equal_copies(model.family->catalog(), model.checkpoints[source], model.bindings[source], readers,
                        share, poll);
 }
@@ -273,6 +277,10 @@ void load_source(Control& control, const Options& options, std::size_t number, T
     if (topology.trainer(control.rank())) adopt_local_files(checkpoint);
     model.bindings[number] = bind(*model.family, checkpoint);
     model.checkpoints[number] = std::move(checkpoint);
+  });
+  // What another host has adopted as a copy of its own must not be what has come in the place of this file.
+  control.together([&] {
+    if (control.rank() == 0) require_files_unchanged(model.checkpoints[number]);
   });
 }
 

@@ -9,6 +9,7 @@
 #include <boost/program_options.hpp>
 #include <cctype>
 #include <charconv>
+#include <cmath>
 #include <initializer_list>
 #include <limits>
 #include <map>
@@ -255,7 +256,7 @@ const OptionInfo* find_option(std::string_view name) {
 }
 
 bool truth(std::string_view name, const std::string& value) {
-  if (value == "1" || value == "true" || value == "on" || value == "yes" || value.empty()) return true;
+  if (value == "1" || value == "true" || value == "on" || value == "yes") return true;
   if (value == "0" || value == "false" || value == "off" || value == "no") return false;
   throw UsageError(fmt::format("{}: '{}' is neither true nor false", name, value));
 }
@@ -313,7 +314,10 @@ std::string options_text(const std::string& path) {
 
 po::parsed_options parse_file(const po::options_description& description, unsigned command,
                               const std::string& path, Origins& origins) {
-  std::istringstream file(options_text(path));
+  std::string content = options_text(path);
+  constexpr std::string_view kMark = "\xef\xbb\xbf";  // that some editors put in front of UTF-8
+  if (content.starts_with(kMark)) content.erase(0, kMark.size());
+  std::istringstream file(content);
   po::parsed_options parsed(&description);
   std::string line;
   for (int number = 1; std::getline(file, line); ++number) {
@@ -464,6 +468,20 @@ void drop_overridden(po::variables_map& map, const Origins& origins) {
   }
 }
 
+/// Throws UsageError for an option with an empty value, as an unset variable of a script leaves it: that is
+/// seldom what was meant.
+void require_values(const Values& values, const po::variables_map& map) {
+  for (const auto& [name, value] : map) {
+    const auto* text = boost::any_cast<std::string>(&value.value());
+    const auto* texts = boost::any_cast<std::vector<std::string>>(&value.value());
+    const bool empty = (text != nullptr && text->empty()) ||
+                       (texts != nullptr && std::ranges::find(*texts, std::string()) != texts->end());
+    if (!empty) continue;
+    const std::string label = name == "argument" ? "an argument" : values.label(name);
+    throw UsageError(fmt::format("{}: is empty; give it a value, or leave it out", label));
+  }
+}
+
 ProgressMode progress_mode(const std::string& name) {
   return name == "always"  ? ProgressMode::kAlways
          : name == "never" ? ProgressMode::kNever
@@ -548,8 +566,10 @@ Options take(const Values& values, std::string command, const po::variables_map&
   const std::string min_achieved = values.text("min-achieved", "0");
   char* end = nullptr;
   options.min_achieved = std::strtod(min_achieved.c_str(), &end);
-  if (min_achieved.empty() || *end != '\0' || !(options.min_achieved >= 0)) {
-    throw UsageError(fmt::format("--min-achieved {}: write a share such as 0.95", min_achieved));
+  if (min_achieved.empty() || *end != '\0' || !(options.min_achieved >= 0) ||
+      !std::isfinite(options.min_achieved)) {
+    throw UsageError(
+        fmt::format("{} {}: write a share such as 0.95", values.label("min-achieved"), min_achieved));
   }
   options.no_digests = values.flag("no-digests");
   options.output = values.text("output", "");
@@ -557,6 +577,7 @@ Options take(const Values& values, std::string command, const po::variables_map&
   if (values.has("format")) options.format = values.choice("format", {"safetensors", "hdf5"});
   options.max_file_size = values.bytes("max-file-size", 5'000'000'000, 1);
   options.has_max_file_size = values.has("max-file-size");
+  require_values(values, map);
   return options;
 }
 

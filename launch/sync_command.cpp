@@ -11,6 +11,7 @@
 #include "launch/file_threads.hpp"
 #include "launch/job.hpp"
 #include "launch/layouts.hpp"
+#include "launch/tensor_copy.hpp"
 #include "launch/trace_file.hpp"
 #include "launch/version.hpp"
 #include "report/log.hpp"
@@ -53,9 +54,7 @@ LimitRecord stage_limit(const UpdateSeconds& s, std::int64_t model_bytes) {
 /// shards, and others would let versions go backwards.
 std::int64_t version_of(const Options& options, const std::vector<Checkpoint>& checkpoints,
                         std::size_t number) {
-  const std::int64_t first =
-      options.has_weight_version ? options.weight_version : checkpoints.front().weight_version.value_or(0);
-  return first + static_cast<std::int64_t>(number);
+  return version_of(options, checkpoints.front()) + static_cast<std::int64_t>(number);
 }
 
 /// Throws UsageError when the versions of all updates are more than there are numbers.

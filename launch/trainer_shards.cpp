@@ -13,6 +13,7 @@
 #include "core/units.hpp"
 #include "launch/layouts.hpp"
 #include "launch/model.hpp"
+#include "launch/overlap.hpp"
 #include "launch/tensor_copy.hpp"
 #include "report/log.hpp"
 #include "session/bound_reader.hpp"
@@ -96,6 +97,7 @@ void write_trainer_shards(const Options& options) {
   std::optional<TrainerLayout> none;
   const Model model = load_model(options, none);
   const Checkpoint& checkpoint = model.checkpoints.front();
+  require_other_place("--output", output, checkpoint);
   Team readers(1);
   require_equal_copies(options, model, 0, readers, {}, [] {});
   const BoundReader source(model.family->catalog(), checkpoint, model.bindings.front());

@@ -18,6 +18,7 @@
 #include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "session/bound_reader.hpp"
+#include "session/signals.hpp"
 #include "session/team.hpp"
 #include "storage/reader.hpp"
 #include "storage/writer.hpp"
@@ -27,6 +28,8 @@ namespace weightcast {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr const char* kNotCompared = "not all was compared";
 
 /// A shard file and what its attributes say.
 struct Shard {
@@ -195,6 +198,7 @@ class ShardVerifier {
     const std::int64_t element = dtype_bytes(parameter.dtype);
     const Box box = part.form.of(part.box);
     for_each_box({box.rows, box.cols}, bytes_read(part, element), [&](const Box& inner) {
+      require_no_signal(kNotCompared);
       const Box piece{box.row + inner.row, inner.rows, box.col + inner.col, inner.cols};
       const auto bytes = static_cast<std::size_t>(piece.area() * element);
       source_.read(part, piece, element, piece_.data());
@@ -238,6 +242,7 @@ class ShardVerifier {
     const std::int64_t first = padding.offset / row_bytes;
     const std::int64_t rows = (end + row_bytes - 1) / row_bytes - first;
     for_each_box({rows, cols}, element, [&](const Box& inner) {
+      require_no_signal(kNotCompared);
       const auto bytes = std::span(stored_piece_).first(static_cast<std::size_t>(inner.area() * element));
       reader_.read(stored, {first + inner.row, inner.rows, inner.col, inner.cols}, bytes);
       const std::int64_t width = inner.cols * element;
@@ -265,6 +270,7 @@ class ShardVerifier {
     const std::byte* const matrix =
         read_matrix(stored, part.offset, part.layout, box.rows, box.cols * element);
     for_each_box({box.rows, box.cols}, bytes_read(part, element), [&](const Box& inner) {
+      require_no_signal(kNotCompared);
       const Box piece{box.row + inner.row, inner.rows, box.col + inner.col, inner.cols};
       source_.read(part, piece, element, piece_.data());
       Move gather{0, 0, 0, inner.rows, inner.cols * element, 0, MoveOp::kCopy};
@@ -314,6 +320,7 @@ void run_verify(const Options& options, OutputFile* json) {
   if (options.arguments.size() != 1 || options.sources.size() != 1) {
     throw UsageError("write weightcast verify DIR --source PATH, one of each");
   }
+  watch_signals();
   const std::string& directory = options.arguments.front();
   const std::vector<Shard> shards = read_shards(directory);
   const EngineLayout layout = common_layout(directory, shards);

@@ -42,6 +42,11 @@ const std::array<DTypeInfo, 17>& dtype_table();
 /// Bytes of one element (of one byte of two codes for packed 4-bit types).
 std::int64_t dtype_bytes(DType dtype);
 
+/// Whether elements are integers: their bits may stand for those of another type.
+constexpr bool is_integer(DType dtype) {
+  return dtype >= DType::kU8 && dtype <= DType::kU64;
+}
+
 /// The name used in reports and files: `bfloat16`, `float8_e4m3fn`, ...
 std::string_view dtype_name(DType dtype);
 

@@ -7,6 +7,8 @@
 #include <new>
 #include <system_error>
 
+#include "core/text.hpp"
+
 namespace weightcast {
 
 namespace {
@@ -28,6 +30,9 @@ std::string file_text(const std::filesystem::filesystem_error& error) {
 }
 
 }  // namespace
+
+Error::Error(ExitCode code, const std::string& message, std::source_location where)
+    : std::runtime_error(printable(message)), code_(code), where_(where) {}
 
 Error error_of(const std::exception& exception) {
   if (const auto* error = dynamic_cast<const Error*>(&exception)) return *error;

@@ -19,12 +19,12 @@ enum class ExitCode : int {
 };
 
 /// Base of every error that the program raises on purpose. `what()` is one line that names the culprit (file,
-/// tensor, option) and the remedy; the place in the source is for the log at debug level.
+/// tensor, option) and the remedy, made printable (core/text.hpp): a byte 0 of a name would end it. The place
+/// in the source is for the log at debug level.
 class Error : public std::runtime_error {
  public:
   Error(ExitCode code, const std::string& message,
-        std::source_location where = std::source_location::current())
-      : std::runtime_error(message), code_(code), where_(where) {}
+        std::source_location where = std::source_location::current());
 
   ExitCode code() const { return code_; }
   const std::source_location& where() const { return where_; }

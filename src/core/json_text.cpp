@@ -152,6 +152,8 @@ json parse_json(const std::string& text, const std::string& origin, const JsonLi
   if (content.find_first_not_of(" \t\r\n") == std::string_view::npos) {
     refuse("the text is empty; copy it again");
   }
+  if (content.find('\0') != std::string_view::npos)
+    refuse("a byte 0 in the text; it is damaged, copy it again");
   const std::string strict = limits.python_numbers ? with_quoted_numbers(content) : std::string(content);
   Checker checker(strict, limits);
   if (!json::sax_parse(strict, &checker)) refuse(checker.fault());

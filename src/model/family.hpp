@@ -40,11 +40,11 @@ class Family {
   /// Another stored form in which a checkpoint may hold a canonical tensor, or nothing.
   virtual std::optional<StoredForm> other_stored_form(const Tensor& tensor) const = 0;
 
-  /// True for a stored tensor that checkpoints carry but the engine never reads (a tied head, rotary tables).
+  /// True for a stored tensor that checkpoints carry but the engine never reads (rotary tables).
   virtual bool may_ignore(std::string_view stored_name) const = 0;
 
-  /// The canonical tensor whose values a stored tensor that may be ignored must repeat (a tied head repeats
-  /// the embedding); nothing for any other.
+  /// The canonical tensor whose values a stored tensor that the engine never reads must repeat (a tied head
+  /// repeats the embedding); nothing for any other.
   virtual std::optional<std::string> copy_of(std::string_view stored_name) const;
 };
 

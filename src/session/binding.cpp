@@ -51,7 +51,6 @@ class StoredNames {
 };
 
 void require_shape(const Checkpoint& checkpoint, const StoredTensor& stored, const Shape& shape) {
-  checkpoint.require_readable(stored);
   // A scale for a whole tensor is a scalar to some and a vector of one to others.
   if (stored.shape == shape || (stored.shape.elements() == 1 && shape.elements() == 1)) return;
   if (stored.shape.elements() == 0) {
@@ -93,8 +92,7 @@ class Binder {
 
   Binding bind() {
     for (const Tensor& tensor : family_.catalog().tensors()) {
-      Bound bound = bind_tensor(tensor);
-      bound.cast = cast_of(checkpoint_.tensors[bound.stored], tensor);
+      const Bound bound = bind_tensor(tensor);
       binding_.cast_tensors += bound.cast == Cast::kRound ? 1 : 0;
       used_[bound.stored] = true;
       binding_.starts.push_back(static_cast<std::uint32_t>(binding_.bounds.size()));
@@ -109,24 +107,26 @@ class Binder {
 
  private:
   Bound bind_tensor(const Tensor& tensor) const {
-    if (const auto stored = names_.find(tensor.name)) {
-      require_shape(checkpoint_, checkpoint_.tensors[*stored], tensor.shape);
-      return {*stored, Cast::kNone, Box::whole(tensor.shape), 0, 0};
-    }
+    if (const auto stored = names_.find(tensor.name)) return bound_to(*stored, tensor, tensor.shape, 0);
     if (const auto form = family_.other_stored_form(tensor)) {
-      if (const auto stored = names_.find(form->name)) {
-        require_shape(checkpoint_, checkpoint_.tensors[*stored], form->shape);
-        return {*stored, Cast::kNone, Box::whole(tensor.shape), form->row, 0};
-      }
+      if (const auto stored = names_.find(form->name))
+        return bound_to(*stored, tensor, form->shape, form->row);
     }
     throw_missing(checkpoint_, tensor, binding_.bounds.empty());
   }
 
-  /// As cast_for(), which knows one tensor alone: of values in place of codes the others say which is wrong.
-  Cast cast_of(const StoredTensor& stored, const Tensor& tensor) const {
-    if (!holds_codes(tensor.dtype) || dtype_bytes(stored.dtype) == 1) {
-      return cast_for(checkpoint_.path, stored, tensor.dtype);
-    }
+  Bound bound_to(std::uint32_t number, const Tensor& tensor, const Shape& shape, std::int64_t row) const {
+    const StoredTensor& stored = checkpoint_.tensors[number];
+    checkpoint_.require_readable(stored);
+    require_codes(stored, tensor);
+    require_shape(checkpoint_, stored, shape);
+    return {number, cast_for(checkpoint_.path, stored, tensor.dtype), Box::whole(tensor.shape), row, 0};
+  }
+
+  /// Throws InputError for values in place of codes: the other tensors say which of them and the config is
+  /// wrong.
+  void require_codes(const StoredTensor& stored, const Tensor& tensor) const {
+    if (!holds_codes(tensor.dtype) || dtype_bytes(stored.dtype) == 1) return;
     const bool some = std::ranges::any_of(checkpoint_.tensors,
                                           [](const StoredTensor& other) { return holds_codes(other.dtype); });
     const std::string module = tensor.name.substr(0, tensor.name.rfind('.'));
@@ -145,9 +145,21 @@ class Binder {
       binding_.copies.push_back({number, family_.catalog().at(*original)});
       return;
     }
-    if (stored.obstacle != nullptr || family_.may_ignore(name)) return;
+    if (stored.obstacle != nullptr || family_.may_ignore(name) || repeats_used(stored)) return;
     throw InputError(fmt::format("{}: tensor {} {} is not part of the model; is --model its config.json?",
                                  checkpoint_.path, stored.name, stored.shape.to_string()));
+  }
+
+  /// Whether it is another name of a tensor that the model has.
+  bool repeats_used(const StoredTensor& stored) const {
+    for (std::size_t i = 0; i < used_.size(); ++i) {
+      const StoredTensor& other = checkpoint_.tensors[i];
+      if (used_[i] && !stored.through_library() && other.file == stored.file &&
+          other.offset == stored.offset && other.shape == stored.shape && other.dtype == stored.dtype) {
+        return true;
+      }
+    }
+    return false;
   }
 
   const Family& family_;
@@ -159,8 +171,7 @@ class Binder {
 
 /// What would make one dtype of the other, as the end of a sentence.
 std::string dtype_remedy(DType stored, DType wanted) {
-  const bool integer = stored >= DType::kU8 && stored <= DType::kU64;
-  if (integer && dtype_bytes(stored) == dtype_bytes(wanted)) {
+  if (is_integer(stored) && dtype_bytes(stored) == dtype_bytes(wanted)) {
     return fmt::format(
         "if its elements are the bits of {0}, set the attribute weightcast.dtype of the HDF5 dataset to "
         "{0}",

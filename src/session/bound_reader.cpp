@@ -81,7 +81,7 @@ std::optional<FilePlace> BoundReader::locate(std::uint32_t tensor, const Box& bo
 bool BoundReader::divisible(std::uint32_t tensor) const {
   const std::span<const Bound> bounds = binding_.of(tensor);
   return std::none_of(bounds.begin(), bounds.end(), [&](const Bound& bound) {
-    return checkpoint_.tensors[bound.stored].offset == StoredTensor::kThroughLibrary;
+    return checkpoint_.tensors[bound.stored].through_library();
   });
 }
 

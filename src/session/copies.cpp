@@ -37,7 +37,10 @@ class Comparison {
         number_(copy.tensor),
         source_(catalog, checkpoint, binding),
         other_(copies_, checkpoint, copy_binding_) {
-    checkpoint.require_readable(copy_);
+    if (copy_.obstacle != nullptr) {
+      throw_differs(checkpoint, copy_, original_,
+                    fmt::format("{} and cannot be compared with", copy_.obstacle->why));
+    }
     if (copy_.shape != original_.shape) {
       throw_differs(
           checkpoint, copy_, original_,
@@ -56,29 +59,36 @@ class Comparison {
     const std::int64_t row_bytes =
         std::max<std::int64_t>(1, original_.shape.cols() * dtype_bytes(original_.dtype));
     const std::int64_t each = std::max<std::int64_t>(1, kPieceBytes / row_bytes);
-    std::atomic<std::int64_t> different = std::numeric_limits<std::int64_t>::max();
+    std::atomic<std::int64_t> different = kNone;
     // Enough at a time to keep all readers busy.
     const std::int64_t at_once = 16 * each * readers.threads();
-    for (std::int64_t row = first; row < end; row += at_once) {
+    for (std::int64_t row = first; row < end && different == kNone; row += at_once) {
       poll();
       const std::int64_t stop = std::min(end, row + at_once);
       readers.run(static_cast<std::size_t>(ceil_div(stop - row, each)), [&](std::size_t i) {
         const std::int64_t start = row + static_cast<std::int64_t>(i) * each;
-        if (equal({start, std::min(each, stop - start), 0, original_.shape.cols()})) return;
+        const std::int64_t found =
+            first_difference({start, std::min(each, stop - start), 0, original_.shape.cols()});
         for (std::int64_t known = different;
-             start < known && !different.compare_exchange_weak(known, start);) {
+             found < known && !different.compare_exchange_weak(known, found);) {
         }
       });
-      if (different <= stop) {
-        throw_differs(checkpoint_, copy_, original_,
-                      fmt::format("differs (from row {} on) from", different.load()));
-      }
+    }
+    source_.require_unchanged();
+    other_.require_unchanged();
+    if (different != kNone) {
+      throw_differs(checkpoint_, copy_, original_,
+                    fmt::format("differs (from row {} on) from", different.load()));
     }
   }
 
  private:
-  bool equal(const Box& box) const {
-    const auto bytes = static_cast<std::size_t>(box.area() * dtype_bytes(original_.dtype));
+  static constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
+
+  /// The first row of a box that is not the same in both.
+  std::int64_t first_difference(const Box& box) const {
+    const auto row_bytes = static_cast<std::size_t>(box.cols * dtype_bytes(original_.dtype));
+    const std::size_t bytes = static_cast<std::size_t>(box.rows) * row_bytes;
     // Each thread keeps its own.
     thread_local std::vector<std::byte> one;
     thread_local std::vector<std::byte> other;
@@ -86,7 +96,9 @@ class Comparison {
     other.resize(bytes);
     source_.read(number_, box, one.data());
     other_.read(0, box, other.data());
-    return std::memcmp(one.data(), other.data(), bytes) == 0;
+    if (std::memcmp(one.data(), other.data(), bytes) == 0) return kNone;
+    const auto at = std::ranges::mismatch(one, other).in1 - one.begin();
+    return box.row + static_cast<std::int64_t>(static_cast<std::size_t>(at) / row_bytes);
   }
 
   const Checkpoint& checkpoint_;
@@ -103,7 +115,7 @@ class Comparison {
 bool same_place(const Checkpoint& checkpoint, const Binding& binding, const Copy& copy) {
   const StoredTensor& stored = checkpoint.tensors[copy.stored];
   const auto bounds = binding.of(copy.tensor);
-  if (bounds.size() != 1 || stored.offset == StoredTensor::kThroughLibrary) return false;
+  if (bounds.size() != 1 || stored.through_library()) return false;
   const StoredTensor& original = checkpoint.tensors[bounds.front().stored];
   return stored.file == original.file && stored.offset == original.offset && stored.shape == original.shape;
 }

@@ -1,8 +1,13 @@
 #include "session/signals.hpp"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <initializer_list>
+
+#include "core/error.hpp"
 
 namespace weightcast {
 
@@ -36,6 +41,11 @@ int soft_stop_signal() {
 }
 int hard_stop_signal() {
   return hard_stop;
+}
+
+void require_no_signal(const char* what) {
+  const int signal = std::max(soft_stop_signal(), hard_stop_signal());
+  if (signal != 0) throw StoppedError(fmt::format("stopped by {}; {}", signal_name(signal), what));
 }
 
 const char* signal_name(int signal) {

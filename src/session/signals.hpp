@@ -12,6 +12,10 @@ int soft_stop_signal();
 /// The signal that asked to stop at once, or 0.
 int hard_stop_signal();
 
+/// For commands that no Control watches: throws StoppedError when any of the signals has come. `what` is what
+/// that means, for the line: `nothing was changed`.
+void require_no_signal(const char* what);
+
 /// `SIGUSR1`
 const char* signal_name(int signal);
 

@@ -87,6 +87,15 @@ class ShardNames {
   std::vector<std::string> unexpected_forms_;  ///< why each cannot be read; mostly empty
 };
 
+/// Throws InputError unless a stored tensor can be read and has the shape that the trainer holds.
+void require_held(const Checkpoint& shard, const StoredTensor& stored, const Shape& held,
+                  const TrainerLayout& layout, std::int64_t rank) {
+  shard.require_readable(stored);
+  if (stored.shape == held) return;
+  throw InputError(fmt::format("{}: tensor {} has shape {} but {} holds {}; {}", shard.path, stored.name,
+                               stored.shape.to_string(), describe(layout, rank), held.to_string(), kAsk));
+}
+
 /// The bounds of some shards, by tensor.
 class BoundsByTensor {
  public:
@@ -110,12 +119,7 @@ class BoundsByTensor {
                                      left_over && !left_over->why.empty() ? left_over->why : kAsk));
       }
       const StoredTensor& stored = shard.tensors[*numbers[i]];
-      shard.require_readable(stored);
-      if (stored.shape != tensor.held.shape) {
-        throw InputError(fmt::format("{}: tensor {} has shape {} but {} holds {}; {}", shard.path,
-                                     stored.name, stored.shape.to_string(), describe(layout, rank),
-                                     tensor.held.shape.to_string(), kAsk));
-      }
+      require_held(shard, stored, tensor.held.shape, layout, rank);
       const Cast cast = cast_for(shard.path, stored, tensor.held.dtype);
       cast_tensors_ += cast == Cast::kRound ? 1 : 0;
       for (const Part& part : tensor.held.parts) {
@@ -241,22 +245,14 @@ std::vector<std::int64_t> digests_of_tied(const Family& family, const TrainerLay
       const auto number = names.take(tensor);
       if (!number) continue;
       const StoredTensor& stored = shard.tensors[*number];
-      shard.require_readable(stored);
-      if (stored.shape != tensor.held.shape) {
-        throw InputError(fmt::format("{}: tensor {} has shape {} but {} holds {}; {}", shard.path,
-                                     stored.name, stored.shape.to_string(), describe(layout, rank),
-                                     tensor.held.shape.to_string(), kAsk));
-      }
+      require_held(shard, stored, tensor.held.shape, layout, rank);
       const Box place = place_in(tensor.held, part, part.box);
       Binding binding;
       binding.bounds.push_back(
           {*number, cast_for(shard.path, stored, tensor.held.dtype), part.box, place.row, place.col});
       binding.starts = {0, 1};
-      const std::int64_t digest = positive_digest(original, 0, part.box, BoundReader(alone, shard, binding));
-      std::int64_t& slot = digests[static_cast<std::size_t>(trainer_rank(layout, rank).tp)];
-      // A stage that has both must have the same, too.
-      if (differ(slot, digest)) require_equal_tied(shard.path, {slot}, {digest});
-      slot = digest;
+      digests[static_cast<std::size_t>(trainer_rank(layout, rank).tp)] =
+          positive_digest(original, 0, part.box, BoundReader(alone, shard, binding));
     }
   }
   return digests;

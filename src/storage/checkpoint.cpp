@@ -8,22 +8,23 @@
 #include <unordered_map>
 
 #include "core/error.hpp"
+#include "core/json_text.hpp"
 #include "storage/foreign_file.hpp"
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_file.hpp"
 #include "storage/hdf5_header.hpp"
+#include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
 #include "storage/local_files.hpp"
 #include "storage/safetensors_header.hpp"
 #include "storage/writer.hpp"
+#include "sys/host.hpp"
 
 namespace weightcast {
 
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr std::int64_t kMostConfigBytes = std::int64_t{16} << 20;
 
 // Hidden names do not count: they are other programs' unfinished business.
 bool is_hdf5_name(const fs::path& path) {
@@ -85,14 +86,16 @@ std::string hdf5_file_in(const std::string& directory) {
 }
 
 void add_safetensors(Checkpoint& checkpoint, const std::string& path) {
+  const bool first = checkpoint.files.empty();
   const auto version = read_safetensors_header(path, checkpoint);
-  if (!version) return;
-  if (checkpoint.weight_version.value_or(*version) != *version) {
-    throw InputError(
-        fmt::format("{} is of weight version {} but files beside it are of {}; write the checkpoint again",
-                    path, *version, *checkpoint.weight_version));
-  }
-  checkpoint.weight_version = version;
+  if (first) checkpoint.weight_version = version;
+  if (version == checkpoint.weight_version) return;
+  const auto text = [](const std::optional<std::int64_t>& value) {
+    return value ? fmt::format("weight version {}", *value) : std::string("no weight version");
+  };
+  throw InputError(fmt::format("{} is of {} but {} beside it of {}; write the checkpoint again", path,
+                               text(version), checkpoint.files.front().path,
+                               text(checkpoint.weight_version)));
 }
 
 void add_hdf5(Checkpoint& checkpoint, const std::string& path, OtherFiles other_files) {
@@ -138,7 +141,7 @@ void require_one_saving(const std::string& directory, const std::vector<std::str
     }
   }
   const auto counted = [](const Saving& saving) {
-    return saving.name.find("-*-of-") != std::string::npos || saving.name == "model.safetensors";
+    return saving.name.find("-*-of-") != std::string::npos || saving.name == kSafetensorsSingleName;
   };
   std::erase_if(savings, [&](const Saving& saving) { return !counted(saving); });
   if (savings.size() < 2) return;
@@ -165,12 +168,47 @@ void sort_by_name(Checkpoint& checkpoint) {
                                checkpoint.files[other.file].path));
 }
 
+// A folder in which some files have been replaced and others were to be holds neither the old checkpoint nor
+// the new one: a job is at it, or was killed in the middle.
+void require_finished(const std::string& directory) {
+  std::string replaced;
+  std::string waiting;
+  for (const std::string& path :
+       files_in(directory, [](const fs::path& name) { return name.string().starts_with('.'); })) {
+    const std::string name = fs::path(path).filename().string();
+    const std::string_view final_name = finished_name(name);
+    if (final_name == name || !(final_name.starts_with("model") || final_name.ends_with(".json"))) continue;
+    (name.ends_with(kOld) ? replaced : waiting) = name;
+  }
+  if (replaced.empty() || waiting.empty()) return;
+  throw InputError(fmt::format(
+      "{} holds files of two checkpoints: it is being replaced, or was when a job was killed ({} is an old "
+      "file, {} a new one that has not taken its name); run the job that writes it again",
+      directory, replaced, waiting));
+}
+
+// A single file beside an index that does not name it: some readers take the one, some the other.
+void require_no_other_saving(const SafetensorsIndex& index, const fs::path& directory) {
+  const fs::path single = directory / kSafetensorsSingleName;
+  std::error_code error;
+  if (std::ranges::binary_search(index.files, single.filename().string()) || !fs::exists(single, error))
+    return;
+  const bool newer =
+      fs::last_write_time(single, error) > fs::last_write_time(directory / kSafetensorsIndexName, error);
+  throw InputError(fmt::format(
+      "{} holds {} and {}, which does not name it: two savings, of which {} is the newer one; remove the one "
+      "that is not meant",
+      directory.string(), kSafetensorsSingleName, kSafetensorsIndexName,
+      newer ? kSafetensorsSingleName : kSafetensorsIndexName));
+}
+
 // Reads the files that the index names and keeps what it lists: a file may still hold tensors that a later
 // one has in its place.
 void add_indexed(Checkpoint& checkpoint, const fs::path& directory) {
   const std::string index_path = (directory / kSafetensorsIndexName).string();
   const FileIdentity identity = InputFile(index_path).identity();
   const SafetensorsIndex index = read_safetensors_index(index_path);
+  require_no_other_saving(index, directory);
   for (const std::string& name : index.files) {
     const std::string path = (directory / name).string();
     std::error_code error;
@@ -197,6 +235,7 @@ void add_indexed(Checkpoint& checkpoint, const fs::path& directory) {
 }
 
 void add_directory(Checkpoint& checkpoint, const std::string& directory, OtherFiles other_files) {
+  require_finished(directory);
   // A link that leads nowhere counts too, so that the index is missed and not passed over.
   std::error_code error;
   if (fs::exists(fs::symlink_status(fs::path(directory) / kSafetensorsIndexName, error))) {
@@ -246,8 +285,7 @@ Checkpoint read_checkpoint(const std::string& path, OtherFiles other_files) {
   }
   sort_by_name(checkpoint);
   // A folder whose name leads to another one meanwhile would give some files of either.
-  for (const CheckpointFile& file : checkpoint.files)
-    require_same_file(InputFile(file.path).identity(), file);
+  require_files_unchanged(checkpoint);
   return checkpoint;
 }
 
@@ -256,7 +294,9 @@ std::string read_config_text(const std::string& checkpoint_path) {
   const fs::path path(checkpoint_path);
   const fs::path beside = (in_directory ? path : path.parent_path()) / "config.json";
   std::error_code error;
-  if (fs::exists(beside, error)) return read_json_file(beside.string(), kMostConfigBytes);
+  // A link that leads nowhere is missed, not passed over.
+  if (fs::exists(fs::symlink_status(beside, error)))
+    return read_json_file(beside.string(), JsonLimits{}.bytes);
 
   std::string file = checkpoint_path;
   if (in_directory) {

@@ -17,10 +17,12 @@ namespace weightcast {
 
 /// Why the program cannot read a tensor that a file lists. Such a tensor does no harm where nobody needs it.
 struct Obstacle {
-  std::string form;  ///< its type and shape as the file has them: `C64 [8]`
-  std::string
-      why;  ///< what follows the tensor's name in a sentence: `has elements of C64, which are not read`
-  bool lost = false;  ///< its bytes are not there; otherwise they have a form that the program does not know
+  /// Its type and shape as the file has them: `C64 [8]`.
+  std::string form;
+  /// What follows the tensor's name in a sentence: `has elements of C64, which are not read`.
+  std::string why;
+  /// Its bytes are not there; otherwise they have a form that the program does not know.
+  bool lost = false;
 };
 
 /// A tensor as a file holds it.
@@ -28,6 +30,8 @@ struct StoredTensor {
   /// Offset of a tensor that only the HDF5 library can read (chunked, compressed, or of a foreign byte
   /// order).
   static constexpr std::int64_t kThroughLibrary = -1;
+  /// Offset of a virtual dataset: the library may read from any file of the checkpoint.
+  static constexpr std::int64_t kVirtual = -2;
 
   std::string name;
   DType dtype = DType::kBF16;
@@ -38,6 +42,8 @@ struct StoredTensor {
   std::shared_ptr<const Obstacle> obstacle;  ///< null for a tensor that can be read
 
   std::int64_t bytes() const { return shape.elements() * dtype_bytes(dtype); }
+
+  bool through_library() const { return offset < 0; }
 
   /// What its dataset is called in an HDF5 file.
   const std::string& dataset() const { return path.empty() ? name : path; }
@@ -87,6 +93,9 @@ Checkpoint read_checkpoint(const std::string& path, OtherFiles other_files = Oth
 /// its own under the same paths, with the same headers, those are from now on the checkpoint's. Throws
 /// IoError naming a file that is another one here. Does nothing on the host where the headers were read.
 void adopt_local_files(Checkpoint& checkpoint);
+
+/// Throws IoError when a file is no longer the one whose header was read.
+void require_files_unchanged(const Checkpoint& checkpoint);
 
 /// `config.json` beside a checkpoint: in the directory, or in the file's directory. An HDF5 checkpoint may
 /// instead carry its text in the root attribute `weightcast.config`. Throws IoError naming `--model` when

@@ -12,6 +12,7 @@
 #include "core/error.hpp"
 #include "core/text.hpp"
 #include "storage/input_file.hpp"
+#include "storage/safetensors_header.hpp"
 
 namespace weightcast {
 
@@ -38,8 +39,8 @@ constexpr std::array<Beginning, 21> kBeginnings{{
     {"<!doctype"sv, kPage},
     {"<html"sv, kPage},
     {"<?xml"sv, kMessage},
-    {"{\"error"sv, kMessage},
-    {"{\"message"sv, kMessage},
+    {"{\"error\":"sv, kMessage},
+    {"{\"message\":"sv, kMessage},
     {"PK\x03\x04"sv, kPickle},
     {"\x80\x02"sv, kPickle},
     {"\x80\x03"sv, kPickle},
@@ -105,7 +106,7 @@ struct Listing {
 bool holds_checkpoint(const fs::path& folder) {
   std::error_code ignored;
   return fs::exists(folder / "model.safetensors", ignored) ||
-         fs::exists(folder / "model.safetensors.index.json", ignored);
+         fs::exists(folder / kSafetensorsIndexName, ignored);
 }
 
 Listing list(const std::string& directory) {
@@ -145,8 +146,8 @@ std::string describe_foreign(std::string_view first_bytes) {
   return "";
 }
 
-std::string read_json_file(const std::string& path, std::int64_t most_bytes) {
-  std::string text = read_text_file(path, most_bytes);
+std::string read_json_file(const std::string& path, std::size_t most_bytes) {
+  std::string text = read_text_file(path, static_cast<std::int64_t>(most_bytes));
   const std::string what = describe_foreign(std::string_view(text).substr(0, kForeignBytes));
   if (!what.empty()) throw InputError(fmt::format("{} holds no JSON: {}", path, what));
   return text;

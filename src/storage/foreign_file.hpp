@@ -17,7 +17,7 @@ std::string describe_foreign(std::string_view first_bytes);
 
 /// The whole of a JSON file of `most_bytes` at most, not yet parsed. Throws IoError naming it, InputError
 /// when it is larger or some other kind of file.
-std::string read_json_file(const std::string& path, std::int64_t most_bytes);
+std::string read_json_file(const std::string& path, std::size_t most_bytes);
 
 /// What lies in a folder that holds no checkpoint which this program reads, and what to do about it: `it
 /// holds PyTorch files (pytorch_model.bin); …`. Empty when nothing is recognised.

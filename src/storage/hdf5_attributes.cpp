@@ -51,6 +51,13 @@ AttributeValue read_value(const Hdf5Attribute& attribute, const std::string& nam
     if (kind == H5T_INTEGER) {
       std::int64_t number = 0;
       WEIGHTCAST_HDF5(H5Aread(attribute.get(), H5T_NATIVE_INT64, &number), subject);
+      std::uint64_t magnitude = 0;
+      WEIGHTCAST_HDF5(H5Aread(attribute.get(), H5T_NATIVE_UINT64, &magnitude), subject);
+      // The library cuts off what a type cannot hold.
+      if (number >= 0 && magnitude != static_cast<std::uint64_t>(number)) {
+        throw InputError(
+            fmt::format("{}: attribute '{}' is {}, beyond 63 bits", subject, prefixed(name), magnitude));
+      }
       return number;
     }
   }

@@ -48,25 +48,32 @@ std::string type_text(hid_t type) {
   }
 }
 
-/// The dtype of a dataset whose type is understood.
-DType dtype_of(hid_t dataset, const Hdf5Element& element, const std::string& subject) {
-  const auto attribute = read_hdf5_attribute(dataset, kDTypeAttribute, subject);
+/// The dtype of a dataset whose type is understood, or nothing and why there is none.
+std::optional<DType> dtype_of(hid_t dataset, const Hdf5Element& element, const std::string& subject,
+                              std::string& why) {
+  std::optional<AttributeValue> attribute;
+  try {
+    attribute = read_hdf5_attribute(dataset, kDTypeAttribute, subject);
+  } catch (const InputError&) {
+    why = "has an attribute weightcast.dtype that is no text";
+    return std::nullopt;
+  }
   if (!attribute) return element.dtype;
   const auto* name = std::get_if<std::string>(&*attribute);
   const auto named = name != nullptr ? dtype_from_name(*name) : std::nullopt;
   if (!named) {
-    throw InputError(fmt::format("{}: unknown dtype '{}' in its attribute weightcast.dtype", subject,
-                                 name != nullptr ? *name : "(an integer)"));
+    why = fmt::format("has the unknown dtype '{}' in its attribute weightcast.dtype",
+                      name != nullptr ? *name : "(an integer)");
+  } else if (!hdf5_may_hold(element, *named)) {
+    why = fmt::format("is {} by its attribute weightcast.dtype but {} by its HDF5 type", *name,
+                      dtype_name(element.dtype));
   }
-  if (!hdf5_may_hold(element, *named)) {
-    throw InputError(fmt::format("{}: its attribute weightcast.dtype says {} but its HDF5 type is {}",
-                                 subject, *name, dtype_name(element.dtype)));
-  }
-  return *named;
+  return why.empty() ? named : std::nullopt;
 }
 
-/// The extents of a dataset; nothing where its dataspace is null.
-std::optional<std::vector<std::int64_t>> extents_of(hid_t dataset, const std::string& subject) {
+/// The extents of a dataset; nothing where its dataspace is null. Says whether its bytes fit 63 bits.
+std::optional<std::vector<std::int64_t>> extents_of(hid_t dataset, const std::string& subject,
+                                                    bool& too_large) {
   const Hdf5Space space(WEIGHTCAST_HDF5(H5Dget_space(dataset), subject));
   if (H5Sget_simple_extent_type(space.get()) == H5S_NULL) return std::nullopt;
   std::array<hsize_t, H5S_MAX_RANK> extents{};
@@ -76,7 +83,7 @@ std::optional<std::vector<std::int64_t>> extents_of(hid_t dataset, const std::st
   for (const hsize_t extent : std::span(extents).first(static_cast<std::size_t>(dims))) {
     if (extent > static_cast<hsize_t>(std::numeric_limits<std::int64_t>::max()) ||
         __builtin_mul_overflow(bytes, static_cast<std::int64_t>(extent), &bytes)) {
-      throw InputError(fmt::format("{}: its shape has too many elements", subject));
+      too_large = true;
     }
     result.push_back(static_cast<std::int64_t>(extent));
   }
@@ -88,7 +95,8 @@ std::optional<std::vector<std::int64_t>> extents_of(hid_t dataset, const std::st
 DatasetForm describe_dataset(hid_t dataset, const std::string& subject) {
   const Hdf5Type type(WEIGHTCAST_HDF5(H5Dget_type(dataset), subject));
   const auto element = hdf5_element(type.get());
-  const auto extents = extents_of(dataset, subject);
+  bool too_large = false;
+  const auto extents = extents_of(dataset, subject, too_large);
   DatasetForm form;
   StoredTensor& tensor = form.tensor;
   const auto add_obstacle = [&](std::string why) {
@@ -103,10 +111,18 @@ DatasetForm describe_dataset(hid_t dataset, const std::string& subject) {
     add_obstacle(fmt::format("has elements of a type that is not read ({} of HDF5)", type_text(type.get())));
   } else if (!extents) {
     add_obstacle("has no shape (a null dataspace)");
+  } else if (too_large) {
+    add_obstacle("has a shape of more elements than there can be");
   } else if (extents->size() > Shape::kMaxDims) {
     add_obstacle(fmt::format("has {} dimensions; at most {} are read", extents->size(), Shape::kMaxDims));
   } else {
-    tensor.dtype = dtype_of(dataset, *element, subject);
+    std::string why;
+    const auto dtype = dtype_of(dataset, *element, subject, why);
+    if (!dtype) {
+      add_obstacle(std::move(why));
+      return form;
+    }
+    tensor.dtype = *dtype;
     tensor.shape = Shape(std::span<const std::int64_t>(*extents));
     form.little_endian = element->little_endian;
   }

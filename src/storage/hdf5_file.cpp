@@ -42,6 +42,7 @@ OpenHdf5 open_hdf5(const std::string& path) {
   const Hdf5Properties access = hdf5_file_access();
   Hdf5File file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get()));
   if (!file) {
+    require_hdf5_memory();
     throw InputError(
         fmt::format("{} is HDF5 but cannot be opened: {}; it is truncated, damaged or still being "
                     "written: copy it again",

@@ -2,9 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <set>
 #include <utility>
 #include <vector>
@@ -13,9 +15,9 @@
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_file.hpp"
 #include "storage/hdf5_storage.hpp"
+#include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
 #include "storage/local_files.hpp"
-#include "storage/hidden_names.hpp"
 
 namespace weightcast {
 
@@ -26,15 +28,21 @@ struct Link {
   H5L_type_t type = H5L_TYPE_HARD;
 };
 
-// Called by C code, which no exception may cross.
-herr_t collect_link(hid_t /*group*/, const char* name, const H5L_info_t* info, void* links) {
-  static_cast<std::vector<Link>*>(links)->push_back({name, info->type});
-  return 0;
-}
-
 // The bound of what a path may lead through, so that no file can make the walk endless.
 constexpr std::size_t kMostLevels = 64;
 constexpr std::size_t kMostObjects = 4'000'000;
+
+// Called by C code, which no exception may cross. Ends the walk when there are too many.
+herr_t collect_link(hid_t /*group*/, const char* name, const H5L_info_t* info, void* data) {
+  auto& links = *static_cast<std::vector<Link>*>(data);
+  if (links.size() > kMostObjects) return 1;
+  try {
+    links.push_back({name, info->type});
+  } catch (const std::bad_alloc&) {
+    return -1;
+  }
+  return 0;
+}
 
 /// An object of a file, wherever a walk has come to.
 struct Visit {
@@ -44,6 +52,12 @@ struct Visit {
   std::string name;  ///< in the checkpoint, with dots
   std::size_t level = 0;
 };
+
+haddr_t address_of(hid_t object, const std::string& subject) {
+  H5O_info_t info;
+  WEIGHTCAST_HDF5(H5Oget_info2(object, &info, H5O_INFO_BASIC), subject);
+  return info.addr;
+}
 
 /// Walks through the groups of one file.
 class Walk {
@@ -57,14 +71,18 @@ class Walk {
     checkpoint_.files.push_back(describe_file(file_.input));
   }
 
-  void visit_all() { visit_group(file_.file.get(), {}); }
+  void visit_all() {
+    groups_.insert(address_of(file_.file.get(), path()));
+    visit_group(file_.file.get(), {});
+  }
 
   std::optional<std::int64_t> version() const {
     const auto version = read_hdf5_attribute(file_.file.get(), kVersionAttribute, path());
     if (!version) return std::nullopt;
     const auto* number = std::get_if<std::int64_t>(&*version);
-    if (number == nullptr) {
-      throw InputError(fmt::format("{}: attribute weightcast.weight_version is no integer", path()));
+    if (number == nullptr || *number < 0) {
+      throw InputError(
+          fmt::format("{}: attribute weightcast.weight_version is no integer of at least 0", path()));
     }
     return *number;
   }
@@ -88,6 +106,8 @@ class Walk {
     objects_ += links.size();
     if (objects_ > kMostObjects)
       throw InputError(fmt::format("{}: more than {} objects", path(), kMostObjects));
+    // A group or dataset is called by its own name, not by that of a link to it.
+    std::ranges::stable_partition(links, [](const Link& link) { return link.type == H5L_TYPE_HARD; });
     for (const Link& link : links) {
       Visit next{group, link.name, at.path, at.name, at.level + 1};
       next.path += (at.path.empty() ? "" : "/") + link.name;
@@ -101,18 +121,18 @@ class Walk {
     const std::string subject = fmt::format("{}: dataset '{}'", path(), at.path);
     const Hdf5Object object(H5Oopen(at.parent, at.link.c_str(), access_.get()));
     if (!object) {
-      if (type != H5L_TYPE_HARD) return add_obstacle(at, "is a link that leads nowhere in this file");
-      throw InputError(fmt::format("{} cannot be opened: {}; the file is damaged, copy it again", subject,
-                                   hdf5_error_text()));
+      require_hdf5_memory();
+      if (type != H5L_TYPE_HARD) return add_obstacle(at, "is a link to nothing that this file holds itself");
+      return add_obstacle(
+          at, fmt::format("cannot be opened ({}): it is damaged, or of a newer HDF5 than {}.{}.{}",
+                          hdf5_error_text(), H5_VERS_MAJOR, H5_VERS_MINOR, H5_VERS_RELEASE));
     }
     const H5I_type_t kind = H5Iget_type(object.get());
     if (kind == H5I_GROUP) {
-      H5O_info_t info;
-      WEIGHTCAST_HDF5(H5Oget_info2(object.get(), &info, H5O_INFO_BASIC), subject);
       // A group that is there under two names is walked through once; so a circle ends.
-      if (groups_.insert(info.addr).second) visit_group(object.get(), at);
+      if (groups_.insert(address_of(object.get(), subject)).second) visit_group(object.get(), at);
     } else if (kind == H5I_DATASET) {
-      add_dataset({object.get(), file_, number_, subject}, at.name, at.path);
+      add_dataset({object.get(), file_, number_, subject, sources_}, at.name, at.path);
     }
   }
 
@@ -136,7 +156,7 @@ class Walk {
       return add_obstacle(at, fmt::format("is a link to {} in {}, where no dataset is", object_path, other));
     }
     add_dataset({object.get(), file, number_of(checkpoint_, file.input),
-                 fmt::format("{}: dataset '{}'", other, object_path)},
+                 fmt::format("{}: dataset '{}'", other, object_path), sources_},
                 at.name, object_path);
   }
 
@@ -166,6 +186,7 @@ class Walk {
   Hdf5Properties access_;
   std::size_t objects_ = 0;
   std::set<haddr_t> groups_;
+  VirtualSources sources_;
 };
 
 }  // namespace

@@ -4,10 +4,11 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "core/error.hpp"
-#include "storage/local_files.hpp"
 #include "storage/hidden_names.hpp"
+#include "storage/local_files.hpp"
 
 namespace weightcast {
 
@@ -52,17 +53,19 @@ Slab slab_at(const Shape& shape, std::int64_t row, std::int64_t end) {
 }  // namespace
 
 Hdf5SlabReader::Hdf5SlabReader(const CheckpointFile& file)
-    : file_(open_hdf5(file.path)), access_(dataset_access(directory_of(file.path))) {
-  require_same_file(file_.input.identity(), file);
+    : path_(file.path), access_(dataset_access(directory_of(file.path))) {
+  OpenHdf5 opened = open_hdf5(path_);
+  require_same_file(opened.input.identity(), file);
+  file_ = std::move(opened.file);
 }
 
 void Hdf5SlabReader::open(const StoredTensor& tensor) {
   if (dataset_ && name_ == tensor.name) return;
   dataset_.reset();
   name_ = tensor.name;
-  subject_ = fmt::format("{}: dataset '{}'", file_.input.path(), name_);
-  dataset_ = Hdf5Dataset(
-      WEIGHTCAST_HDF5(H5Dopen2(file_.file.get(), tensor.dataset().c_str(), access_.get()), subject_));
+  subject_ = fmt::format("{}: dataset '{}'", path_, name_);
+  dataset_ =
+      Hdf5Dataset(WEIGHTCAST_HDF5(H5Dopen2(file_.get(), tensor.dataset().c_str(), access_.get()), subject_));
   // The stored type in this machine's byte order: nothing but the order of bytes may change.
   const Hdf5Type stored(WEIGHTCAST_HDF5(H5Dget_type(dataset_.get()), subject_));
   memory_type_ = Hdf5Type(WEIGHTCAST_HDF5(H5Tcopy(stored.get()), subject_));

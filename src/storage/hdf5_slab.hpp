@@ -23,7 +23,8 @@ class Hdf5SlabReader {
  private:
   void open(const StoredTensor& tensor);
 
-  OpenHdf5 file_;
+  std::string path_;
+  Hdf5File file_;
   Hdf5Properties access_;
   std::string name_;  // of the dataset that is open: neighbouring boxes often share its cached chunks
   std::string subject_;

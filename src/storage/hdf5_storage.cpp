@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdlib>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <system_error>
@@ -13,8 +14,8 @@
 #include <vector>
 
 #include "core/error.hpp"
-#include "storage/local_files.hpp"
 #include "storage/hidden_names.hpp"
+#include "storage/local_files.hpp"
 
 namespace weightcast {
 
@@ -92,14 +93,22 @@ class Placement {
           "HDF5_PLUGIN_PATH, or write the file again without it, for example with h5repack",
           name[0] == '\0' ? "without a name" : name.data(), filter);
     }
+    // The library holds a whole chunk in memory, however little of it the dataset has.
+    constexpr std::int64_t kMostChunkBytes = std::int64_t{16} << 20;
     std::array<hsize_t, H5S_MAX_RANK> chunk{};
     const int dims = WEIGHTCAST_HDF5(H5Pget_chunk(creation_.get(), H5S_MAX_RANK, chunk.data()), subject());
     hsize_t expected = 1;
+    auto chunk_bytes = static_cast<double>(dtype_bytes(tensor_.dtype));
     for (std::size_t i = 0; i < static_cast<std::size_t>(dims) && i < tensor_.shape.dims(); ++i) {
       const auto extent = static_cast<hsize_t>(tensor_.shape[i]);
+      chunk_bytes *= static_cast<double>(chunk.at(i));
       expected *= extent / chunk.at(i) + (extent % chunk.at(i) != 0 ? 1 : 0);
     }
     const Hdf5Space space(WEIGHTCAST_HDF5(H5Dget_space(found_.dataset), subject()));
+    if (chunk_bytes > static_cast<double>(kMostChunkBytes + 4 * tensor_.bytes())) {
+      return fmt::format("is kept in chunks of {:.0f} bytes, far more than it has; write the file again",
+                         chunk_bytes);
+    }
     hsize_t written = 0;
     WEIGHTCAST_HDF5(H5Dget_num_chunks(found_.dataset, space.get(), &written), subject());
     if (written == 0) return "was created and never written";
@@ -137,14 +146,19 @@ class Placement {
 
   std::optional<std::string> virtual_sources() {
     constexpr int kMostLevels = 8;
-    constexpr std::size_t kMostSources = 100'000;
+    constexpr std::size_t kMostSources = 10'000;
     if (found_.level == kMostLevels) return "is a virtual dataset of virtual datasets without end";
     if (std::getenv("HDF5_VDS_PREFIX") != nullptr) {
       return "is a virtual dataset, whose sources HDF5_VDS_PREFIX would move; unset that variable";
     }
     std::size_t count = 0;
     WEIGHTCAST_HDF5(H5Pget_virtual_count(creation_.get(), &count), subject());
-    if (count > kMostSources) return fmt::format("has {} sources; at most {} are read", count, kMostSources);
+    found_.sources.count += count;
+    if (count > kMostSources || found_.sources.count > kMostSources) {
+      return fmt::format("is a virtual dataset in a file with more than {} sources, which are not read",
+                         kMostSources);
+    }
+    tensor_.offset = StoredTensor::kVirtual;
     Hdf5Space covered;
     for (std::size_t i = 0; i < count; ++i) {
       if (auto why = virtual_source(i)) return why;
@@ -195,15 +209,28 @@ class Placement {
     const Hdf5Properties access = dataset_access(directory_of(file.input.path()));
     const Hdf5Dataset source(H5Dopen2(file.file.get(), name.c_str(), access.get()));
     if (!source) return what + " is not there";
-    DatasetForm form =
-        describe_dataset(source.get(), fmt::format("{}: dataset '{}'", file.input.path(), name));
-    if (form.tensor.obstacle != nullptr || form.tensor.dtype != tensor_.dtype)
-      return what + " has another type";
-    if (!within(source, i)) return what + " has not the shape that is taken from it";
-    place_dataset({source.get(), file, number, fmt::format("{}: dataset '{}'", file.input.path(), name),
-                   found_.level + 1},
-                  checkpoint_, other_files_, form);
+    const std::string source_subject = fmt::format("{}: dataset '{}'", file.input.path(), name);
+    // The types of HDF5, whatever attributes say: between different ones the library converts numbers.
+    const Hdf5Type source_type(WEIGHTCAST_HDF5(H5Dget_type(source.get()), source_subject));
+    const Hdf5Type own_type(WEIGHTCAST_HDF5(H5Dget_type(found_.dataset), subject()));
+    if (H5Tequal(source_type.get(), own_type.get()) <= 0) return what + " has another HDF5 type";
+    DatasetForm form = describe_dataset(source.get(), source_subject);
     if (form.tensor.obstacle != nullptr) return what + " " + form.tensor.obstacle->why;
+    if (!within(source, i)) return what + " has not the shape that is taken from it";
+    H5O_info_t info;
+    WEIGHTCAST_HDF5(H5Oget_info2(source.get(), &info, H5O_INFO_BASIC), subject());
+    auto [known, fresh] = found_.sources.seen.try_emplace({file.input.path(), info.addr});
+    if (fresh) {
+      // Until it is known: a dataset that leads to itself.
+      known->second = "is a virtual dataset of virtual datasets without end";
+      place_dataset({source.get(), file, number, source_subject, found_.sources, found_.level + 1},
+                    checkpoint_, other_files_, form);
+      known->second = form.tensor.obstacle != nullptr ? form.tensor.obstacle->why
+                      : form.tensor.file != number
+                          ? "has its own data in another file, which is not read through it"
+                          : "";
+    }
+    if (!known->second.empty()) return what + " " + known->second;
     return std::nullopt;
   }
 

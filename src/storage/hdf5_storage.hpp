@@ -1,8 +1,11 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "storage/checkpoint.hpp"
 #include "storage/hdf5_dataset.hpp"
@@ -10,13 +13,21 @@
 
 namespace weightcast {
 
+/// The sources of virtual datasets that a file's datasets led to, of which each is looked at once and all
+/// together are bounded: datasets of datasets could be endless work.
+struct VirtualSources {
+  std::size_t count = 0;
+  std::map<std::pair<std::string, haddr_t>, std::string> seen;  ///< by file and address: why not, or empty
+};
+
 /// A dataset and the file that it was found in.
 struct FoundDataset {
   hid_t dataset;
   const OpenHdf5& file;
   std::uint32_t number;  ///< of the file in the checkpoint
   std::string subject;   ///< what to call the dataset in messages
-  int level = 0;         ///< how many virtual datasets led here
+  VirtualSources& sources;
+  int level = 0;  ///< how many virtual datasets led here
 };
 
 /// Where a file is that the HDF5 file at `path` names as the holder of its data. Returns why it must not be

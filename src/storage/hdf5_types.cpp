@@ -56,10 +56,6 @@ bool is_bool_enumeration(hid_t type) {
          H5Tenum_valueof(type, "TRUE", &value) >= 0 && value == 1;
 }
 
-bool is_integer(DType dtype) {
-  return dtype >= DType::kU8 && dtype <= DType::kU64;
-}
-
 }  // namespace
 
 hid_t hdf5_type(DType dtype) {

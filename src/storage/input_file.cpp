@@ -71,6 +71,11 @@ InputFile::InputFile(const std::string& path)
     : path_(path),
       // Not blocking: opening a pipe that nobody writes to would last for ever.
       fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+  struct stat there {};
+  // A file of which another host holds a lease: that takes a moment.
+  if (fd_ < 0 && errno == EWOULDBLOCK && ::stat(path.c_str(), &there) == 0 && S_ISREG(there.st_mode)) {
+    fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  }
   if (fd_ < 0) {
     throw IoError(fmt::format("cannot open {}: {}; check that it is there and readable on every node", path,
                               system_error_text(errno)));

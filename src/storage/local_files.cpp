@@ -1,14 +1,13 @@
 #include "storage/local_files.hpp"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <span>
 
 #include "core/error.hpp"
 #include "core/hash.hpp"
+#include "sys/host.hpp"
 
 namespace weightcast {
 
@@ -35,11 +34,6 @@ std::uint64_t header_hash(const InputFile& file) {
 
 }  // namespace
 
-std::string this_host() {
-  std::array<char, 256> name{};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "";
-}
-
 CheckpointFile describe_file(const InputFile& file) {
   return {file.path(), file.identity(), header_hash(file)};
 }
@@ -50,6 +44,11 @@ void require_same_file(const FileIdentity& now, const CheckpointFile& described)
       fmt::format("{} changed after its header was read: it was replaced or written to; start again when "
                   "nobody writes to it",
                   described.path));
+}
+
+void require_files_unchanged(const Checkpoint& checkpoint) {
+  for (const CheckpointFile& file : checkpoint.files)
+    require_same_file(InputFile(file.path).identity(), file);
 }
 
 void adopt_local_files(Checkpoint& checkpoint) {

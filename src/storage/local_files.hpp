@@ -1,15 +1,9 @@
 #pragma once
 
-#include <cstdint>
-#include <string>
-
 #include "storage/checkpoint.hpp"
 #include "storage/input_file.hpp"
 
 namespace weightcast {
-
-/// What this host calls itself.
-std::string this_host();
 
 /// An open data file as a checkpoint describes it.
 CheckpointFile describe_file(const InputFile& file);

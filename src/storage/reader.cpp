@@ -82,7 +82,7 @@ void read_runs(const InputFile& file, const Runs& runs, std::span<std::byte> to,
 }  // namespace
 
 std::optional<FilePlace> place_of(const StoredTensor& tensor, const Box& box) {
-  if (tensor.offset == StoredTensor::kThroughLibrary) return std::nullopt;
+  if (tensor.through_library()) return std::nullopt;
   const Runs runs = runs_of(tensor, box);
   if (runs.rows > 1 && runs.run != runs.pitch) return std::nullopt;
   return FilePlace{tensor.file, runs.offset};
@@ -92,12 +92,13 @@ struct CheckpointReader::Files {
   struct Entry {
     std::once_flag opened;
     std::optional<InputFile> file;
-    std::atomic<bool> read = false;
+    std::atomic<bool> is_open = false;
     std::unique_ptr<Hdf5SlabReader> slabs;  // guarded by the Hdf5Lock
   };
 
   const Checkpoint* checkpoint = nullptr;
   std::vector<Entry> entries;
+  std::atomic<bool> any_virtual = false;  // has been read
 
   const InputFile& input(std::uint32_t file) {
     Entry& entry = entries.at(file);
@@ -105,24 +106,30 @@ struct CheckpointReader::Files {
       InputFile opened(checkpoint->files[file].path);
       require_same_file(opened.identity(), checkpoint->files[file]);
       entry.file.emplace(std::move(opened));
-      entry.read.store(true, std::memory_order_release);
+      entry.is_open.store(true, std::memory_order_release);
     });
     return *entry.file;
   }
 
   void require_unchanged() const {
     for (std::size_t i = 0; i < entries.size(); ++i) {
-      if (!entries[i].read.load(std::memory_order_acquire)) continue;
+      if (!entries[i].is_open.load(std::memory_order_acquire)) continue;
       require_same_file(entries[i].file->identity_now(), checkpoint->files[i]);
+      // The library opens the sources of virtual datasets again and again, by their paths.
+      if (any_virtual)
+        require_same_file(InputFile(checkpoint->files[i].path).identity(), checkpoint->files[i]);
     }
   }
 
   void read_slab(const StoredTensor& tensor, const Box& box, std::span<std::byte> to) {
     const Hdf5Lock lock;
+    if (tensor.offset == StoredTensor::kVirtual && !any_virtual) {
+      for (std::uint32_t file = 0; file < entries.size(); ++file) input(file);
+      any_virtual = true;
+    }
     auto& slabs = entries.at(tensor.file).slabs;
     if (slabs == nullptr) {
-      // The library may read from any of them: the sources of a virtual dataset are among the files.
-      for (std::uint32_t file = 0; file < entries.size(); ++file) input(file);
+      input(tensor.file);  // compares the file, and is looked at after the last read
       slabs = std::make_unique<Hdf5SlabReader>(checkpoint->files[tensor.file]);
     }
     slabs->read(tensor, box, to);
@@ -156,7 +163,7 @@ void CheckpointReader::read(const StoredTensor& tensor, const Box& box, std::spa
         fmt::format("tensor '{}' is in file {} of {}", tensor.name, tensor.file, files_->entries.size()));
   }
   if (bytes == 0) return;
-  if (tensor.offset == StoredTensor::kThroughLibrary) {
+  if (tensor.through_library()) {
     files_->read_slab(tensor, box, to);
   } else {
     read_runs(files_->input(tensor.file), runs_of(tensor, box), to, tensor.name);

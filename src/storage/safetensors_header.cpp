@@ -19,6 +19,7 @@
 
 #include "core/error.hpp"
 #include "core/json_text.hpp"
+#include "core/text.hpp"
 #include "storage/foreign_file.hpp"
 #include "storage/input_file.hpp"
 #include "storage/local_files.hpp"
@@ -167,7 +168,7 @@ void make_foreign(StoredTensor& tensor, const Entry& entry, std::string why) {
 StoredTensor parse_tensor(const std::string& path, const std::string& name, const json& json_entry,
                           std::int64_t data_bytes) {
   const auto refuse = [&](const std::string& why) {
-    throw InputError(fmt::format("{}: tensor '{}': {}", path, name, why));
+    throw InputError(fmt::format("{}: tensor '{}': {}", path, printable(name), why));
   };
   if (name.find('\0') != std::string::npos) refuse("its name holds a byte 0");
   Entry entry = parse_entry(json_entry, data_bytes, refuse);
@@ -240,9 +241,9 @@ std::optional<std::int64_t> version_in(const json& header, const std::string& pa
   const std::string text = entry->is_string() ? entry->get<std::string>() : "";
   const char* end = text.data() + text.size();
   const auto [rest, status] = std::from_chars(text.data(), end, version);
-  if (status != std::errc() || rest != end) {
-    throw InputError(fmt::format("{}: {} in {} is not the text of an integer", path, kSafetensorsVersion,
-                                 kSafetensorsMetadata));
+  if (status != std::errc() || rest != end || version < 0) {
+    throw InputError(fmt::format("{}: {} in {} is not the text of an integer of at least 0", path,
+                                 kSafetensorsVersion, kSafetensorsMetadata));
   }
   return version;
 }
@@ -315,9 +316,10 @@ SafetensorsIndex read_safetensors_index(const std::string& path) {
     if (!file.is_string())
       throw InputError(fmt::format("{}: tensor '{}': its file is no text", path, tensor));
     const auto& name = file.get_ref<const std::string&>();
-    if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos) {
-      throw InputError(
-          fmt::format("{}: tensor '{}': '{}' does not name a file beside the index", path, tensor, name));
+    if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos ||
+        name.find('\0') != std::string::npos) {
+      throw InputError(fmt::format("{}: tensor '{}': '{}' does not name a file beside the index", path,
+                                   printable(tensor), printable(name)));
     }
     files.insert(name);
     index.tensors.emplace_back(tensor, name);

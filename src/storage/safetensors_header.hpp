@@ -13,6 +13,8 @@ namespace weightcast {
 
 /// The file of a folder that says which of several safetensors files holds which tensor.
 inline constexpr const char* kSafetensorsIndexName = "model.safetensors.index.json";
+/// What a checkpoint of one safetensors file is called.
+inline constexpr const char* kSafetensorsSingleName = "model.safetensors";
 
 /// The entry of a header, and in it the one of its texts that says the weight version as a decimal number.
 inline constexpr const char* kSafetensorsMetadata = "__metadata__";

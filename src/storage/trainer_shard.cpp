@@ -13,8 +13,10 @@
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_header.hpp"
 #include "storage/hidden_names.hpp"
+#include "storage/input_file.hpp"
 #include "storage/local_files.hpp"
 #include "storage/safetensors_header.hpp"
+#include "sys/host.hpp"
 
 namespace weightcast {
 
@@ -106,6 +108,7 @@ std::int64_t count_trainer_shards(const std::string& directory) {
 TrainerShard read_trainer_shard(const std::string& directory, std::int64_t rank, const std::string& layout,
                                 OtherFiles other_files) {
   const std::string path = existing_path(directory, rank);
+  const FileIdentity identity = InputFile(path).identity();
   const Attributes attributes =
       path.ends_with(kHdf5) ? read_attributes(path) : read_safetensors_attributes(path);
   const std::string written_rank = text_of(attributes, kRankAttribute);
@@ -126,6 +129,8 @@ TrainerShard read_trainer_shard(const std::string& directory, std::int64_t rank,
   shard.host = this_host();
   shard.weight_version = path.ends_with(kHdf5) ? read_hdf5_header(path, shard, other_files)
                                                : read_safetensors_header(path, shard);
+  // Attributes and header are of one file.
+  require_same_file(identity, shard.files.front());
   std::ranges::sort(shard.tensors, {}, &StoredTensor::name);
   return {std::move(shard), text_of(attributes, kIdAttribute)};
 }

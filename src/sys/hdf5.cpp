@@ -3,6 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <new>
+#include <system_error>
 
 #include "core/error.hpp"
 
@@ -25,6 +29,9 @@ herr_t keep_first(unsigned /*depth*/, const H5E_error2_t* error, void* text) {
 }  // namespace
 
 Hdf5Lock::Hdf5Lock() : lock_(library_mutex()) {
+  // The library must not clean up when the process ends: after a write that the system refused it would crash
+  // there.
+  [[maybe_unused]] static const herr_t once = H5dont_atexit();
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
 }
 
@@ -32,12 +39,38 @@ std::string hdf5_error_text() {
   std::string text;
   H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_first, &text);
   if (text.empty()) return "no reason given";
+  // What the system refused comes with times, addresses and numbers of the library's own: its word is enough.
+  constexpr std::string_view kErrno = "errno = ";
+  if (const std::size_t at = text.find(kErrno); at != std::string::npos) {
+    const int error = std::atoi(text.c_str() + at + kErrno.size());
+    const std::string what = text.substr(0, text.find_first_of(":,"));
+    text = fmt::format("{}: {}", what, std::generic_category().message(error));
+    if (error == ENOSPC || error == EDQUOT || error == EFBIG)
+      text += "; free some space or choose another folder";
+  }
   std::replace(text.begin(), text.end(), '\n', ' ');
   return text;
 }
 
+void require_hdf5_memory() {
+  bool missing = false;
+  H5Ewalk2(
+      H5E_DEFAULT, H5E_WALK_UPWARD,
+      [](unsigned /*depth*/, const H5E_error2_t* error, void* data) -> herr_t {
+        const bool memory = error->min_num == H5E_NOSPACE || error->min_num == H5E_CANTALLOC;
+        const std::string_view what = error->desc != nullptr ? error->desc : "";
+        // The same numbers say that a disk is full, with the system's error beside them.
+        if (memory && what.find("memory") != std::string_view::npos) *static_cast<bool*>(data) = true;
+        return 0;
+      },
+      &missing);
+  if (missing) throw std::bad_alloc();
+}
+
 Hdf5Properties hdf5_file_access() {
   Hdf5Properties access(WEIGHTCAST_HDF5(H5Pcreate(H5P_FILE_ACCESS), "HDF5"));
+  // Plain files, whatever the environment says: identities of files are looked at through this driver.
+  WEIGHTCAST_HDF5(H5Pset_fapl_sec2(access.get()), "HDF5");
 #if H5_VERSION_GE(1, 10, 7)
   WEIGHTCAST_HDF5(H5Pset_file_locking(access.get(), false, true), "HDF5");
 #endif
@@ -45,6 +78,7 @@ Hdf5Properties hdf5_file_access() {
 }
 
 void detail::throw_hdf5_error(std::string_view call, std::string_view subject, std::source_location where) {
+  require_hdf5_memory();
   const std::string_view function = call.substr(0, call.find('('));
   throw IoError(fmt::format("{}: {} failed: {}", subject, function, hdf5_error_text()), where);
 }

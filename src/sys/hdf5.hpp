@@ -60,6 +60,10 @@ using Hdf5Attribute = Hdf5Handle<H5Aclose>;
 using Hdf5Object = Hdf5Handle<H5Oclose>;
 using Hdf5Properties = Hdf5Handle<H5Pclose>;
 
+/// Throws std::bad_alloc when the library's last failure on this thread was for want of memory: what it could
+/// not do then says nothing of a file.
+void require_hdf5_memory();
+
 /// What the library says about its last failure on this thread: the innermost description, as one line.
 std::string hdf5_error_text();
 

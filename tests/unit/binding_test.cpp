@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -216,6 +217,18 @@ TEST_F(BindingExtras, WhatIsNeededAndCannotBeReadIsNamed) {
   expect_refused(kConfig, file, {path_, "model.norm.weight", "C64"});
 }
 
+TEST_F(BindingExtras, AnotherNameOfATensorHarmsNobody) {
+  file_.write(path_);
+  std::string bytes = test_support::get_file(path_);
+  std::uint64_t length = 0;
+  std::memcpy(&length, bytes.data(), sizeof length);
+  auto header = nlohmann::json::parse(bytes.substr(8, length));
+  header["__metadata__"] = {{"best", "model.norm.weight"}};
+  test_support::put_file(path_, test_support::safetensors_bytes(header.dump(), bytes.substr(8 + length)));
+  const auto family = make_family(ModelConfig(kConfig.dump(), "config.json"));
+  EXPECT_NO_THROW(bind(*family, read_checkpoint(path_)));
+}
+
 TEST_F(BindingExtras, ATensorOfNoModelIsNamed) {
   SafetensorsFile file = file_;
   file.tensors["model.layers.2.mlp.up_proj.weight"] = {"BF16", {1}, "xx"};
@@ -295,8 +308,8 @@ TEST_F(TiedHead, AnyRowThatDiffersIsNoticed) {
     SafetensorsFile file = tied_file_;
     auto& head = file.tensors["lm_head.weight"] = file.tensors.at("model.embed_tokens.weight");
     head.data[row * 256 + 100] = static_cast<char>(head.data[row * 256 + 100] ^ 1);
-    expect_differs(file, {path_, "lm_head.weight", "differs", "model.embed_tokens.weight",
-                          "tie_word_embeddings", "--tied-head embedding"});
+    expect_differs(file, {path_, "lm_head.weight", fmt::format("differs (from row {} on)", row),
+                          "model.embed_tokens.weight", "tie_word_embeddings", "--tied-head embedding"});
   }
 }
 

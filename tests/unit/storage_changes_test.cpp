@@ -10,6 +10,7 @@
 #include "core/error.hpp"
 #include "storage/local_files.hpp"
 #include "storage_files.hpp"
+#include "sys/host.hpp"
 
 namespace weightcast {
 namespace {

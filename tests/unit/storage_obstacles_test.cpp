@@ -248,9 +248,9 @@ TEST_F(StorageObstacles, LinksThatLeadNowhereOrAway) {
                     kFile);
   };
   with_link("/nowhere", "");
-  expect_obstacle("link that leads nowhere", true);
+  expect_obstacle("a link to nothing that this file holds", true);
   with_link("/w", "");
-  expect_obstacle("link that leads nowhere", true);
+  expect_obstacle("a link to nothing that this file holds", true);
   with_link("/half", "part.h5");
   expect_obstacle("part.h5, which is not there", true);
   make_half("part.h5", 0);
@@ -270,7 +270,7 @@ TEST_F(StorageObstacles, ALinkThroughAnotherFileIsNotFollowed) {
     WEIGHTCAST_HDF5(H5Lcreate_external("part.h5", "/", file.get(), "door", H5P_DEFAULT, H5P_DEFAULT), kFile);
     WEIGHTCAST_HDF5(H5Lcreate_soft("/door/half", file.get(), "w", H5P_DEFAULT, H5P_DEFAULT), kFile);
   }
-  expect_obstacle("link that leads nowhere in this file", true);
+  expect_obstacle("a link to nothing that this file holds", true);
 }
 
 TEST_F(StorageObstacles, ExternalRawFiles) {
@@ -380,7 +380,7 @@ TEST_F(StorageObstacles, AVirtualDatasetWhoseSourceHasNoData) {
     const Hdf5File file = create_file(dir_ / "two.h5");
     put_dataset(file, "half", H5T_STD_I32LE, H5T_NATIVE_INT32, {50}, nullptr);
   }
-  expect_obstacle("another type", true, OtherFiles::kBelowFolder);
+  expect_obstacle("another HDF5 type", true, OtherFiles::kBelowFolder);
 }
 
 TEST_F(StorageObstacles, AVirtualDatasetOfItsOwnFile) {
@@ -414,6 +414,139 @@ TEST_F(StorageObstacles, ASourceOfAVirtualDatasetThatChangesIsRefused) {
   const CheckpointReader reader(checkpoint);
   EXPECT_TRUE(
       has(message_of<IoError>([&] { read_whole(reader, *checkpoint.find("w")); }), {"two.h5", "changed"}));
+}
+
+TEST_F(StorageObstacles, AVirtualDatasetOfOtherNumbersIsNotConverted) {
+  // The library would convert the numbers; their bits stand for others.
+  const std::vector<std::pair<hid_t, hid_t>> types{{H5T_STD_I16LE, H5T_STD_U16LE},
+                                                   {H5T_STD_U16LE, H5T_STD_I16LE},
+                                                   {H5T_STD_U16LE, H5T_STD_U16BE},
+                                                   {H5T_STD_U16LE, H5T_IEEE_F32LE}};
+  for (const auto& [own, source] : types) {
+    {
+      const Hdf5Lock lock;
+      const Hdf5File file = create();
+      const hsize_t whole = 50;
+      const Hdf5Space all(WEIGHTCAST_HDF5(H5Screate_simple(1, &whole, nullptr), kFile));
+      const std::vector<std::byte> values(200);
+      put_dataset(file, "source", source, source, {50}, values.data());
+      const Hdf5Properties properties = creation();
+      WEIGHTCAST_HDF5(H5Pset_virtual(properties.get(), all.get(), ".", "source", all.get()), kFile);
+      make(file, properties, {50}, own);
+    }
+    expect_obstacle("another HDF5 type", true);
+  }
+}
+
+TEST_F(StorageObstacles, AVirtualDatasetOverExternalRawData) {
+  // The library would look for the raw file in the working directory.
+  put_raw("raw.bin", 0, 50);
+  {
+    const Hdf5Lock lock;
+    const Hdf5File file = create_file(dir_ / "one.h5");
+    const Hdf5Properties properties = creation();
+    WEIGHTCAST_HDF5(H5Pset_external(properties.get(), "raw.bin", 0, H5F_UNLIMITED), kFile);
+    const hsize_t half = 50;
+    const Hdf5Space space(WEIGHTCAST_HDF5(H5Screate_simple(1, &half, nullptr), kFile));
+    const Hdf5Dataset dataset(WEIGHTCAST_HDF5(
+        H5Dcreate2(file.get(), "half", H5T_STD_U8LE, space.get(), H5P_DEFAULT, properties.get(), H5P_DEFAULT),
+        kFile));
+  }
+  make_half("two.h5", 1);
+  make_virtual({"one.h5", "two.h5"}, {"half", "half"});
+  expect_obstacle("has its own data in another file", true, OtherFiles::kBelowFolder);
+}
+
+TEST_F(StorageObstacles, VirtualDatasetsOfVirtualDatasetsAreBounded) {
+  constexpr int kLevels = 6;
+  constexpr hsize_t kRows = 200;
+  {
+    const Hdf5Lock lock;
+    const Hdf5File file = create();
+    put_dataset(file, "level0", H5T_STD_U8LE, H5T_NATIVE_UINT8, {kRows},
+                std::vector<std::byte>(kRows).data());
+    const hsize_t one = 1;
+    for (int level = 1; level <= kLevels; ++level) {
+      const Hdf5Properties properties = creation();
+      for (hsize_t row = 0; row < kRows; ++row) {
+        const Hdf5Space space(WEIGHTCAST_HDF5(H5Screate_simple(1, &kRows, nullptr), kFile));
+        WEIGHTCAST_HDF5(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, &row, nullptr, &one, nullptr),
+                        kFile);
+        WEIGHTCAST_HDF5(H5Pset_virtual(properties.get(), space.get(), ".",
+                                       fmt::format("level{}", level - 1).c_str(), space.get()),
+                        kFile);
+      }
+      const Hdf5Space whole(WEIGHTCAST_HDF5(H5Screate_simple(1, &kRows, nullptr), kFile));
+      const Hdf5Dataset dataset(
+          WEIGHTCAST_HDF5(H5Dcreate2(file.get(), fmt::format("level{}", level).c_str(), H5T_STD_U8LE,
+                                     whole.get(), H5P_DEFAULT, properties.get(), H5P_DEFAULT),
+                          kFile));
+    }
+  }
+  // Without a memory of what was looked at already this would be 200 to the 6th.
+  const auto start = std::chrono::steady_clock::now();
+  const Checkpoint checkpoint = read_checkpoint(dir_ / "a.h5");
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(30));
+  EXPECT_EQ(checkpoint.find("level1")->obstacle, nullptr);
+}
+
+TEST_F(StorageObstacles, ASourceThatIsReplacedWhileItIsReadIsNoticed) {
+  make_virtual({"one.h5", "two.h5"}, {"half", "half"});
+  make_half("one.h5", 0);
+  make_half("two.h5", 1);
+  const Checkpoint checkpoint = read_checkpoint(dir_ / "a.h5", OtherFiles::kBelowFolder);
+  const CheckpointReader reader(checkpoint);
+  read_whole(reader, *checkpoint.find("w"));
+  make_half("new.h5", 0);
+  fs::rename(dir_ / "new.h5", dir_ / "two.h5");
+  EXPECT_TRUE(has(message_of<IoError>([&] { reader.require_unchanged(); }), {"two.h5", "changed"}));
+}
+
+TEST_F(StorageObstacles, AttributesThatNameNoDtype) {
+  const auto with_dtype = [&](hid_t type, const std::string& dtype) {
+    const Hdf5Lock lock;
+    const Hdf5File file = create();
+    make(file, creation(), {100}, type);
+    name_dtype(file, "w", dtype);
+  };
+  with_dtype(H5T_STD_U8LE, "float7");
+  expect_obstacle("unknown dtype 'float7'", false);
+  with_dtype(H5T_IEEE_F32LE, "bfloat16");
+  expect_obstacle("is bfloat16 by its attribute weightcast.dtype but float32 by its HDF5 type", false);
+}
+
+TEST_F(StorageObstacles, AChunkThatIsMuchLargerThanItsDataset) {
+  {
+    const Hdf5Lock lock;
+    const Hdf5File file = create();
+    const Hdf5Properties properties = creation();
+    const hsize_t chunk = 1 << 28;
+    const hsize_t extent = 100;
+    const hsize_t most = H5S_UNLIMITED;
+    WEIGHTCAST_HDF5(H5Pset_chunk(properties.get(), 1, &chunk), kFile);
+    const Hdf5Space space(WEIGHTCAST_HDF5(H5Screate_simple(1, &extent, &most), kFile));
+    const Hdf5Dataset dataset(WEIGHTCAST_HDF5(
+        H5Dcreate2(file.get(), "w", H5T_STD_U8LE, space.get(), H5P_DEFAULT, properties.get(), H5P_DEFAULT),
+        kFile));
+  }
+  expect_obstacle("chunks of 268435456 bytes", true);
+}
+
+TEST_F(StorageObstacles, AGroupIsCalledByItsOwnName) {
+  for (const char* link : {"a", "latest", "zzz"}) {
+    {
+      const Hdf5Lock lock;
+      const Hdf5File file = create();
+      const Hdf5Object group(
+          WEIGHTCAST_HDF5(H5Gcreate2(file.get(), "model", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), kFile));
+      put_dataset(file, "model/w", H5T_STD_U8LE, H5T_NATIVE_UINT8, {100}, data_.data());
+      WEIGHTCAST_HDF5(H5Lcreate_soft("/model", file.get(), link, H5P_DEFAULT, H5P_DEFAULT), kFile);
+      WEIGHTCAST_HDF5(H5Lcreate_hard(file.get(), "/", file.get(), "root", H5P_DEFAULT, H5P_DEFAULT), kFile);
+    }
+    const Checkpoint checkpoint = read_checkpoint(dir_ / "a.h5");
+    EXPECT_NE(checkpoint.find("model.w"), nullptr) << link;
+    EXPECT_EQ(checkpoint.tensors.size(), 2U);
+  }
 }
 
 TEST_F(StorageObstacles, DatasetsInGroups) {

@@ -103,10 +103,121 @@ TEST_F(StorageReject, FilesOfSeveralWeightVersions) {
     put_file(dir_ / name, safetensors_bytes(fmt::format(R"({{"__metadata__":{{{}}}}})", metadata), 0));
   };
   put("model-a.safetensors", R"("weightcast.weight_version":"5")");
-  put("model-b.safetensors", R"("format":"pt")");
+  put("model-b.safetensors", R"("weightcast.weight_version":"5")");
   EXPECT_EQ(read_checkpoint(dir_.string()).weight_version, 5);
   put("model-c.safetensors", R"("weightcast.weight_version":"6")");
-  EXPECT_TRUE(has(refused(""), {"model-c.safetensors", "version 6", "of 5", "again"}));
+  EXPECT_TRUE(has(refused(""), {"model-c.safetensors", "version 6", "version 5", "again"}));
+  // What another program has written is of no version: half of a checkpoint was replaced.
+  put("model-c.safetensors", R"("format":"pt")");
+  EXPECT_TRUE(has(refused(""), {"model-c.safetensors", "no weight version", "version 5"}));
+  put("model-a.safetensors", R"("format":"pt")");
+  EXPECT_TRUE(has(refused(""), {"model-b.safetensors", "version 5", "no weight version"}));
+}
+
+TEST_F(StorageReject, AFolderThatIsBeingReplaced) {
+  const auto put = [&](const std::string& name) { put_file(dir_ / name, safetensors_bytes("{}", 0)); };
+  put("model-00001-of-00002.safetensors");
+  put("model-00002-of-00002.safetensors");
+  read_checkpoint(dir_.string());
+  // All old, with new files beside; all new, with an old file beside.
+  put(".model-00002-of-00002.safetensors.0123456789abcdef.partial");
+  read_checkpoint(dir_.string());
+  put(".model-00001-of-00002.safetensors.0123456789abcdee.old");
+  EXPECT_TRUE(
+      has(refused(""), {dir_.string(), "files of two checkpoints", "run the job that writes it again"}));
+  fs::remove(dir_ / ".model-00002-of-00002.safetensors.0123456789abcdef.partial");
+  read_checkpoint(dir_.string());
+  // Hidden files of other programs mean nothing.
+  put(".other.0123456789abcdef.partial");
+  read_checkpoint(dir_.string());
+}
+
+TEST_F(StorageReject, TwoSavingsInOneFolder) {
+  const auto put = [&](const std::string& name, const std::string& tensor) {
+    put_file(dir_ / name,
+             safetensors_bytes(
+                 fmt::format(R"({{"{}":{{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}}})", tensor), 2));
+  };
+  put("model-00001-of-00002.safetensors", "a");
+  put("model-00002-of-00002.safetensors", "b");
+  read_checkpoint(dir_.string());
+  put("model-00003-of-00003.safetensors", "c");
+  EXPECT_TRUE(has(refused(""), {dir_.string(), "2 savings", "model-*-of-00002.safetensors",
+                                "model-*-of-00003.safetensors", "remove"}));
+  fs::rename(dir_ / "model-00003-of-00003.safetensors", dir_ / "model.safetensors");
+  EXPECT_TRUE(has(refused(""), {"2 savings", "model.safetensors", "model-*-of-00002.safetensors"}));
+  // Beside an index that does not name it, too, whether the index's own files are there or not.
+  put_file(
+      dir_ / "model.safetensors.index.json",
+      R"({"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}})");
+  EXPECT_TRUE(has(refused(""), {"model.safetensors and", "does not name it", "remove"}));
+  fs::remove(dir_ / "model-00001-of-00002.safetensors");
+  EXPECT_TRUE(has(refused(""), {"model.safetensors and", "does not name it", "remove"}));
+  put_file(dir_ / "model.safetensors.index.json", R"({"weight_map":{"c":"model.safetensors"}})");
+  EXPECT_EQ(read_checkpoint(dir_.string()).tensors.size(), 1U);
+}
+
+TEST_F(StorageReject, WhatLiesThereInstead) {
+  const std::vector<std::pair<std::string, std::string>> files{
+      {"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "git lfs pull"},
+      {"<!DOCTYPE html><html>login</html>", "a web page"},
+      {"<HTML><head>", "a web page"},
+      {"<?xml version=\"1.0\"?><Error>AccessDenied</Error>", "a server's message"},
+      {"{\"error\": \"not found\"}", "a server's message"},
+      {std::string("PK\x03\x04 and so on", 15), "torch.save"},
+      {std::string("\x80\x02}q", 4) + std::string(20, 'x'), "torch.save"},
+      {"GGUF" + std::string(1, '\3') + std::string(50, 'x'), "GGUF"},
+      {std::string(600, '\0'), "zeros"},
+      {"", "empty"},
+      {std::string("\x1f\x8b\x08 packed bytes", 17), "gzip"},
+      {std::string("\x93NUMPY\x01 array bytes", 20), "NumPy"},
+  };
+  for (const auto& [bytes, what] : files) {
+    put_file(dir_ / "model.safetensors", bytes);
+    EXPECT_TRUE(has(refused("model.safetensors"), {dir_ / "model.safetensors", what}));
+    EXPECT_TRUE(has(refused(""), {dir_ / "model.safetensors", what}));
+  }
+  const TempDir other;
+  for (const auto& [name, what] :
+       std::vector<std::pair<std::string, std::string>>{{"__0_0.distcp", "distributed checkpoint"},
+                                                        {"pytorch_model.bin", "PyTorch files"},
+                                                        {"model.gguf", "GGUF files"},
+                                                        {"adapter_model.safetensors", "an adapter"},
+                                                        {"consolidated.safetensors", "under other names"}}) {
+    put_file(other / name, "x");
+    EXPECT_TRUE(has(message_of<InputError>([&] { read_checkpoint(other.string()); }),
+                    {other.string(), "holds no checkpoint", what, name}));
+    fs::remove(other / name);
+  }
+  fs::create_directory(other / "step-7");
+  put_file(other / "step-7/model.safetensors", "x");
+  EXPECT_TRUE(has(message_of<InputError>([&] { read_checkpoint(other.string()); }), {"step-7", "name that"}));
+}
+
+TEST_F(StorageReject, HeadersThatCostMuch) {
+  EXPECT_TRUE(has(refused_header(std::string(5'000'000, '['), 0), {"x.safetensors", "levels deep"}));
+  std::string wide = R"({"w":{"dtype":"U8","shape":[1)";
+  while (wide.size() < 20'000'000) wide += ",1";
+  EXPECT_TRUE(has(refused_header(wide + R"(],"data_offsets":[0,1]}})", 1), {"x.safetensors", "values"}));
+}
+
+TEST_F(StorageReject, IndexesSayWhatCounts) {
+  const auto put = [&](const std::string& name, const std::string& header, std::size_t bytes) {
+    put_file(dir_ / name, safetensors_bytes(header, bytes));
+  };
+  // The base has an older copy of v, and a tensor that the index does not list.
+  put("base.safetensors",
+      R"({"w":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"v":{"dtype":"U8","shape":[2],"data_offsets":[2,4]},)"
+      R"("old":{"dtype":"U8","shape":[2],"data_offsets":[4,6]}})",
+      6);
+  put("overlay.safetensors", R"({"v":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}})", 3);
+  put("model-unnamed.safetensors", R"({"w":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}})", 9);
+  put_file(dir_ / "model.safetensors.index.json",
+           R"({"weight_map":{"w":"base.safetensors","v":"overlay.safetensors"}})");
+  const Checkpoint checkpoint = read_checkpoint(dir_.string());
+  ASSERT_EQ(checkpoint.tensors.size(), 2U);
+  EXPECT_EQ(checkpoint.find("v")->bytes(), 3);
+  EXPECT_EQ(checkpoint.find("w")->bytes(), 2);
 }
 
 TEST_F(StorageReject, TensorsThatContradictThemselves) {

@@ -53,6 +53,7 @@ TEST(JsonText, SaysWhichEncodingAndThatAFileIsEmpty) {
   expect_refused(std::string("\xfe\xff\0{\0}", 6), "UTF-16; save it as UTF-8");
   expect_refused(std::string("{\0}\0", 4), "UTF-16 or UTF-32");
   expect_refused(std::string("\0\0\0{", 4), "UTF-16 or UTF-32");
+  expect_refused(std::string("{\"a\": 1}\0 {", 11), "a byte 0");
   expect_refused("", "empty");
   expect_refused(" \n\t", "empty");
   expect_refused("\xef\xbb\xbf", "empty");

@@ -133,8 +133,7 @@ class Qwen3 final : public Family {
 
   bool may_ignore(std::string_view stored_name) const override {
     if (catalog_.find(stored_name)) return false;
-    // Many tied checkpoints still carry the head.
-    return (tied_ && stored_name == kHead) || is_rotary_table(stored_name) || is_cache_scale(stored_name) ||
+    return is_rotary_table(stored_name) || is_cache_scale(stored_name) ||
            (stored_ && is_activation_scale(stored_name));
   }
 

@@ -1,0 +1,14 @@
+#pragma once
+
+#include <string>
+
+#include "storage/checkpoint.hpp"
+
+namespace weightcast {
+
+/// Throws UsageError when writing to `output`, a file or a folder, would replace or remove a file that is
+/// being read: a folder is cleared of what is not of the new checkpoint. `option` names the output in the
+/// line.
+void require_other_place(const std::string& option, const std::string& output, const Checkpoint& checkpoint);
+
+}  // namespace weightcast
