@@ -19,6 +19,10 @@ std::recursive_mutex& library_mutex() {
   return mutex;
 }
 
+// The library must not clean up when the process ends: after a write that the system refused it would crash
+// there. That has to be said before anything else is asked of it.
+[[maybe_unused]] const herr_t no_cleaning_up = H5dont_atexit();
+
 // The walk goes upward, so the first description is the one nearest to the cause.
 herr_t keep_first(unsigned /*depth*/, const H5E_error2_t* error, void* text) {
   auto& kept = *static_cast<std::string*>(text);
@@ -29,9 +33,6 @@ herr_t keep_first(unsigned /*depth*/, const H5E_error2_t* error, void* text) {
 }  // namespace
 
 Hdf5Lock::Hdf5Lock() : lock_(library_mutex()) {
-  // The library must not clean up when the process ends: after a write that the system refused it would crash
-  // there.
-  [[maybe_unused]] static const herr_t once = H5dont_atexit();
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
 }
 
