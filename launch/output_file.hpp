@@ -37,8 +37,8 @@ class OutputFile {
   void replace(const std::string& text);
 
   std::string option_;
-  std::string path_;                 ///< of a file, behind all links
-  bool stream_ = false;              ///< a pipe or a terminal
+  std::string path_;     ///< of a file, behind all links
+  bool stream_ = false;  ///< a pipe or a terminal
   bool written_ = false;
   std::optional<struct stat> mine_;  ///< what is known to lie there
 };

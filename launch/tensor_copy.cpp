@@ -79,9 +79,9 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
                       [](std::int64_t sum, const DatasetSpec& tensor) { return sum + tensor.bytes(); });
   require_checkpoint_output(options.output);
   const bool hdf5 = is_hdf5(options.output);
-  const OutputClaim claim(
-      hdf5 ? file_lock(options.output) : folder_lock(options.output), "--output " + options.output,
-      options.command, hdf5 ? LeftOvers(options.output) : LeftOvers(options.output, &is_checkpoint_file));
+  const OutputClaim claim(hdf5 ? file_lock(options.output) : folder_lock(options.output),
+                          "--output " + options.output, options.command,
+                          hdf5 ? LeftOvers(options.output) : LeftOvers(options.output, &is_checkpoint_file));
   const auto writer = create_checkpoint(options, weight_version, config_text, tensors);
   Progress progress(options.progress, true);
   progress.begin(weight_version, total);

@@ -97,10 +97,9 @@ void write_trainer_shards(const Options& options) {
   }
   watch_signals();
   const TrainerShardLabels labels{layout->to_string(), version, fresh_id()};
-  const OutputClaim claim(folder_lock(output), "--output " + output, options.command,
-                          LeftOvers(output, [](std::string_view name) {
-                            return name == kConfigName || is_trainer_shard(name);
-                          }));
+  const OutputClaim claim(
+      folder_lock(output), "--output " + output, options.command,
+      LeftOvers(output, [](std::string_view name) { return name == kConfigName || is_trainer_shard(name); }));
   const std::string config_path = (std::filesystem::path(output) / kConfigName).string();
   make_folder_of(config_path);
   PartialFile config(config_path);

@@ -154,7 +154,8 @@ void HostPipeline::wait_for_workers() {
 
 void HostPipeline::require_idle_transport() {
   for (std::size_t k = 0; k < states_.size(); ++k) {
-    if (states_[k] != State::kMoving || transport_->finished(k % static_cast<std::size_t>(plan_.limits.buffers)))
+    if (states_[k] != State::kMoving ||
+        transport_->finished(k % static_cast<std::size_t>(plan_.limits.buffers)))
       continue;
     throw InternalError("an earlier update broke off amid its messages; the ranks need a new session");
   }

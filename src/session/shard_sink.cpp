@@ -47,7 +47,8 @@ void remove_shards_from(std::int64_t first, const std::string& directory) {
   std::error_code error;
   std::filesystem::directory_iterator entry(directory, error);
   for (const std::filesystem::directory_iterator end; !error && entry != end; entry.increment(error)) {
-    if (rank_of_shard(entry->path().filename().string()).value_or(-1) >= first) shards.push_back(entry->path());
+    if (rank_of_shard(entry->path().filename().string()).value_or(-1) >= first)
+      shards.push_back(entry->path());
   }
   for (const auto& shard : shards) {
     if (std::filesystem::remove(shard, error) || !error) continue;
@@ -70,8 +71,9 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
   if (!is_new) return;
   control_.together([&] {
     if (rank != 0) return;
-    place.claim.emplace(folder_lock(directory), "--sink hdf5:" + directory, command,
-                        LeftOvers(directory, [](std::string_view name) { return rank_of_shard(name).has_value(); }));
+    place.claim.emplace(
+        folder_lock(directory), "--sink hdf5:" + directory, command,
+        LeftOvers(directory, [](std::string_view name) { return rank_of_shard(name).has_value(); }));
   });
   std::array<std::int64_t, 2> claimed{};  // whether there is a lock, and how many folders were made for it
   if (place.claim) claimed = {place.claim->held() ? 1 : 0, place.claim->made_folders()};
@@ -80,7 +82,8 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
     if (!rank || rank == 0) return;
     place.folder.emplace(directory, static_cast<int>(claimed[1]));
     if (claimed[0] == 0) return;
-    // The folder may be another one on every node: each rank clears its own file's, the first one all others'.
+    // The folder may be another one on every node: each rank clears its own file's, the first one all
+    // others'.
     place.left_overs.emplace(fmt::format("{}/{}", directory, shard_name(*rank)));
     place.left_overs->clear_unfinished();
   });

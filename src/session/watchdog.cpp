@@ -36,10 +36,10 @@ void Watchdog::run(const std::stop_token& stop) {
     // empties the pipe that it goes into.
     if (speaks_) {
       constexpr auto kLineGrace = 2s;
-      within(kLineGrace,
-             [line = fmt::format("{}: this rank has hung for {} s and is ended; look for a rank that died, or "
-                                 "raise --timeout",
-                                 name_, limit_.count())] { log_error(line); });
+      within(kLineGrace, [line = fmt::format(
+                              "{}: this rank has hung for {} s and is ended; look for a rank that died, or "
+                              "raise --timeout",
+                              name_, limit_.count())] { log_error(line); });
     }
     leave(ExitCode::kTimeout);
   }

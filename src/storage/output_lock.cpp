@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string_view>
 #include <thread>
 #include <utility>
@@ -118,9 +119,10 @@ class OutputLock::File {
     if (::ftruncate(fd_, said ? static_cast<off_t>(line.size()) : 0) != 0) return;
   }
 
-  /// From now on it goes with this object, and other locks of this process find it.
-  static void hold(const std::shared_ptr<File>& file) {
+  /// From now on it goes with this object, and the folder after it; other locks of this process find it.
+  static void hold(const std::shared_ptr<File>& file, std::shared_ptr<TentativeFolder> folder) {
     file->held_ = true;
+    file->folder_ = std::move(folder);
     note_unfinished(file.get(), UnfinishedLock{file->path_});
     const std::scoped_lock lock(all().mutex);
     all().files[file->number()] = file;
@@ -151,12 +153,15 @@ class OutputLock::File {
   bool writable_ = false;
   bool held_ = false;
   struct stat status_ {};
+  std::shared_ptr<TentativeFolder> folder_;
 };
 
 OutputLock::OutputLock(std::string lock_path, const std::string& option, const std::string& command)
     : path_(std::move(lock_path)) {
   using namespace std::chrono_literals;
   const std::string own = own_line(command);
+  constexpr int kMostWaits = 5;
+  int waits = 0;
   std::optional<std::string> said;  // by who holds it
   // A holder that ends removes the file, so that what was opened may have lost its name meanwhile.
   constexpr int kMostTries = 100;
@@ -171,16 +176,16 @@ OutputLock::OutputLock(std::string lock_path, const std::string& option, const s
     if (file_ != nullptr) return;
     const int error = file->lock();
     if (error == EWOULDBLOCK) {
-      const bool certain = said == text && !text.empty() && !keeps_files_of_others(directory_of(path_));
-      if (said) {
-        throw IoError(fmt::format(
-            "{}: another job is writing there ({}); wait for its end or name another place", option,
-            certain ? printable(text.substr(0, text.find('\n'))) : "it cannot say who it is"));
+      // Who has just locked it may not have said so yet, and what it says be of the one before.
+      if (said != text && ++waits < kMostWaits) {
+        said = text;
+        std::this_thread::sleep_for(100ms);
+        continue;
       }
-      // Who has just locked it may not have said so yet, and what it says may be of the one before.
-      said = text;
-      std::this_thread::sleep_for(100ms);
-      continue;
+      const bool certain = said == text && !text.empty() && !keeps_files_of_others(directory_of(path_));
+      throw IoError(
+          fmt::format("{}: another job is writing there ({}); wait for its end or name another place", option,
+                      certain ? printable(text.substr(0, text.find('\n'))) : "it cannot say who it is"));
     }
     if (error != 0) {
       // Nobody is kept out by it.
@@ -192,7 +197,7 @@ OutputLock::OutputLock(std::string lock_path, const std::string& option, const s
     // Another user's would go on to say what it says; where it cannot be removed, it is locked all the same.
     if (!file->is_writable() && file->remove()) continue;
     file->say(own);
-    File::hold(file);
+    File::hold(file, folder_);
     file_ = file;
     return;
   }
@@ -206,7 +211,9 @@ std::shared_ptr<OutputLock::File> OutputLock::open() {
   try {
     // Another job may have removed the folder that it has made.
     std::error_code ignored;
-    if (!fs::is_directory(directory_of(path_), ignored)) folder_.emplace(directory_of(path_));
+    if (!fs::is_directory(directory_of(path_), ignored)) {
+      folder_ = std::make_shared<TentativeFolder>(directory_of(path_));
+    }
   } catch (const IoError&) {
     return nullptr;
   }

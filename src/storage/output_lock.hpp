@@ -1,7 +1,6 @@
 #pragma once
 
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "storage/tentative_folder.hpp"
@@ -40,7 +39,7 @@ class OutputLock {
 
   std::string path_;
   std::string note_;
-  std::optional<TentativeFolder> folder_;
+  std::shared_ptr<TentativeFolder> folder_;
   std::shared_ptr<File> file_;  // last: it goes before its folder
 };
 

@@ -60,6 +60,13 @@ std::string_view remedy(int error) {
   }
 }
 
+[[noreturn]] void fail_to_create(const std::string& path, int error,
+                                 std::source_location where = std::source_location::current()) {
+  throw SystemRefusal(
+      fmt::format("cannot create a file beside {}: {}; {}", path, system_error_text(error), remedy(error)),
+      error, where);
+}
+
 /// Whether the path leads to that very file, by itself and not through a link.
 bool is_file(const std::string& path, const struct stat& file) {
   struct stat there {};
@@ -76,17 +83,16 @@ bool means_no_links(int error) {
 PartialFile::PartialFile(std::string final_path) : final_path_(std::move(final_path)) {
   const fs::path path(final_path_);
   if (!path.has_filename()) throw IoError(fmt::format("'{}' does not name a file to write", final_path_));
-  std::error_code ignored;
-  if (fs::is_directory(path, ignored)) fail("write", final_path_, EISDIR);
+  std::error_code error;
+  if (fs::is_directory(path, error)) fail("write", final_path_, EISDIR);
+  // A hidden name is never too long.
+  if (error == std::errc::filename_too_long) fail_to_create(final_path_, ENAMETOOLONG);
   for (int tries = 0; fd_ < 0; ++tries) {
     constexpr int kMostTries = 16;
     partial_path_ = hidden_path(final_path_, kPartial);
     fd_ = ::open(partial_path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
     if (fd_ < 0 && errno != EINTR && (errno != EEXIST || tries == kMostTries)) {
-      const int error = errno;
-      throw SystemRefusal(fmt::format("cannot create a file beside {}: {}; {}", final_path_,
-                                      system_error_text(error), remedy(error)),
-                          error);
+      fail_to_create(final_path_, errno);
     }
   }
   note_unfinished(this, state());

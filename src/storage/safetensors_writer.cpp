@@ -234,9 +234,8 @@ class SafetensorsWriter final : public TensorFileWriter {
 bool is_model_file(std::string_view name) {
   if (name == kSingleName || name == kSafetensorsIndexName) return true;
   constexpr std::string_view kPattern = "model-00000-of-00000.safetensors";
-  return std::ranges::equal(name, kPattern, [](char a, char b) {
-    return b == '0' ? a >= '0' && a <= '9' : a == b;
-  });
+  return std::ranges::equal(name, kPattern,
+                            [](char a, char b) { return b == '0' ? a >= '0' && a <= '9' : a == b; });
 }
 
 std::unique_ptr<TensorFileWriter> create_safetensors(const std::string& directory,

@@ -31,7 +31,8 @@ int count_missing(const std::string& path) {
 
 }  // namespace
 
-TentativeFolder::TentativeFolder(const std::string& path) : TentativeFolder(path, count_missing(plain(path))) {
+TentativeFolder::TentativeFolder(const std::string& path)
+    : TentativeFolder(path, count_missing(plain(path))) {
   std::error_code error;
   fs::create_directories(path_, error);
   if (error) throw IoError(fmt::format("cannot make the folder {}: {}", path_, error.message()));

@@ -1,16 +1,14 @@
 // Files that are replaced while calls of the system fail, others interfere, or a second job wants the same.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <array>
 #include <atomic>
 #include <cerrno>
-#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
@@ -19,12 +17,12 @@
 #include <string>
 #include <thread>
 
-#include "storage/hidden_names.hpp"
 #include "storage/output_lock.hpp"
 #include "storage/partial_file.hpp"
 #include "storage/unfinished.hpp"
 #include "storage_files.hpp"
 #include "support/files.hpp"
+#include "support/other_user.hpp"
 
 namespace {
 
@@ -65,10 +63,6 @@ extern "C" int unlink(const char* path) noexcept {
 extern "C" int fsync(int fd) {
   return result_of("fsync", [&] { return ::syscall(SYS_fsync, fd); });
 }
-extern "C" int flock(int fd, int operation) noexcept {
-  return result_of("flock", [&] { return ::syscall(SYS_flock, fd, operation); });
-}
-
 namespace weightcast {
 namespace {
 
@@ -208,6 +202,27 @@ TEST_F(ReplacementTest, LinksInTheFolderLeadNobodyAstray) {
   attacker.join();
   EXPECT_EQ(get_file(dir_ / "victim"), "precious");
   EXPECT_GT(refused, 0);
+}
+
+TEST_F(ReplacementTest, SpaceIsLookedForWhereTheFolderWillBe) {
+  constexpr std::int64_t kTooMuch = std::int64_t{1} << 60;
+  const std::string path = dir_ / "absent/folder/a.h5";
+  EXPECT_TRUE(has(message_of<IoError>([&] { require_space(path, kTooMuch); }),
+                  {path, "No space left on device", "free some space"}));
+  EXPECT_NO_THROW(require_space(path, 1));
+  EXPECT_NO_THROW(require_space("absent/a.h5", 1));
+  EXPECT_FALSE(fs::exists(dir_ / "absent"));
+}
+
+TEST_F(ReplacementTest, WhatToDoFollowsFromWhatIsRefused) {
+  const auto refusal = [](const std::string& path) {
+    return message_of<SystemRefusal>([&] { const PartialFile file(path); });
+  };
+  EXPECT_TRUE(has(refusal(dir_ / "absent/a.h5"), {"absent/a.h5", "No such file", "check its folder"}));
+  EXPECT_TRUE(has(refusal(dir_ / std::string(256, 'x')), {"File name too long", "shorter name"}));
+  ASSERT_EQ(::chmod(dir_.string().c_str(), 0555), 0);
+  const test_support::OtherUser other;
+  EXPECT_TRUE(has(refusal(dir_ / "a.h5"), {"Permission denied", "folder that can be written"}));
 }
 
 TEST_F(ReplacementTest, AProcessThatEndsAmidIt) {
