@@ -177,16 +177,6 @@ TEST_F(BadSink, ThatFailsLeavesNoFolder) {
   EXPECT_FALSE(std::filesystem::exists(dir_ / "new"));
 }
 
-TEST_F(BadSink, ThatCannotBeLockedIsLeftAsItIs) {
-  // A job that nobody keeps out must not take what may be another's at work.
-  put_old_shards();
-  const std::string other = sink_ + "/.rank-0.h5.0123456789abcdef.partial";
-  put_file(other, "another job's");
-  const OutputLock lock(folder_lock(sink_), "--sink", "sync");
-  EXPECT_TRUE(refused(run_job(3, sync_words(trained(0))), 74, {"another job"}));
-  EXPECT_EQ(get_file(other), "another job's");
-}
-
 TEST_F(BadSink, OutputOfAnotherJobThatIsWriting) {
   for (const std::string& output : {dir_ / "model", dir_ / "model.h5"}) {
     const OutputLock lock(output.ends_with(".h5") ? file_lock(output) : folder_lock(output), "--output",

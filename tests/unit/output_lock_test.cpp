@@ -20,6 +20,7 @@
 #include <thread>
 #include <utility>
 
+#include "session/output_claim.hpp"
 #include "storage/unfinished.hpp"
 #include "storage_files.hpp"
 #include "support/files.hpp"
@@ -272,6 +273,31 @@ TEST_F(OutputLockTest, WithoutLocksThereIsANote) {
   flock_error = EINTR;
   const OutputLock lock(folder_lock(dir_.string()), "--sink", "sync");
   EXPECT_EQ(lock.note(), "");
+}
+
+TEST_F(OutputLockTest, OnlyWhatIsLockedIsCleared) {
+  fs::create_directory(folder_);
+  const auto names = [&] { return names_in(folder_).size(); };
+  const auto begin = [&] {
+    for (const char* name : {"/.a.0123456789abcdef.partial", "/.a.0123456789abcdef.old", "/a"}) {
+      put_file(folder_ + name, "left over");
+    }
+    return OutputClaim(path_, "--sink", "sync", LeftOvers(folder_ + "/a"));
+  };
+  flock_error = ENOLCK;
+  {
+    ::testing::internal::CaptureStderr();
+    const OutputClaim claim = begin();
+    EXPECT_TRUE(has(::testing::internal::GetCapturedStderr().substr(0, 30), {"weightcast: "}));
+    EXPECT_FALSE(claim.held());
+    claim.replaced();
+    EXPECT_EQ(names(), 3U);
+  }
+  const OutputClaim claim = begin();
+  EXPECT_TRUE(claim.held());
+  EXPECT_EQ(names(), 3U);  // with the lock
+  claim.replaced();
+  EXPECT_EQ(names(), 2U);
 }
 
 }  // namespace
