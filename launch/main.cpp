@@ -29,9 +29,10 @@ int fail_as_rank(const Error& error) {
   return run_as_rank([&](Control& control) { control.together([&] { throw error; }); }, 60s);
 }
 
-/// The report of a plain command that failed. One that cannot be written must not hide the error.
+/// The report of a plain command that failed, unless it had written its own before that. One that cannot be
+/// written must not hide the error.
 void write_failure(const Options& options, std::optional<OutputFile>& json, const Error& error) {
-  if (!json) return;
+  if (!json || json->written()) return;
   try {
     json->write(brief_report(options.command, status_name(error.code()), error.what()));
   } catch (const std::exception& unwritable) {

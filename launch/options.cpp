@@ -18,10 +18,10 @@
 #include "core/error.hpp"
 #include "core/hash.hpp"
 #include "core/units.hpp"
+#include "launch/options_text.hpp"
 #include "launch/version.hpp"
 #include "plan/plan.hpp"
 #include "report/log.hpp"
-#include "storage/input_file.hpp"
 
 namespace weightcast {
 
@@ -179,7 +179,7 @@ constexpr std::array<OptionInfo, 46> kOptions{{
      kConvert},
     {"format", "NAME", "of trainers' shards: safetensors (default) or hdf5", kConvert},
     {"max-file-size", "BYTES", "data a safetensors file holds at most (default 5GB)", kSynth | kConvert},
-    {"config", "FILE", "read options from FILE, lines of name = value", kAll},
+    {"config", "FILE", "read options from FILE (or a pipe), lines of name = value", kAll},
     {"help,h", nullptr, "this text", kAll},
     {"version", nullptr, "versions of the program and its libraries", kAll},
 }};
@@ -297,19 +297,6 @@ po::parsed_options parse_environment(const po::options_description& description,
     }
   }
   return parsed;
-}
-
-/// The text of a file of options. Throws IoError for what can be none: a folder, a pipe, a device, a large
-/// file.
-std::string options_text(const std::string& path) {
-  constexpr std::int64_t kMostBytes = 1 << 20;
-  try {
-    if (InputFile(path).size() <= kMostBytes) return read_text_file(path, kMostBytes);
-  } catch (const IoError&) {
-    // What it says is for checkpoints.
-  }
-  throw IoError(fmt::format("--config {}: cannot be read; name a file of lines name = value, of at most {}",
-                            path, format_bytes(kMostBytes)));
 }
 
 po::parsed_options parse_file(const po::options_description& description, unsigned command,

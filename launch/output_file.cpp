@@ -67,6 +67,29 @@ bool names_weights(const std::string& path) {
   return std::ranges::any_of(kEnds, [&](std::string_view end) { return path.ends_with(end); });
 }
 
+/// Refusals of a folder that say nothing about the file in it: the folder cannot be written, or the file is a
+/// mount of its own.
+bool lets_write_in_place(int error) {
+  return error == EACCES || error == EPERM || error == EROFS || error == EBUSY;
+}
+
+/// Writes into the very file that is expected there: behind what it holds with O_APPEND, else in its place.
+/// The system's error, 0 when that went well.
+int write_into(const std::string& path, int flags, const struct stat& expected, std::string_view text) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC | flags);
+  if (fd < 0) return errno;
+  struct stat there {};
+  int error = ::fstat(fd, &there) != 0 || !same_file(there, expected) ? ESTALE : 0;
+  if (error == 0 && (flags & O_APPEND) == 0 && ::ftruncate(fd, 0) != 0) error = errno;
+  while (error == 0 && !text.empty()) {
+    const ssize_t put = ::write(fd, text.data(), text.size());
+    if (put >= 0) text.remove_prefix(static_cast<std::size_t>(put));
+    if (put < 0 && errno != EINTR) error = errno;
+  }
+  ::close(fd);
+  return error;
+}
+
 }  // namespace
 
 OutputFile::OutputFile(std::string option, const std::string& path, const std::string& first)
@@ -95,11 +118,21 @@ OutputFile::OutputFile(std::string option, const std::string& path, const std::s
   if (names_weights(path_)) {
     throw UsageError(subject() + "a name for weights, and this is a report; name a file that ends in .json");
   }
-  replace(first);
+  put(first);
 }
 
 void OutputFile::write(const std::string& text) {
-  stream_ ? append(text) : replace(text);
+  put(text);
+  written_ = true;
+}
+
+void OutputFile::put(const std::string& text) {
+  if (stream_) return append(text);
+  try {
+    replace(text);
+  } catch (const IoError& error) {
+    throw IoError(subject() + error.what());
+  }
 }
 
 std::string OutputFile::subject() const {
@@ -125,18 +158,18 @@ void OutputFile::require_report(const struct stat& there) const {
   throw UsageError(subject() + "a file is there that is no report; name another, or remove it");
 }
 
-void OutputFile::append(const std::string& text) const {
-  const int fd = ::open(path_.c_str(), O_WRONLY | O_APPEND | O_NOCTTY | O_CLOEXEC);
-  int error = fd < 0 ? errno : 0;
-  struct stat there {};
-  if (error == 0 && (::fstat(fd, &there) != 0 || !same_file(there, *mine_))) error = ESTALE;
-  for (std::string_view rest = text; error == 0 && !rest.empty();) {
-    const ssize_t put = ::write(fd, rest.data(), rest.size());
-    if (put >= 0) rest.remove_prefix(static_cast<std::size_t>(put));
-    if (put < 0 && errno != EINTR) error = errno;
+void OutputFile::require_mine() const {
+  const auto there = look();
+  if (there && (!mine_ || !same_file(*there, *mine_))) {
+    throw IoError("somebody has put another file there, which stays; the report is not written");
   }
-  if (fd >= 0) ::close(fd);
-  if (error != 0) throw IoError(subject() + system_error_text(error) + "; the report could not be written");
+  if (there) require_report(*there);
+}
+
+void OutputFile::append(const std::string& text) const {
+  if (const int error = write_into(path_, O_APPEND, *mine_, text); error != 0) {
+    throw IoError(subject() + system_error_text(error) + "; the report could not be written");
+  }
 }
 
 void OutputFile::replace(const std::string& text) {
@@ -145,17 +178,18 @@ void OutputFile::replace(const std::string& text) {
     if (mine_) file.take_mode(mine_->st_mode);
     file.write_at(0, std::as_bytes(std::span(text)));
     file.flush();
-    const auto there = look();
-    if (there && (!mine_ || !same_file(*there, *mine_))) {
-      throw IoError("somebody has put another file there, which stays; the report is not written");
-    }
-    if (there) require_report(*there);
+    require_mine();
     Replacement* all = &file;
     replace_together({&all, 1});
-    mine_ = look();
-  } catch (const IoError& error) {
-    throw IoError(subject() + error.what());
+  } catch (const SystemRefusal& refusal) {
+    if (!mine_ || !lets_write_in_place(refusal.number())) throw;
+    require_mine();
+    if (const int error = write_into(path_, O_NOFOLLOW, *mine_, text); error != 0) {
+      throw IoError(
+          fmt::format("{}; nor can it be written in place: {}", refusal.what(), system_error_text(error)));
+    }
   }
+  mine_ = look();
 }
 
 std::optional<OutputFile> begin_output(const std::string& option, const std::string& path,

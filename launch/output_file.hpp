@@ -17,21 +17,29 @@ class OutputFile {
   /// Throws UsageError for anything else, and IoError, when the system refuses; nothing was changed then.
   OutputFile(std::string option, const std::string& path, const std::string& first);
 
-  /// Replaces the text, whole or not at all; appends to what is no file. Throws IoError, also when somebody
-  /// has put another file there meanwhile, which stays.
+  /// Replaces the text, whole or not at all; appends to what is no file. A file in a folder that lets nobody
+  /// replace it is written in place. Throws IoError, also when somebody has put another file there meanwhile,
+  /// which stays.
   void write(const std::string& text);
+
+  /// Whether `write` has put a text there.
+  bool written() const { return written_; }
 
  private:
   std::string subject() const;
   /// What lies there, nothing when there is nothing.
   std::optional<struct stat> look() const;
   void require_report(const struct stat& there) const;
+  /// Throws IoError unless there is still what was looked at, or nothing.
+  void require_mine() const;
+  void put(const std::string& text);
   void append(const std::string& text) const;
   void replace(const std::string& text);
 
   std::string option_;
-  std::string path_;                 ///< of a file, behind all links
-  bool stream_ = false;              ///< a pipe or a terminal
+  std::string path_;     ///< of a file, behind all links
+  bool stream_ = false;  ///< a pipe or a terminal
+  bool written_ = false;
   std::optional<struct stat> mine_;  ///< what is known to lie there
 };
 

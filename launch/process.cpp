@@ -1,6 +1,7 @@
 #include "launch/process.hpp"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -55,6 +56,14 @@ void occupy_standard_streams() {
   }
 }
 
+/// Every shard of a conversion stays open until all take their names, and so does the lock of every version.
+void allow_open_files() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 }  // namespace
 
 void prepare_process() {
@@ -63,6 +72,7 @@ void prepare_process() {
   // So does a pipe whose reader is gone; of stderr it is no error at all.
   std::signal(SIGPIPE, SIG_IGN);
   occupy_standard_streams();
+  allow_open_files();
   std::set_terminate(&end_with_a_line);
   keep_reserve();
 }

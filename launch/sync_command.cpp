@@ -111,14 +111,7 @@ class SyncJob {
     readers_.emplace(trainer && options_.read_threads > 0 ? static_cast<int>(options_.read_threads)
                                                           : reading);
     writers_.emplace(file_threads(control_, topology_.inference_rank(control_.rank()).has_value()));
-    if (directory) {
-      sink_.emplace(control_, *session_, *writers_, *directory);
-      std::vector<std::int64_t> versions;
-      for (std::size_t i = 0; i < options_.sources.size(); ++i) {
-        versions.push_back(version_of(options_, model_.checkpoints, i));
-      }
-      sink_->lock(versions, options_.command);
-    }
+    if (directory) sink_.emplace(control_, *session_, *writers_, *directory);
     if (!options_.trace.empty()) trace_.emplace(control_, *session_, trace);
     report_ = describe_job(control_, options_, model_, *session_, placement, seconds_since(start));
     if (control_.rank() == 0) print_report(header_text(report_));
@@ -128,6 +121,7 @@ class SyncJob {
     const std::int64_t version = version_of(options_, model_.checkpoints, number);
     std::optional<FileSource> source;
     control_.begin_phase("update to version", version);
+    if (sink_) sink_->begin(version, options_.command);
     // Once more: what lies under the source's name may have been replaced since the job began.
     if (number > 0) load_source(control_, options_, number, topology_, model_);
     const Checkpoint& checkpoint = model_.checkpoints[number];

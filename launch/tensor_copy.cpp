@@ -3,13 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <memory>
 #include <numeric>
 
 #include "core/error.hpp"
 #include "core/units.hpp"
 #include "report/log.hpp"
+#include "session/output_claim.hpp"
 #include "session/signals.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/output_lock.hpp"
@@ -42,7 +42,7 @@ void require_checkpoint_output(const std::string& output) {
 
 /// Whether a name is one that a checkpoint's file has in its folder.
 bool is_checkpoint_file(std::string_view name) {
-  return name == "config.json" || name.starts_with("model");
+  return name == "config.json" || is_model_file(name);
 }
 
 std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std::int64_t weight_version,
@@ -78,14 +78,10 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
       std::accumulate(tensors.begin(), tensors.end(), std::int64_t{0},
                       [](std::int64_t sum, const DatasetSpec& tensor) { return sum + tensor.bytes(); });
   require_checkpoint_output(options.output);
-  const OutputLock lock(is_hdf5(options.output) ? file_lock(options.output) : folder_lock(options.output),
-                        "--output " + options.output, options.command);
-  if (!lock.note().empty()) log_note(lock.note());
-  const std::string own_name = std::filesystem::path(options.output).filename().string();
-  remove_left_overs(is_hdf5(options.output) ? directory_of(options.output) : options.output,
-                    [&](std::string_view name) {
-                      return is_hdf5(options.output) ? name == own_name : is_checkpoint_file(name);
-                    });
+  const bool hdf5 = is_hdf5(options.output);
+  const OutputClaim claim(hdf5 ? file_lock(options.output) : folder_lock(options.output),
+                          "--output " + options.output, options.command,
+                          hdf5 ? LeftOvers(options.output) : LeftOvers(options.output, &is_checkpoint_file));
   const auto writer = create_checkpoint(options, weight_version, config_text, tensors);
   Progress progress(options.progress, true);
   progress.begin(weight_version, total);
@@ -96,6 +92,7 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
   progress.end();
   confirm();
   writer->commit();
+  claim.replaced();
   print_line(fmt::format("{}: {} tensors, {}, version {}", options.output, tensors.size(),
                          format_bytes(total), weight_version));
 }

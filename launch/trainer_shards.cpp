@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <sys/resource.h>
-
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -17,6 +15,7 @@
 #include "launch/tensor_copy.hpp"
 #include "report/log.hpp"
 #include "session/bound_reader.hpp"
+#include "session/output_claim.hpp"
 #include "session/signals.hpp"
 #include "session/team.hpp"
 #include "storage/hidden_names.hpp"
@@ -54,14 +53,6 @@ std::unique_ptr<TensorFileWriter> write_shard(const Options& options,
   }
   writer->flush();
   return writer;
-}
-
-/// Every shard stays open until all take their names.
-void allow_open_files() {
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 std::int64_t bytes_of(const std::vector<TrainerTensor>& tensors) {
@@ -107,12 +98,10 @@ void write_trainer_shards(const Options& options) {
     total += bytes_of(trainer_tensors(*model.family, *layout, rank));
   }
   watch_signals();
-  allow_open_files();
   const TrainerShardLabels labels{layout->to_string(), version, fresh_id()};
-  const OutputLock lock(folder_lock(output), "--output " + output, options.command);
-  if (!lock.note().empty()) log_note(lock.note());
-  remove_left_overs(
-      output, [](std::string_view name) { return name == kConfigName || name.starts_with("trainer-"); });
+  const OutputClaim claim(
+      folder_lock(output), "--output " + output, options.command,
+      LeftOvers(output, [](std::string_view name) { return name == kConfigName || is_trainer_shard(name); }));
   const std::string config_path = (std::filesystem::path(output) / kConfigName).string();
   make_folder_of(config_path);
   PartialFile config(config_path);
@@ -132,6 +121,7 @@ void write_trainer_shards(const Options& options) {
   for (const auto& shard : shards) files.push_back(shard.get());
   files.push_back(&config);
   replace_together(files);
+  claim.replaced();
   remove_other_trainer_shards(output, layout->ranks(), options.format == "hdf5");
   print_line(fmt::format("{}: {} shards of {}, {}, version {}", output, shards.size(), labels.layout,
                          format_bytes(total), version));

@@ -73,9 +73,14 @@ void Control::begin_phase(const char* name, std::optional<std::int64_t> number, 
   phase_number_ = number;
   phase_left_ = left;
   deadline_ = Clock::now() + timeout_;
-  // The lowest rank that hangs speaks first, and its end is the others'.
-  watchdog_.watch(name,
-                  timeout_ + kWatchdogGrace + std::min(rank_, kMostWatchdogStaggers) * kWatchdogStagger);
+  watch(name, timeout_ + kWatchdogGrace);
+}
+
+void Control::watch(const char* name, std::chrono::seconds limit) {
+  // The lowest rank that hangs speaks first, and its end is the others'. Should it not be, those behind the
+  // first few end together, and a line of each would hide what the first ones have said.
+  watchdog_.watch(name, limit + std::min(rank_, kMostWatchdogStaggers) * kWatchdogStagger,
+                  rank_ < kMostWatchdogStaggers);
 }
 
 std::string Control::phase() const {
@@ -106,8 +111,10 @@ void Control::together(const std::function<void()>& local) {
   WEIGHTCAST_MPI(MPI_Iallreduce(mine.data(), first.data(), 1, MPI_2INT, MPI_MINLOC, comm(), &request));
   wait(request);
   if (first[0] == size_) return;
+  // Printed when all have it: a broadcast that fails ends the job with a line of its own.
+  line = broadcast(line, first[0]);
   if (first[0] == rank_) log_error(line);
-  throw AgreedFailure(static_cast<ExitCode>(first[1]), broadcast(line, first[0]));
+  throw AgreedFailure(static_cast<ExitCode>(first[1]), line);
 }
 
 void Control::poll() {
@@ -122,9 +129,9 @@ void Control::poll() {
     throw StoppedError(fmt::format("{}: stopped by {}; {}", phase(), signal_name(signal), phase_left_));
   }
   if (signals_deferred_ && hard_stop_signal() != 0 && another_has_spoken()) {
-    // The job has ended, and the signal is the launcher's.
-    clean_up();
-    _exit(static_cast<int>(ExitCode::kStopped));
+    // The job has ended, and the signal is the launcher's. What ended it belongs into rank 0's report.
+    if (const auto failure = receive_failure()) report_and_abort(*failure);
+    leave(ExitCode::kStopped);
   }
   if (Clock::now() > deadline_) {
     throw TimeoutError(fmt::format("{}: not done after {} s; raise --timeout or look for the rank that hangs",
@@ -305,7 +312,7 @@ std::vector<std::string> Control::gather(const std::string& text) {
 }
 
 void Control::abort_all(const Error& error) {
-  watchdog_.watch("reporting a failure", kReportLimit);
+  watch("reporting a failure", kReportLimit);
   const Failure mine{error.code(), format_error(error)};
   if (rank_ == 0) {
     // When this rank was the one that hung, another has spoken for it in the meantime.

@@ -128,6 +128,9 @@ class Control {
   /// `update to version 3`
   std::string phase() const;
 
+  /// Lets the watchdog watch that phase from now on; the first ranks are ended one behind the other.
+  void watch(const char* name, std::chrono::seconds limit);
+
   using Clock = std::chrono::steady_clock;
 
   [[noreturn]] void abort_now(ExitCode code, const std::string& line) const;

@@ -2,12 +2,12 @@
 
 #include <unistd.h>
 
+#include <exception>
 #include <future>
-#include <system_error>
 #include <thread>
 #include <utility>
 
-#include "storage/writer.hpp"
+#include "storage/unfinished.hpp"
 
 namespace weightcast {
 
@@ -19,7 +19,7 @@ void within(std::chrono::milliseconds grace, const std::function<void()>& action
     const std::future<void> done = task.get_future();
     std::thread(std::move(task)).detach();
     done.wait_for(grace);
-  } catch (const std::system_error&) {
+  } catch (const std::exception&) {
     action();
   }
 }
@@ -27,7 +27,7 @@ void within(std::chrono::milliseconds grace, const std::function<void()>& action
 void clean_up() {
   // Long enough for a network file system that is merely busy.
   constexpr auto kGrace = 2s;
-  within(kGrace, &remove_partial_files);
+  within(kGrace, &undo_unfinished);
 }
 
 void leave(ExitCode code) {

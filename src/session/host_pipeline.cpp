@@ -38,6 +38,8 @@ void HostPipeline::run(Source* source, std::span<const GlobalScale> scales, std:
                        std::span<std::uint64_t> written, Progress& progress) {
   // After an update that failed.
   wait_for_workers();
+  require_idle_transport();
+  executor_->unpack(share_.padding, nullptr, parameters_);
   {
     const std::scoped_lock lock(mutex_);
     failure_ = nullptr;
@@ -52,7 +54,6 @@ void HostPipeline::run(Source* source, std::span<const GlobalScale> scales, std:
     workers_busy_ = workers_.size();
     ++update_;
   }
-  executor_->unpack(share_.padding, nullptr, parameters_);
   changed_.notify_all();
   try {
     transport_all(progress);
@@ -148,6 +149,15 @@ void HostPipeline::wait_for_workers() {
     lock.unlock();
     control_.poll();
     lock.lock();
+  }
+}
+
+void HostPipeline::require_idle_transport() {
+  for (std::size_t k = 0; k < states_.size(); ++k) {
+    if (states_[k] != State::kMoving ||
+        transport_->finished(k % static_cast<std::size_t>(plan_.limits.buffers)))
+      continue;
+    throw InternalError("an earlier update broke off amid its messages; the ranks need a new session");
   }
 }
 

@@ -21,8 +21,10 @@
 
 namespace weightcast {
 
-/// One thread packs, one unpacks, and the calling thread alone talks to MPI. An update that throws leaves a
-/// pipeline that can run the next; its source must live until then, because a thread may still be at it.
+/// One thread packs, one unpacks, and the calling thread alone talks to MPI. After an update that threw the
+/// next one waits until both threads have left it; its source must live until then. Messages under way are
+/// not cancelled: an update that failed amid them must not be followed by another over the same transport.
+/// `run` throws InternalError where it finds such messages.
 class HostPipeline final : public Pipeline {
  public:
   /// All references must outlive the pipeline. `routes[b]` is the transport's route of plan bucket b,
@@ -58,6 +60,8 @@ class HostPipeline final : public Pipeline {
   bool wait_until(const std::stop_token& stop, Ready ready);
   /// Polls until no stage's thread works on the update any more.
   void wait_for_workers();
+  /// Throws InternalError when messages of an update that failed are still under way.
+  void require_idle_transport();
   /// Ends the update with that failure, unless it has one.
   void fail(const std::exception_ptr& failure);
   void set_state(std::size_t k, State state);

@@ -3,16 +3,17 @@
 #include <fmt/format.h>
 
 #include <array>
-#include <charconv>
 #include <filesystem>
+#include <memory>
 #include <optional>
-#include <set>
+#include <span>
 #include <string_view>
+#include <vector>
 
 #include "core/error.hpp"
-#include "report/log.hpp"
 #include "session/signals.hpp"
-#include "storage/hidden_names.hpp"
+#include "storage/output_lock.hpp"
+#include "storage/shard_name.hpp"
 #include "storage/writer.hpp"
 
 namespace weightcast {
@@ -35,21 +36,9 @@ Attributes shard_attributes(const Topology& topology, std::int64_t inference_ran
   return attributes;
 }
 
-std::string shard_name(std::int64_t rank) {
-  return fmt::format("rank-{}.h5", rank);
-}
-
 void require_no_signal(const std::string& where) {
   const int signal = hard_stop_signal();
   if (signal != 0) throw StoppedError(fmt::format("stopped by {} {}", signal_name(signal), where));
-}
-
-/// The rank of `rank-3.h5`; nothing for another name.
-std::optional<std::int64_t> rank_of(std::string_view name) {
-  constexpr std::string_view kStem = "rank-";
-  std::int64_t rank = -1;
-  if (name.starts_with(kStem)) std::from_chars(name.data() + kStem.size(), name.data() + name.size(), rank);
-  return rank >= 0 && name == shard_name(rank) ? std::optional(rank) : std::nullopt;
 }
 
 /// Removes the shards of an earlier, larger layout, which would make a mixture of the folder.
@@ -58,7 +47,8 @@ void remove_shards_from(std::int64_t first, const std::string& directory) {
   std::error_code error;
   std::filesystem::directory_iterator entry(directory, error);
   for (const std::filesystem::directory_iterator end; !error && entry != end; entry.increment(error)) {
-    if (rank_of(entry->path().filename().string()).value_or(-1) >= first) shards.push_back(entry->path());
+    if (rank_of_shard(entry->path().filename().string()).value_or(-1) >= first)
+      shards.push_back(entry->path());
   }
   for (const auto& shard : shards) {
     if (std::filesystem::remove(shard, error) || !error) continue;
@@ -73,27 +63,29 @@ void remove_shards_from(std::int64_t first, const std::string& directory) {
 ShardSink::ShardSink(Control& control, const Session& session, Team& writers, std::string directory)
     : control_(control), session_(session), writers_(writers), directory_(std::move(directory)) {}
 
-void ShardSink::lock(std::span<const std::int64_t> versions, const std::string& command) {
+void ShardSink::begin(std::int64_t version, const std::string& command) {
+  const std::string directory = directory_of_version(version);
   const auto rank = session_.plan().topology.inference_rank(control_.rank());
-  std::set<std::string> directories;
-  for (const std::int64_t version : versions) directories.insert(directory_of_version(version));
+  const auto [found, is_new] = places_.try_emplace(directory);
+  Place& place = found->second;
+  if (!is_new) return;
   control_.together([&] {
     if (rank != 0) return;
-    for (const std::string& directory : directories) {
-      const auto& lock = locks_.emplace_back(
-          std::make_unique<OutputLock>(folder_lock(directory), "--sink hdf5:" + directory, command));
-      if (!lock->note().empty()) log_note(lock->note());
-    }
+    place.claim.emplace(
+        folder_lock(directory), "--sink hdf5:" + directory, command,
+        LeftOvers(directory, [](std::string_view name) { return rank_of_shard(name).has_value(); }));
   });
-  // The folder may be another one on every node: each rank clears its own file's, the first one all others'.
+  std::array<std::int64_t, 2> claimed{};  // whether there is a lock, and how many folders were made for it
+  if (place.claim) claimed = {place.claim->held() ? 1 : 0, place.claim->made_folders()};
+  control_.maximum(std::span<std::int64_t>(claimed));
   control_.together([&] {
-    if (!rank) return;
-    for (const std::string& directory : directories) {
-      remove_left_overs(directory, [&](std::string_view name) {
-        const auto left = rank_of(name);
-        return left == rank || (left && rank == 0);
-      });
-    }
+    if (!rank || rank == 0) return;
+    place.folder.emplace(directory, static_cast<int>(claimed[1]));
+    if (claimed[0] == 0) return;
+    // The folder may be another one on every node: each rank clears its own file's, the first one all
+    // others'.
+    place.left_overs.emplace(fmt::format("{}/{}", directory, shard_name(*rank)));
+    place.left_overs->clear_unfinished();
   });
 }
 
@@ -155,7 +147,12 @@ void ShardSink::write(std::int64_t version) {
   control_.begin_phase("after the update to version", version, in_place);
   control_.together([&] {
     if (writer) writer->keep();
-    if (rank && *rank == 0) remove_shards_from(session_.plan().topology.engine.ranks(), directory);
+    const Place& place = places_.at(directory);
+    if (place.claim) {
+      place.claim->replaced();
+      remove_shards_from(session_.plan().topology.engine.ranks(), directory);
+    }
+    if (place.left_overs) place.left_overs->clear_old();
     require_no_signal("after the shard files were renamed; " + in_place);
   });
 }
@@ -178,6 +175,9 @@ void ShardSink::place_everywhere(TensorFileWriter* writer) {
     return most[0] != 0;
   };
   attempt(&TensorFileWriter::place);
+  // Whoever was stopped here until after the deadline must not agree: the others have ended the job and taken
+  // back what they had placed. Once all have agreed nobody asks for the time any more.
+  control_.poll();
   if (!any_rank(problem || lost)) return;
   attempt(&TensorFileWriter::take_back);
   const bool intact = !any_rank(lost.has_value());

@@ -1,15 +1,16 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <span>
+#include <map>
+#include <optional>
 #include <string>
-#include <vector>
 
 #include "session/control.hpp"
+#include "session/output_claim.hpp"
 #include "session/session.hpp"
 #include "session/team.hpp"
-#include "storage/output_lock.hpp"
+#include "storage/left_overs.hpp"
+#include "storage/tentative_folder.hpp"
 #include "storage/writer.hpp"
 
 namespace weightcast {
@@ -23,15 +24,22 @@ class ShardSink {
   /// outlive the sink. `writers` writes for it alone; unused on a rank that is no inference rank.
   ShardSink(Control& control, const Session& session, Team& writers, std::string directory);
 
-  /// Locks the folders of these versions for as long as the sink lives, and clears them of what broken runs
-  /// left. Throws (by agreement) IoError when another job writes there. `command` is what that job is told.
-  /// Collective.
-  void lock(std::span<const std::int64_t> versions, const std::string& command);
+  /// To be called before anything of a version moves: locks its folder for as long as the sink lives, and
+  /// clears it of what broken runs left. Throws (by agreement) IoError when another job writes there.
+  /// `command` is what that job is told. Collective.
+  void begin(std::int64_t version, const std::string& command);
 
-  /// Collective.
+  /// After `begin` of that version. Collective.
   void write(std::int64_t version);
 
  private:
+  /// What a rank has of a folder.
+  struct Place {
+    std::optional<OutputClaim> claim;       ///< on the first inference rank
+    std::optional<LeftOvers> left_overs;    ///< of its own file, on the others while the first holds the lock
+    std::optional<TentativeFolder> folder;  ///< on the others
+  };
+
   std::string directory_of_version(std::int64_t version) const;
   /// All ranks' files take their names, or none do. Collective.
   void place_everywhere(TensorFileWriter* writer);
@@ -40,7 +48,7 @@ class ShardSink {
   const Session& session_;
   Team& writers_;
   std::string directory_;
-  std::vector<std::unique_ptr<OutputLock>> locks_;  ///< on the first inference rank
+  std::map<std::string, Place> places_;  ///< by folder
 };
 
 }  // namespace weightcast

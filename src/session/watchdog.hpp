@@ -9,16 +9,16 @@ namespace weightcast {
 
 /// The last resort for a process that hangs where it cannot look at a clock: in a system call, or in MPI
 /// waiting for a rank that is no more. A thread prints one error line and ends the process with exit code 76.
+/// Of the processes of a job that hang together not all need to speak.
 class Watchdog {
  public:
-  /// Watches the phase `name` (a literal) for `limit` from now. `speaks`: whether this process may print
-  /// while nobody knows its rank.
+  /// Watches the phase `name` (a literal) for `limit` from now. `speaks`: whether this process prints a line.
   Watchdog(const char* name, std::chrono::seconds limit, bool speaks);
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 
-  /// From now on watches another phase, and prints.
-  void watch(const char* name, std::chrono::seconds limit);
+  /// From now on watches another phase.
+  void watch(const char* name, std::chrono::seconds limit, bool speaks);
 
  private:
   using Clock = std::chrono::steady_clock;

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <functional>
 #include <string>
 #include <string_view>
 
@@ -15,17 +14,21 @@ inline constexpr std::string_view kOld = "old";
 /// 16 hexadecimal digits that nobody can guess.
 std::string fresh_id();
 
+/// What stands for a file's name in its hidden names: the name itself or, where that leaves no room for the
+/// rest, its beginning and a hash of the whole.
+std::string hidden_stem(const std::string& name);
+
 /// A hidden path beside `path`, with an id of its own.
 std::string hidden_path(const std::string& path, std::string_view kind);
 
-/// The name that a hidden file belongs to, also of the form without an id that earlier versions gave; that of
-/// another file as it is.
-std::string_view finished_name(std::string_view name);
+/// What a hidden name says.
+struct HiddenName {
+  std::string_view stem;  ///< of the file that it belongs to
+  std::string_view kind;  ///< kPartial or kOld, empty for the name of another file, which is then the stem
+};
 
-/// Removes the hidden files that broken runs left in a folder for those final names of which `mine` is true.
-/// An old file whose final name is gone gets that back. Only for who holds the folder's lock. A file that
-/// cannot be removed does no harm and stays.
-void remove_left_overs(const std::string& directory, const std::function<bool(std::string_view)>& mine);
+/// Takes a name apart, also one of the form without an id that earlier versions gave.
+HiddenName parse_hidden(std::string_view name);
 
 /// The folder of a path, `.` when it names none.
 std::string directory_of(const std::string& path);

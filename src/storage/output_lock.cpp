@@ -9,9 +9,14 @@
 
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <ctime>
 #include <filesystem>
-#include <system_error>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string_view>
+#include <thread>
 #include <utility>
 
 #include "core/error.hpp"
@@ -29,126 +34,203 @@ namespace fs = std::filesystem;
 /// What every lock file begins with.
 constexpr std::string_view kBegin = "weightcast job: ";
 
-/// Who this process is, the same whenever it asks: so it knows its own locks.
+/// A file on its device.
+using FileNumber = std::pair<dev_t, ino_t>;
+
+/// Who this process is.
 std::string own_line(const std::string& command) {
-  static const std::time_t since = std::time(nullptr);
-  static const std::string number = fresh_id();
   std::array<char, 256> host{"unknown"};
   ::gethostname(host.data(), host.size() - 1);
-  return fmt::format("{}{} on host {}, process {}, since {:%Y-%m-%d %H:%M:%S} UTC, number {}", kBegin,
-                     command, host.data(), ::getpid(), fmt::gmtime(since), number);
+  return fmt::format("{}{} on host {}, process {}, since {:%Y-%m-%d %H:%M:%S} UTC\n", kBegin, command,
+                     host.data(), ::getpid(), fmt::gmtime(std::time(nullptr)));
 }
 
-std::string first_line(int fd) {
-  std::array<char, 512> text{};
-  const ssize_t got = ::pread(fd, text.data(), text.size(), 0);
-  const std::string_view all(text.data(), got > 0 ? static_cast<std::size_t>(got) : 0);
-  return std::string(all.substr(0, all.find('\n')));
-}
-
-bool same_file(const struct stat& a, const struct stat& b) {
-  return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+/// Whether the files of a folder may be locked by users who can neither write nor remove them.
+bool keeps_files_of_others(const std::string& folder) {
+  struct stat there {};
+  return ::stat(folder.c_str(), &there) != 0 || (there.st_mode & S_ISVTX) != 0;
 }
 
 }  // namespace
 
+class OutputLock::File {
+ public:
+  /// Opens the file, and makes it when it is missing. `error()` is 0 when that went well.
+  explicit File(std::string path) : path_(std::move(path)) {
+    constexpr int kFlags = O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+    fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | kFlags, 0666);
+    if (fd_ < 0) error_ = errno;
+    // Another user's can be locked, if not written.
+    if (error_ == EACCES || error_ == EROFS) fd_ = ::open(path_.c_str(), O_RDONLY | kFlags);
+    writable_ = error_ == 0;
+    if (fd_ >= 0) error_ = ::fstat(fd_, &status_) != 0 ? errno : 0;
+  }
+
+  ~File() {
+    if (held_) {
+      if (has_its_name()) ::unlink(path_.c_str());
+      forget_unfinished(this);
+      const std::scoped_lock lock(all().mutex);
+      all().files.erase(number());
+    }
+    if (fd_ >= 0) ::close(fd_);
+  }
+
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+
+  int error() const { return error_; }
+  bool is_regular() const { return S_ISREG(status_.st_mode); }
+
+  /// The beginning of its text. Throws IoError.
+  std::string text() const {
+    std::array<char, 512> text{};
+    const ssize_t got = ::pread(fd_, text.data(), text.size(), 0);
+    if (got >= 0) return {text.data(), static_cast<std::size_t>(got)};
+    throw IoError(fmt::format("cannot read the lock file {}: {}; if no other job is writing there, remove it",
+                              path_, system_error_text(errno)));
+  }
+
+  /// Whether its name still leads to it.
+  bool has_its_name() const {
+    struct stat there {};
+    return ::lstat(path_.c_str(), &there) == 0 && there.st_dev == status_.st_dev &&
+           there.st_ino == status_.st_ino;
+  }
+
+  /// The system's error for locking it, 0 when that went well.
+  int lock() const {
+    int error = 0;
+    do {
+      error = ::flock(fd_, LOCK_EX | LOCK_NB) != 0 ? errno : 0;
+    } while (error == EINTR);
+    return error;
+  }
+
+  /// Removes it, so that a new one can be made in its place.
+  bool remove() const { return ::unlink(path_.c_str()) == 0; }
+
+  bool is_writable() const { return writable_; }
+
+  /// Puts the holder's line in place of what it says. It counts, whether or not this can be written.
+  void say(const std::string& line) const {
+    // Not the other way round: who reads meanwhile finds what such a file begins with.
+    const bool said = ::pwrite(fd_, line.data(), line.size(), 0) == static_cast<ssize_t>(line.size());
+    if (::ftruncate(fd_, said ? static_cast<off_t>(line.size()) : 0) != 0) return;
+  }
+
+  /// From now on it goes with this object, and the folder after it; other locks of this process find it.
+  static void hold(const std::shared_ptr<File>& file, std::shared_ptr<TentativeFolder> folder) {
+    file->held_ = true;
+    file->folder_ = std::move(folder);
+    note_unfinished(file.get(), UnfinishedLock{file->path_});
+    const std::scoped_lock lock(all().mutex);
+    all().files[file->number()] = file;
+  }
+
+  /// The one of this process that holds the same lock, if there is one.
+  std::shared_ptr<File> held_already() const {
+    const std::scoped_lock lock(all().mutex);
+    const auto found = all().files.find(number());
+    return found == all().files.end() ? nullptr : found->second.lock();
+  }
+
+ private:
+  struct All {
+    std::mutex mutex;
+    std::map<FileNumber, std::weak_ptr<File>> files;
+  };
+  static All& all() {
+    static All all;
+    return all;
+  }
+
+  FileNumber number() const { return {status_.st_dev, status_.st_ino}; }
+
+  std::string path_;
+  int fd_ = -1;
+  int error_ = 0;
+  bool writable_ = false;
+  bool held_ = false;
+  struct stat status_ {};
+  std::shared_ptr<TentativeFolder> folder_;
+};
+
 OutputLock::OutputLock(std::string lock_path, const std::string& option, const std::string& command)
     : path_(std::move(lock_path)) {
-  std::error_code error;
-  const std::string folder = directory_of(path_);
-  if (fs::create_directories(folder, error)) made_folder_ = folder;
-  if (error || !fs::is_directory(folder, error)) return;
-  try {
-    acquire(option, command);
-  } catch (...) {
-    close();
-    throw;
-  }
-}
-
-OutputLock::~OutputLock() {
-  struct stat mine {};
-  struct stat there {};
-  if (fd_ >= 0 && ::fstat(fd_, &mine) == 0 && ::lstat(path_.c_str(), &there) == 0 && same_file(mine, there)) {
-    ::unlink(path_.c_str());
-  }
-  forget_unfinished(this);
-  close();
-  // Nothing was written into it, then.
-  if (!made_folder_.empty()) ::rmdir(made_folder_.c_str());
-}
-
-void OutputLock::acquire(const std::string& option, const std::string& command) {
+  using namespace std::chrono_literals;
   const std::string own = own_line(command);
+  constexpr int kMostWaits = 5;
+  int waits = 0;
+  std::optional<std::string> said;  // by who holds it
   // A holder that ends removes the file, so that what was opened may have lost its name meanwhile.
   constexpr int kMostTries = 100;
   for (int tries = 0; tries < kMostTries; ++tries) {
-    if (!open()) return;
-    struct stat mine {};
-    struct stat there {};
-    const bool regular = ::fstat(fd_, &mine) == 0 && S_ISREG(mine.st_mode);
-    const std::string line = regular ? first_line(fd_) : "";
-    if (!regular || (mine.st_size != 0 && !line.starts_with(kBegin))) {
+    const std::shared_ptr<File> file = open();
+    if (file == nullptr) return;
+    const std::string text = file->is_regular() ? file->text() : "";
+    if (!file->is_regular() || (!text.empty() && !text.starts_with(kBegin))) {
       throw IoError(fmt::format("{}: {} is no lock file; remove it or name another place", option, path_));
     }
-    const int error = lock();
+    file_ = file->held_already();
+    if (file_ != nullptr) return;
+    const int error = file->lock();
     if (error == EWOULDBLOCK) {
-      if (line == own) return close();
+      // Who has just locked it may not have said so yet, and what it says be of the one before.
+      if (said != text && ++waits < kMostWaits) {
+        said = text;
+        std::this_thread::sleep_for(100ms);
+        continue;
+      }
+      const bool certain = said == text && !text.empty() && !keeps_files_of_others(directory_of(path_));
       throw IoError(
           fmt::format("{}: another job is writing there ({}); wait for its end or name another place", option,
-                      line.empty() ? "it has not said yet who it is" : printable(line)));
+                      certain ? printable(text.substr(0, text.find('\n'))) : "it cannot say who it is"));
     }
     if (error != 0) {
       // Nobody is kept out by it.
-      if (mine.st_size == 0) ::unlink(path_.c_str());
-      return give_up(error);
+      if (text.empty()) file->remove();
+      give_up(error);
+      return;
     }
-    if (::lstat(path_.c_str(), &there) == 0 && same_file(mine, there)) return say_holder(own);
-    close();
+    if (!file->has_its_name()) continue;
+    // Another user's would go on to say what it says; where it cannot be removed, it is locked all the same.
+    if (!file->is_writable() && file->remove()) continue;
+    file->say(own);
+    File::hold(file, folder_);
+    file_ = file;
+    return;
   }
   throw IoError(fmt::format("{}: {} changes all the time; other jobs are writing there: name another place",
                             option, path_));
 }
 
-bool OutputLock::open() {
-  constexpr int kFlags = O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
-  fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | kFlags, 0666);
-  // Another user's can be locked, if not written.
-  if (fd_ < 0 && (errno == EACCES || errno == EROFS)) fd_ = ::open(path_.c_str(), O_RDONLY | kFlags);
-  if (fd_ >= 0) return true;
-  const int error = errno;
+OutputLock::~OutputLock() = default;
+
+std::shared_ptr<OutputLock::File> OutputLock::open() {
+  try {
+    // Another job may have removed the folder that it has made.
+    std::error_code ignored;
+    if (!fs::is_directory(directory_of(path_), ignored)) {
+      folder_ = std::make_shared<TentativeFolder>(directory_of(path_));
+    }
+  } catch (const IoError&) {
+    return nullptr;
+  }
+  auto file = std::make_shared<File>(path_);
+  if (file->error() == 0) return file;
   struct stat there {};
   if (::lstat(path_.c_str(), &there) == 0) {
     throw IoError(fmt::format("cannot open the lock file {}: {}; if no other job is writing there, remove it",
-                              path_, system_error_text(error)));
+                              path_, system_error_text(file->error())));
   }
-  give_up(error);
-  return false;
-}
-
-int OutputLock::lock() const {
-  int error = 0;
-  do {
-    error = ::flock(fd_, LOCK_EX | LOCK_NB) != 0 ? errno : 0;
-  } while (error == EINTR);
-  return error;
-}
-
-void OutputLock::say_holder(const std::string& line) const {
-  note_unfinished(this, {"", path_, "", true});
-  // The lock counts, whether or not this can be written.
-  const std::string text = line + "\n";
-  if (::ftruncate(fd_, 0) == 0 && ::pwrite(fd_, text.data(), text.size(), 0) < 0) return;
+  give_up(file->error());
+  return nullptr;
 }
 
 void OutputLock::give_up(int error) {
   note_ = fmt::format("{} cannot be locked: {}; see to it that no other job writes there", path_,
                       system_error_text(error));
-  close();
-}
-
-void OutputLock::close() {
-  if (fd_ >= 0) ::close(std::exchange(fd_, -1));
 }
 
 std::string folder_lock(const std::string& directory) {
@@ -156,7 +238,8 @@ std::string folder_lock(const std::string& directory) {
 }
 
 std::string file_lock(const std::string& path) {
-  return (fs::path(path).parent_path() / fmt::format(".{}.lock", fs::path(path).filename().string()))
+  return (fs::path(path).parent_path() /
+          fmt::format(".{}.lock", hidden_stem(fs::path(path).filename().string())))
       .string();
 }
 

@@ -1,6 +1,9 @@
 #pragma once
 
+#include <memory>
 #include <string>
+
+#include "storage/tentative_folder.hpp"
 
 namespace weightcast {
 
@@ -9,31 +12,35 @@ namespace weightcast {
 class OutputLock {
  public:
   /// Locks `lock_path` (see below), and makes its folder when that is missing. `option` is what names the
-  /// output in messages, `command` what the file says that this job does. Throws IoError that names the
-  /// holder when another job has it; this process may have it several times.
+  /// output in messages, `command` what the file says that this job does. Throws IoError when another job has
+  /// it, with its name when that is certain; this process may have it several times.
   OutputLock(std::string lock_path, const std::string& option, const std::string& command);
   ~OutputLock();
   OutputLock(const OutputLock&) = delete;
   OutputLock& operator=(const OutputLock&) = delete;
 
+  /// Whether there is a lock: other jobs keep away.
+  bool held() const { return file_ != nullptr; }
+
   /// Why there is no lock, in words for the log: the file system does not know locks, or lets nobody make the
   /// file. Empty when there is one, and when there is no folder, of which those who write will speak.
   const std::string& note() const { return note_; }
 
+  /// How many folders were made for it, see TentativeFolder.
+  int made_folders() const { return folder_ ? folder_->levels() : 0; }
+
  private:
-  void acquire(const std::string& option, const std::string& command);
-  /// Opens the lock file; false when there can be none.
-  bool open();
-  /// The system's error for locking what is open, 0 when that went well.
-  int lock() const;
-  void close();
-  void say_holder(const std::string& line) const;
+  /// The lock file, which all locks of this process on it share.
+  class File;
+
+  /// Makes the folder and opens the file in it; nothing when there can be none.
+  std::shared_ptr<File> open();
   void give_up(int error);
 
   std::string path_;
-  std::string made_folder_;  ///< empty when it was there before
   std::string note_;
-  int fd_ = -1;
+  std::shared_ptr<TentativeFolder> folder_;
+  std::shared_ptr<File> file_;  // last: it goes before its folder
 };
 
 /// The lock of a whole folder, and that of one file beside others.

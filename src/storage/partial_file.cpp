@@ -30,7 +30,7 @@ constexpr std::size_t kMaxWrite = std::size_t{1} << 30;
 
 [[noreturn]] void fail(std::string_view what, const std::string& path, int error,
                        std::source_location where = std::source_location::current()) {
-  throw IoError(fmt::format("cannot {} {}: {}", what, path, system_error_text(error)), where);
+  throw SystemRefusal(fmt::format("cannot {} {}: {}", what, path, system_error_text(error)), error, where);
 }
 
 [[noreturn]] void fail_for_space(const std::string& path, std::int64_t needed, int error,
@@ -38,6 +38,33 @@ constexpr std::size_t kMaxWrite = std::size_t{1} << 30;
   throw IoError(fmt::format("cannot write {}: {} ({} needed); free some space or choose another folder", path,
                             system_error_text(error), format_bytes(needed)),
                 where);
+}
+
+/// What to do where no file can be created.
+std::string_view remedy(int error) {
+  switch (error) {
+    case EACCES:
+    case EPERM:
+    case EROFS:
+      return "choose a folder that can be written";
+    case ENOSPC:
+    case EDQUOT:
+      return "free some space or choose another folder";
+    case EMFILE:
+    case ENFILE:
+      return "raise the limit of open files (ulimit -n)";
+    case ENAMETOOLONG:
+      return "choose a shorter name";
+    default:
+      return "check its folder";
+  }
+}
+
+[[noreturn]] void fail_to_create(const std::string& path, int error,
+                                 std::source_location where = std::source_location::current()) {
+  throw SystemRefusal(
+      fmt::format("cannot create a file beside {}: {}; {}", path, system_error_text(error), remedy(error)),
+      error, where);
 }
 
 /// Whether the path leads to that very file, by itself and not through a link.
@@ -58,13 +85,14 @@ PartialFile::PartialFile(std::string final_path) : final_path_(std::move(final_p
   if (!path.has_filename()) throw IoError(fmt::format("'{}' does not name a file to write", final_path_));
   std::error_code error;
   if (fs::is_directory(path, error)) fail("write", final_path_, EISDIR);
+  // A hidden name is never too long.
+  if (error == std::errc::filename_too_long) fail_to_create(final_path_, ENAMETOOLONG);
   for (int tries = 0; fd_ < 0; ++tries) {
     constexpr int kMostTries = 16;
     partial_path_ = hidden_path(final_path_, kPartial);
     fd_ = ::open(partial_path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
     if (fd_ < 0 && errno != EINTR && (errno != EEXIST || tries == kMostTries)) {
-      throw IoError(fmt::format("cannot create a file beside {}: {}; choose a folder that can be written",
-                                final_path_, system_error_text(errno)));
+      fail_to_create(final_path_, errno);
     }
   }
   note_unfinished(this, state());
@@ -76,7 +104,7 @@ PartialFile::~PartialFile() {
   forget_unfinished(this);
 }
 
-Unfinished PartialFile::state() const {
+UnfinishedFile PartialFile::state() const {
   return {final_path_, stage_ == Stage::kPlaced ? "" : partial_path_, old_path_,
           stage_ == Stage::kWriting || stage_ == Stage::kTakenBack};
 }
@@ -224,8 +252,16 @@ void require_file_size(const std::string& path, std::int64_t bytes) {
 
 void require_space(const std::string& path, std::int64_t bytes) {
   struct statvfs status {};
+  std::string folder = directory_of(path);
+  // The nearest one that is there.
+  while (::statvfs(folder.c_str(), &status) != 0) {
+    if (errno != ENOENT) return;
+    const std::string above = directory_of(folder);
+    if (above == folder) return;
+    folder = above;
+  }
   // Some file systems do not say; those report no blocks at all.
-  if (::statvfs(directory_of(path).c_str(), &status) != 0 || status.f_blocks == 0) return;
+  if (status.f_blocks == 0) return;
   const auto block = static_cast<std::uint64_t>(status.f_frsize);
   if (static_cast<std::uint64_t>(bytes) / block > status.f_bfree) fail_for_space(path, bytes, ENOSPC);
 }

@@ -13,10 +13,10 @@
 
 namespace weightcast {
 
-/// A file being written under a hidden name beside its final one. Whoever else may write into the folder
-/// cannot guess the name, and whatever is done to it, only what was created here is written. It takes the
-/// final name with `place`; destroyed before `keep`, it leaves the old file as it was. Errors are IoError
-/// naming the final path.
+/// A file that is written under a hidden name beside its final one. Other users of the folder cannot guess
+/// that name. Should somebody put another file there, that one is not written: all writing goes to the file
+/// that was created here. `place` gives it the final name; one that is destroyed before `keep` leaves the old
+/// file as it was. Errors are IoErrors that name the final path.
 class PartialFile final : public Replacement {
  public:
   /// Creates the hidden file. The folder must be there.
@@ -58,9 +58,9 @@ class PartialFile final : public Replacement {
 
   struct stat status() const;
   /// What has to be undone at this stage.
-  Unfinished state() const;
+  UnfinishedFile state() const;
   void enter(Stage stage);
-  /// For a hidden file that is not, or no longer, this one.
+  /// Throws the error for a hidden name that leads to another file than this one, or to none.
   [[noreturn]] void fail_for_stranger() const;
   /// Gives the old file a second, hidden name or, where a file has but one, that one.
   void keep_old_file();
@@ -76,7 +76,8 @@ class PartialFile final : public Replacement {
 /// Makes the folder of a file that is to be written. Throws IoError naming the file.
 void make_folder_of(const std::string& path);
 
-/// Throws IoError when the file system of `path`'s folder certainly lacks `bytes` of free space.
+/// Throws IoError when the file system of `path`'s folder, which need not be there yet, certainly lacks
+/// `bytes` of free space.
 void require_space(const std::string& path, std::int64_t bytes);
 
 /// Throws IoError when one file of `bytes` is larger than this process may write (`ulimit -f`).

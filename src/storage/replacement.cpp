@@ -2,8 +2,7 @@
 
 #include <cstddef>
 #include <optional>
-
-#include "storage/writer.hpp"
+#include <string>
 
 namespace weightcast {
 
@@ -43,20 +42,19 @@ void keep_together(std::span<Replacement* const> parts) {
 }
 
 void replace_together(std::span<Replacement* const> parts) {
+  const auto say_intact = [](const IoError& error) {
+    return std::string(error.what()) + "; what was there before is intact";
+  };
   try {
     place_together(parts);
   } catch (const NotPutBack&) {
     throw;
+  } catch (const SystemRefusal& error) {
+    throw SystemRefusal(say_intact(error), error.number());
   } catch (const IoError& error) {
-    throw IoError(std::string(error.what()) + "; what was there before is intact");
+    throw IoError(say_intact(error));
   }
   keep_together(parts);
-}
-
-void TensorFileWriter::commit() {
-  flush();
-  Replacement* all = this;
-  replace_together({&all, 1});
 }
 
 }  // namespace weightcast

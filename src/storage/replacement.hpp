@@ -1,5 +1,6 @@
 #pragma once
 
+#include <source_location>
 #include <span>
 #include <string>
 
@@ -26,6 +27,18 @@ class Replacement {
   /// Lets the old content go. Nothing is taken back afterwards. Throws IoError when something old that would
   /// be read beside the new content cannot be removed.
   virtual void keep() = 0;
+};
+
+/// What the system refused, with its number.
+class SystemRefusal : public IoError {
+ public:
+  SystemRefusal(const std::string& message, int number,
+                std::source_location where = std::source_location::current())
+      : IoError(message, where), number_(number) {}
+  int number() const { return number_; }
+
+ private:
+  int number_;
 };
 
 /// An old file could not get its name back.

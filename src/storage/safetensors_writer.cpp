@@ -88,15 +88,6 @@ std::string header_bytes(const std::vector<DatasetSpec>& specs, const Group& gro
   return text;
 }
 
-// `model.safetensors`, its index, or `model-00001-of-00002.safetensors`: the names that this writer gives.
-bool is_model_file(const std::string& name) {
-  if (name == kSingleName || name == kSafetensorsIndexName) return true;
-  constexpr std::string_view kPattern = "model-00000-of-00000.safetensors";
-  return name.size() == kPattern.size() &&
-         std::equal(name.begin(), name.end(), kPattern.begin(),
-                    [](char a, char b) { return b == '0' ? a >= '0' && a <= '9' : a == b; });
-}
-
 class SafetensorsWriter final : public TensorFileWriter {
  public:
   SafetensorsWriter(const std::string& directory, const std::string& config_text,
@@ -239,6 +230,13 @@ class SafetensorsWriter final : public TensorFileWriter {
 };
 
 }  // namespace
+
+bool is_model_file(std::string_view name) {
+  if (name == kSingleName || name == kSafetensorsIndexName) return true;
+  constexpr std::string_view kPattern = "model-00000-of-00000.safetensors";
+  return std::ranges::equal(name, kPattern,
+                            [](char a, char b) { return b == '0' ? a >= '0' && a <= '9' : a == b; });
+}
 
 std::unique_ptr<TensorFileWriter> create_safetensors(const std::string& directory,
                                                      const std::string& config_text,

@@ -12,7 +12,6 @@
 #include "core/error.hpp"
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_header.hpp"
-#include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
 #include "storage/local_files.hpp"
 #include "storage/safetensors_header.hpp"
@@ -80,6 +79,10 @@ std::string existing_path(const std::string& directory, std::int64_t rank) {
 }
 
 }  // namespace
+
+bool is_trainer_shard(std::string_view name) {
+  return parse_name(name).has_value();
+}
 
 std::string whole_checkpoint_in(const std::string& directory) {
   std::error_code error;
@@ -152,8 +155,7 @@ void remove_other_trainer_shards(const std::string& directory, std::int64_t rank
   std::error_code listing;
   fs::directory_iterator entry(directory, listing);
   for (const fs::directory_iterator end; !listing && entry != end; entry.increment(listing)) {
-    const std::string file = entry->path().filename().string();
-    const auto name = parse_name(finished_name(file));
+    const auto name = parse_name(entry->path().filename().string());
     if (name && (name->rank >= ranks || name->hdf5 != hdf5)) others.push_back(entry->path());
   }
   for (const fs::path& path : others) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "storage/checkpoint.hpp"
@@ -13,6 +14,9 @@ namespace weightcast {
 /// Numbers of the `trainer-<rank>.safetensors` and `trainer-<rank>.h5` files of a folder: one more than the
 /// highest; 0 when there is none or no such folder.
 std::int64_t count_trainer_shards(const std::string& directory);
+
+/// Whether a name is one of those.
+bool is_trainer_shard(std::string_view name);
 
 /// What the files of one conversion have in common, written into each.
 struct TrainerShardLabels {
@@ -43,7 +47,7 @@ std::unique_ptr<TensorFileWriter> create_trainer_shard(const std::string& direct
                                                        bool hdf5, const TrainerShardLabels& labels,
                                                        const std::vector<DatasetSpec>& datasets);
 
-/// Removes the trainer files of a folder, unfinished ones too, but those of ranks below `ranks` in the format
+/// Removes the trainer files of a folder but those of ranks below `ranks` in the format
 /// named: what an earlier layout left there would be taken for part of this one.
 void remove_other_trainer_shards(const std::string& directory, std::int64_t ranks, bool hdf5);
 

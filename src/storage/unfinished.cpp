@@ -2,12 +2,13 @@
 
 #include <unistd.h>
 
+#include <cstddef>
 #include <cstdio>
 #include <map>
 #include <mutex>
 #include <utility>
 
-#include "storage/writer.hpp"
+#include "storage/hidden_names.hpp"
 
 namespace weightcast {
 
@@ -35,22 +36,32 @@ void forget_unfinished(const void* key) {
   registry().entries.erase(key);
 }
 
-bool undo(const Unfinished& state) {
-  if (!state.partial_path.empty()) ::unlink(state.partial_path.c_str());
-  if (!state.old_path.empty()) {
-    if (!state.final_is_old) return ::rename(state.old_path.c_str(), state.final_path.c_str()) == 0;
+bool undo(const UnfinishedFile& file) {
+  if (!file.partial_path.empty()) ::unlink(file.partial_path.c_str());
+  if (!file.old_path.empty()) {
+    if (!file.final_is_old) return ::rename(file.old_path.c_str(), file.final_path.c_str()) == 0;
     // It has both names.
-    ::unlink(state.old_path.c_str());
+    ::unlink(file.old_path.c_str());
   }
-  return state.final_is_old || ::unlink(state.final_path.c_str()) == 0;
+  return file.final_is_old || ::unlink(file.final_path.c_str()) == 0;
 }
 
-void remove_partial_files() {
+bool undo(const UnfinishedLock& lock) {
+  ::unlink(lock.path.c_str());
+  return true;
+}
+
+bool undo(const UnfinishedFolder& folder) {
+  std::string path = folder.path;
+  for (int level = 0; level < folder.levels && ::rmdir(path.c_str()) == 0; ++level) path = directory_of(path);
+  return true;
+}
+
+void undo_unfinished() {
   const std::scoped_lock guard(registry().mutex);
-  // Locks last: whoever waits for one finds everything as it was.
-  for (const bool lock_files : {false, true}) {
+  for (std::size_t kind = 0; kind < std::variant_size_v<Unfinished>; ++kind) {
     for (const auto& [key, state] : registry().entries) {
-      if (state.final_path.empty() == lock_files) undo(state);
+      if (state.index() == kind) std::visit([](const auto& unfinished) { undo(unfinished); }, state);
     }
   }
   registry().entries.clear();

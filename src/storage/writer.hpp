@@ -70,9 +70,8 @@ std::unique_ptr<TensorFileWriter> create_safetensors_file(const std::string& pat
                                                           const Attributes& attributes,
                                                           const std::vector<DatasetSpec>& datasets);
 
-/// Undoes what all writers of this process have begun, and lets go of its locks, for one that ends without
-/// destructors.
-void remove_partial_files();
+/// Whether `create_safetensors` gives that name to one of its files of tensors or to their index.
+bool is_model_file(std::string_view name);
 
 /// The root attributes of an HDF5 file whose names start with `weightcast.`, without that prefix. Throws
 /// IoError when the file cannot be read, InputError when it is not HDF5.

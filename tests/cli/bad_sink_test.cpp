@@ -147,7 +147,34 @@ TEST_F(BadSink, OfWhichAnotherJobWritesALaterVersion) {
                     "--source", trained(1), "--weight-version",
                     "8",        "--sink",   "hdf5:" + (dir_ / "shards-{version}")};
   EXPECT_TRUE(refused(run_job(2, words), 74, {"shards-9", "another job", "process "}));
-  EXPECT_FALSE(std::filesystem::exists(dir_ / "shards-8"));
+  // The one before is whole, and has been in use since.
+  EXPECT_TRUE(done(run_plain({"verify", dir_ / "shards-8", "--source", trained(0)})));
+  EXPECT_EQ(folder_contents(dir_ / "shards-8").size(), 1);
+}
+
+TEST_F(BadSink, MakesNoFolderOfAVersionThatDoesNotCome) {
+  Words words{"sync", "--inference", "tp=1", "--sink", "hdf5:" + (dir_ / "versions/{version}")};
+  for (int i = 0; i < 400; ++i) words = words + Words{"--source", trained(i % 2)};
+  Process job(job_command(2, words));
+  ASSERT_TRUE(job.wait_for_output("\n        1 "));
+  job.send(SIGUSR1);
+  EXPECT_TRUE(refused(job.wait(), 75, {"of 400 updates are done"}));
+  int folders = 0;
+  for (const auto& version : std::filesystem::directory_iterator(dir_ / "versions")) {
+    EXPECT_EQ(folder_contents(version.path()).size(), 1) << version.path();
+    ++folders;
+  }
+  EXPECT_GE(folders, 1);
+  EXPECT_LT(folders, 400);
+}
+
+TEST_F(BadSink, ThatFailsLeavesNoFolder) {
+  CommandLine command =
+      mpirun(3, Words{"sh", "-c", "ulimit -f 256; exec \"$0\" \"$@\"", WEIGHTCAST_BINARY, "sync", "--source",
+                      trained(0), "--inference", "tp=2", "--sink", "hdf5:" + (dir_ / "new/folder")});
+  command.environment["OMPI_MCA_btl"] = "self,tcp";
+  EXPECT_TRUE(refused(run(command), 74, {"new/folder/rank-", "File too large"}));
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "new"));
 }
 
 TEST_F(BadSink, OutputOfAnotherJobThatIsWriting) {

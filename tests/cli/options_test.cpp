@@ -1,4 +1,7 @@
+#include <sys/stat.h>
+
 #include <array>
+#include <thread>
 
 #include "cli/cli.hpp"
 
@@ -68,6 +71,23 @@ class Precedence : public CliTest {
 
   std::string file_ = dir_ / "options.conf";
 };
+
+TEST_F(Precedence, APipeIsAFile) {
+  ASSERT_EQ(::mkfifo(file_.c_str(), 0600), 0);
+  std::thread writer([&] { put_file(file_, "bucket-size = 64KiB\n"); });
+  const auto json = dir_ / "plan.json";
+  const Words words{"plan", "--model", model_folder("tiny-qwen3"), "--json", json, "--config"};
+  EXPECT_TRUE(done(run_plain(words + Words{file_})));
+  writer.join();
+  EXPECT_EQ(read_json(json).at("bucket_bytes"), 64 << 10);
+  CommandLine command;
+  command.words =
+      Words{"sh", "-c", "echo trainers=3 | \"$0\" \"$@\"", WEIGHTCAST_BINARY} + words + Words{"/dev/stdin"};
+  EXPECT_TRUE(done(run(command)));
+  EXPECT_EQ(read_json(json).at("trainers"), 3);
+  command.words[2] = "yes | \"$0\" \"$@\"";
+  EXPECT_TRUE(refused(run(command), 74, {"--config /dev/stdin", "at most 1.00 MiB"}));
+}
 
 TEST_F(Precedence, CommandLineOverEnvironmentOverFile) {
   put_file(file_, "# for all commands\nbucket-size = 64KiB\n trainers=3  # some\n\ninference = tp=4\n");

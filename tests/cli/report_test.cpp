@@ -2,6 +2,7 @@
 #include <sstream>
 
 #include "cli/cli.hpp"
+#include "sys/hdf5.hpp"
 
 namespace weightcast::test_support {
 namespace {
@@ -300,6 +301,24 @@ TEST_F(ReportTest, VerifyAndInspectWriteJson) {
                                 "bfloat16", "model.layers.2.self_attn.qkv_proj.weight"}));
   report = read_json(json_);
   EXPECT_EQ(report.at("weight_version"), 9);
+}
+
+TEST_F(ReportTest, InspectListsWhatThereIsBesideWhatIsLost) {
+  const std::string path = dir_ / "unwritten.h5";
+  {
+    const Hdf5File file(
+        WEIGHTCAST_HDF5(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), path));
+    const hsize_t extent = 4;
+    const Hdf5Space space(WEIGHTCAST_HDF5(H5Screate_simple(1, &extent, nullptr), path));
+    const Hdf5Dataset dataset(WEIGHTCAST_HDF5(
+        H5Dcreate2(file.get(), "w", H5T_IEEE_F32LE, space.get(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT),
+        path));
+  }
+  EXPECT_TRUE(refused(run_plain({"inspect", path, "--json", json_}), 65, {path, "w"}));
+  const auto report = read_json(json_);
+  EXPECT_EQ(report.at("path"), path);
+  EXPECT_EQ(report.at("tensors").at(0).at("name"), "w");
+  EXPECT_FALSE(report.contains("status"));
 }
 
 }  // namespace

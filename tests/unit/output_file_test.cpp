@@ -2,15 +2,33 @@
 
 #include "launch/output_file.hpp"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <filesystem>
 #include <thread>
+#include <utility>
 
 #include "core/error.hpp"
 #include "storage_files.hpp"
+#include "support/other_user.hpp"
+
+namespace {
+
+int rename_error = 0;  ///< what the next rename fails with
+
+}  // namespace
+
+// In place of the C library's.
+extern "C" int rename(const char* from, const char* to) noexcept {
+  if (rename_error == 0) return static_cast<int>(::syscall(SYS_renameat, AT_FDCWD, from, AT_FDCWD, to));
+  errno = std::exchange(rename_error, 0);
+  return -1;
+}
 
 namespace weightcast {
 namespace {
@@ -126,6 +144,75 @@ TEST_F(OutputFileTest, KeepsPermissions) {
   ASSERT_EQ(::chmod((dir_ / "report").c_str(), 0640), 0);
   begin(dir_ / "report").write("the end");
   EXPECT_EQ(fs::status(dir_ / "report").permissions(), fs::perms(0640));
+}
+
+TEST_F(OutputFileTest, AFolderThatCannotBeWrittenLetsAReportBeWrittenInPlace) {
+  const std::string folder = dir_ / "folder";
+  const std::string path = folder + "/report";
+  fs::create_directory(folder);
+  put_file(path, kFirst + std::string(1000, ' '));
+  put_file(folder + "/precious", "precious");
+  put_file(folder + "/closed", "");
+  for (const std::string& name : {path, folder + "/precious"}) ASSERT_EQ(::chmod(name.c_str(), 0666), 0);
+  ASSERT_EQ(::chmod((folder + "/closed").c_str(), 0444), 0);
+  ASSERT_EQ(::chmod(dir_.string().c_str(), 0755), 0);
+  ASSERT_EQ(::chmod(folder.c_str(), 0555), 0);
+  {
+    const test_support::OtherUser other;
+    OutputFile file = begin(path);
+    EXPECT_EQ(get_file(path), kFirst);
+    file.write("the end");
+    EXPECT_EQ(get_file(path), "the end");
+    EXPECT_TRUE(has(message_of<UsageError>([&] { begin(folder + "/precious"); }), {"no report"}));
+    EXPECT_TRUE(has(message_of<IoError>([&] { begin(folder + "/absent"); }),
+                    {"absent", "Permission denied", "folder that can be written"}));
+    EXPECT_TRUE(has(message_of<IoError>([&] { begin(folder + "/closed"); }),
+                    {"closed", "Permission denied", "in place"}));
+  }
+  EXPECT_EQ(get_file(folder + "/precious"), "precious");
+  ASSERT_EQ(::chmod(folder.c_str(), 0755), 0);
+}
+
+TEST_F(OutputFileTest, AFileThatCannotBeReplacedIsWrittenInPlace) {
+  const std::string path = dir_ / "report";
+  for (const int error : {EACCES, EPERM, EROFS, EBUSY}) {
+    put_file(path, "");
+    const auto inode = [&] {
+      struct stat there {};
+      EXPECT_EQ(::stat(path.c_str(), &there), 0);
+      return there.st_ino;
+    };
+    const auto before = inode();
+    rename_error = error;
+    OutputFile file = begin(path);
+    rename_error = error;
+    file.write("the end");
+    EXPECT_EQ(get_file(path), "the end");
+    EXPECT_EQ(inode(), before);
+    EXPECT_EQ(names_in(dir_.string()), std::vector<std::string>{"report"});
+    // What somebody has put there meanwhile stays, in place or not.
+    put_file(path, "precious");
+    rename_error = error;
+    EXPECT_TRUE(has(message_of<UsageError>([&] { file.write("the end"); }), {"no report"}));
+    EXPECT_EQ(get_file(path), "precious");
+    rename_error = 0;
+    fs::remove(path);
+  }
+  // Other refusals are none of the folder's.
+  put_file(path, "");
+  rename_error = EIO;
+  EXPECT_TRUE(has(message_of<IoError>([&] { begin(path); }), {path, "Input/output error", "intact"}));
+  EXPECT_EQ(get_file(path), "");
+}
+
+TEST_F(OutputFileTest, KnowsWhetherItsTextHasBeenWritten) {
+  OutputFile file = begin(dir_ / "report");
+  EXPECT_FALSE(file.written());
+  rename_error = EIO;
+  message_of<IoError>([&] { file.write("the end"); });
+  EXPECT_FALSE(file.written());
+  file.write("the end");
+  EXPECT_TRUE(file.written());
 }
 
 TEST_F(OutputFileTest, PipesAndDevicesAreWrittenOnce) {

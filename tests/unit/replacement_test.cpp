@@ -1,16 +1,14 @@
 // Files that are replaced while calls of the system fail, others interfere, or a second job wants the same.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <array>
 #include <atomic>
 #include <cerrno>
-#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
@@ -19,11 +17,12 @@
 #include <string>
 #include <thread>
 
-#include "storage/hidden_names.hpp"
 #include "storage/output_lock.hpp"
 #include "storage/partial_file.hpp"
+#include "storage/unfinished.hpp"
 #include "storage_files.hpp"
 #include "support/files.hpp"
+#include "support/other_user.hpp"
 
 namespace {
 
@@ -64,10 +63,6 @@ extern "C" int unlink(const char* path) noexcept {
 extern "C" int fsync(int fd) {
   return result_of("fsync", [&] { return ::syscall(SYS_fsync, fd); });
 }
-extern "C" int flock(int fd, int operation) noexcept {
-  return result_of("flock", [&] { return ::syscall(SYS_flock, fd, operation); });
-}
-
 namespace weightcast {
 namespace {
 
@@ -209,35 +204,25 @@ TEST_F(ReplacementTest, LinksInTheFolderLeadNobodyAstray) {
   EXPECT_GT(refused, 0);
 }
 
-TEST_F(ReplacementTest, HiddenNamesAreKnown) {
-  const std::string id = fresh_id();
-  EXPECT_NE(id, fresh_id());
-  EXPECT_EQ(finished_name(".rank-0.h5.partial"), "rank-0.h5");
-  EXPECT_EQ(finished_name(".rank-0.h5." + id + ".partial"), "rank-0.h5");
-  EXPECT_EQ(finished_name(".rank-0.h5." + id + ".old"), "rank-0.h5");
-  for (const std::string& name :
-       {std::string("rank-0.h5"), std::string(".rank-0.h5.old"), std::string("x.partial"), std::string(".h5"),
-        std::string("."), std::string(".old")}) {
-    EXPECT_EQ(finished_name(name), name);
-  }
-  EXPECT_EQ(finished_name(fs::path(hidden_path("/a/b.h5", kPartial)).filename().string()), "b.h5");
+TEST_F(ReplacementTest, SpaceIsLookedForWhereTheFolderWillBe) {
+  constexpr std::int64_t kTooMuch = std::int64_t{1} << 60;
+  const std::string path = dir_ / "absent/folder/a.h5";
+  EXPECT_TRUE(has(message_of<IoError>([&] { require_space(path, kTooMuch); }),
+                  {path, "No space left on device", "free some space"}));
+  EXPECT_NO_THROW(require_space(path, 1));
+  EXPECT_NO_THROW(require_space("absent/a.h5", 1));
+  EXPECT_FALSE(fs::exists(dir_ / "absent"));
 }
 
-TEST_F(ReplacementTest, LeftOversOfABrokenRunGo) {
-  const auto mine = [](std::string_view name) { return name.ends_with(".h5"); };
-  put_file(dir_ / "a.h5", "the new one");
-  put_file(dir_ / ".a.h5.partial", "half a file");
-  put_file(dir_ / ".a.h5.0123456789abcdef.partial", "half a file");
-  put_file(dir_ / ".a.h5.0123456789abcdef.old", "the old one, replaced");
-  put_file(dir_ / ".b.h5.0123456789abcdef.old", "the old one, moved away");
-  put_file(dir_ / ".c.txt.partial", "somebody else's");
-  fs::create_directory(dir_ / ".d.h5.partial");
-  remove_left_overs(dir_.string(), mine);
-  EXPECT_EQ(folder_contents(dir_.string()),
-            (std::map<std::string, std::string>{{"a.h5", "the new one"},
-                                                {"b.h5", "the old one, moved away"},
-                                                {".c.txt.partial", "somebody else's"}}));
-  remove_left_overs(dir_ / "absent", mine);
+TEST_F(ReplacementTest, WhatToDoFollowsFromWhatIsRefused) {
+  const auto refusal = [](const std::string& path) {
+    return message_of<SystemRefusal>([&] { const PartialFile file(path); });
+  };
+  EXPECT_TRUE(has(refusal(dir_ / "absent/a.h5"), {"absent/a.h5", "No such file", "check its folder"}));
+  EXPECT_TRUE(has(refusal(dir_ / std::string(256, 'x')), {"File name too long", "shorter name"}));
+  ASSERT_EQ(::chmod(dir_.string().c_str(), 0555), 0);
+  const test_support::OtherUser other;
+  EXPECT_TRUE(has(refusal(dir_ / "a.h5"), {"Permission denied", "folder that can be written"}));
 }
 
 TEST_F(ReplacementTest, AProcessThatEndsAmidIt) {
@@ -251,117 +236,13 @@ TEST_F(ReplacementTest, AProcessThatEndsAmidIt) {
     const PartialFile unfinished(dir_ / "c.h5");
     replaced.place();
     made.place();
-    remove_partial_files();
+    undo_unfinished();
     ::_exit(0);
   }
   int status = -1;
   ::waitpid(child, &status, 0);
   EXPECT_EQ(status, 0);
   EXPECT_EQ(folder_contents(dir_.string()), (std::map<std::string, std::string>{{"a.h5", "what was there"}}));
-}
-
-/// A process that has the lock until it is told to end, or killed.
-class Holder {
- public:
-  explicit Holder(const std::string& path) {
-    std::array<int, 2> said{};
-    std::array<int, 2> told{};
-    if (::pipe(said.data()) != 0 || ::pipe(told.data()) != 0) return;
-    child_ = ::fork();
-    char byte = 0;
-    if (child_ == 0) {
-      ::close(told[1]);
-      {
-        const OutputLock lock(path, "--sink", "sync");
-        const ssize_t put = ::write(said[1], &byte, 1);
-        const ssize_t got = ::read(told[0], &byte, 1);
-        if (put < 0 || got < 0) ::_exit(1);
-      }
-      ::_exit(0);
-    }
-    ::close(told[0]);
-    tell_ = told[1];
-    holds_ = ::read(said[0], &byte, 1) == 1;
-    ::close(said[0]);
-    ::close(said[1]);
-  }
-  ~Holder() { end(0); }
-  Holder(const Holder&) = delete;
-  Holder& operator=(const Holder&) = delete;
-
-  bool holds() const { return holds_; }
-  pid_t id() const { return child_; }
-  void end(int signal) {
-    if (child_ <= 0) return;
-    if (signal != 0) ::kill(child_, signal);
-    ::close(tell_);
-    ::waitpid(std::exchange(child_, -1), nullptr, 0);
-  }
-
- private:
-  pid_t child_ = -1;
-  int tell_ = -1;
-  bool holds_ = false;
-};
-
-TEST_F(ReplacementTest, ALockNamesItsHolderAndGoesWithIt) {
-  const std::string path = folder_lock(folder_);
-  const auto take = [&] { const OutputLock lock(path, "--sink hdf5:x", "sync"); };
-  for (const int signal : {0, SIGKILL}) {
-    Holder holder(path);
-    ASSERT_TRUE(holder.holds());
-    EXPECT_TRUE(has(message_of<IoError>(take), {"--sink hdf5:x", "another job", "sync on host",
-                                                "process " + std::to_string(holder.id())}));
-    holder.end(signal);
-    EXPECT_EQ(fs::exists(path), signal == SIGKILL);
-    take();
-    EXPECT_FALSE(fs::exists(path));
-  }
-  // Nothing was written: the folder that was made for it goes, too.
-  fs::remove(folder_);
-  take();
-  EXPECT_FALSE(fs::exists(folder_));
-}
-
-TEST_F(ReplacementTest, AProcessHasALockAsOftenAsItLikes) {
-  const OutputLock first(folder_lock(folder_), "--sink", "sync");
-  {
-    const OutputLock second(folder_lock(dir_ / "./model"), "--sink", "sync");
-    EXPECT_EQ(second.note(), "");
-  }
-  EXPECT_TRUE(fs::exists(folder_lock(folder_)));
-}
-
-TEST_F(ReplacementTest, ALockTakesNothingOfOthers) {
-  const std::string path = file_lock(dir_ / "a.h5");
-  EXPECT_EQ(path, dir_ / ".a.h5.lock");
-  const auto take = [&] { const OutputLock lock(path, "--output a.h5", "convert"); };
-  put_file(path, "precious");
-  EXPECT_TRUE(has(message_of<IoError>(take), {"--output a.h5", path, "no lock file", "remove it"}));
-  EXPECT_EQ(get_file(path), "precious");
-  fs::remove(path);
-  put_file(dir_ / "victim", "");
-  fs::create_symlink(dir_ / "victim", path);
-  EXPECT_TRUE(has(message_of<IoError>(take), {path, "symbolic links"}));
-  EXPECT_EQ(get_file(dir_ / "victim"), "");
-  fs::remove(path);
-  fs::create_directory(path);
-  EXPECT_TRUE(has(message_of<IoError>(take), {path}));
-  fs::remove(path);
-  ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
-  EXPECT_TRUE(has(message_of<IoError>(take), {path, "no lock file"}));
-}
-
-TEST_F(ReplacementTest, WithoutLocksThereIsANote) {
-  for (const int error : {ENOLCK, EOPNOTSUPP, ENOSYS}) {
-    failing = {{"flock", {0, error}}};
-    const OutputLock lock(folder_lock(dir_.string()), "--sink", "sync");
-    EXPECT_TRUE(has(lock.note(), {".weightcast.lock", "cannot be locked", "no other job"}));
-    EXPECT_TRUE(folder_contents(dir_.string()).empty());
-  }
-  failing = {{"flock", {0, EINTR}}};
-  const OutputLock lock(folder_lock(dir_.string()), "--sink", "sync");
-  EXPECT_EQ(lock.note(), "");
 }
 
 }  // namespace

@@ -1,14 +1,16 @@
 // The last resort of a process, on a file system that hangs.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
-
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <filesystem>
 #include <memory>
+#include <string>
 #include <thread>
 
 #include "core/error.hpp"
@@ -64,6 +66,34 @@ TEST_F(LastResort, AHangingFileSystemCannotKeepTheProcess) {
       },
       ::testing::ExitedWithCode(76), "weightcast: error: writing: this rank has hung for 1 s");
   EXPECT_LT(std::chrono::steady_clock::now() - start, 30s);
+}
+
+TEST_F(LastResort, APipeThatNobodyEmptiesCannotKeepTheProcess) {
+  std::array<int, 2> pipe{};
+  ASSERT_EQ(::pipe2(pipe.data(), O_NONBLOCK), 0);
+  const std::string text(4096, 'x');
+  while (::write(pipe[1], text.data(), text.size()) > 0) {
+  }
+  EXPECT_EXIT(
+      {
+        // Whoever writes waits from now on.
+        if (::fcntl(pipe[1], F_SETFL, 0) != 0 || ::dup2(pipe[1], STDERR_FILENO) < 0) ::_exit(1);
+        const Watchdog watchdog("writing", 1s, true);
+        std::this_thread::sleep_for(60s);
+      },
+      ::testing::ExitedWithCode(76), "");
+  ::close(pipe[0]);
+  ::close(pipe[1]);
+}
+
+TEST_F(LastResort, OneThatNeedNotSpeakEndsWithoutALine) {
+  EXPECT_EXIT(
+      {
+        Watchdog watchdog("starting", 60s, true);
+        watchdog.watch("writing", 1s, false);
+        std::this_thread::sleep_for(60s);
+      },
+      ::testing::ExitedWithCode(76), "^$");
 }
 
 TEST_F(LastResort, PartialFilesGo) {

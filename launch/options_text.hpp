@@ -1,0 +1,11 @@
+#pragma once
+
+#include <string>
+
+namespace weightcast {
+
+/// The text of a file of options, or of a pipe (`--config <(…)`) that is written and closed within seconds.
+/// Throws IoError for what can be neither: a folder, a device, more than any such text.
+std::string options_text(const std::string& path);
+
+}  // namespace weightcast

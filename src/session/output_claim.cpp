@@ -1,0 +1,20 @@
+#include "session/output_claim.hpp"
+
+#include <utility>
+
+#include "report/log.hpp"
+
+namespace weightcast {
+
+OutputClaim::OutputClaim(std::string lock_path, const std::string& option, const std::string& command,
+                         LeftOvers left_overs)
+    : lock_(std::move(lock_path), option, command), left_overs_(std::move(left_overs)) {
+  if (!lock_.note().empty()) log_note(lock_.note());
+  if (lock_.held()) left_overs_.clear_unfinished();
+}
+
+void OutputClaim::replaced() const {
+  if (lock_.held()) left_overs_.clear_old();
+}
+
+}  // namespace weightcast

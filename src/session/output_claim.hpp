@@ -1,0 +1,29 @@
+#pragma once
+
+#include <string>
+
+#include "storage/left_overs.hpp"
+#include "storage/output_lock.hpp"
+
+namespace weightcast {
+
+/// A place to write to that is this job's alone for as long as the claim lives: locked, and cleared of what
+/// broken runs have left there. Where there can be no lock, the log says so and nothing is cleared.
+class OutputClaim {
+ public:
+  /// Arguments and errors are those of OutputLock.
+  OutputClaim(std::string lock_path, const std::string& option, const std::string& command,
+              LeftOvers left_overs);
+
+  bool held() const { return lock_.held(); }
+  int made_folders() const { return lock_.made_folders(); }
+
+  /// To be called once new files have all final names.
+  void replaced() const;
+
+ private:
+  OutputLock lock_;
+  LeftOvers left_overs_;
+};
+
+}  // namespace weightcast

@@ -1,0 +1,188 @@
+// Hidden names, and what broken runs leave under them.
+
+#include "storage/left_overs.hpp"
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "storage/hidden_names.hpp"
+#include "storage/output_lock.hpp"
+#include "storage/partial_file.hpp"
+#include "storage/shard_name.hpp"
+#include "storage_files.hpp"
+#include "support/files.hpp"
+
+namespace weightcast {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace testing_files;
+using test_support::folder_contents;
+using Contents = std::map<std::string, std::string>;
+
+class LeftOversTest : public ::testing::Test {
+ protected:
+  static bool ends_in_h5(std::string_view name) { return name.ends_with(".h5"); }
+
+  void expect_contents(const Contents& contents) const {
+    EXPECT_EQ(folder_contents(dir_.string()), contents);
+  }
+
+  /// Replaces `path` as a whole.
+  static void replace(const std::string& path, std::string_view text) {
+    PartialFile file(path);
+    file.write_at(0, std::as_bytes(std::span(text)));
+    Replacement* all = &file;
+    replace_together({&all, 1});
+  }
+
+  TempDir dir_;
+  LeftOvers left_overs_{dir_.string(), &ends_in_h5};
+};
+
+TEST_F(LeftOversTest, HiddenNamesAreKnown) {
+  const std::string id = fresh_id();
+  EXPECT_NE(id, fresh_id());
+  const auto expect_hidden = [](const std::string& name, std::string_view stem, std::string_view kind) {
+    const HiddenName hidden = parse_hidden(name);
+    EXPECT_EQ(hidden.stem, stem);
+    EXPECT_EQ(hidden.kind, kind);
+  };
+  expect_hidden(".rank-0.h5.partial", "rank-0.h5", kPartial);
+  expect_hidden(".rank-0.h5." + id + ".partial", "rank-0.h5", kPartial);
+  expect_hidden(".rank-0.h5." + id + ".old", "rank-0.h5", kOld);
+  for (const std::string name : {"rank-0.h5", ".rank-0.h5.old", "x.partial", ".h5", ".", ".old"}) {
+    expect_hidden(name, name, "");
+  }
+  expect_hidden(fs::path(hidden_path("/a/b.h5", kPartial)).filename().string(), "b.h5", kPartial);
+}
+
+TEST_F(LeftOversTest, NamesThatAreAsLongAsTheyMayBeCanBeReplaced) {
+  for (const std::size_t length : {228, 229, 230, 249, 250, 255}) {
+    // Characters of two bytes, so that some cut goes through one.
+    std::string name(length % 2, 'x');
+    while (name.size() < length) name += "é";
+    for (const std::string_view kind : {kPartial, kOld}) {
+      const std::string hidden = fs::path(hidden_path(name, kind)).filename().string();
+      EXPECT_LE(hidden.size(), 255U);
+      EXPECT_EQ(parse_hidden(hidden).stem, hidden_stem(name));
+    }
+    if (length > 229) {
+      std::string kept = hidden_stem(name);
+      kept.resize(kept.rfind('~'));
+      EXPECT_TRUE(name.starts_with(kept));
+      EXPECT_EQ((kept.size() - length % 2) % 2, 0U);
+    }
+    const std::string path = dir_ / name;
+    const OutputLock lock(file_lock(path), "--output", "convert");
+    EXPECT_TRUE(lock.held());
+    const LeftOvers left_overs(path);
+    replace(path, "the old one");
+    // As it lies when a run has broken off between two renames.
+    fs::rename(path, hidden_path(path, kOld));
+    put_file(hidden_path(path, kPartial), "half a file");
+    left_overs.clear_unfinished();
+    EXPECT_EQ(get_file(path), "the old one");
+    replace(path, "the new one");
+    EXPECT_EQ(names_in(dir_.string()).size(), 2U);  // with the lock
+    fs::remove(path);
+  }
+  // Names with one beginning are told apart.
+  EXPECT_NE(hidden_stem(std::string(250, 'x') + "1"), hidden_stem(std::string(250, 'x') + "2"));
+}
+
+TEST_F(LeftOversTest, OldFilesStayUntilNewOnesAreInPlace) {
+  put_file(dir_ / "a.h5", "the new one");
+  put_file(dir_ / ".a.h5.partial", "half a file");
+  put_file(dir_ / ".a.h5.0123456789abcdef.partial", "half a file");
+  put_file(dir_ / ".a.h5.0123456789abcdef.old", "the old one, replaced");
+  put_file(dir_ / ".b.h5.0123456789abcdef.old", "the old one, moved away");
+  put_file(dir_ / ".c.txt.partial", "somebody else's");
+  fs::create_directory(dir_ / ".d.h5.partial");
+  Contents after{{"a.h5", "the new one"},
+                 {".a.h5.0123456789abcdef.old", "the old one, replaced"},
+                 {"b.h5", "the old one, moved away"},
+                 {".c.txt.partial", "somebody else's"}};
+  left_overs_.clear_unfinished();
+  expect_contents(after);
+  after.erase(".a.h5.0123456789abcdef.old");
+  left_overs_.clear_old();
+  expect_contents(after);
+  const LeftOvers nowhere(dir_ / "absent", &ends_in_h5);
+  nowhere.clear_unfinished();
+  nowhere.clear_old();
+}
+
+TEST_F(LeftOversTest, OfSeveralOldFilesTheNewestGetsTheNameBack) {
+  using namespace std::chrono_literals;
+  put_file(dir_ / ".a.h5.1123456789abcdef.old", "version 1");
+  put_file(dir_ / ".a.h5.0123456789abcdef.old", "version 2");
+  put_file(dir_ / ".a.h5.2123456789abcdef.old", "version 0");
+  const auto now = fs::file_time_type::clock::now();
+  fs::last_write_time(dir_ / ".a.h5.0123456789abcdef.old", now);
+  fs::last_write_time(dir_ / ".a.h5.1123456789abcdef.old", now - 1h);
+  fs::last_write_time(dir_ / ".a.h5.2123456789abcdef.old", now - 2h);
+  left_overs_.clear_unfinished();
+  EXPECT_EQ(get_file(dir_ / "a.h5"), "version 2");
+  EXPECT_EQ(names_in(dir_.string()).size(), 3U);
+}
+
+TEST_F(LeftOversTest, AJobThatFailsAfterABrokenOneLosesNothing) {
+  const std::vector<std::string> names{"a.h5", "b.h5", "c.h5", "d.h5"};
+  for (const std::string& name : names) put_file(dir_ / name, "version 1");
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    // The node dies after two of four renames.
+    std::vector<std::unique_ptr<PartialFile>> files;
+    for (const std::string& name : names) files.push_back(std::make_unique<PartialFile>(dir_ / name));
+    files[0]->place();
+    files[1]->place();
+    ::_exit(0);
+  }
+  ::waitpid(child, nullptr, 0);
+  const auto count = [&](std::string_view content) {
+    const auto contents = folder_contents(dir_.string());
+    return std::ranges::count_if(contents, [&](const auto& file) { return file.second == content; });
+  };
+  left_overs_.clear_unfinished();
+  EXPECT_EQ(count("version 1"), 4);  // two under their names, two under hidden ones
+  EXPECT_EQ(names_in(dir_.string()).size(), 6U);
+  for (const std::string& name : names) replace(dir_ / name, "version 3");
+  left_overs_.clear_old();
+  EXPECT_EQ(names_in(dir_.string()), names);
+  EXPECT_EQ(count("version 3"), 4);
+}
+
+TEST_F(LeftOversTest, WhatOthersCallModelStaysTheirs) {
+  for (const char* name :
+       {"model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"}) {
+    EXPECT_TRUE(is_model_file(name)) << name;
+  }
+  for (const char* name : {"model.py", "model", "models.safetensors", "model-1-of-2.safetensors",
+                           "model-00001-of-00002.safetensors.txt", "config.json"}) {
+    EXPECT_FALSE(is_model_file(name)) << name;
+  }
+}
+
+TEST_F(LeftOversTest, NamesOfShards) {
+  EXPECT_EQ(rank_of_shard(shard_name(0)), 0);
+  EXPECT_EQ(rank_of_shard(shard_name(1234)), 1234);
+  for (const char* name : {"rank-.h5", "rank--1.h5", "rank-01.h5", "rank-1.h5x", "rank-1", "Rank-1.h5", "",
+                           "rank-99999999999999999999.h5"}) {
+    EXPECT_FALSE(rank_of_shard(name).has_value()) << name;
+  }
+}
+
+}  // namespace
+}  // namespace weightcast
