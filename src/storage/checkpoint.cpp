@@ -176,9 +176,10 @@ void require_finished(const std::string& directory) {
   for (const std::string& path :
        files_in(directory, [](const fs::path& name) { return name.string().starts_with('.'); })) {
     const std::string name = fs::path(path).filename().string();
-    const std::string_view final_name = finished_name(name);
-    if (final_name == name || !(final_name.starts_with("model") || final_name.ends_with(".json"))) continue;
-    (name.ends_with(kOld) ? replaced : waiting) = name;
+    const HiddenName hidden = parse_hidden(name);
+    if (hidden.kind.empty() || !(hidden.stem.starts_with("model") || hidden.stem.ends_with(".json")))
+      continue;
+    (hidden.kind == kOld ? replaced : waiting) = name;
   }
   if (replaced.empty() || waiting.empty()) return;
   throw InputError(fmt::format(
