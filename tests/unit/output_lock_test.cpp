@@ -214,7 +214,7 @@ TEST_F(OutputLockTest, AHolderIsNamedOnlyWhenThatIsCertain) {
 
 TEST_F(OutputLockTest, WhatADeadHolderSaidGoes) {
   fs::create_directory(folder_);
-  put_file(path_, kDead + std::string(1000, 'x'));
+  put_file(path_, std::string(kDead).append(1000, 'x'));
   const OutputLock lock(path_, "--sink", "sync");
   const std::string text = get_file(path_);
   EXPECT_TRUE(text.starts_with("weightcast job: sync on host"));
