@@ -58,7 +58,11 @@ void require_whole(const Checkpoint& checkpoint) {
 void copy_as_it_is(const Options& options) {
   const Checkpoint checkpoint = read_source(options, options.sources.front());
   require_whole(checkpoint);
-  require_other_place("--output", options.output, checkpoint);
+  // Onto itself it may go, whole: every tensor is in the new files, too.
+  std::error_code different;
+  if (!std::filesystem::equivalent(options.output, checkpoint.path, different)) {
+    require_other_place("--output", options.output, checkpoint);
+  }
   const CheckpointReader reader(checkpoint);
   std::vector<DatasetSpec> specs;
   for (const StoredTensor& tensor : checkpoint.tensors) {

@@ -455,17 +455,12 @@ void drop_overridden(po::variables_map& map, const Origins& origins) {
   }
 }
 
-/// Throws UsageError for an option with an empty value, as an unset variable of a script leaves it: that is
-/// seldom what was meant.
-void require_values(const Values& values, const po::variables_map& map) {
-  for (const auto& [name, value] : map) {
-    const auto* text = boost::any_cast<std::string>(&value.value());
-    const auto* texts = boost::any_cast<std::vector<std::string>>(&value.value());
-    const bool empty = (text != nullptr && text->empty()) ||
-                       (texts != nullptr && std::ranges::find(*texts, std::string()) != texts->end());
-    if (!empty) continue;
-    const std::string label = name == "argument" ? "an argument" : values.label(name);
-    throw UsageError(fmt::format("{}: is empty; give it a value, or leave it out", label));
+/// Throws UsageError for an empty value, as an unset variable of a script leaves it, where it would count as
+/// no value at all.
+void require_values(const Values& values) {
+  for (const char* name : {"model", "quantize", "json", "trace", "output"}) {
+    if (!values.has(name) || !values.text(name, "").empty()) continue;
+    throw UsageError(fmt::format("{}: is empty; give it a value, or leave it out", values.label(name)));
   }
 }
 
@@ -564,7 +559,7 @@ Options take(const Values& values, std::string command, const po::variables_map&
   if (values.has("format")) options.format = values.choice("format", {"safetensors", "hdf5"});
   options.max_file_size = values.bytes("max-file-size", 5'000'000'000, 1);
   options.has_max_file_size = values.has("max-file-size");
-  require_values(values, map);
+  require_values(values);
   return options;
 }
 

@@ -245,9 +245,9 @@ TEST_F(BadOptions, Environment) {
   EXPECT_TRUE(
       refused(run_plain(plan, {{"WEIGHTCAST_BUFFERS", ""}}), 64, {"WEIGHTCAST_BUFFERS", "at least 1"}));
   EXPECT_TRUE(
-      refused(run_plain(plan, {{"WEIGHTCAST_INFERENCE", ""}}), 64, {"WEIGHTCAST_INFERENCE: is empty"}));
+      refused(run_plain(plan, {{"WEIGHTCAST_INFERENCE", ""}}), 64, {"--inference", "tp=2,ep=2,pp=1"}));
   EXPECT_TRUE(refused(run_plain(plan, {{"WEIGHTCAST_COLOCATE", ""}}), 64, {"WEIGHTCAST_COLOCATE", "true"}));
-  for (const char* option : {"--quantize", "--json", "--model", "--alloc"}) {
+  for (const char* option : {"--quantize", "--json", "--model"}) {
     EXPECT_TRUE(refused(run_plain(plan + Words{option, ""}), 64, {option}));
   }
   EXPECT_TRUE(refused(run_plain({"synth", "--model", model_folder("tiny-qwen3"), "--output", dir_ / "x"},
