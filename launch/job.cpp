@@ -122,8 +122,23 @@ void run_job(Control& control, const Options& options, const std::function<void(
   } catch (const std::exception& error) {
     control.abort_all(error_of(error));
   }
+  // From here on all is done, and a signal must not make it look otherwise: no report before all ranks have
+  // come here, since one that a signal still finds in an earlier wait ends the job.
+  const Control::DeferSignals defer(control);
+  control.together([] {});
   control.on_abort({});
-  control.together([&] { write(ExitCode::kDone, ""); });
+  control.together([&] {
+    if (json) write_last(control, *json, report(ExitCode::kDone, ""));
+  });
+}
+
+void write_last(const Control& control, OutputFile& file, const std::string& text) {
+  try {
+    file.write(text);
+  } catch (const IoError& error) {
+    if (control.in_place().empty()) throw;
+    throw IoError(fmt::format("{}; {}", error.what(), control.in_place()));
+  }
 }
 
 std::string status_name(ExitCode code) {

@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <filesystem>
 #include <string_view>
+#include <thread>
 #include <utility>
 
 #include "core/error.hpp"
@@ -62,9 +64,16 @@ bool is_own_stream(const struct stat& there) {
          (::fstat(STDERR_FILENO, &own) == 0 && same_file(own, there));
 }
 
-bool names_weights(const std::string& path) {
-  constexpr std::array<std::string_view, 3> kEnds{".h5", ".hdf5", ".safetensors"};
-  return std::ranges::any_of(kEnds, [&](std::string_view end) { return path.ends_with(end); });
+/// Whether whoever opens a folder with such a file in it takes the file for part of a checkpoint.
+bool belongs_to_checkpoint(const std::string& path) {
+  constexpr std::array<std::string_view, 5> kEnds{".h5", ".hdf5", ".safetensors", ".index.json",
+                                                  "_config.json"};
+  constexpr std::array<std::string_view, 4> kNames{"config.json", "added_tokens.json",
+                                                   "special_tokens_map.json", "vocab.json"};
+  const std::string name = fs::path(path).filename().string();
+  return std::ranges::any_of(kEnds, [&](std::string_view end) { return name.ends_with(end); }) ||
+         std::ranges::find(kNames, name) != kNames.end() ||
+         (name.starts_with("tokenizer") && name.ends_with(".json"));
 }
 
 /// Refusals of a folder that say nothing about the file in it: the folder cannot be written, or the file is a
@@ -73,10 +82,28 @@ bool lets_write_in_place(int error) {
   return error == EACCES || error == EPERM || error == EROFS || error == EBUSY;
 }
 
+/// Opens a file to write to it. ENXIO for a pipe that nobody comes to read.
+int open_to_write(const std::string& path, int flags, const struct stat& expected) {
+  using namespace std::chrono_literals;
+  // Whoever starts the reader together with this program must not have to be first.
+  constexpr auto kGrace = 5s;
+  const bool pipe = S_ISFIFO(expected.st_mode);
+  const int all = O_WRONLY | O_NOCTTY | O_CLOEXEC | (pipe ? O_NONBLOCK : 0) | flags;
+  int fd = ::open(path.c_str(), all);
+  for (const auto give_up = std::chrono::steady_clock::now() + kGrace;
+       fd < 0 && errno == ENXIO && pipe && std::chrono::steady_clock::now() < give_up;) {
+    std::this_thread::sleep_for(10ms);
+    fd = ::open(path.c_str(), all);
+  }
+  // A reader may be slow.
+  if (fd >= 0 && pipe) ::fcntl(fd, F_SETFL, flags & O_APPEND);
+  return fd;
+}
+
 /// Writes into the very file that is expected there: behind what it holds with O_APPEND, else in its place.
 /// The system's error, 0 when that went well.
 int write_into(const std::string& path, int flags, const struct stat& expected, std::string_view text) {
-  const int fd = ::open(path.c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC | flags);
+  const int fd = open_to_write(path, flags, expected);
   if (fd < 0) return errno;
   struct stat there {};
   int error = ::fstat(fd, &there) != 0 || !same_file(there, expected) ? ESTALE : 0;
@@ -115,8 +142,10 @@ OutputFile::OutputFile(std::string option, const std::string& path, const std::s
     require_report(there);
     mine_ = there;
   }
-  if (names_weights(path_)) {
-    throw UsageError(subject() + "a name for weights, and this is a report; name a file that ends in .json");
+  // Neither by the name that was given nor by the one that a link leads to.
+  if (belongs_to_checkpoint(path) || belongs_to_checkpoint(path_)) {
+    throw UsageError(subject() +
+                     "the name of a checkpoint's file, and this is a report; choose another, as report.json");
   }
   put(first);
 }
@@ -168,7 +197,10 @@ void OutputFile::require_mine() const {
 
 void OutputFile::append(const std::string& text) const {
   if (const int error = write_into(path_, O_APPEND, *mine_, text); error != 0) {
-    throw IoError(subject() + system_error_text(error) + "; the report could not be written");
+    const bool unread = error == ENXIO && S_ISFIFO(mine_->st_mode);
+    throw IoError(subject() +
+                  (unread ? "nobody reads this pipe; start its reader" : system_error_text(error)) +
+                  "; the report could not be written");
   }
 }
 

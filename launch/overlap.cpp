@@ -6,23 +6,47 @@
 #include <system_error>
 
 #include "core/error.hpp"
+#include "storage/shard_name.hpp"
 
 namespace weightcast {
 
+namespace {
+
+namespace fs = std::filesystem;
+
+fs::path folder_of(const fs::path& path) {
+  return path.has_parent_path() ? path.parent_path() : fs::path(".");
+}
+
+}  // namespace
+
 void require_other_place(const std::string& option, const std::string& output, const Checkpoint& checkpoint) {
-  namespace fs = std::filesystem;
   for (const CheckpointFile& file : checkpoint.files) {
     const fs::path path(file.path);
-    const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
     std::error_code error;
     if (fs::equivalent(output, path, error)) {
       throw UsageError(fmt::format("{} {}: is a file of the source; name another", option, output));
     }
-    if (fs::equivalent(output, folder, error)) {
+    if (fs::equivalent(output, folder_of(path), error)) {
       throw UsageError(
           fmt::format("{} {}: holds {} of the source, which would be replaced or removed; name another "
                       "folder",
                       option, output, path.filename().string()));
+    }
+  }
+}
+
+void require_no_shard_of_sink(const std::string& folder, const Checkpoint& checkpoint) {
+  for (const CheckpointFile& file : checkpoint.files) {
+    std::error_code error;
+    // The name that was given may be a link in the folder, or one that leads to a file in it.
+    for (const fs::path& path : {fs::path(file.path), fs::canonical(file.path, error)}) {
+      if (!rank_of_shard(path.filename().string()) || !fs::equivalent(folder, folder_of(path), error))
+        continue;
+      throw UsageError(fmt::format(
+          "--sink hdf5:{}: holds {} of the source, which would be replaced or removed; name another "
+          "folder",
+          folder, path.filename().string()));
     }
   }
 }

@@ -11,4 +11,8 @@ namespace weightcast {
 /// line.
 void require_other_place(const std::string& option, const std::string& output, const Checkpoint& checkpoint);
 
+/// The same of a folder that is given inference ranks' shards: of what it holds these names alone are
+/// replaced or removed.
+void require_no_shard_of_sink(const std::string& folder, const Checkpoint& checkpoint);
+
 }  // namespace weightcast

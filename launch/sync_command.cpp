@@ -5,12 +5,14 @@
 #include <cstdio>
 #include <limits>
 #include <optional>
+#include <set>
 
 #include "core/error.hpp"
 #include "launch/commands.hpp"
 #include "launch/file_threads.hpp"
 #include "launch/job.hpp"
 #include "launch/layouts.hpp"
+#include "launch/overlap.hpp"
 #include "launch/tensor_copy.hpp"
 #include "launch/trace_file.hpp"
 #include "launch/version.hpp"
@@ -91,6 +93,17 @@ class SyncJob {
   }
 
  private:
+  /// Throws UsageError when an update would replace or remove a file of some source.
+  void require_sources_stay(const std::string& directory) const {
+    std::set<std::string> folders;
+    for (std::size_t i = 0; i < model_.checkpoints.size(); ++i) {
+      folders.insert(sink_folder(directory, version_of(options_, model_.checkpoints, i)));
+    }
+    for (const Checkpoint& checkpoint : model_.checkpoints) {
+      for (const std::string& folder : folders) require_no_shard_of_sink(folder, checkpoint);
+    }
+  }
+
   void open(OutputFile* trace) {
     const auto start = Clock::now();
     std::optional<std::string> directory;
@@ -102,7 +115,10 @@ class SyncJob {
     });
     const Placement placement = choose_placement(control_, options_.transport);
     model_ = load_model(control_, options_, topology_);
-    control_.together([&] { require_versions(options_, model_.checkpoints); });
+    control_.together([&] {
+      require_versions(options_, model_.checkpoints);
+      if (directory) require_sources_stay(*directory);
+    });
     SessionOptions session_options;
     session_options.wire = placement.wire;
     session_.emplace(control_, *model_.family, topology_, limits_of(options_), session_options);

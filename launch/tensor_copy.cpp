@@ -82,6 +82,7 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
   const OutputClaim claim(hdf5 ? file_lock(options.output) : folder_lock(options.output),
                           "--output " + options.output, options.command,
                           hdf5 ? LeftOvers(options.output) : LeftOvers(options.output, &is_checkpoint_file));
+  claim.clear();
   const auto writer = create_checkpoint(options, weight_version, config_text, tensors);
   Progress progress(options.progress, true);
   progress.begin(weight_version, total);

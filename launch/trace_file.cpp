@@ -2,6 +2,9 @@
 
 #include <cstring>
 #include <type_traits>
+
+#include "launch/job.hpp"
+
 namespace weightcast {
 
 TraceFile::TraceFile(Control& control, const Session& session, OutputFile* file)
@@ -37,7 +40,7 @@ void TraceFile::write(const JobReport& report) {
   control_.together([&] {
     if (file_ == nullptr) return;
     for (RankTrace& trace : traces_) trace.role = report.ranks[static_cast<std::size_t>(trace.rank)].role;
-    file_->write(trace_json(traces_));
+    write_last(control_, *file_, trace_json(traces_));
   });
 }
 

@@ -102,9 +102,10 @@ void write_trainer_shards(const Options& options) {
   const OutputClaim claim(
       folder_lock(output), "--output " + output, options.command,
       LeftOvers(output, [](std::string_view name) { return name == kConfigName || is_trainer_shard(name); }));
+  claim.clear();
   const std::string config_path = (std::filesystem::path(output) / kConfigName).string();
   make_folder_of(config_path);
-  PartialFile config(config_path);
+  PartialFile config(config_path, labels.id);
   const std::string text = model.config->text();
   config.write_at(0, std::as_bytes(std::span(text)));
   config.flush();
@@ -122,7 +123,10 @@ void write_trainer_shards(const Options& options) {
   files.push_back(&config);
   replace_together(files);
   claim.replaced();
-  remove_other_trainer_shards(output, layout->ranks(), options.format == "hdf5");
+  for (const std::string& path :
+       remove_other_trainer_shards(output, layout->ranks(), options.format == "hdf5")) {
+    log_note(fmt::format("{} stays: this program has not written it; remove it if it is not meant", path));
+  }
   print_line(fmt::format("{}: {} shards of {}, {}, version {}", output, shards.size(), labels.layout,
                          format_bytes(total), version));
 }

@@ -21,6 +21,7 @@
 #include "session/signals.hpp"
 #include "session/team.hpp"
 #include "storage/reader.hpp"
+#include "storage/shard_name.hpp"
 #include "storage/writer.hpp"
 
 namespace weightcast {
@@ -69,7 +70,7 @@ std::vector<Shard> read_shards(const std::string& directory) {
   if (error) throw IoError(fmt::format("{}: {}", directory, error.message()));
   for (const auto& entry : entries) {
     const std::string name = entry.path().filename().string();
-    if (!name.starts_with("rank-") || !name.ends_with(".h5")) continue;
+    if (!rank_of_shard(name)) continue;
     shards.push_back({entry.path().string(), read_attributes(entry.path().string())});
   }
   if (shards.empty()) throw InputError(fmt::format("{}: no shard files (rank-<n>.h5)", directory));
@@ -82,9 +83,9 @@ std::vector<Shard> read_shards(const std::string& directory) {
 void require_own_place(const EngineLayout& layout, const Shard& shard) {
   const std::int64_t rank = shard.integer("rank");
   const EngineRank place = engine_rank(layout, rank);
-  if (fs::path(shard.path).filename() != fmt::format("rank-{}.h5", rank) ||
-      shard.integer("replica") != place.replica || shard.integer("pp_rank") != place.pp ||
-      shard.integer("tp_rank") != place.tp || shard.integer("ep_rank") != place.tp / layout.expert_tp()) {
+  if (fs::path(shard.path).filename() != shard_name(rank) || shard.integer("replica") != place.replica ||
+      shard.integer("pp_rank") != place.pp || shard.integer("tp_rank") != place.tp ||
+      shard.integer("ep_rank") != place.tp / layout.expert_tp()) {
     throw InputError(
         fmt::format("{}: its attributes say rank {} (replica {}, pp {}, tp {}, ep {}), which its name or "
                     "the layout contradicts; was it renamed?",
@@ -116,6 +117,11 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
       throw InputError(fmt::format("{}: mixed shards: MoE layouts {} and {}", directory,
                                    first.text("moe_layout"), shard.text("moe_layout")));
     }
+    if (shard.optional_text("update") != first.optional_text("update")) {
+      throw InputError(
+          fmt::format("{}: mixed shards: {} and {} are of different updates; run the update again", directory,
+                      fs::path(first.path).filename().string(), fs::path(shard.path).filename().string()));
+    }
   }
   EngineLayout layout;
   layout.replicas = first.integer("replicas");
@@ -142,7 +148,7 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
   for (std::int64_t rank = 0; rank < layout.ranks(); ++rank) {
     const auto at = static_cast<std::size_t>(rank);
     if (at >= shards.size() || shards[at].integer("rank") != rank) {
-      throw InputError(fmt::format("{}: rank-{}.h5 of {} is missing", directory, rank, layout.ranks()));
+      throw InputError(fmt::format("{}: {} of {} is missing", directory, shard_name(rank), layout.ranks()));
     }
   }
   if (static_cast<std::int64_t>(shards.size()) != layout.ranks()) {

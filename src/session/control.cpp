@@ -68,10 +68,10 @@ Control::Control(MPI_Comm world, std::chrono::seconds timeout, Watchdog& watchdo
 
 Control::~Control() = default;
 
-void Control::begin_phase(const char* name, std::optional<std::int64_t> number, std::string_view left) {
+void Control::begin_phase(const char* name, std::optional<std::int64_t> number, std::string_view in_place) {
   phase_name_ = name;
   phase_number_ = number;
-  phase_left_ = left;
+  in_place_ = in_place;
   deadline_ = Clock::now() + timeout_;
   watch(name, timeout_ + kWatchdogGrace);
 }
@@ -85,6 +85,10 @@ void Control::watch(const char* name, std::chrono::seconds limit) {
 
 std::string Control::phase() const {
   return phase_number_ ? fmt::format("{} {}", phase_name_, *phase_number_) : phase_name_;
+}
+
+std::string_view Control::left() const {
+  return in_place_.empty() ? "the previous version is untouched" : in_place_;
 }
 
 void Control::require_same(std::uint64_t hash, const Error& otherwise) {
@@ -126,7 +130,7 @@ void Control::poll() {
     if (const auto failure = receive_failure()) report_and_abort(*failure);
   }
   if (const int signal = hard_stop_signal(); signal != 0 && !signals_deferred_) {
-    throw StoppedError(fmt::format("{}: stopped by {}; {}", phase(), signal_name(signal), phase_left_));
+    throw StoppedError(fmt::format("{}: stopped by {}; {}", phase(), signal_name(signal), left()));
   }
   if (signals_deferred_ && hard_stop_signal() != 0 && another_has_spoken()) {
     // The job has ended, and the signal is the launcher's. What ended it belongs into rank 0's report.
@@ -134,8 +138,9 @@ void Control::poll() {
     leave(ExitCode::kStopped);
   }
   if (Clock::now() > deadline_) {
-    throw TimeoutError(fmt::format("{}: not done after {} s; raise --timeout or look for the rank that hangs",
-                                   phase(), timeout_.count()));
+    throw TimeoutError(
+        fmt::format("{}: not done after {} s; {}; raise --timeout or look for the rank that hangs", phase(),
+                    timeout_.count(), left()));
   }
 }
 

@@ -55,9 +55,13 @@ class Control {
   const std::string& host() const { return host_; }
 
   /// Starts a phase: its name (a literal), with a number when there is one, appears in errors, and the
-  /// deadline counts from now. `left` says what is in place when a signal ends it.
+  /// deadline counts from now. `in_place` says what is when a signal or the deadline ends it; empty while
+  /// nothing new is.
   void begin_phase(const char* name, std::optional<std::int64_t> number = std::nullopt,
-                   std::string_view left = "the previous version is untouched");
+                   std::string_view in_place = "");
+
+  /// What the phase has said is in place.
+  const std::string& in_place() const { return in_place_; }
 
   /// Fails with `otherwise` unless all ranks give the same hash. Collective.
   void require_same(std::uint64_t hash, const Error& otherwise);
@@ -127,6 +131,8 @@ class Control {
   std::string format_error(const Error& error) const;
   /// `update to version 3`
   std::string phase() const;
+  /// What a phase that is ended leaves.
+  std::string_view left() const;
 
   /// Lets the watchdog watch that phase from now on; the first ranks are ended one behind the other.
   void watch(const char* name, std::chrono::seconds limit);
@@ -154,7 +160,7 @@ class Control {
   std::size_t piece_;
   const char* phase_name_ = "start";
   std::optional<std::int64_t> phase_number_;
-  std::string phase_left_;
+  std::string in_place_;
   bool signals_deferred_ = false;
   std::function<void(ExitCode, const std::string&)> abort_hook_;
   Clock::time_point deadline_;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <set>
 #include <string>
 
 #include "storage/left_overs.hpp"
@@ -7,8 +8,8 @@
 
 namespace weightcast {
 
-/// A place to write to that is this job's alone for as long as the claim lives: locked, and cleared of what
-/// broken runs have left there. Where there can be no lock, the log says so and nothing is cleared.
+/// A place to write to that is this job's alone for as long as the claim lives: locked, so that what broken
+/// runs have left there can be cleared. Where there can be no lock, the log says so and nothing is cleared.
 class OutputClaim {
  public:
   /// Arguments and errors are those of OutputLock.
@@ -17,6 +18,10 @@ class OutputClaim {
 
   bool held() const { return lock_.held(); }
   int made_folders() const { return lock_.made_folders(); }
+
+  /// To be called before anything is written, see LeftOvers.
+  std::set<std::string> unfinished() const;
+  void clear(const std::set<std::string>& elsewhere = {}) const;
 
   /// To be called once new files have all final names.
   void replaced() const;

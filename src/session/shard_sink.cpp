@@ -1,17 +1,24 @@
 #include "session/shard_sink.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <array>
 #include <filesystem>
+#include <iterator>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
+#include <sstream>
 #include <string_view>
 #include <vector>
 
 #include "core/error.hpp"
+#include "report/log.hpp"
 #include "session/signals.hpp"
+#include "storage/file_kind.hpp"
+#include "storage/hidden_names.hpp"
 #include "storage/output_lock.hpp"
 #include "storage/shard_name.hpp"
 #include "storage/writer.hpp"
@@ -20,15 +27,23 @@ namespace weightcast {
 
 namespace {
 
-Attributes shard_attributes(const Topology& topology, std::int64_t inference_rank, std::int64_t version) {
+Attributes shard_attributes(const Topology& topology, std::int64_t inference_rank, std::int64_t version,
+                            const std::string& update) {
   const EngineLayout& engine = topology.engine;
   const EngineRank place = engine_rank(engine, inference_rank);
-  Attributes attributes{{"kind", std::string("shard")}, {"weight_version", version},
-                        {"rank", inference_rank},       {"replica", place.replica},
-                        {"replicas", engine.replicas},  {"pp_rank", place.pp},
-                        {"pp_size", engine.pp},         {"tp_rank", place.tp},
-                        {"tp_size", engine.tp},         {"ep_rank", place.tp / engine.expert_tp()},
-                        {"ep_size", engine.ep},         {"moe_layout", engine.moe_layout}};
+  Attributes attributes{{"kind", std::string(kShardKind)},
+                        {"weight_version", version},
+                        {"update", update},
+                        {"rank", inference_rank},
+                        {"replica", place.replica},
+                        {"replicas", engine.replicas},
+                        {"pp_rank", place.pp},
+                        {"pp_size", engine.pp},
+                        {"tp_rank", place.tp},
+                        {"tp_size", engine.tp},
+                        {"ep_rank", place.tp / engine.expert_tp()},
+                        {"ep_size", engine.ep},
+                        {"moe_layout", engine.moe_layout}};
   if (engine.quantizer) {
     attributes.emplace("quantizer", quantizer_name(*engine.quantizer));
     attributes.emplace("activation_scales", to_string(engine.activations));
@@ -36,35 +51,50 @@ Attributes shard_attributes(const Topology& topology, std::int64_t inference_ran
   return attributes;
 }
 
-void require_no_signal(const std::string& where) {
+void stop_if_signalled(const std::string& where) {
   const int signal = hard_stop_signal();
   if (signal != 0) throw StoppedError(fmt::format("stopped by {} {}", signal_name(signal), where));
 }
 
 /// Removes the shards of an earlier, larger layout, which would make a mixture of the folder.
 void remove_shards_from(std::int64_t first, const std::string& directory) {
-  std::vector<std::filesystem::path> shards;
+  std::vector<std::filesystem::path> found;
   std::error_code error;
   std::filesystem::directory_iterator entry(directory, error);
   for (const std::filesystem::directory_iterator end; !error && entry != end; entry.increment(error)) {
     if (rank_of_shard(entry->path().filename().string()).value_or(-1) >= first)
-      shards.push_back(entry->path());
+      found.push_back(entry->path());
   }
-  for (const auto& shard : shards) {
-    if (std::filesystem::remove(shard, error) || !error) continue;
+  for (const auto& path : found) {
+    if (!is_file_of_kind(path, kShardKind)) {
+      log_note(
+          fmt::format("{} stays: it has a shard's name but is none that this program wrote", path.string()));
+      continue;
+    }
+    if (std::filesystem::remove(path, error) || !error) continue;
     throw IoError(
         fmt::format("cannot remove {}, of an earlier layout: {}; the new version is in place, remove it",
-                    shard.string(), error.message()));
+                    path.string(), error.message()));
   }
 }
 
 }  // namespace
 
+std::string sink_folder(std::string directory, std::int64_t version) {
+  constexpr std::string_view kPlaceholder = "{version}";
+  const std::string number = std::to_string(version);
+  std::size_t at = 0;
+  while ((at = directory.find(kPlaceholder, at)) != std::string::npos) {
+    directory.replace(at, kPlaceholder.size(), number);
+  }
+  return directory;
+}
+
 ShardSink::ShardSink(Control& control, const Session& session, Team& writers, std::string directory)
     : control_(control), session_(session), writers_(writers), directory_(std::move(directory)) {}
 
 void ShardSink::begin(std::int64_t version, const std::string& command) {
-  const std::string directory = directory_of_version(version);
+  const std::string directory = sink_folder(directory_, version);
   const auto rank = session_.plan().topology.inference_rank(control_.rank());
   const auto [found, is_new] = places_.try_emplace(directory);
   Place& place = found->second;
@@ -85,25 +115,36 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
     // The folder may be another one on every node: each rank clears its own file's, the first one all
     // others'.
     place.left_overs.emplace(fmt::format("{}/{}", directory, shard_name(*rank)));
-    place.left_overs->clear_unfinished();
+  });
+  clear(place);
+}
+
+void ShardSink::clear(const Place& place) {
+  std::set<std::string> unfinished;
+  control_.together([&] {
+    if (place.claim) unfinished = place.claim->unfinished();
+    if (place.left_overs) unfinished = place.left_overs->unfinished();
+  });
+  // On some nodes a replacement may have come to its end that broke off on others.
+  const std::vector<std::string> found = control_.gather(fmt::format("{}", fmt::join(unfinished, " ")));
+  std::istringstream all(control_.broadcast(fmt::format("{}", fmt::join(found, " "))));
+  unfinished.insert(std::istream_iterator<std::string>(all), {});
+  control_.together([&] {
+    if (place.claim) place.claim->clear(unfinished);
+  });
+  control_.together([&] {
+    if (place.left_overs) place.left_overs->clear_unfinished(unfinished);
   });
 }
 
-std::string ShardSink::directory_of_version(std::int64_t version) const {
-  constexpr std::string_view kPlaceholder = "{version}";
-  std::string directory = directory_;
-  if (const std::size_t at = directory.find(kPlaceholder); at != std::string::npos) {
-    directory.replace(at, kPlaceholder.size(), std::to_string(version));
-  }
-  return directory;
-}
-
 void ShardSink::write(std::int64_t version) {
-  const std::string directory = directory_of_version(version);
+  const std::string directory = sink_folder(directory_, version);
   const auto rank = session_.plan().topology.inference_rank(control_.rank());
+  // Of all ranks' files, which tells them from those of every other update.
+  const std::string update = control_.broadcast(fresh_id());
   std::unique_ptr<TensorFileWriter> writer;
   const auto stop_if_asked = [] {
-    require_no_signal("before the shard files were renamed; the previous version is untouched");
+    stop_if_signalled("before the shard files were renamed; the previous version is untouched");
   };
   // A signal ends what follows by agreement, so that no partial file stays behind and a rank that has voted
   // renames, whatever comes.
@@ -118,8 +159,9 @@ void ShardSink::write(std::int64_t version) {
     for (const Parameter& parameter : parameters) {
       datasets.push_back({parameter.name, parameter.dtype, parameter.shape});
     }
-    writer = create_hdf5(fmt::format("{}/{}", directory, shard_name(*rank)),
-                         shard_attributes(session_.plan().topology, *rank, version), datasets);
+    writer =
+        create_hdf5(fmt::format("{}/{}", directory, shard_name(*rank)),
+                    shard_attributes(session_.plan().topology, *rank, version, update), datasets, update);
     std::vector<std::pair<std::size_t, std::int64_t>> pieces;  // parameter and offset
     for (std::size_t p = 0; p < parameters.size(); ++p) {
       for (std::int64_t at = 0; at < parameters[p].bytes(); at += Session::kPieceBytes)
@@ -153,7 +195,7 @@ void ShardSink::write(std::int64_t version) {
       remove_shards_from(session_.plan().topology.engine.ranks(), directory);
     }
     if (place.left_overs) place.left_overs->clear_old();
-    require_no_signal("after the shard files were renamed; " + in_place);
+    stop_if_signalled("after the shard files were renamed; " + in_place);
   });
 }
 

@@ -15,12 +15,15 @@
 
 namespace weightcast {
 
+/// The folder of a sink for a version: each `{version}` in the directory's name becomes its number.
+std::string sink_folder(std::string directory, std::int64_t version);
+
 /// Writes each inference rank's parameters as `DIRECTORY/rank-<inference rank>.h5`. All ranks write beside
 /// the final names, flush, agree, and only then rename; the old files are kept until all have: a failure of
 /// any rank leaves every old file as it was.
 class ShardSink {
  public:
-  /// `directory` may contain `{version}`, which becomes the weight version. `control` and `session` must
+  /// `directory` is as in `sink_folder`. `control` and `session` must
   /// outlive the sink. `writers` writes for it alone; unused on a rank that is no inference rank.
   ShardSink(Control& control, const Session& session, Team& writers, std::string directory);
 
@@ -40,7 +43,8 @@ class ShardSink {
     std::optional<TentativeFolder> folder;  ///< on the others
   };
 
-  std::string directory_of_version(std::int64_t version) const;
+  /// Clears a folder of what broken runs left, on all nodes alike. Collective.
+  void clear(const Place& place);
   /// All ranks' files take their names, or none do. Collective.
   void place_everywhere(TensorFileWriter* writer);
 

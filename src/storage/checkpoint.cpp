@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
+#include <map>
 #include <system_error>
 #include <unordered_map>
 
@@ -87,9 +89,17 @@ std::string hdf5_file_in(const std::string& directory) {
 
 void add_safetensors(Checkpoint& checkpoint, const std::string& path) {
   const bool first = checkpoint.files.empty();
-  const auto version = read_safetensors_header(path, checkpoint);
-  if (first) checkpoint.weight_version = version;
-  if (version == checkpoint.weight_version) return;
+  const auto [version, conversion] = read_safetensors_header(path, checkpoint);
+  if (first) {
+    checkpoint.weight_version = version;
+    checkpoint.conversion = conversion;
+  }
+  if (version == checkpoint.weight_version) {
+    if (conversion == checkpoint.conversion) return;
+    throw InputError(
+        fmt::format("{} and {} beside it are of different conversions; write the checkpoint again", path,
+                    checkpoint.files.front().path));
+  }
   const auto text = [](const std::optional<std::int64_t>& value) {
     return value ? fmt::format("weight version {}", *value) : std::string("no weight version");
   };
@@ -171,21 +181,25 @@ void sort_by_name(Checkpoint& checkpoint) {
 // A folder in which some files have been replaced and others were to be holds neither the old checkpoint nor
 // the new one: a job is at it, or was killed in the middle.
 void require_finished(const std::string& directory) {
-  std::string replaced;
-  std::string waiting;
+  std::map<std::string, std::string, std::less<>> replaced;  // old files by the id of their replacement
+  std::vector<std::string> waiting;
   for (const std::string& path :
        files_in(directory, [](const fs::path& name) { return name.string().starts_with('.'); })) {
     const std::string name = fs::path(path).filename().string();
     const HiddenName hidden = parse_hidden(name);
     if (hidden.kind.empty() || !(hidden.stem.starts_with("model") || hidden.stem.ends_with(".json")))
       continue;
-    (hidden.kind == kOld ? replaced : waiting) = name;
+    if (hidden.kind == kPartial) waiting.push_back(name);
+    if (hidden.kind == kOld) replaced.emplace(hidden.id, name);
   }
-  if (replaced.empty() || waiting.empty()) return;
-  throw InputError(fmt::format(
-      "{} holds files of two checkpoints: it is being replaced, or was when a job was killed ({} is an old "
-      "file, {} a new one that has not taken its name); run the job that writes it again",
-      directory, replaced, waiting));
+  for (const std::string& name : waiting) {
+    const auto old = replaced.find(parse_hidden(name).id);
+    if (old == replaced.end()) continue;
+    throw InputError(fmt::format(
+        "{} holds files of two checkpoints: it is being replaced, or was when a job was killed ({} is an old "
+        "file, {} a new one that has not taken its name); run the job that writes it again",
+        directory, old->second, name));
+  }
 }
 
 // A single file beside an index that does not name it: some readers take the one, some the other.

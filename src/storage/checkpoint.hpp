@@ -66,6 +66,8 @@ struct Checkpoint {
   std::vector<StoredTensor> tensors;  ///< sorted by name; names are unique
   /// `weightcast.weight_version`: an attribute in HDF5, an entry of `__metadata__` in safetensors.
   std::optional<std::int64_t> weight_version;
+  /// `weightcast.conversion`: the id that all safetensors files of one conversion have, empty without one.
+  std::string conversion;
 
   /// The tensor of that name, or nullptr.
   const StoredTensor* find(std::string_view name) const;

@@ -112,6 +112,7 @@ std::vector<std::byte> serialize(const Checkpoint& checkpoint) {
   for (const StoredTensor& tensor : checkpoint.tensors) put_tensor(to, tensor);
   to.put(static_cast<std::uint8_t>(checkpoint.weight_version.has_value()));
   to.put(checkpoint.weight_version.value_or(0));
+  to.put_text(checkpoint.conversion);
   return to.take();
 }
 
@@ -133,6 +134,7 @@ Checkpoint deserialize_checkpoint(std::span<const std::byte> bytes) {
   const bool has_version = from.get<std::uint8_t>() != 0;
   const auto version = from.get<std::int64_t>();
   if (has_version) checkpoint.weight_version = version;
+  checkpoint.conversion = from.get_text();
   if (!from.at_end()) throw InternalError("bytes are left over after a checkpoint's headers");
   return checkpoint;
 }

@@ -16,6 +16,9 @@ inline constexpr const char* kDTypeAttribute = "dtype";
 inline constexpr const char* kVersionAttribute = "weight_version";
 inline constexpr const char* kConfigAttribute = "config";
 
+/// What tells the files of one conversion from those of another: its id.
+inline constexpr const char* kConversionAttribute = "conversion";
+
 using AttributeValue = Attributes::mapped_type;
 
 // All of these name attributes without the prefix, and are called under an Hdf5Lock. `subject` is for

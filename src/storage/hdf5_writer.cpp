@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <numeric>
+#include <utility>
 
 #include "core/error.hpp"
 #include "storage/dataset_specs.hpp"
@@ -49,8 +50,9 @@ std::int64_t make_dataset(hid_t file, const Hdf5Properties& creation, const Data
 
 class Hdf5Writer final : public TensorFileWriter {
  public:
-  Hdf5Writer(const std::string& path, const Attributes& attributes, const std::vector<DatasetSpec>& datasets)
-      : file_(path), specs_(datasets) {
+  Hdf5Writer(const std::string& path, const Attributes& attributes, const std::vector<DatasetSpec>& datasets,
+             std::string id)
+      : file_(path, std::move(id)), specs_(datasets) {
     lay_out(attributes);
     file_.reserve(file_.size());
   }
@@ -92,7 +94,7 @@ class Hdf5Writer final : public TensorFileWriter {
 }  // namespace
 
 std::unique_ptr<TensorFileWriter> create_hdf5(const std::string& path, const Attributes& attributes,
-                                              const std::vector<DatasetSpec>& datasets) {
+                                              const std::vector<DatasetSpec>& datasets, std::string id) {
   for (const DatasetSpec& spec : datasets) {
     if (spec.name == "." || spec.name.find('/') != std::string::npos) {
       throw InputError(fmt::format("{}: an HDF5 dataset cannot be named '{}'", path, spec.name));
@@ -102,7 +104,7 @@ std::unique_ptr<TensorFileWriter> create_hdf5(const std::string& path, const Att
   require_space(path, bytes);
   require_file_size(path, bytes);
   make_folder_of(path);
-  return std::make_unique<Hdf5Writer>(path, attributes, datasets);
+  return std::make_unique<Hdf5Writer>(path, attributes, datasets, std::move(id));
 }
 
 }  // namespace weightcast

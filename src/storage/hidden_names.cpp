@@ -45,21 +45,21 @@ std::string hidden_stem(const std::string& name) {
   return name.substr(0, kept) + end;
 }
 
-std::string hidden_path(const std::string& path, std::string_view kind) {
+std::string hidden_path(const std::string& path, std::string_view id, std::string_view kind) {
   const fs::path final_path(path);
   return (final_path.parent_path() /
-          fmt::format(".{}.{}.{}", hidden_stem(final_path.filename().string()), fresh_id(), kind))
+          fmt::format(".{}.{}.{}", hidden_stem(final_path.filename().string()), id, kind))
       .string();
 }
 
 HiddenName parse_hidden(std::string_view name) {
-  const HiddenName none{name, {}};
+  const HiddenName none{name, {}, {}};
   const std::string_view kind = last_part(name);
   if (!name.starts_with('.') || (kind != kPartial && kind != kOld)) return none;
   const std::string_view rest = name.substr(1, name.size() - 1 - kind.size() - 1);
   const std::string_view id = last_part(rest);
-  if (is_id(id) && id.size() < rest.size()) return {rest.substr(0, rest.size() - id.size() - 1), kind};
-  return kind == kPartial ? HiddenName{rest, kind} : none;
+  if (is_id(id) && id.size() < rest.size()) return {rest.substr(0, rest.size() - id.size() - 1), kind, id};
+  return kind == kPartial ? HiddenName{rest, kind, {}} : none;
 }
 
 std::string directory_of(const std::string& path) {

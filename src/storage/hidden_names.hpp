@@ -6,7 +6,9 @@
 namespace weightcast {
 
 // While a file is being replaced, others lie beside it under hidden names: `.NAME.<id>.partial`, the new one
-// as far as it is written, and `.NAME.<id>.old`, the old one until its replacement is certain.
+// as far as it is written, and `.NAME.<id>.old`, the old one until its replacement is certain. All files that
+// are replaced together have one id: of a replacement that broke off amid its renames it tells which belong
+// together.
 
 inline constexpr std::string_view kPartial = "partial";
 inline constexpr std::string_view kOld = "old";
@@ -18,13 +20,14 @@ std::string fresh_id();
 /// rest, its beginning and a hash of the whole.
 std::string hidden_stem(const std::string& name);
 
-/// A hidden path beside `path`, with an id of its own.
-std::string hidden_path(const std::string& path, std::string_view kind);
+/// A hidden path beside `path`, with the id of its replacement.
+std::string hidden_path(const std::string& path, std::string_view id, std::string_view kind);
 
 /// What a hidden name says.
 struct HiddenName {
   std::string_view stem;  ///< of the file that it belongs to
   std::string_view kind;  ///< kPartial or kOld, empty for the name of another file, which is then the stem
+  std::string_view id;    ///< of its replacement; empty in the form without one
 };
 
 /// Takes a name apart, also one of the form without an id that earlier versions gave.

@@ -18,6 +18,7 @@ namespace fs = std::filesystem;
 struct LeftOvers::Found {
   fs::path path;
   fs::path final_path;
+  std::string id;
   fs::file_time_type written;
 };
 
@@ -43,18 +44,37 @@ std::vector<LeftOvers::Found> LeftOvers::find(std::string_view kind) const {
       continue;
     }
     found.push_back({path, only_.empty() ? path.parent_path() / hidden.stem : fs::path(only_),
-                     fs::last_write_time(path, ignored)});
+                     std::string(hidden.id), fs::last_write_time(path, ignored)});
   }
   std::ranges::sort(found, std::greater<>(), &Found::written);
   return found;
 }
 
-void LeftOvers::clear_unfinished() const {
-  std::error_code ignored;
-  for (const Found& partial : find(kPartial)) fs::remove(partial.path, ignored);
+std::set<std::string> LeftOvers::unfinished() const {
+  std::set<std::string> ids;
+  for (const Found& partial : find(kPartial)) {
+    // The form without an id does not say what belongs together.
+    if (!partial.id.empty()) ids.insert(partial.id);
+  }
+  return ids;
+}
+
+void LeftOvers::clear_unfinished(const std::set<std::string>& elsewhere) const {
+  const std::set<std::string> here = unfinished();
+  std::set<std::string> stuck;  // replacements of which some old file could not get its name back
   for (const Found& old : find(kOld)) {
-    if (fs::symlink_status(old.final_path, ignored).type() != fs::file_type::not_found) continue;
-    fs::rename(old.path, old.final_path, ignored);
+    std::error_code error;
+    const bool undone = here.contains(old.id) || elsewhere.contains(old.id);
+    if (!undone && fs::symlink_status(old.final_path, error).type() != fs::file_type::not_found) continue;
+    fs::rename(old.path, old.final_path, error);
+    if (error) stuck.insert(old.id);
+    // A file that has both names keeps them.
+    if (!error) fs::remove(old.path, error);
+  }
+  // Last, because they tell which replacements have not ended.
+  for (const Found& partial : find(kPartial)) {
+    std::error_code ignored;
+    if (!stuck.contains(partial.id)) fs::remove(partial.path, ignored);
   }
 }
 

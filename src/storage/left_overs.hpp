@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,10 +18,14 @@ class LeftOvers {
   /// Of one file.
   explicit LeftOvers(const std::string& path);
 
-  /// Before anything is written: removes unfinished files, and gives an old file whose final name is gone
-  /// that name back. Other old files stay, because a run that broke amid its renames may have left in them
-  /// what is missing of the last whole version.
-  void clear_unfinished() const;
+  /// The ids of the replacements of which an unfinished file is left.
+  std::set<std::string> unfinished() const;
+
+  /// Before anything is written: undoes each replacement of which an unfinished file is left here or, as
+  /// `elsewhere` says, on another node, that is, gives its old files their names back and removes what is
+  /// unfinished. An old file whose final name is gone gets it back, too. Other old files stay, because they
+  /// may be what is missing of the last whole version.
+  void clear_unfinished(const std::set<std::string>& elsewhere = {}) const;
 
   /// Once new files have all final names: removes the old ones, too.
   void clear_old() const;

@@ -80,7 +80,8 @@ class OutputLock::File {
   File& operator=(const File&) = delete;
 
   int error() const { return error_; }
-  bool is_regular() const { return S_ISREG(status_.st_mode); }
+  /// Whether it can be a lock at all. None has a second name, under which it would be somebody's file.
+  bool may_be_lock() const { return S_ISREG(status_.st_mode) && status_.st_nlink <= 1; }
 
   /// The beginning of its text. Throws IoError.
   std::string text() const {
@@ -168,8 +169,8 @@ OutputLock::OutputLock(std::string lock_path, const std::string& option, const s
   for (int tries = 0; tries < kMostTries; ++tries) {
     const std::shared_ptr<File> file = open();
     if (file == nullptr) return;
-    const std::string text = file->is_regular() ? file->text() : "";
-    if (!file->is_regular() || (!text.empty() && !text.starts_with(kBegin))) {
+    const std::string text = file->may_be_lock() ? file->text() : "";
+    if (!file->may_be_lock() || (!text.empty() && !text.starts_with(kBegin))) {
       throw IoError(fmt::format("{}: {} is no lock file; remove it or name another place", option, path_));
     }
     file_ = file->held_already();

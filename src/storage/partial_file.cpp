@@ -80,21 +80,17 @@ bool means_no_links(int error) {
 
 }  // namespace
 
-PartialFile::PartialFile(std::string final_path) : final_path_(std::move(final_path)) {
+PartialFile::PartialFile(std::string final_path, std::string id)
+    : final_path_(std::move(final_path)),
+      id_(std::move(id)),
+      partial_path_(hidden_path(final_path_, id_, kPartial)) {
   const fs::path path(final_path_);
   if (!path.has_filename()) throw IoError(fmt::format("'{}' does not name a file to write", final_path_));
-  std::error_code error;
-  if (fs::is_directory(path, error)) fail("write", final_path_, EISDIR);
-  // A hidden name is never too long.
-  if (error == std::errc::filename_too_long) fail_to_create(final_path_, ENAMETOOLONG);
-  for (int tries = 0; fd_ < 0; ++tries) {
-    constexpr int kMostTries = 16;
-    partial_path_ = hidden_path(final_path_, kPartial);
+  require_replaceable();
+  do {
     fd_ = ::open(partial_path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
-    if (fd_ < 0 && errno != EINTR && (errno != EEXIST || tries == kMostTries)) {
-      fail_to_create(final_path_, errno);
-    }
-  }
+  } while (fd_ < 0 && errno == EINTR);
+  if (fd_ < 0) fail_to_create(final_path_, errno);
   note_unfinished(this, state());
 }
 
@@ -186,8 +182,23 @@ void PartialFile::fail_for_stranger() const {
                   final_path_, partial_path_));
 }
 
+void PartialFile::require_replaceable() const {
+  struct stat there {};
+  if (::lstat(final_path_.c_str(), &there) != 0) {
+    // A hidden name is never too long.
+    if (errno == ENAMETOOLONG) fail_to_create(final_path_, ENAMETOOLONG);
+    return;
+  }
+  std::error_code ignored;
+  if (fs::is_directory(final_path_, ignored)) fail("write", final_path_, EISDIR);
+  if (S_ISREG(there.st_mode) || S_ISLNK(there.st_mode)) return;
+  throw IoError(fmt::format("cannot write {}: what is there is no file; remove it", final_path_));
+}
+
 void PartialFile::keep_old_file() {
-  const std::string old_path = hidden_path(final_path_, kOld);
+  // Where there are no second names it would be moved away instead, and a folder with all that is in it.
+  require_replaceable();
+  const std::string old_path = hidden_path(final_path_, id_, kOld);
   if (::link(final_path_.c_str(), old_path.c_str()) == 0) {
     old_path_ = old_path;
     return enter(Stage::kWriting);
@@ -221,7 +232,11 @@ void PartialFile::place() {
 }
 
 void PartialFile::take_back() {
-  const bool undone = undo(state());
+  UnfinishedFile taken_back = state();
+  // It stays until the end: as long as it is there, what others have placed together with it counts as
+  // unfinished.
+  taken_back.partial_path.clear();
+  const bool undone = undo(taken_back);
   const int error = errno;
   const std::string old_path = std::exchange(old_path_, "");
   enter(Stage::kTakenBack);

@@ -8,19 +8,20 @@
 #include <span>
 #include <string>
 
+#include "storage/hidden_names.hpp"
 #include "storage/replacement.hpp"
 #include "storage/unfinished.hpp"
 
 namespace weightcast {
 
-/// A file that is written under a hidden name beside its final one. Other users of the folder cannot guess
-/// that name. Should somebody put another file there, that one is not written: all writing goes to the file
-/// that was created here. `place` gives it the final name; one that is destroyed before `keep` leaves the old
-/// file as it was. Errors are IoErrors that name the final path.
+/// A file that is written under a hidden name beside its final one. Should somebody put another file there,
+/// that one is not written: all writing goes to the file that was created here. `place` gives it the final
+/// name; one that is destroyed before `keep` leaves the old file as it was. Errors are IoErrors that name the
+/// final path.
 class PartialFile final : public Replacement {
  public:
-  /// Creates the hidden file. The folder must be there.
-  explicit PartialFile(std::string final_path);
+  /// Creates the hidden file. The folder must be there. Files that are replaced together have one `id`.
+  explicit PartialFile(std::string final_path, std::string id = fresh_id());
   ~PartialFile() override;
   PartialFile(const PartialFile&) = delete;
   PartialFile& operator=(const PartialFile&) = delete;
@@ -62,10 +63,13 @@ class PartialFile final : public Replacement {
   void enter(Stage stage);
   /// Throws the error for a hidden name that leads to another file than this one, or to none.
   [[noreturn]] void fail_for_stranger() const;
+  /// Throws IoError when what has the final name is something that no file replaces.
+  void require_replaceable() const;
   /// Gives the old file a second, hidden name or, where a file has but one, that one.
   void keep_old_file();
 
   std::string final_path_;
+  std::string id_;
   std::string partial_path_;
   std::string old_path_;  ///< where the old file is kept, empty before and when there is none
   int fd_ = -1;

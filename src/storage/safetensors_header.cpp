@@ -21,6 +21,7 @@
 #include "core/json_text.hpp"
 #include "core/text.hpp"
 #include "storage/foreign_file.hpp"
+#include "storage/hdf5_attributes.hpp"
 #include "storage/input_file.hpp"
 #include "storage/local_files.hpp"
 
@@ -248,6 +249,13 @@ std::optional<std::int64_t> version_in(const json& header, const std::string& pa
   return version;
 }
 
+std::string conversion_in(const json& header) {
+  const auto metadata = header.find(kSafetensorsMetadata);
+  if (metadata == header.end() || !metadata->is_object()) return "";
+  const auto entry = metadata->find(std::string(kAttributePrefix) + kConversionAttribute);
+  return entry != metadata->end() && entry->is_string() ? entry->get<std::string>() : "";
+}
+
 // Tensors that share memory are saved once; the metadata says under which other names. `first` is the number
 // of the file's first tensor.
 void add_aliases(const json& header, std::size_t first, std::vector<StoredTensor>& tensors) {
@@ -267,7 +275,7 @@ void add_aliases(const json& header, std::size_t first, std::vector<StoredTensor
 
 }  // namespace
 
-std::optional<std::int64_t> read_safetensors_header(const std::string& path, Checkpoint& checkpoint) {
+SavingLabels read_safetensors_header(const std::string& path, Checkpoint& checkpoint) {
   const InputFile file(path);
   const std::string text = read_header_text(file);
   const json header = parse_header(text, path);
@@ -289,7 +297,7 @@ std::optional<std::int64_t> read_safetensors_header(const std::string& path, Che
   add_aliases(header, first, tensors);
   checkpoint.files.push_back(describe_file(file));
   require_same_file(file.identity_now(), checkpoint.files.back());
-  return version_in(header, path);
+  return {version_in(header, path), conversion_in(header)};
 }
 
 Attributes read_safetensors_attributes(const std::string& path) {

@@ -20,13 +20,19 @@ inline constexpr const char* kSafetensorsSingleName = "model.safetensors";
 inline constexpr const char* kSafetensorsMetadata = "__metadata__";
 inline constexpr const char* kSafetensorsVersion = "weightcast.weight_version";
 
+/// What a file's metadata says of the saving that it belongs to.
+struct SavingLabels {
+  std::optional<std::int64_t> weight_version;
+  std::string conversion;  ///< the id that all files of a conversion have; empty when there is none
+};
+
 /// Reads the header of one safetensors file: adds the file to the checkpoint, appends its tensors, and
-/// returns the weight version if it says one. The format is that of
+/// returns what it says of its saving. The format is that of
 /// https://github.com/huggingface/safetensors: 8 bytes of little-endian header length, a JSON object, data. A
 /// text of the metadata that names a tensor of the file, under a name that the file lacks, is another name of
 /// that tensor. Throws IoError when the file cannot be read, InputError naming file and tensor when the
 /// header contradicts itself or the file's size.
-std::optional<std::int64_t> read_safetensors_header(const std::string& path, Checkpoint& checkpoint);
+SavingLabels read_safetensors_header(const std::string& path, Checkpoint& checkpoint);
 
 /// The texts of a file's metadata that are this program's (`weightcast.…`), by name without that prefix.
 /// Errors as above.

@@ -92,8 +92,8 @@ class SafetensorsWriter final : public TensorFileWriter {
  public:
   SafetensorsWriter(const std::string& directory, const std::string& config_text,
                     const std::vector<DatasetSpec>& datasets, std::int64_t max_file_bytes,
-                    const Attributes& attributes)
-      : SafetensorsWriter(directory, datasets, attributes) {
+                    const Attributes& attributes, const std::string& id)
+      : SafetensorsWriter(directory, datasets, attributes, id) {
     require_space(path_of(kSingleName), check_dataset_specs(directory_, specs_));
     const auto groups = group_by_size(specs_, max_file_bytes);
     for (const Group& group : groups) {
@@ -108,8 +108,8 @@ class SafetensorsWriter final : public TensorFileWriter {
 
   // One file alone, beside others that are not this writer's.
   SafetensorsWriter(const fs::path& path, const std::vector<DatasetSpec>& datasets,
-                    const Attributes& attributes)
-      : SafetensorsWriter(directory_of(path.string()), datasets, attributes) {
+                    const Attributes& attributes, const std::string& id)
+      : SafetensorsWriter(directory_of(path.string()), datasets, attributes, id) {
     require_space(path.string(), check_dataset_specs(path.string(), specs_));
     for (const Group& group : group_by_size(specs_, std::numeric_limits<std::int64_t>::max())) {
       add_data_file(group, path.filename().string());
@@ -142,8 +142,10 @@ class SafetensorsWriter final : public TensorFileWriter {
     std::int64_t offset = 0;
   };
 
-  SafetensorsWriter(std::string directory, const std::vector<DatasetSpec>& datasets, Attributes attributes)
+  SafetensorsWriter(std::string directory, const std::vector<DatasetSpec>& datasets, Attributes attributes,
+                    std::string id)
       : directory_(std::move(directory)),
+        id_(std::move(id)),
         attributes_(std::move(attributes)),
         specs_(datasets),
         places_(datasets.size()) {}
@@ -165,7 +167,7 @@ class SafetensorsWriter final : public TensorFileWriter {
   PartialFile& add_file(const std::string& name) {
     const std::string path = path_of(name);
     make_folder_of(path);
-    return *files_.emplace_back(std::make_unique<PartialFile>(path));
+    return *files_.emplace_back(std::make_unique<PartialFile>(path, id_));
   }
 
   void add_data_file(const Group& group, const std::string& name) {
@@ -221,6 +223,7 @@ class SafetensorsWriter final : public TensorFileWriter {
   }
 
   std::string directory_;
+  std::string id_;
   Attributes attributes_;
   bool whole_checkpoint_ = false;
   std::vector<DatasetSpec> specs_;
@@ -247,15 +250,18 @@ std::unique_ptr<TensorFileWriter> create_safetensors(const std::string& director
     throw InternalError(
         fmt::format("{}: safetensors files of {} bytes asked for", directory, max_file_bytes));
   }
-  Attributes attributes;
+  const std::string id = fresh_id();
+  Attributes attributes{{kConversionAttribute, id}};
   if (weight_version) attributes[kVersionAttribute] = *weight_version;
-  return std::make_unique<SafetensorsWriter>(directory, config_text, datasets, max_file_bytes, attributes);
+  return std::make_unique<SafetensorsWriter>(directory, config_text, datasets, max_file_bytes, attributes,
+                                             id);
 }
 
 std::unique_ptr<TensorFileWriter> create_safetensors_file(const std::string& path,
                                                           const Attributes& attributes,
-                                                          const std::vector<DatasetSpec>& datasets) {
-  return std::make_unique<SafetensorsWriter>(fs::path(path), datasets, attributes);
+                                                          const std::vector<DatasetSpec>& datasets,
+                                                          std::string id) {
+  return std::make_unique<SafetensorsWriter>(fs::path(path), datasets, attributes, std::move(id));
 }
 
 }  // namespace weightcast

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "storage/file_kind.hpp"
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_header.hpp"
 #include "storage/input_file.hpp"
@@ -25,7 +26,6 @@ namespace fs = std::filesystem;
 
 constexpr const char* kRankAttribute = "trainer_rank";
 constexpr const char* kLayoutAttribute = "trainer_layout";
-constexpr const char* kIdAttribute = "conversion";
 constexpr std::string_view kSafetensors = ".safetensors";
 constexpr std::string_view kHdf5 = ".h5";
 
@@ -131,26 +131,28 @@ TrainerShard read_trainer_shard(const std::string& directory, std::int64_t rank,
   shard.path = path;
   shard.host = this_host();
   shard.weight_version = path.ends_with(kHdf5) ? read_hdf5_header(path, shard, other_files)
-                                               : read_safetensors_header(path, shard);
+                                               : read_safetensors_header(path, shard).weight_version;
   // Attributes and header are of one file.
   require_same_file(identity, shard.files.front());
   std::ranges::sort(shard.tensors, {}, &StoredTensor::name);
-  return {std::move(shard), text_of(attributes, kIdAttribute)};
+  return {std::move(shard), text_of(attributes, kConversionAttribute)};
 }
 
 std::unique_ptr<TensorFileWriter> create_trainer_shard(const std::string& directory, std::int64_t rank,
                                                        bool hdf5, const TrainerShardLabels& labels,
                                                        const std::vector<DatasetSpec>& datasets) {
-  const Attributes attributes{{"kind", std::string("trainer")},
+  const Attributes attributes{{"kind", std::string(kTrainerKind)},
                               {kRankAttribute, rank},
                               {kLayoutAttribute, labels.layout},
-                              {kIdAttribute, labels.id},
+                              {kConversionAttribute, labels.id},
                               {kVersionAttribute, labels.weight_version}};
-  return hdf5 ? create_hdf5(path_of(directory, rank, kHdf5), attributes, datasets)
-              : create_safetensors_file(path_of(directory, rank, kSafetensors), attributes, datasets);
+  return hdf5 ? create_hdf5(path_of(directory, rank, kHdf5), attributes, datasets, labels.id)
+              : create_safetensors_file(path_of(directory, rank, kSafetensors), attributes, datasets,
+                                        labels.id);
 }
 
-void remove_other_trainer_shards(const std::string& directory, std::int64_t ranks, bool hdf5) {
+std::vector<std::string> remove_other_trainer_shards(const std::string& directory, std::int64_t ranks,
+                                                     bool hdf5) {
   std::vector<fs::path> others;
   std::error_code listing;
   fs::directory_iterator entry(directory, listing);
@@ -158,13 +160,18 @@ void remove_other_trainer_shards(const std::string& directory, std::int64_t rank
     const auto name = parse_name(entry->path().filename().string());
     if (name && (name->rank >= ranks || name->hdf5 != hdf5)) others.push_back(entry->path());
   }
+  std::vector<std::string> foreign;
   for (const fs::path& path : others) {
     std::error_code error;
-    if (!fs::remove(path, error) && error) {
+    if (!is_file_of_kind(path, kTrainerKind)) {
+      foreign.push_back(path.string());
+    } else if (!fs::remove(path, error) && error) {
       throw IoError(
-          fmt::format("cannot remove {}, of an earlier layout: {}", path.string(), error.message()));
+          fmt::format("cannot remove {}, of an earlier layout: {}; the new shards are in place, remove it",
+                      path.string(), error.message()));
     }
   }
+  return foreign;
 }
 
 }  // namespace weightcast

@@ -48,7 +48,9 @@ std::unique_ptr<TensorFileWriter> create_trainer_shard(const std::string& direct
                                                        const std::vector<DatasetSpec>& datasets);
 
 /// Removes the trainer files of a folder but those of ranks below `ranks` in the format
-/// named: what an earlier layout left there would be taken for part of this one.
-void remove_other_trainer_shards(const std::string& directory, std::int64_t ranks, bool hdf5);
+/// named: what an earlier layout left there would be taken for part of this one. Returns what stays because
+/// this program has not written it.
+std::vector<std::string> remove_other_trainer_shards(const std::string& directory, std::int64_t ranks,
+                                                     bool hdf5);
 
 }  // namespace weightcast

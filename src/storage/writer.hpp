@@ -13,6 +13,7 @@
 
 #include "core/dtype.hpp"
 #include "core/shape.hpp"
+#include "storage/hidden_names.hpp"
 #include "storage/replacement.hpp"
 
 namespace weightcast {
@@ -52,15 +53,18 @@ class TensorFileWriter : public Replacement {
 /// One HDF5 file of contiguous datasets at the root, named verbatim ('/' cannot occur in a name), with
 /// attribute `weightcast.dtype` each; space is reserved on the disk up front, so a full disk shows here and
 /// not half-way. Missing folders are made. Bytes that nobody writes are zero. Throws IoError when the system
-/// refuses, InputError naming the dataset when a name or shape cannot be written.
+/// refuses, InputError naming the dataset when a name or shape cannot be written. Files that are replaced
+/// together have one `id`.
 std::unique_ptr<TensorFileWriter> create_hdf5(const std::string& path, const Attributes& attributes,
-                                              const std::vector<DatasetSpec>& datasets);
+                                              const std::vector<DatasetSpec>& datasets,
+                                              std::string id = fresh_id());
 
 /// A Hugging Face directory: `model.safetensors`, or several `model-0000i-of-0000n.safetensors` of at most
 /// `max_file_bytes` of data (one tensor is never split) with `model.safetensors.index.json`, and
-/// `config.json` unless `config_text` is empty. Every data file says the weight version if there is one, in
-/// `__metadata__`. The commit removes model files of an earlier checkpoint in that folder that would be read
-/// beside the new ones. Missing folders are made. Errors as with HDF5.
+/// `config.json` unless `config_text` is empty. Every data file says in `__metadata__` the weight version, if
+/// there is one, and an id that all files of this checkpoint have. The commit removes model files of an
+/// earlier checkpoint in that folder that would be read beside the new ones. Missing folders are made. Errors
+/// as with HDF5.
 std::unique_ptr<TensorFileWriter> create_safetensors(
     const std::string& directory, const std::string& config_text, const std::vector<DatasetSpec>& datasets,
     std::int64_t max_file_bytes, std::optional<std::int64_t> weight_version = std::nullopt);
@@ -68,7 +72,8 @@ std::unique_ptr<TensorFileWriter> create_safetensors(
 /// One safetensors file with the attributes as texts in its `__metadata__`. Errors as with HDF5.
 std::unique_ptr<TensorFileWriter> create_safetensors_file(const std::string& path,
                                                           const Attributes& attributes,
-                                                          const std::vector<DatasetSpec>& datasets);
+                                                          const std::vector<DatasetSpec>& datasets,
+                                                          std::string id = fresh_id());
 
 /// Whether `create_safetensors` gives that name to one of its files of tensors or to their index.
 bool is_model_file(std::string_view name);

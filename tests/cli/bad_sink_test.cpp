@@ -1,4 +1,5 @@
 #include <sys/mount.h>
+#include <sys/stat.h>
 
 #include <csignal>
 
@@ -88,6 +89,55 @@ TEST_F(BadSink, ReportThatCannotBeWritten) {
                       {dir_ / "absent/plan.json", "No such file"}));
 }
 
+TEST_F(BadSink, ThatHoldsTheSource) {
+  for (const std::string& folder : {sink_, dir_ / "v0-0"}) {
+    const std::string source = folder + "/rank-3.h5";
+    EXPECT_TRUE(done(run_plain({"convert", "--source", trained(0), "--output", source})));
+    std::filesystem::create_symlink(source, folder + "/link.h5");
+    const auto before = folder_contents(folder);
+    const std::string sink = "hdf5:" + (folder == sink_ ? sink_ : dir_ / "v{version}-{version}");
+    const std::string name = folder == sink_ ? folder + "/link.h5" : source;
+    EXPECT_TRUE(refused(run_job(2, {"sync", "--source", name, "--sink", sink}), 64,
+                        {"--sink hdf5:" + folder, "rank-3.h5 of the source", "name another folder"}));
+    EXPECT_EQ(folder_contents(folder), before);
+  }
+  // Under a name that no shard has it may lie there.
+  std::filesystem::rename(sink_ + "/rank-3.h5", sink_ + "/source.h5");
+  EXPECT_TRUE(done(run_job(2, {"sync", "--source", sink_ + "/source.h5", "--sink", "hdf5:" + sink_})));
+  EXPECT_TRUE(std::filesystem::exists(sink_ + "/source.h5"));
+}
+
+TEST_F(BadSink, WhatOthersCallAShardStays) {
+  EXPECT_TRUE(done(run_job(
+      5, {"sync", "--source", trained(0), "--inference", "tp=2,replicas=2", "--sink", "hdf5:" + sink_})));
+  put_file(sink_ + "/rank-5.h5", "a text");
+  std::filesystem::create_directory(sink_ + "/rank-6.h5");
+  ASSERT_EQ(::mkfifo((sink_ + "/rank-7.h5").c_str(), 0600), 0);
+  EXPECT_TRUE(done(run_plain({"convert", "--source", trained(0), "--output", sink_ + "/rank-8.h5"})));
+  std::filesystem::create_symlink(sink_ + "/rank-3.h5", sink_ + "/rank-9.h5");
+  const Outcome outcome = run_job(3, sync_words(trained(1)));
+  EXPECT_TRUE(done(outcome));
+  for (const char* name : {"rank-5.h5", "rank-6.h5", "rank-7.h5", "rank-8.h5", "rank-9.h5"}) {
+    EXPECT_TRUE(has(outcome.err, {sink_ + "/" + name + " stays"}));
+    EXPECT_TRUE(std::filesystem::exists(std::filesystem::symlink_status(sink_ + "/" + name))) << name;
+  }
+  EXPECT_EQ(get_file(sink_ + "/rank-5.h5"), "a text");
+  for (const char* name : {"rank-2.h5", "rank-3.h5"}) {
+    EXPECT_FALSE(std::filesystem::exists(sink_ + "/" + name)) << name;
+  }
+}
+
+TEST_F(BadSink, ReportThatCannotBeWrittenInTheEnd) {
+  for (const char* option : {"--json", "--trace"}) {
+    EXPECT_TRUE(refused(run_job(3, sync_words(trained(0)) + Words{option, "/dev/full"}), 74,
+                        {"/dev/full", "No space", "version 0 is in place"}));
+    EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(0)})));
+  }
+  EXPECT_TRUE(
+      refused(run_job(3, {"sync", "--source", trained(0), "--inference", "tp=2", "--json", "/dev/full"}), 74,
+              {"/dev/full", "could not be written"}));
+}
+
 TEST_F(BadSink, ReportToAFullDevice) {
   // stdout is checked too: a report that is cut short is no report.
   CommandLine command;
@@ -125,6 +175,46 @@ TEST_F(BadSink, FailedConversionLeavesTheOldCheckpoint) {
   EXPECT_TRUE(refused(run_plain({"convert", "--source", dir_ / "cut", "--output", output}), 65,
                       {dir_ / "cut/model.safetensors", "truncated"}));
   EXPECT_EQ(folder_contents(output), before);
+}
+
+TEST_F(BadSink, FailedConversionLeavesNoFolder) {
+  const std::string bytes = get_file(trained(1) + "/model.safetensors");
+  put_file(dir_ / "cut/model.safetensors", bytes.substr(0, bytes.size() - 2));
+  put_file(dir_ / "cut/config.json", get_file(trained(1) + "/config.json"));
+  const Words convert{"convert", "--source", dir_ / "cut", "--output"};
+  const Words trainers{"--to", "megatron", "--trainer-alloc", "megatron:(attn:d1p1t2c1|ffn:d1p1t2e1)"};
+  const Words synth{"synth", "--model", model_folder("tiny-qwen3"), "--output"};
+  for (const char* output : {"new/nested/model", "new/nested/model.h5"}) {
+    EXPECT_TRUE(refused(run_plain(convert + Words{dir_ / output}), 65, {"truncated"}));
+    CommandLine limited;
+    limited.words = Words{"sh", "-c", "ulimit -f 1; exec \"$0\" \"$@\"", WEIGHTCAST_BINARY} + synth +
+                    Words{dir_ / output};
+    EXPECT_TRUE(refused(run(limited), 74, {"File too large"}));
+    limited.words = Words{"sh",
+                          "-c",
+                          "ulimit -f 1; exec \"$0\" \"$@\"",
+                          WEIGHTCAST_BINARY,
+                          "convert",
+                          "--source",
+                          trained(0),
+                          "--output",
+                          dir_ / output};
+    EXPECT_TRUE(refused(run(limited), 74, {"File too large"}));
+    EXPECT_FALSE(std::filesystem::exists(dir_ / "new")) << output;
+  }
+  CommandLine limited;
+  limited.words = Words{"sh",
+                        "-c",
+                        "ulimit -f 64; exec \"$0\" \"$@\"",
+                        WEIGHTCAST_BINARY,
+                        "convert",
+                        "--source",
+                        trained(0),
+                        "--output",
+                        dir_ / "new/nested/shards"} +
+                  trainers;
+  EXPECT_TRUE(refused(run(limited), 74, {"File too large"}));
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "new"));
 }
 
 TEST_F(BadSink, OfAnotherJobThatIsWriting) {

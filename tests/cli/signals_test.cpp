@@ -1,7 +1,11 @@
 // Jobs that are stopped, and jobs in which a rank hangs or dies.
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <memory>
 #include <thread>
@@ -107,6 +111,26 @@ TEST_F(Signals, Usr1ToOneRankStopsAll) {
   ASSERT_EQ(ranks.size(), 3);
   ::kill(ranks.at(2), SIGUSR1);
   EXPECT_TRUE(refused(job->wait(), 75, {"SIGUSR1", "of 400 updates are done"}));
+  expect_whole_shards();
+}
+
+TEST_F(Signals, WhenAllIsDoneChangeNothing) {
+  using namespace std::chrono_literals;
+  ASSERT_EQ(::mkfifo(json_.c_str(), 0600), 0);
+  Process job(job_command(3, sync_words(trained(0)) + Words{"--json", json_}));
+  ASSERT_TRUE(job.wait_for_output("\n        0 "));
+  // The report is all that is left to do, and waits for somebody who reads it.
+  std::this_thread::sleep_for(1s);
+  const auto ranks = job.children();
+  ASSERT_EQ(ranks.size(), 3);
+  ::kill(ranks.at(1), SIGTERM);
+  std::this_thread::sleep_for(200ms);
+  const int reader = ::open(json_.c_str(), O_RDONLY | O_NONBLOCK);
+  EXPECT_TRUE(done(job.wait()));
+  std::string text(1 << 16, '\0');
+  text.resize(static_cast<std::size_t>(std::max<ssize_t>(0, ::read(reader, text.data(), text.size()))));
+  ::close(reader);
+  EXPECT_TRUE(has(text, {"\"status\": \"done\""}));
   expect_whole_shards();
 }
 

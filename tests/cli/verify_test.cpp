@@ -98,6 +98,14 @@ TEST_F(Verify, MixedVersions) {
   EXPECT_TRUE(refused(verify(), 65, {sink_, "rank-0.h5", "weight_version 1", "rank-1.h5", "2", "again"}));
 }
 
+TEST_F(Verify, MixedUpdatesToOneVersion) {
+  sync(sink_, 1);
+  sync(dir_ / "other", 1);
+  std::filesystem::copy(dir_ / "other/rank-1.h5", sink_ + "/rank-1.h5",
+                        std::filesystem::copy_options::overwrite_existing);
+  EXPECT_TRUE(refused(verify(), 65, {sink_, "rank-0.h5 and rank-1.h5", "different updates", "again"}));
+}
+
 TEST_F(Verify, MixedLayouts) {
   sync(sink_, 1);
   sync(dir_ / "other", 1, {"--inference", "tp=2,ep=1"});

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,6 +20,7 @@
 #include "storage/output_lock.hpp"
 #include "storage/partial_file.hpp"
 #include "storage/shard_name.hpp"
+#include "storage/trainer_shard.hpp"
 #include "storage_files.hpp"
 #include "support/files.hpp"
 
@@ -53,18 +55,20 @@ class LeftOversTest : public ::testing::Test {
 TEST_F(LeftOversTest, HiddenNamesAreKnown) {
   const std::string id = fresh_id();
   EXPECT_NE(id, fresh_id());
-  const auto expect_hidden = [](const std::string& name, std::string_view stem, std::string_view kind) {
+  const auto expect_hidden = [](const std::string& name, std::string_view stem, std::string_view kind,
+                                std::string_view of = "") {
     const HiddenName hidden = parse_hidden(name);
+    EXPECT_EQ(hidden.id, of);
     EXPECT_EQ(hidden.stem, stem);
     EXPECT_EQ(hidden.kind, kind);
   };
   expect_hidden(".rank-0.h5.partial", "rank-0.h5", kPartial);
-  expect_hidden(".rank-0.h5." + id + ".partial", "rank-0.h5", kPartial);
-  expect_hidden(".rank-0.h5." + id + ".old", "rank-0.h5", kOld);
+  expect_hidden(".rank-0.h5." + id + ".partial", "rank-0.h5", kPartial, id);
+  expect_hidden(".rank-0.h5." + id + ".old", "rank-0.h5", kOld, id);
   for (const std::string name : {"rank-0.h5", ".rank-0.h5.old", "x.partial", ".h5", ".", ".old"}) {
     expect_hidden(name, name, "");
   }
-  expect_hidden(fs::path(hidden_path("/a/b.h5", kPartial)).filename().string(), "b.h5", kPartial);
+  expect_hidden(fs::path(hidden_path("/a/b.h5", id, kPartial)).filename().string(), "b.h5", kPartial, id);
 }
 
 TEST_F(LeftOversTest, NamesThatAreAsLongAsTheyMayBeCanBeReplaced) {
@@ -73,7 +77,7 @@ TEST_F(LeftOversTest, NamesThatAreAsLongAsTheyMayBeCanBeReplaced) {
     std::string name(length % 2, 'x');
     while (name.size() < length) name += "é";
     for (const std::string_view kind : {kPartial, kOld}) {
-      const std::string hidden = fs::path(hidden_path(name, kind)).filename().string();
+      const std::string hidden = fs::path(hidden_path(name, fresh_id(), kind)).filename().string();
       EXPECT_LE(hidden.size(), 255U);
       EXPECT_EQ(parse_hidden(hidden).stem, hidden_stem(name));
     }
@@ -89,8 +93,8 @@ TEST_F(LeftOversTest, NamesThatAreAsLongAsTheyMayBeCanBeReplaced) {
     const LeftOvers left_overs(path);
     replace(path, "the old one");
     // As it lies when a run has broken off between two renames.
-    fs::rename(path, hidden_path(path, kOld));
-    put_file(hidden_path(path, kPartial), "half a file");
+    fs::rename(path, hidden_path(path, fresh_id(), kOld));
+    put_file(hidden_path(path, fresh_id(), kPartial), "half a file");
     left_overs.clear_unfinished();
     EXPECT_EQ(get_file(path), "the old one");
     replace(path, "the new one");
@@ -104,7 +108,7 @@ TEST_F(LeftOversTest, NamesThatAreAsLongAsTheyMayBeCanBeReplaced) {
 TEST_F(LeftOversTest, OldFilesStayUntilNewOnesAreInPlace) {
   put_file(dir_ / "a.h5", "the new one");
   put_file(dir_ / ".a.h5.partial", "half a file");
-  put_file(dir_ / ".a.h5.0123456789abcdef.partial", "half a file");
+  put_file(dir_ / ".a.h5.1123456789abcdef.partial", "half a file");
   put_file(dir_ / ".a.h5.0123456789abcdef.old", "the old one, replaced");
   put_file(dir_ / ".b.h5.0123456789abcdef.old", "the old one, moved away");
   put_file(dir_ / ".c.txt.partial", "somebody else's");
@@ -137,6 +141,50 @@ TEST_F(LeftOversTest, OfSeveralOldFilesTheNewestGetsTheNameBack) {
   EXPECT_EQ(names_in(dir_.string()).size(), 3U);
 }
 
+TEST_F(LeftOversTest, AReplacementThatBrokeOffIsUndoneWhole) {
+  const std::string broken = "0123456789abcdef";
+  const auto hidden = [&](const char* name, const std::string& id, std::string_view kind) {
+    return hidden_path(dir_ / name, id, kind);
+  };
+  // Of one replacement; the old files of the one before have stayed, too.
+  put_file(dir_ / "a.h5", "version 3");
+  put_file(hidden("a.h5", broken, kOld), "version 2");
+  put_file(hidden("a.h5", "1123456789abcdef", kOld), "version 1");
+  put_file(dir_ / "b.h5", "version 2");
+  fs::create_hard_link(dir_ / "b.h5", hidden("b.h5", broken, kOld));
+  put_file(hidden("b.h5", broken, kPartial), "version 3");
+  // Its old file cannot get its name back: a folder has it.
+  fs::create_directories(dir_ / "c.h5/full");
+  put_file(hidden("c.h5", broken, kOld), "version 2");
+  left_overs_.clear_unfinished();
+  EXPECT_EQ(get_file(dir_ / "a.h5"), "version 2");
+  EXPECT_EQ(get_file(dir_ / "b.h5"), "version 2");
+  EXPECT_TRUE(fs::exists(hidden("a.h5", "1123456789abcdef", kOld)));
+  // Not ended before that, too, has been undone.
+  EXPECT_TRUE(fs::exists(hidden("b.h5", broken, kPartial)));
+  fs::remove_all(dir_ / "c.h5");
+  left_overs_.clear_unfinished();
+  EXPECT_EQ(get_file(dir_ / "c.h5"), "version 2");
+  EXPECT_EQ(names_in(dir_.string()),
+            (std::vector<std::string>{".a.h5.1123456789abcdef.old", "a.h5", "b.h5", "c.h5"}));
+}
+
+TEST_F(LeftOversTest, AReplacementThatBrokeOffOnAnotherNodeIsUndone) {
+  const std::string broken = "0123456789abcdef";
+  put_file(dir_ / "a.h5", "version 2");
+  put_file(hidden_path(dir_ / "a.h5", broken, kOld), "version 1");
+  put_file(dir_ / ".b.h5.partial", "half a file");
+  EXPECT_TRUE(left_overs_.unfinished().empty());
+  left_overs_.clear_unfinished();
+  EXPECT_EQ(get_file(dir_ / "a.h5"), "version 2");
+  left_overs_.clear_unfinished({broken});
+  EXPECT_EQ(get_file(dir_ / "a.h5"), "version 1");
+  put_file(hidden_path(dir_ / "a.h5", broken, kPartial), "half a file");
+  EXPECT_EQ(left_overs_.unfinished(), (std::set<std::string>{broken}));
+  left_overs_.clear_unfinished();
+  EXPECT_EQ(names_in(dir_.string()), std::vector<std::string>{"a.h5"});
+}
+
 TEST_F(LeftOversTest, AJobThatFailsAfterABrokenOneLosesNothing) {
   const std::vector<std::string> names{"a.h5", "b.h5", "c.h5", "d.h5"};
   for (const std::string& name : names) put_file(dir_ / name, "version 1");
@@ -145,7 +193,8 @@ TEST_F(LeftOversTest, AJobThatFailsAfterABrokenOneLosesNothing) {
   if (child == 0) {
     // The node dies after two of four renames.
     std::vector<std::unique_ptr<PartialFile>> files;
-    for (const std::string& name : names) files.push_back(std::make_unique<PartialFile>(dir_ / name));
+    const std::string id = fresh_id();
+    for (const std::string& name : names) files.push_back(std::make_unique<PartialFile>(dir_ / name, id));
     files[0]->place();
     files[1]->place();
     ::_exit(0);
@@ -156,8 +205,8 @@ TEST_F(LeftOversTest, AJobThatFailsAfterABrokenOneLosesNothing) {
     return std::ranges::count_if(contents, [&](const auto& file) { return file.second == content; });
   };
   left_overs_.clear_unfinished();
-  EXPECT_EQ(count("version 1"), 4);  // two under their names, two under hidden ones
-  EXPECT_EQ(names_in(dir_.string()).size(), 6U);
+  EXPECT_EQ(count("version 1"), 4);
+  EXPECT_EQ(names_in(dir_.string()), names);
   for (const std::string& name : names) replace(dir_ / name, "version 3");
   left_overs_.clear_old();
   EXPECT_EQ(names_in(dir_.string()), names);
@@ -173,6 +222,27 @@ TEST_F(LeftOversTest, WhatOthersCallModelStaysTheirs) {
                            "model-00001-of-00002.safetensors.txt", "config.json"}) {
     EXPECT_FALSE(is_model_file(name)) << name;
   }
+}
+
+TEST_F(LeftOversTest, TrainersShardsOfOthersStay) {
+  const std::string folder = dir_.string();
+  const TrainerShardLabels labels{"a layout", 1, fresh_id()};
+  for (const bool hdf5 : {false, true}) {
+    for (const std::int64_t rank : {0, 1}) create_trainer_shard(folder, rank, hdf5, labels, {})->commit();
+  }
+  const std::vector<std::string> foreign{dir_ / "trainer-2.h5", dir_ / "trainer-3.safetensors",
+                                         dir_ / "trainer-4.h5", dir_ / "trainer-5.h5",
+                                         dir_ / "trainer-6.safetensors"};
+  put_file(foreign[0], "a text");
+  put_file(foreign[1], "a text");
+  fs::create_directory(foreign[2]);
+  create_hdf5(foreign[3], {{"kind", std::string("checkpoint")}}, {})->commit();
+  put_file(foreign[4], safetensors_bytes("{}", 0));
+  auto left = remove_other_trainer_shards(folder, 1, true);
+  std::ranges::sort(left);
+  EXPECT_EQ(left, foreign);
+  EXPECT_EQ(names_in(folder).size(), foreign.size() + 1);
+  EXPECT_TRUE(fs::exists(dir_ / "trainer-0.h5"));
 }
 
 TEST_F(LeftOversTest, NamesOfShards) {

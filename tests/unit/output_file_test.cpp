@@ -107,10 +107,26 @@ TEST_F(OutputFileTest, RefusesWhatIsNoFileAndNamesOfWeights) {
       has(message_of<IoError>([&] { begin(dir_ / "absent/report.json"); }), {"absent", "No such file"}));
   fs::create_symlink(dir_ / "absent", dir_ / "link");
   EXPECT_TRUE(has(message_of<UsageError>([&] { begin(dir_ / "link"); }), {dir_ / "link", "not there"}));
-  for (const char* name : {"rank-0.h5", "a.hdf5", "model.safetensors"}) {
-    EXPECT_TRUE(has(message_of<UsageError>([&] { begin(dir_ / name); }), {dir_ / name, "weights", ".json"}));
+  for (const char* name :
+       {"rank-0.h5", "a.hdf5", "model.safetensors", "config.json", "generation_config.json",
+        "hf_quant_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json",
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"}) {
+    EXPECT_TRUE(has(message_of<UsageError>([&] { begin(dir_ / name); }),
+                    {"--json " + (dir_ / name), "checkpoint's file", "report.json"}));
   }
   EXPECT_EQ(names_in(dir_.string()), std::vector<std::string>{"link"});
+  // A link leads from such a name, or to one.
+  put_file(dir_ / "report.json", "");
+  fs::create_symlink(dir_ / "report.json", dir_ / "config.json");
+  put_file(dir_ / "tokenizer.json", "");
+  fs::create_symlink(dir_ / "tokenizer.json", dir_ / "other.json");
+  for (const char* name : {"config.json", "other.json"}) {
+    EXPECT_TRUE(has(message_of<UsageError>([&] { begin(dir_ / name); }), {"checkpoint's file"}));
+  }
+  for (const char* name : {"report.json", "config", "myconfig.json", "index.json", "tokens.json"}) {
+    begin(dir_ / name).write("the end");
+    EXPECT_EQ(get_file(dir_ / name), "the end");
+  }
 }
 
 TEST_F(OutputFileTest, FollowsLinksToReportsOnly) {
@@ -213,6 +229,20 @@ TEST_F(OutputFileTest, KnowsWhetherItsTextHasBeenWritten) {
   EXPECT_FALSE(file.written());
   file.write("the end");
   EXPECT_TRUE(file.written());
+}
+
+TEST_F(OutputFileTest, APipeWithoutReaderIsNotWaitedForForEver) {
+  const std::string pipe = dir_ / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  OutputFile file = begin(pipe);
+  EXPECT_TRUE(has(message_of<IoError>([&] { file.write("the end"); }), {"--json " + pipe, "nobody reads"}));
+  // A reader that is there, and slow, gets all of a text that is longer than the pipe.
+  const std::string text(1 << 20, 'x');
+  std::string got;
+  std::thread reader([&] { got = get_file(pipe); });
+  file.write(text);
+  reader.join();
+  EXPECT_EQ(got, text);
 }
 
 TEST_F(OutputFileTest, PipesAndDevicesAreWrittenOnce) {

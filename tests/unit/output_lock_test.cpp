@@ -59,6 +59,19 @@ class OutputLockTest : public ::testing::Test {
   std::string path_ = folder_lock(folder_);
 };
 
+TEST_F(OutputLockTest, AFileWithASecondNameOrAFolderStays) {
+  fs::create_directory(folder_);
+  put_file(dir_ / "precious", "");
+  fs::create_hard_link(dir_ / "precious", path_);
+  EXPECT_TRUE(has(refusal(), {path_, "no lock file", "remove it or name another place"}));
+  EXPECT_TRUE(fs::exists(path_));
+  EXPECT_EQ(get_file(dir_ / "precious"), "");
+  fs::remove(path_);
+  fs::create_directory(path_);
+  EXPECT_TRUE(has(refusal(), {path_, "Is a directory"}));
+  EXPECT_TRUE(fs::is_directory(path_));
+}
+
 /// A process that has the lock until it is told to end, or killed.
 class Holder {
  public:
@@ -279,7 +292,7 @@ TEST_F(OutputLockTest, OnlyWhatIsLockedIsCleared) {
   fs::create_directory(folder_);
   const auto names = [&] { return names_in(folder_).size(); };
   const auto begin = [&] {
-    for (const char* name : {"/.a.0123456789abcdef.partial", "/.a.0123456789abcdef.old", "/a"}) {
+    for (const char* name : {"/.a.1123456789abcdef.partial", "/.a.0123456789abcdef.old", "/a"}) {
       put_file(folder_ + name, "left over");
     }
     return OutputClaim(path_, "--sink", "sync", LeftOvers(folder_ + "/a"));
@@ -290,11 +303,13 @@ TEST_F(OutputLockTest, OnlyWhatIsLockedIsCleared) {
     const OutputClaim claim = begin();
     EXPECT_TRUE(has(::testing::internal::GetCapturedStderr().substr(0, 30), {"weightcast: "}));
     EXPECT_FALSE(claim.held());
+    claim.clear();
     claim.replaced();
     EXPECT_EQ(names(), 3U);
   }
   const OutputClaim claim = begin();
   EXPECT_TRUE(claim.held());
+  claim.clear();
   EXPECT_EQ(names(), 3U);  // with the lock
   claim.replaced();
   EXPECT_EQ(names(), 2U);

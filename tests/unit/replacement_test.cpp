@@ -88,11 +88,11 @@ class ReplacementTest : public ::testing::Test {
 };
 
 TEST_F(ReplacementTest, AllOrNothingWhicheverCallFails) {
-  put(1);
-  const auto old = folder_contents(folder_);
-  ASSERT_EQ(old.size(), 4U);
   for (const char* call : {"rename", "link", "fsync"}) {
     for (const bool does_it : {false, true}) {
+      put(1);
+      const auto old = folder_contents(folder_);
+      ASSERT_EQ(old.size(), 4U);
       bool reached = true;
       for (int number = 0; reached; ++number) {
         failing = {{call, {number, number % 2 == 0 ? EIO : ENOSPC, false, does_it}}};
@@ -110,7 +110,6 @@ TEST_F(ReplacementTest, AllOrNothingWhicheverCallFails) {
       }
       EXPECT_NE(folder_contents(folder_), old);
       EXPECT_EQ(folder_contents(folder_).size(), 4U);
-      put(1);
     }
   }
 }
@@ -212,6 +211,33 @@ TEST_F(ReplacementTest, SpaceIsLookedForWhereTheFolderWillBe) {
   EXPECT_NO_THROW(require_space(path, 1));
   EXPECT_NO_THROW(require_space("absent/a.h5", 1));
   EXPECT_FALSE(fs::exists(dir_ / "absent"));
+}
+
+TEST_F(ReplacementTest, WhatIsNoFileKeepsItsName) {
+  for (const bool links : {true, false}) {
+    if (!links) failing = {{"link", {0, EPERM, true}}};
+    const auto refusal = [&](const std::function<void()>& make) {
+      // Somebody makes it while the new file is being written.
+      PartialFile file(dir_ / "a.h5");
+      make();
+      std::string message = message_of<IoError>([&] { file.place(); });
+      // Nor may it be there before.
+      EXPECT_EQ(message_of<IoError>([&] { const PartialFile again(dir_ / "a.h5"); }), message);
+      return message;
+    };
+    const auto make_folder = [&] {
+      fs::create_directory(dir_ / "a.h5");
+      put_file(dir_ / "a.h5/inside", "precious");
+    };
+    EXPECT_TRUE(has(refusal(make_folder), {"a.h5: Is a directory"}));
+    EXPECT_EQ(get_file(dir_ / "a.h5/inside"), "precious");
+    fs::remove_all(dir_ / "a.h5");
+    EXPECT_TRUE(has(refusal([&] { ASSERT_EQ(::mkfifo((dir_ / "a.h5").c_str(), 0600), 0); }),
+                    {"a.h5", "is no file", "remove it"}));
+    EXPECT_TRUE(fs::is_fifo(dir_ / "a.h5"));
+    fs::remove(dir_ / "a.h5");
+    EXPECT_TRUE(names_in(dir_.string()).empty());
+  }
 }
 
 TEST_F(ReplacementTest, WhatToDoFollowsFromWhatIsRefused) {

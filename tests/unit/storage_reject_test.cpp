@@ -114,6 +114,25 @@ TEST_F(StorageReject, FilesOfSeveralWeightVersions) {
   EXPECT_TRUE(has(refused(""), {"model-b.safetensors", "version 5", "no weight version"}));
 }
 
+TEST_F(StorageReject, FilesOfSeveralConversions) {
+  const auto put = [&](const std::string& name, std::string_view metadata) {
+    put_file(dir_ / name, safetensors_bytes(fmt::format(R"({{"__metadata__":{{{}}}}})", metadata), 0));
+  };
+  put("model-a.safetensors", R"("weightcast.conversion":"1")");
+  put("model-b.safetensors", R"("weightcast.conversion":"1")");
+  EXPECT_EQ(read_checkpoint(dir_.string()).conversion, "1");
+  for (const char* other : {R"("weightcast.conversion":"2")", R"("format":"pt")",
+                            R"("weightcast.conversion":1)", R"("weightcast.conversion":"")"}) {
+    put("model-b.safetensors", other);
+    EXPECT_TRUE(has(refused(""), {"model-a.safetensors", "model-b.safetensors", "different conversions",
+                                  "write the checkpoint again"}))
+        << other;
+  }
+  put("model-a.safetensors", R"("format":"pt")");
+  put("model-b.safetensors", R"("weightcast.conversion":"1")");
+  EXPECT_TRUE(has(refused(""), {"different conversions"}));
+}
+
 TEST_F(StorageReject, AFolderThatIsBeingReplaced) {
   const auto put = [&](const std::string& name) { put_file(dir_ / name, safetensors_bytes("{}", 0)); };
   put("model-00001-of-00002.safetensors");
@@ -123,6 +142,8 @@ TEST_F(StorageReject, AFolderThatIsBeingReplaced) {
   put(".model-00002-of-00002.safetensors.0123456789abcdef.partial");
   read_checkpoint(dir_.string());
   put(".model-00001-of-00002.safetensors.0123456789abcdee.old");
+  read_checkpoint(dir_.string());  // of another replacement, which has ended
+  put(".model-00001-of-00002.safetensors.0123456789abcdef.old");
   EXPECT_TRUE(
       has(refused(""), {dir_.string(), "files of two checkpoints", "run the job that writes it again"}));
   fs::remove(dir_ / ".model-00002-of-00002.safetensors.0123456789abcdef.partial");

@@ -91,6 +91,7 @@ TEST(Storage, WeightVersionIsInEverySafetensorsFile) {
       const Checkpoint checkpoint = read_checkpoint(dir.string());
       EXPECT_EQ(checkpoint.files.size(), max_file_bytes == 40 ? 2U : 1U);
       EXPECT_EQ(checkpoint.weight_version, version);
+      EXPECT_FALSE(checkpoint.conversion.empty());
       for (const auto& [file, identity, hash] : checkpoint.files) {
         EXPECT_EQ(read_checkpoint(file).weight_version, version) << file;
         const std::string bytes = get_file(file);
@@ -98,7 +99,8 @@ TEST(Storage, WeightVersionIsInEverySafetensorsFile) {
         std::memcpy(&length, bytes.data(), sizeof length);
         const auto header = nlohmann::json::parse(bytes.substr(sizeof length, length));
         const nlohmann::json expected{{"format", "pt"},
-                                      {"weightcast.weight_version", std::to_string(version)}};
+                                      {"weightcast.weight_version", std::to_string(version)},
+                                      {"weightcast.conversion", checkpoint.conversion}};
         EXPECT_EQ(header.at("__metadata__"), expected) << file;
       }
     }
