@@ -75,7 +75,7 @@ void copy_as_it_is(const Options& options) {
     specs.push_back({tensor.name, tensor.dtype, tensor.shape});
   }
   write_checkpoint(
-      options, version_of(options, checkpoint), load_config(options)->text(), specs,
+      options, version_of(options, checkpoint), load_config(options)->text(), specs, origin_of(checkpoint),
       [&](std::size_t i, const Box& box, std::span<std::byte> to) {
         reader.read(checkpoint.tensors[i], box, to);
       },
@@ -94,6 +94,7 @@ void write_canonical(const Options& options) {
   const BoundReader source(catalog, checkpoint, model.bindings.front());
   write_checkpoint(
       options, version_of(options, checkpoint), model.config->text(), specs_of(catalog),
+      origin_of(checkpoint),
       [&](std::size_t i, const Box& box, std::span<std::byte> to) {
         source.read(static_cast<std::uint32_t>(i), box, to.data());
       },

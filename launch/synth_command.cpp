@@ -10,7 +10,7 @@ void run_synth(const Options& options) {
   const std::unique_ptr<Family> family = make_family(*config);
   const Catalog& catalog = family->catalog();
   write_checkpoint(
-      options, options.weight_version, config->text(), specs_of(catalog),
+      options, options.weight_version, config->text(), specs_of(catalog), 0,
       [&](std::size_t i, const Box& box, std::span<std::byte> to) {
         const Tensor& tensor = catalog.tensors()[i];
         fill_synthetic(tensor, options.weight_version, box.row * tensor.shape.cols() + box.col, to);

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "core/error.hpp"
+#include "core/hash.hpp"
 #include "core/units.hpp"
 #include "report/log.hpp"
 #include "session/output_claim.hpp"
@@ -47,20 +48,35 @@ bool is_checkpoint_file(std::string_view name) {
 
 std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std::int64_t weight_version,
                                                     const std::string& config_text,
-                                                    const std::vector<DatasetSpec>& tensors) {
+                                                    const std::vector<DatasetSpec>& tensors,
+                                                    std::uint64_t origin) {
   if (is_hdf5(options.output)) {
     return create_hdf5(
         options.output,
         {{"kind", std::string("checkpoint")}, {"weight_version", weight_version}, {"config", config_text}},
         tensors);
   }
-  return create_safetensors(options.output, config_text, tensors, options.max_file_size, weight_version);
+  Hasher conversion;
+  conversion.add(origin).add(config_text).add(weight_version);
+  return create_safetensors(options.output, config_text, tensors, options.max_file_size, weight_version,
+                            fmt::format("{:016x}", conversion.digest()));
 }
 
 }  // namespace
 
 std::int64_t version_of(const Options& options, const Checkpoint& checkpoint) {
   return options.has_weight_version ? options.weight_version : checkpoint.weight_version.value_or(0);
+}
+
+std::uint64_t origin_of(const Checkpoint& checkpoint) {
+  Hasher hasher;
+  for (const CheckpointFile& file : checkpoint.files) {
+    hasher.add(file.header_hash)
+        .add(file.identity.inode)
+        .add(file.identity.size)
+        .add(file.identity.modified_ns);
+  }
+  return hasher.digest();
 }
 
 std::vector<DatasetSpec> specs_of(const Catalog& catalog) {
@@ -71,7 +87,7 @@ std::vector<DatasetSpec> specs_of(const Catalog& catalog) {
 }
 
 void write_checkpoint(const Options& options, std::int64_t weight_version, const std::string& config_text,
-                      const std::vector<DatasetSpec>& tensors, const ReadBox& read,
+                      const std::vector<DatasetSpec>& tensors, std::uint64_t origin, const ReadBox& read,
                       const std::function<void()>& confirm) {
   watch_signals();
   const std::int64_t total =
@@ -83,7 +99,7 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
                           "--output " + options.output, options.command,
                           hdf5 ? LeftOvers(options.output) : LeftOvers(options.output, &is_checkpoint_file));
   claim.clear();
-  const auto writer = create_checkpoint(options, weight_version, config_text, tensors);
+  const auto writer = create_checkpoint(options, weight_version, config_text, tensors, origin);
   Progress progress(options.progress, true);
   progress.begin(weight_version, total);
   for (std::size_t i = 0; i < tensors.size(); ++i) {

@@ -29,12 +29,15 @@ std::vector<DatasetSpec> specs_of(const Catalog& catalog);
 using ReadBox = std::function<void(std::size_t i, const Box& box, std::span<std::byte> to)>;
 
 /// Writes the checkpoint that `--output` describes (HDF5 when its name ends in .h5 or .hdf5, else a Hugging
-/// Face directory), whole or not at all, and says so. `confirm` is called after the last `read` and may throw
-/// when what was read must not be used. Throws UsageError for an output that it must not be, StoppedError
-/// after a signal.
+/// Face directory), whole or not at all, and says so. `origin` is a hash of what the values come from: files
+/// of one origin belong together. `confirm` is called after the last `read` and may throw when what was read
+/// must not be used. Throws UsageError for an output that it must not be, StoppedError after a signal.
 void write_checkpoint(const Options& options, std::int64_t weight_version, const std::string& config_text,
-                      const std::vector<DatasetSpec>& tensors, const ReadBox& read,
+                      const std::vector<DatasetSpec>& tensors, std::uint64_t origin, const ReadBox& read,
                       const std::function<void()>& confirm);
+
+/// A hash of the files of a checkpoint as they are.
+std::uint64_t origin_of(const Checkpoint& checkpoint);
 
 /// Writes a matrix of `shape` to dataset number `index`, from `offset` bytes on, in pieces: `read` is given a
 /// box of it and where its bytes belong. Throws StoppedError after a signal, when signals are watched.

@@ -241,20 +241,17 @@ bool is_model_file(std::string_view name) {
                             [](char a, char b) { return b == '0' ? a >= '0' && a <= '9' : a == b; });
 }
 
-std::unique_ptr<TensorFileWriter> create_safetensors(const std::string& directory,
-                                                     const std::string& config_text,
-                                                     const std::vector<DatasetSpec>& datasets,
-                                                     std::int64_t max_file_bytes,
-                                                     std::optional<std::int64_t> weight_version) {
+std::unique_ptr<TensorFileWriter> create_safetensors(
+    const std::string& directory, const std::string& config_text, const std::vector<DatasetSpec>& datasets,
+    std::int64_t max_file_bytes, std::optional<std::int64_t> weight_version, const std::string& conversion) {
   if (max_file_bytes <= 0) {
     throw InternalError(
         fmt::format("{}: safetensors files of {} bytes asked for", directory, max_file_bytes));
   }
-  const std::string id = fresh_id();
-  Attributes attributes{{kConversionAttribute, id}};
+  Attributes attributes{{kConversionAttribute, conversion}};
   if (weight_version) attributes[kVersionAttribute] = *weight_version;
   return std::make_unique<SafetensorsWriter>(directory, config_text, datasets, max_file_bytes, attributes,
-                                             id);
+                                             fresh_id());
 }
 
 std::unique_ptr<TensorFileWriter> create_safetensors_file(const std::string& path,

@@ -62,12 +62,13 @@ std::unique_ptr<TensorFileWriter> create_hdf5(const std::string& path, const Att
 /// A Hugging Face directory: `model.safetensors`, or several `model-0000i-of-0000n.safetensors` of at most
 /// `max_file_bytes` of data (one tensor is never split) with `model.safetensors.index.json`, and
 /// `config.json` unless `config_text` is empty. Every data file says in `__metadata__` the weight version, if
-/// there is one, and an id that all files of this checkpoint have. The commit removes model files of an
-/// earlier checkpoint in that folder that would be read beside the new ones. Missing folders are made. Errors
-/// as with HDF5.
+/// there is one, and `conversion`, which tells the files of this checkpoint from those of another. The commit
+/// removes model files of an earlier checkpoint in that folder that would be read beside the new ones.
+/// Missing folders are made. Errors as with HDF5.
 std::unique_ptr<TensorFileWriter> create_safetensors(
     const std::string& directory, const std::string& config_text, const std::vector<DatasetSpec>& datasets,
-    std::int64_t max_file_bytes, std::optional<std::int64_t> weight_version = std::nullopt);
+    std::int64_t max_file_bytes, std::optional<std::int64_t> weight_version = std::nullopt,
+    const std::string& conversion = fresh_id());
 
 /// One safetensors file with the attributes as texts in its `__metadata__`. Errors as with HDF5.
 std::unique_ptr<TensorFileWriter> create_safetensors_file(const std::string& path,

@@ -49,12 +49,8 @@ TEST_F(Copies, SynthIsDeterministic) {
   EXPECT_TRUE(done(run_plain(words + Words{dir_ / "a"})));
   EXPECT_TRUE(done(run_plain(words + Words{dir_ / "b"})));
   EXPECT_TRUE(done(run_plain(words + Words{dir_ / "c", "--weight-version", "1"})));
-  EXPECT_EQ(get_file(dir_ / "a/config.json"), get_file(dir_ / "b/config.json"));
+  EXPECT_EQ(folder_contents(dir_ / "a"), folder_contents(dir_ / "b"));
   const auto first = SafetensorsFile::read(dir_ / "a/model.safetensors");
-  const auto again = SafetensorsFile::read(dir_ / "b/model.safetensors");
-  ASSERT_EQ(again.tensors.size(), first.tensors.size());
-  for (const auto& [name, tensor] : first.tensors)
-    EXPECT_TRUE(again.tensors.at(name).data == tensor.data) << name;
   const auto other = SafetensorsFile::read(dir_ / "c/model.safetensors");
   for (const auto& [name, tensor] : first.tensors)
     EXPECT_NE(other.tensors.at(name).data, tensor.data) << name;
