@@ -27,7 +27,7 @@ std::uint64_t digest_of(const CheckpointReader& reader, const StoredTensor& tens
   const std::uint64_t key = hash_text(tensor.name);
   std::uint64_t digest = 0;
   for_each_box(tensor.shape, element, [&](const Box& box) {
-    stop_if_signalled("the list was not printed");
+    require_no_signal("the list was not printed");
     reader.read(tensor, box, std::span(piece).first(static_cast<std::size_t>(box.area() * element)));
     digest += digest_box(piece.data(), box.cols * element, box, element, key);
   });

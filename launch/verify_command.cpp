@@ -204,7 +204,7 @@ class ShardVerifier {
     const std::int64_t element = dtype_bytes(parameter.dtype);
     const Box box = part.form.of(part.box);
     for_each_box({box.rows, box.cols}, bytes_read(part, element), [&](const Box& inner) {
-      stop_if_signalled(kNotCompared);
+      require_no_signal(kNotCompared);
       const Box piece{box.row + inner.row, inner.rows, box.col + inner.col, inner.cols};
       const auto bytes = static_cast<std::size_t>(piece.area() * element);
       source_.read(part, piece, element, piece_.data());
@@ -248,7 +248,7 @@ class ShardVerifier {
     const std::int64_t first = padding.offset / row_bytes;
     const std::int64_t rows = (end + row_bytes - 1) / row_bytes - first;
     for_each_box({rows, cols}, element, [&](const Box& inner) {
-      stop_if_signalled(kNotCompared);
+      require_no_signal(kNotCompared);
       const auto bytes = std::span(stored_piece_).first(static_cast<std::size_t>(inner.area() * element));
       reader_.read(stored, {first + inner.row, inner.rows, inner.col, inner.cols}, bytes);
       const std::int64_t width = inner.cols * element;
@@ -276,7 +276,7 @@ class ShardVerifier {
     const std::byte* const matrix =
         read_matrix(stored, part.offset, part.layout, box.rows, box.cols * element);
     for_each_box({box.rows, box.cols}, bytes_read(part, element), [&](const Box& inner) {
-      stop_if_signalled(kNotCompared);
+      require_no_signal(kNotCompared);
       const Box piece{box.row + inner.row, inner.rows, box.col + inner.col, inner.cols};
       source_.read(part, piece, element, piece_.data());
       Move gather{0, 0, 0, inner.rows, inner.cols * element, 0, MoveOp::kCopy};

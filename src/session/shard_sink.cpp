@@ -51,7 +51,7 @@ Attributes shard_attributes(const Topology& topology, std::int64_t inference_ran
   return attributes;
 }
 
-void stop_if_signalled(const std::string& where) {
+void require_no_hard_stop(const std::string& where) {
   const int signal = hard_stop_signal();
   if (signal != 0) throw StoppedError(fmt::format("stopped by {} {}", signal_name(signal), where));
 }
@@ -144,7 +144,7 @@ void ShardSink::write(std::int64_t version) {
   const std::string update = control_.broadcast(fresh_id());
   std::unique_ptr<TensorFileWriter> writer;
   const auto stop_if_asked = [] {
-    stop_if_signalled("before the shard files were renamed; the previous version is untouched");
+    require_no_hard_stop("before the shard files were renamed; the previous version is untouched");
   };
   // A signal ends what follows by agreement, so that no partial file stays behind and a rank that has voted
   // renames, whatever comes.
@@ -195,7 +195,7 @@ void ShardSink::write(std::int64_t version) {
       remove_shards_from(session_.plan().topology.engine.ranks(), directory);
     }
     if (place.left_overs) place.left_overs->clear_old();
-    stop_if_signalled("after the shard files were renamed; " + in_place);
+    require_no_hard_stop("after the shard files were renamed; " + in_place);
   });
 }
 

@@ -43,7 +43,7 @@ int hard_stop_signal() {
   return hard_stop;
 }
 
-void stop_if_signalled(const char* what) {
+void require_no_signal(const char* what) {
   const int signal = std::max(soft_stop_signal(), hard_stop_signal());
   if (signal != 0) throw StoppedError(fmt::format("stopped by {}; {}", signal_name(signal), what));
 }

@@ -14,7 +14,7 @@ int hard_stop_signal();
 
 /// For commands that no Control watches: throws StoppedError when any of the signals has come. `what` is what
 /// that means, for the line: `nothing was changed`.
-void stop_if_signalled(const char* what);
+void require_no_signal(const char* what);
 
 /// `SIGUSR1`
 const char* signal_name(int signal);
