@@ -88,7 +88,8 @@ std::string Control::phase() const {
 }
 
 std::string_view Control::left() const {
-  return in_place_.empty() ? "the previous version is untouched" : in_place_;
+  constexpr std::string_view kNothingNew = "the previous version is untouched";
+  return in_place_.empty() ? kNothingNew : std::string_view(in_place_);
 }
 
 void Control::require_same(std::uint64_t hash, const Error& otherwise) {

@@ -257,8 +257,8 @@ std::unique_ptr<TensorFileWriter> create_safetensors(
 std::unique_ptr<TensorFileWriter> create_safetensors_file(const std::string& path,
                                                           const Attributes& attributes,
                                                           const std::vector<DatasetSpec>& datasets,
-                                                          std::string id) {
-  return std::make_unique<SafetensorsWriter>(fs::path(path), datasets, attributes, std::move(id));
+                                                          const std::string& id) {
+  return std::make_unique<SafetensorsWriter>(fs::path(path), datasets, attributes, id);
 }
 
 }  // namespace weightcast

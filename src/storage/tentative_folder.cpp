@@ -38,7 +38,7 @@ TentativeFolder::TentativeFolder(const std::string& path)
   if (error) throw IoError(fmt::format("cannot make the folder {}: {}", path_, error.message()));
 }
 
-TentativeFolder::TentativeFolder(std::string path, int levels) : path_(plain(path)), levels_(levels) {
+TentativeFolder::TentativeFolder(const std::string& path, int levels) : path_(plain(path)), levels_(levels) {
   note_unfinished(this, UnfinishedFolder{path_, levels_});
 }
 

@@ -12,7 +12,7 @@ class TentativeFolder {
   explicit TentativeFolder(const std::string& path);
 
   /// For one that another process has made: whichever ends last removes it.
-  TentativeFolder(std::string path, int levels);
+  TentativeFolder(const std::string& path, int levels);
 
   ~TentativeFolder();
   TentativeFolder(const TentativeFolder&) = delete;

@@ -74,7 +74,7 @@ std::unique_ptr<TensorFileWriter> create_safetensors(
 std::unique_ptr<TensorFileWriter> create_safetensors_file(const std::string& path,
                                                           const Attributes& attributes,
                                                           const std::vector<DatasetSpec>& datasets,
-                                                          std::string id = fresh_id());
+                                                          const std::string& id = fresh_id());
 
 /// Whether `create_safetensors` gives that name to one of its files of tensors or to their index.
 bool is_model_file(std::string_view name);
