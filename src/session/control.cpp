@@ -16,6 +16,7 @@
 #include "session/farewell.hpp"
 #include "session/signals.hpp"
 #include "sys/backoff.hpp"
+#include "sys/host.hpp"
 
 namespace weightcast {
 
@@ -43,11 +44,6 @@ constexpr auto kHookGrace = 5s;
 // The longest line that a failing rank reports: names in it may be as long as a file likes.
 constexpr std::size_t kLongestLine = 64 << 10;
 
-std::string host_name() {
-  std::array<char, 256> name{};
-  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown host";
-}
-
 bool names_its_culprit(ExitCode code) {
   return code == ExitCode::kUsage || code == ExitCode::kBadInput;
 }
@@ -59,7 +55,7 @@ Control::Control(MPI_Comm world, std::chrono::seconds timeout, Watchdog& watchdo
       failures_(Communicator::duplicate(world)),
       rank_(comm_.rank()),
       size_(comm_.size()),
-      host_(host_name()),
+      host_(this_host()),
       timeout_(timeout),
       watchdog_(watchdog),
       piece_(piece) {

@@ -24,6 +24,7 @@
 #include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
 #include "storage/unfinished.hpp"
+#include "sys/host.hpp"
 
 namespace weightcast {
 
@@ -39,10 +40,8 @@ using FileNumber = std::pair<dev_t, ino_t>;
 
 /// Who this process is.
 std::string own_line(const std::string& command) {
-  std::array<char, 256> host{"unknown"};
-  ::gethostname(host.data(), host.size() - 1);
   return fmt::format("{}{} on host {}, process {}, since {:%Y-%m-%d %H:%M:%S} UTC\n", kBegin, command,
-                     host.data(), ::getpid(), fmt::gmtime(std::time(nullptr)));
+                     this_host(), ::getpid(), fmt::gmtime(std::time(nullptr)));
 }
 
 /// Whether the files of a folder may be locked by users who can neither write nor remove them.
