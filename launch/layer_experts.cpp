@@ -3,14 +3,16 @@
 #include <fmt/format.h>
 
 #include "core/error.hpp"
-#include "model/layouts/moe_layout.hpp"
+#include "model/blocks/tensor_lists.hpp"
 #include "model/linears.hpp"
 
 namespace weightcast {
 
 namespace {
 
-constexpr const char* kPrefix = "model.layers.0.mlp.experts";
+Site layer_0() {
+  return {0, "model.layers.0.mlp.experts", "model.layers.0.mlp.experts", ""};
+}
 
 }  // namespace
 
@@ -35,28 +37,17 @@ ExpertSizes expert_sizes(const ModelConfig& config) {
   return sizes;
 }
 
-LayerExperts::LayerExperts(const ExpertSizes& sizes) : sizes_(sizes) {
-  for (std::int64_t expert = 0; expert < sizes.experts; ++expert) {
-    const auto add = [&](const char* matrix, std::int64_t out, std::int64_t in) {
-      return catalog_.add(fmt::format("{}.{}.{}.weight", kPrefix, expert, matrix), sizes.dtype, {out, in});
-    };
-    ExpertTensors tensors;
-    tensors.gate = add("gate_proj", sizes.inner, sizes.hidden);
-    tensors.up = add("up_proj", sizes.inner, sizes.hidden);
-    tensors.down = add("down_proj", sizes.hidden, sizes.inner);
-    slots_.push_back(tensors);
-  }
+LayerExperts::LayerExperts(const ExpertSizes& sizes) : experts_({"", "", ""}, sizes) {
+  CatalogList list(catalog_, sizes.dtype, nullptr);
+  list.set_layer(0);
+  experts_.list(layer_0(), list);
 }
 
-std::vector<Parameter> LayerExperts::parameters(const EngineLayout& layout,
-                                                const EngineRank& /*rank*/) const {
+std::vector<Parameter> LayerExperts::parameters(const EngineLayout& layout, const EngineRank& rank) const {
   const Linears linears(catalog_, layout, std::nullopt);
-  const Quantization* const quantization = linears.quantization({&slots_.front().gate, 1});
-  const MoeLayout& moe_layout = find_moe_layout(layout.moe_layout);
-  moe_layout.require({sizes_.inner, 1, sizes_.hidden, sizes_.dtype,
-                      quantization ? std::optional(quantization->quantizer()) : std::nullopt});
+  const TensorParallel whole(catalog_, 1, 0);
   std::vector<Parameter> parameters;
-  moe_layout.add_parameters(catalog_, {kPrefix, slots_, 1, 0, quantization, layout.activations}, parameters);
+  experts_.add_parameters(layer_0(), {catalog_, layout, rank, linears, whole, whole}, parameters);
   return parameters;
 }
 

@@ -58,6 +58,7 @@ Topology topology_of(const Options& options) {
     topology.engine = parse_engine_layout(options.inference, options.moe_layout);
   }
   topology.engine.moe_layout = find_moe_layout(options.moe_layout).name();
+  topology.engine.stage_layers = options.inference_stage_layers;
   topology.engine.activations = parse_activation_scales(options.activation_scales);
   if (!options.quantize.empty()) topology.engine.quantizer = parse_quantizer(options.quantize);
   const auto& quantizer = topology.engine.quantizer;
@@ -121,9 +122,8 @@ std::string role_of(const Topology& topology, std::int64_t rank) {
   }
   if (const auto inference = topology.inference_rank(rank)) {
     const EngineRank place = engine_rank(topology.engine, *inference);
-    role +=
-        fmt::format("{}inference {} (replica {} pp {} tp {} ep {})", role.empty() ? "" : " + ", *inference,
-                    place.replica, place.pp, place.tp, place.tp / topology.engine.expert_tp());
+    role += fmt::format("{}inference {} (replica {} pp {} tp {} ep {})", role.empty() ? "" : " + ",
+                        *inference, place.replica, place.pp, place.tp, place.ep);
   }
   return role;
 }

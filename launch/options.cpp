@@ -8,7 +8,6 @@
 #include <array>
 #include <boost/program_options.hpp>
 #include <cctype>
-#include <charconv>
 #include <cmath>
 #include <initializer_list>
 #include <limits>
@@ -20,6 +19,7 @@
 #include "core/units.hpp"
 #include "launch/options_text.hpp"
 #include "launch/version.hpp"
+#include "model/layer_counts.hpp"
 #include "plan/plan.hpp"
 #include "report/log.hpp"
 
@@ -81,7 +81,7 @@ struct OptionInfo {
   unsigned commands;
 };
 
-constexpr std::array<OptionInfo, 46> kOptions{{
+constexpr std::array<OptionInfo, 47> kOptions{{
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors "
@@ -108,6 +108,8 @@ constexpr std::array<OptionInfo, 46> kOptions{{
      "--trainers (convert and verify take the trainers' side of it)",
      kTrainers},
     {"inference-alloc", "ALLOC", "the inference side alone: sglang:d4p1t4 or vllm:d4p1t4; e cuts experts",
+     kJobs | kPlan},
+    {"inference-stage-layers", "N,N,...", "layers of each of the engine's stages (default: all equal)",
      kJobs | kPlan},
     {"trainer-alloc", "ALLOC", "the trainers' side alone: 'megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)'",
      kTrainers},
@@ -393,27 +395,9 @@ class Values {
 };
 
 /// `2,1,1`; empty without the option.
-std::vector<std::int64_t> layer_counts(const Values& values) {
-  std::vector<std::int64_t> counts;
-  if (!values.has("stage-layers")) return counts;
-  const std::string text = values.text("stage-layers", "");
-  const char* at = text.data();
-  const char* const last = at + text.size();
-  for (bool more = true; more;) {
-    constexpr std::int64_t kMost = 100'000;
-    std::int64_t count = 0;
-    const auto [end, status] = std::from_chars(at, last, count);
-    more = end != last && *end == ',';
-    if (status != std::errc() || count < 0 || count > kMost || (!more && end != last)) {
-      throw UsageError(
-          fmt::format("{} {}: cannot read '{}'; write the number of layers of every stage, for "
-                      "example 12,14,14,12",
-                      values.label("stage-layers"), text, std::string(at, last)));
-    }
-    counts.push_back(count);
-    at = end + 1;
-  }
-  return counts;
+std::vector<std::int64_t> layer_counts(const Values& values, const char* option) {
+  if (!values.has(option)) return {};
+  return parse_layer_counts(values.label(option), values.text(option, ""));
 }
 
 std::optional<Options::Named> named(const Values& values, const char* option) {
@@ -498,7 +482,8 @@ Options take(const Values& values, std::string command, const po::variables_map&
   options.trainer_alloc = named(values, "trainer-alloc");
   options.trainer_order = values.choice("trainer-order", {"tp-dp-pp", "tp-pp-dp"});
   options.trainer_names = values.choice("trainer-names", {"local", "global"});
-  options.stage_layers = layer_counts(values);
+  options.stage_layers = layer_counts(values, "stage-layers");
+  options.inference_stage_layers = layer_counts(values, "inference-stage-layers");
   for (const char* option : {"stage-layers", "trainer-order", "trainer-names"}) {
     if (!values.has(option) || values.has("alloc") || values.has("trainer-alloc")) continue;
     throw UsageError(
@@ -591,8 +576,11 @@ std::uint64_t hash_options(const Options& options) {
   hasher.add(options.layers.value_or(0)).add(options.trainers).add(options.colocate).add(options.bucket_size);
   hasher.add(options.buffers).add(options.weight_version).add(options.has_weight_version);
   hasher.add(options.no_verify).add(options.timeout).add(options.iterations).add(options.min_achieved);
-  hasher.add(options.external_data).add(options.blocks).add(options.layouts).add(options.stage_layers.size());
-  for (const std::int64_t layers : options.stage_layers) hasher.add(layers);
+  hasher.add(options.external_data).add(options.blocks).add(options.layouts);
+  for (const auto* counts : {&options.stage_layers, &options.inference_stage_layers}) {
+    hasher.add(counts->size());
+    for (const std::int64_t layers : *counts) hasher.add(layers);
+  }
   return hasher.digest();
 }
 

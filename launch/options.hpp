@@ -33,6 +33,7 @@ struct Options {
   std::optional<Named> inference_alloc;
   std::string trainer_order;
   std::vector<std::int64_t> stage_layers;
+  std::vector<std::int64_t> inference_stage_layers;
   std::string trainer_names;
   std::string moe_layout = "triton";  ///< empty with `layouts`: all of them
   std::string quantize;

@@ -14,6 +14,7 @@
 #include "launch/model.hpp"
 #include "launch/plane_reader.hpp"
 #include "launch/tensor_copy.hpp"
+#include "model/layer_counts.hpp"
 #include "model/stored_quantization.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
@@ -85,7 +86,7 @@ void require_own_place(const EngineLayout& layout, const Shard& shard) {
   const EngineRank place = engine_rank(layout, rank);
   if (fs::path(shard.path).filename() != shard_name(rank) || shard.integer("replica") != place.replica ||
       shard.integer("pp_rank") != place.pp || shard.integer("tp_rank") != place.tp ||
-      shard.integer("ep_rank") != place.tp / layout.expert_tp()) {
+      shard.integer("ep_rank") != place.ep) {
     throw InputError(
         fmt::format("{}: its attributes say rank {} (replica {}, pp {}, tp {}, ep {}), which its name or "
                     "the layout contradicts; was it renamed?",
@@ -107,7 +108,7 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
                                      shard.integer(name)));
       }
     }
-    for (const char* name : {"quantizer", "activation_scales"}) {
+    for (const char* name : {"quantizer", "activation_scales", "stage_layers", "expert_placement"}) {
       if (shard.optional_text(name) != first.optional_text(name)) {
         throw InputError(fmt::format("{}: mixed shards: {} '{}' and '{}'", directory, name,
                                      first.optional_text(name), shard.optional_text(name)));
@@ -135,6 +136,18 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
       layout.activations = parse_activation_scales(first.text("activation_scales"));
     } catch (const UsageError& error) {
       throw InputError(fmt::format("{}: attributes of its quantiser: {}", first.path, error.what()));
+    }
+  }
+  if (const std::string placement = first.optional_text("expert_placement");
+      !placement.empty() && placement != layout.experts.fingerprint()) {
+    throw InputError(
+        fmt::format("{}: its experts were placed by map {}, which is not known here", first.path, placement));
+  }
+  if (const std::string stages = first.optional_text("stage_layers"); !stages.empty()) {
+    try {
+      layout.stage_layers = parse_layer_counts("attribute stage_layers", stages);
+    } catch (const UsageError& error) {
+      throw InputError(fmt::format("{}: {}", first.path, error.what()));
     }
   }
   // As large as options may name them: products of the three stay numbers.

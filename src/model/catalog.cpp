@@ -28,6 +28,12 @@ std::uint32_t Catalog::add(std::string name, DType dtype, Shape shape) {
   return index;
 }
 
+void Catalog::set_place(std::uint32_t index, std::int64_t layer, std::int64_t expert) {
+  Tensor& tensor = tensors_.at(index);
+  tensor.layer = layer;
+  tensor.expert = expert;
+}
+
 std::optional<std::uint32_t> Catalog::find(std::string_view name) const {
   const auto found = index_.find(name);
   if (found == index_.end()) return std::nullopt;

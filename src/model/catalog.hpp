@@ -12,11 +12,16 @@
 
 namespace weightcast {
 
-/// A canonical weight: its Hugging Face name, global shape and dtype.
+/// A canonical weight: its Hugging Face name, global shape and dtype, and of which layer and which of its
+/// routed experts it is.
 struct Tensor {
+  static constexpr std::int64_t kNone = -1;
+
   std::string name;
   DType dtype = DType::kBF16;
   Shape shape;
+  std::int64_t layer = kNone;   ///< none for embedding, head, …
+  std::int64_t expert = kNone;  ///< none for what all tokens pass
 
   std::int64_t bytes() const { return shape.elements() * dtype_bytes(dtype); }
 };
@@ -30,6 +35,9 @@ class Catalog {
  public:
   /// Appends a tensor; throws InternalError when the name is there already.
   std::uint32_t add(std::string name, DType dtype, Shape shape);
+
+  /// Says of a tensor of which layer and expert it is.
+  void set_place(std::uint32_t index, std::int64_t layer, std::int64_t expert);
 
   const std::vector<Tensor>& tensors() const { return tensors_; }
   const Tensor& operator[](std::uint32_t index) const { return tensors_[index]; }

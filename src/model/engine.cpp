@@ -1,10 +1,12 @@
 #include "model/engine.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "core/error.hpp"
@@ -13,7 +15,39 @@
 namespace weightcast {
 
 EngineRank engine_rank(const EngineLayout& layout, std::int64_t rank) {
-  return {rank / layout.replica_ranks(), rank % layout.replica_ranks() / layout.tp, rank % layout.tp};
+  const std::int64_t tp = rank % layout.tp;
+  return {rank / layout.replica_ranks(),
+          rank % layout.replica_ranks() / layout.tp,
+          tp,
+          tp,
+          tp / layout.expert_tp(),
+          tp % layout.expert_tp()};
+}
+
+EngineStage engine_stage(const EngineLayout& layout, std::int64_t pp, std::int64_t layers,
+                         const std::string& model) {
+  const std::vector<std::int64_t>& stages = layout.stage_layers;
+  if (stages.empty()) {
+    if (layers % layout.pp != 0) {
+      throw UsageError(fmt::format(
+          "{}: pp={} does not divide the layers of {} ({}); choose a divisor, or give the layers of each "
+          "stage with --inference-stage-layers",
+          layout.option, layout.pp, model, layers));
+    }
+    return {pp * (layers / layout.pp), layers / layout.pp};
+  }
+  const std::string given = fmt::format("--inference-stage-layers {}", fmt::join(stages, ","));
+  if (static_cast<std::int64_t>(stages.size()) != layout.pp) {
+    throw UsageError(
+        fmt::format("{}: {} entries for pp={} stages; give one for each", given, stages.size(), layout.pp));
+  }
+  const std::int64_t sum = std::accumulate(stages.begin(), stages.end(), std::int64_t{0});
+  if (sum != layers) {
+    throw UsageError(
+        fmt::format("{}: the stages add up to {} layers but {} has {}", given, sum, model, layers));
+  }
+  return {std::accumulate(stages.begin(), stages.begin() + pp, std::int64_t{0}),
+          stages.at(static_cast<std::size_t>(pp))};
 }
 
 EngineLayout parse_engine_layout(std::string_view text, std::string_view moe_layout) {

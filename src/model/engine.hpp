@@ -4,8 +4,10 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "core/quantizer.hpp"
+#include "model/expert_placement.hpp"
 
 namespace weightcast {
 
@@ -30,6 +32,8 @@ struct EngineLayout {
   std::int64_t ep = 1;
   std::int64_t pp = 1;
   std::int64_t replicas = 1;
+  std::vector<std::int64_t> stage_layers = {};  ///< of each stage; empty: all equal
+  ExpertPlacement experts = {};
   std::string moe_layout = "triton";
   std::optional<Quantizer> quantizer = {};  ///< of linear layers and experts; none: as in the model
   ActivationScales activations = {};        ///< in what kernels multiply results with
@@ -41,15 +45,31 @@ struct EngineLayout {
   std::int64_t ranks() const { return replicas * replica_ranks(); }
 };
 
-/// Where a rank stands in its replica; `tp rank = ep rank × (tp/ep) + rank inside the expert`.
+/// Where a rank stands: its replica, its stage, and its places among the ranks of the stage that cut MLPs,
+/// attention heads, the list of experts, and the inner size of each expert.
 struct EngineRank {
   std::int64_t replica = 0;
   std::int64_t pp = 0;
   std::int64_t tp = 0;
+  std::int64_t attention_tp = 0;
+  std::int64_t ep = 0;
+  std::int64_t expert_tp = 0;
 };
 
-/// The place of inference rank `rank`: replica-major, then pp, then tp.
+/// The place of inference rank `rank`: replica-major, then pp, then tp, and in that ep before the rank inside
+/// the expert.
 EngineRank engine_rank(const EngineLayout& layout, std::int64_t rank);
+
+/// Consecutive layers.
+struct EngineStage {
+  std::int64_t first = 0;
+  std::int64_t layers = 0;
+};
+
+/// The layers of stage `pp` of a model with `layers` layers, which `model` names in messages. Throws
+/// UsageError when they cannot be divided evenly, or the layout's own numbers do not add up to them.
+EngineStage engine_stage(const EngineLayout& layout, std::int64_t pp, std::int64_t layers,
+                         const std::string& model);
 
 /// Reads `tp=2,ep=2,pp=1,replicas=1` (absent = 1). Throws UsageError naming the piece that is wrong, among
 /// them an ep that does not divide tp.

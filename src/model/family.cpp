@@ -21,7 +21,9 @@ struct Known {
   std::unique_ptr<Family> (*make)(const ModelConfig&);
 };
 
-constexpr std::array<Known, 2> kFamilies{{
+constexpr std::array<Known, 4> kFamilies{{
+    {"LlamaForCausalLM", "llama", &make_llama},
+    {"Qwen2ForCausalLM", "qwen2", &make_qwen2},
     {"Qwen3ForCausalLM", "qwen3", &make_qwen3},
     {"Qwen3MoeForCausalLM", "qwen3_moe", &make_qwen3_moe},
 }};
@@ -135,12 +137,12 @@ const Known& find_family(const ModelConfig& config) {
   }
   const auto second =
       std::find_if(named.begin(), named.end(), [&](const Known* known) { return known != named.front(); });
-  if (type == nullptr && second != named.end()) {
+  if (config.model_type().empty() && second != named.end()) {
     throw InputError(fmt::format("{}: field 'architectures' names {} and {}; leave one of them",
                                  config.origin(), named.front()->architecture, (*second)->architecture));
   }
-  if (type == nullptr) return *named.front();
-  if (std::find(named.begin(), named.end(), type) != named.end()) return *type;
+  if (config.model_type().empty()) return *named.front();
+  if (type != nullptr && std::find(named.begin(), named.end(), type) != named.end()) return *type;
   throw InputError(
       fmt::format("{}: field 'architectures' names {} but model_type is '{}'; correct the one that is wrong",
                   config.origin(), named.front()->architecture, excerpt(config.model_type())));

@@ -10,8 +10,8 @@
 #include "model/catalog.hpp"
 #include "model/config.hpp"
 #include "model/engine.hpp"
-#include "model/experts.hpp"
 #include "model/parameter.hpp"
+#include "model/stored_form.hpp"
 #include "model/trainer.hpp"
 
 namespace weightcast {

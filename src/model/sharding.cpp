@@ -43,18 +43,18 @@ TensorBox TensorParallel::outer(std::uint32_t tensor, std::int64_t start, std::i
   return {tensor, {start, count, 0, shape.cols()}};
 }
 
-Parameter TensorParallel::replicated(const std::string& tensor) const {
+Parameter TensorParallel::replicated(const std::string& name, const std::string& tensor) const {
   const std::uint32_t index = catalog_.at(tensor);
   const Shape& shape = catalog_[index].shape;
-  return stack(catalog_, tensor, shape, {{index, Box::whole(shape)}});
+  return stack(catalog_, name, shape, {{index, Box::whole(shape)}});
 }
 
-Parameter TensorParallel::row_parallel(const std::string& tensor) const {
+Parameter TensorParallel::row_parallel(const std::string& name, const std::string& tensor) const {
   const std::uint32_t index = catalog_.at(tensor);
   const Shape& shape = catalog_[index].shape;
   require_divides(option_, size_name_, tp_size_, "the columns of " + tensor, shape.cols());
   const std::int64_t cols = shape.cols() / tp_size_;
-  return stack(catalog_, tensor, {shape.rows(), cols}, {{index, {0, shape.rows(), tp_rank_ * cols, cols}}});
+  return stack(catalog_, name, {shape.rows(), cols}, {{index, {0, shape.rows(), tp_rank_ * cols, cols}}});
 }
 
 Parameter TensorParallel::gate_up(const std::string& name, const std::string& gate,
@@ -112,7 +112,8 @@ Parameter TensorParallel::interleaved_qkv(const std::string& name, const std::st
   return stack(catalog_, name, with_outer(catalog_[catalog_.at(q)].shape, rows), boxes);
 }
 
-Parameter TensorParallel::vocabulary(const std::string& tensor, std::int64_t padded) const {
+Parameter TensorParallel::vocabulary(const std::string& name, const std::string& tensor,
+                                     std::int64_t padded) const {
   const std::uint32_t index = catalog_.at(tensor);
   const Shape& shape = catalog_[index].shape;
   const std::int64_t vocabulary = shape.rows();
@@ -121,7 +122,7 @@ Parameter TensorParallel::vocabulary(const std::string& tensor, std::int64_t pad
   const std::int64_t rows = padded / tp_size_;
   const std::int64_t start = std::min(vocabulary, tp_rank_ * rows);
   const std::int64_t count = std::min(vocabulary, (tp_rank_ + 1) * rows) - start;
-  return stack(catalog_, tensor, {rows, shape.cols()}, {outer(index, start, count)});
+  return stack(catalog_, name, {rows, shape.cols()}, {outer(index, start, count)});
 }
 
 }  // namespace weightcast

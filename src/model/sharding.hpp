@@ -18,11 +18,11 @@ class TensorParallel {
   TensorParallel(const Catalog& catalog, std::int64_t tp_size, std::int64_t tp_rank,
                  std::string option = "--inference", std::string size_name = "tp");
 
-  /// The whole tensor under its own name.
-  Parameter replicated(const std::string& tensor) const;
+  /// The whole tensor.
+  Parameter replicated(const std::string& name, const std::string& tensor) const;
 
   /// Columns [t·in/T, (t+1)·in/T) of `o_proj` or `down_proj`.
-  Parameter row_parallel(const std::string& tensor) const;
+  Parameter row_parallel(const std::string& name, const std::string& tensor) const;
 
   /// `[gate slice ; up slice]`, each rows [t·I/T, (t+1)·I/T) of its tensor.
   Parameter gate_up(const std::string& name, const std::string& gate, const std::string& up) const;
@@ -42,9 +42,9 @@ class TensorParallel {
 
   /// Rows [t·Vp/T, (t+1)·Vp/T) of an embedding whose vocabulary is padded with zero rows to `padded` = Vp; by
   /// default to a multiple of 64.
-  Parameter vocabulary(const std::string& tensor, std::int64_t padded = 0) const;
+  Parameter vocabulary(const std::string& name, const std::string& tensor, std::int64_t padded = 0) const;
 
-  const Catalog& catalog() const { return catalog_; }
+  std::int64_t size() const { return tp_size_; }
   const std::string& option() const { return option_; }
 
  private:

@@ -90,8 +90,8 @@ std::vector<TrainerChunk> trainer_chunks(const TrainerLayout& layout, std::int64
 
 /// A tensor as a trainer rank holds it.
 struct TrainerTensor {
-  Parameter held;                        ///< its own name and shape, and where what of the model is in it
-  std::vector<std::string> other_names;  ///< by which other versions of the trainer call it
+  Parameter held;  ///< its own name and shape, and where what of the model is in it
+  std::vector<std::string> other_names = {};  ///< by which other versions of the trainer call it
   /// A copy of what another stage trains (a tied head): it must be equal, and is not sent.
   bool copy = false;
 };

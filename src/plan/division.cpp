@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <map>
 #include <numeric>
 #include <optional>
@@ -107,18 +106,6 @@ void divide_by_rows(const Catalog& catalog, const std::vector<WireForm>& wire,
   }
 }
 
-/// The number of the expert in `….experts.17.down_proj.weight`; nothing for other tensors.
-std::optional<std::int64_t> expert_of(std::string_view name) {
-  constexpr std::string_view kExperts = ".experts.";
-  const std::size_t at = name.find(kExperts);
-  if (at == std::string_view::npos) return std::nullopt;
-  const std::string_view rest = name.substr(at + kExperts.size());
-  std::int64_t number = 0;
-  const auto [end, status] = std::from_chars(rest.data(), rest.data() + rest.size(), number);
-  if (status != std::errc() || end == rest.data() + rest.size() || *end != '.') return std::nullopt;
-  return number;
-}
-
 /// Trainer t of n has experts [t·E/n, (t+1)·E/n) of every layer; the rest is divided by bytes.
 void divide_by_experts(const Catalog& catalog, const std::vector<WireForm>& wire,
                        const std::vector<const Piece*>& pieces, const Trainers& among, std::int64_t experts,
@@ -126,10 +113,11 @@ void divide_by_experts(const Catalog& catalog, const std::vector<WireForm>& wire
   const auto trainers = static_cast<std::int64_t>(division.by_trainer.size());
   std::vector<const Piece*> others;
   for (const Piece* piece : pieces) {
-    if (const auto expert = expert_of(catalog[piece->tensor].name)) {
-      division.give(catalog, static_cast<std::size_t>(*expert * trainers / experts), *piece);
-    } else {
+    const std::int64_t expert = catalog[piece->tensor].expert;
+    if (expert == Tensor::kNone) {
       others.push_back(piece);
+    } else {
+      division.give(catalog, static_cast<std::size_t>(expert * trainers / experts), *piece);
     }
   }
   if (!others.empty()) divide_by_bytes(catalog, wire, others, among, division);
@@ -138,7 +126,7 @@ void divide_by_experts(const Catalog& catalog, const std::vector<WireForm>& wire
 std::int64_t count_experts(const Catalog& catalog) {
   std::int64_t experts = 0;
   for (const Tensor& tensor : catalog.tensors()) {
-    if (const auto expert = expert_of(tensor.name)) experts = std::max(experts, *expert + 1);
+    experts = std::max(experts, tensor.expert + 1);
   }
   return experts;
 }

@@ -48,6 +48,8 @@ std::uint64_t hash_plan(const Plan& plan, const Catalog& catalog) {
       .add(engine.pp)
       .add(engine.replicas)
       .add(std::string_view(engine.moe_layout));
+  for (const std::int64_t layers : engine.stage_layers) hasher.add(layers);
+  hasher.add(engine.experts.epoch).add(std::string_view(engine.experts.fingerprint()));
   hasher.add(plan.limits.bucket_bytes).add(plan.limits.buffers).add(plan.limits.fan_out);
   if (engine.quantizer) {
     hasher.add(engine.quantizer->scheme).add(engine.quantizer->rule).add(plan.limits.quantize_at);

@@ -20,7 +20,10 @@ nlohmann::ordered_json plan_json(const Plan& plan, const Catalog& catalog, bool 
                        {"ep", engine.ep},
                        {"pp", engine.pp},
                        {"replicas", engine.replicas},
-                       {"moe_layout", engine.moe_layout}};
+                       {"moe_layout", engine.moe_layout},
+                       {"expert_epoch", engine.experts.epoch},
+                       {"expert_placement", engine.experts.fingerprint()}};
+  if (!engine.stage_layers.empty()) root["inference"]["stage_layers"] = engine.stage_layers;
   if (engine.quantizer) {
     root["quantize"] = quantizer_name(*engine.quantizer);
     root["quantize_at"] = plan.limits.quantize_at == QuantizeAt::kSource ? "source" : "destination";

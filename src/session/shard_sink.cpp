@@ -41,9 +41,14 @@ Attributes shard_attributes(const Topology& topology, std::int64_t inference_ran
                         {"pp_size", engine.pp},
                         {"tp_rank", place.tp},
                         {"tp_size", engine.tp},
-                        {"ep_rank", place.tp / engine.expert_tp()},
+                        {"ep_rank", place.ep},
                         {"ep_size", engine.ep},
+                        {"expert_epoch", engine.experts.epoch},
+                        {"expert_placement", engine.experts.fingerprint()},
                         {"moe_layout", engine.moe_layout}};
+  if (!engine.stage_layers.empty()) {
+    attributes.emplace("stage_layers", fmt::format("{}", fmt::join(engine.stage_layers, ",")));
+  }
   if (engine.quantizer) {
     attributes.emplace("quantizer", quantizer_name(*engine.quantizer));
     attributes.emplace("activation_scales", to_string(engine.activations));

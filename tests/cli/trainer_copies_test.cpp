@@ -77,6 +77,8 @@ std::vector<Copy> copies() {
       {"DenseBias", L{.d = 2, .p = 2, .t = 1, .c = 2}, "safetensors"},
       {"DenseBias", L{.p = 2, .t = 2, .stage_layers = {1, 1, 1, 1}}, "safetensors"},
       {"DenseOdd", L{.t = 6}, "hdf5"},
+      {"Qwen2Tied", L{.p = 2, .t = 2}, "safetensors"},
+      {"Llama", L{.p = 2, .t = 2, .stage_layers = {1, 3}}, "hdf5"},
       {"Moe", L{.t = 4, .e = 4}, "safetensors"},
       {"Moe", L{.p = 3, .t = 2, .c = 2, .etp = 2, .e = 2}, "hdf5"},
       {"MoeTiedSparse", L{.d = 3, .p = 2, .t = 2, .etp = 2, .e = 3}, "safetensors"},

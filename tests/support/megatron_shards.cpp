@@ -121,6 +121,7 @@ class Splitter {
 
  private:
   const Tensor& get(const std::string& name) const { return checkpoint_.tensors.at(name); }
+  bool has(const std::string& name) const { return checkpoint_.tensors.contains(name); }
   std::int64_t layers() const { return config_.at("num_hidden_layers"); }
   bool tied() const { return config_.value("tie_word_embeddings", false); }
   bool several_chunks() const { return layout_.stage_layers.size() > static_cast<std::size_t>(layout_.p); }
@@ -201,17 +202,19 @@ class Splitter {
       add_experts(from + "mlp.", to + "mlp.");
     } else {
       add(to + names.dense_norm, norm);
-      add(to + "mlp.linear_fc1.weight", gate_up(from + "mlp.", place_.tp, layout_.t));
+      add(to + "mlp.linear_fc1.weight", gate_up(from + "mlp.", "weight", place_.tp, layout_.t));
       add(to + "mlp.linear_fc2.weight",
           column_share(get(from + "mlp.down_proj.weight"), place_.tp, layout_.t));
+      if (!has(from + "mlp.down_proj.bias")) return;
+      add(to + "mlp.linear_fc1.bias", gate_up(from + "mlp.", "bias", place_.tp, layout_.t));
+      add(to + "mlp.linear_fc2.bias", get(from + "mlp.down_proj.bias"));
     }
   }
 
   void add_attention(const std::string& from, const std::string& to) {
     const std::int64_t groups = config_.at("num_key_value_heads");
-    const bool biased = config_.value("attention_bias", false);
     for (const std::string kind : {"weight", "bias"}) {
-      if (kind == "bias" && !biased) break;
+      if (!has(from + "q_proj." + kind)) break;
       const Tensor qkv = interleaved(get(fmt::format("{}q_proj.{}", from, kind)),
                                      get(fmt::format("{}k_proj.{}", from, kind)),
                                      get(fmt::format("{}v_proj.{}", from, kind)), groups);
@@ -219,15 +222,17 @@ class Splitter {
     }
     add(to + "linear_proj.weight", column_share(get(from + "o_proj.weight"), place_.tp, layout_.t));
     // Added once, after the sum over the ranks: every rank has all of it.
-    if (biased) add(to + "linear_proj.bias", get(from + "o_proj.bias"));
+    if (has(from + "o_proj.bias")) add(to + "linear_proj.bias", get(from + "o_proj.bias"));
+    if (!has(from + "q_norm.weight")) return;
     add(to + "q_layernorm.weight", get(from + "q_norm.weight"));
     add(to + "k_layernorm.weight", get(from + "k_norm.weight"));
   }
 
   /// A rank's gate rows above its up rows.
-  Tensor gate_up(const std::string& from, std::int64_t rank, std::int64_t ranks) const {
-    return stacked({row_share(get(from + "gate_proj.weight"), rank, ranks),
-                    row_share(get(from + "up_proj.weight"), rank, ranks)});
+  Tensor gate_up(const std::string& from, const std::string& kind, std::int64_t rank,
+                 std::int64_t ranks) const {
+    return stacked({row_share(get(from + "gate_proj." + kind), rank, ranks),
+                    row_share(get(from + "up_proj." + kind), rank, ranks)});
   }
 
   void add_experts(const std::string& from, const std::string& to) {
@@ -242,7 +247,7 @@ class Splitter {
                    ? fmt::format("{}experts.local_experts.{}.{}.weight", to, number, matrix)
                    : fmt::format("{}experts.{}.weight{}", to, matrix, number);
       };
-      add(name("linear_fc1"), gate_up(source, place_.etp, layout_.etp));
+      add(name("linear_fc1"), gate_up(source, "weight", place_.etp, layout_.etp));
       add(name("linear_fc2"), column_share(get(source + "down_proj.weight"), place_.etp, layout_.etp));
     }
   }

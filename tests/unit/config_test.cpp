@@ -71,8 +71,8 @@ TEST(ConfigErrors, IllTypedFields) {
   expect_has(refusal_with("decoder_sparse_step", 0), {"decoder_sparse_step", "positive integer"});
   expect_has(refusal_with("dtype", "int8"), {"int8", "bfloat16"});
   expect_has(refusal_with("dtype", 16), {"16", "bfloat16"});
-  expect_has(refusal_with("architectures", {"LlamaForCausalLM"}),
-             {"LlamaForCausalLM", "Qwen3MoeForCausalLM"});
+  expect_has(refusal_with("architectures", {"GptOssForCausalLM"}),
+             {"GptOssForCausalLM", "Qwen3MoeForCausalLM"});
   expect_has(refusal_with("model_type", 3), {"x/config.json", "model_type", "3", "text"});
   expect_has(refusal_with("architectures", {{"a", 1}}), {"x/config.json", "architectures", "list of texts"});
   expect_has(refusal_with("architectures", {"Qwen3MoeForCausalLM", 7}), {"architectures", "list of texts"});
@@ -149,8 +149,8 @@ TEST(ConfigModel, NamesThatDoNotDecide) {
   config.erase("architectures");
   config["model_type"] = "qwen3moe";
   expect_has(refusal(config), {"x/config.json", "model_type 'qwen3moe'", "'qwen3_moe'"});
-  config["model_type"] = "qwen2";
-  expect_has(refusal(config), {"model_type 'qwen2'", "'qwen3'"});
+  config["model_type"] = "qwen1";
+  expect_has(refusal(config), {"model_type 'qwen1'", "'qwen2'"});
   for (const json& nothing : std::vector<json>{nullptr, ""}) {
     config["model_type"] = nothing;
     expect_has(refusal(config), {"x/config.json", "'architectures'", "'model_type'", "qwen3, qwen3_moe"});

@@ -121,6 +121,58 @@ TEST(EngineLayouts, ASizeThatDoesNotDivideIsNamed) {
   expect("tp=3", {"tp=3", "vocabulary", "64"});
 }
 
+TEST(EngineLayouts, StagesMayBeUneven) {
+  EngineLayout layout;
+  layout.pp = 3;
+  layout.stage_layers = {1, 0, 3};
+  const auto stage = [&](std::int64_t pp) {
+    const EngineStage found = engine_stage(layout, pp, 4, "model");
+    return std::pair(found.first, found.layers);
+  };
+  using Pair = std::pair<std::int64_t, std::int64_t>;
+  EXPECT_EQ(stage(0), Pair(0, 1));
+  EXPECT_EQ(stage(1), Pair(1, 0));
+  EXPECT_EQ(stage(2), Pair(1, 3));
+  const auto refused = [&](std::vector<std::int64_t> layers) -> std::string {
+    layout.stage_layers = std::move(layers);
+    try {
+      stage(0);
+    } catch (const UsageError& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  EXPECT_EQ(refused({1, 3}), "--inference-stage-layers 1,3: 2 entries for pp=3 stages; give one for each");
+  EXPECT_EQ(refused({1, 1, 3}),
+            "--inference-stage-layers 1,1,3: the stages add up to 5 layers but model has 4");
+  EXPECT_NE(refused({}).find("--inference-stage-layers"), std::string::npos);
+}
+
+TEST(ExpertPlacements, SlotsOfARank) {
+  using Experts = std::vector<std::int64_t>;
+  const ExpertPlacement contiguous;
+  EXPECT_EQ(contiguous.experts_on(7, 2, 1, 6, "o"), (Experts{3, 4, 5}));
+  EXPECT_EQ(contiguous.fingerprint(), "contiguous");
+  ExpertPlacement placement{3, {{2, 0, 1, 0}, {0, 1, 2, 2}}};
+  EXPECT_EQ(placement.experts_on(0, 2, 0, 3, "o"), (Experts{2, 0}));
+  EXPECT_EQ(placement.experts_on(1, 2, 1, 3, "o"), (Experts{2, 2}));
+  const std::string fingerprint = placement.fingerprint();
+  placement.experts_of_slots[1] = {0, 1, 1, 2};
+  EXPECT_NE(placement.fingerprint(), fingerprint);
+  const auto refused = [&](std::int64_t layer, std::int64_t ep, std::int64_t experts) -> std::string {
+    try {
+      placement.experts_on(layer, ep, 0, experts, "--o");
+    } catch (const UsageError& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  EXPECT_EQ(refused(0, 3, 3), "--o: ep=3 does not divide the expert slots of layer 0 (4); choose a divisor");
+  EXPECT_EQ(refused(0, 2, 2), "--o: a slot of layer 0 holds expert 2, but the model has 2");
+  EXPECT_EQ(refused(1, 2, 4), "--o: no slot of layer 1 holds expert 3");
+  EXPECT_EQ(refused(5, 2, 3), "--o: no slot of layer 5 holds expert 0");
+}
+
 TEST(Topologies, TrainersComeFirst) {
   Topology topology;
   topology.trainers = 3;

@@ -253,7 +253,7 @@ TEST(Golden, VocabularyRangesOfRealModels) {
       const std::int64_t start = expected[0];
       const std::int64_t end = expected[1];
       const std::int64_t pad = expected[2];
-      const Parameter parameter = TensorParallel(catalog, tp_size, rank).vocabulary("embed");
+      const Parameter parameter = TensorParallel(catalog, tp_size, rank).vocabulary("embed", "embed");
       EXPECT_EQ(parameter.shape, (Shape{range["rows_per_rank"].get<std::int64_t>(), 5}));
       ASSERT_EQ(parameter.parts.size(), start == end ? 0u : 1u) << rank;
       for (const Part& part : parameter.parts) EXPECT_EQ(part.box, (Box{start, end - start, 0, 5})) << rank;
@@ -274,7 +274,7 @@ TEST(Golden, VocabularyRowsWithZerosBehind) {
   EngineLayout engine;
   engine.tp = 2;
   const auto parameters = [](const Catalog& catalog, const EngineLayout& layout, const EngineRank& rank) {
-    return std::vector<Parameter>{TensorParallel(catalog, layout.tp, rank.tp).vocabulary("embed")};
+    return std::vector<Parameter>{TensorParallel(catalog, layout.tp, rank.tp).vocabulary("embed", "embed")};
   };
   const std::vector<EmulatedRank> ranks = update(tagged, engine, 1, parameters);
   for (std::size_t rank = 0; rank < 2; ++rank) {
@@ -294,7 +294,7 @@ TEST(Golden, ExpertsOfARankAreThoseOfTheLocalIndexMap) {
     model.heads = 8;
     EngineLayout engine;
     engine.tp = engine.ep = c["ep"];
-    const EngineRank rank{0, 0, c["ep_rank"]};
+    const EngineRank rank = engine_rank(engine, c["ep_rank"]);
     const auto family = model.family();
     for (const Parameter& parameter : family->parameters(engine, rank)) {
       if (parameter.name != "model.layers.1.mlp.experts.w2_weight") continue;

@@ -141,20 +141,32 @@ TEST(Catalogs, ListNoNameTwice) {
 }
 
 TEST(StackedExperts, FormOfEveryMatrix) {
-  const auto form = [](const char* name, Shape shape) -> std::string {
-    const auto stored = stacked_expert_form({name, DType::kBF16, shape}, 16);
+  const auto family = family_of(tiny_moe());
+  const auto form = [&](const char* name) -> std::string {
+    const auto stored = family->other_stored_form(family->catalog()[family->catalog().at(name)]);
     return stored ? fmt::format("{} {} from row {}", stored->name, stored->shape.to_string(), stored->row)
                   : "";
   };
-  EXPECT_EQ(form("model.layers.0.mlp.experts.3.gate_proj.weight", {8, 5}),
-            "model.layers.0.mlp.experts.gate_up_proj [16, 16, 5] from row 48");
-  EXPECT_EQ(form("model.layers.0.mlp.experts.3.up_proj.weight", {8, 5}),
-            "model.layers.0.mlp.experts.gate_up_proj [16, 16, 5] from row 56");
-  EXPECT_EQ(form("model.layers.0.mlp.experts.15.down_proj.weight", {5, 8}),
-            "model.layers.0.mlp.experts.down_proj [16, 5, 8] from row 75");
-  EXPECT_EQ(form("model.layers.0.mlp.gate_proj.weight", {8, 5}), "");
-  EXPECT_EQ(form("model.layers.0.mlp.experts.x.gate_proj.weight", {8, 5}), "");
-  EXPECT_EQ(form("model.layers.0.mlp.experts.3.gate_proj.bias", {8}), "");
+  EXPECT_EQ(form("model.layers.0.mlp.experts.3.gate_proj.weight"),
+            "model.layers.0.mlp.experts.gate_up_proj [16, 256, 256] from row 768");
+  EXPECT_EQ(form("model.layers.1.mlp.experts.3.up_proj.weight"),
+            "model.layers.1.mlp.experts.gate_up_proj [16, 256, 256] from row 896");
+  EXPECT_EQ(form("model.layers.2.mlp.experts.15.down_proj.weight"),
+            "model.layers.2.mlp.experts.down_proj [16, 256, 128] from row 3840");
+  EXPECT_EQ(form("model.layers.0.mlp.gate.weight"), "");
+  EXPECT_EQ(form("model.embed_tokens.weight"), "");
+}
+
+TEST(Catalogs, TensorsCarryLayerAndExpert) {
+  const auto family = family_of(tiny_moe());
+  const auto place = [&](const char* name) {
+    const Tensor& tensor = family->catalog()[family->catalog().at(name)];
+    return std::pair(tensor.layer, tensor.expert);
+  };
+  EXPECT_EQ(place("model.layers.1.mlp.experts.3.up_proj.weight"),
+            std::pair(std::int64_t{1}, std::int64_t{3}));
+  EXPECT_EQ(place("model.layers.2.mlp.gate.weight"), std::pair(std::int64_t{2}, Tensor::kNone));
+  EXPECT_EQ(place("lm_head.weight"), std::pair(Tensor::kNone, Tensor::kNone));
 }
 
 }  // namespace

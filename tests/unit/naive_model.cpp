@@ -115,9 +115,9 @@ class Rank {
   std::vector<Parameter> all() {
     const bool first = rank_.pp == 0;
     const bool last = rank_.pp == layout_.pp - 1;
-    if (first || (last && model_.tied)) vocabulary("model.embed_tokens.weight");
-    const std::int64_t stage = model_.layers / layout_.pp;
-    for (std::int64_t layer = rank_.pp * stage; layer < rank_.pp * stage + stage; ++layer) {
+    if (first) vocabulary("model.embed_tokens.weight");
+    for (std::int64_t layer = 0; layer < model_.layers; ++layer) {
+      if (stage_of(layer) != rank_.pp) continue;
       const std::string at = layer_name(layer);
       replicated(at + "input_layernorm.weight");
       qkv(at + "self_attn.", ".weight");
@@ -131,7 +131,7 @@ class Rank {
       replicated(at + "post_attention_layernorm.weight");
       if (model_.is_moe_layer(layer)) {
         replicated(at + "mlp.gate.weight");
-        experts(at + "mlp.experts.");
+        experts(at + "mlp.experts.", layer);
       } else {
         gate_up(at + "mlp.");
         row_parallel(at + "mlp.down_proj.weight");
@@ -140,11 +140,21 @@ class Rank {
     if (last) {
       replicated("model.norm.weight");
       if (!model_.tied) vocabulary("lm_head.weight");
+      if (model_.tied && !first) vocabulary("model.embed_tokens.weight");
     }
     return std::move(parameters_);
   }
 
  private:
+  std::int64_t stage_of(std::int64_t layer) const {
+    if (layout_.stage_layers.empty()) return layer / (model_.layers / layout_.pp);
+    std::int64_t stage = 0;
+    for (; layer >= layout_.stage_layers.at(static_cast<std::size_t>(stage)); ++stage) {
+      layer -= layout_.stage_layers[static_cast<std::size_t>(stage)];
+    }
+    return stage;
+  }
+
   /// `gather(r, c)` says which element stands at row r, column c of the parameter's matrix view.
   template <typename Gather>
   void build(const std::string& name, const Shape& shape, Gather gather) {
@@ -326,13 +336,19 @@ class Rank {
     std::vector<const Whole*> downs;
   };
 
-  void experts(const std::string& at) {
+  void experts(const std::string& at, std::int64_t layer) {
     Experts experts;
     experts.moe_tp = layout_.tp / layout_.ep;
     experts.inner_rank = t_ % experts.moe_tp;
-    experts.count = model_.experts / layout_.ep;
+    const auto& map = layout_.experts.experts_of_slots;
+    const std::vector<std::int64_t>* placed =
+        map.empty() ? nullptr : &map.at(static_cast<std::size_t>(layer));
+    const std::int64_t slots = placed != nullptr ? static_cast<std::int64_t>(placed->size()) : model_.experts;
+    experts.count = slots / layout_.ep;
     for (std::int64_t e = 0; e < experts.count; ++e) {
-      const std::string expert = at + std::to_string(t_ / experts.moe_tp * experts.count + e) + ".";
+      const std::int64_t slot = t_ / experts.moe_tp * experts.count + e;
+      const std::int64_t number = placed != nullptr ? placed->at(static_cast<std::size_t>(slot)) : slot;
+      const std::string expert = at + std::to_string(number) + ".";
       experts.gates.push_back(tensor(expert + "gate_proj.weight"));
       experts.ups.push_back(tensor(expert + "up_proj.weight"));
       experts.downs.push_back(tensor(expert + "down_proj.weight"));

@@ -149,9 +149,9 @@ TEST(Plan, MixedDtypesKeepAlignmentAndArriveWhole) {
     const TensorParallel tp(tensors, layout.tp, rank.tp);
     std::vector<Parameter> result;
     for (const Tensor& tensor : tensors.tensors()) {
-      result.push_back(tensor.name.starts_with("cut.")          ? tp.row_parallel(tensor.name)
-                       : tensor.name.starts_with("vocabulary.") ? tp.vocabulary(tensor.name)
-                                                                : tp.replicated(tensor.name));
+      result.push_back(tensor.name.starts_with("cut.")          ? tp.row_parallel(tensor.name, tensor.name)
+                       : tensor.name.starts_with("vocabulary.") ? tp.vocabulary(tensor.name, tensor.name)
+                                                                : tp.replicated(tensor.name, tensor.name));
     }
     return result;
   };

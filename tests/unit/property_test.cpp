@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -28,11 +29,13 @@ struct Case {
   std::string to_string() const {
     const EngineLayout& e = topology.engine;
     return fmt::format(
-        "{} trainers {} colocate {} split {} {} tp {} ep {} pp {} replicas {} {} quantize {} at {} bucket {} "
-        "buffers {} fan-out {}",
+        "{} trainers {} colocate {} split {} {} tp {} ep {} pp {} ({}) replicas {} experts {} {} quantize {} "
+        "at {} "
+        "bucket {} buffers {} fan-out {}",
         model.config_text(), topology.trainers, topology.colocate, static_cast<int>(topology.source_split),
-        topology.trainer_layout ? topology.trainer_layout->to_string() : "", e.tp, e.ep, e.pp, e.replicas,
-        e.moe_layout, e.quantizer ? quantizer_name(*e.quantizer) : "none",
+        topology.trainer_layout ? topology.trainer_layout->to_string() : "", e.tp, e.ep, e.pp,
+        fmt::join(e.stage_layers, ","), e.replicas, e.experts.fingerprint(), e.moe_layout,
+        e.quantizer ? quantizer_name(*e.quantizer) : "none",
         limits.quantize_at == QuantizeAt::kSource ? "source" : "destination", limits.bucket_bytes,
         limits.buffers, limits.fan_out == FanOut::kAll ? "all" : "needed");
   }
@@ -63,6 +66,8 @@ class Cases {
     }
     engine.moe_layout = one_of(moe_layouts);
     c.limits = limits();
+    if (chance(3)) engine.stage_layers = uneven(c.model.layers, engine.pp);
+    if (c.model.moe && chance(3)) engine.experts = placement(c.model, engine.ep);
     return c;
   }
 
@@ -99,6 +104,29 @@ class Cases {
   }
 
  private:
+  /// Layers of every stage, of which some may have none.
+  std::vector<std::int64_t> uneven(std::int64_t layers, std::int64_t stages) {
+    std::vector<std::int64_t> counts(static_cast<std::size_t>(stages));
+    for (std::int64_t layer = 0; layer < layers; ++layer) {
+      ++counts[static_cast<std::size_t>(between(0, stages - 1))];
+    }
+    return counts;
+  }
+
+  /// Experts in any order, now and then with some of them in several slots.
+  ExpertPlacement placement(const naive::Model& model, std::int64_t ep) {
+    ExpertPlacement placement{between(1, 9), {}};
+    const std::int64_t more = chance(2) ? 0 : ep * between(1, 2);
+    for (std::int64_t layer = 0; layer < model.layers; ++layer) {
+      std::vector<std::int64_t>& slots = placement.experts_of_slots.emplace_back();
+      for (std::int64_t slot = 0; slot < model.experts + more; ++slot) {
+        slots.push_back(slot < model.experts ? slot : between(0, model.experts - 1));
+      }
+      std::shuffle(slots.begin(), slots.end(), random_);
+    }
+    return placement;
+  }
+
   Limits limits() {
     Limits limits;
     limits.bucket_bytes =

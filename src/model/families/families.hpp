@@ -6,6 +6,8 @@
 
 namespace weightcast {
 
+std::unique_ptr<Family> make_llama(const ModelConfig& config);
+std::unique_ptr<Family> make_qwen2(const ModelConfig& config);
 std::unique_ptr<Family> make_qwen3(const ModelConfig& config);
 std::unique_ptr<Family> make_qwen3_moe(const ModelConfig& config);
 

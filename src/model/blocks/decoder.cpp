@@ -1,0 +1,160 @@
+#include "model/blocks/decoder.hpp"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "core/error.hpp"
+#include "model/beside_weights.hpp"
+#include "model/blocks/tensor_lists.hpp"
+
+namespace weightcast {
+
+namespace {
+
+const Site kOutside{};
+
+Site layer_site(std::int64_t layer) {
+  const std::string prefix = fmt::format("model.layers.{}.", layer);
+  return {layer, prefix, prefix, ""};
+}
+
+Site trainer_site(const TrainerChunk& chunk, const TrainerLayout& layout, std::int64_t layer) {
+  Site site = layer_site(layer);
+  site.trainer = chunk.layer_prefix(layout, layer);
+  return site;
+}
+
+}  // namespace
+
+Decoder::Decoder(DecoderParts parts) : parts_(std::move(parts)) {
+  require_plausible_sizes();
+  list_tensors();
+}
+
+std::vector<Parameter> Decoder::parameters(const EngineLayout& layout, const EngineRank& rank) const {
+  const Linears linears(catalog_, layout, stored_quantizer());
+  const EngineCut cut{catalog_,
+                      layout,
+                      rank,
+                      linears,
+                      {catalog_, layout.tp, rank.attention_tp, layout.option},
+                      {catalog_, layout.tp, rank.tp, layout.option}};
+  const EngineStage stage = engine_stage(layout, rank.pp, parts_.layers, parts_.origin);
+  std::vector<Parameter> parameters;
+  if (rank.pp == 0) parts_.embedding->add_parameters(kOutside, cut, parameters);
+  for (std::int64_t layer = stage.first; layer < stage.first + stage.layers; ++layer) {
+    const Site site = layer_site(layer);
+    for (const BlockPtr& block : blocks(layer)) block->add_parameters(site, cut, parameters);
+  }
+  if (rank.pp == layout.pp - 1) {
+    parts_.final_norm->add_parameters(kOutside, cut, parameters);
+    parts_.head->add_parameters(kOutside, cut, parameters);
+  }
+  return parameters;
+}
+
+std::vector<TrainerTensor> Decoder::trainer_dense(const TrainerLayout& layout, std::int64_t pp,
+                                                  std::int64_t tp) const {
+  require_values(layout);
+  const TensorParallel dense(catalog_, layout.tp, tp, layout.option, "the trainers' t");
+  const TrainerCut cut{dense, layout.padded_vocabulary, layout.pp};
+  std::vector<TrainerTensor> tensors;
+  for (const TrainerChunk& chunk : trainer_chunks(layout, pp, parts_.layers)) {
+    const Site outside{Tensor::kNone, "", "", chunk.prefix};
+    if (chunk.embedding) parts_.embedding->add_trainer_tensors(outside, cut, tensors);
+    for (std::int64_t layer = chunk.first; layer < chunk.first + chunk.layers; ++layer) {
+      const Site site = trainer_site(chunk, layout, layer);
+      for (const BlockPtr& block : blocks(layer)) block->add_trainer_tensors(site, cut, tensors);
+    }
+    if (chunk.final_norm) parts_.final_norm->add_trainer_tensors(outside, cut, tensors);
+    if (chunk.head) parts_.head->add_trainer_tensors(outside, cut, tensors);
+  }
+  return tensors;
+}
+
+std::vector<TrainerTensor> Decoder::trainer_experts(const TrainerLayout& layout, std::int64_t pp,
+                                                    std::int64_t etp, std::int64_t ep) const {
+  require_values(layout);
+  const TensorParallel inner(catalog_, layout.etp, etp, layout.option, "the trainers' t of ffn");
+  const TrainerExpertCut cut{inner, layout.ep, ep, layout.global_numbers};
+  std::vector<TrainerTensor> tensors;
+  for (const TrainerChunk& chunk : trainer_chunks(layout, pp, parts_.layers)) {
+    for (std::int64_t layer = chunk.first; layer < chunk.first + chunk.layers; ++layer) {
+      const Site site = trainer_site(chunk, layout, layer);
+      for (const BlockPtr& block : blocks(layer)) block->add_trainer_experts(site, cut, tensors);
+    }
+  }
+  return tensors;
+}
+
+std::optional<StoredForm> Decoder::other_stored_form(const Tensor& tensor) const {
+  if (tensor.layer == Tensor::kNone) return std::nullopt;
+  const Site site = layer_site(tensor.layer);
+  for (const BlockPtr& block : blocks(tensor.layer)) {
+    if (auto form = block->other_stored_form(site, tensor)) return form;
+  }
+  return std::nullopt;
+}
+
+bool Decoder::may_ignore(std::string_view stored_name) const {
+  if (catalog_.find(stored_name)) return false;
+  return is_rotary_table(stored_name) || is_cache_scale(stored_name) ||
+         (parts_.stored && is_activation_scale(stored_name));
+}
+
+std::optional<std::string> Decoder::copy_of(std::string_view stored_name) const {
+  return parts_.head->copy_of(stored_name);
+}
+
+const LayerBlocks& Decoder::blocks(std::int64_t layer) const {
+  return parts_.kinds.at(parts_.kind_of ? parts_.kind_of(layer) : 0);
+}
+
+std::optional<Quantizer> Decoder::stored_quantizer() const {
+  return parts_.stored ? std::optional(parts_.stored->quantizer()) : std::nullopt;
+}
+
+void Decoder::require_values(const TrainerLayout& layout) const {
+  if (!parts_.stored) return;
+  throw UsageError(
+      fmt::format("{}: {} is a quantised model; trainers hold values", layout.option, parts_.origin));
+}
+
+void Decoder::require_plausible_sizes() const {
+  TensorCount ends;
+  for (const BlockPtr& block : {parts_.embedding, parts_.final_norm, parts_.head}) {
+    block->list(kOutside, ends);
+  }
+  std::vector<TensorCount> of_kind(parts_.kinds.size());
+  for (std::size_t kind = 0; kind < of_kind.size(); ++kind) {
+    for (const BlockPtr& block : parts_.kinds[kind]) block->list(kOutside, of_kind[kind]);
+  }
+  const auto require = [&](double tensors, double elements) {
+    require_plausible(parts_.sizes, tensors, elements * static_cast<double>(dtype_bytes(parts_.dtype)));
+  };
+  // Each layer has a tensor: a config may claim more layers than can be walked through.
+  require(static_cast<double>(parts_.layers), ends.elements());
+  double tensors = ends.tensors();
+  double elements = ends.elements();
+  for (std::int64_t layer = 0; layer < parts_.layers; ++layer) {
+    const TensorCount& count = of_kind.at(parts_.kind_of ? parts_.kind_of(layer) : 0);
+    tensors += count.tensors();
+    elements += count.elements();
+  }
+  require(tensors, elements);
+}
+
+void Decoder::list_tensors() {
+  CatalogList list(catalog_, parts_.dtype, parts_.stored ? &*parts_.stored : nullptr);
+  parts_.embedding->list(kOutside, list);
+  for (std::int64_t layer = 0; layer < parts_.layers; ++layer) {
+    list.set_layer(layer);
+    for (const BlockPtr& block : blocks(layer)) block->list(layer_site(layer), list);
+  }
+  list.set_layer(Tensor::kNone);
+  parts_.final_norm->list(kOutside, list);
+  parts_.head->list(kOutside, list);
+}
+
+}  // namespace weightcast

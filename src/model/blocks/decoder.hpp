@@ -1,0 +1,61 @@
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/blocks/block.hpp"
+#include "model/family.hpp"
+#include "model/stored_quantization.hpp"
+
+namespace weightcast {
+
+/// The blocks of a layer, in network order.
+using LayerBlocks = std::vector<BlockPtr>;
+
+/// What a decoder-only model is made of. A family fills it in.
+struct DecoderParts {
+  std::string origin;  ///< of the config, for messages
+  std::string sizes;   ///< what the config says of sizes, for messages
+  DType dtype = DType::kBF16;
+  std::optional<StoredQuantization> stored;  ///< of a checkpoint that holds codes
+
+  BlockPtr embedding;
+  std::int64_t layers = 0;
+  std::vector<LayerBlocks> kinds;  ///< of layers
+  /// The kind of a layer, as an index. Unset: all are of the first.
+  std::function<std::size_t(std::int64_t layer)> kind_of;
+  BlockPtr final_norm;
+  BlockPtr head;
+};
+
+/// A model of embedding, layers of blocks, final norm and head.
+class Decoder final : public Family {
+ public:
+  /// Throws InputError for sizes beyond those of any model, before anything is listed.
+  explicit Decoder(DecoderParts parts);
+
+  const Catalog& catalog() const override { return catalog_; }
+  std::vector<Parameter> parameters(const EngineLayout& layout, const EngineRank& rank) const override;
+  std::vector<TrainerTensor> trainer_dense(const TrainerLayout& layout, std::int64_t pp,
+                                           std::int64_t tp) const override;
+  std::vector<TrainerTensor> trainer_experts(const TrainerLayout& layout, std::int64_t pp, std::int64_t etp,
+                                             std::int64_t ep) const override;
+  std::optional<StoredForm> other_stored_form(const Tensor& tensor) const override;
+  bool may_ignore(std::string_view stored_name) const override;
+  std::optional<std::string> copy_of(std::string_view stored_name) const override;
+
+ private:
+  const LayerBlocks& blocks(std::int64_t layer) const;
+  std::optional<Quantizer> stored_quantizer() const;
+  /// Throws UsageError for trainers of a model whose checkpoints hold codes.
+  void require_values(const TrainerLayout& layout) const;
+  void require_plausible_sizes() const;
+  void list_tensors();
+
+  DecoderParts parts_;
+  Catalog catalog_;
+};
+
+}  // namespace weightcast

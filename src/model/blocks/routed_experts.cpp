@@ -1,0 +1,104 @@
+#include "model/blocks/routed_experts.hpp"
+
+#include <fmt/format.h>
+
+#include <string_view>
+#include <utility>
+
+#include "core/error.hpp"
+#include "model/layouts/moe_layout.hpp"
+
+namespace weightcast {
+
+namespace {
+
+constexpr const char* kGate = "gate_proj";
+constexpr const char* kUp = "up_proj";
+constexpr const char* kDown = "down_proj";
+
+std::string weight(const std::string& experts, std::int64_t expert, const char* matrix) {
+  return fmt::format("{}.{}.{}.weight", experts, expert, matrix);
+}
+
+}  // namespace
+
+RoutedExperts::RoutedExperts(Names names, const ExpertSizes& sizes)
+    : names_(std::move(names)), sizes_(sizes) {}
+
+void RoutedExperts::list(const Site& site, TensorList& tensors) const {
+  const std::string experts = site.canonical + names_.canonical;
+  tensors.for_each_expert(sizes_.experts, [&](std::int64_t expert) {
+    const std::string at = fmt::format("{}.{}.", experts, expert);
+    tensors.add_linear(at + kGate, sizes_.inner, sizes_.hidden);
+    tensors.add_linear(at + kUp, sizes_.inner, sizes_.hidden);
+    tensors.add_linear(at + kDown, sizes_.hidden, sizes_.inner);
+  });
+}
+
+void RoutedExperts::add_parameters(const Site& site, const EngineCut& cut,
+                                   std::vector<Parameter>& parameters) const {
+  const EngineLayout& layout = cut.layout;
+  const std::string experts = site.canonical + names_.canonical;
+  const std::vector<std::int64_t> held =
+      layout.experts.experts_on(site.layer, layout.ep, cut.rank.ep, sizes_.experts, layout.option);
+  require_divides(layout.option, "tp/ep", layout.expert_tp(), "the inner size of " + experts, sizes_.inner);
+  std::vector<ExpertTensors> slots;
+  std::vector<std::uint32_t> weights;
+  slots.reserve(held.size());
+  for (const std::int64_t expert : held) {
+    const auto index = [&](const char* matrix) { return cut.catalog.at(weight(experts, expert, matrix)); };
+    const ExpertTensors& slot = slots.emplace_back(ExpertTensors{index(kGate), index(kUp), index(kDown)});
+    weights.insert(weights.end(), {slot.gate, slot.up, slot.down});
+  }
+  const MoeLayout& moe_layout = find_moe_layout(layout.moe_layout);
+  const Quantization* const quantization = cut.linears.quantization(weights);
+  moe_layout.require({sizes_.inner, layout.expert_tp(), sizes_.hidden, sizes_.dtype,
+                      quantization ? std::optional(quantization->quantizer()) : std::nullopt});
+  moe_layout.add_parameters(cut.catalog,
+                            {site.engine + names_.engine, slots, layout.expert_tp(), cut.rank.expert_tp,
+                             quantization, layout.activations},
+                            parameters);
+}
+
+void RoutedExperts::add_trainer_experts(const Site& site, const TrainerExpertCut& cut,
+                                        std::vector<TrainerTensor>& tensors) const {
+  const std::string from = site.canonical + names_.canonical;
+  const std::string at = site.trainer + names_.trainer;
+  const std::string& option = cut.inner.option();
+  require_divides(option, "the trainers' e", cut.ep, "the experts of " + from, sizes_.experts);
+  const std::int64_t count = sizes_.experts / cut.ep;
+  for (std::int64_t expert = cut.ep_rank * count; expert < (cut.ep_rank + 1) * count; ++expert) {
+    const std::int64_t number = cut.global_numbers ? expert : expert - cut.ep_rank * count;
+    // As grouped and as sequential experts are called.
+    const auto grouped = [&](const char* matrix) {
+      return fmt::format("{}.{}.weight{}", at, matrix, number);
+    };
+    const auto alone = [&](const char* matrix) {
+      return fmt::format("{}.local_experts.{}.{}.weight", at, number, matrix);
+    };
+    tensors.push_back(
+        {cut.inner.gate_up(grouped("linear_fc1"), weight(from, expert, kGate), weight(from, expert, kUp)),
+         {alone("linear_fc1")}});
+    tensors.push_back(
+        {cut.inner.row_parallel(grouped("linear_fc2"), weight(from, expert, kDown)), {alone("linear_fc2")}});
+  }
+}
+
+std::optional<StoredForm> RoutedExperts::other_stored_form(const Site& site, const Tensor& tensor) const {
+  if (tensor.expert == Tensor::kNone) return std::nullopt;
+  const std::string experts = site.canonical + names_.canonical;
+  const std::int64_t rows = tensor.shape.rows();
+  const std::int64_t cols = tensor.shape.cols();
+  const auto gate_up = [&](std::int64_t half) {
+    return StoredForm{
+        experts + ".gate_up_proj", {sizes_.experts, 2 * rows, cols}, (2 * tensor.expert + half) * rows};
+  };
+  if (tensor.name == weight(experts, tensor.expert, kGate)) return gate_up(0);
+  if (tensor.name == weight(experts, tensor.expert, kUp)) return gate_up(1);
+  if (tensor.name == weight(experts, tensor.expert, kDown)) {
+    return StoredForm{experts + ".down_proj", {sizes_.experts, rows, cols}, tensor.expert * rows};
+  }
+  return std::nullopt;
+}
+
+}  // namespace weightcast

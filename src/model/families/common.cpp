@@ -1,0 +1,95 @@
+#include "model/families/common.hpp"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "core/error.hpp"
+#include "model/blocks/gated_mlp.hpp"
+#include "model/blocks/replicated.hpp"
+#include "model/blocks/vocabulary.hpp"
+#include "model/megatron.hpp"
+
+namespace weightcast {
+
+BlockPtr input_norm(std::int64_t hidden) {
+  // Fused into the linear layer behind it, or alone before the attention.
+  return std::make_shared<Replicated>(
+      Names{"input_layernorm.weight",
+            "input_layernorm.weight",
+            "self_attention.linear_qkv.layer_norm_weight",
+            {"input_layernorm.weight", "self_attention.input_layernorm.weight"}},
+      Shape{hidden});
+}
+
+BlockPtr attention(const AttentionSizes& sizes) {
+  return std::make_shared<Attention>(Names{"self_attn.", "self_attn.", "self_attention."}, sizes);
+}
+
+BlockPtr mlp_norm(std::int64_t hidden) {
+  return std::make_shared<Replicated>(Names{"post_attention_layernorm.weight",
+                                            "post_attention_layernorm.weight",
+                                            "mlp.linear_fc1.layer_norm_weight",
+                                            {"pre_mlp_layernorm.weight"}},
+                                      Shape{hidden});
+}
+
+BlockPtr experts_norm(std::int64_t hidden) {
+  return std::make_shared<Replicated>(
+      Names{"post_attention_layernorm.weight", "post_attention_layernorm.weight", "pre_mlp_layernorm.weight"},
+      Shape{hidden});
+}
+
+BlockPtr gated_mlp(std::int64_t hidden, std::int64_t inner, bool bias) {
+  return std::make_shared<GatedMlp>(Names{"mlp.", "mlp.", "mlp."}, hidden, inner, bias);
+}
+
+BlockPtr router(std::int64_t experts, std::int64_t hidden) {
+  return std::make_shared<Replicated>(Names{"mlp.gate.weight", "mlp.gate.weight", "mlp.router.weight"},
+                                      Shape{experts, hidden});
+}
+
+BlockPtr routed_experts(const ExpertSizes& sizes) {
+  return std::make_shared<RoutedExperts>(Names{"mlp.experts", "mlp.experts", "mlp.experts"}, sizes);
+}
+
+AttentionSizes attention_sizes(SizeFields& sizes, const ModelConfig& config) {
+  AttentionSizes attention;
+  attention.hidden = sizes.integer({"hidden_size"});
+  attention.heads = sizes.integer({"num_attention_heads"});
+  attention.kv_heads = sizes.integer({"num_key_value_heads"});
+  attention.head_dim = config.integer_or({"head_dim"}, attention.hidden / attention.heads);
+  if (attention.head_dim < 1) {
+    throw InputError(config.origin() +
+                     ": hidden_size is less than num_attention_heads and head_dim is missing");
+  }
+  if (attention.heads % attention.kv_heads != 0) {
+    throw InputError(fmt::format("{}: num_attention_heads {} is no multiple of num_key_value_heads {}",
+                                 config.origin(), attention.heads, attention.kv_heads));
+  }
+  return attention;
+}
+
+DecoderParts common_parts(SizeFields& sizes, const ModelConfig& config, std::int64_t hidden) {
+  const Names embedding{"model.embed_tokens.weight", "model.embed_tokens.weight", kMegatronEmbedding};
+  const Names final_norm{"model.norm.weight", "model.norm.weight", "decoder.final_layernorm.weight"};
+  const Names head{"lm_head.weight", "lm_head.weight", kMegatronHead};
+  const std::int64_t vocabulary = sizes.integer({"vocab_size"});
+  const bool tied = config.boolean_or({"tie_word_embeddings"}, false);
+  DecoderParts parts;
+  parts.origin = config.origin();
+  parts.dtype = config.dtype();
+  parts.stored = StoredQuantization::of(config);
+  parts.embedding = std::make_shared<Embedding>(embedding, vocabulary, hidden);
+  parts.layers = sizes.integer({"num_hidden_layers"});
+  parts.final_norm = std::make_shared<Replicated>(final_norm, Shape{hidden});
+  parts.head = std::make_shared<Head>(head, vocabulary, hidden, tied ? &embedding : nullptr);
+  return parts;
+}
+
+std::unique_ptr<Family> decoder(DecoderParts parts, const SizeFields& sizes) {
+  parts.sizes = sizes.text();
+  return std::make_unique<Decoder>(std::move(parts));
+}
+
+}  // namespace weightcast

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+
+#include "model/blocks/attention.hpp"
+#include "model/blocks/decoder.hpp"
+#include "model/blocks/routed_experts.hpp"
+#include "model/size_fields.hpp"
+
+namespace weightcast {
+
+// Blocks under the names that most families give them: in checkpoints, in engines of the SGLang and vLLM kind
+// and in Megatron-Core.
+
+/// The norm [hidden] before the attention.
+BlockPtr input_norm(std::int64_t hidden);
+BlockPtr attention(const AttentionSizes& sizes);
+/// The norm [hidden] before a dense MLP, and before routed experts.
+BlockPtr mlp_norm(std::int64_t hidden);
+BlockPtr experts_norm(std::int64_t hidden);
+BlockPtr gated_mlp(std::int64_t hidden, std::int64_t inner, bool bias = false);
+/// The router [experts, hidden].
+BlockPtr router(std::int64_t experts, std::int64_t hidden);
+BlockPtr routed_experts(const ExpertSizes& sizes);
+
+/// Sizes of grouped-query attention; without head_dim a head has its part of the hidden size. Throws
+/// InputError for heads that cannot be grouped evenly.
+AttentionSizes attention_sizes(SizeFields& sizes, const ModelConfig& config);
+
+/// What is the same in every family of this kind: embedding, final norm and head, and what a Decoder wants to
+/// know beside blocks. The family adds the layers.
+DecoderParts common_parts(SizeFields& sizes, const ModelConfig& config, std::int64_t hidden);
+
+/// A model of such layers, of which `layers` are the kinds. Takes the text of `sizes`, which have all been
+/// read by now.
+std::unique_ptr<Family> decoder(DecoderParts parts, const SizeFields& sizes);
+
+}  // namespace weightcast
