@@ -36,8 +36,8 @@ std::uint64_t digest_of(const CheckpointReader& reader, const StoredTensor& tens
 
 /// What a shard file says of itself: rank, layout, quantiser, version.
 void print_attributes(const Checkpoint& checkpoint, nlohmann::ordered_json& json) {
+  if (checkpoint.files.empty() || !has_hdf5_signature(checkpoint.files.front().path)) return;
   const std::string& path = checkpoint.files.front().path;
-  if (!has_hdf5_signature(path)) return;
   for (const auto& [name, value] : read_attributes(path)) {
     const auto* text = std::get_if<std::string>(&value);
     // A whole config.json is no line.

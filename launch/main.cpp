@@ -12,6 +12,7 @@
 #include "launch/output_file.hpp"
 #include "launch/process.hpp"
 #include "report/log.hpp"
+#include "session/signals.hpp"
 
 namespace weightcast {
 
@@ -36,7 +37,9 @@ void write_failure(const Options& options, std::optional<OutputFile>& json, cons
   try {
     json->write(brief_report(options.command, status_name(error.code()), error.what()));
   } catch (const std::exception& unwritable) {
-    log_note(error_of(unwritable).what());
+    const Error refusal = error_of(unwritable);
+    // Where the report is what failed, one line says so.
+    if (std::string_view(refusal.what()) != error.what()) log_note(refusal.what());
   }
 }
 
@@ -74,6 +77,8 @@ int run(int argc, const char* const* argv) {
   std::vector<std::string> notes;
   try {
     prepare_process();
+    // Plain commands watch when they have begun what can be left: until then a signal ends them.
+    if (launched) watch_signals();
     try {
       options = parse_options(argc, argv, speaks, notes);
     } catch (const Error& error) {

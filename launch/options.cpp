@@ -12,6 +12,7 @@
 #include <initializer_list>
 #include <limits>
 #include <map>
+#include <set>
 #include <sstream>
 
 #include "core/error.hpp"
@@ -278,7 +279,7 @@ void add_parsed(po::parsed_options& parsed, const OptionInfo& option, const std:
 
 /// Where values that are not from the command line come from, for messages: by option,
 /// `WEIGHTCAST_BUCKET_SIZE` or `FILE:3: bucket-size`.
-using Origins = std::map<std::string, std::string>;
+using Origins = std::map<std::string, std::string, std::less<>>;
 
 po::parsed_options parse_environment(const po::options_description& description, unsigned command,
                                      std::vector<std::string>& notes, Origins& origins) {
@@ -309,6 +310,7 @@ po::parsed_options parse_file(const po::options_description& description, unsign
   std::istringstream file(content);
   po::parsed_options parsed(&description);
   std::string line;
+  std::set<std::string> given;
   for (int number = 1; std::getline(file, line); ++number) {
     // A comment begins the line or follows a blank: values may contain '#'.
     for (std::size_t at = line.find('#'); at != std::string::npos; at = line.find('#', at + 1)) {
@@ -327,6 +329,10 @@ po::parsed_options parse_file(const po::options_description& description, unsign
     if (equals == std::string::npos) throw UsageError(where + ": write name = value");
     if (option == nullptr) throw UsageError(where + ": unknown option");
     if ((option->commands & command) == 0) continue;  // one file may serve several commands
+    // As on the command line, all but sources are given once.
+    if (!given.insert(name).second && name != "source") {
+      throw UsageError(where + ": a second time in this file; leave one of them out");
+    }
     add_parsed(parsed, *option, trim(std::string_view(line).substr(equals + 1)), where);
     origins.emplace(name, where);
   }
@@ -464,6 +470,9 @@ Options take(const Values& values, std::string command, const po::variables_map&
                                  options.arguments.back(), options.command));
   }
   if (map.count("source") != 0) options.sources = map["source"].as<std::vector<std::string>>();
+  if (std::find(options.sources.begin(), options.sources.end(), "") != options.sources.end()) {
+    throw UsageError(values.label("source") + ": is empty; write a path, or leave it out");
+  }
   options.model = values.text("model", "");
   options.external_data = values.flag("external-data");
   options.tied_head = values.choice("tied-head", {"refuse", "embedding"});
@@ -641,6 +650,7 @@ std::optional<Options> parse_options(int argc, const char* const* argv, bool spe
   } catch (const po::error& error) {
     throw UsageError(fmt::format("{}; weightcast {} --help lists the options", error.what(), command));
   }
+  call_options(origins);
   return take(Values(map, origins), command, map);
 }
 

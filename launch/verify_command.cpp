@@ -5,6 +5,7 @@
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "core/error.hpp"
 #include "core/units.hpp"
@@ -21,6 +22,7 @@
 #include "session/bound_reader.hpp"
 #include "session/signals.hpp"
 #include "session/team.hpp"
+#include "storage/input_file.hpp"
 #include "storage/reader.hpp"
 #include "storage/shard_name.hpp"
 #include "storage/writer.hpp"
@@ -36,18 +38,19 @@ constexpr const char* kNotCompared = "not all was compared";
 /// A shard file and what its attributes say.
 struct Shard {
   std::string path;
+  FileIdentity identity;  ///< of the file whose attributes these are
   Attributes attributes;
 
   std::int64_t integer(const std::string& name) const {
     const auto found = attributes.find(name);
     const auto* value = found == attributes.end() ? nullptr : std::get_if<std::int64_t>(&found->second);
-    if (value == nullptr) throw missing(name);
+    if (value == nullptr) throw unfit(name, "one integer");
     return *value;
   }
   std::string text(const std::string& name) const {
     const auto found = attributes.find(name);
     const auto* value = found == attributes.end() ? nullptr : std::get_if<std::string>(&found->second);
-    if (value == nullptr) throw missing(name);
+    if (value == nullptr) throw unfit(name, "one text");
     return *value;
   }
   /// Empty when it is not there.
@@ -56,9 +59,12 @@ struct Shard {
   }
 
  private:
-  InputError missing(const std::string& name) const {
-    return InputError(fmt::format(
-        "{}: attribute weightcast.{} is missing; is it a shard file of this program?", path, name));
+  InputError unfit(const std::string& name, const char* expected) const {
+    const bool there = attributes.contains(name);
+    return InputError(
+        fmt::format("{}: attribute weightcast.{} is {}; is it a shard file of this program? run "
+                    "the update again",
+                    path, name, there ? std::string("not ") + expected : "missing"));
   }
 };
 
@@ -72,7 +78,9 @@ std::vector<Shard> read_shards(const std::string& directory) {
   for (const auto& entry : entries) {
     const std::string name = entry.path().filename().string();
     if (!rank_of_shard(name)) continue;
-    shards.push_back({entry.path().string(), read_attributes(entry.path().string())});
+    const std::string path = entry.path().string();
+    const FileIdentity identity = InputFile(path).identity();
+    shards.push_back({path, identity, read_attributes(path)});
   }
   if (shards.empty()) throw InputError(fmt::format("{}: no shard files (rank-<n>.h5)", directory));
   std::sort(shards.begin(), shards.end(),
@@ -181,14 +189,23 @@ class ShardVerifier {
         file_(read_checkpoint(shard.path)),
         reader_(file_),
         piece_(static_cast<std::size_t>(kCopyBytes)),
-        stored_piece_(static_cast<std::size_t>(kCopyBytes)) {}
+        stored_piece_(static_cast<std::size_t>(kCopyBytes)) {
+    // What the attributes say holds for no other file of that name.
+    if (file_.files.front().identity != shard.identity) {
+      throw IoError(
+          fmt::format("{}: was replaced or written to while it was compared; run verify again", shard.path));
+    }
+  }
 
   /// Bytes compared.
   std::int64_t verify(const std::vector<Parameter>& parameters) {
     std::int64_t bytes = 0;
     for (const Parameter& parameter : parameters) {
       const StoredTensor* stored = file_.find(parameter.name);
-      if (stored == nullptr) throw InputError(fmt::format("{}: {} is missing", shard_.path, parameter.name));
+      if (stored == nullptr) {
+        throw InputError(fmt::format("{}: {} is missing; run the update again", shard_.path, parameter.name));
+      }
+      file_.require_readable(*stored);
       if (stored->shape != parameter.shape || stored->dtype != parameter.dtype) {
         throw InputError(fmt::format("{}: {} is {} {} but its layout wants {} {}", shard_.path,
                                      parameter.name, dtype_name(stored->dtype), stored->shape.to_string(),
@@ -205,8 +222,11 @@ class ShardVerifier {
       bytes += parameter.bytes();
     }
     if (file_.tensors.size() != parameters.size()) {
-      throw InputError(fmt::format("{}: holds {} datasets but the model has {} parameters on this rank",
-                                   shard_.path, file_.tensors.size(), parameters.size()));
+      std::set<std::string_view> others;
+      for (const StoredTensor& tensor : file_.tensors) others.insert(tensor.name);
+      for (const Parameter& parameter : parameters) others.erase(parameter.name);
+      throw InputError(fmt::format("{}: holds {}, which is no parameter of this rank; run the update again",
+                                   shard_.path, others.empty() ? "a dataset twice" : *others.begin()));
     }
     reader_.require_unchanged();
     return bytes;

@@ -2,14 +2,44 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <exception>
 #include <filesystem>
 #include <new>
+#include <string_view>
 #include <system_error>
+#include <utility>
 
 namespace weightcast {
 
 namespace {
+
+using OptionNames = std::map<std::string, std::string, std::less<>>;
+
+/// Set once, before there are threads.
+OptionNames& option_names() {
+  static OptionNames names;
+  return names;
+}
+
+/// The message with every option called as the user called it.
+std::string with_option_names(std::string_view message) {
+  const auto belongs = [](char c) { return c == '-' || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'); };
+  std::string result;
+  while (!message.empty()) {
+    const std::size_t at = std::min(message.find("--"), message.size());
+    const bool begins = at == 0 || message[at - 1] == ' ' || message[at - 1] == '(';
+    result += message.substr(0, at);
+    message.remove_prefix(at);
+    if (message.empty()) break;
+    std::size_t end = 2;
+    while (end < message.size() && belongs(message[end])) ++end;
+    const auto found = begins ? option_names().find(message.substr(2, end - 2)) : option_names().end();
+    result += found == option_names().end() ? message.substr(0, end) : std::string_view(found->second);
+    message.remove_prefix(end);
+  }
+  return result;
+}
 
 std::string system_text(const std::system_error& error) {
   // What starting a thread says where no more are to be had.
@@ -39,8 +69,15 @@ std::string file_text(const std::filesystem::filesystem_error& error) {
 Error::Error(ExitCode code, const std::string& message, std::source_location where)
     : std::runtime_error(without_zeros(message)), code_(code), where_(where) {}
 
+void call_options(std::map<std::string, std::string, std::less<>> names) {
+  option_names() = std::move(names);
+}
+
 Error error_of(const std::exception& exception) {
-  if (const auto* error = dynamic_cast<const Error*>(&exception)) return *error;
+  if (const auto* error = dynamic_cast<const Error*>(&exception)) {
+    if (option_names().empty()) return *error;
+    return {error->code(), with_option_names(error->what()), error->where()};
+  }
   // A length that no container can have is more memory than there is, too.
   if (dynamic_cast<const std::bad_alloc*>(&exception) != nullptr ||
       dynamic_cast<const std::length_error*>(&exception) != nullptr) {

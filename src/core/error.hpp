@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+#include <map>
 #include <source_location>
 #include <stdexcept>
 #include <string>
@@ -49,6 +51,10 @@ using InternalError = ErrorOf<ExitCode::kInternal>;          ///< the program is
 using IoError = ErrorOf<ExitCode::kInputOutput>;             ///< the system refused
 using StoppedError = ErrorOf<ExitCode::kStopped>;            ///< a signal asked to stop
 using TimeoutError = ErrorOf<ExitCode::kTimeout>;            ///< a deadline passed
+
+/// What the user wrote in place of options, for messages: by option (`bucket-size`) a variable's name or the
+/// line of a file. Messages name options as `--bucket-size`; errors that error_of() makes name them so.
+void call_options(std::map<std::string, std::string, std::less<>> names);
 
 /// Any exception as an error of this program. What libraries throw when memory, threads or files are refused
 /// is the system's refusal; only what is left is an internal error.

@@ -40,7 +40,21 @@ std::string reason_at(std::string_view text, std::size_t at) {
     return fmt::format("a comma before '{}'; remove it", c);
   }
   if (c == '\'') return "a text in single quotes; write double quotes";
-  return fmt::format("'{}' is not expected", printable(text.substr(at, 1)));
+  struct Word {
+    std::string_view written;
+    const char* json;
+  };
+  static constexpr std::array<Word, 3> kPython{{{"True", "true"}, {"False", "false"}, {"None", "null"}}};
+  for (const Word& word : kPython) {
+    // The parser gives up within the word, or before it.
+    const std::size_t start = text.find_last_not_of("TrueFalsNo", at);
+    if (text.substr(start + 1).starts_with(word.written)) {
+      return fmt::format("'{}'; JSON writes {}", word.written, word.json);
+    }
+  }
+  const std::string character = first_character(text.substr(at));
+  return fmt::format("{} is not expected{}", character,
+                     static_cast<unsigned char>(c) < 0x80 ? "" : "; type it anew, as a plain quote or blank");
 }
 
 /// Walks through a text without keeping it, and stops at the first thing that is not allowed.
@@ -106,6 +120,8 @@ class Checker final : public nlohmann::json_sax<json> {
 
 /// What the text's encoding is called where it is not UTF-8; empty where it may be.
 std::string_view other_encoding(std::string_view text) {
+  using namespace std::string_view_literals;
+  if (text.starts_with("\xff\xfe\0\0"sv) || text.starts_with("\0\0\xfe\xff"sv)) return "UTF-32";
   if (text.starts_with("\xff\xfe") || text.starts_with("\xfe\xff")) return "UTF-16";
   // Without the mark that says so, a '{' of two or four bytes gives it away.
   if (text.substr(0, 4).find('\0') != std::string_view::npos) return "UTF-16 or UTF-32";

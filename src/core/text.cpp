@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <iterator>
 
@@ -40,37 +41,83 @@ bool is_control(std::uint32_t c) {
   return c < 0x20 || (c >= 0x7f && c < 0xa0);
 }
 
-/// Line and paragraph separators, and marks that turn the direction of what follows.
+/// Whether nobody sees the character, or it changes how others are seen: format characters (among them marks
+/// of direction, line and paragraph separators), fillers, variation selectors, tags. Source: Unicode's
+/// general categories Cf, Zl and Zp, and its property Default_Ignorable_Code_Point.
 bool misleads(std::uint32_t c) {
-  return c == 0x200e || c == 0x200f || (c >= 0x2028 && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069);
+  struct Range {
+    std::uint32_t first;
+    std::uint32_t last;
+  };
+  static constexpr Range kRanges[] = {
+      {0xad, 0xad},       {0x34f, 0x34f},     {0x600, 0x605},     {0x61c, 0x61c},     {0x6dd, 0x6dd},
+      {0x70f, 0x70f},     {0x890, 0x891},     {0x8e2, 0x8e2},     {0x115f, 0x1160},   {0x17b4, 0x17b5},
+      {0x180b, 0x180f},   {0x200b, 0x200f},   {0x2028, 0x202e},   {0x2060, 0x206f},   {0x3164, 0x3164},
+      {0xfe00, 0xfe0f},   {0xfeff, 0xfeff},   {0xffa0, 0xffa0},   {0xfff0, 0xfffb},   {0x110bd, 0x110bd},
+      {0x110cd, 0x110cd}, {0x13430, 0x1343f}, {0x1bca0, 0x1bca3}, {0x1d173, 0x1d17a}, {0xe0000, 0xe0fff}};
+  return std::any_of(std::begin(kRanges), std::end(kRanges),
+                     [&](const Range& range) { return c >= range.first && c <= range.last; });
 }
 
-}  // namespace
+/// `\x1b`, `\u202e`, `\U000e0041`
+std::string escaped(std::uint32_t c) {
+  if (c < 0x100) return fmt::format("\\x{:02x}", c);
+  return c < 0x10000 ? fmt::format("\\u{:04x}", c) : fmt::format("\\U{:08x}", c);
+}
 
-std::string printable(std::string_view text) {
+/// As JSON writes it: beyond 16 bits as two halves.
+std::string escaped_in_json(std::uint32_t c) {
+  if (c < 0x10000) return fmt::format("\\u{:04x}", c);
+  const std::uint32_t rest = c - 0x10000;
+  return fmt::format("\\u{:04x}\\u{:04x}", 0xd800 + (rest >> 10U), 0xdc00 + (rest & 0x3ffU));
+}
+
+/// `text` with what `replace` gives for its characters, and for the bytes that are none; empty: as it is.
+template <typename Replace>
+std::string replaced(std::string_view text, Replace replace) {
   std::string result;
   result.reserve(text.size());
   while (!text.empty()) {
     const Decoded next = decode(text);
     const std::size_t bytes = next.bytes == 0 ? 1 : next.bytes;
-    if (next.bytes == 0) {
-      fmt::format_to(std::back_inserter(result), "\\x{:02x}", static_cast<unsigned char>(text[0]));
-    } else if (next.character == '\n') {
-      result += "\\n";
-    } else if (next.character == '\r') {
-      result += "\\r";
-    } else if (next.character == '\t') {
-      result += "\\t";
-    } else if (is_control(next.character)) {
-      fmt::format_to(std::back_inserter(result), "\\x{:02x}", next.character);
-    } else if (misleads(next.character)) {
-      fmt::format_to(std::back_inserter(result), "\\u{:04x}", next.character);
-    } else {
-      result += text.substr(0, bytes);
-    }
+    const std::string other = replace(next, static_cast<unsigned char>(text[0]));
+    result += other.empty() ? text.substr(0, bytes) : std::string_view(other);
     text.remove_prefix(bytes);
   }
   return result;
+}
+
+}  // namespace
+
+std::string printable(std::string_view text) {
+  return replaced(text, [](const Decoded& next, unsigned char byte) -> std::string {
+    if (next.bytes == 0) return escaped(byte);
+    if (next.character == '\n') return "\\n";
+    if (next.character == '\r') return "\\r";
+    if (next.character == '\t') return "\\t";
+    return is_control(next.character) || misleads(next.character) ? escaped(next.character) : "";
+  });
+}
+
+std::string utf8(std::string_view text) {
+  return replaced(text, [](const Decoded& next, unsigned char byte) {
+    return next.bytes == 0 ? escaped(byte) : std::string();
+  });
+}
+
+std::string printable_json(std::string_view json) {
+  return replaced(json, [](const Decoded& next, unsigned char /*byte*/) -> std::string {
+    const std::uint32_t c = next.character;
+    const bool raw = next.bytes > 0 && c >= 0x7f && (is_control(c) || misleads(c));
+    return raw ? escaped_in_json(c) : "";
+  });
+}
+
+std::string first_character(std::string_view text) {
+  const Decoded first = decode(text);
+  const std::string shown = printable(text.substr(0, std::max<std::size_t>(first.bytes, 1)));
+  return first.character < 0x80 ? fmt::format("'{}'", shown)
+                                : fmt::format("'{}' (U+{:04X})", shown, first.character);
 }
 
 std::string excerpt(std::string_view text) {

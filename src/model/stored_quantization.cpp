@@ -9,6 +9,7 @@
 #include "core/error.hpp"
 #include "core/json_text.hpp"
 #include "core/text.hpp"
+#include "model/stored_names.hpp"
 
 namespace weightcast {
 
@@ -31,7 +32,7 @@ bool has(const json& object, const char* field) {
   throw InputError(fmt::format(
       "{}: field 'quantization_config': {} is not known; known are fp8 (weight_block_size [128, 128] or "
       "none), modelopt (FP8, NVFP4), compressed-tensors (float of 8 bits by tensor or channel), mxfp8 and "
-      "mxfp4",
+      "mxfp4; if the weights are values and no codes, remove the field",
       origin, what));
 }
 
@@ -45,7 +46,9 @@ std::optional<Quantizer> quantizer_of_groups(const json& config, const std::stri
     if (!group.is_object()) unknown(origin, "compressed-tensors with a group that is no object");
     if (has(group, "weights")) weights.push_back(&group.at("weights"));
   }
-  if (weights.empty() && (has(config, "kv_cache_scheme") || !groups.empty())) return std::nullopt;
+  // A sparse or transformed model has no groups, and its format says that the weights are dense.
+  const bool dense = text_or_empty(config, "format") == "dense";
+  if (weights.empty() && (dense || has(config, "kv_cache_scheme") || !groups.empty())) return std::nullopt;
   if (weights.size() != 1 || !weights.front()->is_object()) {
     unknown(origin, "compressed-tensors without one group for weights in config_groups");
   }
@@ -97,6 +100,7 @@ std::optional<Quantizer> quantizer_of(const json& config, const std::string& ori
   if (method.starts_with("modelopt") && algorithm == "NVFP4") {
     return Quantizer{QuantScheme::kNvfp4, QuantRule::kTe};
   }
+  if (method.empty()) unknown(origin, "a quantisation without quant_method");
   unknown(origin,
           excerpt(fmt::format("quant_method '{}'{}", method, algorithm.empty() ? "" : " " + algorithm)));
 }
@@ -128,7 +132,9 @@ std::optional<StoredQuantization> StoredQuantization::of(const ModelConfig& conf
 void StoredQuantization::keep(const std::string& entry, const std::string& field) {
   constexpr std::string_view kExpression = "re:";
   if (!entry.starts_with(kExpression) && entry.find('*') == entry.npos) {
+    // Modules are asked for by the model's own names, whatever the checkpoint puts in front of them.
     names_.insert(entry);
+    names_.insert(canonical_name(entry));
     return;
   }
   const std::string origin = fmt::format("{}: {}", field, excerpt(entry));

@@ -244,8 +244,8 @@ TEST_F(BadOptions, Environment) {
       refused(run_plain(plan, {{"WEIGHTCAST_BUCKET_SIZE", "huge"}}), 64, {"WEIGHTCAST_BUCKET_SIZE: 'huge'"}));
   EXPECT_TRUE(
       refused(run_plain(plan, {{"WEIGHTCAST_BUFFERS", ""}}), 64, {"WEIGHTCAST_BUFFERS", "at least 1"}));
-  EXPECT_TRUE(
-      refused(run_plain(plan, {{"WEIGHTCAST_INFERENCE", ""}}), 64, {"--inference", "tp=2,ep=2,pp=1"}));
+  EXPECT_TRUE(refused(run_plain(plan, {{"WEIGHTCAST_INFERENCE", ""}}), 64,
+                      {"WEIGHTCAST_INFERENCE", "tp=2,ep=2,pp=1"}));
   EXPECT_TRUE(refused(run_plain(plan, {{"WEIGHTCAST_COLOCATE", ""}}), 64, {"WEIGHTCAST_COLOCATE", "true"}));
   for (const char* option : {"--quantize", "--json", "--model"}) {
     EXPECT_TRUE(refused(run_plain(plan + Words{option, ""}), 64, {option}));
@@ -255,6 +255,51 @@ TEST_F(BadOptions, Environment) {
                       64, {"WEIGHTCAST_WEIGHT_VERSION", "at least 0"}));
   EXPECT_TRUE(refused(run_plain(plan, {{"WEIGHTCAST_COLOCATE", "perhaps"}}), 64,
                       {"WEIGHTCAST_COLOCATE", "'perhaps'"}));
+}
+
+TEST_F(BadOptions, EveryLineCallsAnOptionAsItWasGiven) {
+  const Words plan{"plan", "--model", model_folder("tiny-qwen3")};
+  struct Case {
+    const char* option;
+    const char* value;
+  };
+  const std::string file = dir_ / "options";
+  for (const Case& c : std::vector<Case>{{"inference", "tp=x"},
+                                         {"inference", "tp=3"},
+                                         {"rank", "7"},
+                                         {"moe-layout", "x"},
+                                         {"json", "/tmp"},
+                                         {"activation-scales", "2,2"},
+                                         {"activation-scales", "x"},
+                                         {"layers", "0"},
+                                         {"fan-out", "x"},
+                                         {"bucket-size", "1"},
+                                         {"inference-stage-layers", "1,1"}}) {
+    SCOPED_TRACE(c.option);
+    std::string variable = "WEIGHTCAST_";
+    for (const char* at = c.option; *at != '\0'; ++at) {
+      variable += *at == '-' ? '_' : static_cast<char>(*at - 'a' + 'A');
+    }
+    const Outcome by_variable = run_plain(plan, {{variable, c.value}});
+    const std::string dashed = std::string("--") + c.option;
+    EXPECT_NE(by_variable.exit_code, 0);
+    EXPECT_TRUE(has(by_variable.err, {variable}));
+    EXPECT_EQ(by_variable.err.find(dashed), std::string::npos) << by_variable.err;
+    put_file(file, fmt::format("# by file\n{} = {}\n", c.option, c.value));
+    const Outcome by_file = run_plain(plan + Words{"--config", file});
+    EXPECT_EQ(by_file.exit_code, by_variable.exit_code);
+    EXPECT_TRUE(has(by_file.err, {file + ":2: " + c.option}));
+    // The command line goes first, and is blamed then.
+    const Outcome by_both = run_plain(plan + Words{dashed, c.value}, {{variable, c.value}});
+    EXPECT_TRUE(has(by_both.err, {dashed}));
+    EXPECT_EQ(by_both.err.find(variable), std::string::npos) << by_both.err;
+  }
+  put_file(file, "buffers = 2\nbuffers = 3\n");
+  EXPECT_TRUE(refused(run_plain(plan + Words{"--config", file}), 64, {file + ":2: buffers", "second time"}));
+  EXPECT_TRUE(refused(run_plain({"plan", "--inference", "tp=1"}, {{"WEIGHTCAST_SOURCE", ""}}), 64,
+                      {"WEIGHTCAST_SOURCE", "empty"}));
+  EXPECT_TRUE(refused(run_job(2, {"sync", "--source", trained(0)}, {{"WEIGHTCAST_INFERENCE", "tp=3"}}), 64,
+                      {"WEIGHTCAST_INFERENCE"}));
 }
 
 TEST_F(BadOptions, QuietDoesNotHideErrors) {

@@ -84,6 +84,24 @@ TEST_F(Changes, ALaterSourceIsTheOneThatIsThereAtItsTurn) {
   EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(181), "--weight-version", "1"})));
 }
 
+TEST_F(Changes, ShardsThatAreReplacedWhileTheyAreComparedAreRefused) {
+  put_old_shards();
+  const std::string source = two_files(0, "source");
+  EXPECT_TRUE(done(run_job(3, sync_words(source) + Words{"--weight-version", "7"})));
+  // Of another version, and whole: what the attributes said does not hold for it.
+  const std::string other = dir_ / "other";
+  EXPECT_TRUE(done(run_job(3, {"sync", "--source", source, "--inference", "tp=2", "--sink", "hdf5:" + other,
+                               "--weight-version", "8"})));
+  const std::string shard = sink_ + "/rank-1.h5";
+  EXPECT_TRUE(refused(run_plain({"verify", sink_, "--source", source},
+                                {{"LD_PRELOAD", WEIGHTCAST_CHANGE_FILE},
+                                 {"CHANGE_WHEN_READ", "model-00001-of-00002.safetensors"},
+                                 {"CHANGE_AT", "1"},
+                                 {"CHANGE_TARGET", shard},
+                                 {"CHANGE_BY", other + "/rank-1.h5"}}),
+                      74, {shard, "replaced or written to", "run verify again"}));
+}
+
 TEST_F(Changes, ShardsOfTrainersAreAsGood) {
   const std::string shards = dir_ / "shards-of-trainers";
   const Words layout{"--trainer-alloc", "megatron:t1"};

@@ -299,6 +299,10 @@ TEST(ConfigQuantization, OfTheCacheAloneMeansValues) {
   const json outputs{{"weights", nullptr}, {"output_activations", scheme}, {"targets", {"re:.*k_proj"}}};
   EXPECT_FALSE(
       stored_of({{"quant_method", "compressed-tensors"}, {"config_groups", {{"group_0", outputs}}}}));
+  EXPECT_FALSE(stored_of({{"quant_method", "compressed-tensors"},
+                          {"format", "dense"},
+                          {"config_groups", json::object()},
+                          {"sparsity_config", {{"format", "dense"}}}}));
   EXPECT_FALSE(
       stored_of({{"quant_method", "modelopt"}, {"quant_algo", nullptr}, {"kv_cache_quant_algo", "FP8"}}));
   EXPECT_FALSE(stored_of({{"quant_method", "modelopt"}, {"kv_cache_scheme", scheme}}));
@@ -311,6 +315,10 @@ TEST(ConfigQuantization, OfTheCacheAloneMeansValues) {
   EXPECT_TRUE(
       stored_of({{"quant_method", "modelopt"}, {"quant_algo", "FP8"}, {"kv_cache_quant_algo", "FP8"}}));
   expect_has(stored_refusal({{"quant_method", "compressed-tensors"}}), {"config_groups"});
+  for (const char* method : {"bitsandbytes", "gptq", "awq", "torchao"}) {
+    expect_has(stored_refusal({{"quant_method", method}}), {method, "if the weights are values", "remove"});
+  }
+  expect_has(stored_refusal({{"group_size", 64}, {"bits", 4}}), {"without quant_method", "remove"});
   expect_has(stored_refusal({{"quant_method", "modelopt"}}), {"modelopt"});
   expect_has(stored_refusal({{"quant_method", "quark"},
                              {"global_quant_config", {{"weight", nullptr}}},
@@ -325,6 +333,10 @@ TEST(ConfigQuantization, KeptModulesAreNamesAndPatterns) {
                  {"exclude_modules", {"*.k_proj", "model.layers.7*down*"}},
                  {"ignore", nullptr}});
   ASSERT_TRUE(stored);
+  auto prefixed = stored_of(
+      {{"quant_method", "fp8"}, {"modules_to_not_convert", {"language_model.model.layers.0.self_attn"}}});
+  EXPECT_TRUE(prefixed->keeps_values("model.layers.0.self_attn.q_proj"));
+  EXPECT_FALSE(prefixed->keeps_values("model.layers.1.self_attn.q_proj"));
   for (const char* kept : {"lm_head", "model.layers.3.mlp.up_proj", "model.layers.1.self_attn.o_proj",
                            "q_proj_b", "model.layers.1.self_attn.k_proj", "model.layers.7.mlp.down_proj"}) {
     EXPECT_TRUE(stored->keeps_values(kept)) << kept;

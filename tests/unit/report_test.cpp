@@ -60,15 +60,27 @@ std::string logged(const std::function<void()>& log) {
 
 TEST(Report, JsonOfAnyBytes) {
   const std::string text = json_report({{"path", "a\xff/\xe2\x82"}, {"n", 1}});
-  EXPECT_EQ(nlohmann::json::parse(text).at("path"), "a\xef\xbf\xbd/\xef\xbf\xbd");
+  EXPECT_EQ(nlohmann::json::parse(text).at("path"), R"(a\xff/\xe2\x82)");
   EXPECT_EQ(text.back(), '\n');
   EXPECT_EQ(json_report({{"a", {1, 2}}}, -1), "{\"a\":[1,2]}\n");
+}
+
+TEST(Report, JsonWithoutCharactersThatMislead) {
+  const std::string name = "\x7f\u009b31m\u202eabc\u061c\U000e0041";
+  const std::string text = json_report({{name, name}, {"\xff", 1}, {"\xfe", 2}}, -1);
+  EXPECT_TRUE(std::all_of(text.begin(), text.end() - 1, [](char c) { return c >= ' ' && c < 0x7f; })) << text;
+  EXPECT_NE(text.find(R"(\u007f\u009b31m\u202eabc\u061c\udb40\udc41)"), std::string::npos) << text;
+  const nlohmann::json parsed = nlohmann::json::parse(text);
+  EXPECT_EQ(parsed.at(name), name);
+  // Names that differ in what is no text still differ.
+  EXPECT_EQ(parsed.at(R"(\xff)"), 1);
+  EXPECT_EQ(parsed.at(R"(\xfe)"), 2);
 }
 
 TEST(Report, TheReportOfAJobOfAnyBytes) {
   JobReport report;
   report.updates.emplace_back().source = "\xff";
-  EXPECT_EQ(nlohmann::json::parse(report_json(report, "internal", "\xfe")).at("error"), "\xef\xbf\xbd");
+  EXPECT_EQ(nlohmann::json::parse(report_json(report, "internal", "\xfe")).at("error"), R"(\xfe)");
 }
 
 TEST(Report, LinesCannotBeForged) {

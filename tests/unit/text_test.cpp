@@ -40,6 +40,10 @@ TEST(JsonText, SaysWhatIsWrongAndWhere) {
   expect_refused("{\"a\": \"un", "ends before its object does");
   expect_refused("{'a': 1}", "line 1, column 2: a text in single quotes");
   expect_refused("{\"a\": nan}", "line 1, column 8");
+  expect_refused("{\"a\": True}", "'True'; JSON writes true");
+  expect_refused("{\"a\": None}", "'None'; JSON writes null");
+  expect_refused("{\u201ca\u201d: 1}", "'\u201c' (U+201C) is not expected; type it anew");
+  expect_refused(std::string("\xff\xfe\0\0{\0\0\0", 8), "UTF-32");
   expect_refused("{} {}", "line 1, column 4: '{' is not expected");
   expect_refused("{\"a\": 1e999}", "a number is too large");
   expect_refused("{\x1b[31m\"a\": 1}", "'\\x1b' is not expected");
@@ -110,6 +114,8 @@ TEST(Printable, KeepsTextAndShowsWhatTerminalsObey) {
   EXPECT_EQ(printable("\u009b31m"), "\\x9b31m");
   EXPECT_EQ(printable("a\u202eb\u2066"), "a\\u202eb\\u2066");
   EXPECT_EQ(printable("\u2028"), "\\u2028");
+  EXPECT_EQ(printable("a\u061cb\u200bc\u00add\ufeff"), "a\\u061cb\\u200bc\\xadd\\ufeff");
+  EXPECT_EQ(printable("\U000e0041\U0001d173"), "\\U000e0041\\U0001d173");
   // No UTF-8: a byte alone, a cut character, a longer form of '/', half of a pair.
   EXPECT_EQ(printable("\xff"), "\\xff");
   EXPECT_EQ(printable("\xe2\x82"), "\\xe2\\x82");
