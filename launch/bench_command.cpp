@@ -157,7 +157,7 @@ class BenchJob {
       return;
     }
     // Plain broadcasts receive into as much memory as the pipeline's ring has, or all there is.
-    const Memory& memory = session_->memory();
+    const Memory& memory = *session_->memory().allocations().front();
     mpi_.emplace(control_, session_->plan().topology,
                  from_files() ? session_->pipeline().host_staging() : host_weights(), packed_bytes(),
                  std::span(memory.data(), static_cast<std::size_t>(memory.bytes())),

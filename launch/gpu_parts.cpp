@@ -14,7 +14,8 @@ namespace weightcast {
 GpuParts::GpuParts(Control& control, const Session& session, Source* source)
     : control_(control),
       session_(session),
-      gauges_(make_gpu_gauges(session.pipeline(), session.share(), session.memory(), source)) {
+      gauges_(make_gpu_gauges(session.pipeline(), session.share(), *session.memory().allocations().front(),
+                              source)) {
   constexpr std::int64_t kAnything = std::numeric_limits<std::int64_t>::max();
   const Topology& topology = session.plan().topology;
   members_.push_back(0);
@@ -98,7 +99,7 @@ std::int64_t GpuParts::extreme(std::int64_t value, bool greatest) {
 }
 
 std::int64_t GpuParts::memory_beyond_parameters() {
-  return extreme(gauges_->device_bytes() - session_.memory().bytes() - gauges_->source_bytes(), true);
+  return extreme(gauges_->device_bytes() - session_.share().parameter_bytes - gauges_->source_bytes(), true);
 }
 
 }  // namespace weightcast

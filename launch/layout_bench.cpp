@@ -338,7 +338,7 @@ class LayoutBench {
   void prepare(const Plan& plan, const Share& share, std::span<const GlobalScale> scales, Memory& parameters,
                Unpacking& unpacking) const {
     constexpr std::byte kPoison{0xa5};
-    parameters.fill(kPoison);
+    parameters.fill(0, parameters.bytes(), kPoison);
     unpacking.zero_padding();
     for (std::size_t p = 0; p < share.parameters.size(); ++p) {
       if (share.parameters[p].scalars.empty()) continue;

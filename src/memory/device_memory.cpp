@@ -24,9 +24,9 @@ class DeviceMemory final : public Memory {
     WEIGHTCAST_CUDA(cudaSetDevice(device_));
     WEIGHTCAST_CUDA(cudaMemcpy(buffer_.data() + offset, from.data(), from.size(), cudaMemcpyHostToDevice));
   }
-  void fill(std::byte value) override {
-    if (bytes() == 0) return;
-    WEIGHTCAST_CUDA(cudaMemset(data(), static_cast<int>(value), static_cast<std::size_t>(bytes())));
+  void fill(std::int64_t offset, std::int64_t bytes, std::byte value) override {
+    if (bytes == 0) return;
+    WEIGHTCAST_CUDA(cudaMemset(data() + offset, static_cast<int>(value), static_cast<std::size_t>(bytes)));
     WEIGHTCAST_CUDA(cudaDeviceSynchronize());
   }
 

@@ -21,7 +21,9 @@ class HostMemory final : public Memory {
   void write(std::int64_t offset, std::span<const std::byte> from) override {
     std::memcpy(buffer_.data() + offset, from.data(), from.size());
   }
-  void fill(std::byte value) override { std::ranges::fill(buffer_.span(), value); }
+  void fill(std::int64_t offset, std::int64_t bytes, std::byte value) override {
+    std::fill_n(buffer_.data() + offset, bytes, value);
+  }
 
  private:
   HostBuffer buffer_;

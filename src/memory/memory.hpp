@@ -26,8 +26,8 @@ class Memory {
   /// Copies `from` to [offset, offset + from.size()). Waits.
   virtual void write(std::int64_t offset, std::span<const std::byte> from) = 0;
 
-  /// Sets every byte. Waits.
-  virtual void fill(std::byte value) = 0;
+  /// Sets every byte of [offset, offset + bytes). Waits.
+  virtual void fill(std::int64_t offset, std::int64_t bytes, std::byte value) = 0;
 };
 
 /// Throws IoError when the system refuses; `purpose` says what for.

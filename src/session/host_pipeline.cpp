@@ -34,8 +34,9 @@ HostPipeline::HostPipeline(const Plan& plan, const Share& share, std::vector<std
 
 HostPipeline::~HostPipeline() = default;
 
-void HostPipeline::run(Source* source, std::span<const GlobalScale> scales, std::span<std::uint64_t> sent,
-                       std::span<std::uint64_t> written, Progress& progress) {
+std::exception_ptr HostPipeline::run(Source* source, std::span<const GlobalScale> scales,
+                                     std::span<std::uint64_t> sent, std::span<std::uint64_t> written,
+                                     Progress& progress) {
   // After an update that failed.
   wait_for_workers();
   require_idle_transport();
@@ -43,6 +44,7 @@ void HostPipeline::run(Source* source, std::span<const GlobalScale> scales, std:
   {
     const std::scoped_lock lock(mutex_);
     failure_ = nullptr;
+    abandoned_ = false;
     source_ = source;
     scales_ = scales;
     sent_ = sent;
@@ -59,9 +61,15 @@ void HostPipeline::run(Source* source, std::span<const GlobalScale> scales, std:
     transport_all(progress);
   } catch (...) {
     // The workers must not wait for buckets that nobody moves any more.
-    fail(std::current_exception());
+    {
+      const std::scoped_lock lock(mutex_);
+      abandoned_ = true;
+    }
+    changed_.notify_all();
     throw;
   }
+  const std::scoped_lock lock(mutex_);
+  return failure_;
 }
 
 std::int64_t HostPipeline::first_dirty_padding() {
@@ -95,7 +103,6 @@ void HostPipeline::transport_all(Progress& progress) {
   bool moving = false;
   while (first < states_.size()) {
     std::unique_lock lock(mutex_);
-    if (failure_) std::rethrow_exception(failure_);
     bool advanced = false;
     for (; first < states_.size() && states_[first] == State::kDone; ++first) {
       progress.advance(share_.buckets[first].progress_bytes);
@@ -138,8 +145,6 @@ void HostPipeline::transport_all(Progress& progress) {
     advanced ? backoff.reset() : backoff.pause();
   }
   wait_for_workers();
-  const std::scoped_lock lock(mutex_);
-  if (failure_) std::rethrow_exception(failure_);
 }
 
 void HostPipeline::wait_for_workers() {
@@ -161,10 +166,20 @@ void HostPipeline::require_idle_transport() {
   }
 }
 
-void HostPipeline::fail(const std::exception_ptr& failure) {
-  const std::scoped_lock lock(mutex_);
-  if (!failure_) failure_ = failure;
-  changed_.notify_all();
+template <typename Work>
+bool HostPipeline::work(Work work) {
+  {
+    const std::scoped_lock lock(mutex_);
+    if (failure_) return false;
+  }
+  try {
+    work();
+    return true;
+  } catch (...) {
+    const std::scoped_lock lock(mutex_);
+    if (!failure_) failure_ = std::current_exception();
+    return false;
+  }
 }
 
 void HostPipeline::pack_all(const std::stop_token& stop) {
@@ -177,13 +192,17 @@ void HostPipeline::pack_all(const std::stop_token& stop) {
   for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
     if (!share_.buckets[k].root) continue;
     if (!wait_until(stop, [&] { return slot_free(k); })) return;
-    const auto start = Clock::now();
-    for (begun = std::max(begun, k); begun < share_.buckets.size() && has_room(begun); ++begun) {
-      const ShareBucket& bucket = share_.buckets[begun];
-      if (bucket.root) source_->begin(bucket.bucket, slot(begun), sent_);
-    }
-    source_->pack(share_.buckets[k].bucket, slot(k), sent_);
-    seconds_.pack += note(TraceStage::kPack, k, start);
+    const bool packed = work([&] {
+      const auto start = Clock::now();
+      for (begun = std::max(begun, k); begun < share_.buckets.size() && has_room(begun); ++begun) {
+        const ShareBucket& bucket = share_.buckets[begun];
+        if (bucket.root) source_->begin(bucket.bucket, slot(begun), sent_);
+      }
+      source_->pack(share_.buckets[k].bucket, slot(k), sent_);
+      seconds_.pack += note(TraceStage::kPack, k, start);
+    });
+    // Nothing may write any more to what is sent all the same.
+    if (!packed) source_->drop();
     set_state(k, State::kPacked);
   }
 }
@@ -193,24 +212,28 @@ void HostPipeline::unpack_all(const std::stop_token& stop) {
     const ShareBucket& bucket = share_.buckets[k];
     if (!bucket.destination) continue;
     if (!wait_until(stop, [&] { return states_[k] == State::kArrived; })) return;
-    auto start = Clock::now();
-    executor_->unpack(share_.program(bucket), slot(k), parameters_);
-    executor_->quantize(share_.quant_program(bucket), {{}, slot(k), parameters_}, scales_, {});
-    seconds_.unpack += note(TraceStage::kUnpack, k, start);
+    work([&] {
+      const auto start = Clock::now();
+      executor_->unpack(share_.program(bucket), slot(k), parameters_);
+      executor_->quantize(share_.quant_program(bucket), {{}, slot(k), parameters_}, scales_, {});
+      seconds_.unpack += note(TraceStage::kUnpack, k, start);
+    });
     // The slot has been read; what follows looks at the parameters alone.
     set_state(k, State::kDone);
     if (written_.empty()) continue;
-    start = Clock::now();
-    executor_->digest(share_.digest_program(bucket), written_parameters_,
-                      written_.subspan(bucket.first_check, bucket.checks));
-    seconds_.verify += note(TraceStage::kVerify, k, start);
+    work([&] {
+      const auto start = Clock::now();
+      executor_->digest(share_.digest_program(bucket), written_parameters_,
+                        written_.subspan(bucket.first_check, bucket.checks));
+      seconds_.verify += note(TraceStage::kVerify, k, start);
+    });
   }
 }
 
 template <typename Ready>
 bool HostPipeline::wait_until(const std::stop_token& stop, Ready ready) {
   std::unique_lock lock(mutex_);
-  return changed_.wait(lock, stop, [&] { return ready() || failure_; }) && !failure_;
+  return changed_.wait(lock, stop, [&] { return ready() || abandoned_; }) && !abandoned_;
 }
 
 void HostPipeline::set_state(std::size_t k, State state) {
@@ -228,11 +251,7 @@ void HostPipeline::worker(const std::stop_token& stop, void (HostPipeline::*stag
       if (!changed_.wait(lock, stop, [&] { return update_ > done; })) return;
       done = update_;
     }
-    try {
-      (this->*stage)(stop);
-    } catch (...) {
-      fail(std::current_exception());
-    }
+    (this->*stage)(stop);
     const std::scoped_lock lock(mutex_);
     --workers_busy_;
     changed_.notify_all();

@@ -21,10 +21,9 @@
 
 namespace weightcast {
 
-/// One thread packs, one unpacks, and the calling thread alone talks to MPI. After an update that threw the
-/// next one waits until both threads have left it; its source must live until then. Messages under way are
-/// not cancelled: an update that failed amid them must not be followed by another over the same transport.
-/// `run` throws InternalError where it finds such messages.
+/// One thread packs, one unpacks, and the calling thread alone talks to MPI. When a stage has failed, its
+/// thread works no more but lets the buckets pass. After an update that threw, messages under way are not
+/// cancelled: `run` throws InternalError where it finds such.
 class HostPipeline final : public Pipeline {
  public:
   /// All references must outlive the pipeline. `routes[b]` is the transport's route of plan bucket b,
@@ -36,8 +35,8 @@ class HostPipeline final : public Pipeline {
   HostPipeline& operator=(const HostPipeline&) = delete;
 
   void prepare(const Source* /*source*/) override {}
-  void run(Source* source, std::span<const GlobalScale> scales, std::span<std::uint64_t> sent,
-           std::span<std::uint64_t> written, Progress& progress) override;
+  std::exception_ptr run(Source* source, std::span<const GlobalScale> scales, std::span<std::uint64_t> sent,
+                         std::span<std::uint64_t> written, Progress& progress) override;
   std::span<std::byte> host_staging() override { return ring_.span(); }
   std::int64_t first_dirty_padding() override;
   StageSeconds stage_seconds() override { return seconds_; }
@@ -58,12 +57,14 @@ class HostPipeline final : public Pipeline {
   /// Blocks a stage's thread until `ready` holds for bucket k; false when the update is over.
   template <typename Ready>
   bool wait_until(const std::stop_token& stop, Ready ready);
+  /// Runs what a stage does with a bucket, unless the update has failed; what it throws is its failure.
+  /// Whether all is well.
+  template <typename Work>
+  bool work(Work work);
   /// Polls until no stage's thread works on the update any more.
   void wait_for_workers();
   /// Throws InternalError when messages of an update that failed are still under way.
   void require_idle_transport();
-  /// Ends the update with that failure, unless it has one.
-  void fail(const std::exception_ptr& failure);
   void set_state(std::size_t k, State state);
   void worker(const std::stop_token& stop, void (HostPipeline::*stage)(const std::stop_token&));
   bool slot_free(std::size_t k) const;
@@ -101,7 +102,8 @@ class HostPipeline final : public Pipeline {
   std::vector<State> states_;
   std::uint64_t update_ = 0;  ///< counts updates; a worker runs once for each
   std::size_t workers_busy_ = 0;
-  std::exception_ptr failure_;         ///< of the current update
+  std::exception_ptr failure_;         ///< of a stage in the current update
+  bool abandoned_ = false;             ///< nobody moves the current update's buckets any more
   std::vector<std::jthread> workers_;  // last: they end before what they use
 };
 

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <span>
 #include <vector>
 
@@ -33,9 +34,14 @@ class Pipeline {
 
   /// One update, prepared: `source` is null on a rank that is no trainer, `scales` are those of the plan's
   /// scopes. With verification `sent` (numbered as Plan::digests) and `written[i]` receive the digests of
-  /// what is sent and of share.checks[i]; empty spans mean no digests. What a stage throws comes out here.
-  virtual void run(Source* source, std::span<const GlobalScale> scales, std::span<std::uint64_t> sent,
-                   std::span<std::uint64_t> written, Progress& progress) = 0;
+  /// what is sent and of share.checks[i]; empty spans mean no digests.
+  ///
+  /// Returns null or, when a stage of this rank failed, what that threw. All buckets have travelled by then
+  /// all the same, with anything in them, so that no other rank waits and the next update may follow. Throws
+  /// what the wire or `Control` says; after that the session is of no use.
+  [[nodiscard]] virtual std::exception_ptr run(Source* source, std::span<const GlobalScale> scales,
+                                               std::span<std::uint64_t> sent,
+                                               std::span<std::uint64_t> written, Progress& progress) = 0;
 
   /// The buffers in host memory that a source on the host fills, one behind the other; on a GPU none before
   /// such a source has been prepared.

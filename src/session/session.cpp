@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <map>
 
 #include "core/units.hpp"
 #include "memory/available.hpp"
 #include "plan/quantizing.hpp"
+#include "plan/routes.hpp"
 #include "session/host_pipeline.hpp"
 #include "session/verification.hpp"
 #include "transport/transport.hpp"
@@ -28,7 +28,10 @@ double seconds_since(Clock::time_point start) {
 
 Session::Session(Control& control, const Family& family, const Topology& topology, const Limits& limits,
                  const SessionOptions& options)
-    : control_(control), family_(family), options_(options) {
+    : control_(control), family_(family), options_(options), memory_(options.parameters) {
+  if (!memory_) {
+    memory_ = own_parameter_memory(options.wire == Wire::kNccl ? &make_gpu_memory : &make_host_memory);
+  }
   plan_together(topology, limits);
   const auto trainer = topology.trainer(control.rank());
   const std::int64_t source_bytes = options.source_bytes != nullptr && trainer
@@ -37,11 +40,7 @@ Session::Session(Control& control, const Family& family, const Topology& topolog
   const auto start = Clock::now();
   options.wire == Wire::kNccl ? require_gpu_memory(source_bytes) : require_memory(source_bytes);
   control_.together([&] {
-    const auto make = options.wire == Wire::kNccl ? &make_gpu_memory : &make_host_memory;
-    memory_ = make(share_.parameter_bytes, "the parameters");
-    for (const std::int64_t offset : share_.parameter_offsets) {
-      parameters_.push_back(memory_->data() + offset);
-    }
+    memory_->open(share_);
     expected_.resize(plan_.digests());
     written_.resize(share_.checks.size());
   });
@@ -64,7 +63,8 @@ void Session::plan_together(const Topology& topology, const Limits& limits) {
 
 void Session::require_memory(std::int64_t source_bytes) {
   const Communicator node = Communicator::same_node(control_.comm());
-  const std::int64_t need = share_.parameter_bytes + plan_.staging_bytes_per_rank() + source_bytes;
+  const std::int64_t parameter_bytes = memory_->bytes_to_allocate(share_);
+  const std::int64_t need = parameter_bytes + plan_.staging_bytes_per_rank() + source_bytes;
   std::int64_t node_need = 0;
   MPI_Request request = MPI_REQUEST_NULL;
   const std::int64_t on_node = available_node_bytes();
@@ -73,7 +73,7 @@ void Session::require_memory(std::int64_t source_bytes) {
   control_.wait(request);
   control_.together([&] {
     const std::string parts =
-        fmt::format("{} of parameters, {} of staging, {} of source", format_bytes(share_.parameter_bytes),
+        fmt::format("{} of parameters, {} of staging, {} of source", format_bytes(parameter_bytes),
                     format_bytes(plan_.staging_bytes_per_rank()), format_bytes(source_bytes));
     if (node_need > on_node) {
       throw IoError(
@@ -94,49 +94,33 @@ void Session::require_gpu_memory(std::int64_t source_bytes) {
   // A GPU belongs to one rank. Programs and digests need a little beside the rest.
   constexpr std::int64_t kPrograms = std::int64_t{64} << 20;
   control_.together([&] {
-    const std::int64_t need =
-        share_.parameter_bytes + plan_.staging_bytes_per_rank() + source_bytes + kPrograms;
+    const std::int64_t parameter_bytes = memory_->bytes_to_allocate(share_);
+    const std::int64_t need = parameter_bytes + plan_.staging_bytes_per_rank() + source_bytes + kPrograms;
     const std::int64_t available = available_gpu_bytes();
     if (need <= available) return;
     throw IoError(fmt::format(
         "device memory: this rank needs {} ({} of parameters, {} of staging, {} of source) but "
         "{} are available; use more GPUs, a larger tp or a smaller --bucket-size",
-        format_bytes(need), format_bytes(share_.parameter_bytes),
-        format_bytes(plan_.staging_bytes_per_rank()), format_bytes(source_bytes), format_bytes(available)));
+        format_bytes(need), format_bytes(parameter_bytes), format_bytes(plan_.staging_bytes_per_rank()),
+        format_bytes(source_bytes), format_bytes(available)));
   });
 }
 
 void Session::open_routes() {
-  std::vector<Route> routes;
-  std::vector<std::size_t> route_of_bucket;
-  std::map<std::pair<std::uint32_t, std::uint32_t>, std::size_t> numbers;
-  for (const Bucket& bucket : plan_.buckets) {
-    const auto [found, fresh] = numbers.emplace(std::pair(bucket.root, bucket.destinations), routes.size());
-    if (fresh) {
-      Route route{static_cast<int>(bucket.root), {}, 0};
-      for (const std::int64_t rank : plan_.destination_ranks(bucket.destinations)) {
-        route.destinations.push_back(static_cast<int>(rank));
-      }
-      routes.push_back(std::move(route));
-    }
-    routes[found->second].bytes += bucket.bytes;
-    route_of_bucket.push_back(found->second);
-  }
+  Routes routes = routes_of(plan_);
+  std::vector<std::byte*> parameters;
+  for (std::size_t p = 0; p < share_.parameters.size(); ++p) parameters.push_back(parameter(p).data());
   if (options_.wire == Wire::kNccl) {
-    pipeline_ = make_gpu_pipeline(plan_, share_, routes, std::move(route_of_bucket), parameters_, control_,
-                                  options_.blocks, start_.gpu);
+    pipeline_ = make_gpu_pipeline(plan_, share_, routes.routes, std::move(routes.of_bucket),
+                                  std::move(parameters), control_, options_.blocks, start_.gpu);
     return;
   }
   auto transport =
-      make_mpi_transport(control_.comm(), routes, static_cast<std::size_t>(plan_.limits.buffers));
+      make_mpi_transport(control_.comm(), routes.routes, static_cast<std::size_t>(plan_.limits.buffers));
   control_.together([&] {
-    pipeline_ = std::make_unique<HostPipeline>(plan_, share_, std::move(route_of_bucket), parameters_,
-                                               std::move(transport), control_);
+    pipeline_ = std::make_unique<HostPipeline>(plan_, share_, std::move(routes.of_bucket),
+                                               std::move(parameters), std::move(transport), control_);
   });
-}
-
-std::span<std::byte> Session::parameter(std::size_t p) const {
-  return {parameters_.at(p), static_cast<std::size_t>(share_.parameters.at(p).bytes())};
 }
 
 void Session::read_piece(std::size_t p, std::int64_t offset,
@@ -149,7 +133,7 @@ void Session::read_piece(std::size_t p, std::int64_t offset,
   // Each thread keeps its own.
   thread_local std::vector<std::byte> piece(kPieceBytes);
   const std::span<std::byte> part = std::span(piece).first(static_cast<std::size_t>(bytes));
-  memory_->read(share_.parameter_offsets[p] + offset, part);
+  memory_->read(p, offset, part);
   visit(part);
 }
 
@@ -174,13 +158,15 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
 
   // Every rank begins at the same moment, so that the figures mean the same.
   control_.together([&] { pipeline_->prepare(source); });
+  control_.together([&] { memory_->begin(version); });
   const auto start = Clock::now();
   agree_on_scales(source);
   std::fill(expected_.begin(), expected_.end(), 0);
+  std::exception_ptr failure;
   try {
     const std::span<std::uint64_t> none;
-    pipeline_->run(source, scales_, verify ? std::span(expected_) : none, verify ? std::span(written_) : none,
-                   progress);
+    failure = pipeline_->run(source, scales_, verify ? std::span(expected_) : none,
+                             verify ? std::span(written_) : none, progress);
   } catch (const std::exception& error) {
     control_.abort_all(error_of(error));
   }
@@ -188,11 +174,13 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   // Each segment has one root; all others have added zero.
   if (verify) control_.sum(expected_);
   const auto look = [&] {
+    if (failure) std::rethrow_exception(failure);
     if (source != nullptr) source->require_unchanged();
     if (verify) verify_written();
   };
   // By reference: what it captures is more than a std::function holds without an allocation.
   control_.together(std::ref(look));
+  control_.together([&] { memory_->commit(version); });
   const double seconds = seconds_since(start);
   const StageSeconds stages = pipeline_->stage_seconds();
   std::array<double, 5> slowest{stages.pack, stages.transport, stages.unpack, stages.verify, seconds};
@@ -215,28 +203,28 @@ void Session::agree_on_scales(Source* source) {
     scales_ = scales_of_scopes(plan_, largest);
   }
   if (source != nullptr) source->use_scales(scales_);
-  for_each_scalar([&](std::int64_t offset, const std::vector<float>& values, const Parameter&) {
-    memory_->write(offset, std::as_bytes(std::span(values)));
+  for_each_scalar([&](std::size_t p, const std::vector<float>& values) {
+    memory_->write(p, 0, std::as_bytes(std::span(values)));
   });
 }
 
 void Session::for_each_scalar(
-    const std::function<void(std::int64_t, const std::vector<float>&, const Parameter&)>& visit) const {
+    const std::function<void(std::size_t, const std::vector<float>&)>& visit) const {
   for (std::size_t p = 0; p < share_.parameters.size(); ++p) {
     const Parameter& parameter = share_.parameters[p];
     if (parameter.scalars.empty()) continue;
-    visit(share_.parameter_offsets[p], scalar_values(plan_, parameter, scales_), parameter);
+    visit(p, scalar_values(plan_, parameter, scales_));
   }
 }
 
 void Session::verify_written() const {
   require_written(plan_, family_.catalog(), share_, written_, expected_);
-  for_each_scalar([&](std::int64_t offset, const std::vector<float>& values, const Parameter& parameter) {
+  for_each_scalar([&](std::size_t p, const std::vector<float>& values) {
     std::vector<float> held(values.size());
-    memory_->read(offset, std::as_writable_bytes(std::span(held)));
+    memory_->read(p, 0, std::as_writable_bytes(std::span(held)));
     if (std::ranges::equal(std::as_bytes(std::span(held)), std::as_bytes(std::span(values)))) return;
-    throw VerifyError(
-        fmt::format("verify: parameter {} does not hold the scales that were agreed on", parameter.name));
+    throw VerifyError(fmt::format("verify: parameter {} does not hold the scales that were agreed on",
+                                  share_.parameters[p].name));
   });
   require_zero_padding(share_, pipeline_->first_dirty_padding());
 }

@@ -7,7 +7,6 @@
 #include <span>
 #include <vector>
 
-#include "memory/memory.hpp"
 #include "model/family.hpp"
 #include "plan/plan.hpp"
 #include "plan/share.hpp"
@@ -15,6 +14,7 @@
 #include "report/update_report.hpp"
 #include "session/control.hpp"
 #include "session/gpu.hpp"
+#include "session/parameter_memory.hpp"
 #include "session/pipeline.hpp"
 #include "session/placement.hpp"
 #include "session/source.hpp"
@@ -23,6 +23,8 @@ namespace weightcast {
 
 struct SessionOptions {
   Wire wire = Wire::kMpi;
+  /// Where this rank's parameters are; null: in an allocation of the session's own.
+  std::shared_ptr<ParameterMemory> parameters = nullptr;
   /// What this rank's source will hold beside the session, in the same memory as the parameters.
   std::int64_t (*source_bytes)(const Plan&, const Catalog&, std::int64_t trainer) = nullptr;
   /// Most thread blocks of a kernel on a GPU; 0: the default.
@@ -41,8 +43,8 @@ struct StartSeconds {
 class Session {
  public:
   /// Collective. Plans, proves, compares the plan's hash over all ranks, checks that every node has the
-  /// memory, allocates, and opens the routes over the wire, which also says whether parameters are in host
-  /// memory or the current GPU's. `control` and `family` must outlive the session.
+  /// memory, opens that of the parameters, and opens the routes over the wire, which also says whether
+  /// parameters are in host memory or the current GPU's. `control` and `family` must outlive the session.
   Session(Control& control, const Family& family, const Topology& topology, const Limits& limits,
           const SessionOptions& options = {});
 
@@ -51,7 +53,7 @@ class Session {
   const StartSeconds& start_seconds() const { return start_; }
 
   /// Live memory of parameter number p of the share, on the host or on the GPU. Its address never changes.
-  std::span<std::byte> parameter(std::size_t p) const;
+  std::span<std::byte> parameter(std::size_t p) const { return memory_->parameter(p); }
 
   /// A piece of a parameter that is read at a time.
   static constexpr std::int64_t kPieceBytes = std::int64_t{4} << 20;
@@ -65,17 +67,19 @@ class Session {
   void read_parameter(std::size_t p,
                       const std::function<void(std::int64_t, std::span<const std::byte>)>& visit) const;
 
-  /// All parameters of this rank, one behind the other.
-  Memory& memory() const { return *memory_; }
+  ParameterMemory& memory() const { return *memory_; }
   Pipeline& pipeline() const { return *pipeline_; }
 
   /// Overwrites parameters and staging, so that nothing old can pass for new.
   void poison();
 
   /// One update, collective: streams all buckets from the trainers' sources (null on other ranks) into
-  /// parameter memory and, with `verify`, compares there what arrived with what was sent. Returns on every
-  /// rank with the slowest rank's seconds (`pack` holds what the sources took), or throws AgreedFailure when
-  /// weights arrived wrong; a failure amid the stream ends the job.
+  /// parameter memory and, with `verify`, compares there what arrived with what was sent. The memory's
+  /// begin() comes before the first byte, its commit() when all ranks have agreed that all is there. Returns
+  /// on every rank with the slowest rank's seconds (`pack` holds what the sources took), or throws
+  /// AgreedFailure when weights arrived wrong or a stage failed on some rank: what is in the parameters is no
+  /// version then, and the next update may follow. A failure of the wire, a signal and the deadline end the
+  /// job.
   UpdateSeconds update(Source* source, std::int64_t version, bool verify, Progress& progress);
 
  private:
@@ -86,8 +90,7 @@ class Session {
   void verify_written() const;
   /// Agrees on the scales of the plan's scopes and puts those that parameters hold into them. Collective.
   void agree_on_scales(Source* source);
-  void for_each_scalar(const std::function<void(std::int64_t offset, const std::vector<float>&,
-                                                const Parameter&)>& visit) const;
+  void for_each_scalar(const std::function<void(std::size_t p, const std::vector<float>&)>& visit) const;
 
   Control& control_;
   const Family& family_;
@@ -95,8 +98,7 @@ class Session {
   Share share_;
   SessionOptions options_;
   StartSeconds start_;
-  std::unique_ptr<Memory> memory_;
-  std::vector<std::byte*> parameters_;
+  std::shared_ptr<ParameterMemory> memory_;
   std::vector<GlobalScale> scales_;      ///< of the plan's scopes, in the update that runs
   std::vector<std::uint64_t> expected_;  ///< digests of what was sent (Plan::digests)
   std::vector<std::uint64_t> written_;   ///< digest of every check, as found in parameter memory

@@ -9,15 +9,9 @@
 
 #include <mpi.h>
 
-namespace weightcast {
+#include "plan/routes.hpp"
 
-/// One trainer rank and the ranks that need the same bytes, as world ranks. The root may be among the
-/// destinations (colocated): it keeps what it has.
-struct Route {
-  int root = 0;
-  std::vector<int> destinations;
-  std::int64_t bytes = 0;  ///< of an update; says where a broadcast pays most
-};
+namespace weightcast {
 
 /// Moves buckets along routes without waiting. Every rank of a route calls `start` for the same buckets in
 /// the same order; a slot carries one bucket at a time.

@@ -1,12 +1,18 @@
 #include <gtest/gtest.h>
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <ostream>
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include "control_world.hpp"
 #include "session/memory_source.hpp"
+#include "session/parameter_memory.hpp"
 #include "session_cases.hpp"
 
 namespace weightcast {
@@ -94,6 +100,105 @@ std::vector<Case> cases() {
   };
 }
 
+/// Where an update fails on one rank.
+enum class Stage : std::uint8_t { kLargest, kBegin, kFirstPack, kPack, kDigest, kUnchanged, kCommit };
+
+std::ostream& operator<<(std::ostream& out, Stage stage) {
+  return out << "stage " << static_cast<int>(stage);
+}
+
+/// Memory that an engine might give: every parameter with a gap before it, the last one first.
+class GappedMemory final : public ParameterMemory {
+ public:
+  std::int64_t bytes_to_allocate(const Share& /*share*/) const override { return 0; }
+
+  void open(const Share& share) override {
+    std::int64_t bytes = kGap;
+    std::vector<std::int64_t> offsets;
+    for (auto parameter = share.parameters.rbegin(); parameter != share.parameters.rend(); ++parameter) {
+      offsets.push_back(bytes);
+      bytes += parameter->bytes() + kGap;
+    }
+    allocations_.push_back(make_host_memory(bytes, "a test"));
+    std::ranges::fill(all(), kCanary);
+    for (std::size_t p = 0; p < share.parameters.size(); ++p) {
+      place(0, offsets[offsets.size() - 1 - p], share.parameters[p].bytes());
+      held_.push_back(parameter(p));
+    }
+  }
+
+  void begin(std::int64_t version) override {
+    log += fmt::format("begin {}", version);
+    if (fails_ == Stage::kBegin) throw IoError("fails on purpose");
+  }
+  void commit(std::int64_t version) override {
+    log += fmt::format(", commit {}", version);
+    if (fails_ == Stage::kCommit) throw IoError("fails on purpose");
+  }
+
+  void fail_at(std::optional<Stage> stage) { fails_ = stage; }
+
+  /// Whether nothing but parameters has been written to.
+  bool gaps_are_intact() const {
+    const std::byte* at = all().data();
+    const auto untouched = [&](const std::byte* to) {
+      return std::all_of(at, to, [](std::byte byte) { return byte == kCanary; });
+    };
+    for (auto held = held_.rbegin(); held != held_.rend(); ++held) {
+      if (!untouched(held->data())) return false;
+      at = held->data() + held->size();
+    }
+    return untouched(all().data() + all().size());
+  }
+
+  std::string log;
+
+ private:
+  static constexpr std::int64_t kGap = 256;
+  static constexpr std::byte kCanary{0x3c};
+
+  std::span<std::byte> all() const {
+    return {allocations_.front()->data(), static_cast<std::size_t>(allocations_.front()->bytes())};
+  }
+
+  std::vector<std::span<std::byte>> held_;
+  std::optional<Stage> fails_;
+};
+
+/// A trainer that fails once on purpose.
+class FailingSource final : public Source {
+ public:
+  FailingSource(Source& source, std::optional<Stage> stage, const Plan& plan)
+      : source_(source), stage_(stage), segments_(plan.segments.size()) {}
+  void find_largest(std::int64_t trainer, std::span<float> largest,
+                    const std::function<void()>& poll) override {
+    if (stage_ == Stage::kLargest) fail();
+    source_.find_largest(trainer, largest, poll);
+  }
+  void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override {
+    ++packed_;
+    if (stage_ == Stage::kFirstPack && packed_ == 1) fail();
+    if (stage_ == Stage::kPack && packed_ == 3) fail();
+    source_.use_scales(scales());
+    source_.pack(bucket, staging, digests);
+    if (stage_ == Stage::kDigest && packed_ == 2) {
+      for (std::uint64_t& digest : digests.first(segments_)) digest += digest != 0 ? 1 : 0;
+    }
+  }
+  void require_unchanged() const override {
+    if (stage_ == Stage::kUnchanged) fail();
+  }
+  std::byte* in_place(std::uint32_t segment) const override { return source_.in_place(segment); }
+
+ private:
+  [[noreturn]] static void fail() { throw IoError("fails on purpose"); }
+
+  Source& source_;
+  std::optional<Stage> stage_;
+  std::size_t segments_;
+  int packed_ = 0;
+};
+
 class SessionOf : public ::testing::TestWithParam<Case> {
  protected:
   /// Three updates of the session; after each the parameters are those of the version, at their old
@@ -153,45 +258,74 @@ TEST_P(SessionOf, ParametersAreThoseOfEachVersion) {
 INSTANTIATE_TEST_SUITE_P(Layouts, SessionOf, ::testing::ValuesIn(cases()),
                          [](const auto& of) { return std::string(of.param.name); });
 
-/// A trainer whose memory runs out once, in the middle of an update.
-class FailingOnceSource final : public Source {
- public:
-  explicit FailingOnceSource(Source& source) : source_(source) {}
-  void find_largest(std::int64_t trainer, std::span<float> largest,
-                    const std::function<void()>& poll) override {
-    source_.find_largest(trainer, largest, poll);
+class Failing : public ::testing::TestWithParam<std::tuple<const char*, Stage, QuantizeAt>> {
+ protected:
+  static Topology topology() {
+    const std::string name = std::get<0>(GetParam());
+    if (name == "Colocated") return quantized(colocated("tp=2,ep=2"), "fp8-tensor");
+    return quantized(topology_of(2, "tp=2,ep=1"), "fp8-tensor");
   }
-  void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override {
-    if (++packed_ == 3) throw IoError("the third bucket cannot be read");
-    source_.pack(bucket, staging, digests);
-  }
-  std::byte* in_place(std::uint32_t segment) const override { return source_.in_place(segment); }
-  void fail_again() { packed_ = 0; }
-
- private:
-  Source& source_;
-  int packed_ = 0;
 };
 
-TEST(Session, APipelineRunsAgainAfterAnUpdateThatFailed) {
-  const naive::Model model = small_model(false);
+TEST_P(Failing, AnUpdateLeavesTheProcessesFitForTheNext) {
+  const Stage stage = std::get<1>(GetParam());
+  const naive::Model model = block_model();
+  const Topology topology = Failing::topology();
   Limits limits;
   limits.bucket_bytes = Limits::kLeastBucketBytes;
-  under_control(1, [&](Control& control) {
+  limits.quantize_at = std::get<2>(GetParam());
+  under_control(static_cast<int>(topology.ranks()), [&](Control& control) {
     const auto family = model.family();
-    Session session(control, *family, colocated("tp=1"), limits);
-    MemorySource source(session.plan(), family->catalog(), 0, 5);
-    FailingOnceSource failing(source);
+    const auto memory = std::make_shared<GappedMemory>();
+    Session session(control, *family, topology, limits, {.parameters = memory});
+    const auto trainer = topology.trainer(control.rank());
+    std::optional<MemorySource> values;
+    if (trainer) values.emplace(session.plan(), family->catalog(), *trainer, 5);
+    const bool culprit = control.rank() == control.size() / 2 - 1;  // the last trainer
     Progress progress(ProgressMode::kNever, false);
     for (int failures = 0; failures < 2; ++failures) {
-      EXPECT_THROW(session.pipeline().run(&failing, {}, {}, {}, progress), IoError);
+      std::optional<FailingSource> source;
+      if (values) source.emplace(*values, culprit ? std::optional(stage) : std::nullopt, session.plan());
+      memory->fail_at(culprit ? std::optional(stage) : std::nullopt);
+      memory->log.clear();
+      ::testing::internal::CaptureStderr();
+      try {
+        session.update(source ? &*source : nullptr, 5, true, progress);
+        ADD_FAILURE() << "not noticed";
+      } catch (const AgreedFailure& failure) {
+        const bool lie = stage == Stage::kDigest;
+        EXPECT_EQ(failure.code(), lie ? ExitCode::kVerificationFailed : ExitCode::kInputOutput);
+        const std::string line = failure.what();
+        EXPECT_TRUE(lie || line.find("on purpose") != std::string::npos) << line;
+      }
+      ::testing::internal::GetCapturedStderr();
+      if (!culprit || stage != Stage::kCommit) {
+        EXPECT_EQ(memory->log, stage == Stage::kCommit ? "begin 5, commit 5" : "begin 5");
+      }
+      EXPECT_TRUE(memory->gaps_are_intact());
+      // The next one, in the same processes.
+      memory->fail_at(std::nullopt);
+      memory->log.clear();
       session.poison();
-      session.update(&failing, 5, true, progress);
-      expect_holds(session, 0, model, synthetic_weights(model, 5));
-      failing.fail_again();
+      session.update(values ? &*values : nullptr, 5, true, progress);
+      EXPECT_EQ(memory->log, "begin 5, commit 5");
+      expect_holds(session, control.rank(), model, synthetic_weights(model, 5));
+      EXPECT_TRUE(memory->gaps_are_intact());
     }
   });
 }
+
+INSTANTIATE_TEST_SUITE_P(Stages, Failing,
+                         ::testing::Combine(::testing::Values("Apart", "Colocated"),
+                                            ::testing::Values(Stage::kLargest, Stage::kBegin,
+                                                              Stage::kFirstPack, Stage::kPack, Stage::kDigest,
+                                                              Stage::kUnchanged, Stage::kCommit),
+                                            ::testing::Values(QuantizeAt::kSource, QuantizeAt::kDestination)),
+                         [](const auto& of) {
+                           return fmt::format(
+                               "{}{}{}", std::get<0>(of.param), static_cast<int>(std::get<1>(of.param)),
+                               std::get<2>(of.param) == QuantizeAt::kSource ? "Source" : "Destination");
+                         });
 
 TEST(Session, WithoutVerificationTheBytesAreTheSame) {
   const naive::Model model = small_model(true);

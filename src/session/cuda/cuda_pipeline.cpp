@@ -113,8 +113,9 @@ void CudaPipeline::prepare(const Source* source) {
   }
 }
 
-void CudaPipeline::run(Source* source, std::span<const GlobalScale> scales, std::span<std::uint64_t> sent,
-                       std::span<std::uint64_t> written, Progress& progress) {
+std::exception_ptr CudaPipeline::run(Source* source, std::span<const GlobalScale> scales,
+                                     std::span<std::uint64_t> sent, std::span<std::uint64_t> written,
+                                     Progress& progress) {
   const nvtx3::scoped_range range("weightcast update");
   source_ = source;
   sent_ = sent;
@@ -126,7 +127,9 @@ void CudaPipeline::run(Source* source, std::span<const GlobalScale> scales, std:
   enqueue_all();
   ended_.record(verify_stream_.get());
   wait_for_the_end(progress);
-  collect_results();
+  const std::exception_ptr failure = from_host() ? feed_->finish() : nullptr;
+  if (!failure) collect_results();
+  return failure;
 }
 
 void CudaPipeline::assign_slots() {
@@ -362,7 +365,6 @@ const CudaEvent& CudaPipeline::last_stage(std::size_t k) const {
 }
 
 void CudaPipeline::collect_results() {
-  if (from_host()) feed_->finish();
   const auto* sent = reinterpret_cast<const std::uint64_t*>(host_results_.data());
   if (source_ != nullptr && source_->resident() != nullptr && !sent_.empty()) {
     const std::vector<std::uint32_t>& numbers = source_->resident()->digest_numbers();

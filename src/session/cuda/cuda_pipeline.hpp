@@ -41,8 +41,8 @@ class CudaPipeline final : public Pipeline {
   CudaPipeline& operator=(const CudaPipeline&) = delete;
 
   void prepare(const Source* source) override;
-  void run(Source* source, std::span<const GlobalScale> scales, std::span<std::uint64_t> sent,
-           std::span<std::uint64_t> written, Progress& progress) override;
+  std::exception_ptr run(Source* source, std::span<const GlobalScale> scales, std::span<std::uint64_t> sent,
+                         std::span<std::uint64_t> written, Progress& progress) override;
   std::span<std::byte> host_staging() override { return feed_ ? feed_->buffers() : std::span<std::byte>(); }
   std::int64_t first_dirty_padding() override;
   StageSeconds stage_seconds() override;

@@ -25,6 +25,7 @@ void FileFeed::begin(Source& source, std::span<std::uint64_t> digests) {
     digests_ = digests;
     read_ = enqueued_ = 0;
     reading_seconds_ = 0;
+    failure_ = nullptr;
     ++updates_;
   }
   changed_.notify_all();
@@ -39,7 +40,7 @@ void FileFeed::copy(std::size_t n, std::byte* slot, cudaStream_t stream, const s
       poll();
       lock.lock();
     }
-    if (failure_) std::rethrow_exception(failure_);
+    if (failure_) return;
   }
   WEIGHTCAST_CUDA(cudaMemcpyAsync(slot, pinned(n),
                                   static_cast<std::size_t>(plan_.buckets[buckets_[n]->bucket].bytes),
@@ -52,10 +53,10 @@ void FileFeed::copy(std::size_t n, std::byte* slot, cudaStream_t stream, const s
   changed_.notify_all();
 }
 
-void FileFeed::finish() {
+std::exception_ptr FileFeed::finish() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return ended_ == updates_; });
-  if (failure_) std::rethrow_exception(failure_);
+  return failure_;
 }
 
 void FileFeed::work(const std::stop_token& stop) {

@@ -32,7 +32,7 @@ class FileFeed {
   void begin(Source& source, std::span<std::uint64_t> digests);
 
   /// Puts a copy of root bucket number n of this update (counted from 0) to `slot` into the stream. Waits
-  /// until it has been read, calling `poll`, which may throw; throws what the source threw.
+  /// until it has been read, calling `poll`, which may throw. Once the source has failed it copies nothing.
   void copy(std::size_t n, std::byte* slot, cudaStream_t stream, const std::function<void()>& poll);
 
   /// The pinned buffers, one behind the other.
@@ -41,8 +41,8 @@ class FileFeed {
   /// Seconds that the last update's reading took, without the waits for free buffers. At rest.
   double reading_seconds() const { return reading_seconds_; }
 
-  /// Waits until the reading thread is at rest.
-  void finish();
+  /// Waits until the reading thread is at rest. Returns what the source threw in this update, or null.
+  std::exception_ptr finish();
 
  private:
   void work(const std::stop_token& stop);
