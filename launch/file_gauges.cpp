@@ -19,13 +19,12 @@ namespace weightcast {
 namespace {
 
 /// Sends what staging holds, whatever it is.
-class StagedSource final : public Source {
+class StagedSource final : public HostSource {
  public:
   void find_largest(std::int64_t /*trainer*/, std::span<float> /*largest*/,
                     const std::function<void()>& /*poll*/) override {}
-  void pack(std::uint32_t /*bucket*/, std::byte* /*staging*/, std::span<std::uint64_t> /*digests*/) override {
-  }
-  std::byte* in_place(std::uint32_t /*segment*/) const override { return nullptr; }
+  void finish_bucket(std::uint32_t /*bucket*/, std::byte* /*staging*/,
+                     std::span<std::uint64_t> /*digests*/) override {}
 };
 
 }  // namespace
@@ -186,13 +185,13 @@ void FileGauges::read_alone(std::span<std::uint64_t> digests) {
   const auto slot = [&](std::size_t n) {
     return ring.data() + static_cast<std::int64_t>(n % slots) * plan.slot_bytes;
   };
-  const DropAtEnd drop(*source_);
+  std::vector<BegunBucket> reading(slots);  // by staging buffer
   std::size_t begun = 0;
   for (std::size_t n = 0; n < buckets.size(); ++n) {
     for (; begun < std::min(n + slots, buckets.size()); ++begun) {
-      source_->begin(buckets[begun], slot(begun), digests);
+      reading[begun % slots] = source_->on_host()->begin(buckets[begun], slot(begun), digests);
     }
-    source_->pack(buckets[n], slot(n), digests);
+    reading[n % slots].finish();
   }
 }
 

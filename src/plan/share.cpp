@@ -9,6 +9,7 @@
 #include "core/units.hpp"
 #include "plan/proof.hpp"
 #include "plan/quantizing.hpp"
+#include "plan/sending.hpp"
 
 namespace weightcast {
 
@@ -204,7 +205,7 @@ void compile_messages(const Plan& plan, ShareBucket& mine, Share& share) {
 
 /// Appends moves and checks of a received bucket: first those of what arrives in staging, then those of what
 /// arrives where it belongs, which its messages name; then what is quantised.
-void compile_moves(const Plan& plan, Compiler& compiler, ShareBucket& mine, Share& share) {
+void compile_moves(const Plan& plan, std::int64_t rank, Compiler& compiler, ShareBucket& mine, Share& share) {
   const Bucket& bucket = plan.buckets[mine.bucket];
   mine.first_check = static_cast<std::uint32_t>(share.checks.size());
   mine.first_quant = static_cast<std::uint32_t>(share.quants.size());
@@ -214,9 +215,7 @@ void compile_moves(const Plan& plan, Compiler& compiler, ShareBucket& mine, Shar
   for (std::uint32_t i = 0; i < bucket.segments; ++i) {
     const std::size_t before = share.moves.size();
     compiler.add(bucket.first_segment + i, checks_of_quants);
-    // What a colocated root packs it unpacks from its own staging buffer.
-    if (!mine.root && share.moves.size() == before + 1 && share.moves.back().dense() &&
-        share.moves.back().bytes() >= kDirectBytes) {
+    if (share.moves.size() == before + 1 && bypasses_staging(plan, bucket, rank, share.moves.back())) {
       direct_moves.push_back(share.moves.back());
       direct_checks.push_back(share.checks.back());
       share.moves.pop_back();
@@ -279,7 +278,7 @@ Share make_share(const Plan& plan, const Family& family, std::int64_t rank) {
     mine.first_move = static_cast<std::uint32_t>(share.moves.size());
     if (!mine.root && !mine.destination) continue;
     compile_messages(plan, mine, share);
-    if (mine.destination) compile_moves(plan, compiler, mine, share);
+    if (mine.destination) compile_moves(plan, rank, compiler, mine, share);
     mine.progress_bytes = std::exchange(passed, 0);
     share.buckets.push_back(mine);
   }

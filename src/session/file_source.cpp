@@ -29,7 +29,7 @@ FileSource::FileSource(const Plan& plan, const Catalog& catalog, const Checkpoin
       readers_(readers),
       executor_(make_host_executor()) {}
 
-void FileSource::begin(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) {
+void FileSource::begin_bucket(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) {
   if (spare_.empty()) spare_.emplace_back();
   Reading& reading = spare_.front();
   reading.bucket = bucket;
@@ -42,18 +42,12 @@ void FileSource::begin(std::uint32_t bucket, std::byte* staging, std::span<std::
   begun_.splice(begun_.end(), spare_, spare_.begin());
 }
 
-void FileSource::pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) {
-  if (begun_.empty()) begin(bucket, staging, digests);
+void FileSource::finish_bucket(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) {
   Reading& reading = begun_.front();
   if (reading.bucket != bucket || reading.staging != staging) {
-    throw InternalError("buckets of files are not packed in the order in which they were begun");
+    throw InternalError("buckets of files are not finished in the order in which they were begun");
   }
-  try {
-    reading.job->finish();
-  } catch (...) {
-    drop();
-    throw;
-  }
+  reading.job->finish();
   reading.job.reset();
   if (!digests.empty()) {
     // Digests of parts add up to that of the whole.
@@ -68,6 +62,10 @@ void FileSource::pack(std::uint32_t bucket, std::byte* staging, std::span<std::u
     }
   }
   spare_.splice(spare_.end(), begun_, begun_.begin());
+}
+
+void FileSource::drop_bucket(std::uint32_t bucket) noexcept {
+  begun_.remove_if([&](const Reading& reading) { return reading.bucket == bucket; });
 }
 
 void FileSource::find_largest(std::int64_t trainer, std::span<float> largest,

@@ -20,7 +20,7 @@ namespace weightcast {
 
 /// A checkpoint on disk: each bucket's boxes are read straight into the staging buffer that is sent, by
 /// several threads at once, which go on with the next bucket that was begun.
-class FileSource final : public Source {
+class FileSource final : public HostSource {
  public:
   /// All arguments must outlive the source. `readers` reads for this source alone until it is destroyed.
   FileSource(const Plan& plan, const Catalog& catalog, const Checkpoint& checkpoint, const Binding& binding,
@@ -28,11 +28,10 @@ class FileSource final : public Source {
 
   void find_largest(std::int64_t trainer, std::span<float> largest,
                     const std::function<void()>& poll) override;
-  void begin(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
-  void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
   void require_unchanged() const override { reader_.require_unchanged(); }
-  void drop() override { begun_.clear(); }
-  std::byte* in_place(std::uint32_t /*segment*/) const override { return nullptr; }
+  void begin_bucket(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
+  void finish_bucket(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
+  void drop_bucket(std::uint32_t bucket) noexcept override;
 
  private:
   /// Some rows of a segment.

@@ -7,6 +7,26 @@
 
 namespace weightcast {
 
+namespace {
+
+void clear(std::vector<BegunBucket>& begun) {
+  for (BegunBucket& bucket : begun) bucket.drop();
+}
+
+/// Leaves no bucket begun.
+class EndsEmpty {
+ public:
+  explicit EndsEmpty(std::vector<BegunBucket>& begun) : begun_(begun) {}
+  ~EndsEmpty() { clear(begun_); }
+  EndsEmpty(const EndsEmpty&) = delete;
+  EndsEmpty& operator=(const EndsEmpty&) = delete;
+
+ private:
+  std::vector<BegunBucket>& begun_;
+};
+
+}  // namespace
+
 HostPipeline::HostPipeline(const Plan& plan, const Share& share, std::vector<std::size_t> routes,
                            std::vector<std::byte*> parameters, std::unique_ptr<Transport> transport,
                            Control& control)
@@ -20,6 +40,7 @@ HostPipeline::HostPipeline(const Plan& plan, const Share& share, std::vector<std
       executor_(make_host_executor()),
       ring_(plan.staging_bytes_per_rank(), "the staging buffers"),
       started_(static_cast<std::size_t>(plan.limits.buffers)),
+      begun_(static_cast<std::size_t>(plan.limits.buffers)),
       states_(share.buckets.size(), State::kDone) {
   const auto has = [&](bool ShareBucket::*role) {
     return std::any_of(share.buckets.begin(), share.buckets.end(),
@@ -115,8 +136,7 @@ void HostPipeline::transport_all(Progress& progress) {
       const std::size_t started = next++;
       lock.unlock();
       if (tracing_) started_[started % started_.size()] = Clock::now();
-      transport_->start(started % static_cast<std::size_t>(plan_.limits.buffers), routes_[bucket],
-                        runs(started));
+      transport_->start(slot_number(started), routes_[bucket], runs(started));
       lock.lock();
       advanced = true;
     }
@@ -124,7 +144,7 @@ void HostPipeline::transport_all(Progress& progress) {
     for (std::size_t k = first; k < next; ++k) {
       if (states_[k] != State::kMoving) continue;
       lock.unlock();
-      const bool finished = transport_->finished(k % static_cast<std::size_t>(plan_.limits.buffers));
+      const bool finished = transport_->finished(slot_number(k));
       if (finished && tracing_) note(TraceStage::kTransport, k, started_[k % started_.size()]);
       lock.lock();
       if (finished) {
@@ -159,9 +179,7 @@ void HostPipeline::wait_for_workers() {
 
 void HostPipeline::require_idle_transport() {
   for (std::size_t k = 0; k < states_.size(); ++k) {
-    if (states_[k] != State::kMoving ||
-        transport_->finished(k % static_cast<std::size_t>(plan_.limits.buffers)))
-      continue;
+    if (states_[k] != State::kMoving || transport_->finished(slot_number(k))) continue;
     throw InternalError("an earlier update broke off amid its messages; the ranks need a new session");
   }
 }
@@ -183,7 +201,9 @@ bool HostPipeline::work(Work work) {
 }
 
 void HostPipeline::pack_all(const std::stop_token& stop) {
-  const DropAtEnd drop(*source_);
+  HostSource& source = *source_->on_host();
+  // By staging buffer. They go when the update ends, however it does.
+  const EndsEmpty ends(begun_);
   std::size_t begun = 0;  // buckets before this one have been begun
   const auto has_room = [&](std::size_t k) {
     const std::scoped_lock lock(mutex_);
@@ -196,13 +216,13 @@ void HostPipeline::pack_all(const std::stop_token& stop) {
       const auto start = Clock::now();
       for (begun = std::max(begun, k); begun < share_.buckets.size() && has_room(begun); ++begun) {
         const ShareBucket& bucket = share_.buckets[begun];
-        if (bucket.root) source_->begin(bucket.bucket, slot(begun), sent_);
+        if (bucket.root) begun_[slot_number(begun)] = source.begin(bucket.bucket, slot(begun), sent_);
       }
-      source_->pack(share_.buckets[k].bucket, slot(k), sent_);
+      begun_[slot_number(k)].finish();
       seconds_.pack += note(TraceStage::kPack, k, start);
     });
     // Nothing may write any more to what is sent all the same.
-    if (!packed) source_->drop();
+    if (!packed) clear(begun_);
     set_state(k, State::kPacked);
   }
 }
@@ -272,7 +292,7 @@ std::span<const std::span<std::byte>> HostPipeline::runs(std::size_t k) {
       const Move& move = share_.moves[message.move];
       data = parameters_[move.buffer] + move.offset;
     } else if (bucket.root && message.segment != Message::kNone) {
-      if (std::byte* in_place = source_->in_place(message.segment)) data = in_place;
+      if (std::byte* in_place = source_->on_host()->in_place(message.segment)) data = in_place;
     }
     runs_.emplace_back(data, static_cast<std::size_t>(message.bytes));
   }
@@ -280,8 +300,7 @@ std::span<const std::span<std::byte>> HostPipeline::runs(std::size_t k) {
 }
 
 std::byte* HostPipeline::slot(std::size_t k) const {
-  return ring_.data() +
-         static_cast<std::int64_t>(k % static_cast<std::size_t>(plan_.limits.buffers)) * plan_.slot_bytes;
+  return ring_.data() + static_cast<std::int64_t>(slot_number(k)) * plan_.slot_bytes;
 }
 
 }  // namespace weightcast

@@ -68,6 +68,7 @@ class HostPipeline final : public Pipeline {
   void set_state(std::size_t k, State state);
   void worker(const std::stop_token& stop, void (HostPipeline::*stage)(const std::stop_token&));
   bool slot_free(std::size_t k) const;
+  std::size_t slot_number(std::size_t k) const { return k % static_cast<std::size_t>(plan_.limits.buffers); }
   std::byte* slot(std::size_t k) const;
   /// Where the messages of bucket k are sent from or received to.
   std::span<const std::span<std::byte>> runs(std::size_t k);
@@ -95,6 +96,7 @@ class HostPipeline final : public Pipeline {
   std::mutex slices_mutex_;
   std::vector<TraceSlice> slices_;
   std::vector<Clock::time_point> started_;  ///< of the bucket in each staging buffer, when tracing
+  std::vector<BegunBucket> begun_;          ///< by staging buffer
 
   std::mutex mutex_;
   std::condition_variable_any changed_;

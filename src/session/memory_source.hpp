@@ -6,14 +6,38 @@
 #include "kernels/executor.hpp"
 #include "memory/host_buffer.hpp"
 #include "model/catalog.hpp"
+#include "plan/held_weights.hpp"
 #include "plan/plan.hpp"
-#include "session/held_weights.hpp"
+#include "plan/sending.hpp"
 #include "session/source.hpp"
 
 namespace weightcast {
 
-/// A trainer rank's weights in host memory, filled with synthetic values.
-class MemorySource final : public Source {
+/// A trainer rank's weights in host memory, wherever they lie there.
+class HeldSource : public HostSource {
+ public:
+  /// `buffers[b]` is buffer number b of `held`. All arguments but `held` must outlive the source. Throws as
+  /// compile_sending().
+  HeldSource(const Plan& plan, const Catalog& catalog, std::int64_t trainer, const HeldWeights& held,
+             std::vector<std::byte*> buffers);
+
+  void find_largest(std::int64_t trainer, std::span<float> largest,
+                    const std::function<void()>& poll) override;
+  std::byte* in_place(std::uint32_t segment) const override;
+  void finish_bucket(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
+
+ private:
+  const Plan& plan_;
+  std::unique_ptr<Executor> executor_;
+  std::vector<std::byte*> buffers_;
+  std::vector<const std::byte*> read_buffers_;  ///< the same
+  Sending sending_;
+  std::vector<std::uint64_t> results_;
+  std::vector<QuantDigests> quant_results_;
+};
+
+/// Such weights in memory of their own, filled with synthetic values.
+class MemorySource final : public HeldSource {
  public:
   /// Bytes that a source for this trainer would hold.
   static std::int64_t bytes_needed(const Plan& plan, const Catalog& catalog, std::int64_t trainer);
@@ -21,25 +45,14 @@ class MemorySource final : public Source {
   /// `plan` and `catalog` must outlive the source.
   MemorySource(const Plan& plan, const Catalog& catalog, std::int64_t trainer, std::int64_t version);
 
-  void find_largest(std::int64_t trainer, std::span<float> largest,
-                    const std::function<void()>& poll) override;
-  void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
-  std::byte* in_place(std::uint32_t segment) const override;
-
   /// All of it, for measuring what the wire does with the same bytes.
-  std::span<std::byte> memory() const { return memory_.span(); }
+  std::span<std::byte> memory() const { return memory_->span(); }
 
  private:
-  static constexpr std::int64_t kStaged = -1;
+  MemorySource(const Plan& plan, const Catalog& catalog, std::int64_t trainer, std::int64_t version,
+               const OwnWeights& weights, std::unique_ptr<HostBuffer> memory);
 
-  const Plan& plan_;
-  std::unique_ptr<Executor> executor_;
-  HostBuffer memory_;
-  HeldPrograms programs_;
-  std::vector<std::vector<Move>> staged_;  ///< by bucket: the moves of what is not sent from its own place
-  std::vector<std::int64_t> in_place_;     ///< by segment: bytes from the start of the memory, or kStaged
-  std::vector<std::uint64_t> results_;
-  std::vector<QuantDigests> quant_results_;
+  std::unique_ptr<HostBuffer> memory_;
 };
 
 }  // namespace weightcast

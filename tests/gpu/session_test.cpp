@@ -135,12 +135,41 @@ TEST(GpuSession, AWrongSegmentIsNamedAndTheNextUpdateIsFine) {
     const auto source = make_source(session, family->catalog(), control.rank(), 1, Where::kHost);
     const auto wrong = static_cast<std::uint32_t>(session.plan().segments.size() / 2);
     std::optional<LyingSource> liar;
-    if (source) liar.emplace(*source, wrong);
+    if (source) liar.emplace(*source->on_host(), wrong);
     const std::string& tensor = family->catalog()[session.plan().segments[wrong].tensor].name;
     expect_noticed(session, liar ? &*liar : nullptr, tensor);
     session.update(source.get(), 1, true, progress);
     expect_holds(session, control.rank(), model, synthetic_weights(model, 1));
   });
+}
+
+TEST(GpuSession, AnUpdateThatFailsLeavesTheProcessesFitForTheNext) {
+  WEIGHTCAST_NEEDS_GPUS(2);
+  const naive::Model model = block_model();
+  for (const Topology& topology : {quantized(topology_of(1, "tp=1"), "fp8-tensor"), colocated("tp=2,ep=2")}) {
+    for (const Stage stage : {Stage::kFirstPack, Stage::kPack, Stage::kDigest, Stage::kUnchanged}) {
+      under_control(2, [&](Control& control) {
+        choose_placement(control, "nccl");
+        const auto family = model.family();
+        Limits limits;
+        limits.bucket_bytes = Limits::kLeastBucketBytes;
+        Session session(control, *family, topology, limits, {.wire = Wire::kNccl});
+        const auto values = make_source(session, family->catalog(), control.rank(), 5, Where::kHost);
+        Progress progress(ProgressMode::kNever, false);
+        for (int failures = 0; failures < 2; ++failures) {
+          std::optional<FailingSource> source;
+          const Stage fails = control.rank() == 0 ? stage : Stage::kNone;
+          if (values) source.emplace(*values->on_host(), fails, session.plan());
+          ::testing::internal::CaptureStderr();
+          EXPECT_THROW(session.update(source ? &*source : nullptr, 5, true, progress), AgreedFailure);
+          ::testing::internal::GetCapturedStderr();
+          session.poison();
+          session.update(values.get(), 5, true, progress);
+          expect_holds(session, control.rank(), model, synthetic_weights(model, 5));
+        }
+      });
+    }
+  }
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "naive_model.hpp"
 #include "plan/topology.hpp"
 #include "session/session.hpp"
+#include "session/source.hpp"
 
 /// What the tests of the session share.
 namespace weightcast::session_cases {
@@ -104,22 +106,22 @@ inline void expect_holds(const Session& session, std::int64_t world_rank, const 
 }
 
 /// A trainer that says other digests than those of the bytes that it sends.
-class LyingSource final : public Source {
+class LyingSource final : public HostSource {
  public:
-  LyingSource(Source& source, std::uint32_t segment) : source_(source), segment_(segment) {}
+  LyingSource(HostSource& source, std::uint32_t segment) : source_(source), segment_(segment) {}
   void find_largest(std::int64_t trainer, std::span<float> largest,
                     const std::function<void()>& poll) override {
     source_.find_largest(trainer, largest, poll);
   }
-  void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override {
+  void finish_bucket(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override {
     source_.use_scales(scales());
-    source_.pack(bucket, staging, digests);
+    source_.finish_bucket(bucket, staging, digests);
     if (!digests.empty() && digests[segment_] != 0) ++digests[segment_];
   }
   std::byte* in_place(std::uint32_t segment) const override { return source_.in_place(segment); }
 
  private:
-  Source& source_;
+  HostSource& source_;
   std::uint32_t segment_;
 };
 
@@ -136,5 +138,46 @@ inline void expect_noticed(Session& session, Source* source, const std::string& 
   }
   ::testing::internal::GetCapturedStderr();
 }
+
+/// Where an update fails on one rank.
+enum class Stage : std::uint8_t { kNone, kLargest, kBegin, kFirstPack, kPack, kDigest, kUnchanged, kCommit };
+
+inline std::ostream& operator<<(std::ostream& out, Stage stage) {
+  return out << "stage " << static_cast<int>(stage);
+}
+
+/// A trainer that fails once on purpose.
+class FailingSource final : public HostSource {
+ public:
+  FailingSource(HostSource& source, Stage stage, const Plan& plan)
+      : source_(source), stage_(stage), segments_(plan.segments.size()) {}
+  void find_largest(std::int64_t trainer, std::span<float> largest,
+                    const std::function<void()>& poll) override {
+    if (stage_ == Stage::kLargest) fail();
+    source_.find_largest(trainer, largest, poll);
+  }
+  void finish_bucket(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override {
+    ++packed_;
+    if (stage_ == Stage::kFirstPack && packed_ == 1) fail();
+    if (stage_ == Stage::kPack && packed_ == 3) fail();
+    source_.use_scales(scales());
+    source_.finish_bucket(bucket, staging, digests);
+    if (stage_ == Stage::kDigest && packed_ == 2) {
+      for (std::uint64_t& digest : digests.first(segments_)) digest += digest != 0 ? 1 : 0;
+    }
+  }
+  void require_unchanged() const override {
+    if (stage_ == Stage::kUnchanged) fail();
+  }
+  std::byte* in_place(std::uint32_t segment) const override { return source_.in_place(segment); }
+
+ private:
+  [[noreturn]] static void fail() { throw IoError("fails on purpose"); }
+
+  HostSource& source_;
+  Stage stage_;
+  std::size_t segments_;
+  int packed_ = 0;
+};
 
 }  // namespace weightcast::session_cases

@@ -100,13 +100,6 @@ std::vector<Case> cases() {
   };
 }
 
-/// Where an update fails on one rank.
-enum class Stage : std::uint8_t { kLargest, kBegin, kFirstPack, kPack, kDigest, kUnchanged, kCommit };
-
-std::ostream& operator<<(std::ostream& out, Stage stage) {
-  return out << "stage " << static_cast<int>(stage);
-}
-
 /// Memory that an engine might give: every parameter with a gap before it, the last one first.
 class GappedMemory final : public ParameterMemory {
  public:
@@ -136,7 +129,7 @@ class GappedMemory final : public ParameterMemory {
     if (fails_ == Stage::kCommit) throw IoError("fails on purpose");
   }
 
-  void fail_at(std::optional<Stage> stage) { fails_ = stage; }
+  void fail_at(Stage stage) { fails_ = stage; }
 
   /// Whether nothing but parameters has been written to.
   bool gaps_are_intact() const {
@@ -162,41 +155,7 @@ class GappedMemory final : public ParameterMemory {
   }
 
   std::vector<std::span<std::byte>> held_;
-  std::optional<Stage> fails_;
-};
-
-/// A trainer that fails once on purpose.
-class FailingSource final : public Source {
- public:
-  FailingSource(Source& source, std::optional<Stage> stage, const Plan& plan)
-      : source_(source), stage_(stage), segments_(plan.segments.size()) {}
-  void find_largest(std::int64_t trainer, std::span<float> largest,
-                    const std::function<void()>& poll) override {
-    if (stage_ == Stage::kLargest) fail();
-    source_.find_largest(trainer, largest, poll);
-  }
-  void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override {
-    ++packed_;
-    if (stage_ == Stage::kFirstPack && packed_ == 1) fail();
-    if (stage_ == Stage::kPack && packed_ == 3) fail();
-    source_.use_scales(scales());
-    source_.pack(bucket, staging, digests);
-    if (stage_ == Stage::kDigest && packed_ == 2) {
-      for (std::uint64_t& digest : digests.first(segments_)) digest += digest != 0 ? 1 : 0;
-    }
-  }
-  void require_unchanged() const override {
-    if (stage_ == Stage::kUnchanged) fail();
-  }
-  std::byte* in_place(std::uint32_t segment) const override { return source_.in_place(segment); }
-
- private:
-  [[noreturn]] static void fail() { throw IoError("fails on purpose"); }
-
-  Source& source_;
-  std::optional<Stage> stage_;
-  std::size_t segments_;
-  int packed_ = 0;
+  Stage fails_ = Stage::kNone;
 };
 
 class SessionOf : public ::testing::TestWithParam<Case> {
@@ -285,8 +244,8 @@ TEST_P(Failing, AnUpdateLeavesTheProcessesFitForTheNext) {
     Progress progress(ProgressMode::kNever, false);
     for (int failures = 0; failures < 2; ++failures) {
       std::optional<FailingSource> source;
-      if (values) source.emplace(*values, culprit ? std::optional(stage) : std::nullopt, session.plan());
-      memory->fail_at(culprit ? std::optional(stage) : std::nullopt);
+      if (values) source.emplace(*values, culprit ? stage : Stage::kNone, session.plan());
+      memory->fail_at(culprit ? stage : Stage::kNone);
       memory->log.clear();
       ::testing::internal::CaptureStderr();
       try {
@@ -304,7 +263,7 @@ TEST_P(Failing, AnUpdateLeavesTheProcessesFitForTheNext) {
       }
       EXPECT_TRUE(memory->gaps_are_intact());
       // The next one, in the same processes.
-      memory->fail_at(std::nullopt);
+      memory->fail_at(Stage::kNone);
       memory->log.clear();
       session.poison();
       session.update(values ? &*values : nullptr, 5, true, progress);
@@ -326,6 +285,63 @@ INSTANTIATE_TEST_SUITE_P(Stages, Failing,
                                "{}{}{}", std::get<0>(of.param), static_cast<int>(std::get<1>(of.param)),
                                std::get<2>(of.param) == QuantizeAt::kSource ? "Source" : "Destination");
                          });
+
+/// What a trainer holds, each tensor in pieces of any shape that lie in several buffers with gaps between
+/// rows.
+struct Pieces {
+  std::vector<HeldBox> boxes;
+  std::vector<std::vector<std::byte>> buffers = std::vector<std::vector<std::byte>>(3);
+
+  void add(const Tensor& tensor, std::uint32_t number, const Box& box, const std::vector<std::byte>& values) {
+    if (box.empty()) return;
+    const std::int64_t element = dtype_bytes(tensor.dtype);
+    const std::int64_t width = box.cols * element;
+    const auto buffer = static_cast<std::uint32_t>(boxes.size() % buffers.size());
+    std::vector<std::byte>& memory = buffers[buffer];
+    // Now and then without gaps, so that it may be sent from where it lies.
+    const std::int64_t pitch = boxes.size() % 2 == 0 ? width : width + 16;
+    boxes.push_back({number, box, buffer, static_cast<std::int64_t>(memory.size()), pitch});
+    for (std::int64_t row = box.row; row < box.row + box.rows; ++row) {
+      const auto* from = values.data() + (row * tensor.shape.cols() + box.col) * element;
+      memory.insert(memory.end(), from, from + width);
+      memory.resize(memory.size() + static_cast<std::size_t>(pitch - width), std::byte{0xee});
+    }
+  }
+};
+
+TEST(Session, WeightsMayLieInManyPieces) {
+  const naive::Model model = large_model();
+  for (const Topology& topology : {topology_of(2, "tp=2,ep=2"), colocated("tp=2")}) {
+    under_control(static_cast<int>(topology.ranks()), [&](Control& control) {
+      const auto family = model.family();
+      const Catalog& catalog = family->catalog();
+      Limits limits;
+      limits.bucket_bytes = 1 << 20;
+      Session session(control, *family, topology, limits);
+      const naive::Weights weights = synthetic_weights(model, 3);
+      std::optional<HeldSource> source;
+      Pieces pieces;
+      if (const auto trainer = topology.trainer(control.rank())) {
+        for (std::uint32_t t = 0; t < catalog.size(); ++t) {
+          const Shape& shape = catalog[t].shape;
+          const std::int64_t rows = (t * 7) % (shape.rows() + 1);
+          const std::int64_t cols = t % 3 == 0 ? shape.cols() : (t * 13) % (shape.cols() + 1);
+          const std::vector<std::byte>& values = weights.at(catalog[t].name);
+          pieces.add(catalog[t], t, {0, rows, 0, cols}, values);
+          pieces.add(catalog[t], t, {rows, shape.rows() - rows, 0, cols}, values);
+          pieces.add(catalog[t], t, {0, shape.rows(), cols, shape.cols() - cols}, values);
+        }
+        std::vector<std::byte*> buffers;
+        for (auto& buffer : pieces.buffers) buffers.push_back(buffer.data());
+        source.emplace(session.plan(), catalog, *trainer, HeldWeights(pieces.boxes, catalog.size()), buffers);
+      }
+      Progress progress(ProgressMode::kNever, false);
+      session.poison();
+      session.update(source ? &*source : nullptr, 3, true, progress);
+      expect_holds(session, control.rank(), model, weights);
+    });
+  }
+}
 
 TEST(Session, WithoutVerificationTheBytesAreTheSame) {
   const naive::Model model = small_model(true);

@@ -122,7 +122,7 @@ std::exception_ptr CudaPipeline::run(Source* source, std::span<const GlobalScale
   written_ = written;
   roots_done_ = 0;
   agreed_scales_ = scales;
-  if (from_host()) feed_->begin(*source, sent);
+  if (from_host()) feed_->begin(*source->on_host(), sent);
   assign_slots();
   enqueue_all();
   ended_.record(verify_stream_.get());
@@ -368,7 +368,9 @@ void CudaPipeline::collect_results() {
   const auto* sent = reinterpret_cast<const std::uint64_t*>(host_results_.data());
   if (source_ != nullptr && source_->resident() != nullptr && !sent_.empty()) {
     const std::vector<std::uint32_t>& numbers = source_->resident()->digest_numbers();
-    for (std::size_t i = 0; i < numbers.size(); ++i) sent_[numbers[i]] = sent[i];
+    // Digests of the parts of a segment add up to that of the whole.
+    for (const std::uint32_t number : numbers) sent_[number] = 0;
+    for (std::size_t i = 0; i < numbers.size(); ++i) sent_[numbers[i]] += sent[i];
   }
   if (written_.empty()) return;
   const std::byte* written = host_results_.data() + sent_results_.bytes();

@@ -18,7 +18,7 @@ FileFeed::FileFeed(const Plan& plan, const Share& share) : plan_(plan), share_(s
 
 FileFeed::~FileFeed() = default;
 
-void FileFeed::begin(Source& source, std::span<std::uint64_t> digests) {
+void FileFeed::begin(HostSource& source, std::span<std::uint64_t> digests) {
   {
     const std::scoped_lock lock(mutex_);
     source_ = &source;
@@ -82,7 +82,7 @@ void FileFeed::work(const std::stop_token& stop) {
 }
 
 void FileFeed::read_all(const std::stop_token& stop) {
-  const DropAtEnd drop(*source_);
+  std::vector<BegunBucket> buckets(copied_.size());  // by pinned buffer; they end with this function
   std::size_t begun = 0;
   for (std::size_t n = 0; n < buckets_.size(); ++n) {
     {
@@ -93,9 +93,10 @@ void FileFeed::read_all(const std::stop_token& stop) {
     if (n >= copied_.size()) WEIGHTCAST_CUDA(cudaEventSynchronize(copied_[n % copied_.size()].get()));
     const auto start = std::chrono::steady_clock::now();
     for (begun = std::max(begun, n); begun < buckets_.size() && (begun == n || has_room(begun)); ++begun) {
-      source_->begin(buckets_[begun]->bucket, pinned(begun), digests_);
+      buckets[begun % buckets.size()] = source_->begin(buckets_[begun]->bucket, pinned(begun), digests_);
     }
-    read(*buckets_[n], pinned(n));
+    buckets[n % buckets.size()].finish();
+    fill_gaps(*buckets_[n], pinned(n));
     {
       const std::scoped_lock lock(mutex_);
       read_ = n + 1;
@@ -113,8 +114,7 @@ bool FileFeed::has_room(std::size_t n) {
   return n < copied_.size() || copied_[n % copied_.size()].reached();
 }
 
-void FileFeed::read(const ShareBucket& bucket, std::byte* to) {
-  source_->pack(bucket.bucket, to, digests_);
+void FileFeed::fill_gaps(const ShareBucket& bucket, std::byte* to) const {
   for (const Message& message : share_.messages_of(bucket)) {
     if (message.segment == Message::kNone) continue;
     const std::byte* in_place = source_->in_place(message.segment);

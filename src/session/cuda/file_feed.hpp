@@ -28,8 +28,8 @@ class FileFeed {
   FileFeed(const FileFeed&) = delete;
   FileFeed& operator=(const FileFeed&) = delete;
 
-  /// Begins to read all buckets that this rank is the root of, in their order; digests as Source::pack.
-  void begin(Source& source, std::span<std::uint64_t> digests);
+  /// Begins to read all buckets that this rank is the root of, in their order; digests as HostSource::begin.
+  void begin(HostSource& source, std::span<std::uint64_t> digests);
 
   /// Puts a copy of root bucket number n of this update (counted from 0) to `slot` into the stream. Waits
   /// until it has been read, calling `poll`, which may throw. Once the source has failed it copies nothing.
@@ -52,8 +52,8 @@ class FileFeed {
   std::byte* pinned(std::size_t n) const {
     return ring_.data() + static_cast<std::int64_t>(n % copied_.size()) * plan_.slot_bytes;
   }
-  /// Fills a pinned buffer with a bucket, segments that the source would send from its own place included.
-  void read(const ShareBucket& bucket, std::byte* to);
+  /// Copies the segments of a bucket that the source would send from its own place to a pinned buffer.
+  void fill_gaps(const ShareBucket& bucket, std::byte* to) const;
 
   const Plan& plan_;
   const Share& share_;
@@ -62,7 +62,7 @@ class FileFeed {
   std::vector<CudaEvent> copied_;  ///< by pinned buffer
   int device_ = 0;
 
-  Source* source_ = nullptr;
+  HostSource* source_ = nullptr;
   std::span<std::uint64_t> digests_;
   double reading_seconds_ = 0;
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 
-#include "core/error.hpp"
 #include "kernels/cuda/cuda_synthetic.hpp"
 #include "sys/cuda.hpp"
 
@@ -11,20 +10,19 @@ namespace weightcast {
 
 ResidentSource::ResidentSource(const Plan& plan, const Catalog& catalog, std::int64_t trainer,
                                std::int64_t version) {
-  const HeldWeights held = held_weights(plan, catalog, trainer);
-  memory_ = DeviceBuffer(held.bytes, "the trainer's parameters");
-  for (std::uint32_t number = 0; number < catalog.size(); ++number) {
-    const HeldWeights::Rows& rows = held.tensors[number];
-    const std::int64_t cols = catalog[number].shape.cols();
-    fill_synthetic_on_device(catalog[number], version, rows.row * cols, (rows.end - rows.row) * cols,
-                             memory_.data() + rows.offset, nullptr);
+  const OwnWeights weights = own_weights(plan, catalog, trainer);
+  memory_ = DeviceBuffer(weights.bytes, "the trainer's parameters");
+  for (const HeldBox& box : weights.held.boxes()) {
+    const std::int64_t cols = catalog[box.tensor].shape.cols();
+    fill_synthetic_on_device(catalog[box.tensor], version, box.box.row * cols, box.box.rows * cols,
+                             memory_.data() + box.offset, nullptr);
   }
-  const HeldPrograms programs = held_programs(plan, catalog, trainer, held);
+  const Sending programs = compile_sending(plan, catalog, trainer, weights.held);
   std::byte* const base = memory_.data();
   std::vector<ProgramRange> moves;
   std::vector<ProgramRange> boxes;
   std::vector<ProgramRange> quants;
-  for (const HeldPrograms::Ranges& ranges : programs.buckets) {
+  for (const Sending::Ranges& ranges : programs.buckets) {
     moves.push_back(ranges.moves);
     boxes.push_back(ranges.boxes);
     quants.push_back(ranges.quants);
@@ -75,15 +73,6 @@ void ResidentSource::enqueue_digests(std::uint32_t bucket, const GlobalScale* sc
   digests_.run(bucket, results, blocks, stream);
   if (packed && packs_codes_) return;
   quants_.run(bucket, nullptr, scales, results + boxes_, quantizer_blocks(blocks), stream);
-}
-
-void ResidentSource::pack(std::uint32_t /*bucket*/, std::byte* /*staging*/,
-                          std::span<std::uint64_t> /*digests*/) {
-  throw InternalError("weights in device memory are packed on the device");
-}
-
-std::byte* ResidentSource::in_place(std::uint32_t /*segment*/) const {
-  throw InternalError("weights in device memory are packed on the device");
 }
 
 }  // namespace weightcast

@@ -9,7 +9,7 @@
 #include "memory/device_buffer.hpp"
 #include "model/catalog.hpp"
 #include "plan/plan.hpp"
-#include "session/held_weights.hpp"
+#include "plan/sending.hpp"
 #include "session/source.hpp"
 
 namespace weightcast {
@@ -25,9 +25,6 @@ class ResidentSource final : public Source {
   std::uint64_t number() const { return number_; }
   void find_largest(std::int64_t trainer, std::span<float> largest,
                     const std::function<void()>& poll) override;
-  /// Throw InternalError: nothing of this source is in host memory.
-  void pack(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
-  std::byte* in_place(std::uint32_t segment) const override;
 
   /// Puts plan bucket `bucket` into `staging`; `scales` are those of the plan's scopes, in device memory.
   /// What is quantised has its digests made on the way, which are added to `results`, unless that is null.

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/shape.hpp"
+#include "model/catalog.hpp"
+#include "plan/plan.hpp"
+
+namespace weightcast {
+
+/// A box of a tensor's values in memory: element (r, c) of the box lies at byte
+/// `offset + r × pitch + c × element bytes` of buffer number `buffer`.
+struct HeldBox {
+  std::uint32_t tensor = 0;
+  Box box;
+  std::uint32_t buffer = 0;
+  std::int64_t offset = 0;
+  std::int64_t pitch = 0;  ///< bytes
+};
+
+/// What a trainer holds, whoever has made the memory and however it lies there.
+class HeldWeights {
+ public:
+  /// Boxes of one tensor must not overlap; `tensors` is how many the catalog has.
+  HeldWeights(std::vector<HeldBox> boxes, std::size_t tensors);
+
+  std::span<const HeldBox> boxes() const { return boxes_; }
+  std::span<const HeldBox> of(std::uint32_t tensor) const {
+    return std::span(boxes_).subspan(starts_[tensor], starts_[tensor + 1] - starts_[tensor]);
+  }
+
+ private:
+  std::vector<HeldBox> boxes_;  ///< by tensor
+  std::vector<std::size_t> starts_;
+};
+
+/// Memory of one buffer in which a trainer holds what it sends, as a training framework would: of every
+/// tensor that it sends any of, the rows that it sends. `bytes` is the buffer's size.
+struct OwnWeights {
+  HeldWeights held;
+  std::int64_t bytes = 0;
+};
+
+OwnWeights own_weights(const Plan& plan, const Catalog& catalog, std::int64_t trainer);
+
+}  // namespace weightcast
