@@ -1,5 +1,8 @@
 #pragma once
 
+#include <span>
+#include <string_view>
+
 #include "launch/options.hpp"
 #include "launch/output_file.hpp"
 #include "session/control.hpp"
@@ -14,7 +17,22 @@ void run_bench(Control& control, const Options& options);
 void run_plan(const Options& options, OutputFile* json);
 void run_inspect(const Options& options, OutputFile* json);
 void run_verify(const Options& options, OutputFile* json);
-void run_synth(const Options& options);
-void run_convert(const Options& options);
+void run_synth(const Options& options, OutputFile* json);
+void run_convert(const Options& options, OutputFile* json);
+
+struct Command {
+  std::string_view name;
+  std::string_view usage;
+  std::string_view summary;
+  /// Of a command that needs a launcher (mpirun, srun); null for one that does not.
+  void (*job)(Control&, const Options&) = nullptr;
+  void (*plain)(const Options&, OutputFile*) = nullptr;
+};
+
+/// All commands, in the order in which people are told of them.
+std::span<const Command> commands();
+
+/// The command of that name, or null.
+const Command* find_command(std::string_view name);
 
 }  // namespace weightcast

@@ -103,7 +103,7 @@ void write_canonical(const Options& options) {
 
 }  // namespace
 
-void run_convert(const Options& options) {
+void run_convert(const Options& options, OutputFile* /*json*/) {
   watch_signals();
   require_meaning(options);
   if (options.to == "megatron") {

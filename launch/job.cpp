@@ -111,7 +111,7 @@ void run_job(Control& control, const Options& options, const std::function<void(
       if (json) require_other_file(options.json, options.trace);
       trace = begin_output("trace", options.trace, trace_json({}));
     });
-    control.require_same(hash_options(options),
+    control.require_same(options.hash,
                          UsageError("the ranks were given different options; on several nodes write them on "
                                     "the command line, or export WEIGHTCAST_* with mpirun -x"));
     body(trace ? &*trace : nullptr);

@@ -43,24 +43,15 @@ void write_failure(const Options& options, std::optional<OutputFile>& json, cons
   }
 }
 
-void run_plain(const Options& options, OutputFile* json) {
-  if (options.command == "plan") return run_plan(options, json);
-  if (options.command == "inspect") return run_inspect(options, json);
-  if (options.command == "verify") return run_verify(options, json);
-  if (options.command == "synth") return run_synth(options);
-  run_convert(options);
-}
-
-int run_command(const Options& options, bool launched) {
-  const std::string& command = options.command;
-  if (launched) {
-    const auto job = command == "sync" ? &run_sync : &run_bench;
-    return run_as_rank([&](Control& control) { job(control, options); },
+int run_command(const Command& command, const Options& options) {
+  if (command.job != nullptr) {
+    return run_as_rank([&](Control& control) { command.job(control, options); },
                        std::chrono::seconds(options.timeout));
   }
-  std::optional<OutputFile> json = begin_output("json", options.json, brief_report(command, "running", ""));
+  std::optional<OutputFile> json =
+      begin_output("json", options.json, brief_report(options.command, "running", ""));
   try {
-    run_plain(options, json ? &*json : nullptr);
+    command.plain(options, json ? &*json : nullptr);
   } catch (const std::exception& exception) {
     write_failure(options, json, error_of(exception));
     throw;
@@ -69,10 +60,10 @@ int run_command(const Options& options, bool launched) {
 }
 
 int run(int argc, const char* const* argv) {
-  const std::string_view command = argc > 1 ? argv[1] : "";
-  const bool launched = is_launched(command);
+  const Command* const command = find_command(argc > 1 ? argv[1] : "");
+  const bool launched = command != nullptr && command->job != nullptr;
   // Of the processes of a job one speaks; every plain command speaks for itself.
-  const bool speaks = is_plain(command) || speaks_for_all();
+  const bool speaks = (command != nullptr && !launched) || speaks_for_all();
   std::optional<Options> options;
   std::vector<std::string> notes;
   try {
@@ -89,7 +80,7 @@ int run(int argc, const char* const* argv) {
     if (speaks) {
       for (const std::string& note : notes) log_note(note);
     }
-    return run_command(*options, launched);
+    return run_command(*command, *options);
   } catch (const std::exception& exception) {
     const Error error = error_of(exception);
     // What the system refuses one rank before there is MPI the others do not know.

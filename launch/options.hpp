@@ -10,24 +10,28 @@
 
 namespace weightcast {
 
-/// What the user asked for: command line over environment (`WEIGHTCAST_BUCKET_SIZE`) over `--config FILE`.
-struct Options {
-  std::string command;
-  std::vector<std::string> arguments;  ///< positional ones behind the command
-
+/// Which weights, and how they are read.
+struct SourceOptions {
   std::vector<std::string> sources;
   std::string model;
   bool external_data = false;
   std::string tied_head = "refuse";
   std::optional<std::int64_t> layers;
+  std::int64_t read_threads = 0;  ///< 0: by cores
+};
+
+/// Who holds what on either side.
+struct LayoutOptions {
+  /// A text and what to call its option in messages.
+  struct Named {
+    std::string option;
+    std::string text;
+  };
+
   std::int64_t trainers = 1;
   bool colocate = false;
   std::string source_split = "catalog";
   std::string inference = "tp=1";
-  struct Named {
-    std::string option;  ///< what to call it in messages: the option, a variable, or a line of a file
-    std::string text;
-  };
   std::optional<Named> alloc;
   std::optional<Named> trainer_alloc;
   std::optional<Named> inference_alloc;
@@ -39,28 +43,42 @@ struct Options {
   std::string quantize;
   std::string quantize_at = "source";
   std::string activation_scales = "1,1";
+};
+
+/// How an update runs.
+struct UpdateOptions {
   std::string fan_out = "needed";
   std::int64_t bucket_size = 0;
   std::int64_t buffers = 0;
   std::string transport = "auto";
   std::string sink = "none";
-  std::int64_t read_threads = 0;  ///< 0: by cores
   std::int64_t weight_version = 0;
   bool has_weight_version = false;
   bool no_verify = false;
   std::int64_t timeout = 0;
+};
+
+/// What is said of it, and where.
+struct ReportOptions {
   ProgressMode progress = ProgressMode::kAuto;
   bool quiet = false;
   std::string json;
   std::string trace;
-
   std::optional<std::int64_t> rank;
   bool segments = false;
+  bool no_digests = false;
+};
+
+/// What `bench` measures.
+struct BenchOptions {
   bool layouts = false;
   std::int64_t iterations = 0;
   std::int64_t blocks = 0;
   double min_achieved = 0;
-  bool no_digests = false;
+};
+
+/// What `convert` and `synth` write.
+struct OutputOptions {
   std::string output;
   std::string to;
   std::optional<std::string> format;
@@ -68,15 +86,13 @@ struct Options {
   bool has_max_file_size = false;
 };
 
-/// A hash of everything that steers what ranks do together; ranks on several nodes may see different
-/// environments.
-std::uint64_t hash_options(const Options& options);
-
-/// True for a command that needs a launcher (mpirun, srun).
-bool is_launched(std::string_view command);
-
-/// True for a command that does not.
-bool is_plain(std::string_view command);
+/// What the user asked for: command line over environment (`WEIGHTCAST_BUCKET_SIZE`) over `--config FILE`.
+struct Options : SourceOptions, LayoutOptions, UpdateOptions, ReportOptions, BenchOptions, OutputOptions {
+  std::string command;
+  std::vector<std::string> arguments;  ///< positional ones behind the command
+  /// Of everything that the ranks of a job must have been given alike.
+  std::uint64_t hash = 0;
+};
 
 /// Reads command line, environment and configuration file. Returns nothing when `--help` or `--version` has
 /// been answered on stdout (by the process that `speaks`). Throws UsageError naming the option and what to

@@ -5,7 +5,7 @@
 
 namespace weightcast {
 
-void run_synth(const Options& options) {
+void run_synth(const Options& options, OutputFile* /*json*/) {
   const std::unique_ptr<ModelConfig> config = load_config(options);
   const std::unique_ptr<Family> family = make_family(*config);
   const Catalog& catalog = family->catalog();

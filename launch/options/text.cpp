@@ -1,4 +1,4 @@
-#include "launch/options_text.hpp"
+#include "launch/options/text.hpp"
 
 #include <fcntl.h>
 #include <fmt/format.h>

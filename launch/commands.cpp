@@ -1,0 +1,41 @@
+#include "launch/commands.hpp"
+
+#include <algorithm>
+#include <array>
+
+namespace weightcast {
+
+namespace {
+
+constexpr std::array<Command, 7> kCommands{{
+    {"sync",
+     "mpirun -n N weightcast sync --source PATH … --inference LAYOUT | --alloc ALLOC [--sink hdf5:DIR]",
+     "send weights from checkpoints to inference ranks, one update a source", &run_sync, nullptr},
+    {"plan", "weightcast plan --model CONFIG_JSON --inference LAYOUT | --alloc ALLOC",
+     "print what an update would do: routes, buckets, bytes, memory", nullptr, &run_plan},
+    {"bench", "mpirun -n N weightcast bench --model CONFIG_JSON --inference LAYOUT",
+     "repeat updates of synthetic weights beside the wire's own rate; --layouts: unpack alone", &run_bench,
+     nullptr},
+    {"inspect", "weightcast inspect PATH", "list a checkpoint's or shard file's tensors", nullptr,
+     &run_inspect},
+    {"verify", "weightcast verify DIR --source PATH [--trainer-alloc ALLOC]",
+     "compare shard files with a checkpoint", nullptr, &run_verify},
+    {"synth", "weightcast synth --model CONFIG_JSON --output PATH",
+     "write a checkpoint of deterministic values", nullptr, &run_synth},
+    {"convert", "weightcast convert --source PATH --output PATH [--to megatron|hf --trainer-alloc ALLOC]",
+     "safetensors to HDF5 and back, checkpoints to trainers' shards and back", nullptr, &run_convert},
+}};
+
+}  // namespace
+
+std::span<const Command> commands() {
+  return kCommands;
+}
+
+const Command* find_command(std::string_view name) {
+  const auto* const found = std::find_if(kCommands.begin(), kCommands.end(),
+                                         [&](const Command& command) { return command.name == name; });
+  return found == kCommands.end() ? nullptr : found;
+}
+
+}  // namespace weightcast

@@ -1,0 +1,164 @@
+#include "launch/options/sources.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <boost/program_options.hpp>
+#include <cctype>
+#include <set>
+#include <sstream>
+#include <string_view>
+#include <utility>
+
+#include "core/error.hpp"
+#include "launch/options/table.hpp"
+#include "launch/options/text.hpp"
+
+namespace weightcast {
+
+namespace {
+
+namespace po = boost::program_options;
+
+/// `WEIGHTCAST_BUCKET_SIZE` → `bucket-size`.
+std::string option_of_variable(std::string_view variable) {
+  std::string name(variable.substr(std::string_view("WEIGHTCAST_").size()));
+  std::transform(name.begin(), name.end(), name.begin(),
+                 [](unsigned char c) { return c == '_' ? '-' : static_cast<char>(std::tolower(c)); });
+  return name;
+}
+
+bool truth(std::string_view name, const std::string& value) {
+  if (value == "1" || value == "true" || value == "on" || value == "yes") return true;
+  if (value == "0" || value == "false" || value == "off" || value == "no") return false;
+  throw UsageError(fmt::format("{}: '{}' is neither true nor false", name, value));
+}
+
+/// Adds one option from the environment or a file; `where` names it in messages.
+void add_parsed(po::parsed_options& parsed, const OptionInfo& option, const std::string& value,
+                const std::string& where) {
+  po::option entry;
+  entry.string_key = long_name(option);
+  if (option.argument == nullptr) {
+    entry.value = {truth(where, value) ? "true" : "false"};
+  } else {
+    entry.value = {value};
+  }
+  parsed.options.push_back(std::move(entry));
+}
+
+po::parsed_options parse_environment(const po::options_description& description, unsigned command,
+                                     std::vector<std::string>& notes, Origins& origins) {
+  po::parsed_options parsed(&description);
+  for (char** variable = environ; *variable != nullptr; ++variable) {
+    const std::string_view entry = *variable;
+    const std::string_view name = entry.substr(0, entry.find('='));
+    if (!name.starts_with("WEIGHTCAST_")) continue;
+    const std::string option_name = option_of_variable(name);
+    // Environment modules set such names for every program.
+    if (option_name == "version" || option_name == "help") continue;
+    const OptionInfo* option = find_option(option_name);
+    if (option == nullptr) {
+      notes.push_back(fmt::format("environment: {} is no option and is ignored", name));
+    } else if ((option->commands & command) != 0) {
+      add_parsed(parsed, *option, std::string(entry.substr(name.size() + 1)), std::string(name));
+      origins.emplace(option_name, name);
+    }
+  }
+  return parsed;
+}
+
+po::parsed_options parse_file(const po::options_description& description, unsigned command,
+                              const std::string& path, Origins& origins) {
+  std::string content = options_text(path);
+  constexpr std::string_view kMark = "\xef\xbb\xbf";  // that some editors put in front of UTF-8
+  if (content.starts_with(kMark)) content.erase(0, kMark.size());
+  std::istringstream file(content);
+  po::parsed_options parsed(&description);
+  std::string line;
+  std::set<std::string> given;
+  for (int number = 1; std::getline(file, line); ++number) {
+    // A comment begins the line or follows a blank: values may contain '#'.
+    for (std::size_t at = line.find('#'); at != std::string::npos; at = line.find('#', at + 1)) {
+      if (at == 0 || line[at - 1] == ' ' || line[at - 1] == '\t') line.resize(at);
+    }
+    const auto trim = [](std::string_view text) {
+      const std::size_t first = text.find_first_not_of(" \t\r");
+      if (first == std::string_view::npos) return std::string();
+      return std::string(text.substr(first, text.find_last_not_of(" \t\r") + 1 - first));
+    };
+    if (trim(line).empty()) continue;
+    const std::size_t equals = line.find('=');
+    const std::string name = trim(std::string_view(line).substr(0, equals));
+    const std::string where = fmt::format("{}:{}: {}", path, number, name);
+    const OptionInfo* option = find_option(name);
+    if (equals == std::string::npos) throw UsageError(where + ": write name = value");
+    if (option == nullptr) throw UsageError(where + ": unknown option");
+    if ((option->commands & command) == 0) continue;  // one file may serve several commands
+    // As on the command line, all but sources are given once.
+    if (!given.insert(name).second && name != "source") {
+      throw UsageError(where + ": a second time in this file; leave one of them out");
+    }
+    add_parsed(parsed, *option, trim(std::string_view(line).substr(equals + 1)), where);
+    origins.emplace(name, where);
+  }
+  return parsed;
+}
+
+/// Of options that say the same thing in two ways the command line's counts, as of two values of one option.
+void drop_overridden(po::variables_map& map, const Origins& origins) {
+  using Pair = std::pair<const char*, const char*>;
+  for (const auto& [one, other] : {Pair{"alloc", "inference"}, Pair{"alloc", "trainers"},
+                                   Pair{"alloc", "inference-alloc"}, Pair{"alloc", "trainer-alloc"},
+                                   Pair{"inference-alloc", "inference"}, Pair{"trainer-alloc", "trainers"}}) {
+    if (map.count(one) == 0 || map.count(other) == 0) continue;
+    const bool one_is_weaker = origins.count(one) != 0;
+    const bool other_is_weaker = origins.count(other) != 0;
+    if (one_is_weaker != other_is_weaker) map.erase(one_is_weaker ? one : other);
+  }
+}
+
+}  // namespace
+
+std::variant<Values, Asked> read_values(int argc, const char* const* argv, std::vector<std::string>& notes) {
+  const std::string command = argv[1];
+  const unsigned bit = bit_of(command);
+  po::options_description description = describe(bit);
+  description.add_options()("argument", po::value<std::vector<std::string>>(), "");
+  po::positional_options_description positional;
+  positional.add("argument", -1);
+  po::variables_map map;
+  Origins origins;
+  try {
+    using po::command_line_style::allow_guessing;
+    const auto parsed = po::command_line_parser(argc - 1, argv + 1)
+                            .options(description)
+                            .positional(positional)
+                            .style(po::command_line_style::unix_style & ~allow_guessing)
+                            .run();
+    po::store(parsed, map);
+    if (map["help"].as<bool>()) {
+      return Asked::kHelp;
+    }
+    if (map["version"].as<bool>()) {
+      return Asked::kVersion;
+    }
+    const po::variables_map from_command_line = map;
+    // Whatever is stored first stays: command line, then environment, then file.
+    po::store(parse_environment(description, bit, notes, origins), map);
+    if (map.count("config") != 0) {
+      po::store(parse_file(description, bit, map["config"].as<std::string>(), origins), map);
+    }
+    for (const auto& [name, value] : from_command_line) {
+      if (!value.defaulted()) origins.erase(name);
+    }
+    drop_overridden(map, origins);
+    po::notify(map);
+  } catch (const po::error& error) {
+    throw UsageError(fmt::format("{}; weightcast {} --help lists the options", error.what(), command));
+  }
+  return Values(std::move(map), std::move(origins));
+}
+
+}  // namespace weightcast

@@ -1,0 +1,167 @@
+#include "launch/options/table.hpp"
+
+#include <algorithm>
+#include <array>
+#include <boost/program_options.hpp>
+#include <vector>
+
+#include "launch/commands.hpp"
+
+namespace weightcast {
+
+namespace {
+
+namespace po = boost::program_options;
+
+constexpr std::array<OptionInfo, 47> kOptions{{
+    {"source", "PATH",
+     "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
+     "trainer-<rank>.safetensors "
+     "or .h5 (sync: may repeat)",
+     kJobs | kVerify | kConvert | kPlan},
+    {"model", "CONFIG_JSON",
+     "the model's config.json, or its folder (default: beside the source, if there is one)", kAll},
+    {"external-data", nullptr,
+     "HDF5 sources may have data in other files (external storage, links, virtual datasets) below their "
+     "folder",
+     kJobs | kPlan | kInspect | kVerify | kConvert},
+    {"tied-head", "WHAT",
+     "a stored head that differs from the embedding it is tied to: refuse (default), or embedding: the head "
+     "is "
+     "dropped, as engines do",
+     kJobs | kVerify | kConvert | kPlan},
+    {"layers", "N", "the same model with N layers", kPlan | kBench | kSynth},
+    {"trainers", "N", "the first N ranks are trainers (default 1)", kJobs | kPlan},
+    {"colocate", nullptr, "every rank is trainer and inference rank", kJobs | kPlan},
+    {"inference", "LAYOUT", "tp=2,ep=2,pp=1,replicas=1 (absent = 1); ep divides tp", kJobs | kPlan},
+    {"alloc", "ALLOC",
+     "both sides' layouts: 'sglang:d4p1t4+megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)', in place of --inference "
+     "and "
+     "--trainers (convert and verify take the trainers' side of it)",
+     kTrainers},
+    {"inference-alloc", "ALLOC", "the inference side alone: sglang:d4p1t4 or vllm:d4p1t4; e cuts experts",
+     kJobs | kPlan},
+    {"inference-stage-layers", "N,N,...", "layers of each of the engine's stages (default: all equal)",
+     kJobs | kPlan},
+    {"trainer-alloc", "ALLOC", "the trainers' side alone: 'megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)'",
+     kTrainers},
+    {"stage-layers", "N,N,...",
+     "layers of each of the trainers' stages (default: all equal); with several chunks a stage, chunk 0 of "
+     "all "
+     "stages first",
+     kTrainers},
+    {"trainer-order", "NAME", "the trainers' ranks, fastest first: tp-dp-pp (default) or tp-pp-dp",
+     kTrainers},
+    {"trainer-names", "NUMBERS",
+     "layer and expert numbers in the shards: local (each rank counts its own, default) or global",
+     kTrainers},
+    {"moe-layout", "NAME",
+     "where experts' kernels read them: triton (gate first, default), triton-kernels (transposed), cutlass "
+     "(up "
+     "first), trtllm, trtllm-shuffled, deepgemm, deepgemm-mega or cute-dsl",
+     kJobs | kPlan},
+    {"quantize", "NAME[:VARIANT]",
+     "what linear layers and experts are quantised to: fp8-block[:slime|deepgemm|flashinfer|ue8m0], "
+     "fp8-tensor[:sglang|miles], fp8-channel, mxfp8, nvfp4[:te|unit], "
+     "mxfp4[:round-up|round-up-ties-down|ocp] (the first variant where none is named), or none: as in the "
+     "model (default)",
+     kJobs | kPlan},
+    {"quantize-at", "SIDE", "source (default): codes travel; destination: values do. Both give the same bits",
+     kJobs | kPlan},
+    {"activation-scales", "A,B",
+     "calibrated scales of what goes into w13 and w2, for the factors that trtllm keeps beside nvfp4 and "
+     "fp8-tensor "
+     "(default 1,1)",
+     kJobs | kPlan},
+    {"fan-out", "WHAT", "needed: each rank what it needs; all: everybody everything", kJobs | kPlan},
+    {"bucket-size", "BYTES", "most bytes of a bucket (default 256MiB, least 64KiB)", kJobs | kPlan},
+    {"buffers", "N", "staging buffers of a rank (default 3)", kJobs | kPlan},
+    {"source-split", "HOW",
+     "what each trainer holds: catalog (equal runs of what each set of ranks needs), expert or row",
+     kBench | kPlan},
+    {"transport", "NAME", "mpi (host memory), nccl (GPUs), or auto: nccl when every rank has its own GPU",
+     kJobs},
+    {"read-threads", "N",
+     "threads of a trainer that read files (default: its share of the node's cores, at most 16)", kJobs,
+     Ranks::kEachItsOwn},
+    {"sink", "WHERE", "none, or hdf5:DIR with one file a rank; {version} in DIR becomes the version", kSync},
+    {"weight-version", "N",
+     "weight version, in sync of the first source (default: the checkpoint's own, else 0); in verify the one "
+     "that "
+     "the shards must have (default: any)",
+     kJobs | kVerify | kSynth | kConvert},
+    {"no-verify", nullptr, "do not compare digests after an update", kJobs},
+    {"timeout", "SECONDS", "longest start and longest update (default 1800)", kJobs},
+    {"progress", "WHEN", "auto, always or never", kJobs, Ranks::kEachItsOwn},
+    {"quiet,q", nullptr, "no notes and no progress on stderr; the report and errors stay", kAll,
+     Ranks::kEachItsOwn},
+    {"json", "FILE", "also write the report as JSON", kJobs | kPlan | kInspect | kVerify, Ranks::kEachItsOwn},
+    {"trace", "FILE", "write a Chrome/Perfetto trace: a lane a rank and stage, a slice a bucket", kJobs},
+    {"rank", "R", "show the share of one world rank alone", kPlan},
+    {"segments", nullptr, "list every segment in the JSON", kPlan},
+    {"layouts", nullptr,
+     "one rank: time the unpack alone of a layer's experts in every MoE layout and quantiser, or in those of "
+     "--moe-layout and --quantize",
+     kBench},
+    {"iterations", "N", "updates to time (default 5), with --layouts unpacks (default 10)", kBench},
+    {"blocks", "N", "most thread blocks of a GPU kernel (default: a quarter of the multiprocessors)", kBench},
+    {"min-achieved", "SHARE", "exit 70 when an unverified update reaches less of the wire's rate", kBench},
+    {"no-digests", nullptr, "headers only", kInspect},
+    {"output", "PATH", "what to write: a directory of safetensors, or a file ending in .h5",
+     kSynth | kConvert},
+    {"to", "WHAT",
+     "hf: a checkpoint with Hugging Face's names; megatron: trainers' shards; without it names stay as they "
+     "are",
+     kConvert},
+    {"format", "NAME", "of trainers' shards: safetensors (default) or hdf5", kConvert},
+    {"max-file-size", "BYTES", "data a safetensors file holds at most (default 5GB)", kSynth | kConvert},
+    {"config", "FILE", "read options from FILE (or a pipe), lines of name = value", kAll, Ranks::kEachItsOwn},
+    {"help,h", nullptr, "this text", kAll, Ranks::kEachItsOwn},
+    {"version", nullptr, "versions of the program and its libraries", kAll, Ranks::kEachItsOwn},
+}};
+
+}  // namespace
+
+unsigned bit_of(std::string_view command) {
+  unsigned bit = 1;
+  for (const Command& known : commands()) {
+    if (known.name == command) return bit;
+    bit <<= 1;
+  }
+  return 0;
+}
+
+std::span<const OptionInfo> option_table() {
+  return kOptions;
+}
+
+std::string long_name(const OptionInfo& option) {
+  const std::string_view name = option.name;
+  return std::string(name.substr(0, name.find(',')));
+}
+
+const OptionInfo* find_option(std::string_view name) {
+  const auto* const found = std::find_if(kOptions.begin(), kOptions.end(),
+                                         [&](const OptionInfo& option) { return long_name(option) == name; });
+  const bool interactive = name == "help" || name == "version";
+  return found == kOptions.end() || interactive ? nullptr : found;
+}
+
+boost::program_options::options_description describe(unsigned commands) {
+  po::options_description description("options", 110);
+  for (const OptionInfo& option : option_table()) {
+    if ((option.commands & commands) == 0) continue;
+    if (option.argument == nullptr) {
+      description.add_options()(option.name, po::bool_switch(), option.help);
+    } else if (long_name(option) == "source") {
+      description.add_options()(
+          option.name, po::value<std::vector<std::string>>()->value_name(option.argument), option.help);
+    } else {
+      description.add_options()(option.name, po::value<std::string>()->value_name(option.argument),
+                                option.help);
+    }
+  }
+  return description;
+}
+
+}  // namespace weightcast

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <boost/program_options/options_description.hpp>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace weightcast {
+
+/// Which commands take an option: bits, in the order of commands().
+enum CommandBit : unsigned {
+  kSync = 1,
+  kPlan = 2,
+  kBench = 4,
+  kInspect = 8,
+  kVerify = 16,
+  kSynth = 32,
+  kConvert = 64,
+  kAll = 127,
+  kJobs = kSync | kBench,
+  kTrainers = kJobs | kPlan | kVerify | kConvert,
+};
+
+/// The bit of a command; 0 for a word that is none.
+unsigned bit_of(std::string_view command);
+
+/// Whether the ranks of a job must have been given the same.
+enum class Ranks : std::uint8_t { kAlike, kEachItsOwn };
+
+struct OptionInfo {
+  const char* name;      ///< `quiet,q` with its short form
+  const char* argument;  ///< nullptr: a switch
+  const char* help;
+  unsigned commands;  ///< CommandBit
+  Ranks ranks = Ranks::kAlike;
+};
+
+/// Every option once, in the order in which people are told of them.
+std::span<const OptionInfo> option_table();
+
+/// `quiet`
+std::string long_name(const OptionInfo& option);
+
+/// An option that the environment or a file may set, or null.
+const OptionInfo* find_option(std::string_view name);
+
+/// The options of some commands, as Boost wants them.
+boost::program_options::options_description describe(unsigned commands);
+
+}  // namespace weightcast

@@ -1,0 +1,113 @@
+#include "launch/options/values.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <utility>
+
+#include "core/error.hpp"
+#include "core/hash.hpp"
+#include "core/units.hpp"
+#include "launch/options/table.hpp"
+#include "model/layer_counts.hpp"
+
+namespace weightcast {
+
+Values::Values(boost::program_options::variables_map map, Origins origins)
+    : map_(std::move(map)), origins_(std::move(origins)) {}
+
+std::string Values::label(const std::string& name) const {
+  const auto found = origins_.find(name);
+  return found == origins_.end() ? "--" + name : found->second;
+}
+
+bool Values::typed(const char* name) const {
+  return has(name) && !origins_.contains(name);
+}
+
+bool Values::flag(const char* name) const {
+  return has(name) && map_[name].as<bool>();
+}
+
+std::string Values::text(const char* name, const std::string& fallback) const {
+  return has(name) ? map_[name].as<std::string>() : fallback;
+}
+
+std::int64_t Values::integer(const char* name, std::int64_t fallback, std::int64_t least,
+                             std::int64_t most) const {
+  if (!has(name)) return fallback;
+  const std::string value = text(name, "");
+  std::size_t used = 0;
+  std::int64_t number = 0;
+  try {
+    number = std::stoll(value, &used);
+  } catch (const std::exception&) {
+    used = 0;
+  }
+  if (used == 0 || used != value.size() || number < least || number > most) {
+    const std::string upper =
+        most == std::numeric_limits<std::int64_t>::max() ? "" : fmt::format(" and at most {}", most);
+    throw UsageError(
+        fmt::format("{} {}: write an integer of at least {}{}", label(name), value, least, upper));
+  }
+  return number;
+}
+
+std::int64_t Values::bytes(const char* name, std::int64_t fallback, std::int64_t least) const {
+  if (!has(name)) return fallback;
+  std::int64_t value = 0;
+  try {
+    value = parse_bytes(text(name, ""));
+  } catch (const UsageError& error) {
+    throw UsageError(fmt::format("{}: {}", label(name), error.what()));
+  }
+  if (value >= least) return value;
+  throw UsageError(
+      fmt::format("{} {}: too small; the least is {}", label(name), text(name, ""), format_bytes(least)));
+}
+
+double Values::share(const char* name) const {
+  const std::string value = text(name, "0");
+  char* end = nullptr;
+  const double share = std::strtod(value.c_str(), &end);
+  if (!value.empty() && *end == '\0' && share >= 0 && std::isfinite(share)) return share;
+  throw UsageError(fmt::format("{} {}: write a share such as 0.95", label(name), value));
+}
+
+std::string Values::choice(const char* name, const std::vector<std::string>& choices) const {
+  std::string value = text(name, choices.front());
+  if (std::find(choices.begin(), choices.end(), value) != choices.end()) return value;
+  throw UsageError(fmt::format("{} {}: choose one of {}", label(name), value, fmt::join(choices, ", ")));
+}
+
+std::vector<std::int64_t> Values::layer_counts(const char* name) const {
+  if (!has(name)) return {};
+  return parse_layer_counts(label(name), text(name, ""));
+}
+
+std::vector<std::string> Values::texts(const char* name) const {
+  return has(name) ? map_[name].as<std::vector<std::string>>() : std::vector<std::string>();
+}
+
+std::uint64_t Values::hash() const {
+  Hasher hasher;
+  for (const OptionInfo& option : option_table()) {
+    if (option.ranks == Ranks::kEachItsOwn) continue;
+    const std::string name = long_name(option);
+    if (!has(name.c_str())) continue;
+    hasher.add(std::string_view(name));
+    if (option.argument == nullptr) {
+      hasher.add(flag(name.c_str()));
+    } else if (name == "source") {
+      for (const std::string& source : texts("source")) hasher.add(std::string_view(source));
+    } else {
+      hasher.add(std::string_view(text(name.c_str(), "")));
+    }
+  }
+  return hasher.digest();
+}
+
+}  // namespace weightcast
