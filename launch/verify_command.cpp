@@ -166,6 +166,7 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
     throw InputError(fmt::format("{}: impossible layout tp={} ep={} pp={} replicas={}", first.path, layout.tp,
                                  layout.ep, layout.pp, layout.replicas));
   }
+  for (const Shard& shard : shards) require_own_place(layout, shard);
   for (std::int64_t rank = 0; rank < layout.ranks(); ++rank) {
     const auto at = static_cast<std::size_t>(rank);
     if (at >= shards.size() || shards[at].integer("rank") != rank) {
@@ -176,7 +177,6 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
     throw InputError(fmt::format("{}: {} shard files for {} ranks; remove those of an earlier layout",
                                  directory, shards.size(), layout.ranks()));
   }
-  for (const Shard& shard : shards) require_own_place(layout, shard);
   return layout;
 }
 
