@@ -9,7 +9,8 @@
 
 #include "core/hash.hpp"
 #include "gpu.hpp"
-#include "kernels/cuda/cuda_programs.hpp"
+#include "kernels/cuda/cuda_digests.hpp"
+#include "kernels/cuda/cuda_moves.hpp"
 #include "kernels/cuda/cuda_synthetic.hpp"
 #include "kernels/executor.hpp"
 #include "model/synthetic.hpp"

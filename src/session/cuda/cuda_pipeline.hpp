@@ -10,7 +10,8 @@
 #include <thread>
 #include <vector>
 
-#include "kernels/cuda/cuda_programs.hpp"
+#include "kernels/cuda/cuda_digests.hpp"
+#include "kernels/cuda/cuda_moves.hpp"
 #include "kernels/cuda/cuda_quantizer.hpp"
 #include "memory/device_buffer.hpp"
 #include "plan/plan.hpp"

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels/cuda/cuda_programs.hpp"
+#include "kernels/cuda/cuda_moves.hpp"
 #include "kernels/cuda/cuda_quantizer.hpp"
 #include "kernels/cuda/device_array.hpp"
 #include "memory/device_buffer.hpp"

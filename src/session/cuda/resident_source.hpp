@@ -4,7 +4,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "kernels/cuda/cuda_programs.hpp"
+#include "kernels/cuda/cuda_digests.hpp"
+#include "kernels/cuda/cuda_moves.hpp"
 #include "kernels/cuda/cuda_quantizer.hpp"
 #include "memory/device_buffer.hpp"
 #include "model/catalog.hpp"

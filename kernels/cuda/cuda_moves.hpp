@@ -15,7 +15,6 @@
 namespace weightcast {
 
 struct DeviceMove;
-struct DeviceBox;
 
 /// Programs of moves in device memory, addresses resolved: uploaded once, run many times. Byte for byte what
 /// the host executor does, in the order of the stream; nothing here waits. The grid has `blocks` thread
@@ -41,24 +40,6 @@ class CudaMovePrograms {
   DeviceArray<DeviceMove> moves_;
   DeviceArray<Tile> tiles_;
   std::vector<ProgramRange> launches_;  ///< of the tiles
-};
-
-/// The same for digests: boxes in device memory.
-class CudaDigestPrograms {
- public:
-  CudaDigestPrograms() = default;
-  CudaDigestPrograms(std::span<const DigestBox> boxes, std::span<const ProgramRange> programs,
-                     std::span<std::byte* const> buffers);
-
-  /// Adds to `results[i]` the digest of box number i (of all boxes) for every box of the program.
-  void run(std::size_t program, std::uint64_t* results, int blocks, cudaStream_t stream) const;
-
-  std::int64_t device_bytes() const { return boxes_.bytes() + tiles_.bytes(); }
-
- private:
-  DeviceArray<DeviceBox> boxes_;
-  DeviceArray<DigestTile> tiles_;
-  std::vector<ProgramRange> launches_;
 };
 
 }  // namespace weightcast
