@@ -128,16 +128,16 @@ void run_job(Control& control, const Options& options, const std::function<void(
   control.together([] {});
   control.on_abort({});
   control.together([&] {
-    if (json) write_last(control, *json, report(ExitCode::kDone, ""));
+    if (json) report_in_place(control, [&] { json->write(report(ExitCode::kDone, "")); });
   });
 }
 
-void write_last(const Control& control, OutputFile& file, const std::string& text) {
+void report_in_place(const Control& control, const std::function<void()>& report) {
   try {
-    file.write(text);
-  } catch (const IoError& error) {
+    report();
+  } catch (const Error& error) {
     if (control.in_place().empty()) throw;
-    throw IoError(fmt::format("{}; {}", error.what(), control.in_place()));
+    throw Error(error.code(), fmt::format("{}; {}", error.what(), control.in_place()));
   }
 }
 
