@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <optional>
 #include <system_error>
 #include <utility>
 
@@ -85,10 +86,15 @@ void LeftOvers::finish(const Found& journal, bool broken_off) const {
 }
 
 void LeftOvers::put_back(const std::set<std::string>& unfinished) const {
-  std::set<fs::path> known;  // old files of which a journal tells
+  std::optional<IoError> first;  // the rest is put back all the same
+  std::set<fs::path> known;      // old files of which a journal tells
   for (const Found& journal : find(kJournal)) {
     known.insert(fs::path(hidden_path(journal.final_path.string(), journal.id, kOld)).filename());
-    finish(journal, unfinished.contains(journal.id));
+    try {
+      finish(journal, unfinished.contains(journal.id));
+    } catch (const IoError& error) {
+      if (!first) first = error;
+    }
   }
   // Earlier versions of this program kept no journals.
   for (const Found& old : find(kOld)) {
@@ -99,13 +105,14 @@ void LeftOvers::put_back(const std::set<std::string>& unfinished) const {
       continue;
     }
     fs::rename(old.path, old.final_path, error);
-    if (error && undone) {
-      throw IoError(fmt::format("cannot give {} back to {}: {}; rename it, or remove it", old.path.string(),
-                                old.final_path.string(), error.message()));
+    if (error && undone && !first) {
+      first = IoError(fmt::format("cannot give {} back to {}: {}; rename it, or remove it", old.path.string(),
+                                  old.final_path.string(), error.message()));
     }
     // A file that has both names keeps them.
     if (!error) fs::remove(old.path, error);
   }
+  if (first) throw IoError(*first);
 }
 
 void LeftOvers::remove_unfinished() const {

@@ -56,17 +56,18 @@ TEST_F(BadSink, FileSizeLimit) {
 }
 
 TEST_F(BadSink, OneRankThatCannotWriteStopsAll) {
-  put_file(sink_ + "/rank-0.h5", "the old shard of rank 0");
+  put_old_shards();
+  std::filesystem::remove(sink_ + "/rank-1.h5");
   std::filesystem::create_directory(sink_ + "/rank-1.h5");
   const auto before = folder_contents(sink_);
-  EXPECT_TRUE(
-      refused(run_job(3, sync_words(trained(0))), 74, {"rank 2", sink_ + "/rank-1.h5", "Is a directory"}));
+  EXPECT_TRUE(refused(run_job(3, sync_words(trained(0))), 74,
+                      {"rank 2", sink_ + "/rank-1.h5", "not written by this program", "remove it"}));
   EXPECT_EQ(folder_contents(sink_), before);
 }
 
 TEST_F(BadSink, BelowAFile) {
   put_file(sink_, "no folder");
-  EXPECT_TRUE(refused(run_job(3, sync_words(trained(0))), 74, {sink_ + "/rank-", "Not a directory"}));
+  EXPECT_TRUE(refused(run_job(3, sync_words(trained(0))), 74, {"the folder " + sink_, "Not a directory"}));
   EXPECT_EQ(get_file(sink_), "no folder");
 }
 
@@ -76,7 +77,7 @@ TEST_F(BadSink, OfTheSecondVersionLeavesTheFirst) {
   const Outcome outcome =
       run_job(3, {"sync", "--source", trained(0), "--source", trained(1), "--weight-version", "7",
                   "--inference", "tp=2,ep=2", "--sink", "hdf5:" + (dir_ / "shards-{version}")});
-  EXPECT_TRUE(refused(outcome, 74, {second + "/rank-", "Not a directory"}));
+  EXPECT_TRUE(refused(outcome, 74, {"the folder " + second, "Not a directory"}));
   EXPECT_TRUE(
       done(run_plain({"verify", dir_ / "shards-7", "--source", trained(0), "--weight-version", "7"})));
   EXPECT_EQ(folder_contents(dir_ / "shards-7").size(), 2);

@@ -17,6 +17,7 @@
 #include <string>
 #include <thread>
 
+#include "storage/left_overs.hpp"
 #include "storage/output_lock.hpp"
 #include "storage/partial_file.hpp"
 #include "storage/unfinished.hpp"
@@ -268,6 +269,13 @@ TEST_F(ReplacementTest, AProcessThatEndsAmidIt) {
   int status = -1;
   ::waitpid(child, &status, 0);
   EXPECT_EQ(status, 0);
+  EXPECT_EQ(get_file(dir_ / "a.h5"), "what was there");
+  EXPECT_FALSE(fs::exists(dir_ / "b.h5"));
+  // Of those that took their names the word stays that they broke off: others may have to hear it.
+  const LeftOvers left_overs(dir_.string(), [](std::string_view name) { return name.ends_with(".h5"); });
+  EXPECT_EQ(left_overs.unfinished().size(), 2U);
+  left_overs.put_back(left_overs.unfinished());
+  left_overs.remove_unfinished();
   EXPECT_EQ(folder_contents(dir_.string()), (std::map<std::string, std::string>{{"a.h5", "what was there"}}));
 }
 
