@@ -182,8 +182,8 @@ OutputLock::OutputLock(std::string lock_path, const std::string& option, const s
       file = open();
     } catch (const SystemRefusal& refusal) {
       // Another job, which had made the folder, has removed it in between.
-      if (refusal.number() != ENOENT || tries + 1 == kMostTries) throw;
-      continue;
+      if (refusal.number() == ENOENT && tries + 1 < kMostTries) continue;
+      throw IoError(fmt::format("{}: {}", option, refusal.what()));
     }
     if (file == nullptr) return;
     const std::string text = file->may_be_lock() ? file->text() : "";
@@ -209,9 +209,8 @@ OutputLock::OutputLock(std::string lock_path, const std::string& option, const s
       // Nobody is kept out by it.
       if (text.empty()) file->remove();
       if (!means_no_locks(error)) {
-        throw SystemRefusal(fmt::format("{}: cannot lock {}: {}; try again, or name another place", option,
-                                        path_, system_error_text(error)),
-                            error);
+        throw IoError(fmt::format("{}: cannot lock {}: {}; try again, or name another place", option, path_,
+                                  system_error_text(error)));
       }
       give_up(error);
       return;
@@ -243,10 +242,9 @@ std::shared_ptr<OutputLock::File> OutputLock::open() {
                               path_, system_error_text(file->error())));
   }
   if (!lets_nobody_write(file->error())) {
-    throw SystemRefusal(
-        fmt::format("{}: cannot make the lock file {}: {}; see to that, or name another place", option_,
-                    path_, system_error_text(file->error())),
-        file->error());
+    throw SystemRefusal(fmt::format("cannot make the lock file {}: {}; see to that, or name another place",
+                                    path_, system_error_text(file->error())),
+                        file->error());
   }
   give_up(file->error());
   return nullptr;

@@ -44,7 +44,10 @@ void forget_unfinished(const void* key) {
 }
 
 PutBack put_back(const UnfinishedFile& file) {
-  const auto result_of = [](int result) { return result == 0 ? PutBack::kDone : PutBack::kRefused; };
+  // What is gone a rank of the job that broke off has put back, in its last moment.
+  const auto result_of = [](int result) {
+    return result == 0 || errno == ENOENT ? PutBack::kDone : PutBack::kRefused;
+  };
   struct stat there {};
   const bool taken = ::lstat(file.final_path.c_str(), &there) == 0;
   if (!taken && errno != ENOENT) return PutBack::kRefused;
