@@ -94,7 +94,8 @@ bool lets_write_in_place(int error) {
   return error == EACCES || error == EPERM || error == EROFS || error == EBUSY;
 }
 
-/// Opens a file to write to it. ENXIO for a pipe that nobody comes to read.
+/// Opens a file to write to it. ENXIO for a pipe that nobody comes to read, ECANCELED when a signal asks to
+/// stop before somebody does.
 int open_to_write(const std::string& path, int flags, const struct stat& expected) {
   using namespace std::chrono_literals;
   const bool pipe = S_ISFIFO(expected.st_mode);
@@ -102,6 +103,10 @@ int open_to_write(const std::string& path, int flags, const struct stat& expecte
   int fd = ::open(path.c_str(), all);
   for (const auto give_up = std::chrono::steady_clock::now() + kReaderGrace;
        fd < 0 && errno == ENXIO && pipe && std::chrono::steady_clock::now() < give_up;) {
+    if (hard_stop_signal() != 0) {
+      errno = ECANCELED;
+      break;
+    }
     std::this_thread::sleep_for(10ms);
     fd = ::open(path.c_str(), all);
   }

@@ -31,9 +31,7 @@ namespace {
 
 /// What may be amid the renames when some rank does not answer any more.
 constexpr std::string_view kMaybeMixed =
-    "the folder may hold shards of two versions until the next job there, which first puts the previous "
-    "version "
-    "back";
+    "the folder may hold shards of two versions until the next job into it, which first makes it whole";
 
 Attributes shard_attributes(const Topology& topology, std::int64_t inference_rank, std::int64_t version,
                             const std::string& update) {

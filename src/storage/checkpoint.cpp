@@ -182,10 +182,16 @@ void sort_by_name(Checkpoint& checkpoint) {
 
 // Whether the new file of which a journal tells has its name.
 bool is_placed(const std::string& journal, const HiddenName& hidden) {
-  const JournalEntry entry = read_journal(journal);
   struct stat there {};
   const std::string path = (fs::path(journal).parent_path() / hidden.stem).string();
-  return entry.fresh && ::lstat(path.c_str(), &there) == 0 && identity_of(there) == *entry.fresh;
+  if (::lstat(path.c_str(), &there) != 0) return false;
+  try {
+    const JournalEntry entry = read_journal(journal);
+    return entry.fresh && identity_of(there) == *entry.fresh;
+  } catch (const IoError&) {
+    // Another user's, or gone meanwhile: it is nothing that a reader needs.
+    return false;
+  }
 }
 
 // A folder in which some files have been replaced and others were to be holds neither the old checkpoint nor

@@ -65,9 +65,10 @@ void require_free_or_own(const fs::path& path, std::string_view kind) {
 }
 
 void refuse_foreign(const fs::path& path) {
-  throw IoError(fmt::format(
-      "cannot write {}: what is there was not written by this program; remove it, or name another place",
-      path.string()));
+  throw IoError(
+      fmt::format("cannot write {}: what is there does not say that this program wrote it; remove it, or "
+                  "name another place",
+                  path.string()));
 }
 
 }  // namespace weightcast

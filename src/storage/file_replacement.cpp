@@ -119,8 +119,11 @@ void FileReplacement::take_back() {
 
 void FileReplacement::give_up() noexcept {
   ::unlink(partial_path().c_str());
-  // Last: what it stands for has ended when it is gone.
-  if (state_.promised) ::unlink(state_.journal_path.c_str());
+  if (state_.promised) {
+    // An old file that has both names.
+    ::unlink(old_path().c_str());
+    ::unlink(state_.journal_path.c_str());
+  }
   end(Stage::kEnded);
 }
 

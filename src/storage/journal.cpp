@@ -45,8 +45,13 @@ JournalEntry read_journal(const std::string& path) {
   std::array<char, 256> text{};
   const int fd = ::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
   const ssize_t got = fd < 0 ? -1 : ::read(fd, text.data(), text.size());
+  const int error = got < 0 ? errno : 0;
   if (fd >= 0) ::close(fd);
-  if (got <= 0) return {std::nullopt, true};
+  if (error != 0) {
+    throw IoError(
+        fmt::format("cannot read {}, which says what a job that broke off was replacing: {}; see to that",
+                    path, system_error_text(error)));
+  }
   std::istringstream words(std::string(text.data(), static_cast<std::size_t>(got)));
   int had_old = 1;
   int has_fresh = 0;

@@ -17,8 +17,8 @@ struct JournalEntry {
 /// Makes the file and puts it on the disk. Throws SystemRefusal; there is no file then.
 void write_journal(const std::string& path, const JournalEntry& entry);
 
-/// An entry that names no new file when the file cannot be read or was never wholly written: nothing was
-/// renamed then.
+/// Of a file that was never wholly written an entry that names no new file: nothing was renamed then. Throws
+/// IoError when it cannot be read.
 JournalEntry read_journal(const std::string& path);
 
 }  // namespace weightcast

@@ -54,6 +54,9 @@ std::vector<LeftOvers::Found> LeftOvers::find(std::string_view kind) const {
     found.push_back({path, only_.empty() ? path.parent_path() / hidden.stem : fs::path(only_),
                      std::string(hidden.id), fs::last_write_time(path, ignored)});
   }
+  if (error && error != std::errc::no_such_file_or_directory) {
+    throw IoError(fmt::format("cannot list {}: {}; check the permissions", directory_, error.message()));
+  }
   std::ranges::sort(found, std::greater<>(), &Found::written);
   return found;
 }
@@ -78,7 +81,10 @@ void LeftOvers::finish(const Found& journal, bool broken_off) const {
   const UnfinishedFile file{
       final_path, hidden(kPartial), hidden(kOld), journal.path.string(), read_journal(journal.path.string()),
       true};
-  if (weightcast::put_back(file) != PutBack::kRefused) return;
+  const PutBack result = weightcast::put_back(file);
+  // It may have both names still.
+  if (result == PutBack::kDone) ::unlink(file.old_path.c_str());
+  if (result != PutBack::kRefused) return;
   throw IoError(fmt::format(
       "cannot give {} back what a job that broke off has replaced: {}; the old file is {}: put it there, or "
       "remove it",
@@ -124,8 +130,12 @@ void LeftOvers::remove_unfinished() const {
 }
 
 void LeftOvers::clear_old() const {
-  std::error_code ignored;
-  for (const Found& old : find(kOld)) fs::remove(old.path, ignored);
+  try {
+    std::error_code ignored;
+    for (const Found& old : find(kOld)) fs::remove(old.path, ignored);
+  } catch (const IoError&) {
+    // They do no harm, and the next job will see them.
+  }
 }
 
 }  // namespace weightcast

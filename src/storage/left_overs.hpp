@@ -19,7 +19,7 @@ class LeftOvers {
   explicit LeftOvers(const std::string& path);
 
   /// The ids of the replacements that broke off here: of each some file has not taken its name, or has given
-  /// it back.
+  /// it back. Throws IoError when the folder cannot be listed.
   std::set<std::string> unfinished() const;
 
   /// Before anything is written: undoes what is here of those replacements, which are all that broke off on
@@ -37,7 +37,7 @@ class LeftOvers {
  private:
   struct Found;
   void finish(const Found& journal, bool broken_off) const;
-  /// The newest first.
+  /// The newest first. Throws IoError.
   std::vector<Found> find(std::string_view kind) const;
 
   std::string directory_;

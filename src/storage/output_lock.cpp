@@ -68,7 +68,9 @@ class OutputLock::File {
   /// Opens the file, and makes it when it is missing. `error()` is 0 when that went well.
   explicit File(std::string path) : path_(std::move(path)) {
     constexpr int kFlags = O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
-    fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | kFlags, 0666);
+    do {
+      fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | kFlags, 0666);
+    } while (fd_ < 0 && errno == EINTR);
     if (fd_ < 0) error_ = errno;
     // Another user's can be locked, if not written.
     if (error_ == EACCES || error_ == EROFS) fd_ = ::open(path_.c_str(), O_RDONLY | kFlags);

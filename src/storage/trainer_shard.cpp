@@ -162,6 +162,9 @@ OtherTrainerShards other_trainer_shards(const std::string& directory, std::int64
     const bool own = is_file_of_kind(entry->path(), kTrainerKind);
     (own ? others.own : others.foreign).push_back(entry->path().string());
   }
+  if (listing && listing != std::errc::no_such_file_or_directory) {
+    throw IoError(fmt::format("cannot list {}: {}; check the permissions", directory, listing.message()));
+  }
   return others;
 }
 

@@ -31,6 +31,17 @@ bool is_same_file(const struct stat& a, const struct stat& b) {
   return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
+/// Moves the new file back to its hidden name. Should another job have put its own there this very moment,
+/// that one gets its name again.
+int hide(const UnfinishedFile& file) {
+  if (::rename(file.final_path.c_str(), file.partial_path.c_str()) != 0) return -1;
+  struct stat moved {};
+  if (::lstat(file.partial_path.c_str(), &moved) == 0 && identity_of(moved) != *file.entry.fresh) {
+    if (::link(file.partial_path.c_str(), file.final_path.c_str()) == 0) ::unlink(file.partial_path.c_str());
+  }
+  return 0;
+}
+
 }  // namespace
 
 void note_unfinished(const void* key, Unfinished state) {
@@ -56,12 +67,10 @@ PutBack put_back(const UnfinishedFile& file) {
   if (::lstat(file.old_path.c_str(), &old) != 0) {
     if (errno != ENOENT) return PutBack::kRefused;
     if (!is_fresh) return PutBack::kDone;
-    return file.entry.had_old ? PutBack::kStranger : result_of(::unlink(file.final_path.c_str()));
+    return file.entry.had_old ? PutBack::kStranger : result_of(hide(file));
   }
   if (!taken || is_fresh) return result_of(::rename(file.old_path.c_str(), file.final_path.c_str()));
-  if (!is_same_file(there, old)) return PutBack::kStranger;
-  // It has both names.
-  return result_of(::unlink(file.old_path.c_str()));
+  return is_same_file(there, old) ? PutBack::kDone : PutBack::kStranger;
 }
 
 bool mark_broken_off(const UnfinishedFile& file) {

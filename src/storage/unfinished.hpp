@@ -48,7 +48,8 @@ enum class PutBack {
 };
 
 /// Gives the final name back to what had it before, as far as it is this replacement's: what has come there
-/// since, or was written into the file, stays.
+/// since, or was written into the file, stays. An old file that has both names keeps them: a rename that
+/// hangs may still come to its end.
 PutBack put_back(const UnfinishedFile& file);
 
 /// Sees to it that the hidden name is taken, by an empty file if need be: as long as it is, what others have

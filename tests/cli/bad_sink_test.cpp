@@ -60,8 +60,9 @@ TEST_F(BadSink, OneRankThatCannotWriteStopsAll) {
   std::filesystem::remove(sink_ + "/rank-1.h5");
   std::filesystem::create_directory(sink_ + "/rank-1.h5");
   const auto before = folder_contents(sink_);
-  EXPECT_TRUE(refused(run_job(3, sync_words(trained(0))), 74,
-                      {"rank 2", sink_ + "/rank-1.h5", "not written by this program", "remove it"}));
+  EXPECT_TRUE(
+      refused(run_job(3, sync_words(trained(0))), 74,
+              {"rank 2", sink_ + "/rank-1.h5", "does not say that this program wrote it", "remove it"}));
   EXPECT_EQ(folder_contents(sink_), before);
 }
 
@@ -133,7 +134,7 @@ TEST_F(BadSink, WhatOthersHaveUnderItsNamesStays) {
     const auto before = folder_contents(dir_.string());
     const bool job = words.front() == "sync";
     EXPECT_TRUE(refused(job ? run_job(3, words) : run_plain(words), 74,
-                        {path, "not written by this program", "remove it"}));
+                        {path, "does not say that this program wrote it", "remove it"}));
     EXPECT_TRUE(folder_contents(dir_.string()) == before);
     EXPECT_TRUE(std::filesystem::exists(std::filesystem::symlink_status(path)));
     std::filesystem::remove_all(path);
