@@ -90,13 +90,10 @@ void run_job(Control& control, const Options& options, const std::function<void(
              const std::function<std::string(ExitCode, const std::string&)>& report) {
   std::optional<OutputFile> json;
   std::optional<OutputFile> trace;
-  const auto write = [&](ExitCode code, const std::string& line) {
-    if (json) json->write(report(code, line));
-  };
   // The error has been printed already; a report that cannot be written must not hide it behind another.
   const auto write_failure = [&](ExitCode code, const std::string& line) {
     try {
-      write(code, line);
+      if (json && !json->written()) json->write(report(code, line));
     } catch (const std::exception& error) {
       log_note(error_of(error).what());
     }

@@ -215,6 +215,7 @@ OutputFile::OutputFile(std::string option, const std::string& path, const std::s
 }
 
 void OutputFile::write(const std::string& text) {
+  written_ = stream_;
   put(text);
   written_ = true;
 }

@@ -257,7 +257,9 @@ TEST_F(OutputFileTest, APipeThatNobodyEmptiesIsNotWaitedForForEver) {
   const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
   ASSERT_GE(reader, 0);
   const std::string text(1 << 20, 'x');
-  EXPECT_TRUE(has(message_of<IoError>([&] { begin(pipe).write(text); }), {"--json " + pipe, "nobody reads"}));
+  OutputFile file = begin(pipe);
+  EXPECT_TRUE(has(message_of<IoError>([&] { file.write(text); }), {"--json " + pipe, "nobody reads"}));
+  EXPECT_TRUE(file.written());
   // A signal ends it sooner. It stays noted, so that this is the last of its kind here.
   watch_signals();
   std::raise(SIGTERM);
