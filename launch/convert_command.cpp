@@ -1,7 +1,5 @@
 #include <fmt/format.h>
 
-#include <filesystem>
-
 #include "core/error.hpp"
 #include "launch/commands.hpp"
 #include "launch/layouts.hpp"
@@ -58,11 +56,7 @@ void require_whole(const Checkpoint& checkpoint) {
 void copy_as_it_is(const Options& options) {
   const Checkpoint checkpoint = read_source(options, options.sources.front());
   require_whole(checkpoint);
-  // Onto itself it may go, whole: every tensor is in the new files, too.
-  std::error_code different;
-  if (!std::filesystem::equivalent(options.output, checkpoint.path, different)) {
-    require_other_place("--output", options.output, checkpoint);
-  }
+  require_other_place("--output", options.output, checkpoint);
   const CheckpointReader reader(checkpoint);
   std::vector<DatasetSpec> specs;
   for (const StoredTensor& tensor : checkpoint.tensors) {

@@ -90,13 +90,10 @@ void run_job(Control& control, const Options& options, const std::function<void(
              const std::function<std::string(ExitCode, const std::string&)>& report) {
   std::optional<OutputFile> json;
   std::optional<OutputFile> trace;
-  const auto write = [&](ExitCode code, const std::string& line) {
-    if (json) json->write(report(code, line));
-  };
   // The error has been printed already; a report that cannot be written must not hide it behind another.
   const auto write_failure = [&](ExitCode code, const std::string& line) {
     try {
-      write(code, line);
+      if (json && !json->written()) json->write(report(code, line));
     } catch (const std::exception& error) {
       log_note(error_of(error).what());
     }
@@ -128,16 +125,16 @@ void run_job(Control& control, const Options& options, const std::function<void(
   control.together([] {});
   control.on_abort({});
   control.together([&] {
-    if (json) write_last(control, *json, report(ExitCode::kDone, ""));
+    if (json) report_in_place(control, [&] { json->write(report(ExitCode::kDone, "")); });
   });
 }
 
-void write_last(const Control& control, OutputFile& file, const std::string& text) {
+void report_in_place(const Control& control, const std::function<void()>& report) {
   try {
-    file.write(text);
-  } catch (const IoError& error) {
+    report();
+  } catch (const Error& error) {
     if (control.in_place().empty()) throw;
-    throw IoError(fmt::format("{}; {}", error.what(), control.in_place()));
+    throw Error(error.code(), fmt::format("{}; {}", error.what(), control.in_place()));
   }
 }
 

@@ -23,9 +23,9 @@ JobReport describe_job(Control& control, const Options& options, const Model& mo
 void run_job(Control& control, const Options& options, const std::function<void(OutputFile* trace)>& body,
              const std::function<std::string(ExitCode, const std::string&)>& report);
 
-/// Writes what a job says when all is done. The error of one that cannot be written says what is in place all
-/// the same.
-void write_last(const Control& control, OutputFile& file, const std::string& text);
+/// Runs `report`, which says something of what is done. The error of what cannot be said says what is in
+/// place all the same.
+void report_in_place(const Control& control, const std::function<void()>& report);
 
 /// `done`, `bad input`, …: the word for an exit code in JSON.
 std::string status_name(ExitCode code);

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,13 +10,18 @@
 #include <cerrno>
 #include <chrono>
 #include <filesystem>
+#include <memory>
 #include <string_view>
 #include <thread>
 #include <utility>
 
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "session/signals.hpp"
+#include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
+#include "storage/left_overs.hpp"
+#include "storage/output_lock.hpp"
 #include "storage/partial_file.hpp"
 #include "storage/replacement.hpp"
 
@@ -64,17 +70,23 @@ bool is_own_stream(const struct stat& there) {
          (::fstat(STDERR_FILENO, &own) == 0 && same_file(own, there));
 }
 
-/// Whether whoever opens a folder with such a file in it takes the file for part of a checkpoint.
+/// Whether whoever opens a folder with such a file in it takes the file for part of a checkpoint, or who
+/// writes there for a hidden one of theirs.
 bool belongs_to_checkpoint(const std::string& path) {
   constexpr std::array<std::string_view, 5> kEnds{".h5", ".hdf5", ".safetensors", ".index.json",
                                                   "_config.json"};
   constexpr std::array<std::string_view, 4> kNames{"config.json", "added_tokens.json",
                                                    "special_tokens_map.json", "vocab.json"};
   const std::string name = fs::path(path).filename().string();
+  if (!parse_hidden(name).kind.empty() || (name.starts_with('.') && name.ends_with(".lock"))) return true;
   return std::ranges::any_of(kEnds, [&](std::string_view end) { return name.ends_with(end); }) ||
          std::ranges::find(kNames, name) != kNames.end() ||
          (name.starts_with("tokenizer") && name.ends_with(".json"));
 }
+
+/// How long a pipe's reader may take to come, or to take something: whoever starts it together with this
+/// program must not have to be first.
+constexpr std::chrono::seconds kReaderGrace{5};
 
 /// Refusals of a folder that say nothing about the file in it: the folder cannot be written, or the file is a
 /// mount of its own.
@@ -82,22 +94,40 @@ bool lets_write_in_place(int error) {
   return error == EACCES || error == EPERM || error == EROFS || error == EBUSY;
 }
 
-/// Opens a file to write to it. ENXIO for a pipe that nobody comes to read.
+/// Opens a file to write to it. ENXIO for a pipe that nobody comes to read, ECANCELED when a signal asks to
+/// stop before somebody does.
 int open_to_write(const std::string& path, int flags, const struct stat& expected) {
   using namespace std::chrono_literals;
-  // Whoever starts the reader together with this program must not have to be first.
-  constexpr auto kGrace = 5s;
   const bool pipe = S_ISFIFO(expected.st_mode);
   const int all = O_WRONLY | O_NOCTTY | O_CLOEXEC | (pipe ? O_NONBLOCK : 0) | flags;
   int fd = ::open(path.c_str(), all);
-  for (const auto give_up = std::chrono::steady_clock::now() + kGrace;
+  for (const auto give_up = std::chrono::steady_clock::now() + kReaderGrace;
        fd < 0 && errno == ENXIO && pipe && std::chrono::steady_clock::now() < give_up;) {
+    if (hard_stop_signal() != 0) {
+      errno = ECANCELED;
+      break;
+    }
     std::this_thread::sleep_for(10ms);
     fd = ::open(path.c_str(), all);
   }
-  // A reader may be slow.
-  if (fd >= 0 && pipe) ::fcntl(fd, F_SETFL, flags & O_APPEND);
   return fd;
+}
+
+/// Waits until a pipe takes more. The system's error, 0 when it does: ETIMEDOUT when its reader takes nothing
+/// for too long, ECANCELED when a signal asks to stop.
+int wait_for_reader(int fd) {
+  struct stat there {};
+  // The reader of what this program was started with may be a person.
+  const bool patient = ::fstat(fd, &there) == 0 && is_own_stream(there);
+  for (const auto give_up = std::chrono::steady_clock::now() + kReaderGrace;;) {
+    constexpr int kTick = 100;  // milliseconds
+    pollfd writable{fd, POLLOUT, 0};
+    const int ready = ::poll(&writable, 1, kTick);
+    if (ready > 0) return 0;
+    if (ready < 0 && errno != EINTR) return errno;
+    if (hard_stop_signal() != 0) return ECANCELED;
+    if (!patient && std::chrono::steady_clock::now() > give_up) return ETIMEDOUT;
+  }
 }
 
 /// Writes into the very file that is expected there: behind what it holds with O_APPEND, else in its place.
@@ -111,10 +141,39 @@ int write_into(const std::string& path, int flags, const struct stat& expected, 
   while (error == 0 && !text.empty()) {
     const ssize_t put = ::write(fd, text.data(), text.size());
     if (put >= 0) text.remove_prefix(static_cast<std::size_t>(put));
-    if (put < 0 && errno != EINTR) error = errno;
+    if (put < 0 && errno == EAGAIN) {
+      error = wait_for_reader(fd);
+    } else if (put < 0 && errno != EINTR) {
+      error = errno;
+    }
   }
   ::close(fd);
   return error;
+}
+
+/// A lock on a report, so that nobody clears away what another job is just writing; nothing where there can
+/// be none, or another job has it.
+std::unique_ptr<OutputLock> lock_report(const std::string& path) {
+  std::error_code ignored;
+  // No folder is made for a report.
+  if (!fs::is_directory(directory_of(path), ignored)) return nullptr;
+  try {
+    auto lock = std::make_unique<OutputLock>(file_lock(path), "--json", "a report");
+    return lock->held() ? std::move(lock) : nullptr;
+  } catch (const IoError&) {
+    return nullptr;
+  }
+}
+
+/// Clears away what broken runs have left beside a report.
+void clear_left_overs(const std::string& path) {
+  if (belongs_to_checkpoint(path)) return;
+  const auto lock = lock_report(path);
+  if (lock == nullptr) return;
+  const LeftOvers left_overs(path);
+  left_overs.put_back(left_overs.unfinished());
+  left_overs.remove_unfinished();
+  left_overs.clear_old();
 }
 
 }  // namespace
@@ -122,6 +181,11 @@ int write_into(const std::string& path, int flags, const struct stat& expected, 
 OutputFile::OutputFile(std::string option, const std::string& path, const std::string& first)
     : option_(std::move(option)), path_(path) {
   struct stat there {};
+  std::error_code missing;
+  const fs::path behind_links = fs::canonical(path, missing);
+  if (missing || fs::is_regular_file(behind_links, missing)) {
+    clear_left_overs(behind_links.empty() ? path : behind_links.string());
+  }
   if (::stat(path.c_str(), &there) != 0) {
     std::error_code ignored;
     if (fs::is_symlink(path, ignored)) {
@@ -151,6 +215,7 @@ OutputFile::OutputFile(std::string option, const std::string& path, const std::s
 }
 
 void OutputFile::write(const std::string& text) {
+  written_ = stream_;
   put(text);
   written_ = true;
 }
@@ -197,7 +262,11 @@ void OutputFile::require_mine() const {
 
 void OutputFile::append(const std::string& text) const {
   if (const int error = write_into(path_, O_APPEND, *mine_, text); error != 0) {
-    const bool unread = error == ENXIO && S_ISFIFO(mine_->st_mode);
+    if (error == ECANCELED) {
+      throw StoppedError(fmt::format("{}stopped by {}; the report could not be written", subject(),
+                                     signal_name(hard_stop_signal())));
+    }
+    const bool unread = (error == ENXIO || error == ETIMEDOUT) && S_ISFIFO(mine_->st_mode);
     throw IoError(subject() +
                   (unread ? "nobody reads this pipe; start its reader" : system_error_text(error)) +
                   "; the report could not be written");
@@ -205,6 +274,7 @@ void OutputFile::append(const std::string& text) const {
 }
 
 void OutputFile::replace(const std::string& text) {
+  const auto lock = lock_report(path_);
   try {
     PartialFile file(path_);
     if (mine_) file.take_mode(mine_->st_mode);

@@ -22,7 +22,8 @@ class OutputFile {
   /// which stays.
   void write(const std::string& text);
 
-  /// Whether `write` has put a text there.
+  /// Whether `write` has put a text there. A pipe that did not take it counts: who waited for its reader once
+  /// must not do so again.
   bool written() const { return written_; }
 
  private:

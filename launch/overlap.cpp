@@ -22,17 +22,31 @@ fs::path folder_of(const fs::path& path) {
 
 void require_other_place(const std::string& option, const std::string& output, const Checkpoint& checkpoint) {
   for (const CheckpointFile& file : checkpoint.files) {
-    const fs::path path(file.path);
     std::error_code error;
-    if (fs::equivalent(output, path, error)) {
-      throw UsageError(fmt::format("{} {}: is a file of the source; name another", option, output));
+    // The name that was given may be a link, or lie in a folder of links.
+    for (const fs::path& path : {fs::path(file.path), fs::canonical(file.path, error)}) {
+      if (fs::equivalent(output, path, error)) {
+        throw UsageError(fmt::format("{} {}: is a file of the source; name another", option, output));
+      }
+      if (fs::equivalent(output, folder_of(path), error)) {
+        throw UsageError(
+            fmt::format("{} {}: holds {} of the source, which would be replaced or removed; name another "
+                        "folder",
+                        option, output, path.filename().string()));
+      }
     }
-    if (fs::equivalent(output, folder_of(path), error)) {
-      throw UsageError(
-          fmt::format("{} {}: holds {} of the source, which would be replaced or removed; name another "
-                      "folder",
-                      option, output, path.filename().string()));
-    }
+  }
+}
+
+void require_other_place_than_model(const std::string& option, const std::string& output,
+                                    const std::string& model) {
+  std::error_code error;
+  const fs::path file = fs::is_directory(model, error) ? fs::path(model) / "config.json" : fs::path(model);
+  for (const fs::path& path : {file, fs::canonical(file, error)}) {
+    if (!fs::equivalent(output, path, error) && !fs::equivalent(output, folder_of(path), error)) continue;
+    throw UsageError(
+        fmt::format("{} {}: holds --model {}, and what lies beside it would be replaced; name another",
+                    option, output, model));
   }
 }
 

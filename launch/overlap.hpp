@@ -11,6 +11,10 @@ namespace weightcast {
 /// line.
 void require_other_place(const std::string& option, const std::string& output, const Checkpoint& checkpoint);
 
+/// The same for `--model`, a folder or a file: what is written has a description of the model of its own.
+void require_other_place_than_model(const std::string& option, const std::string& output,
+                                    const std::string& model);
+
 /// The same of a folder that is given inference ranks' shards: of what it holds these names alone are
 /// replaced or removed.
 void require_no_shard_of_sink(const std::string& folder, const Checkpoint& checkpoint);

@@ -171,7 +171,7 @@ class SyncJob {
     record.limit = stage_limit(record.seconds, report_.model_bytes);
     report_.updates.push_back(record);
     if (control_.rank() == 0) {
-      print_report(update_text(record, report_.model_bytes));
+      report_in_place(control_, [&] { print_report(update_text(record, report_.model_bytes)); });
     }
   }
 

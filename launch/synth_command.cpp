@@ -1,11 +1,13 @@
 #include "launch/commands.hpp"
 #include "launch/model.hpp"
+#include "launch/overlap.hpp"
 #include "launch/tensor_copy.hpp"
 #include "model/synthetic.hpp"
 
 namespace weightcast {
 
 void run_synth(const Options& options, OutputFile* /*json*/) {
+  require_other_place_than_model("--output", options.output, options.model);
   const std::unique_ptr<ModelConfig> config = load_config(options);
   const std::unique_ptr<Family> family = make_family(*config);
   const Catalog& catalog = family->catalog();

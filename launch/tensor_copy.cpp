@@ -12,7 +12,9 @@
 #include "report/log.hpp"
 #include "session/output_claim.hpp"
 #include "session/signals.hpp"
+#include "storage/file_kind.hpp"
 #include "storage/hidden_names.hpp"
+#include "storage/model_files.hpp"
 #include "storage/output_lock.hpp"
 #include "storage/trainer_shard.hpp"
 
@@ -53,7 +55,7 @@ std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std:
   if (is_hdf5(options.output)) {
     return create_hdf5(
         options.output,
-        {{"kind", std::string("checkpoint")}, {"weight_version", weight_version}, {"config", config_text}},
+        {{"kind", std::string(kCheckpointKind)}, {"weight_version", weight_version}, {"config", config_text}},
         tensors);
   }
   Hasher conversion;
@@ -99,6 +101,7 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
                           "--output " + options.output, options.command,
                           hdf5 ? LeftOvers(options.output) : LeftOvers(options.output, &is_checkpoint_file));
   claim.clear();
+  if (hdf5) require_free_or_own(options.output, kCheckpointKind);
   const auto writer = create_checkpoint(options, weight_version, config_text, tensors, origin);
   Progress progress(options.progress, true);
   progress.begin(weight_version, total);
@@ -108,10 +111,19 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
   }
   progress.end();
   confirm();
+  claim.require_name();
   writer->commit();
   claim.replaced();
-  print_line(fmt::format("{}: {} tensors, {}, version {}", options.output, tensors.size(),
-                         format_bytes(total), weight_version));
+  report_written(options.output, fmt::format("{}: {} tensors, {}, version {}", options.output, tensors.size(),
+                                             format_bytes(total), weight_version));
+}
+
+void report_written(const std::string& output, const std::string& line) {
+  try {
+    print_line(line);
+  } catch (const IoError& error) {
+    throw IoError(fmt::format("{}; {} is written and in place", error.what(), output));
+  }
 }
 
 void copy_matrix(TensorFileWriter& to, std::size_t index, std::int64_t offset, const Shape& shape,

@@ -36,6 +36,10 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
                       const std::vector<DatasetSpec>& tensors, std::uint64_t origin, const ReadBox& read,
                       const std::function<void()>& confirm);
 
+/// Prints the line that says what was written. The error of a stdout that does not take it says that all is
+/// in place all the same.
+void report_written(const std::string& output, const std::string& line);
+
 /// A hash of the files of a checkpoint as they are.
 std::uint64_t origin_of(const Checkpoint& checkpoint);
 

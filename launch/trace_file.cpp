@@ -40,7 +40,7 @@ void TraceFile::write(const JobReport& report) {
   control_.together([&] {
     if (file_ == nullptr) return;
     for (RankTrace& trace : traces_) trace.role = report.ranks[static_cast<std::size_t>(trace.rank)].role;
-    write_last(control_, *file_, trace_json(traces_));
+    report_in_place(control_, [&] { file_->write(trace_json(traces_)); });
   });
 }
 

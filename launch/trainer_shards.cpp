@@ -21,6 +21,7 @@
 #include "storage/hidden_names.hpp"
 #include "storage/output_lock.hpp"
 #include "storage/partial_file.hpp"
+#include "storage/removal.hpp"
 #include "storage/trainer_shard.hpp"
 
 namespace weightcast {
@@ -103,10 +104,12 @@ void write_trainer_shards(const Options& options) {
       folder_lock(output), "--output " + output, options.command,
       LeftOvers(output, [](std::string_view name) { return name == kConfigName || is_trainer_shard(name); }));
   claim.clear();
+  const bool hdf5 = options.format == "hdf5";
+  const std::string text = model.config->text();
+  require_own_trainer_shards(output, layout->ranks(), hdf5, text);
   const std::string config_path = (std::filesystem::path(output) / kConfigName).string();
   make_folder_of(config_path);
   PartialFile config(config_path, labels.id);
-  const std::string text = model.config->text();
   config.write_at(0, std::as_bytes(std::span(text)));
   config.flush();
   Progress progress(options.progress, true);
@@ -121,14 +124,19 @@ void write_trainer_shards(const Options& options) {
   std::vector<Replacement*> files;
   for (const auto& shard : shards) files.push_back(shard.get());
   files.push_back(&config);
+  const OtherTrainerShards others = other_trainer_shards(output, layout->ranks(), hdf5);
+  std::vector<std::unique_ptr<Removal>> removals;
+  for (const std::string& path : others.own) {
+    files.push_back(removals.emplace_back(std::make_unique<Removal>(path, labels.id)).get());
+  }
+  claim.require_name();
   replace_together(files);
   claim.replaced();
-  for (const std::string& path :
-       remove_other_trainer_shards(output, layout->ranks(), options.format == "hdf5")) {
+  for (const std::string& path : others.foreign) {
     log_note(fmt::format("{} stays: this program has not written it; remove it if it is not meant", path));
   }
-  print_line(fmt::format("{}: {} shards of {}, {}, version {}", output, shards.size(), labels.layout,
-                         format_bytes(total), version));
+  report_written(output, fmt::format("{}: {} shards of {}, {}, version {}", output, shards.size(),
+                                     labels.layout, format_bytes(total), version));
 }
 
 }  // namespace weightcast

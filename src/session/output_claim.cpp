@@ -16,8 +16,17 @@ std::set<std::string> OutputClaim::unfinished() const {
   return lock_.held() ? left_overs_.unfinished() : std::set<std::string>();
 }
 
-void OutputClaim::clear(const std::set<std::string>& elsewhere) const {
-  if (lock_.held()) left_overs_.clear_unfinished(elsewhere);
+void OutputClaim::put_back(const std::set<std::string>& unfinished) const {
+  if (lock_.held()) left_overs_.put_back(unfinished);
+}
+
+void OutputClaim::remove_unfinished() const {
+  if (lock_.held()) left_overs_.remove_unfinished();
+}
+
+void OutputClaim::clear() const {
+  put_back(unfinished());
+  remove_unfinished();
 }
 
 void OutputClaim::replaced() const {

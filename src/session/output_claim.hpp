@@ -19,9 +19,15 @@ class OutputClaim {
   bool held() const { return lock_.held(); }
   int made_folders() const { return lock_.made_folders(); }
 
-  /// To be called before anything is written, see LeftOvers.
+  /// Throws IoError when the lock is no longer this job's, see OutputLock.
+  void require_name() const { lock_.require_name(); }
+
+  /// To be called before anything is written, see LeftOvers; `clear` is all of it, for files that no other
+  /// node has a part in.
   std::set<std::string> unfinished() const;
-  void clear(const std::set<std::string>& elsewhere = {}) const;
+  void put_back(const std::set<std::string>& unfinished) const;
+  void remove_unfinished() const;
+  void clear() const;
 
   /// To be called once new files have all final names.
   void replaced() const;

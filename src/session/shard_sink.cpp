@@ -20,12 +20,18 @@
 #include "storage/file_kind.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/output_lock.hpp"
+#include "storage/removal.hpp"
+#include "storage/replacement.hpp"
 #include "storage/shard_name.hpp"
 #include "storage/writer.hpp"
 
 namespace weightcast {
 
 namespace {
+
+/// What may be amid the renames when some rank does not answer any more.
+constexpr std::string_view kMaybeMixed =
+    "the folder may hold shards of two versions until the next job into it, which first makes it whole";
 
 Attributes shard_attributes(const Topology& topology, std::int64_t inference_rank, std::int64_t version,
                             const std::string& update) {
@@ -56,31 +62,35 @@ Attributes shard_attributes(const Topology& topology, std::int64_t inference_ran
   return attributes;
 }
 
+std::string shard_path(const std::string& directory, std::int64_t inference_rank) {
+  return fmt::format("{}/{}", directory, shard_name(inference_rank));
+}
+
 void require_no_hard_stop(const std::string& where) {
   const int signal = hard_stop_signal();
   if (signal != 0) throw StoppedError(fmt::format("stopped by {} {}", signal_name(signal), where));
 }
 
-/// Removes the shards of an earlier, larger layout, which would make a mixture of the folder.
-void remove_shards_from(std::int64_t first, const std::string& directory) {
-  std::vector<std::filesystem::path> found;
+/// The shards of an earlier, larger layout, which would make a mixture of the folder. Throws IoError for one
+/// that cannot be read, because it may be this program's.
+std::vector<std::string> surplus_shards(std::int64_t first, const std::string& directory) {
+  std::vector<std::string> surplus;
   std::error_code error;
   std::filesystem::directory_iterator entry(directory, error);
   for (const std::filesystem::directory_iterator end; !error && entry != end; entry.increment(error)) {
-    if (rank_of_shard(entry->path().filename().string()).value_or(-1) >= first)
-      found.push_back(entry->path());
-  }
-  for (const auto& path : found) {
-    if (!is_file_of_kind(path, kShardKind)) {
+    const std::filesystem::path& path = entry->path();
+    if (rank_of_shard(path.filename().string()).value_or(-1) < first) continue;
+    if (is_file_of_kind(path, kShardKind)) {
+      surplus.push_back(path.string());
+    } else {
       log_note(
           fmt::format("{} stays: it has a shard's name but is none that this program wrote", path.string()));
-      continue;
     }
-    if (std::filesystem::remove(path, error) || !error) continue;
-    throw IoError(
-        fmt::format("cannot remove {}, of an earlier layout: {}; the new version is in place, remove it",
-                    path.string(), error.message()));
   }
+  if (error) {
+    throw IoError(fmt::format("cannot list {}: {}; check the permissions", directory, error.message()));
+  }
+  return surplus;
 }
 
 }  // namespace
@@ -103,7 +113,15 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
   const auto rank = session_.plan().topology.inference_rank(control_.rank());
   const auto [found, is_new] = places_.try_emplace(directory);
   Place& place = found->second;
-  if (!is_new) return;
+  if (is_new) claim(place, directory, command);
+  control_.together([&] {
+    if (place.claim) place.claim->require_name();
+    if (rank) require_free_or_own(shard_path(directory, *rank), kShardKind);
+  });
+}
+
+void ShardSink::claim(Place& place, const std::string& directory, const std::string& command) {
+  const auto rank = session_.plan().topology.inference_rank(control_.rank());
   control_.together([&] {
     if (rank != 0) return;
     place.claim.emplace(
@@ -119,7 +137,7 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
     if (claimed[0] == 0) return;
     // The folder may be another one on every node: each rank clears its own file's, the first one all
     // others'.
-    place.left_overs.emplace(fmt::format("{}/{}", directory, shard_name(*rank)));
+    place.left_overs.emplace(shard_path(directory, *rank));
   });
   clear(place);
 }
@@ -134,11 +152,19 @@ void ShardSink::clear(const Place& place) {
   const std::vector<std::string> found = control_.gather(fmt::format("{}", fmt::join(unfinished, " ")));
   std::istringstream all(control_.broadcast(fmt::format("{}", fmt::join(found, " "))));
   unfinished.insert(std::istream_iterator<std::string>(all), {});
+  // One behind the other, because they may have the same folder.
   control_.together([&] {
-    if (place.claim) place.claim->clear(unfinished);
+    if (place.claim) place.claim->put_back(unfinished);
   });
   control_.together([&] {
-    if (place.left_overs) place.left_overs->clear_unfinished(unfinished);
+    if (place.left_overs) place.left_overs->put_back(unfinished);
+  });
+  // What says that they broke off goes when all is put back, on every node.
+  control_.together([&] {
+    if (place.claim) place.claim->remove_unfinished();
+  });
+  control_.together([&] {
+    if (place.left_overs) place.left_overs->remove_unfinished();
   });
 }
 
@@ -165,7 +191,7 @@ void ShardSink::write(std::int64_t version) {
       datasets.push_back({parameter.name, parameter.dtype, parameter.shape});
     }
     writer =
-        create_hdf5(fmt::format("{}/{}", directory, shard_name(*rank)),
+        create_hdf5(shard_path(directory, *rank),
                     shard_attributes(session_.plan().topology, *rank, version, update), datasets, update);
     std::vector<std::pair<std::size_t, std::int64_t>> pieces;  // parameter and offset
     for (std::size_t p = 0; p < parameters.size(); ++p) {
@@ -184,32 +210,45 @@ void ShardSink::write(std::int64_t version) {
   });
   // All have written; one that does not vote keeps all from renaming. A deadline of its own, because the time
   // that the update has left must not run out between two renames.
-  control_.begin_phase("renaming the shards of version", version);
-  control_.together([&] {
-    stop_if_asked();
-    if (writer) writer->check();
-  });
-  place_everywhere(writer.get());
+  control_.begin_phase("renaming the shards of version", version, kMaybeMixed);
+  const Place& place = places_.at(directory);
+  std::vector<std::unique_ptr<Removal>> removals;
+  std::vector<Replacement*> parts;
+  try {
+    control_.together([&] {
+      stop_if_asked();
+      if (place.claim) {
+        place.claim->require_name();
+        for (const std::string& path : surplus_shards(session_.plan().topology.engine.ranks(), directory)) {
+          removals.push_back(std::make_unique<Removal>(path, update));
+        }
+      }
+      if (writer) parts.push_back(writer.get());
+      for (const auto& removal : removals) parts.push_back(removal.get());
+      prepare_together(parts);
+    });
+  } catch (const AgreedFailure&) {
+    // All have agreed that nobody renames.
+    for (Replacement* part : parts) part->give_up();
+    throw;
+  }
+  place_everywhere(parts);
   const std::string in_place = fmt::format("version {} is in place", version);
   control_.begin_phase("after the update to version", version, in_place);
   control_.together([&] {
-    if (writer) writer->keep();
-    const Place& place = places_.at(directory);
-    if (place.claim) {
-      place.claim->replaced();
-      remove_shards_from(session_.plan().topology.engine.ranks(), directory);
-    }
+    for (Replacement* part : parts) part->keep();
+    if (place.claim) place.claim->replaced();
     if (place.left_overs) place.left_overs->clear_old();
     require_no_hard_stop("after the shard files were renamed; " + in_place);
   });
 }
 
-void ShardSink::place_everywhere(TensorFileWriter* writer) {
+void ShardSink::place_everywhere(std::span<Replacement* const> parts) {
   std::optional<IoError> problem;
   std::optional<NotPutBack> lost;
-  const auto attempt = [&](void (TensorFileWriter::*step)()) {
+  const auto attempt = [&](void (&step)(std::span<Replacement* const>)) {
     try {
-      if (writer != nullptr) (writer->*step)();
+      step(parts);
     } catch (const NotPutBack& error) {
       lost = error;
     } catch (const IoError& error) {
@@ -221,13 +260,17 @@ void ShardSink::place_everywhere(TensorFileWriter* writer) {
     control_.maximum(std::span<std::int64_t>(most));
     return most[0] != 0;
   };
-  attempt(&TensorFileWriter::place);
+  attempt(place_together);
   // Whoever was stopped here until after the deadline must not agree: the others have ended the job and taken
   // back what they had placed. Once all have agreed nobody asks for the time any more.
   control_.poll();
   if (!any_rank(problem || lost)) return;
-  attempt(&TensorFileWriter::take_back);
+  attempt(take_back_together);
   const bool intact = !any_rank(lost.has_value());
+  // What could not be put back the next job puts back, if the others leave it the word that it has to.
+  if (intact) {
+    for (Replacement* part : parts) part->give_up();
+  }
   control_.together([&] {
     if (lost) throw NotPutBack(*lost);
     if (problem && intact) throw IoError(std::string(problem->what()) + "; the previous version is intact");

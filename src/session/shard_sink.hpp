@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "session/control.hpp"
@@ -10,8 +11,8 @@
 #include "session/session.hpp"
 #include "session/team.hpp"
 #include "storage/left_overs.hpp"
+#include "storage/replacement.hpp"
 #include "storage/tentative_folder.hpp"
-#include "storage/writer.hpp"
 
 namespace weightcast {
 
@@ -20,7 +21,7 @@ std::string sink_folder(std::string directory, std::int64_t version);
 
 /// Writes each inference rank's parameters as `DIRECTORY/rank-<inference rank>.h5`. All ranks write beside
 /// the final names, flush, agree, and only then rename; the old files are kept until all have: a failure of
-/// any rank leaves every old file as it was.
+/// any rank leaves every old file as it was. Shards of an earlier, larger layout go with the same renames.
 class ShardSink {
  public:
   /// `directory` is as in `sink_folder`. `control` and `session` must
@@ -28,7 +29,8 @@ class ShardSink {
   ShardSink(Control& control, const Session& session, Team& writers, std::string directory);
 
   /// To be called before anything of a version moves: locks its folder for as long as the sink lives, and
-  /// clears it of what broken runs left. Throws (by agreement) IoError when another job writes there.
+  /// clears it of what broken runs left. Throws (by agreement) IoError when another job writes there, when
+  /// the folder is no longer the one that was locked, and for files of others that shards would replace.
   /// `command` is what that job is told. Collective.
   void begin(std::int64_t version, const std::string& command);
 
@@ -43,10 +45,12 @@ class ShardSink {
     std::optional<TentativeFolder> folder;  ///< on the others
   };
 
+  /// Locks a folder, and clears it. Collective.
+  void claim(Place& place, const std::string& directory, const std::string& command);
   /// Clears a folder of what broken runs left, on all nodes alike. Collective.
   void clear(const Place& place);
   /// All ranks' files take their names, or none do. Collective.
-  void place_everywhere(TensorFileWriter* writer);
+  void place_everywhere(std::span<Replacement* const> parts);
 
   Control& control_;
   const Session& session_;

@@ -1,6 +1,7 @@
 #include "storage/checkpoint.hpp"
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -17,6 +18,7 @@
 #include "storage/hdf5_header.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
+#include "storage/journal.hpp"
 #include "storage/local_files.hpp"
 #include "storage/safetensors_header.hpp"
 #include "storage/writer.hpp"
@@ -178,6 +180,20 @@ void sort_by_name(Checkpoint& checkpoint) {
                                checkpoint.files[other.file].path));
 }
 
+// Whether the new file of which a journal tells has its name.
+bool is_placed(const std::string& journal, const HiddenName& hidden) {
+  struct stat there {};
+  const std::string path = (fs::path(journal).parent_path() / hidden.stem).string();
+  if (::lstat(path.c_str(), &there) != 0) return false;
+  try {
+    const JournalEntry entry = read_journal(journal);
+    return entry.fresh && identity_of(there) == *entry.fresh;
+  } catch (const IoError&) {
+    // Another user's, or gone meanwhile: it is nothing that a reader needs.
+    return false;
+  }
+}
+
 // A folder in which some files have been replaced and others were to be holds neither the old checkpoint nor
 // the new one: a job is at it, or was killed in the middle.
 void require_finished(const std::string& directory) {
@@ -191,14 +207,16 @@ void require_finished(const std::string& directory) {
       continue;
     if (hidden.kind == kPartial) waiting.push_back(name);
     if (hidden.kind == kOld) replaced.emplace(hidden.id, name);
+    if (hidden.kind == kJournal && is_placed(path, hidden)) replaced.emplace(hidden.id, hidden.stem);
   }
   for (const std::string& name : waiting) {
     const auto old = replaced.find(parse_hidden(name).id);
     if (old == replaced.end()) continue;
-    throw InputError(fmt::format(
-        "{} holds files of two checkpoints: it is being replaced, or was when a job was killed ({} is an old "
-        "file, {} a new one that has not taken its name); run the job that writes it again",
-        directory, old->second, name));
+    throw InputError(
+        fmt::format("{} holds files of two checkpoints: it is being replaced, or was when a job was killed "
+                    "({} tells of a "
+                    "file that was replaced, {} of one that was not); run the job that writes it again",
+                    directory, old->second, name));
   }
 }
 

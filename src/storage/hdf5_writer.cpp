@@ -51,8 +51,8 @@ std::int64_t make_dataset(hid_t file, const Hdf5Properties& creation, const Data
 class Hdf5Writer final : public TensorFileWriter {
  public:
   Hdf5Writer(const std::string& path, const Attributes& attributes, const std::vector<DatasetSpec>& datasets,
-             std::string id)
-      : file_(path, std::move(id)), specs_(datasets) {
+             const std::string& id)
+      : file_(path, id), specs_(datasets) {
     lay_out(attributes);
     file_.reserve(file_.size());
   }
@@ -64,10 +64,11 @@ class Hdf5Writer final : public TensorFileWriter {
 
   void flush() override { file_.flush(); }
 
-  void check() const override { file_.check(); }
+  void prepare() override { file_.prepare(); }
   void place() override { file_.place(); }
   void take_back() override { file_.take_back(); }
-  void keep() override { file_.keep(); }
+  void give_up() noexcept override { file_.give_up(); }
+  void keep() noexcept override { file_.keep(); }
 
  private:
   // Leaves a complete HDF5 file whose data is a hole; the library has no part in what follows.
@@ -94,7 +95,8 @@ class Hdf5Writer final : public TensorFileWriter {
 }  // namespace
 
 std::unique_ptr<TensorFileWriter> create_hdf5(const std::string& path, const Attributes& attributes,
-                                              const std::vector<DatasetSpec>& datasets, std::string id) {
+                                              const std::vector<DatasetSpec>& datasets,
+                                              const std::string& id) {
   for (const DatasetSpec& spec : datasets) {
     if (spec.name == "." || spec.name.find('/') != std::string::npos) {
       throw InputError(fmt::format("{}: an HDF5 dataset cannot be named '{}'", path, spec.name));
@@ -104,7 +106,7 @@ std::unique_ptr<TensorFileWriter> create_hdf5(const std::string& path, const Att
   require_space(path, bytes);
   require_file_size(path, bytes);
   make_folder_of(path);
-  return std::make_unique<Hdf5Writer>(path, attributes, datasets, std::move(id));
+  return std::make_unique<Hdf5Writer>(path, attributes, datasets, id);
 }
 
 }  // namespace weightcast

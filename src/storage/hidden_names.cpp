@@ -18,7 +18,8 @@ constexpr std::size_t kIdDigits = 16;
 // What file systems allow.
 constexpr std::size_t kLongestName = 255;
 // Three dots and the id.
-constexpr std::size_t kLongestStem = kLongestName - 3 - kIdDigits - std::max(kPartial.size(), kOld.size());
+constexpr std::size_t kLongestStem =
+    kLongestName - 3 - kIdDigits - std::max({kPartial.size(), kOld.size(), kJournal.size()});
 
 bool is_id(std::string_view text) {
   return text.size() == kIdDigits && text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
@@ -55,7 +56,7 @@ std::string hidden_path(const std::string& path, std::string_view id, std::strin
 HiddenName parse_hidden(std::string_view name) {
   const HiddenName none{name, {}, {}};
   const std::string_view kind = last_part(name);
-  if (!name.starts_with('.') || (kind != kPartial && kind != kOld)) return none;
+  if (!name.starts_with('.') || (kind != kPartial && kind != kOld && kind != kJournal)) return none;
   const std::string_view rest = name.substr(1, name.size() - 1 - kind.size() - 1);
   const std::string_view id = last_part(rest);
   if (is_id(id) && id.size() < rest.size()) return {rest.substr(0, rest.size() - id.size() - 1), kind, id};

@@ -6,12 +6,13 @@
 namespace weightcast {
 
 // While a file is being replaced, others lie beside it under hidden names: `.NAME.<id>.partial`, the new one
-// as far as it is written, and `.NAME.<id>.old`, the old one until its replacement is certain. All files that
-// are replaced together have one id: of a replacement that broke off amid its renames it tells which belong
-// together.
+// as far as it is written, `.NAME.<id>.old`, the old one until its replacement is certain, and
+// `.NAME.<id>.journal`, which says what replaces what. All files that are replaced together have one id: of a
+// replacement that broke off amid its renames it tells which belong together.
 
 inline constexpr std::string_view kPartial = "partial";
 inline constexpr std::string_view kOld = "old";
+inline constexpr std::string_view kJournal = "journal";
 
 /// 16 hexadecimal digits that nobody can guess.
 std::string fresh_id();
@@ -26,7 +27,7 @@ std::string hidden_path(const std::string& path, std::string_view id, std::strin
 /// What a hidden name says.
 struct HiddenName {
   std::string_view stem;  ///< of the file that it belongs to
-  std::string_view kind;  ///< kPartial or kOld, empty for the name of another file, which is then the stem
+  std::string_view kind;  ///< one of those, empty for the name of another file, which is then the stem
   std::string_view id;    ///< of its replacement; empty in the form without one
 };
 

@@ -56,11 +56,6 @@ ssize_t read_some(int fd, std::int64_t offset, const Unread& unread) {
                     : ::preadv(fd, vectors.data(), static_cast<int>(count), offset);
 }
 
-FileIdentity identity_in(const struct stat& status) {
-  constexpr std::int64_t kSecond = 1'000'000'000;
-  return {status.st_ino, status.st_size, status.st_mtim.tv_sec * kSecond + status.st_mtim.tv_nsec};
-}
-
 }  // namespace
 
 std::string system_error_text(int error) {
@@ -83,7 +78,7 @@ InputFile::InputFile(const std::string& path)
   struct stat status {};
   const int error = ::fstat(fd_, &status) != 0 ? errno : 0;
   if (error == 0 && S_ISREG(status.st_mode)) {
-    identity_ = identity_in(status);
+    identity_ = identity_of(status);
     return;
   }
   ::close(fd_);
@@ -107,7 +102,12 @@ FileIdentity identity_of(int descriptor, const std::string& path) {
   if (::fstat(descriptor, &status) != 0) {
     throw IoError(fmt::format("cannot look at {}: {}", path, system_error_text(errno)));
   }
-  return identity_in(status);
+  return identity_of(status);
+}
+
+FileIdentity identity_of(const struct stat& status) {
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  return {status.st_ino, status.st_size, status.st_mtim.tv_sec * kSecond + status.st_mtim.tv_nsec};
 }
 
 std::string first_bytes(const InputFile& file, std::int64_t most) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/stat.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -58,6 +60,7 @@ class InputFile {
 
 /// What an open file is, by descriptor; `path` is for messages. Throws IoError when the system does not say.
 FileIdentity identity_of(int descriptor, const std::string& path);
+FileIdentity identity_of(const struct stat& status);
 
 /// The first bytes of a file, `most` at most. Throws IoError.
 std::string first_bytes(const InputFile& file, std::int64_t most);

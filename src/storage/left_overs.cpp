@@ -1,11 +1,19 @@
 #include "storage/left_overs.hpp"
 
+#include <fmt/format.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <filesystem>
+#include <optional>
 #include <system_error>
 #include <utility>
 
+#include "core/error.hpp"
 #include "storage/hidden_names.hpp"
+#include "storage/input_file.hpp"
+#include "storage/unfinished.hpp"
 
 namespace weightcast {
 
@@ -46,6 +54,9 @@ std::vector<LeftOvers::Found> LeftOvers::find(std::string_view kind) const {
     found.push_back({path, only_.empty() ? path.parent_path() / hidden.stem : fs::path(only_),
                      std::string(hidden.id), fs::last_write_time(path, ignored)});
   }
+  if (error && error != std::errc::no_such_file_or_directory) {
+    throw IoError(fmt::format("cannot list {}: {}; check the permissions", directory_, error.message()));
+  }
   std::ranges::sort(found, std::greater<>(), &Found::written);
   return found;
 }
@@ -59,28 +70,72 @@ std::set<std::string> LeftOvers::unfinished() const {
   return ids;
 }
 
-void LeftOvers::clear_unfinished(const std::set<std::string>& elsewhere) const {
-  const std::set<std::string> here = unfinished();
-  std::set<std::string> stuck;  // replacements of which some old file could not get its name back
+void LeftOvers::finish(const Found& journal, bool broken_off) const {
+  const std::string final_path = journal.final_path.string();
+  const auto hidden = [&](std::string_view kind) { return hidden_path(final_path, journal.id, kind); };
+  if (!broken_off) {
+    ::unlink(hidden(kOld).c_str());
+    ::unlink(journal.path.c_str());
+    return;
+  }
+  const UnfinishedFile file{
+      final_path, hidden(kPartial), hidden(kOld), journal.path.string(), read_journal(journal.path.string()),
+      true};
+  const PutBack result = weightcast::put_back(file);
+  // It may have both names still.
+  if (result == PutBack::kDone) ::unlink(file.old_path.c_str());
+  if (result != PutBack::kRefused) return;
+  throw IoError(fmt::format(
+      "cannot give {} back what a job that broke off has replaced: {}; the old file is {}: put it there, or "
+      "remove it",
+      final_path, system_error_text(errno), file.old_path));
+}
+
+void LeftOvers::put_back(const std::set<std::string>& unfinished) const {
+  std::optional<IoError> first;  // the rest is put back all the same
+  std::set<fs::path> known;      // old files of which a journal tells
+  for (const Found& journal : find(kJournal)) {
+    known.insert(fs::path(hidden_path(journal.final_path.string(), journal.id, kOld)).filename());
+    try {
+      finish(journal, unfinished.contains(journal.id));
+    } catch (const IoError& error) {
+      if (!first) first = error;
+    }
+  }
+  // Earlier versions of this program kept no journals.
   for (const Found& old : find(kOld)) {
     std::error_code error;
-    const bool undone = here.contains(old.id) || elsewhere.contains(old.id);
-    if (!undone && fs::symlink_status(old.final_path, error).type() != fs::file_type::not_found) continue;
+    const bool undone = unfinished.contains(old.id);
+    if (known.contains(old.path.filename()) ||
+        (!undone && fs::symlink_status(old.final_path, error).type() != fs::file_type::not_found)) {
+      continue;
+    }
     fs::rename(old.path, old.final_path, error);
-    if (error) stuck.insert(old.id);
+    if (error && undone && !first) {
+      first = IoError(fmt::format("cannot give {} back to {}: {}; rename it, or remove it", old.path.string(),
+                                  old.final_path.string(), error.message()));
+    }
     // A file that has both names keeps them.
     if (!error) fs::remove(old.path, error);
   }
-  // Last, because they tell which replacements have not ended.
-  for (const Found& partial : find(kPartial)) {
-    std::error_code ignored;
-    if (!stuck.contains(partial.id)) fs::remove(partial.path, ignored);
+  if (first) throw IoError(*first);
+}
+
+void LeftOvers::remove_unfinished() const {
+  std::error_code ignored;
+  // Journals last: without the rest they say that nothing is to be undone.
+  for (const std::string_view kind : {kPartial, kJournal}) {
+    for (const Found& left : find(kind)) fs::remove(left.path, ignored);
   }
 }
 
 void LeftOvers::clear_old() const {
-  std::error_code ignored;
-  for (const Found& old : find(kOld)) fs::remove(old.path, ignored);
+  try {
+    std::error_code ignored;
+    for (const Found& old : find(kOld)) fs::remove(old.path, ignored);
+  } catch (const IoError&) {
+    // They do no harm, and the next job will see them.
+  }
 }
 
 }  // namespace weightcast

@@ -18,21 +18,26 @@ class LeftOvers {
   /// Of one file.
   explicit LeftOvers(const std::string& path);
 
-  /// The ids of the replacements of which an unfinished file is left.
+  /// The ids of the replacements that broke off here: of each some file has not taken its name, or has given
+  /// it back. Throws IoError when the folder cannot be listed.
   std::set<std::string> unfinished() const;
 
-  /// Before anything is written: undoes each replacement of which an unfinished file is left here or, as
-  /// `elsewhere` says, on another node, that is, gives its old files their names back and removes what is
-  /// unfinished. An old file whose final name is gone gets it back, too. Other old files stay, because they
-  /// may be what is missing of the last whole version.
-  void clear_unfinished(const std::set<std::string>& elsewhere = {}) const;
+  /// Before anything is written: undoes what is here of those replacements, which are all that broke off on
+  /// any node, as far as files are still what they have put there. One that has placed all its files is
+  /// brought to its end: only its old files go. Throws IoError when something cannot be put back.
+  void put_back(const std::set<std::string>& unfinished) const;
+
+  /// Once all of them are put back, everywhere: removes what is left of them. Other old files stay, because
+  /// they may be what is missing of the last whole version.
+  void remove_unfinished() const;
 
   /// Once new files have all final names: removes the old ones, too.
   void clear_old() const;
 
  private:
   struct Found;
-  /// The newest first.
+  void finish(const Found& journal, bool broken_off) const;
+  /// The newest first. Throws IoError.
   std::vector<Found> find(std::string_view kind) const;
 
   std::string directory_;

@@ -23,6 +23,7 @@
 #include "core/text.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
+#include "storage/replacement.hpp"
 #include "storage/unfinished.hpp"
 #include "sys/host.hpp"
 
@@ -50,6 +51,16 @@ bool keeps_files_of_others(const std::string& folder) {
   return ::stat(folder.c_str(), &there) != 0 || (there.st_mode & S_ISVTX) != 0;
 }
 
+/// File systems that have no locks.
+bool means_no_locks(int error) {
+  return error == ENOLCK || error == EOPNOTSUPP || error == ENOSYS || error == EINVAL;
+}
+
+/// Folders in which nobody can make a file, so that nobody can make the other ones either.
+bool lets_nobody_write(int error) {
+  return error == EACCES || error == EPERM || error == EROFS;
+}
+
 }  // namespace
 
 class OutputLock::File {
@@ -57,7 +68,9 @@ class OutputLock::File {
   /// Opens the file, and makes it when it is missing. `error()` is 0 when that went well.
   explicit File(std::string path) : path_(std::move(path)) {
     constexpr int kFlags = O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
-    fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | kFlags, 0666);
+    do {
+      fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | kFlags, 0666);
+    } while (fd_ < 0 && errno == EINTR);
     if (fd_ < 0) error_ = errno;
     // Another user's can be locked, if not written.
     if (error_ == EACCES || error_ == EROFS) fd_ = ::open(path_.c_str(), O_RDONLY | kFlags);
@@ -123,7 +136,7 @@ class OutputLock::File {
   static void hold(const std::shared_ptr<File>& file, std::shared_ptr<TentativeFolder> folder) {
     file->held_ = true;
     file->folder_ = std::move(folder);
-    note_unfinished(file.get(), UnfinishedLock{file->path_});
+    note_unfinished(file.get(), UnfinishedLock{file->path_, file->status_.st_dev, file->status_.st_ino});
     const std::scoped_lock lock(all().mutex);
     all().files[file->number()] = file;
   }
@@ -157,7 +170,7 @@ class OutputLock::File {
 };
 
 OutputLock::OutputLock(std::string lock_path, const std::string& option, const std::string& command)
-    : path_(std::move(lock_path)) {
+    : path_(std::move(lock_path)), option_(option) {
   using namespace std::chrono_literals;
   const std::string own = own_line(command);
   constexpr int kMostWaits = 5;
@@ -166,7 +179,14 @@ OutputLock::OutputLock(std::string lock_path, const std::string& option, const s
   // A holder that ends removes the file, so that what was opened may have lost its name meanwhile.
   constexpr int kMostTries = 100;
   for (int tries = 0; tries < kMostTries; ++tries) {
-    const std::shared_ptr<File> file = open();
+    std::shared_ptr<File> file;
+    try {
+      file = open();
+    } catch (const SystemRefusal& refusal) {
+      // Another job, which had made the folder, has removed it in between.
+      if (refusal.number() == ENOENT && tries + 1 < kMostTries) continue;
+      throw IoError(fmt::format("{}: {}", option, refusal.what()));
+    }
     if (file == nullptr) return;
     const std::string text = file->may_be_lock() ? file->text() : "";
     if (!file->may_be_lock() || (!text.empty() && !text.starts_with(kBegin))) {
@@ -190,6 +210,10 @@ OutputLock::OutputLock(std::string lock_path, const std::string& option, const s
     if (error != 0) {
       // Nobody is kept out by it.
       if (text.empty()) file->remove();
+      if (!means_no_locks(error)) {
+        throw IoError(fmt::format("{}: cannot lock {}: {}; try again, or name another place", option, path_,
+                                  system_error_text(error)));
+      }
       give_up(error);
       return;
     }
@@ -208,14 +232,9 @@ OutputLock::OutputLock(std::string lock_path, const std::string& option, const s
 OutputLock::~OutputLock() = default;
 
 std::shared_ptr<OutputLock::File> OutputLock::open() {
-  try {
-    // Another job may have removed the folder that it has made.
-    std::error_code ignored;
-    if (!fs::is_directory(directory_of(path_), ignored)) {
-      folder_ = std::make_shared<TentativeFolder>(directory_of(path_));
-    }
-  } catch (const IoError&) {
-    return nullptr;
+  std::error_code ignored;
+  if (!fs::is_directory(directory_of(path_), ignored)) {
+    folder_ = std::make_shared<TentativeFolder>(directory_of(path_));
   }
   auto file = std::make_shared<File>(path_);
   if (file->error() == 0) return file;
@@ -224,8 +243,21 @@ std::shared_ptr<OutputLock::File> OutputLock::open() {
     throw IoError(fmt::format("cannot open the lock file {}: {}; if no other job is writing there, remove it",
                               path_, system_error_text(file->error())));
   }
+  if (!lets_nobody_write(file->error())) {
+    throw SystemRefusal(fmt::format("cannot make the lock file {}: {}; see to that, or name another place",
+                                    path_, system_error_text(file->error())),
+                        file->error());
+  }
   give_up(file->error());
   return nullptr;
+}
+
+void OutputLock::require_name() const {
+  if (!held() || file_->has_its_name()) return;
+  throw IoError(fmt::format(
+      "{}: the lock {} is no longer this job's: the folder was moved or removed while the job was "
+      "writing there; start it again",
+      option_, path_));
 }
 
 void OutputLock::give_up(int error) {

@@ -13,7 +13,8 @@ class OutputLock {
  public:
   /// Locks `lock_path` (see below), and makes its folder when that is missing. `option` is what names the
   /// output in messages, `command` what the file says that this job does. Throws IoError when another job has
-  /// it, with its name when that is certain; this process may have it several times.
+  /// it, with its name when that is certain, and when the system refuses the folder or the lock for any
+  /// reason but that it knows no locks; this process may have it several times.
   OutputLock(std::string lock_path, const std::string& option, const std::string& command);
   ~OutputLock();
   OutputLock(const OutputLock&) = delete;
@@ -22,8 +23,12 @@ class OutputLock {
   /// Whether there is a lock: other jobs keep away.
   bool held() const { return file_ != nullptr; }
 
+  /// Throws IoError when the lock's name no longer leads to the file that is locked: its folder was moved or
+  /// removed, and another job may have a lock of its own there. Without a lock there is nothing to look at.
+  void require_name() const;
+
   /// Why there is no lock, in words for the log: the file system does not know locks, or lets nobody make the
-  /// file. Empty when there is one, and when there is no folder, of which those who write will speak.
+  /// file. Empty when there is one.
   const std::string& note() const { return note_; }
 
   /// How many folders were made for it, see TentativeFolder.
@@ -33,11 +38,12 @@ class OutputLock {
   /// The lock file, which all locks of this process on it share.
   class File;
 
-  /// Makes the folder and opens the file in it; nothing when there can be none.
+  /// Makes the folder and opens the file in it; nothing when there can be none. Throws SystemRefusal.
   std::shared_ptr<File> open();
   void give_up(int error);
 
   std::string path_;
+  std::string option_;
   std::string note_;
   std::shared_ptr<TentativeFolder> folder_;
   std::shared_ptr<File> file_;  // last: it goes before its folder

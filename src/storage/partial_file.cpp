@@ -28,43 +28,11 @@ namespace fs = std::filesystem;
 // One system call moves a little less than 2 GiB at most.
 constexpr std::size_t kMaxWrite = std::size_t{1} << 30;
 
-[[noreturn]] void fail(std::string_view what, const std::string& path, int error,
-                       std::source_location where = std::source_location::current()) {
-  throw SystemRefusal(fmt::format("cannot {} {}: {}", what, path, system_error_text(error)), error, where);
-}
-
 [[noreturn]] void fail_for_space(const std::string& path, std::int64_t needed, int error,
                                  std::source_location where = std::source_location::current()) {
   throw IoError(fmt::format("cannot write {}: {} ({} needed); free some space or choose another folder", path,
                             system_error_text(error), format_bytes(needed)),
                 where);
-}
-
-/// What to do where no file can be created.
-std::string_view remedy(int error) {
-  switch (error) {
-    case EACCES:
-    case EPERM:
-    case EROFS:
-      return "choose a folder that can be written";
-    case ENOSPC:
-    case EDQUOT:
-      return "free some space or choose another folder";
-    case EMFILE:
-    case ENFILE:
-      return "raise the limit of open files (ulimit -n)";
-    case ENAMETOOLONG:
-      return "choose a shorter name";
-    default:
-      return "check its folder";
-  }
-}
-
-[[noreturn]] void fail_to_create(const std::string& path, int error,
-                                 std::source_location where = std::source_location::current()) {
-  throw SystemRefusal(
-      fmt::format("cannot create a file beside {}: {}; {}", path, system_error_text(error), remedy(error)),
-      error, where);
 }
 
 /// Whether the path leads to that very file, by itself and not through a link.
@@ -80,48 +48,31 @@ bool means_no_links(int error) {
 
 }  // namespace
 
-PartialFile::PartialFile(std::string final_path, std::string id)
-    : final_path_(std::move(final_path)),
-      id_(std::move(id)),
-      partial_path_(hidden_path(final_path_, id_, kPartial)) {
-  const fs::path path(final_path_);
-  if (!path.has_filename()) throw IoError(fmt::format("'{}' does not name a file to write", final_path_));
+PartialFile::PartialFile(const std::string& final_path, const std::string& id)
+    : FileReplacement(final_path, id) {
+  if (!fs::path(final_path).has_filename()) {
+    throw IoError(fmt::format("'{}' does not name a file to write", final_path));
+  }
   require_replaceable();
-  do {
-    fd_ = ::open(partial_path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
-  } while (fd_ < 0 && errno == EINTR);
-  if (fd_ < 0) fail_to_create(final_path_, errno);
-  note_unfinished(this, state());
+  fd_ = create_partial();
 }
 
 PartialFile::~PartialFile() {
   if (fd_ >= 0) ::close(fd_);
-  if (stage_ != Stage::kKept) undo(state());
-  forget_unfinished(this);
-}
-
-UnfinishedFile PartialFile::state() const {
-  return {final_path_, stage_ == Stage::kPlaced ? "" : partial_path_, old_path_,
-          stage_ == Stage::kWriting || stage_ == Stage::kTakenBack};
-}
-
-void PartialFile::enter(Stage stage) {
-  stage_ = stage;
-  note_unfinished(this, state());
 }
 
 std::string PartialFile::path_of_open_file() const {
   std::string path = fmt::format("/proc/self/fd/{}", fd_);
   struct stat there {};
   if (::stat(path.c_str(), &there) != 0) {
-    throw IoError(fmt::format("cannot write {}: {} is not there; mount /proc", final_path_, path));
+    throw IoError(fmt::format("cannot write {}: {} is not there; mount /proc", final_path(), path));
   }
   return path;
 }
 
 struct stat PartialFile::status() const {
   struct stat status {};
-  if (::fstat(fd_, &status) != 0) fail("look at the file beside", final_path_, errno);
+  if (::fstat(fd_, &status) != 0) fail_at("look at the file beside", final_path(), errno);
   return status;
 }
 
@@ -130,7 +81,7 @@ std::int64_t PartialFile::size() const {
 }
 
 void PartialFile::take_mode(mode_t mode) {
-  if (::fchmod(fd_, mode & 07777) != 0) fail("set the permissions of", final_path_, errno);
+  if (::fchmod(fd_, mode & 07777) != 0) fail_at("set the permissions of", final_path(), errno);
 }
 
 void PartialFile::reserve(std::int64_t bytes) {
@@ -140,12 +91,12 @@ void PartialFile::reserve(std::int64_t bytes) {
     // Not posix_fallocate, which writes to every block where the file system cannot reserve.
     error = ::fallocate(fd_, 0, 0, bytes) != 0 ? errno : 0;
   } while (error == EINTR);
-  if (error == ENOSPC || error == EDQUOT || error == EFBIG) fail_for_space(final_path_, bytes, error);
+  if (error == ENOSPC || error == EDQUOT || error == EFBIG) fail_for_space(final_path(), bytes, error);
   if (error != 0 && error != EOPNOTSUPP && error != EINVAL && error != ENOSYS) {
-    fail("reserve space for", final_path_, error);
+    fail_at("reserve space for", final_path(), error);
   }
   if (error != 0 && ::lseek(fd_, 0, SEEK_END) < bytes && ::ftruncate(fd_, bytes) != 0) {
-    fail("set the size of", final_path_, errno);
+    fail_at("set the size of", final_path(), errno);
   }
 }
 
@@ -155,9 +106,9 @@ void PartialFile::write_at(std::int64_t offset, std::span<const std::byte> data)
     const ssize_t put = ::pwrite(fd_, data.data(), std::min(data.size(), kMaxWrite), offset);
     if (put < 0 && errno == EINTR) continue;
     if (put < 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG)) {
-      fail_for_space(final_path_, static_cast<std::int64_t>(data.size()), errno);
+      fail_for_space(final_path(), static_cast<std::int64_t>(data.size()), errno);
     }
-    if (put <= 0) fail("write", final_path_, put < 0 ? errno : EIO);
+    if (put <= 0) fail_at("write", final_path(), put < 0 ? errno : EIO);
     offset += put;
     data = data.subspan(static_cast<std::size_t>(put));
   }
@@ -168,94 +119,68 @@ void PartialFile::flush() {
   if (::fsync(fd_) != 0) {
     const int error = errno;
     dirty_ = true;
-    fail("flush", final_path_, error);
+    fail_at("flush", final_path(), error);
   }
 }
 
-void PartialFile::check() const {
-  if (!is_file(partial_path_, status())) fail_for_stranger();
+void PartialFile::prepare() {
+  const struct stat mine = status();
+  if (!is_file(partial_path(), mine)) fail_for_stranger();
+  require_replaceable();
+  promise(identity_of(mine));
 }
 
 void PartialFile::fail_for_stranger() const {
   throw IoError(
       fmt::format("cannot write {}: {} was removed or replaced by somebody else; look for who does that",
-                  final_path_, partial_path_));
+                  final_path(), partial_path()));
 }
 
 void PartialFile::require_replaceable() const {
   struct stat there {};
-  if (::lstat(final_path_.c_str(), &there) != 0) {
-    // A hidden name is never too long.
-    if (errno == ENAMETOOLONG) fail_to_create(final_path_, ENAMETOOLONG);
-    return;
-  }
+  if (::lstat(final_path().c_str(), &there) != 0) return;
   std::error_code ignored;
-  if (fs::is_directory(final_path_, ignored)) fail("write", final_path_, EISDIR);
+  if (fs::is_directory(final_path(), ignored)) fail_at("write", final_path(), EISDIR);
   if (S_ISREG(there.st_mode) || S_ISLNK(there.st_mode)) return;
-  throw IoError(fmt::format("cannot write {}: what is there is no file; remove it", final_path_));
+  throw IoError(fmt::format("cannot write {}: what is there is no file; remove it", final_path()));
 }
 
 void PartialFile::keep_old_file() {
   // Where there are no second names it would be moved away instead, and a folder with all that is in it.
   require_replaceable();
-  const std::string old_path = hidden_path(final_path_, id_, kOld);
-  if (::link(final_path_.c_str(), old_path.c_str()) == 0) {
-    old_path_ = old_path;
-    return enter(Stage::kWriting);
-  }
+  if (::link(final_path().c_str(), old_path().c_str()) == 0 || errno == ENOENT) return;
   const int error = errno;
-  if (error == ENOENT) return;
   // Network file systems may have done what they say has failed.
-  if (error != EEXIST) ::unlink(old_path.c_str());
-  if (!means_no_links(error)) fail("keep the old", final_path_, error);
-  if (::rename(final_path_.c_str(), old_path.c_str()) != 0) fail("keep the old", final_path_, errno);
-  old_path_ = old_path;
-  enter(Stage::kOldMoved);
+  if (error != EEXIST) ::unlink(old_path().c_str());
+  if (!means_no_links(error)) fail_at("keep the old", final_path(), error);
+  if (::rename(final_path().c_str(), old_path().c_str()) != 0) fail_at("keep the old", final_path(), errno);
 }
 
 void PartialFile::place() {
+  if (!is_promised()) prepare();
   const struct stat mine = status();
   try {
     keep_old_file();
-    const int error = ::rename(partial_path_.c_str(), final_path_.c_str()) != 0 ? errno : 0;
-    const bool there = is_file(final_path_, mine);
-    if (error == 0 || there) enter(Stage::kPlaced);
-    if (error != 0) fail(fmt::format("rename {} to", partial_path_), final_path_, error);
-    if (!there) fail_for_stranger();
+    const int error = ::rename(partial_path().c_str(), final_path().c_str()) != 0 ? errno : 0;
+    if (error != 0) fail_at(fmt::format("rename {} to", partial_path()), final_path(), error);
+    if (!is_file(final_path(), mine)) {
+      // It goes back to where it was put.
+      ::rename(final_path().c_str(), partial_path().c_str());
+      fail_for_stranger();
+    }
     // Closed here, because network file systems report late write errors then.
-    if (::close(std::exchange(fd_, -1)) != 0 && errno != EINTR) fail("close", final_path_, errno);
-    sync_directory(directory_of(final_path_));
+    if (::close(std::exchange(fd_, -1)) != 0 && errno != EINTR) fail_at("close", final_path(), errno);
+    sync_directory(directory_of(final_path()));
   } catch (const IoError&) {
     take_back();
     throw;
   }
 }
 
-void PartialFile::take_back() {
-  UnfinishedFile taken_back = state();
-  // It stays until the end: as long as it is there, what others have placed together with it counts as
-  // unfinished.
-  taken_back.partial_path.clear();
-  const bool undone = undo(taken_back);
-  const int error = errno;
-  const std::string old_path = std::exchange(old_path_, "");
-  enter(Stage::kTakenBack);
-  if (undone) return;
-  throw NotPutBack(
-      fmt::format("cannot put {} back: {}; {}", final_path_, system_error_text(error),
-                  old_path.empty() ? "remove it" : fmt::format("what was there is {}", old_path)));
-}
-
-void PartialFile::keep() noexcept {
-  if (!old_path_.empty()) ::unlink(old_path_.c_str());
-  stage_ = Stage::kKept;
-  forget_unfinished(this);
-}
-
 void make_folder_of(const std::string& path) {
   std::error_code error;
   fs::create_directories(directory_of(path), error);
-  if (error) fail("make the folder of", path, error.value());
+  if (error) fail_at("make the folder of", path, error.value());
 }
 
 void require_file_size(const std::string& path, std::int64_t bytes) {
@@ -279,15 +204,6 @@ void require_space(const std::string& path, std::int64_t bytes) {
   if (status.f_blocks == 0) return;
   const auto block = static_cast<std::uint64_t>(status.f_frsize);
   if (static_cast<std::uint64_t>(bytes) / block > status.f_bfree) fail_for_space(path, bytes, ENOSPC);
-}
-
-void sync_directory(const std::string& directory) {
-  const int fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) fail("open the folder", directory, errno);
-  const int error = ::fsync(fd) != 0 ? errno : 0;
-  ::close(fd);
-  // EINVAL: a file system that keeps its names without being asked.
-  if (error != 0 && error != EINVAL) fail("flush the folder", directory, error);
 }
 
 }  // namespace weightcast

@@ -8,26 +8,20 @@
 #include <span>
 #include <string>
 
+#include "storage/file_replacement.hpp"
 #include "storage/hidden_names.hpp"
-#include "storage/replacement.hpp"
-#include "storage/unfinished.hpp"
 
 namespace weightcast {
 
 /// A file that is written under a hidden name beside its final one. Should somebody put another file there,
-/// that one is not written: all writing goes to the file that was created here. `place` gives it the final
-/// name; one that is destroyed before `keep` leaves the old file as it was. Errors are IoErrors that name the
-/// final path.
-class PartialFile final : public Replacement {
+/// that one is not written: all writing goes to the file that was created here.
+class PartialFile final : public FileReplacement {
  public:
   /// Creates the hidden file. The folder must be there. Files that are replaced together have one `id`.
-  explicit PartialFile(std::string final_path, std::string id = fresh_id());
+  explicit PartialFile(const std::string& final_path, const std::string& id = fresh_id());
   ~PartialFile() override;
   PartialFile(const PartialFile&) = delete;
   PartialFile& operator=(const PartialFile&) = delete;
-
-  const std::string& final_path() const { return final_path_; }
-  const std::string& partial_path() const { return partial_path_; }
 
   /// A path that opens this very file, for libraries that want one. Throws IoError where /proc is missing.
   std::string path_of_open_file() const;
@@ -49,18 +43,11 @@ class PartialFile final : public Replacement {
   /// last.
   void flush();
 
-  void check() const override;
+  void prepare() override;
   void place() override;
-  void take_back() override;
-  void keep() noexcept override;
 
  private:
-  enum class Stage : std::uint8_t { kWriting, kOldMoved, kPlaced, kTakenBack, kKept };
-
   struct stat status() const;
-  /// What has to be undone at this stage.
-  UnfinishedFile state() const;
-  void enter(Stage stage);
   /// Throws the error for a hidden name that leads to another file than this one, or to none.
   [[noreturn]] void fail_for_stranger() const;
   /// Throws IoError when what has the final name is something that no file replaces.
@@ -68,12 +55,7 @@ class PartialFile final : public Replacement {
   /// Gives the old file a second, hidden name or, where a file has but one, that one.
   void keep_old_file();
 
-  std::string final_path_;
-  std::string id_;
-  std::string partial_path_;
-  std::string old_path_;  ///< where the old file is kept, empty before and when there is none
   int fd_ = -1;
-  Stage stage_ = Stage::kWriting;
   std::atomic<bool> dirty_ = true;
 };
 
@@ -86,8 +68,5 @@ void require_space(const std::string& path, std::int64_t bytes);
 
 /// Throws IoError when one file of `bytes` is larger than this process may write (`ulimit -f`).
 void require_file_size(const std::string& path, std::int64_t bytes);
-
-/// Puts a folder's names on the disk (fsync). Throws IoError.
-void sync_directory(const std::string& directory);
 
 }  // namespace weightcast

@@ -18,8 +18,11 @@ void take_back_together(std::span<Replacement* const> parts) {
   if (first) throw NotPutBack(*first);
 }
 
+void prepare_together(std::span<Replacement* const> parts) {
+  for (Replacement* part : parts) part->prepare();
+}
+
 void place_together(std::span<Replacement* const> parts) {
-  for (const Replacement* part : parts) part->check();
   std::size_t placed = 0;
   try {
     for (; placed < parts.size(); ++placed) parts[placed]->place();
@@ -29,32 +32,22 @@ void place_together(std::span<Replacement* const> parts) {
   }
 }
 
-void keep_together(std::span<Replacement* const> parts) {
-  std::optional<IoError> first;
-  for (Replacement* part : parts) {
-    try {
-      part->keep();
-    } catch (const IoError& error) {
-      if (!first) first = error;
-    }
-  }
-  if (first) throw IoError(*first);
-}
-
 void replace_together(std::span<Replacement* const> parts) {
-  const auto say_intact = [](const IoError& error) {
+  const auto give_up = [&](const IoError& error) {
+    for (Replacement* part : parts) part->give_up();
     return std::string(error.what()) + "; what was there before is intact";
   };
   try {
+    prepare_together(parts);
     place_together(parts);
   } catch (const NotPutBack&) {
     throw;
   } catch (const SystemRefusal& error) {
-    throw SystemRefusal(say_intact(error), error.number());
+    throw SystemRefusal(give_up(error), error.number());
   } catch (const IoError& error) {
-    throw IoError(say_intact(error));
+    throw IoError(give_up(error));
   }
-  keep_together(parts);
+  for (Replacement* part : parts) part->keep();
 }
 
 }  // namespace weightcast

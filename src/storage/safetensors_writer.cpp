@@ -9,9 +9,12 @@
 #include "core/error.hpp"
 #include "core/units.hpp"
 #include "storage/dataset_specs.hpp"
+#include "storage/file_kind.hpp"
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hidden_names.hpp"
+#include "storage/model_files.hpp"
 #include "storage/partial_file.hpp"
+#include "storage/removal.hpp"
 #include "storage/safetensors_header.hpp"
 #include "storage/writer.hpp"
 
@@ -23,7 +26,6 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr std::size_t kLengthBytes = 8;
-constexpr const char* kSingleName = "model.safetensors";
 
 // The datasets of one file, in the order in which their data lies in it.
 struct Group {
@@ -94,10 +96,10 @@ class SafetensorsWriter final : public TensorFileWriter {
                     const std::vector<DatasetSpec>& datasets, std::int64_t max_file_bytes,
                     const Attributes& attributes, const std::string& id)
       : SafetensorsWriter(directory, datasets, attributes, id) {
-    require_space(path_of(kSingleName), check_dataset_specs(directory_, specs_));
+    require_space(path_of(kSafetensorsSingleName), check_dataset_specs(directory_, specs_));
     const auto groups = group_by_size(specs_, max_file_bytes);
     for (const Group& group : groups) {
-      add_data_file(group, groups.size() == 1 ? std::string(kSingleName)
+      add_data_file(group, groups.size() == 1 ? std::string(kSafetensorsSingleName)
                                               : fmt::format("model-{:05}-of-{:05}.safetensors",
                                                             files_.size() + 1, groups.size()));
     }
@@ -126,14 +128,17 @@ class SafetensorsWriter final : public TensorFileWriter {
     for (const auto& file : files_) file->flush();
   }
 
-  void check() const override {
-    for (const auto& file : files_) file->check();
+  void prepare() override {
+    if (whole_checkpoint_) add_removals();
+    prepare_together(parts());
   }
   void place() override { place_together(parts()); }
   void take_back() override { take_back_together(parts()); }
-  void keep() override {
-    keep_together(parts());
-    if (whole_checkpoint_) remove_left_over_files();
+  void give_up() noexcept override {
+    for (Replacement* part : parts()) part->give_up();
+  }
+  void keep() noexcept override {
+    for (Replacement* part : parts()) part->keep();
   }
 
  private:
@@ -149,18 +154,6 @@ class SafetensorsWriter final : public TensorFileWriter {
         attributes_(std::move(attributes)),
         specs_(datasets),
         places_(datasets.size()) {}
-
-  void remove_left_over_files() const {
-    for (const fs::path& path : left_over_files()) {
-      std::error_code error;
-      if (!fs::remove(path, error) && error) {
-        throw IoError(
-            fmt::format("cannot remove {}, of an earlier checkpoint: {}; the new one is in place, remove "
-                        "what is left of the old",
-                        path.string(), error.message()));
-      }
-    }
-  }
 
   std::string path_of(const std::string& name) const { return (fs::path(directory_) / name).string(); }
 
@@ -201,24 +194,22 @@ class SafetensorsWriter final : public TensorFileWriter {
 
   // Model files of an earlier checkpoint that this one does not overwrite: left there, an old index or old
   // shards would be read instead of, or beside, the new ones.
-  std::vector<fs::path> left_over_files() const {
-    std::error_code error;
-    std::vector<fs::path> found;
-    fs::directory_iterator entry(directory_, error);
-    for (const fs::directory_iterator end; !error && entry != end; entry.increment(error)) {
-      const fs::path& path = entry->path();
+  void add_removals() {
+    for (const fs::path& path : model_files_in(directory_)) {
       const bool mine = std::any_of(files_.begin(), files_.end(), [&](const auto& file) {
         return fs::path(file->final_path()).filename() == path.filename();
       });
-      if (!mine && is_model_file(path.filename().string())) found.push_back(path);
+      if (mine) continue;
+      // It may have come since this writer began.
+      if (path.filename() != kSafetensorsIndexName && !is_own_model_file(path)) refuse_foreign(path);
+      removals_.push_back(std::make_unique<Removal>(path.string(), id_));
     }
-    if (error) throw IoError(fmt::format("cannot list {}: {}", directory_, error.message()));
-    return found;
   }
 
   std::vector<Replacement*> parts() const {
     std::vector<Replacement*> parts;
     for (const auto& file : files_) parts.push_back(file.get());
+    for (const auto& removal : removals_) parts.push_back(removal.get());
     return parts;
   }
 
@@ -230,16 +221,10 @@ class SafetensorsWriter final : public TensorFileWriter {
   std::vector<Place> places_;
   // In the order of their renaming: data, then what leads readers to it.
   std::vector<std::unique_ptr<PartialFile>> files_;
+  std::vector<std::unique_ptr<Removal>> removals_;
 };
 
 }  // namespace
-
-bool is_model_file(std::string_view name) {
-  if (name == kSingleName || name == kSafetensorsIndexName) return true;
-  constexpr std::string_view kPattern = "model-00000-of-00000.safetensors";
-  return std::ranges::equal(name, kPattern,
-                            [](char a, char b) { return b == '0' ? a >= '0' && a <= '9' : a == b; });
-}
 
 std::unique_ptr<TensorFileWriter> create_safetensors(
     const std::string& directory, const std::string& config_text, const std::vector<DatasetSpec>& datasets,
@@ -248,6 +233,7 @@ std::unique_ptr<TensorFileWriter> create_safetensors(
     throw InternalError(
         fmt::format("{}: safetensors files of {} bytes asked for", directory, max_file_bytes));
   }
+  require_own_model_files(directory, config_text);
   Attributes attributes{{kConversionAttribute, conversion}};
   if (weight_version) attributes[kVersionAttribute] = *weight_version;
   return std::make_unique<SafetensorsWriter>(directory, config_text, datasets, max_file_bytes, attributes,

@@ -6,8 +6,8 @@
 #include <system_error>
 #include <utility>
 
-#include "core/error.hpp"
 #include "storage/hidden_names.hpp"
+#include "storage/replacement.hpp"
 #include "storage/unfinished.hpp"
 
 namespace weightcast {
@@ -35,7 +35,12 @@ TentativeFolder::TentativeFolder(const std::string& path)
     : TentativeFolder(path, count_missing(plain(path))) {
   std::error_code error;
   fs::create_directories(path_, error);
-  if (error) throw IoError(fmt::format("cannot make the folder {}: {}", path_, error.message()));
+  if (error) {
+    throw SystemRefusal(fmt::format("cannot make the folder {}: {}; name another place, or see to it that it "
+                                    "can be made",
+                                    path_, error.message()),
+                        error.value());
+  }
 }
 
 TentativeFolder::TentativeFolder(const std::string& path, int levels) : path_(plain(path)), levels_(levels) {

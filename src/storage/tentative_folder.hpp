@@ -8,7 +8,7 @@ namespace weightcast {
 /// folders that were made above it, unless something lies in it.
 class TentativeFolder {
  public:
-  /// Makes the folder. Throws IoError when that cannot be.
+  /// Makes the folder. Throws SystemRefusal when that cannot be.
   explicit TentativeFolder(const std::string& path);
 
   /// For one that another process has made: whichever ends last removes it.

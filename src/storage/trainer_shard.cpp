@@ -15,6 +15,7 @@
 #include "storage/hdf5_header.hpp"
 #include "storage/input_file.hpp"
 #include "storage/local_files.hpp"
+#include "storage/model_files.hpp"
 #include "storage/safetensors_header.hpp"
 #include "sys/host.hpp"
 
@@ -151,27 +152,31 @@ std::unique_ptr<TensorFileWriter> create_trainer_shard(const std::string& direct
                                         labels.id);
 }
 
-std::vector<std::string> remove_other_trainer_shards(const std::string& directory, std::int64_t ranks,
-                                                     bool hdf5) {
-  std::vector<fs::path> others;
+OtherTrainerShards other_trainer_shards(const std::string& directory, std::int64_t ranks, bool hdf5) {
+  OtherTrainerShards others;
   std::error_code listing;
   fs::directory_iterator entry(directory, listing);
   for (const fs::directory_iterator end; !listing && entry != end; entry.increment(listing)) {
     const auto name = parse_name(entry->path().filename().string());
-    if (name && (name->rank >= ranks || name->hdf5 != hdf5)) others.push_back(entry->path());
+    if (!name || (name->rank < ranks && name->hdf5 == hdf5)) continue;
+    const bool own = is_file_of_kind(entry->path(), kTrainerKind);
+    (own ? others.own : others.foreign).push_back(entry->path().string());
   }
-  std::vector<std::string> foreign;
-  for (const fs::path& path : others) {
-    std::error_code error;
-    if (!is_file_of_kind(path, kTrainerKind)) {
-      foreign.push_back(path.string());
-    } else if (!fs::remove(path, error) && error) {
-      throw IoError(
-          fmt::format("cannot remove {}, of an earlier layout: {}; the new shards are in place, remove it",
-                      path.string(), error.message()));
-    }
+  if (listing && listing != std::errc::no_such_file_or_directory) {
+    throw IoError(fmt::format("cannot list {}: {}; check the permissions", directory, listing.message()));
   }
-  return foreign;
+  return others;
+}
+
+void require_own_trainer_shards(const std::string& directory, std::int64_t ranks, bool hdf5,
+                                const std::string& config_text) {
+  bool beside_own = !other_trainer_shards(directory, ranks, hdf5).own.empty();
+  for (std::int64_t rank = 0; rank < ranks; ++rank) {
+    const std::string path = path_of(directory, rank, hdf5 ? kHdf5 : kSafetensors);
+    require_free_or_own(path, kTrainerKind);
+    beside_own = beside_own || !is_free(path);
+  }
+  require_own_config(directory, config_text, beside_own);
 }
 
 }  // namespace weightcast

@@ -47,10 +47,17 @@ std::unique_ptr<TensorFileWriter> create_trainer_shard(const std::string& direct
                                                        bool hdf5, const TrainerShardLabels& labels,
                                                        const std::vector<DatasetSpec>& datasets);
 
-/// Removes the trainer files of a folder but those of ranks below `ranks` in the format
-/// named: what an earlier layout left there would be taken for part of this one. Returns what stays because
-/// this program has not written it.
-std::vector<std::string> remove_other_trainer_shards(const std::string& directory, std::int64_t ranks,
-                                                     bool hdf5);
+/// The trainer files of a folder but those of ranks below `ranks` in the format named: what an earlier layout
+/// left there would be taken for part of this one.
+struct OtherTrainerShards {
+  std::vector<std::string> own;      ///< which have to go
+  std::vector<std::string> foreign;  ///< which stay, because this program has not written them
+};
+OtherTrainerShards other_trainer_shards(const std::string& directory, std::int64_t ranks, bool hdf5);
+
+/// Throws IoError when the shards of these ranks or a `config.json` of that text would replace files that
+/// this program has not written.
+void require_own_trainer_shards(const std::string& directory, std::int64_t ranks, bool hdf5,
+                                const std::string& config_text);
 
 }  // namespace weightcast

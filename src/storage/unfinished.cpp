@@ -1,7 +1,10 @@
 #include "storage/unfinished.hpp"
 
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdio>
 #include <map>
@@ -24,6 +27,21 @@ Registry& registry() {
   return registry;
 }
 
+bool is_same_file(const struct stat& a, const struct stat& b) {
+  return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
+/// Moves the new file back to its hidden name. Should another job have put its own there this very moment,
+/// that one gets its name again.
+int hide(const UnfinishedFile& file) {
+  if (::rename(file.final_path.c_str(), file.partial_path.c_str()) != 0) return -1;
+  struct stat moved {};
+  if (::lstat(file.partial_path.c_str(), &moved) == 0 && identity_of(moved) != *file.entry.fresh) {
+    if (::link(file.partial_path.c_str(), file.final_path.c_str()) == 0) ::unlink(file.partial_path.c_str());
+  }
+  return 0;
+}
+
 }  // namespace
 
 void note_unfinished(const void* key, Unfinished state) {
@@ -36,25 +54,52 @@ void forget_unfinished(const void* key) {
   registry().entries.erase(key);
 }
 
-bool undo(const UnfinishedFile& file) {
-  if (!file.partial_path.empty()) ::unlink(file.partial_path.c_str());
-  if (!file.old_path.empty()) {
-    if (!file.final_is_old) return ::rename(file.old_path.c_str(), file.final_path.c_str()) == 0;
-    // It has both names.
-    ::unlink(file.old_path.c_str());
+PutBack put_back(const UnfinishedFile& file) {
+  // What is gone a rank of the job that broke off has put back, in its last moment.
+  const auto result_of = [](int result) {
+    return result == 0 || errno == ENOENT ? PutBack::kDone : PutBack::kRefused;
+  };
+  struct stat there {};
+  const bool taken = ::lstat(file.final_path.c_str(), &there) == 0;
+  if (!taken && errno != ENOENT) return PutBack::kRefused;
+  const bool is_fresh = taken && file.entry.fresh && identity_of(there) == *file.entry.fresh;
+  struct stat old {};
+  if (::lstat(file.old_path.c_str(), &old) != 0) {
+    if (errno != ENOENT) return PutBack::kRefused;
+    if (!is_fresh) return PutBack::kDone;
+    return file.entry.had_old ? PutBack::kStranger : result_of(hide(file));
   }
-  return file.final_is_old || ::unlink(file.final_path.c_str()) == 0;
+  if (!taken || is_fresh) return result_of(::rename(file.old_path.c_str(), file.final_path.c_str()));
+  return is_same_file(there, old) ? PutBack::kDone : PutBack::kStranger;
 }
 
-bool undo(const UnfinishedLock& lock) {
-  ::unlink(lock.path.c_str());
+bool mark_broken_off(const UnfinishedFile& file) {
+  struct stat there {};
+  if (::lstat(file.journal_path.c_str(), &there) != 0 && errno == ENOENT) return false;
+  const int fd =
+      ::open(file.partial_path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+  if (fd >= 0) ::close(fd);
   return true;
 }
 
-bool undo(const UnfinishedFolder& folder) {
+void undo(const UnfinishedFile& file) {
+  if (!file.promised) {
+    ::unlink(file.partial_path.c_str());
+  } else if (mark_broken_off(file)) {
+    put_back(file);
+  }
+}
+
+void undo(const UnfinishedLock& lock) {
+  struct stat there {};
+  if (::lstat(lock.path.c_str(), &there) == 0 && there.st_dev == lock.device && there.st_ino == lock.inode) {
+    ::unlink(lock.path.c_str());
+  }
+}
+
+void undo(const UnfinishedFolder& folder) {
   std::string path = folder.path;
   for (int level = 0; level < folder.levels && ::rmdir(path.c_str()) == 0; ++level) path = directory_of(path);
-  return true;
 }
 
 void undo_unfinished() {

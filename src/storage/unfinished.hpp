@@ -1,21 +1,29 @@
 #pragma once
 
+#include <sys/stat.h>
+
 #include <string>
 #include <variant>
 
+#include "storage/journal.hpp"
+
 namespace weightcast {
 
-/// How far the replacement of a file has come.
+/// The replacement of a file, before it has ended.
 struct UnfinishedFile {
   std::string final_path;
-  std::string partial_path;  ///< the new file, empty once it has the final name
-  std::string old_path;      ///< a hidden name of the old file, if it has one
-  bool final_is_old = true;  ///< the final name is still the old file's, or nobody's as before
+  std::string partial_path;  ///< the new file; there for as long as it has not taken the final name
+  std::string old_path;      ///< a hidden name of the old file, once it has one
+  std::string journal_path;
+  JournalEntry entry;     ///< what the journal says
+  bool promised = false;  ///< the journal is there, and files that belong to this one may have their names
 };
 
 /// The file of a lock that this process holds.
 struct UnfinishedLock {
   std::string path;
+  dev_t device = 0;
+  ino_t inode = 0;
 };
 
 /// A folder that was made for files to come.
@@ -33,10 +41,26 @@ using Unfinished = std::variant<UnfinishedFile, UnfinishedLock, UnfinishedFolder
 void note_unfinished(const void* key, Unfinished state);
 void forget_unfinished(const void* key);
 
-/// Makes everything as it was before. False when an old file could not get its name back.
-bool undo(const UnfinishedFile& file);
-bool undo(const UnfinishedLock& lock);
-bool undo(const UnfinishedFolder& folder);
+enum class PutBack {
+  kDone,
+  kRefused,   ///< the system did not let it be done, for errno's reason
+  kStranger,  ///< somebody else has put a file there since, which stays
+};
+
+/// Gives the final name back to what had it before, as far as it is this replacement's: what has come there
+/// since, or was written into the file, stays. An old file that has both names keeps them: a rename that
+/// hangs may still come to its end.
+PutBack put_back(const UnfinishedFile& file);
+
+/// Sees to it that the hidden name is taken, by an empty file if need be: as long as it is, what others have
+/// renamed together with this one counts as broken off. False when another job has done away with all that.
+bool mark_broken_off(const UnfinishedFile& file);
+
+/// Makes everything as it was before. Of a file that was promised the journal and the hidden name stay:
+/// others may not have been able to undo theirs, and the next job has to.
+void undo(const UnfinishedFile& file);
+void undo(const UnfinishedLock& lock);
+void undo(const UnfinishedFolder& folder);
 
 /// Undoes all that this process has begun, for one that ends without destructors.
 void undo_unfinished();

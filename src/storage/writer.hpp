@@ -34,8 +34,8 @@ struct DatasetSpec {
 };
 
 /// A set of files that appears whole or not at all: data goes to hidden names beside the final ones;
-/// `commit()`, or `place()` and `keep()`, put them in place; whatever fails or ends before that leaves what
-/// was there before untouched.
+/// `commit()`, or the steps of a Replacement, put them in place; whatever fails or ends before that leaves
+/// what was there before untouched.
 class TensorFileWriter : public Replacement {
  public:
   /// Writes part of dataset number `index` (order of the specs), from `offset` bytes on. Callable from
@@ -57,14 +57,14 @@ class TensorFileWriter : public Replacement {
 /// together have one `id`.
 std::unique_ptr<TensorFileWriter> create_hdf5(const std::string& path, const Attributes& attributes,
                                               const std::vector<DatasetSpec>& datasets,
-                                              std::string id = fresh_id());
+                                              const std::string& id = fresh_id());
 
 /// A Hugging Face directory: `model.safetensors`, or several `model-0000i-of-0000n.safetensors` of at most
 /// `max_file_bytes` of data (one tensor is never split) with `model.safetensors.index.json`, and
 /// `config.json` unless `config_text` is empty. Every data file says in `__metadata__` the weight version, if
-/// there is one, and `conversion`, which tells the files of this checkpoint from those of another. The commit
-/// removes model files of an earlier checkpoint in that folder that would be read beside the new ones.
-/// Missing folders are made. Errors as with HDF5.
+/// there is one, and `conversion`, which tells the files of this checkpoint from those of another. With the
+/// new files taking their names those of an earlier checkpoint in that folder go that would be read beside
+/// them; those of somebody else are refused (IoError). Missing folders are made. Errors as with HDF5.
 std::unique_ptr<TensorFileWriter> create_safetensors(
     const std::string& directory, const std::string& config_text, const std::vector<DatasetSpec>& datasets,
     std::int64_t max_file_bytes, std::optional<std::int64_t> weight_version = std::nullopt,
@@ -75,9 +75,6 @@ std::unique_ptr<TensorFileWriter> create_safetensors_file(const std::string& pat
                                                           const Attributes& attributes,
                                                           const std::vector<DatasetSpec>& datasets,
                                                           const std::string& id = fresh_id());
-
-/// Whether `create_safetensors` gives that name to one of its files of tensors or to their index.
-bool is_model_file(std::string_view name);
 
 /// The root attributes of an HDF5 file whose names start with `weightcast.`, without that prefix. Throws
 /// IoError when the file cannot be read, InputError when it is not HDF5.

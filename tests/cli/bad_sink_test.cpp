@@ -56,17 +56,19 @@ TEST_F(BadSink, FileSizeLimit) {
 }
 
 TEST_F(BadSink, OneRankThatCannotWriteStopsAll) {
-  put_file(sink_ + "/rank-0.h5", "the old shard of rank 0");
+  put_old_shards();
+  std::filesystem::remove(sink_ + "/rank-1.h5");
   std::filesystem::create_directory(sink_ + "/rank-1.h5");
   const auto before = folder_contents(sink_);
   EXPECT_TRUE(
-      refused(run_job(3, sync_words(trained(0))), 74, {"rank 2", sink_ + "/rank-1.h5", "Is a directory"}));
+      refused(run_job(3, sync_words(trained(0))), 74,
+              {"rank 2", sink_ + "/rank-1.h5", "does not say that this program wrote it", "remove it"}));
   EXPECT_EQ(folder_contents(sink_), before);
 }
 
 TEST_F(BadSink, BelowAFile) {
   put_file(sink_, "no folder");
-  EXPECT_TRUE(refused(run_job(3, sync_words(trained(0))), 74, {sink_ + "/rank-", "Not a directory"}));
+  EXPECT_TRUE(refused(run_job(3, sync_words(trained(0))), 74, {"the folder " + sink_, "Not a directory"}));
   EXPECT_EQ(get_file(sink_), "no folder");
 }
 
@@ -76,7 +78,7 @@ TEST_F(BadSink, OfTheSecondVersionLeavesTheFirst) {
   const Outcome outcome =
       run_job(3, {"sync", "--source", trained(0), "--source", trained(1), "--weight-version", "7",
                   "--inference", "tp=2,ep=2", "--sink", "hdf5:" + (dir_ / "shards-{version}")});
-  EXPECT_TRUE(refused(outcome, 74, {second + "/rank-", "Not a directory"}));
+  EXPECT_TRUE(refused(outcome, 74, {"the folder " + second, "Not a directory"}));
   EXPECT_TRUE(
       done(run_plain({"verify", dir_ / "shards-7", "--source", trained(0), "--weight-version", "7"})));
   EXPECT_EQ(folder_contents(dir_ / "shards-7").size(), 2);
@@ -125,6 +127,131 @@ TEST_F(BadSink, WhatOthersCallAShardStays) {
   for (const char* name : {"rank-2.h5", "rank-3.h5"}) {
     EXPECT_FALSE(std::filesystem::exists(sink_ + "/" + name)) << name;
   }
+}
+
+TEST_F(BadSink, WhatOthersHaveUnderItsNamesStays) {
+  const auto refuse = [&](const Words& words, const std::string& path) {
+    const auto before = folder_contents(dir_.string());
+    const bool job = words.front() == "sync";
+    EXPECT_TRUE(refused(job ? run_job(3, words) : run_plain(words), 74,
+                        {path, "does not say that this program wrote it", "remove it"}));
+    EXPECT_TRUE(folder_contents(dir_.string()) == before);
+    EXPECT_TRUE(std::filesystem::exists(std::filesystem::symlink_status(path)));
+    std::filesystem::remove_all(path);
+  };
+  put_file(sink_ + "/rank-0.h5", "a text");
+  refuse(sync_words(trained(0)), sink_ + "/rank-0.h5");
+  EXPECT_TRUE(done(run_plain({"convert", "--source", trained(0), "--output", sink_ + "/rank-1.h5"})));
+  refuse(sync_words(trained(0)), sink_ + "/rank-1.h5");
+  put_old_shards();
+  std::filesystem::remove(sink_ + "/rank-1.h5");
+  std::filesystem::create_symlink(sink_ + "/rank-0.h5", sink_ + "/rank-1.h5");
+  refuse(sync_words(trained(0)), sink_ + "/rank-1.h5");
+
+  const Words convert{"convert", "--source", trained(0), "--output"};
+  put_file(dir_ / "notes.h5", "my notes");
+  refuse(convert + Words{dir_ / "notes.h5"}, dir_ / "notes.h5");
+  std::filesystem::rename(sink_ + "/rank-0.h5", dir_ / "shard.h5");
+  refuse(convert + Words{dir_ / "shard.h5"}, dir_ / "shard.h5");
+
+  const std::string folder = dir_ / "model";
+  const std::string other = get_file(trained(1) + "/model.safetensors");
+  const Words synth{"synth", "--model", model_folder("tiny-qwen3"), "--output", folder};
+  for (const Words& words : {convert + Words{folder}, synth}) {
+    for (const char* name : {"config.json", "model.safetensors.index.json"}) {
+      put_file(folder + "/" + name, R"({"precious":1})");
+      refuse(words, folder + "/" + name);
+    }
+    for (const char* name :
+         {"model.safetensors", "model-00001-of-00009.safetensors", "model_1.safetensors"}) {
+      put_file(folder + "/" + name, other);
+      refuse(words, folder + "/" + name);
+      put_file(folder + "/" + name, "a text");
+      refuse(words, folder + "/" + name);
+      std::filesystem::create_directory(folder + "/" + name);
+      refuse(words, folder + "/" + name);
+      ASSERT_EQ(::mkfifo((folder + "/" + name).c_str(), 0600), 0);
+      refuse(words, folder + "/" + name);
+    }
+  }
+  const Words trainers{"--to", "megatron", "--trainer-alloc", "megatron:(attn:d1p1t2c1|ffn:d1p1t2e1)"};
+  for (const char* name : {"config.json", "trainer-1.safetensors"}) {
+    put_file(folder + "/" + name, "a text");
+    refuse(convert + Words{folder} + trainers, folder + "/" + name);
+  }
+  // Its own it replaces, with all that would be read beside the new.
+  EXPECT_TRUE(done(run_plain(convert + Words{folder, "--max-file-size", "500KB"})));
+  EXPECT_GT(folder_contents(folder).size(), 2U);
+  EXPECT_TRUE(done(run_plain(convert + Words{folder})));
+  EXPECT_EQ(folder_contents(folder).size(), 2U);
+}
+
+TEST_F(BadSink, WhatMayBeItsOwnAndCannotBeReadIsNotPassedOver) {
+  EXPECT_TRUE(done(run_job(
+      5, {"sync", "--source", trained(0), "--inference", "tp=2,replicas=2", "--sink", "hdf5:" + sink_})));
+  std::filesystem::resize_file(sink_ + "/rank-3.h5", 4096);
+  const auto before = folder_contents(sink_);
+  EXPECT_TRUE(refused(run_job(3, sync_words(trained(1))), 74, {sink_ + "/rank-3.h5", "remove it"}));
+  EXPECT_TRUE(folder_contents(sink_) == before);
+}
+
+TEST_F(BadSink, OntoItsSource) {
+  const std::string source = dir_ / "source";
+  const std::string file = dir_ / "source.h5";
+  EXPECT_TRUE(done(run_plain({"convert", "--source", trained(0), "--output", source})));
+  EXPECT_TRUE(done(run_plain({"convert", "--source", trained(0), "--output", file})));
+  std::filesystem::create_directory_symlink(source, dir_ / "link");
+  std::filesystem::create_symlink(file, dir_ / "link.h5");
+  std::filesystem::create_hard_link(file, dir_ / "hard.h5");
+  // A folder of links to the files of another.
+  std::filesystem::create_directory(dir_ / "links");
+  for (const char* name : {"model.safetensors", "config.json"}) {
+    std::filesystem::create_symlink(source + "/" + name, dir_ / ("links/" + std::string(name)));
+  }
+  const auto before = folder_contents(dir_.string());
+  const auto refuse = [&](const Words& words) {
+    EXPECT_TRUE(refused(run_plain(words), 64, {"--output " + words.back(), "name another"}));
+    EXPECT_TRUE(folder_contents(dir_.string()) == before);
+  };
+  for (const std::string& output : {source, source + "/", dir_ / "./source", dir_ / "link"}) {
+    refuse({"convert", "--source", source, "--output", output});
+    refuse({"convert", "--source", source, "--max-file-size", "500KB", "--output", output});
+    refuse({"convert", "--source", dir_ / "link", "--output", output});
+    refuse({"convert", "--source", dir_ / "links", "--output", output});
+    refuse({"synth", "--model", source, "--output", output});
+    refuse({"synth", "--model", source + "/config.json", "--output", output});
+    refuse({"synth", "--model", dir_ / "links", "--output", output});
+  }
+  for (const std::string& output : {file, dir_ / "./source.h5", dir_ / "link.h5", dir_ / "hard.h5"}) {
+    refuse({"convert", "--source", file, "--output", output});
+    refuse({"convert", "--source", dir_ / "link.h5", "--output", output});
+  }
+}
+
+TEST_F(BadSink, LineThatCannotBeWrittenInTheEnd) {
+  CommandLine command;
+  const std::string output = dir_ / "model";
+  command.words = {"sh",
+                   "-c",
+                   "exec \"$0\" \"$@\" >/dev/full",
+                   WEIGHTCAST_BINARY,
+                   "convert",
+                   "--source",
+                   trained(0),
+                   "--output",
+                   output};
+  EXPECT_TRUE(refused(run(command), 74, {"stdout", output + " is written and in place"}));
+  EXPECT_TRUE(done(run_plain({"inspect", output})));
+}
+
+TEST_F(BadSink, ThatIsMovedAwayWhileAJobWritesThere) {
+  Words words = sync_words(trained(0));
+  for (int i = 1; i < 400; ++i) words = words + Words{"--source", trained(i % 2)};
+  Process job(job_command(3, words));
+  ASSERT_TRUE(job.wait_for_output("\n        1 "));
+  std::filesystem::rename(sink_, dir_ / "moved");
+  EXPECT_TRUE(refused(job.wait(), 74, {"--sink hdf5:" + sink_, "moved or removed", "start it again"}));
+  EXPECT_TRUE(folder_contents(sink_).empty());
 }
 
 TEST_F(BadSink, ReportThatCannotBeWrittenInTheEnd) {

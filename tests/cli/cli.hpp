@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "storage/checkpoint.hpp"
+#include "storage/file_kind.hpp"
 #include "storage/reader.hpp"
+#include "storage/writer.hpp"
 #include "support/files.hpp"
 #include "support/process.hpp"
 #include "support/safetensors_file.hpp"
@@ -113,10 +115,11 @@ class CliTest : public ::testing::Test {
     return {"sync", "--source", source, "--inference", "tp=2,ep=2", "--sink", "hdf5:" + sink_};
   }
 
-  /// Files in the sink that look like an earlier version's shards.
+  /// Shards of an earlier version in the sink, without any weights.
   void put_old_shards() const {
-    put_file(sink_ + "/rank-0.h5", "the old shard of rank 0");
-    put_file(sink_ + "/rank-1.h5", "the old shard of rank 1");
+    for (const char* name : {"/rank-0.h5", "/rank-1.h5"}) {
+      create_hdf5(sink_ + name, {{"kind", std::string(kShardKind)}}, {})->commit();
+    }
   }
 
   TempDir dir_;

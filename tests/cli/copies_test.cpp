@@ -195,11 +195,5 @@ TEST_F(Copies, SafetensorsGoIntoADirectory) {
                       {"--output", "directory"}));
 }
 
-TEST_F(Copies, ConversionOntoItself) {
-  convert(trained(0), dir_ / "model");
-  convert(dir_ / "model", dir_ / "model", {"--max-file-size", "400KB"});
-  EXPECT_EQ(inspect(dir_ / "model"), inspect(trained(0)));
-}
-
 }  // namespace
 }  // namespace weightcast::test_support

@@ -5,6 +5,7 @@
 //   FAIL_PATH    only calls on paths that contain this count
 //   FAIL_NUMBER  number of the call among those, from 0
 //   FAIL_ERRNO   what it fails with
+//   FAIL_ALSO_RANK, FAIL_ALSO_NUMBER  the same for a second rank
 //   FAIL_SIGNAL  a signal that the process gets instead, before the call is done
 
 #include <fcntl.h>
@@ -30,8 +31,10 @@ bool is_variable(const char* name, std::string_view value) {
 }
 
 bool fails(const char* call, std::string_view path) {
-  static const bool here = variable("OMPI_COMM_WORLD_RANK", -1) == variable("FAIL_RANK", -2);
-  static const long number = variable("FAIL_NUMBER", 0);
+  static const long rank = variable("OMPI_COMM_WORLD_RANK", -1);
+  static const bool also = rank == variable("FAIL_ALSO_RANK", -2);
+  static const bool here = also || rank == variable("FAIL_RANK", -2);
+  static const long number = variable(also ? "FAIL_ALSO_NUMBER" : "FAIL_NUMBER", 0);
   static std::atomic<long> counted = 0;
   const char* part = std::getenv("FAIL_PATH");
   if (!here || !is_variable("FAIL_CALL", call) || part == nullptr ||

@@ -78,6 +78,93 @@ TEST_F(FaultyRename, SignalAmidTheRenamesIsSaidWithTheNewVersion) {
   expect_new_shards();
 }
 
+/// Jobs that break off amid the renames, and the next one, which fails.
+class BrokenRename : public FaultyRename {
+ protected:
+  void put_version_1(const std::string& inference, int ranks) const {
+    ASSERT_TRUE(done(run_job(ranks + 1, words(inference, "1"))));
+  }
+
+  Words words(const std::string& inference, const std::string& version) const {
+    return {"sync",          "--source",         trained(version == "1" ? 1 : 0),
+            "--inference",   inference,          "--sink",
+            "hdf5:" + sink_, "--weight-version", version};
+  }
+
+  /// Version 2 with another layout; one call of one rank goes as the variables say.
+  Outcome break_off(const std::string& inference, int ranks, Variables variables,
+                    const Words& more = {}) const {
+    variables.try_emplace("FAIL_PATH", "/rank-");
+    return run_tampered_job(ranks + 1, words(inference, "2") + more, variables);
+  }
+
+  /// A job that cannot write anything, but clears the folder.
+  void fail_next() const {
+    CommandLine command = mpirun(
+        3, Words{"sh", "-c", "ulimit -f 256; exec \"$0\" \"$@\"", WEIGHTCAST_BINARY} + words("tp=2", "3"));
+    command.environment["OMPI_MCA_btl"] = "self,tcp";
+    EXPECT_TRUE(refused(run(command), 74, {sink_ + "/rank-", "File too large"}));
+  }
+
+  void expect_version_1(std::size_t files) const {
+    EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(1), "--weight-version", "1"})));
+    EXPECT_EQ(folder_contents(sink_).size(), files);
+  }
+};
+
+const std::string kKill = std::to_string(SIGKILL);
+
+TEST_F(BrokenRename, OfALargerLayoutIsUndone) {
+  put_version_1("tp=2", 2);
+  EXPECT_NE(
+      break_off("tp=4", 4, {{"FAIL_RANK", "1"}, {"FAIL_CALL", "rename"}, {"FAIL_SIGNAL", kKill}}).exit_code,
+      0);
+  fail_next();
+  expect_version_1(2);
+}
+
+TEST_F(BrokenRename, OfASmallerLayoutIsUndone) {
+  put_version_1("tp=4", 4);
+  // The first shard that goes.
+  EXPECT_NE(
+      break_off(
+          "tp=2", 2,
+          {{"FAIL_RANK", "1"}, {"FAIL_CALL", "unlink"}, {"FAIL_PATH", "/.rank-"}, {"FAIL_SIGNAL", kKill}})
+          .exit_code,
+      0);
+  fail_next();
+  expect_version_1(4);
+}
+
+TEST_F(BrokenRename, OfANewFolderIsUndone) {
+  EXPECT_NE(
+      break_off("tp=2", 2, {{"FAIL_RANK", "1"}, {"FAIL_CALL", "rename"}, {"FAIL_SIGNAL", kKill}}).exit_code,
+      0);
+  fail_next();
+  EXPECT_TRUE(folder_contents(sink_).empty());
+}
+
+TEST_F(BrokenRename, OfARankThatIsStoppedIsNotCalledUntouched) {
+  put_version_1("tp=2", 2);
+  const Outcome outcome = break_off(
+      "tp=2", 2, {{"FAIL_RANK", "2"}, {"FAIL_CALL", "link"}, {"FAIL_SIGNAL", std::to_string(SIGSTOP)}},
+      {"--timeout", "2"});
+  EXPECT_TRUE(refused(outcome, 76, {"renaming the shards of version 2", "may hold shards of two versions"}));
+  fail_next();
+  expect_version_1(2);
+}
+
+TEST_F(BrokenRename, WhatCannotBePutBackTheNextJobPutsBack) {
+  put_version_1("tp=2", 2);
+  // Rank 2 cannot take its name; rank 1 cannot give it back.
+  const Outcome outcome = break_off(
+      "tp=2", 2,
+      {{"FAIL_RANK", "2"}, {"FAIL_CALL", "rename"}, {"FAIL_ALSO_RANK", "1"}, {"FAIL_ALSO_NUMBER", "1"}});
+  EXPECT_TRUE(refused(outcome, 74, {"cannot put", sink_ + "/rank-0.h5", "Input/output error"}));
+  fail_next();
+  expect_version_1(2);
+}
+
 }  // namespace
 
 }  // namespace weightcast::test_support

@@ -9,16 +9,21 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "core/error.hpp"
 #include "storage/hidden_names.hpp"
+#include "storage/model_files.hpp"
 #include "storage/output_lock.hpp"
 #include "storage/partial_file.hpp"
+#include "storage/removal.hpp"
 #include "storage/shard_name.hpp"
 #include "storage/trainer_shard.hpp"
 #include "storage_files.hpp"
@@ -46,6 +51,49 @@ class LeftOversTest : public ::testing::Test {
     file.write_at(0, std::as_bytes(std::span(text)));
     Replacement* all = &file;
     replace_together({&all, 1});
+  }
+
+  /// All that a job does before it writes. `elsewhere` broke off on other nodes.
+  static void clear(const LeftOvers& left_overs, std::set<std::string> elsewhere = {}) {
+    elsewhere.merge(left_overs.unfinished());
+    left_overs.put_back(elsewhere);
+    left_overs.remove_unfinished();
+  }
+
+  /// Runs `action` in a process that dies at its end without any clearing up.
+  static void die_after(const std::function<void()>& action) {
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      action();
+      ::_exit(0);
+    }
+    ::waitpid(child, nullptr, 0);
+  }
+
+  /// A new file for `name`, which says `version 2`.
+  std::unique_ptr<PartialFile> make_new(const std::string& name, const std::string& id) const {
+    constexpr std::string_view kText = "version 2";
+    auto file = std::make_unique<PartialFile>(dir_ / name, id);
+    file->write_at(0, std::as_bytes(std::span(kText)));
+    return file;
+  }
+
+  /// Three files of version 2 take the places of two of version 1, another one of version 1 goes; the process
+  /// dies after `placed` of the four.
+  void break_off_after(std::size_t placed) const {
+    for (const char* name : {"a.h5", "b.h5", "d.h5"}) put_file(dir_ / name, "version 1");
+    die_after([&] {
+      const std::string id = fresh_id();
+      const auto a = make_new("a.h5", id);
+      const auto b = make_new("b.h5", id);
+      const auto c = make_new("c.h5", id);
+      Removal d(dir_ / "d.h5", id);
+      const std::vector<Replacement*> all{a.get(), c.get(), &d, b.get()};
+      prepare_together(all);
+      for (std::size_t i = 0; i < placed; ++i) all[i]->place();
+      ::_exit(0);
+    });
   }
 
   TempDir dir_;
@@ -95,7 +143,7 @@ TEST_F(LeftOversTest, NamesThatAreAsLongAsTheyMayBeCanBeReplaced) {
     // As it lies when a run has broken off between two renames.
     fs::rename(path, hidden_path(path, fresh_id(), kOld));
     put_file(hidden_path(path, fresh_id(), kPartial), "half a file");
-    left_overs.clear_unfinished();
+    clear(left_overs);
     EXPECT_EQ(get_file(path), "the old one");
     replace(path, "the new one");
     EXPECT_EQ(names_in(dir_.string()).size(), 2U);  // with the lock
@@ -117,13 +165,13 @@ TEST_F(LeftOversTest, OldFilesStayUntilNewOnesAreInPlace) {
                  {".a.h5.0123456789abcdef.old", "the old one, replaced"},
                  {"b.h5", "the old one, moved away"},
                  {".c.txt.partial", "somebody else's"}};
-  left_overs_.clear_unfinished();
+  clear(left_overs_);
   expect_contents(after);
   after.erase(".a.h5.0123456789abcdef.old");
   left_overs_.clear_old();
   expect_contents(after);
   const LeftOvers nowhere(dir_ / "absent", &ends_in_h5);
-  nowhere.clear_unfinished();
+  clear(nowhere);
   nowhere.clear_old();
 }
 
@@ -136,7 +184,7 @@ TEST_F(LeftOversTest, OfSeveralOldFilesTheNewestGetsTheNameBack) {
   fs::last_write_time(dir_ / ".a.h5.0123456789abcdef.old", now);
   fs::last_write_time(dir_ / ".a.h5.1123456789abcdef.old", now - 1h);
   fs::last_write_time(dir_ / ".a.h5.2123456789abcdef.old", now - 2h);
-  left_overs_.clear_unfinished();
+  clear(left_overs_);
   EXPECT_EQ(get_file(dir_ / "a.h5"), "version 2");
   EXPECT_EQ(names_in(dir_.string()).size(), 3U);
 }
@@ -156,14 +204,15 @@ TEST_F(LeftOversTest, AReplacementThatBrokeOffIsUndoneWhole) {
   // Its old file cannot get its name back: a folder has it.
   fs::create_directories(dir_ / "c.h5/full");
   put_file(hidden("c.h5", broken, kOld), "version 2");
-  left_overs_.clear_unfinished();
+  EXPECT_TRUE(
+      has(message_of<IoError>([&] { clear(left_overs_); }), {dir_ / "c.h5", "rename it, or remove it"}));
   EXPECT_EQ(get_file(dir_ / "a.h5"), "version 2");
   EXPECT_EQ(get_file(dir_ / "b.h5"), "version 2");
   EXPECT_TRUE(fs::exists(hidden("a.h5", "1123456789abcdef", kOld)));
   // Not ended before that, too, has been undone.
   EXPECT_TRUE(fs::exists(hidden("b.h5", broken, kPartial)));
   fs::remove_all(dir_ / "c.h5");
-  left_overs_.clear_unfinished();
+  clear(left_overs_);
   EXPECT_EQ(get_file(dir_ / "c.h5"), "version 2");
   EXPECT_EQ(names_in(dir_.string()),
             (std::vector<std::string>{".a.h5.1123456789abcdef.old", "a.h5", "b.h5", "c.h5"}));
@@ -175,36 +224,72 @@ TEST_F(LeftOversTest, AReplacementThatBrokeOffOnAnotherNodeIsUndone) {
   put_file(hidden_path(dir_ / "a.h5", broken, kOld), "version 1");
   put_file(dir_ / ".b.h5.partial", "half a file");
   EXPECT_TRUE(left_overs_.unfinished().empty());
-  left_overs_.clear_unfinished();
+  clear(left_overs_);
   EXPECT_EQ(get_file(dir_ / "a.h5"), "version 2");
-  left_overs_.clear_unfinished({broken});
+  clear(left_overs_, {broken});
   EXPECT_EQ(get_file(dir_ / "a.h5"), "version 1");
   put_file(hidden_path(dir_ / "a.h5", broken, kPartial), "half a file");
   EXPECT_EQ(left_overs_.unfinished(), (std::set<std::string>{broken}));
-  left_overs_.clear_unfinished();
+  clear(left_overs_);
   EXPECT_EQ(names_in(dir_.string()), std::vector<std::string>{"a.h5"});
+}
+
+TEST_F(LeftOversTest, WhatBrokeOffIsUndoneWithFilesThatWereNewAndThoseThatWent) {
+  const Contents before{{"a.h5", "version 1"}, {"b.h5", "version 1"}, {"d.h5", "version 1"}};
+  for (const std::size_t placed : {0, 1, 2, 3}) {
+    break_off_after(placed);
+    clear(left_overs_);
+    EXPECT_EQ(folder_contents(dir_.string()), before) << placed;
+  }
+}
+
+TEST_F(LeftOversTest, WhatWasPlacedWholeIsBroughtToItsEnd) {
+  break_off_after(4);
+  clear(left_overs_);
+  expect_contents({{"a.h5", "version 2"}, {"b.h5", "version 2"}, {"c.h5", "version 2"}});
+}
+
+TEST_F(LeftOversTest, FilesThatCameAfterABrokenOneStay) {
+  break_off_after(3);
+  // Written into the files that are there, and put in their place.
+  put_file(dir_ / "a.h5", "version 3");
+  put_file(dir_ / "b.h5", "version 3");
+  fs::remove(dir_ / "c.h5");
+  put_file(dir_ / "c.h5", "version 3");
+  put_file(dir_ / "d.h5", "version 3");
+  clear(left_overs_);
+  for (const char* name : {"a.h5", "b.h5", "c.h5", "d.h5"}) EXPECT_EQ(get_file(dir_ / name), "version 3");
+  left_overs_.clear_old();
+  EXPECT_EQ(names_in(dir_.string()).size(), 4U);
+}
+
+TEST_F(LeftOversTest, ALateUndoTouchesNothingOfTheNextJob) {
+  PartialFile late(dir_ / "a.h5");
+  late.place();
+  const PartialFile never(dir_ / "b.h5", "0123456789abcdef");
+  clear(left_overs_, {fs::path(late.partial_path()).filename().string().substr(6, 16)});
+  replace(dir_ / "a.h5", "the next job's");
+  EXPECT_TRUE(has(message_of<NotPutBack>([&] { late.take_back(); }), {dir_ / "a.h5", "stays"}));
+  expect_contents({{"a.h5", "the next job's"}});
 }
 
 TEST_F(LeftOversTest, AJobThatFailsAfterABrokenOneLosesNothing) {
   const std::vector<std::string> names{"a.h5", "b.h5", "c.h5", "d.h5"};
   for (const std::string& name : names) put_file(dir_ / name, "version 1");
-  const pid_t child = ::fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    // The node dies after two of four renames.
+  // The node dies after two of four renames.
+  die_after([&] {
     std::vector<std::unique_ptr<PartialFile>> files;
     const std::string id = fresh_id();
     for (const std::string& name : names) files.push_back(std::make_unique<PartialFile>(dir_ / name, id));
     files[0]->place();
     files[1]->place();
     ::_exit(0);
-  }
-  ::waitpid(child, nullptr, 0);
+  });
   const auto count = [&](std::string_view content) {
     const auto contents = folder_contents(dir_.string());
     return std::ranges::count_if(contents, [&](const auto& file) { return file.second == content; });
   };
-  left_overs_.clear_unfinished();
+  clear(left_overs_);
   EXPECT_EQ(count("version 1"), 4);
   EXPECT_EQ(names_in(dir_.string()), names);
   for (const std::string& name : names) replace(dir_ / name, "version 3");
@@ -238,11 +323,11 @@ TEST_F(LeftOversTest, TrainersShardsOfOthersStay) {
   fs::create_directory(foreign[2]);
   create_hdf5(foreign[3], {{"kind", std::string("checkpoint")}}, {})->commit();
   put_file(foreign[4], safetensors_bytes("{}", 0));
-  auto left = remove_other_trainer_shards(folder, 1, true);
-  std::ranges::sort(left);
-  EXPECT_EQ(left, foreign);
-  EXPECT_EQ(names_in(folder).size(), foreign.size() + 1);
-  EXPECT_TRUE(fs::exists(dir_ / "trainer-0.h5"));
+  OtherTrainerShards others = other_trainer_shards(folder, 1, true);
+  for (std::vector<std::string>* paths : {&others.own, &others.foreign}) std::ranges::sort(*paths);
+  EXPECT_EQ(others.foreign, foreign);
+  EXPECT_EQ(others.own, (std::vector<std::string>{dir_ / "trainer-0.safetensors", dir_ / "trainer-1.h5",
+                                                  dir_ / "trainer-1.safetensors"}));
 }
 
 TEST_F(LeftOversTest, NamesOfShards) {

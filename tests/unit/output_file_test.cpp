@@ -6,14 +6,18 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <filesystem>
 #include <thread>
 #include <utility>
 
 #include "core/error.hpp"
+#include "session/signals.hpp"
+#include "storage/partial_file.hpp"
 #include "storage_files.hpp"
 #include "support/other_user.hpp"
 
@@ -110,7 +114,9 @@ TEST_F(OutputFileTest, RefusesWhatIsNoFileAndNamesOfWeights) {
   for (const char* name :
        {"rank-0.h5", "a.hdf5", "model.safetensors", "config.json", "generation_config.json",
         "hf_quant_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json",
-        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"}) {
+        ".rank-9.h5.0123456789abcdef.old", ".rank-9.h5.0123456789abcdef.partial", ".weightcast.lock",
+        ".model.h5.lock", ".x.0123456789abcdef.journal", "tokenizer.json", "tokenizer_config.json",
+        "special_tokens_map.json", "vocab.json"}) {
     EXPECT_TRUE(has(message_of<UsageError>([&] { begin(dir_ / name); }),
                     {"--json " + (dir_ / name), "checkpoint's file", "report.json"}));
   }
@@ -243,6 +249,43 @@ TEST_F(OutputFileTest, APipeWithoutReaderIsNotWaitedForForEver) {
   file.write(text);
   reader.join();
   EXPECT_EQ(got, text);
+}
+
+TEST_F(OutputFileTest, APipeThatNobodyEmptiesIsNotWaitedForForEver) {
+  const std::string pipe = dir_ / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
+  ASSERT_GE(reader, 0);
+  const std::string text(1 << 20, 'x');
+  OutputFile file = begin(pipe);
+  EXPECT_TRUE(has(message_of<IoError>([&] { file.write(text); }), {"--json " + pipe, "nobody reads"}));
+  EXPECT_TRUE(file.written());
+  // A signal ends it sooner. It stays noted, so that this is the last of its kind here.
+  watch_signals();
+  std::raise(SIGTERM);
+  EXPECT_TRUE(has(message_of<StoppedError>([&] { begin(pipe).write(text); }), {pipe, "stopped by SIGTERM"}));
+  ::close(reader);
+}
+
+TEST_F(OutputFileTest, WhatABrokenRunLeftGoesWithTheNext) {
+  const std::string path = dir_ / "report.json";
+  put_file(path, "");
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    PartialFile replaced(path);
+    replaced.place();
+    PartialFile half(path);
+    half.prepare();
+    ::_exit(0);
+  }
+  ::waitpid(child, nullptr, 0);
+  put_file(dir_ / ".rank-0.h5.0123456789abcdef.partial", "another file's");
+  EXPECT_GT(names_in(dir_.string()).size(), 5U);
+  begin(path).write("the end");
+  EXPECT_EQ(get_file(path), "the end");
+  EXPECT_EQ(names_in(dir_.string()),
+            (std::vector<std::string>{".rank-0.h5.0123456789abcdef.partial", "report.json"}));
 }
 
 TEST_F(OutputFileTest, PipesAndDevicesAreWrittenOnce) {

@@ -14,6 +14,7 @@
 #include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <cstdarg>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -28,7 +29,10 @@
 
 namespace {
 
-int flock_error = 0;  ///< what the next lock fails with
+int flock_error = 0;    ///< what the next lock fails with
+int open_error = 0;     ///< what the next making of a file fails with
+int mkdir_error = 0;    ///< what the next making of a folder fails with
+std::string vanishing;  ///< a folder that goes before the next making of a file
 
 }  // namespace
 
@@ -37,6 +41,27 @@ extern "C" int flock(int fd, int operation) noexcept {
   if (flock_error == 0) return static_cast<int>(::syscall(SYS_flock, fd, operation));
   errno = std::exchange(flock_error, 0);
   return -1;
+}
+
+extern "C" int mkdir(const char* path, mode_t mode) noexcept {
+  if (mkdir_error == 0) return static_cast<int>(::syscall(SYS_mkdirat, AT_FDCWD, path, mode));
+  errno = std::exchange(mkdir_error, 0);
+  return -1;
+}
+extern "C" int open(const char* path, int flags, ...) {
+  mode_t mode = 0;
+  if ((flags & O_CREAT) != 0) {
+    va_list more;
+    va_start(more, flags);
+    mode = va_arg(more, mode_t);
+    va_end(more);
+    if (!vanishing.empty()) ::rmdir(std::exchange(vanishing, "").c_str());
+    if (open_error != 0) {
+      errno = std::exchange(open_error, 0);
+      return -1;
+    }
+  }
+  return static_cast<int>(::syscall(SYS_openat, AT_FDCWD, path, flags, mode));
 }
 
 namespace weightcast {
@@ -286,6 +311,49 @@ TEST_F(OutputLockTest, WithoutLocksThereIsANote) {
   flock_error = EINTR;
   const OutputLock lock(folder_lock(dir_.string()), "--sink", "sync");
   EXPECT_EQ(lock.note(), "");
+}
+
+TEST_F(OutputLockTest, WhatTheSystemRefusesIsNoMissingLock) {
+  for (int* error : {&flock_error, &open_error, &mkdir_error}) {
+    for (const int number : {EIO, ENOSPC, EDQUOT, ENOMEM}) {
+      *error = number;
+      EXPECT_TRUE(has(refusal(), {"--sink hdf5:x", folder_}));
+      EXPECT_FALSE(fs::exists(folder_));
+    }
+  }
+}
+
+TEST_F(OutputLockTest, AFolderThatAnotherJobRemovesIsMadeAgain) {
+  fs::create_directory(folder_);
+  vanishing = folder_;
+  {
+    const OutputLock lock(path_, "--sink", "sync");
+    EXPECT_TRUE(lock.held());
+  }
+  fs::remove(folder_);
+  // The one above it goes while this one is being made.
+  mkdir_error = ENOENT;
+  const OutputLock lock(path_, "--sink", "sync");
+  EXPECT_TRUE(lock.held());
+}
+
+TEST_F(OutputLockTest, AFolderThatWasMovedIsNoticedAndTheLockOfAnotherJobStays) {
+  OutputLock lock(path_, "--sink hdf5:x", "sync");
+  EXPECT_NO_THROW(lock.require_name());
+  fs::rename(folder_, dir_ / "moved");
+  const auto message = [&] { return message_of<IoError>([&] { lock.require_name(); }); };
+  EXPECT_TRUE(has(message(), {"--sink hdf5:x", path_, "moved or removed", "start it again"}));
+  fs::create_directory(folder_);
+  put_file(path_, kLiving);
+  EXPECT_TRUE(has(message(), {path_, "moved or removed"}));
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    undo_unfinished();
+    ::_exit(0);
+  }
+  ::waitpid(child, nullptr, 0);
+  EXPECT_EQ(get_file(path_), kLiving);
 }
 
 TEST_F(OutputLockTest, OnlyWhatIsLockedIsCleared) {

@@ -15,8 +15,12 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <thread>
+#include <utility>
 
+#include "storage/left_overs.hpp"
+#include "storage/model_files.hpp"
 #include "storage/output_lock.hpp"
 #include "storage/partial_file.hpp"
 #include "storage/unfinished.hpp"
@@ -32,9 +36,11 @@ struct Rule {
   int error = EIO;
   bool all = false;
   bool does_it = false;  ///< the call is done and says that it has failed
+  bool dies = false;     ///< the process ends there, before the call or, with `does_it`, after it
   int counted = 0;
 };
 std::map<std::string, Rule> failing;  ///< by the name of the call
+bool quick = false;                   ///< nothing needs to be on the disk
 
 int result_of(const char* call, const std::function<long()>& run) {
   const auto rule = failing.find(call);
@@ -44,6 +50,7 @@ int result_of(const char* call, const std::function<long()>& run) {
     return static_cast<int>(run());
   }
   if (rule->second.does_it) run();
+  if (rule->second.dies) ::_exit(1);
   errno = rule->second.error;
   return -1;
 }
@@ -61,7 +68,7 @@ extern "C" int unlink(const char* path) noexcept {
   return result_of("unlink", [&] { return ::syscall(SYS_unlinkat, AT_FDCWD, path, 0); });
 }
 extern "C" int fsync(int fd) {
-  return result_of("fsync", [&] { return ::syscall(SYS_fsync, fd); });
+  return result_of("fsync", [&] { return quick ? 0 : ::syscall(SYS_fsync, fd); });
 }
 namespace weightcast {
 namespace {
@@ -72,7 +79,10 @@ using test_support::folder_contents;
 
 class ReplacementTest : public ::testing::Test {
  protected:
-  void TearDown() override { failing = {}; }
+  void TearDown() override {
+    failing = {};
+    quick = false;
+  }
 
   static constexpr std::int64_t kSmallFiles = 80;  // so that there are several, with an index
   std::vector<DatasetSpec> datasets_{
@@ -251,6 +261,57 @@ TEST_F(ReplacementTest, WhatToDoFollowsFromWhatIsRefused) {
   EXPECT_TRUE(has(refusal(dir_ / "a.h5"), {"Permission denied", "folder that can be written"}));
 }
 
+TEST_F(ReplacementTest, WhereverAProcessDiesTheNextFindsOneVersionWhole) {
+  constexpr std::int64_t kOneFile = 1 << 20;
+  quick = true;
+  const LeftOvers left_overs(
+      folder_, [](std::string_view name) { return is_model_file(name) || name == "config.json"; });
+  const auto write = [&](std::int64_t max_file_bytes, std::int64_t version) {
+    auto writer =
+        create_safetensors(folder_, "{}", datasets_, max_file_bytes, version, std::to_string(version));
+    write_all(*writer, datasets_);
+    writer->commit();
+  };
+  const auto contents_of = [&](std::int64_t max_file_bytes, std::int64_t version) {
+    fs::remove_all(folder_);
+    write(max_file_bytes, version);
+    return folder_contents(folder_);
+  };
+  for (const auto& [before, after] : {std::pair(kSmallFiles, kOneFile), std::pair(kOneFile, kSmallFiles),
+                                      std::pair(kSmallFiles, kSmallFiles)}) {
+    const auto fresh = contents_of(after, 2);
+    const auto old = contents_of(before, 1);
+    for (const char* call : {"rename", "link", "unlink", "fsync"}) {
+      for (const bool does_it : {false, true}) {
+        bool undone = false;
+        int died = 1;
+        for (int number = 0; died == 1; ++number) {
+          fs::remove_all(folder_);
+          write(before, 1);
+          const pid_t child = ::fork();
+          ASSERT_GE(child, 0);
+          if (child == 0) {
+            failing = {{call, {number, EIO, false, does_it, true}}};
+            write(after, 2);
+            ::_exit(0);
+          }
+          int status = -1;
+          ::waitpid(child, &status, 0);
+          ASSERT_TRUE(WIFEXITED(status));
+          died = WEXITSTATUS(status);
+          left_overs.put_back(left_overs.unfinished());
+          left_overs.remove_unfinished();
+          const auto left = folder_contents(folder_);
+          undone = undone || left == old;
+          ASSERT_TRUE(left == old || left == fresh) << call << " " << number << " " << does_it;
+        }
+        // What is removed is so when all is in place.
+        EXPECT_TRUE(undone || call == std::string_view("unlink")) << call;
+      }
+    }
+  }
+}
+
 TEST_F(ReplacementTest, AProcessThatEndsAmidIt) {
   put_file(dir_ / "a.h5", "what was there");
   const pid_t child = ::fork();
@@ -268,6 +329,13 @@ TEST_F(ReplacementTest, AProcessThatEndsAmidIt) {
   int status = -1;
   ::waitpid(child, &status, 0);
   EXPECT_EQ(status, 0);
+  EXPECT_EQ(get_file(dir_ / "a.h5"), "what was there");
+  EXPECT_FALSE(fs::exists(dir_ / "b.h5"));
+  // Of those that took their names the word stays that they broke off: others may have to hear it.
+  const LeftOvers left_overs(dir_.string(), [](std::string_view name) { return name.ends_with(".h5"); });
+  EXPECT_EQ(left_overs.unfinished().size(), 2U);
+  left_overs.put_back(left_overs.unfinished());
+  left_overs.remove_unfinished();
   EXPECT_EQ(folder_contents(dir_.string()), (std::map<std::string, std::string>{{"a.h5", "what was there"}}));
 }
 

@@ -262,7 +262,8 @@ TEST(Storage, NothingHappensWithoutCommit) {
   const TempDir dir;
   const auto datasets = varied_datasets();
   put_file(dir / "a.h5", "what was there");
-  put_file(dir / "model.safetensors", "what was there");
+  const std::string old = safetensors_bytes(R"({"__metadata__":{"weightcast.conversion":"1"}})", 0);
+  put_file(dir / "model.safetensors", old);
   for (const bool flushed : {false, true}) {
     auto hdf5 = create_hdf5(dir / "a.h5", {}, datasets);
     auto safetensors = create_safetensors(dir.string(), "{}", datasets, 100);
@@ -274,7 +275,7 @@ TEST(Storage, NothingHappensWithoutCommit) {
   }
   EXPECT_EQ(names_in(dir.string()), (std::vector<std::string>{"a.h5", "model.safetensors"}));
   EXPECT_EQ(get_file(dir / "a.h5"), "what was there");
-  EXPECT_EQ(get_file(dir / "model.safetensors"), "what was there");
+  EXPECT_EQ(get_file(dir / "model.safetensors"), old);
 }
 
 TEST(Storage, HeadersTravelAsBytes) {

@@ -1,0 +1,145 @@
+#include "storage/file_replacement.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+#include <string_view>
+#include <utility>
+
+#include "storage/hidden_names.hpp"
+#include "storage/input_file.hpp"
+
+namespace weightcast {
+
+namespace {
+
+/// What to do where no file can be created.
+std::string_view remedy(int error) {
+  switch (error) {
+    case EACCES:
+    case EPERM:
+    case EROFS:
+      return "choose a folder that can be written";
+    case ENOSPC:
+    case EDQUOT:
+      return "free some space or choose another folder";
+    case EMFILE:
+    case ENFILE:
+      return "raise the limit of open files (ulimit -n)";
+    case ENAMETOOLONG:
+      return "choose a shorter name";
+    default:
+      return "check its folder";
+  }
+}
+
+[[noreturn]] void fail_to_create(const std::string& path, int error,
+                                 std::source_location where = std::source_location::current()) {
+  throw SystemRefusal(
+      fmt::format("cannot create a file beside {}: {}; {}", path, system_error_text(error), remedy(error)),
+      error, where);
+}
+
+}  // namespace
+
+void fail_at(std::string_view what, const std::string& path, int error, std::source_location where) {
+  throw SystemRefusal(fmt::format("cannot {} {}: {}", what, path, system_error_text(error)), error, where);
+}
+
+FileReplacement::FileReplacement(std::string final_path, const std::string& id)
+    : state_{final_path,
+             hidden_path(final_path, id, kPartial),
+             hidden_path(final_path, id, kOld),
+             hidden_path(final_path, id, kJournal),
+             {},
+             false} {}
+
+FileReplacement::~FileReplacement() {
+  if (stage_ == Stage::kOpen) undo(state_);
+  forget_unfinished(this);
+}
+
+int FileReplacement::create_partial() {
+  struct stat there {};
+  // A hidden name is never too long.
+  if (::lstat(final_path().c_str(), &there) != 0 && errno == ENAMETOOLONG) {
+    fail_to_create(final_path(), ENAMETOOLONG);
+  }
+  int fd = -1;
+  do {
+    fd = ::open(partial_path().c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+  } while (fd < 0 && errno == EINTR);
+  if (fd < 0) {
+    const int error = errno;
+    stage_ = Stage::kEnded;  // what lies there is not this one's
+    fail_to_create(final_path(), error);
+  }
+  note_unfinished(this, state_);
+  return fd;
+}
+
+void FileReplacement::promise(const std::optional<FileIdentity>& fresh) {
+  struct stat there {};
+  const bool had_old = ::lstat(final_path().c_str(), &there) == 0;
+  if (!had_old && errno != ENOENT) fail_at("look at", final_path(), errno);
+  state_.entry = {fresh, had_old};
+  write_journal(state_.journal_path, state_.entry);
+  state_.promised = true;
+  note_unfinished(this, state_);
+}
+
+void FileReplacement::end(Stage stage) noexcept {
+  stage_ = stage;
+  forget_unfinished(this);
+}
+
+void FileReplacement::take_back() {
+  if (!state_.promised || stage_ != Stage::kOpen) return;
+  const bool open = mark_broken_off(state_);
+  const PutBack result = open ? put_back(state_) : PutBack::kStranger;
+  const int error = errno;
+  end(Stage::kTakenBack);
+  if (result == PutBack::kDone) return;
+  if (result == PutBack::kStranger) {
+    throw NotPutBack(fmt::format(
+        "cannot put {} back: another file has been put there since, which stays; look for who else "
+        "writes there",
+        final_path()));
+  }
+  struct stat old {};
+  const bool has_old = ::lstat(old_path().c_str(), &old) == 0;
+  throw NotPutBack(fmt::format("cannot put {} back: {}; {}", final_path(), system_error_text(error),
+                               has_old ? fmt::format("what was there is {}", old_path()) : "remove it"));
+}
+
+void FileReplacement::give_up() noexcept {
+  ::unlink(partial_path().c_str());
+  if (state_.promised) {
+    // An old file that has both names.
+    ::unlink(old_path().c_str());
+    ::unlink(state_.journal_path.c_str());
+  }
+  end(Stage::kEnded);
+}
+
+void FileReplacement::keep() noexcept {
+  ::unlink(old_path().c_str());
+  ::unlink(state_.journal_path.c_str());
+  end(Stage::kEnded);
+}
+
+void sync_directory(const std::string& directory) {
+  const int fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) fail_at("open the folder", directory, errno);
+  const int error = ::fsync(fd) != 0 ? errno : 0;
+  ::close(fd);
+  // EINVAL: a file system that keeps its names without being asked.
+  if (error != 0 && error != EINVAL) fail_at("flush the folder", directory, error);
+}
+
+}  // namespace weightcast

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace weightcast {
+
+/// Whether `create_safetensors` gives that name to one of its files of tensors or to their index.
+bool is_model_file(std::string_view name);
+
+/// What has such a name in a folder, which may be missing. Throws IoError when the folder cannot be listed.
+std::vector<std::filesystem::path> model_files_in(const std::string& directory);
+
+/// Throws IoError when a checkpoint in that folder would replace, remove or be read beside files that this
+/// program has not written. An index and a `config.json` say nothing of who wrote them: they count as the
+/// data files beside them, a `config.json` also as its own when it says what the new one will.
+void require_own_model_files(const std::string& directory, const std::string& config_text);
+
+/// The same of a `config.json` alone. `beside_own`: whether data files of this program lie beside it.
+void require_own_config(const std::string& directory, const std::string& config_text, bool beside_own);
+
+}  // namespace weightcast
