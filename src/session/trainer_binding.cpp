@@ -120,7 +120,7 @@ class BoundsByTensor {
       }
       const StoredTensor& stored = shard.tensors[*numbers[i]];
       require_held(shard, stored, tensor.held.shape, layout, rank);
-      const Cast cast = cast_for(shard.path, stored, tensor.held.dtype);
+      const Cast cast = cast_for(shard, stored, tensor.held.dtype);
       cast_tensors_ += cast == Cast::kRound ? 1 : 0;
       for (const Part& part : tensor.held.parts) {
         const Box place = place_in(tensor.held, part, part.box);
@@ -249,7 +249,7 @@ std::vector<std::int64_t> digests_of_tied(const Family& family, const TrainerLay
       const Box place = place_in(tensor.held, part, part.box);
       Binding binding;
       binding.bounds.push_back(
-          {*number, cast_for(shard.path, stored, tensor.held.dtype), part.box, place.row, place.col});
+          {*number, cast_for(shard, stored, tensor.held.dtype), part.box, place.row, place.col});
       binding.starts = {0, 1};
       digests[static_cast<std::size_t>(trainer_rank(layout, rank).tp)] =
           positive_digest(original, 0, part.box, BoundReader(alone, shard, binding));

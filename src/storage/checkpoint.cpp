@@ -276,6 +276,11 @@ std::optional<std::string> carried_config(const std::string& path) {
 
 }  // namespace
 
+bool same_bytes(const StoredTensor& a, const StoredTensor& b) {
+  return !a.through_library() && a.file == b.file && a.offset == b.offset && a.dtype == b.dtype &&
+         a.shape == b.shape;
+}
+
 const StoredTensor* Checkpoint::find(std::string_view name) const {
   const auto found =
       std::lower_bound(tensors.begin(), tensors.end(), name,

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "storage/hdf5_chunks.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/local_files.hpp"
 
@@ -44,6 +45,7 @@ class Placement {
       case H5D_CHUNKED:
         return chunked();
       case H5D_COMPACT:
+        require_storage();
         return std::nullopt;  // in the header itself
       case H5D_VIRTUAL:
         return virtual_sources();
@@ -56,6 +58,13 @@ class Placement {
   const std::string& subject() const { return found_.subject; }
   const std::string& path() const { return found_.file.input.path(); }
 
+  void require_storage() const {
+    const hsize_t stored = H5Dget_storage_size(found_.dataset);
+    if (stored >= static_cast<hsize_t>(tensor_.bytes())) return;
+    throw InputError(fmt::format("{} has {} bytes in place of {}; the file is damaged, copy it again",
+                                 subject(), stored, tensor_.bytes()));
+  }
+
   std::optional<std::string> contiguous() {
     // The offset does not tell whether there are bytes: that of a dataset without space may be "undefined"
     // plus the size of the user's block.
@@ -63,6 +72,7 @@ class Placement {
     WEIGHTCAST_HDF5(H5Dget_space_status(found_.dataset, &status), subject());
     const haddr_t offset = H5Dget_offset(found_.dataset);
     if (status != H5D_SPACE_STATUS_ALLOCATED || offset == HADDR_UNDEF) return "was created and never written";
+    require_storage();
     const std::int64_t file_bytes = found_.file.input.size();
     if (offset > static_cast<haddr_t>(file_bytes) ||
         tensor_.bytes() > file_bytes - static_cast<std::int64_t>(offset)) {
@@ -114,6 +124,8 @@ class Placement {
     if (written == 0) return "was created and never written";
     if (written < expected)
       return fmt::format("was written only in part: {} of {} chunks are there", written, expected);
+    // Of a virtual dataset the library itself reads the sources.
+    if (found_.level > 0) Hdf5Chunks(found_.dataset, subject(), found_.file.input.size()).check_all();
     return std::nullopt;
   }
 
