@@ -48,7 +48,7 @@ OpenHdf5 open_hdf5(const std::string& path) {
                     "written: copy it again",
                     path, hdf5_error_text()));
   }
-  require_same_file(identity_in_library(file, path), describe_file(input));
+  require_same_file(identity_in_library(file, path), {path, input.identity(), 0});
   return {std::move(input), std::move(file)};
 }
 

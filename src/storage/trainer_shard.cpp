@@ -135,7 +135,8 @@ TrainerShard read_trainer_shard(const std::string& directory, std::int64_t rank,
   // Attributes and header are of one file.
   require_same_file(identity, shard.files.front());
   std::ranges::sort(shard.tensors, {}, &StoredTensor::name);
-  return {std::move(shard), text_of(attributes, kConversionAttribute)};
+  return {std::move(shard), text_of(attributes, kConversionAttribute),
+          !written_rank.empty() && !written_layout.empty()};
 }
 
 std::unique_ptr<TensorFileWriter> create_trainer_shard(const std::string& directory, std::int64_t rank,
