@@ -26,12 +26,12 @@ void require_shape(const Checkpoint& checkpoint, const StoredTensor& stored, con
                     "ranks (as ZeRO-3 "
                     "and FSDP leave them); gather the weights before they are saved, with ZeRO-3 by "
                     "stage3_gather_16bit_weights_on_model_save or zero_to_fp32.py",
-                    checkpoint.path, stored.name, stored.shape.to_string()));
+                    checkpoint.path, excerpt(stored.name), stored.shape.to_string()));
   }
   throw InputError(
       fmt::format("{}: tensor {} has shape {} but the model's config wants {}; is --model the right "
                   "config.json?",
-                  checkpoint.path, stored.name, stored.shape.to_string(), shape.to_string()));
+                  checkpoint.path, excerpt(stored.name), stored.shape.to_string(), shape.to_string()));
 }
 
 /// How much of two names is the same, from the front and from the back.
@@ -139,7 +139,7 @@ class Binder {
     const std::string module = tensor.name.substr(0, tensor.name.rfind('.'));
     throw InputError(fmt::format(
         "{}: tensor {} is {} but config.json's quantization_config says that it holds codes of {}; {}",
-        checkpoint_.path, stored.name, dtype_name(stored.dtype), dtype_name(tensor.dtype),
+        checkpoint_.path, excerpt(stored.name), dtype_name(stored.dtype), dtype_name(tensor.dtype),
         some ? fmt::format("list {} among the modules that are not quantised", module)
              : "no tensor does: remove quantization_config"));
   }
@@ -234,7 +234,7 @@ Cast cast_for(const Checkpoint& checkpoint, const StoredTensor& stored, DType wa
   const std::string& file = checkpoint.files[stored.file].path;
   const bool hdf5 = file.ends_with(".h5") || file.ends_with(".hdf5");
   throw InputError(fmt::format("{}: tensor {} is {} but the model's config says {}; {}", checkpoint.path,
-                               stored.name, dtype_name(stored.dtype), dtype_name(wanted),
+                               excerpt(stored.name), dtype_name(stored.dtype), dtype_name(wanted),
                                dtype_remedy(stored.dtype, wanted, hdf5)));
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "core/units.hpp"
 #include "session/bound_reader.hpp"
 
@@ -24,7 +25,7 @@ constexpr std::int64_t kPieceBytes = std::int64_t{1} << 20;
       fmt::format("{}: tensor {} {} {}, which config.json says it is tied to (tie_word_embeddings), and "
                   "engines would drop it; set "
                   "tie_word_embeddings to false, or keep the embedding with --tied-head embedding",
-                  checkpoint.path, copy.name, how, original.name));
+                  checkpoint.path, excerpt(copy.name), how, original.name));
 }
 
 /// Compares one copy with its original.

@@ -11,6 +11,7 @@
 
 #include "core/error.hpp"
 #include "core/hash.hpp"
+#include "core/text.hpp"
 #include "kernels/digest.hpp"
 #include "model/megatron.hpp"
 #include "session/bound_reader.hpp"
@@ -92,8 +93,9 @@ void require_held(const Checkpoint& shard, const StoredTensor& stored, const Sha
                   const TrainerLayout& layout, std::int64_t rank) {
   shard.require_readable(stored);
   if (stored.shape == held) return;
-  throw InputError(fmt::format("{}: tensor {} has shape {} but {} holds {}; {}", shard.path, stored.name,
-                               stored.shape.to_string(), describe(layout, rank), held.to_string(), kAsk));
+  throw InputError(fmt::format("{}: tensor {} has shape {} but {} holds {}; {}", shard.path,
+                               excerpt(stored.name), stored.shape.to_string(), describe(layout, rank),
+                               held.to_string(), kAsk));
 }
 
 /// The bounds of some shards, by tensor.

@@ -11,7 +11,9 @@
 
 #include "core/error.hpp"
 #include "core/json_text.hpp"
+#include "core/text.hpp"
 #include "storage/foreign_file.hpp"
+#include "storage/foreign_folder.hpp"
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_file.hpp"
 #include "storage/hdf5_header.hpp"
@@ -19,6 +21,8 @@
 #include "storage/input_file.hpp"
 #include "storage/local_files.hpp"
 #include "storage/safetensors_header.hpp"
+#include "storage/safetensors_index.hpp"
+#include "storage/trainer_shard.hpp"
 #include "storage/writer.hpp"
 #include "sys/host.hpp"
 
@@ -32,6 +36,10 @@ namespace fs = std::filesystem;
 bool is_hdf5_name(const fs::path& path) {
   const std::string extension = path.extension().string();
   return (extension == ".h5" || extension == ".hdf5") && !path.filename().string().starts_with('.');
+}
+
+bool is_model_file(const fs::path& name) {
+  return name.string().starts_with("model") && name.extension() == ".safetensors";
 }
 
 enum class PathKind { kDirectory, kFile };
@@ -69,15 +77,23 @@ std::vector<std::string> files_in(const std::string& directory, Wanted wanted) {
   return found;
 }
 
+/// Whether a folder holds a file that may be a checkpoint's or a trainer's shard.
+bool holds_weights(const std::string& directory) {
+  const auto files = files_in(directory, [](const fs::path& name) {
+    return name == kSafetensorsIndexName || is_model_file(name) || is_hdf5_name(name) ||
+           is_trainer_shard(name.string());
+  });
+  return !files.empty();
+}
+
 // The HDF5 file of a folder. Throws when there is none, or more than one to choose from.
 std::string hdf5_file_in(const std::string& directory) {
   const auto files = files_in(directory, is_hdf5_name);
   if (files.empty()) {
     const std::string what = describe_folder(directory);
-    throw InputError(fmt::format(
-        "{} holds no checkpoint: neither {}, nor model*.safetensors, nor a .h5 file{}", directory,
-        kSafetensorsIndexName,
-        what.empty() ? " (of trainers' shards name one, or use them with --trainer-alloc)" : "; " + what));
+    throw InputError(
+        fmt::format("{} holds no checkpoint: neither {}, nor model*.safetensors, nor a .h5 file{}", directory,
+                    kSafetensorsIndexName, what.empty() ? "; name the folder that does" : "; " + what));
   }
   if (files.size() > 1) {
     throw InputError(fmt::format("{} holds {} HDF5 files, for example {} and {}; name one of them", directory,
@@ -170,11 +186,11 @@ void sort_by_name(Checkpoint& checkpoint) {
   const StoredTensor& other = *std::next(twice);
   if (twice->file == other.file) {
     throw InputError(fmt::format("{}: datasets '{}' and '{}' are both called '{}'",
-                                 checkpoint.files[twice->file].path, twice->dataset(), other.dataset(),
-                                 twice->name));
+                                 checkpoint.files[twice->file].path, excerpt(twice->dataset()),
+                                 excerpt(other.dataset()), excerpt(twice->name)));
   }
   throw InputError(fmt::format("tensor '{}' is in both {} and {}; remove the file that is not meant",
-                               twice->name, checkpoint.files[twice->file].path,
+                               excerpt(twice->name), checkpoint.files[twice->file].path,
                                checkpoint.files[other.file].path));
 }
 
@@ -228,8 +244,11 @@ void add_indexed(Checkpoint& checkpoint, const fs::path& directory) {
     const std::string path = (directory / name).string();
     std::error_code error;
     if (!fs::exists(path, error) && !error) {
-      throw InputError(
-          fmt::format("{} names {}, which is not there; copy it beside the index", index_path, name));
+      const std::string unfinished = unfinished_download(directory.string(), name);
+      throw InputError(fmt::format("{} names {}, {}", index_path, excerpt(name),
+                                   unfinished.empty()
+                                       ? "which is not there; copy it beside the index"
+                                       : "whose download is unfinished (" + unfinished + "); finish it"));
     }
     add_safetensors(checkpoint, path);
   }
@@ -238,13 +257,13 @@ void add_indexed(Checkpoint& checkpoint, const fs::path& directory) {
   std::erase_if(checkpoint.tensors, [&](const StoredTensor& tensor) {
     const auto listed = file_of.find(tensor.name);
     return listed == file_of.end() ||
-           fs::path(checkpoint.files[tensor.file].path).filename() != listed->second;
+           checkpoint.files[tensor.file].path != (directory / listed->second).string();
   });
   sort_by_name(checkpoint);
   for (const auto& [name, file] : index.tensors) {
     if (checkpoint.find(name) != nullptr) continue;
-    throw InputError(
-        fmt::format("{} says that tensor '{}' is in {}, but it is not there", index_path, name, file));
+    throw InputError(fmt::format("{} says that tensor '{}' is in {}, but it is not there", index_path,
+                                 excerpt(name), file));
   }
   require_same_file(InputFile(index_path).identity(), {index_path, identity, 0});
 }
@@ -256,9 +275,7 @@ void add_directory(Checkpoint& checkpoint, const std::string& directory, OtherFi
   if (fs::exists(fs::symlink_status(fs::path(directory) / kSafetensorsIndexName, error))) {
     return add_indexed(checkpoint, directory);
   }
-  const auto files = files_in(directory, [](const fs::path& name) {
-    return name.string().starts_with("model") && name.extension() == ".safetensors";
-  });
+  const auto files = files_in(directory, is_model_file);
   require_one_saving(directory, files);
   for (const std::string& file : files) add_safetensors(checkpoint, file);
   if (files.empty()) add_file(checkpoint, hdf5_file_in(directory), other_files);
@@ -291,7 +308,7 @@ const StoredTensor* Checkpoint::find(std::string_view name) const {
 void Checkpoint::require_readable(const StoredTensor& tensor) const {
   if (tensor.obstacle == nullptr) return;
   throw InputError(
-      fmt::format("{}: tensor {} {}", files[tensor.file].path, tensor.name, tensor.obstacle->why));
+      fmt::format("{}: tensor {} {}", files[tensor.file].path, excerpt(tensor.name), tensor.obstacle->why));
 }
 
 Checkpoint read_checkpoint(const std::string& path, OtherFiles other_files) {
@@ -326,6 +343,8 @@ std::string read_config_text(const std::string& checkpoint_path) {
   if (!file.empty() && has_hdf5_signature(file)) {
     if (auto text = carried_config(file)) return *std::move(text);
   }
+  // Without weights that is what is missing first.
+  if (in_directory && !holds_weights(checkpoint_path)) hdf5_file_in(checkpoint_path);
   throw IoError(
       fmt::format("{} has no config.json beside it ({} is not there); name the model's config.json with "
                   "--model",

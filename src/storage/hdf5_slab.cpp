@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/local_files.hpp"
 
@@ -63,7 +64,7 @@ void Hdf5SlabReader::open(const StoredTensor& tensor) {
   chunks_.reset();
   dataset_.reset();
   name_ = tensor.name;
-  subject_ = fmt::format("{}: dataset '{}'", path_, name_);
+  subject_ = fmt::format("{}: dataset '{}'", path_, excerpt(name_));
   dataset_ =
       Hdf5Dataset(WEIGHTCAST_HDF5(H5Dopen2(file_.get(), tensor.dataset().c_str(), access_.get()), subject_));
   // The stored type in this machine's byte order: nothing but the order of bytes may change.

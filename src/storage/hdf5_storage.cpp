@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "storage/hdf5_chunks.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/local_files.hpp"
@@ -221,7 +222,7 @@ class Placement {
     const Hdf5Properties access = dataset_access(directory_of(file.input.path()));
     const Hdf5Dataset source(H5Dopen2(file.file.get(), name.c_str(), access.get()));
     if (!source) return what + " is not there";
-    const std::string source_subject = fmt::format("{}: dataset '{}'", file.input.path(), name);
+    const std::string source_subject = fmt::format("{}: dataset '{}'", file.input.path(), excerpt(name));
     // The types of HDF5, whatever attributes say: between different ones the library converts numbers.
     const Hdf5Type source_type(WEIGHTCAST_HDF5(H5Dget_type(source.get()), source_subject));
     const Hdf5Type own_type(WEIGHTCAST_HDF5(H5Dget_type(found_.dataset), subject()));

@@ -13,6 +13,7 @@
 #include "storage/hidden_names.hpp"
 #include "storage/partial_file.hpp"
 #include "storage/safetensors_header.hpp"
+#include "storage/safetensors_index.hpp"
 #include "storage/writer.hpp"
 
 namespace weightcast {

@@ -16,6 +16,7 @@
 #include "storage/input_file.hpp"
 #include "storage/local_files.hpp"
 #include "storage/safetensors_header.hpp"
+#include "storage/safetensors_index.hpp"
 #include "sys/host.hpp"
 
 namespace weightcast {
