@@ -41,10 +41,13 @@ class ShardNames {
       unexpected_forms_.push_back(trainer_refusal(name.name));
       if (chunks) name.name.insert(0, name.chunk);
       const auto [other, fresh] = numbers_.emplace(std::move(name.name), i);
-      if (!fresh) {
-        throw InputError(fmt::format("{}: {} and {} are the same tensor", shard.path,
-                                     shard.tensors[other->second].name, shard.tensors[i].name));
+      if (fresh) continue;
+      if (!same_bytes(shard.tensors[other->second], shard.tensors[i])) {
+        throw InputError(fmt::format("{}: {} and {} are the same tensor; remove the one that is not meant",
+                                     shard.path, excerpt(shard.tensors[other->second].name),
+                                     excerpt(shard.tensors[i].name)));
       }
+      used_[i] = true;
     }
   }
 
@@ -67,8 +70,8 @@ class ShardNames {
     for (std::size_t i = 0; i < used_.size(); ++i) {
       const StoredTensor& tensor = shard_.tensors[i];
       if (used_[i] || tensor.obstacle != nullptr || (found && unexpected_forms_[i].empty())) continue;
-      found =
-          LeftOver{fmt::format("tensor {} {}", tensor.name, tensor.shape.to_string()), unexpected_forms_[i]};
+      found = LeftOver{fmt::format("tensor {} {}", excerpt(tensor.name), tensor.shape.to_string()),
+                       unexpected_forms_[i]};
       if (!found->why.empty()) return found;
     }
     return found;

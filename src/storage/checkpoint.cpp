@@ -4,20 +4,18 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <functional>
-#include <map>
 #include <system_error>
 #include <unordered_map>
 
 #include "core/error.hpp"
 #include "core/json_text.hpp"
 #include "core/text.hpp"
+#include "storage/folder_savings.hpp"
 #include "storage/foreign_file.hpp"
 #include "storage/foreign_folder.hpp"
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_file.hpp"
 #include "storage/hdf5_header.hpp"
-#include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
 #include "storage/local_files.hpp"
 #include "storage/safetensors_header.hpp"
@@ -57,24 +55,6 @@ PathKind kind_of(const std::string& path) {
     throw IoError(fmt::format("cannot look at {}: {}; check the permissions", path, error.message()));
   }
   return fs::is_directory(status) ? PathKind::kDirectory : PathKind::kFile;
-}
-
-// Names of the files of a folder for which `wanted` holds, sorted, with the folder.
-template <typename Wanted>
-std::vector<std::string> files_in(const std::string& directory, Wanted wanted) {
-  std::error_code error;
-  std::vector<std::string> found;
-  fs::directory_iterator entry(directory, error);
-  for (const fs::directory_iterator end; !error && entry != end; entry.increment(error)) {
-    std::error_code ignored;
-    const bool is_file = !entry->is_directory(ignored);
-    if (is_file && wanted(entry->path().filename())) found.push_back(entry->path().string());
-  }
-  if (error) {
-    throw IoError(fmt::format("cannot list {}: {}; check the permissions", directory, error.message()));
-  }
-  std::sort(found.begin(), found.end());
-  return found;
 }
 
 /// Whether a folder holds a file that may be a checkpoint's or a trainer's shard.
@@ -140,44 +120,6 @@ void add_file(Checkpoint& checkpoint, const std::string& path, OtherFiles other_
   }
 }
 
-// `model-00002-of-00005.safetensors` → `model-*-of-00005.safetensors`: what the files of one saving have in
-// common. Another name is its own.
-std::string family_of(const std::string& name) {
-  const std::size_t of = name.rfind("-of-");
-  const std::size_t dash = of == std::string::npos || of == 0 ? std::string::npos : name.rfind('-', of - 1);
-  return dash == std::string::npos ? name : name.substr(0, dash + 1) + "*" + name.substr(of);
-}
-
-// Without an index nobody says which files belong together: a folder to which a checkpoint was saved twice,
-// in another number of files, would be a mixture.
-void require_one_saving(const std::string& directory, const std::vector<std::string>& files) {
-  struct Saving {
-    std::string name;
-    fs::file_time_type newest;
-  };
-  std::vector<Saving> savings;
-  for (const std::string& file : files) {
-    std::error_code ignored;
-    const Saving one{family_of(fs::path(file).filename().string()), fs::last_write_time(file, ignored)};
-    const auto known = std::ranges::find(savings, one.name, &Saving::name);
-    if (known == savings.end()) {
-      savings.push_back(one);
-    } else {
-      known->newest = std::max(known->newest, one.newest);
-    }
-  }
-  const auto counted = [](const Saving& saving) {
-    return saving.name.find("-*-of-") != std::string::npos || saving.name == kSafetensorsSingleName;
-  };
-  std::erase_if(savings, [&](const Saving& saving) { return !counted(saving); });
-  if (savings.size() < 2) return;
-  std::ranges::sort(savings, {}, &Saving::newest);
-  throw InputError(fmt::format(
-      "{} holds the files of {} savings and no {} that says which are meant: {} is older than {}; remove "
-      "the files of the one that is not meant",
-      directory, savings.size(), kSafetensorsIndexName, savings.front().name, savings.back().name));
-}
-
 void sort_by_name(Checkpoint& checkpoint) {
   auto& tensors = checkpoint.tensors;
   std::ranges::sort(tensors, {}, &StoredTensor::name);
@@ -192,45 +134,6 @@ void sort_by_name(Checkpoint& checkpoint) {
   throw InputError(fmt::format("tensor '{}' is in both {} and {}; remove the file that is not meant",
                                excerpt(twice->name), checkpoint.files[twice->file].path,
                                checkpoint.files[other.file].path));
-}
-
-// A folder in which some files have been replaced and others were to be holds neither the old checkpoint nor
-// the new one: a job is at it, or was killed in the middle.
-void require_finished(const std::string& directory) {
-  std::map<std::string, std::string, std::less<>> replaced;  // old files by the id of their replacement
-  std::vector<std::string> waiting;
-  for (const std::string& path :
-       files_in(directory, [](const fs::path& name) { return name.string().starts_with('.'); })) {
-    const std::string name = fs::path(path).filename().string();
-    const HiddenName hidden = parse_hidden(name);
-    if (hidden.kind.empty() || !(hidden.stem.starts_with("model") || hidden.stem.ends_with(".json")))
-      continue;
-    if (hidden.kind == kPartial) waiting.push_back(name);
-    if (hidden.kind == kOld) replaced.emplace(hidden.id, name);
-  }
-  for (const std::string& name : waiting) {
-    const auto old = replaced.find(parse_hidden(name).id);
-    if (old == replaced.end()) continue;
-    throw InputError(fmt::format(
-        "{} holds files of two checkpoints: it is being replaced, or was when a job was killed ({} is an old "
-        "file, {} a new one that has not taken its name); run the job that writes it again",
-        directory, old->second, name));
-  }
-}
-
-// A single file beside an index that does not name it: some readers take the one, some the other.
-void require_no_other_saving(const SafetensorsIndex& index, const fs::path& directory) {
-  const fs::path single = directory / kSafetensorsSingleName;
-  std::error_code error;
-  if (std::ranges::binary_search(index.files, single.filename().string()) || !fs::exists(single, error))
-    return;
-  const bool newer =
-      fs::last_write_time(single, error) > fs::last_write_time(directory / kSafetensorsIndexName, error);
-  throw InputError(fmt::format(
-      "{} holds {} and {}, which does not name it: two savings, of which {} is the newer one; remove the one "
-      "that is not meant",
-      directory.string(), kSafetensorsSingleName, kSafetensorsIndexName,
-      newer ? kSafetensorsSingleName : kSafetensorsIndexName));
 }
 
 // Reads the files that the index names and keeps what it lists: a file may still hold tensors that a later

@@ -70,6 +70,8 @@ Hdf5Properties Hdf5Chunks::properties_of_copy(std::uint32_t mask) const {
     std::vector<unsigned> values(given);
     const H5Z_filter_t filter = WEIGHTCAST_HDF5(
         H5Pget_filter2(creation_.get(), i, &flags, &given, values.data(), 0, nullptr, nullptr), subject_);
+    // One that can only decode will do.
+    flags |= H5Z_FLAG_OPTIONAL;
     WEIGHTCAST_HDF5(H5Pset_filter(copy.get(), filter, flags, given, values.data()), subject_);
     if (filter == H5Z_FILTER_SCALEOFFSET)
       add_scale_offset_guard(copy.get(), chunk_bytes_ / element_bytes_, element_bytes_);
