@@ -29,9 +29,9 @@ Hdf5Space rectangle(std::size_t dims, const Hdf5Extents& extents, const Hdf5Exte
 
 }  // namespace
 
-bool is_chunked(hid_t dataset, const std::string& subject) {
+bool has_filters(hid_t dataset, const std::string& subject) {
   const Hdf5Properties creation(WEIGHTCAST_HDF5(H5Dget_create_plist(dataset), subject));
-  return H5Pget_layout(creation.get()) == H5D_CHUNKED;
+  return H5Pget_layout(creation.get()) == H5D_CHUNKED && H5Pget_nfilters(creation.get()) > 0;
 }
 
 Hdf5Chunks::Hdf5Chunks(hid_t dataset, std::string subject, std::int64_t file_bytes)
@@ -124,13 +124,6 @@ void Hdf5Chunks::visit_chunks(const Hdf5Extents& start, const Hdf5Extents& count
 }
 
 void Hdf5Chunks::read(const Hdf5Extents& start, const Hdf5Extents& count, hid_t memory_type, std::byte* to) {
-  if (filters_ == 0) {
-    visit_chunks(start, count, [&](const Hdf5Extents& chunk) { require_stored_whole(chunk); });
-    const Hdf5Space stored = rectangle(dims_, extents_, start, count, subject_);
-    const Hdf5Space memory = rectangle(dims_, count, Hdf5Extents{}, count, subject_);
-    WEIGHTCAST_HDF5(H5Dread(dataset_, memory_type, memory.get(), stored.get(), H5P_DEFAULT, to), subject_);
-    return;
-  }
   visit_chunks(start, count, [&](const Hdf5Extents& chunk) {
     Hdf5Extents in_chunk{};
     Hdf5Extents in_box{};
@@ -154,7 +147,6 @@ void Hdf5Chunks::check_all() {
   const Hdf5Type type(WEIGHTCAST_HDF5(H5Dget_type(dataset_), subject_));
   std::vector<std::byte> element(element_bytes_);
   visit_chunks(Hdf5Extents{}, extents_, [&](const Hdf5Extents& chunk) {
-    if (filters_ == 0) return require_stored_whole(chunk);
     load(chunk);
     read_copy(rectangle(dims_, one, Hdf5Extents{}, one, subject_),
               rectangle(dims_, chunk_, Hdf5Extents{}, one, subject_), type.get(), element.data(), chunk);
@@ -173,13 +165,6 @@ hsize_t Hdf5Chunks::stored_bytes(const Hdf5Extents& chunk) const {
   hsize_t bytes = 0;
   WEIGHTCAST_HDF5(H5Dget_chunk_storage_size(dataset_, chunk.data(), &bytes), subject_);
   return bytes;
-}
-
-void Hdf5Chunks::require_stored_whole(const Hdf5Extents& chunk) const {
-  const hsize_t bytes = stored_bytes(chunk);
-  if (bytes == chunk_bytes_) return;
-  throw InputError(
-      fmt::format("{} holds {} bytes in place of {}; {}", describe(chunk), bytes, chunk_bytes_, kRemedy));
 }
 
 void Hdf5Chunks::load(const Hdf5Extents& chunk) {

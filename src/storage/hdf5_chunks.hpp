@@ -15,13 +15,13 @@ namespace weightcast {
 /// Extents of a dataset that is read, or a place in it.
 using Hdf5Extents = std::array<hsize_t, Shape::kMaxDims>;
 
-/// The chunks of a dataset, of which each must prove that it holds as many bytes as it should. The library
-/// takes what comes out of a chunk's filters for the whole chunk and goes on behind its end. So a filtered
+/// The chunks of a dataset with filters, of which each must prove that it holds as many bytes as it should.
+/// The library takes what comes out of a chunk's filters for the whole chunk and goes on behind its end. So a
 /// chunk is not read where it lies: it is put into a dataset of one chunk in memory, which has the same
 /// filters and one more that sees the length. Use and destroy under an Hdf5Lock.
 class Hdf5Chunks {
  public:
-  /// `dataset` is chunked and outlives this. `subject` is what to call it in messages; no chunk takes more
+  /// `dataset` has filters and outlives this. `subject` is what to call it in messages; no chunk takes more
   /// than the `file_bytes` of its file.
   Hdf5Chunks(hid_t dataset, std::string subject, std::int64_t file_bytes);
 
@@ -40,10 +40,9 @@ class Hdf5Chunks {
   /// The dataset of one chunk in memory for chunks that went through all filters but those of a mask.
   hid_t copy_for(std::uint32_t mask);
   Hdf5Properties properties_of_copy(std::uint32_t mask) const;
-  /// Of a dataset with filters: whether it went through them.
+  /// Whether it went through filters.
   bool is_filtered(const Hdf5Extents& chunk) const;
   hsize_t stored_bytes(const Hdf5Extents& chunk) const;
-  void require_stored_whole(const Hdf5Extents& chunk) const;
   /// Puts a chunk into the copy, unless it is there.
   void load(const Hdf5Extents& chunk);
   void read_copy(const Hdf5Space& memory, const Hdf5Space& selected, hid_t memory_type, std::byte* to,
@@ -69,7 +68,7 @@ class Hdf5Chunks {
   std::vector<std::byte> raw_;
 };
 
-/// Whether a dataset is kept in chunks.
-bool is_chunked(hid_t dataset, const std::string& subject);
+/// Whether a dataset is kept in chunks that go through filters.
+bool has_filters(hid_t dataset, const std::string& subject);
 
 }  // namespace weightcast

@@ -73,7 +73,7 @@ void Hdf5SlabReader::open(const StoredTensor& tensor) {
   if (H5Tget_order(stored.get()) == H5T_ORDER_BE && H5Tget_class(stored.get()) != H5T_ENUM) {
     WEIGHTCAST_HDF5(H5Tset_order(memory_type_.get(), H5T_ORDER_LE), subject_);
   }
-  if (is_chunked(dataset_.get(), subject_)) chunks_.emplace(dataset_.get(), subject_, file_bytes_);
+  if (has_filters(dataset_.get(), subject_)) chunks_.emplace(dataset_.get(), subject_, file_bytes_);
 }
 
 void Hdf5SlabReader::read(const StoredTensor& tensor, const Box& box, std::span<std::byte> to) {

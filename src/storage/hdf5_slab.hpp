@@ -33,7 +33,7 @@ class Hdf5SlabReader {
   std::string name_;  // of the dataset that is open: neighbouring boxes often share its cached chunks
   std::string subject_;
   Hdf5Dataset dataset_;
-  std::optional<Hdf5Chunks> chunks_;  // of that dataset, if it has any
+  std::optional<Hdf5Chunks> chunks_;  // of that dataset, if it has filters
   Hdf5Type memory_type_;
 };
 

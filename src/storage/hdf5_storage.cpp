@@ -66,6 +66,27 @@ class Placement {
                                  subject(), stored, tensor_.bytes()));
   }
 
+  /// Of chunks without filters the library reads as many bytes as they should have, whatever they say.
+  void require_whole_chunks(hsize_t chunks, hsize_t chunk_bytes) const {
+    // To find one by its number the library counts through all before it.
+    constexpr hsize_t kMostOneByOne = 2000;
+    bool whole = H5Dget_storage_size(found_.dataset) == chunks * chunk_bytes;
+    const Hdf5Space space(WEIGHTCAST_HDF5(H5Dget_space(found_.dataset), subject()));
+    for (hsize_t i = 0; i < chunks && chunks <= kMostOneByOne; ++i) {
+      std::array<hsize_t, H5S_MAX_RANK> at{};
+      unsigned mask = 0;
+      haddr_t address = 0;
+      hsize_t bytes = 0;
+      WEIGHTCAST_HDF5(H5Dget_chunk_info(found_.dataset, space.get(), i, at.data(), &mask, &address, &bytes),
+                      subject());
+      whole = whole && bytes == chunk_bytes;
+    }
+    if (whole) return;
+    throw InputError(
+        fmt::format("{}: not all of its {} chunks have {} bytes; the file is damaged, copy it again",
+                    subject(), chunks, chunk_bytes));
+  }
+
   std::optional<std::string> contiguous() {
     // The offset does not tell whether there are bytes: that of a dataset without space may be "undefined"
     // plus the size of the user's block.
@@ -125,8 +146,12 @@ class Placement {
     if (written == 0) return "was created and never written";
     if (written < expected)
       return fmt::format("was written only in part: {} of {} chunks are there", written, expected);
-    // Of a virtual dataset the library itself reads the sources.
-    if (found_.level > 0) Hdf5Chunks(found_.dataset, subject(), found_.file.input.size()).check_all();
+    if (!has_filters(found_.dataset, subject())) {
+      require_whole_chunks(written, static_cast<hsize_t>(chunk_bytes));
+    } else if (found_.level > 0) {
+      // Of a virtual dataset the library itself reads the sources.
+      Hdf5Chunks(found_.dataset, subject(), found_.file.input.size()).check_all();
+    }
     return std::nullopt;
   }
 

@@ -189,6 +189,27 @@ TEST_F(StorageChunks, AChunkThatIsStoredWithoutFiltersIsMeasured) {
   }
 }
 
+TEST_F(StorageChunks, AChunkOfADatasetWithoutFiltersIsMeasured) {
+  for (const bool balanced : {false, true}) {
+    {
+      const Hdf5Lock lock;
+      const Hdf5File file = create_file(path_);
+      const Hdf5Dataset dataset = make(file, "w", none);
+      for (hsize_t row = 0; row < 24; row += 8) {
+        for (hsize_t col = 0; col < 16; col += 8) {
+          const std::array<hsize_t, 2> at{row, col};
+          const std::size_t odd = row != 8 ? 0 : col == 0 ? 2 : balanced ? std::size_t(-2) : 0;
+          WEIGHTCAST_HDF5(
+              H5Dwrite_chunk(dataset.get(), H5P_DEFAULT, 0, at.data(), kChunkBytes - odd, data_.data()),
+              kFile);
+        }
+      }
+    }
+    EXPECT_TRUE(has(message_of<InputError>([&] { read_checkpoint(path_); }),
+                    {path_, "dataset 'w'", "not all of its 6 chunks have 128 bytes", "copy it again"}));
+  }
+}
+
 TEST_F(StorageChunks, WhatFiltersCannotUndoIsDamaged) {
   {
     const Hdf5Lock lock;
