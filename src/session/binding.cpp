@@ -111,7 +111,7 @@ class Binder {
     }
     if (closest != nullptr) {
       throw InputError(
-          fmt::format("{}, and there is {} {}, which the model does not have; write the checkpoint as "
+          fmt::format("{}, and there is '{}' {}, which the model does not have; write the checkpoint as "
                       "transformers does (save_pretrained), or name its own config.json with --model",
                       subject, excerpt(closest->name), closest->shape.to_string()));
     }

@@ -167,7 +167,7 @@ TEST_F(BindingFaults, NothingThatTheModelKnows) {
   };
   expect_refused(kConfig, renamed(file_, slashes),
                  {path_, "model.embed_tokens.weight [40, 128] is missing",
-                  "there is model/embed_tokens/weight", "save_pretrained"});
+                  "there is 'model/embed_tokens/weight'", "save_pretrained"});
 }
 
 class TiedHead : public BindingTest {

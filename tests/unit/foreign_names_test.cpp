@@ -76,7 +76,7 @@ TEST_F(ForeignNames, WhatLiesInThePlaceOfAMissingTensorIsNamed) {
   expect_refused(kConfig, file,
                  {path_,
                   "model.layers.0.mlp.gate_proj.weight [128, 128] is missing, and there is "
-                  "model.layers.0.mlp.gate_up_proj.weight [128, 128], which the model does not have",
+                  "'model.layers.0.mlp.gate_up_proj.weight' [128, 128], which the model does not have",
                   "--model"});
 }
 
