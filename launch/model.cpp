@@ -9,6 +9,7 @@
 
 #include "core/error.hpp"
 #include "core/json_text.hpp"
+#include "session/shard_copies.hpp"
 #include "session/trainer_binding.hpp"
 #include "storage/foreign_file.hpp"
 #include "storage/trainer_shard.hpp"
@@ -86,9 +87,10 @@ bool is_sharded(const std::string& source, const std::optional<TrainerLayout>& t
   return true;
 }
 
-/// Throws InputError when a trainer's shard is of another version or conversion than the first one's.
+/// Throws InputError when a trainer's shard is of another version or conversion than the first one's, or when
+/// only one of them says whose it is.
 void require_same_origin(const TrainerShard& shard, const std::optional<std::int64_t>& version,
-                         const std::string& id) {
+                         const std::string& id, bool labelled) {
   const std::string& path = shard.checkpoint.path;
   if (shard.checkpoint.weight_version != version) {
     const auto text = [](const std::optional<std::int64_t>& value) {
@@ -100,6 +102,12 @@ void require_same_origin(const TrainerShard& shard, const std::optional<std::int
   if (shard.id != id) {
     throw InputError(
         fmt::format("{} was not written together with the shard of trainer 0; write the shards again", path));
+  }
+  if (shard.labelled != labelled) {
+    throw InputError(fmt::format(
+        "{} {} of which trainer and layout it is, but the shard of trainer 0 {}; write the shards "
+        "again",
+        path, shard.labelled ? "says" : "does not say", labelled ? "does" : "does not"));
   }
 }
 
@@ -132,23 +140,31 @@ void load_shards(const Options& options, const std::string& source, TrainerLayou
   std::vector<Checkpoint> shards;
   std::int64_t padded = 0;
   std::string id;
+  bool labelled = false;
   for (std::int64_t rank = 0; rank < trainers.ranks(); ++rank) {
     TrainerShard shard = read_trainer_shard(source, rank, trainers.to_string(), other_files_of(options));
-    if (rank == 0) id = shard.id;
+    if (rank == 0) {
+      id = shard.id;
+      labelled = shard.labelled;
+    }
     shards.push_back(shard.checkpoint);
-    require_same_origin(shard, shards.front().weight_version, id);
+    require_same_origin(shard, shards.front().weight_version, id, labelled);
     padded = std::max(padded, padded_vocabulary_of(trainers, shards.back()));
   }
   set_vocabulary(source, padded, trainers);
   const Catalog& catalog = model.family->catalog();
   std::vector<std::int64_t> known(catalog.size(), 0);
   std::vector<std::int64_t> known_tied(static_cast<std::size_t>(trainers.tp), 0);
+  std::vector<std::int64_t> samples(shards.size(), 0);
+  std::vector<std::int64_t> boxes(shards.size(), 0);
   for (std::size_t i = 0; i < shards.size(); ++i) {
     const auto rank = static_cast<std::int64_t>(i);
     const Binding binding = bind_trainer(*model.family, trainers, rank, shards[i]);
     const std::vector<std::int64_t> own = digests_of_small(catalog, shards[i], binding);
     require_equal_replicas(catalog, shards[i].path, own, known);
     raise(known, own);
+    if (!labelled) samples[i] = sample_of(shards[i]);
+    boxes[i] = boxes_of(binding);
     // Of replicas the first is taken.
     const TrainerRank place = trainer_rank(trainers, rank);
     if (!compares_tied_head(options) || place.dp > 0 || place.cp > 0) continue;
@@ -156,6 +172,7 @@ void load_shards(const Options& options, const std::string& source, TrainerLayou
     require_equal_tied(shards[i].path, tied, known_tied);
     raise(known_tied, tied);
   }
+  require_distinct_shards(source, samples, boxes);
   JoinedTrainers joined = join_trainers(*model.family, trainers, shards);
   joined.checkpoint.path = source;
   joined.checkpoint.weight_version = shards.front().weight_version;
@@ -170,27 +187,35 @@ void load_own_shard(Control& control, const Options& options, std::size_t number
   TrainerLayout& trainers = *topology.trainer_layout;
   const auto rank = topology.trainer(control.rank());
   TrainerShard shard;
-  std::array<std::int64_t, 3> common{0, 0, 0};  // rows of the vocabulary, and the first trainer's version
+  // Rows of the vocabulary, and of the first trainer: whether there is a version, which, whether it is
+  // labelled.
+  std::array<std::int64_t, 4> common{0, 0, 0, 0};
   control.together([&] {
     if (!rank) return;
     shard = read_trainer_shard(source, *rank, trainers.to_string(), other_files_of(options));
     common[0] = padded_vocabulary_of(trainers, shard.checkpoint);
     const auto& version = shard.checkpoint.weight_version;
-    if (*rank == 0 && version) common = {common[0], 1, *version};
+    if (*rank != 0) return;
+    if (version) common = {common[0], 1, *version, 0};
+    common[3] = shard.labelled ? 1 : 0;
   });
   control.maximum(std::span<std::int64_t>(common));
   const std::string id = control.broadcast(shard.id);
   const Catalog& catalog = model.family->catalog();
   std::vector<std::int64_t> own(catalog.size(), 0);
   std::vector<std::int64_t> own_tied(static_cast<std::size_t>(trainers.tp), 0);
+  std::vector<std::int64_t> samples(static_cast<std::size_t>(trainers.ranks()), 0);
+  std::vector<std::int64_t> boxes(samples.size(), 0);
   Binding binding;
   control.together([&] {
     const auto version = common[1] != 0 ? std::optional(common[2]) : std::nullopt;
     set_vocabulary(source, common[0], trainers);
     if (rank) {
-      require_same_origin(shard, version, id);
+      require_same_origin(shard, version, id, common[3] != 0);
       binding = bind_trainer(*model.family, trainers, *rank, shard.checkpoint);
       own = digests_of_small(catalog, shard.checkpoint, binding);
+      if (!shard.labelled) samples.at(static_cast<std::size_t>(*rank)) = sample_of(shard.checkpoint);
+      boxes.at(static_cast<std::size_t>(*rank)) = boxes_of(binding);
       if (compares_tied_head(options)) {
         own_tied = digests_of_tied(*model.family, trainers, *rank, shard.checkpoint);
       }
@@ -201,7 +226,10 @@ void load_own_shard(Control& control, const Options& options, std::size_t number
   std::vector<std::int64_t> known_tied = own_tied;
   control.maximum(std::span<std::int64_t>(known));
   control.maximum(std::span<std::int64_t>(known_tied));
+  control.maximum(std::span<std::int64_t>(samples));
+  control.maximum(std::span<std::int64_t>(boxes));
   control.together([&] {
+    require_distinct_shards(source, samples, boxes);
     require_equal_replicas(catalog, shard.checkpoint.path, own, known);
     require_equal_tied(shard.checkpoint.path, own_tied, known_tied);
     // From now on what the user named: the file is in `files`.

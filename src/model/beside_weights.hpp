@@ -1,5 +1,6 @@
 #pragma once
 
+#include <string>
 #include <string_view>
 
 namespace weightcast {
@@ -13,6 +14,14 @@ bool is_rotary_table(std::string_view stored_name);
 /// A scale of the cache of keys and values or of what attention computes: `attn.k_scale`,
 /// `k_proj.output_scale`, `kv_cache_scale`, …
 bool is_cache_scale(std::string_view stored_name);
+
+/// What modules keep for themselves: Transformer Engine's extra state, the ranges that fake quantisers have
+/// seen (`weight_quantizer._amax`), masks and numbers of positions.
+bool is_state_beside_weights(std::string_view stored_name);
+
+/// What a tensor is that a training run keeps and no model has (an optimizer's state, a moving average, a
+/// value head, the number of a step), as what follows its name in a sentence; empty for any other name.
+std::string training_state(std::string_view stored_name);
 
 /// A scale of what goes into a quantised layer: `input_scale`.
 bool is_activation_scale(std::string_view stored_name);

@@ -35,8 +35,7 @@ UnwrappedName unwrap_name(std::string_view stored) {
 }
 
 bool trainer_may_ignore(std::string_view unwrapped) {
-  return unwrapped.ends_with("._extra_state") || unwrapped.find("._extra_state/") != std::string_view::npos ||
-         is_rotary_table(unwrapped);
+  return is_state_beside_weights(unwrapped) || is_rotary_table(unwrapped) || is_cache_scale(unwrapped);
 }
 
 std::string trainer_refusal(std::string_view unwrapped) {
@@ -62,7 +61,9 @@ std::string trainer_refusal(std::string_view unwrapped) {
   const auto* const found = std::find_if(kForms.begin(), kForms.end(), [&](const Form& form) {
     return unwrapped.find(form.part) != std::string_view::npos;
   });
-  return found == kForms.end() ? "" : found->why;
+  if (found != kForms.end()) return found->why;
+  const std::string state = training_state(unwrapped);
+  return state.empty() ? "" : "it " + state + "; write the weights alone";
 }
 
 }  // namespace weightcast

@@ -19,7 +19,7 @@ struct UnwrappedName {
 };
 UnwrappedName unwrap_name(std::string_view stored);
 
-/// True for what trainers store beside weights (Transformer Engine's extra state, rotary tables).
+/// True for what trainers store beside weights (model/beside_weights.hpp).
 bool trainer_may_ignore(std::string_view unwrapped);
 
 /// Why a tensor of that name cannot be read, for forms that trainers use and this program does not know;

@@ -3,52 +3,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <optional>
-#include <unordered_map>
+#include <string_view>
 #include <utility>
 
 #include "core/error.hpp"
-#include "model/stored_names.hpp"
+#include "core/text.hpp"
+#include "model/beside_weights.hpp"
+#include "session/checkpoint_names.hpp"
 
 namespace weightcast {
 
 namespace {
-
-/// The tensors of a checkpoint by the names that the model gives them.
-class StoredNames {
- public:
-  explicit StoredNames(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {
-    for (std::uint32_t i = 0; i < checkpoint.tensors.size(); ++i) {
-      const std::string& stored = checkpoint.tensors[i].name;
-      if (const std::string why = adapter_part(stored); !why.empty()) {
-        throw InputError(fmt::format("{}: tensor {} {}", checkpoint.path, stored, why));
-      }
-      names_.push_back(canonical_name(stored));
-      const auto [first, fresh] = numbers_.emplace(names_.back(), i);
-      if (!fresh) twice_.emplace(names_.back(), i);
-    }
-  }
-
-  /// Its number in the checkpoint, or nothing. Throws InputError when two stored tensors have that name.
-  std::optional<std::uint32_t> find(const std::string& name) const {
-    const auto found = numbers_.find(name);
-    if (found == numbers_.end()) return std::nullopt;
-    if (const auto other = twice_.find(name); other != twice_.end()) {
-      throw InputError(fmt::format("{}: {} and {} are both the model's {}; remove the one that is not meant",
-                                   checkpoint_.path, checkpoint_.tensors[found->second].name,
-                                   checkpoint_.tensors[other->second].name, name));
-    }
-    return found->second;
-  }
-
-  const std::string& name_of(std::size_t stored) const { return names_[stored]; }
-
- private:
-  const Checkpoint& checkpoint_;
-  std::vector<std::string> names_;
-  std::unordered_map<std::string, std::uint32_t> numbers_;
-  std::unordered_map<std::string, std::uint32_t> twice_;
-};
 
 void require_shape(const Checkpoint& checkpoint, const StoredTensor& stored, const Shape& shape) {
   // A scale for a whole tensor is a scalar to some and a vector of one to others.
@@ -59,22 +26,19 @@ void require_shape(const Checkpoint& checkpoint, const StoredTensor& stored, con
                     "ranks (as ZeRO-3 "
                     "and FSDP leave them); gather the weights before they are saved, with ZeRO-3 by "
                     "stage3_gather_16bit_weights_on_model_save or zero_to_fp32.py",
-                    checkpoint.path, stored.name, stored.shape.to_string()));
+                    checkpoint.path, excerpt(stored.name), stored.shape.to_string()));
   }
   throw InputError(
       fmt::format("{}: tensor {} has shape {} but the model's config wants {}; is --model the right "
                   "config.json?",
-                  checkpoint.path, stored.name, stored.shape.to_string(), shape.to_string()));
+                  checkpoint.path, excerpt(stored.name), stored.shape.to_string(), shape.to_string()));
 }
 
-[[noreturn]] void throw_missing(const Checkpoint& checkpoint, const Tensor& tensor, bool first) {
-  const std::string example = first && !checkpoint.tensors.empty()
-                                  ? fmt::format(" (its first tensor is {})", checkpoint.tensors.front().name)
-                                  : "";
-  throw InputError(
-      fmt::format("{}: tensor {} {} is missing{}; the checkpoint is incomplete or --model is not its "
-                  "config.json",
-                  checkpoint.path, tensor.name, tensor.shape.to_string(), example));
+/// How much of two names is the same, from the front and from the back.
+std::size_t likeness(std::string_view a, std::string_view b) {
+  const auto front = std::ranges::mismatch(a, b).in1 - a.begin();
+  const auto back = std::mismatch(a.rbegin(), a.rend(), b.rbegin(), b.rend()).first - a.rbegin();
+  return static_cast<std::size_t>(front + back);
 }
 
 bool holds_codes(DType dtype) {
@@ -87,8 +51,9 @@ class Binder {
   Binder(const Family& family, const Checkpoint& checkpoint)
       : family_(family),
         checkpoint_(checkpoint),
-        names_(checkpoint),
-        used_(checkpoint.tensors.size(), false) {}
+        names_(family.catalog(), checkpoint),
+        used_(checkpoint.tensors.size(), false),
+        coded_(std::ranges::any_of(family.catalog().tensors(), is_coded)) {}
 
   Binding bind() {
     for (const Tensor& tensor : family_.catalog().tensors()) {
@@ -99,6 +64,7 @@ class Binder {
       binding_.bounds.push_back(bound);
     }
     binding_.starts.push_back(static_cast<std::uint32_t>(binding_.bounds.size()));
+    note_places();
     for (std::uint32_t i = 0; i < used_.size(); ++i) {
       if (!used_[i]) leave_out(i);
     }
@@ -107,12 +73,53 @@ class Binder {
 
  private:
   Bound bind_tensor(const Tensor& tensor) const {
-    if (const auto stored = names_.find(tensor.name)) return bound_to(*stored, tensor, tensor.shape, 0);
+    const auto stored = names_.find(tensor.name);
     if (const auto form = family_.other_stored_form(tensor)) {
-      if (const auto stored = names_.find(form->name))
-        return bound_to(*stored, tensor, form->shape, form->row);
+      if (const auto other = names_.find(form->name)) {
+        if (stored) throw_twice(tensor, *stored, *other);
+        return bound_to(*other, tensor, form->shape, form->row);
+      }
     }
-    throw_missing(checkpoint_, tensor, binding_.bounds.empty());
+    if (stored) return bound_to(*stored, tensor, tensor.shape, 0);
+    // Of two tensors that share their memory a saver keeps either.
+    for (std::uint32_t i = 0; i < used_.size(); ++i) {
+      const std::string& name = names_.name_of(i);
+      if (family_.copy_of(name) == tensor.name)
+        return bound_to(names_.find(name).value(), tensor, tensor.shape, 0);
+    }
+    throw_missing(tensor);
+  }
+
+  [[noreturn]] void throw_twice(const Tensor& tensor, std::uint32_t one, std::uint32_t other) const {
+    throw InputError(fmt::format("{}: {} and {} both hold the model's {}; remove the one that is not meant",
+                                 checkpoint_.path, excerpt(checkpoint_.tensors[one].name),
+                                 excerpt(checkpoint_.tensors[other].name), tensor.name));
+  }
+
+  /// Names what lies in its place.
+  [[noreturn]] void throw_missing(const Tensor& tensor) const {
+    const std::string subject =
+        fmt::format("{}: tensor {} {} is missing", checkpoint_.path, tensor.name, tensor.shape.to_string());
+    const StoredTensor* closest = nullptr;
+    std::size_t most = 0;
+    for (std::uint32_t i = 0; i < used_.size(); ++i) {
+      const std::string& name = names_.name_of(i);
+      if (family_.catalog().find(name) || may_leave_out(i)) continue;
+      const std::size_t like = likeness(name, tensor.name);
+      if (closest == nullptr || like > most) closest = &checkpoint_.tensors[i];
+      most = std::max(most, like);
+    }
+    if (closest != nullptr) {
+      throw InputError(
+          fmt::format("{}, and there is '{}' {}, which the model does not have; write the checkpoint as "
+                      "transformers does (save_pretrained), or name its own config.json with --model",
+                      subject, excerpt(closest->name), closest->shape.to_string()));
+    }
+    const bool head = tensor.name == "lm_head.weight";
+    throw InputError(fmt::format(
+        "{}; {}the checkpoint is incomplete or --model is not its config.json", subject,
+        head ? "if the embedding is the head, set tie_word_embeddings to true in config.json; otherwise "
+             : ""));
   }
 
   Bound bound_to(std::uint32_t number, const Tensor& tensor, const Shape& shape, std::int64_t row) const {
@@ -120,7 +127,7 @@ class Binder {
     checkpoint_.require_readable(stored);
     require_codes(stored, tensor);
     require_shape(checkpoint_, stored, shape);
-    return {number, cast_for(checkpoint_.path, stored, tensor.dtype), Box::whole(tensor.shape), row, 0};
+    return {number, cast_for(checkpoint_, stored, tensor.dtype), Box::whole(tensor.shape), row, 0};
   }
 
   /// Throws InputError for values in place of codes: the other tensors say which of them and the config is
@@ -132,7 +139,7 @@ class Binder {
     const std::string module = tensor.name.substr(0, tensor.name.rfind('.'));
     throw InputError(fmt::format(
         "{}: tensor {} is {} but config.json's quantization_config says that it holds codes of {}; {}",
-        checkpoint_.path, stored.name, dtype_name(stored.dtype), dtype_name(tensor.dtype),
+        checkpoint_.path, excerpt(stored.name), dtype_name(stored.dtype), dtype_name(tensor.dtype),
         some ? fmt::format("list {} among the modules that are not quantised", module)
              : "no tensor does: remove quantization_config"));
   }
@@ -145,37 +152,60 @@ class Binder {
       binding_.copies.push_back({number, family_.catalog().at(*original)});
       return;
     }
-    if (stored.obstacle != nullptr || family_.may_ignore(name) || repeats_used(stored)) return;
-    throw InputError(fmt::format("{}: tensor {} {} is not part of the model; is --model its config.json?",
-                                 checkpoint_.path, stored.name, stored.shape.to_string()));
+    if (const std::string what = training_state(name); stored.obstacle == nullptr && !what.empty()) {
+      throw InputError(fmt::format(
+          "{}: tensor {} {} {}; write the weights alone, or list them in a model.safetensors.index.json",
+          checkpoint_.path, excerpt(stored.name), stored.shape.to_string(), what));
+    }
+    if (may_leave_out(number) || repeats_used(number)) return;
+    throw InputError(fmt::format(
+        "{}: tensor {} {} is not part of the model; is --model its config.json? If it is, remove the tensor",
+        checkpoint_.path, excerpt(stored.name), stored.shape.to_string()));
+  }
+
+  /// Whether the model can do without it, whatever it is.
+  bool may_leave_out(std::uint32_t number) const {
+    const StoredTensor& stored = checkpoint_.tensors[number];
+    const std::string& name = names_.name_of(number);
+    if (stored.obstacle != nullptr || family_.may_ignore(name) || is_state_beside_weights(name)) return true;
+    const bool counts = is_integer(stored.dtype) || stored.dtype == DType::kBool;
+    return stored.shape.elements() == 0 || (counts && !(coded_ && dtype_bytes(stored.dtype) == 1));
+  }
+
+  void note_places() {
+    for (std::uint32_t i = 0; i < used_.size(); ++i) {
+      const StoredTensor& stored = checkpoint_.tensors[i];
+      if (used_[i] && !stored.through_library()) places_.emplace(std::pair(stored.file, stored.offset), i);
+    }
   }
 
   /// Whether it is another name of a tensor that the model has.
-  bool repeats_used(const StoredTensor& stored) const {
-    for (std::size_t i = 0; i < used_.size(); ++i) {
-      const StoredTensor& other = checkpoint_.tensors[i];
-      if (used_[i] && !stored.through_library() && other.file == stored.file &&
-          other.offset == stored.offset && other.shape == stored.shape && other.dtype == stored.dtype) {
-        return true;
-      }
-    }
-    return false;
+  bool repeats_used(std::uint32_t number) const {
+    const StoredTensor& stored = checkpoint_.tensors[number];
+    const auto place = places_.find({stored.file, stored.offset});
+    return place != places_.end() && same_bytes(stored, checkpoint_.tensors[place->second]);
+  }
+
+  static bool is_coded(const Tensor& tensor) {
+    return holds_codes(tensor.dtype) || tensor.dtype == DType::kF8E8M0 || is_integer(tensor.dtype);
   }
 
   const Family& family_;
   const Checkpoint& checkpoint_;
-  StoredNames names_;
+  CheckpointNames names_;
   std::vector<bool> used_;
+  bool coded_ = false;  ///< the model has tensors whose bytes a checkpoint may call integers
+  std::map<std::pair<std::uint32_t, std::int64_t>, std::uint32_t> places_;  ///< of used tensors in files
   Binding binding_;
 };
 
 /// What would make one dtype of the other, as the end of a sentence.
-std::string dtype_remedy(DType stored, DType wanted) {
+std::string dtype_remedy(DType stored, DType wanted, bool hdf5) {
   if (is_integer(stored) && dtype_bytes(stored) == dtype_bytes(wanted)) {
     return fmt::format(
-        "if its elements are the bits of {0}, set the attribute weightcast.dtype of the HDF5 dataset to "
-        "{0}",
-        dtype_name(wanted));
+        "if its elements are the bits of {}, {}", dtype_name(wanted),
+        hdf5 ? fmt::format("set the attribute weightcast.dtype of the HDF5 dataset to {}", dtype_name(wanted))
+             : fmt::format("write them as {}", dtype_safetensors_name(wanted)));
   }
   if (dtype_bytes(stored) == 1 && dtype_bytes(wanted) > 1) {
     return "codes need a quantization_config in config.json that says what they are";
@@ -194,16 +224,18 @@ std::string Binding::note() const {
                      cast_tensors);
 }
 
-Cast cast_for(const std::string& path, const StoredTensor& stored, DType wanted) {
+Cast cast_for(const Checkpoint& checkpoint, const StoredTensor& stored, DType wanted) {
   if (stored.dtype == wanted) return Cast::kNone;
   if (stored.dtype == DType::kF32 && wanted == DType::kBF16) return Cast::kRound;
   const bool scale = stored.name.ends_with("_scale") || stored.name.ends_with("_scale_inv");
   if (scale && stored.dtype == DType::kBF16 && wanted == DType::kF32) return Cast::kWiden;
   const bool opaque = wanted == DType::kF8E8M0 || wanted == DType::kF4E2M1x2;
   if (stored.dtype == DType::kU8 && opaque) return Cast::kNone;
-  throw InputError(fmt::format("{}: tensor {} is {} but the model's config says {}; {}", path, stored.name,
-                               dtype_name(stored.dtype), dtype_name(wanted),
-                               dtype_remedy(stored.dtype, wanted)));
+  const std::string& file = checkpoint.files[stored.file].path;
+  const bool hdf5 = file.ends_with(".h5") || file.ends_with(".hdf5");
+  throw InputError(fmt::format("{}: tensor {} is {} but the model's config says {}; {}", checkpoint.path,
+                               excerpt(stored.name), dtype_name(stored.dtype), dtype_name(wanted),
+                               dtype_remedy(stored.dtype, wanted, hdf5)));
 }
 
 Binding bind(const Family& family, const Checkpoint& checkpoint) {

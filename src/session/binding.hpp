@@ -53,13 +53,14 @@ struct Binding {
 /// What a tensor stored as `stored` goes through for a model that wants `wanted`. Bytes that hold codes or
 /// exponents are what the model says they are. Throws InputError naming the checkpoint and the tensor for any
 /// other conversion.
-Cast cast_for(const std::string& path, const StoredTensor& stored, DType wanted);
+Cast cast_for(const Checkpoint& checkpoint, const StoredTensor& stored, DType wanted);
 
-/// Finds every tensor of the model in the checkpoint, under its own name (model/stored_names.hpp) or in
-/// another stored form. Throws InputError naming checkpoint and tensor for one that is missing, there twice,
-/// not part of the model, of the wrong shape, or of a dtype that is not the model's (float32 for a bfloat16
-/// model is cast; nothing else is). A tensor that cannot be read is left out where the model does not need
-/// it.
+/// Finds every tensor of the model in the checkpoint, under its own name (session/checkpoint_names.hpp) or in
+/// another stored form. What a tied model has stored as its head alone is its embedding. Throws InputError
+/// naming checkpoint and tensor for one that is missing, there twice, not part of the model, of the wrong
+/// shape, or of a dtype that is not the model's (float32 for a bfloat16 model is cast; nothing else is). What
+/// lies beside weights (model/beside_weights.hpp), has no elements, or is of a type that the model has no use
+/// for is left out, and so is a tensor that cannot be read where the model does not need it.
 Binding bind(const Family& family, const Checkpoint& checkpoint);
 
 }  // namespace weightcast

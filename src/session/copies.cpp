@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "core/units.hpp"
 #include "session/bound_reader.hpp"
 
@@ -24,7 +25,7 @@ constexpr std::int64_t kPieceBytes = std::int64_t{1} << 20;
       fmt::format("{}: tensor {} {} {}, which config.json says it is tied to (tie_word_embeddings), and "
                   "engines would drop it; set "
                   "tie_word_embeddings to false, or keep the embedding with --tied-head embedding",
-                  checkpoint.path, copy.name, how, original.name));
+                  checkpoint.path, excerpt(copy.name), how, original.name));
 }
 
 /// Compares one copy with its original.
@@ -47,7 +48,7 @@ class Comparison {
           fmt::format("{} has another shape than {}", copy_.shape.to_string(), original_.shape.to_string()));
     }
     copies_.add(original_.name, original_.dtype, original_.shape);
-    const Cast cast = cast_for(checkpoint.path, copy_, original_.dtype);
+    const Cast cast = cast_for(checkpoint, copy_, original_.dtype);
     copy_binding_.bounds.push_back({copy.stored, cast, Box::whole(original_.shape), 0, 0});
     copy_binding_.starts = {0, 1};
   }
@@ -113,11 +114,9 @@ class Comparison {
 
 /// Whether both are the same bytes of the same file.
 bool same_place(const Checkpoint& checkpoint, const Binding& binding, const Copy& copy) {
-  const StoredTensor& stored = checkpoint.tensors[copy.stored];
   const auto bounds = binding.of(copy.tensor);
-  if (bounds.size() != 1 || stored.through_library()) return false;
-  const StoredTensor& original = checkpoint.tensors[bounds.front().stored];
-  return stored.file == original.file && stored.offset == original.offset && stored.shape == original.shape;
+  return bounds.size() == 1 &&
+         same_bytes(checkpoint.tensors[copy.stored], checkpoint.tensors[bounds.front().stored]);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 
 #include "core/error.hpp"
 #include "core/hash.hpp"
+#include "core/text.hpp"
 #include "kernels/digest.hpp"
 #include "model/megatron.hpp"
 #include "session/bound_reader.hpp"
@@ -40,10 +41,13 @@ class ShardNames {
       unexpected_forms_.push_back(trainer_refusal(name.name));
       if (chunks) name.name.insert(0, name.chunk);
       const auto [other, fresh] = numbers_.emplace(std::move(name.name), i);
-      if (!fresh) {
-        throw InputError(fmt::format("{}: {} and {} are the same tensor", shard.path,
-                                     shard.tensors[other->second].name, shard.tensors[i].name));
+      if (fresh) continue;
+      if (!same_bytes(shard.tensors[other->second], shard.tensors[i])) {
+        throw InputError(fmt::format("{}: {} and {} are the same tensor; remove the one that is not meant",
+                                     shard.path, excerpt(shard.tensors[other->second].name),
+                                     excerpt(shard.tensors[i].name)));
       }
+      used_[i] = true;
     }
   }
 
@@ -66,8 +70,8 @@ class ShardNames {
     for (std::size_t i = 0; i < used_.size(); ++i) {
       const StoredTensor& tensor = shard_.tensors[i];
       if (used_[i] || tensor.obstacle != nullptr || (found && unexpected_forms_[i].empty())) continue;
-      found =
-          LeftOver{fmt::format("tensor {} {}", tensor.name, tensor.shape.to_string()), unexpected_forms_[i]};
+      found = LeftOver{fmt::format("tensor {} {}", excerpt(tensor.name), tensor.shape.to_string()),
+                       unexpected_forms_[i]};
       if (!found->why.empty()) return found;
     }
     return found;
@@ -92,8 +96,9 @@ void require_held(const Checkpoint& shard, const StoredTensor& stored, const Sha
                   const TrainerLayout& layout, std::int64_t rank) {
   shard.require_readable(stored);
   if (stored.shape == held) return;
-  throw InputError(fmt::format("{}: tensor {} has shape {} but {} holds {}; {}", shard.path, stored.name,
-                               stored.shape.to_string(), describe(layout, rank), held.to_string(), kAsk));
+  throw InputError(fmt::format("{}: tensor {} has shape {} but {} holds {}; {}", shard.path,
+                               excerpt(stored.name), stored.shape.to_string(), describe(layout, rank),
+                               held.to_string(), kAsk));
 }
 
 /// The bounds of some shards, by tensor.
@@ -120,7 +125,7 @@ class BoundsByTensor {
       }
       const StoredTensor& stored = shard.tensors[*numbers[i]];
       require_held(shard, stored, tensor.held.shape, layout, rank);
-      const Cast cast = cast_for(shard.path, stored, tensor.held.dtype);
+      const Cast cast = cast_for(shard, stored, tensor.held.dtype);
       cast_tensors_ += cast == Cast::kRound ? 1 : 0;
       for (const Part& part : tensor.held.parts) {
         const Box place = place_in(tensor.held, part, part.box);
@@ -249,7 +254,7 @@ std::vector<std::int64_t> digests_of_tied(const Family& family, const TrainerLay
       const Box place = place_in(tensor.held, part, part.box);
       Binding binding;
       binding.bounds.push_back(
-          {*number, cast_for(shard.path, stored, tensor.held.dtype), part.box, place.row, place.col});
+          {*number, cast_for(shard, stored, tensor.held.dtype), part.box, place.row, place.col});
       binding.starts = {0, 1};
       digests[static_cast<std::size_t>(trainer_rank(layout, rank).tp)] =
           positive_digest(original, 0, part.box, BoundReader(alone, shard, binding));

@@ -49,6 +49,9 @@ struct StoredTensor {
   const std::string& dataset() const { return path.empty() ? name : path; }
 };
 
+/// Whether two tensors of a checkpoint are known to be the same bytes of the same file.
+bool same_bytes(const StoredTensor& a, const StoredTensor& b);
+
 /// A data file as it was when its header was read.
 struct CheckpointFile {
   std::string path;  ///< absolute or relative to the working directory

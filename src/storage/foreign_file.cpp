@@ -5,20 +5,15 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
-#include <filesystem>
-#include <system_error>
-#include <vector>
 
 #include "core/error.hpp"
 #include "core/text.hpp"
 #include "storage/input_file.hpp"
-#include "storage/safetensors_header.hpp"
 
 namespace weightcast {
 
 namespace {
 
-namespace fs = std::filesystem;
 using namespace std::string_view_literals;
 
 /// How a kind of file begins.
@@ -33,14 +28,34 @@ constexpr const char* kPickle =
     "it is a file of torch.save; load it and write it with save_pretrained(…, safe_serialization=True)";
 constexpr const char* kMessage = "it is a server's message, not the file; download it again";
 
-constexpr std::array<Beginning, 21> kBeginnings{{
+constexpr const char* kAnnex = "it is a pointer of git-annex, not the file itself; run git annex get";
+constexpr const char* kLink =
+    "it is the text of a link, not the file; copy it again with links followed (cp -L)";
+
+constexpr std::array<Beginning, 37> kBeginnings{{
     {"version https://git-lfs"sv, "it is a Git LFS pointer, not the file itself; run git lfs pull"},
     {"# xet version"sv, "it is a pointer, not the file itself; download it again"},
     {"<!doctype"sv, kPage},
     {"<html"sv, kPage},
     {"<?xml"sv, kMessage},
-    {"{\"error\":"sv, kMessage},
-    {"{\"message\":"sv, kMessage},
+    {"<error"sv, kMessage},
+    {"entry not found"sv, kMessage},
+    {"repository not found"sv, kMessage},
+    {"invalid username or password"sv, kMessage},
+    {"invalid credentials"sv, kMessage},
+    {"access to model"sv, kMessage},
+    {"unauthorized"sv, kMessage},
+    {"forbidden"sv, kMessage},
+    {"not found"sv, kMessage},
+    {"internal server error"sv, kMessage},
+    {"/annex/objects/"sv, kAnnex},
+    {".git/annex/objects/"sv, kAnnex},
+    {"../.git/annex/objects/"sv, kAnnex},
+    {"../../.git/annex/objects/"sv, kAnnex},
+    {"../../blobs/"sv, kLink},
+    {"../blobs/"sv, kLink},
+    {"!<symlink>"sv, kLink},
+    {"XSym\n"sv, kLink},
     {"PK\x03\x04"sv, kPickle},
     {"\x80\x02"sv, kPickle},
     {"\x80\x03"sv, kPickle},
@@ -66,65 +81,34 @@ bool begins(std::string_view text, std::string_view with) {
          });
 }
 
-/// Files of other programs, by how their names end or begin.
-struct Kind {
-  std::string_view begins;
-  std::string_view ends;
-  const char* what;
-};
-
-constexpr const char* kDistributed =
-    "a distributed checkpoint of PyTorch; gather it with dcp_to_torch_save and save_pretrained, or export it "
-    "with the trainer's own converter";
-constexpr const char* kTorch =
-    "PyTorch files; load them and write them with save_pretrained(…, safe_serialization=True)";
-
-constexpr std::array<Kind, 15> kKinds{{
-    {"adapter_model", "", "an adapter without its model; merge it (merge_and_unload) and save the whole"},
-    {"", ".distcp", kDistributed},
-    {"", ".pt", kTorch},
-    {"", ".pth", kTorch},
-    {"", ".bin", kTorch},
-    {"", ".ckpt", kTorch},
-    {"", ".pkl", kTorch},
-    {"", ".gguf", "GGUF files; use the Hugging Face checkpoint that they were made from"},
-    {"", ".ggml", "GGML files; use the Hugging Face checkpoint that they were made from"},
-    {"", ".npz", "NumPy files; write safetensors or HDF5"},
-    {"", ".npy", "NumPy files; write safetensors or HDF5"},
-    {"", ".msgpack", "Flax files; load them and write them with save_pretrained(…, safe_serialization=True)"},
-    {"", ".onnx", "an ONNX model; use the Hugging Face checkpoint that it was made from"},
-    {"rank-", ".h5", "shards of inference ranks; name the checkpoint that they were made from"},
-    {"", ".safetensors", "safetensors files under other names than model*.safetensors; name the file itself"},
-}};
-
-/// The files of a folder, sorted, and the folders in it that hold a checkpoint.
-struct Listing {
-  std::vector<std::string> files;
-  std::vector<std::string> checkpoints;
-};
-
-bool holds_checkpoint(const fs::path& folder) {
-  std::error_code ignored;
-  return fs::exists(folder / "model.safetensors", ignored) ||
-         fs::exists(folder / kSafetensorsIndexName, ignored);
+/// `{ "error": …`, however it is laid out: what a server answers in place of a file.
+bool is_message(std::string_view text) {
+  if (!text.starts_with('{')) return false;
+  text.remove_prefix(1);
+  text.remove_prefix(std::min(text.find_first_not_of(" \t\r\n"), text.size()));
+  return std::ranges::any_of(std::array<std::string_view, 5>{"error", "errors", "message", "detail", "code"},
+                             [&](std::string_view key) {
+                               return begins(text, "\"") && begins(text.substr(1), key) &&
+                                      text.substr(1 + key.size()).starts_with('"');
+                             });
 }
 
-Listing list(const std::string& directory) {
-  Listing listing;
-  std::error_code error;
-  fs::directory_iterator entry(directory, error);
-  for (const fs::directory_iterator end; !error && entry != end; entry.increment(error)) {
-    std::error_code ignored;
-    std::string name = entry->path().filename().string();
-    const bool folder = entry->is_directory(ignored);
-    if (!folder)
-      listing.files.push_back(std::move(name));
-    else if (holds_checkpoint(entry->path()))
-      listing.checkpoints.push_back(std::move(name));
-  }
-  std::ranges::sort(listing.files);
-  std::ranges::sort(listing.checkpoints);
-  return listing;
+bool is_text(std::string_view bytes) {
+  return std::ranges::all_of(
+      bytes, [](char c) { return (c >= ' ' && c <= '~') || c == '\t' || c == '\r' || c == '\n'; });
+}
+
+/// Text of two bytes a character, with or without a mark.
+bool is_wide_text(std::string_view bytes) {
+  constexpr std::size_t kEnough = 8;
+  if (bytes.size() < kEnough) return false;
+  if (bytes.starts_with("\xff\xfe") || bytes.starts_with("\xfe\xff")) bytes.remove_prefix(2);
+  std::array<std::string, 2> halves;
+  for (std::size_t i = 0; i < std::min(bytes.size(), 4 * kEnough); ++i) halves.at(i % 2) += bytes[i];
+  const auto zeros = [](const std::string& half) {
+    return half.find_first_not_of('\0') == std::string::npos;
+  };
+  return (is_text(halves[0]) && zeros(halves[1])) || (zeros(halves[0]) && is_text(halves[1]));
 }
 
 }  // namespace
@@ -139,6 +123,7 @@ std::string describe_foreign(std::string_view first_bytes) {
   for (const Beginning& beginning : kBeginnings) {
     if (begins(text, beginning.bytes)) return beginning.what;
   }
+  if (is_message(text)) return kMessage;
   constexpr std::size_t kTarMark = 257;
   if (first_bytes.size() > kTarMark && first_bytes.substr(kTarMark).starts_with("ustar")) {
     return "it is a tar archive; unpack it";
@@ -146,26 +131,25 @@ std::string describe_foreign(std::string_view first_bytes) {
   return "";
 }
 
-std::string read_json_file(const std::string& path, std::size_t most_bytes) {
-  std::string text = read_text_file(path, static_cast<std::int64_t>(most_bytes));
-  const std::string what = describe_foreign(std::string_view(text).substr(0, kForeignBytes));
-  if (!what.empty()) throw InputError(fmt::format("{} holds no JSON: {}", path, what));
-  return text;
+std::string describe_no_weights(std::string_view first_bytes) {
+  if (std::string what = describe_foreign(first_bytes); !what.empty()) return what;
+  const std::size_t end = first_bytes.find_first_of("\r\n");
+  if (is_text(first_bytes))
+    return fmt::format("it is a text that begins '{}'; copy or download it again",
+                       excerpt(first_bytes.substr(0, end)));
+  if (is_wide_text(first_bytes)) return "it is a text in UTF-16; copy or download it again";
+  return "";
 }
 
-std::string describe_folder(const std::string& directory) {
-  const Listing listing = list(directory);
-  for (const Kind& kind : kKinds) {
-    const auto found = std::ranges::find_if(listing.files, [&](const std::string& name) {
-      return name.starts_with(kind.begins) && name.ends_with(kind.ends);
-    });
-    if (found == listing.files.end()) continue;
-    return fmt::format("it holds {} ({})", kind.what, printable(*found));
-  }
-  if (!listing.checkpoints.empty()) {
-    return fmt::format("its folder {} holds one; name that", printable(listing.checkpoints.back()));
-  }
-  return "";
+std::string read_json_file(const std::string& path, std::size_t most_bytes) {
+  const std::string beginning = first_bytes(InputFile(path), kForeignBytes);
+  std::string what = describe_foreign(beginning);
+  // A length of eight bytes and a header; or HDF5.
+  if ((beginning.size() > 8 && beginning[7] == '\0' && beginning[8] == '{') ||
+      beginning.starts_with("\x89HDF"))
+    what = "it is a file of weights; name the config.json that belongs to it";
+  if (!what.empty()) throw InputError(fmt::format("{} holds no JSON: {}", path, what));
+  return read_text_file(path, static_cast<std::int64_t>(most_bytes));
 }
 
 }  // namespace weightcast

@@ -15,12 +15,11 @@ inline constexpr std::size_t kForeignBytes = 512;
 /// recognised.
 std::string describe_foreign(std::string_view first_bytes);
 
+/// The same of what should be weights and no text: any other text is quoted.
+std::string describe_no_weights(std::string_view first_bytes);
+
 /// The whole of a JSON file of `most_bytes` at most, not yet parsed. Throws IoError naming it, InputError
 /// when it is larger or some other kind of file.
 std::string read_json_file(const std::string& path, std::size_t most_bytes);
-
-/// What lies in a folder that holds no checkpoint which this program reads, and what to do about it: `it
-/// holds PyTorch files (pytorch_model.bin); …`. Empty when nothing is recognised.
-std::string describe_folder(const std::string& directory);
 
 }  // namespace weightcast

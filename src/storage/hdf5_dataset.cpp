@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_types.hpp"
 
@@ -56,6 +57,13 @@ std::optional<DType> dtype_of(hid_t dataset, const Hdf5Element& element, const s
     attribute = read_hdf5_attribute(dataset, kDTypeAttribute, subject);
   } catch (const InputError&) {
     why = "has an attribute weightcast.dtype that is no text";
+    return std::nullopt;
+  }
+  if (!attribute && !element.tag.empty()) {
+    why = fmt::format(
+        "has opaque elements of {} bytes with the tag '{}', which are not read; set the attribute "
+        "weightcast.dtype to what they are, if their bytes are little-endian",
+        dtype_bytes(element.dtype), excerpt(element.tag));
     return std::nullopt;
   }
   if (!attribute) return element.dtype;

@@ -36,8 +36,8 @@ FileIdentity identity_in_library(const Hdf5File& file, const std::string& path) 
 OpenHdf5 open_hdf5(const std::string& path) {
   InputFile input(path);
   if (!has_hdf5_signature(path)) {
-    const std::string what = describe_foreign(first_bytes(input, kForeignBytes));
-    throw InputError(fmt::format("{} is not an HDF5 file{}{}", path, what.empty() ? "" : ": ", what));
+    const std::string what = describe_no_weights(first_bytes(input, kForeignBytes));
+    throw InputError(fmt::format("{} is not an HDF5 file: {}", path, what.empty() ? "copy it again" : what));
   }
   const Hdf5Properties access = hdf5_file_access();
   Hdf5File file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get()));
@@ -48,7 +48,7 @@ OpenHdf5 open_hdf5(const std::string& path) {
                     "written: copy it again",
                     path, hdf5_error_text()));
   }
-  require_same_file(identity_in_library(file, path), describe_file(input));
+  require_same_file(identity_in_library(file, path), {path, input.identity(), 0});
   return {std::move(input), std::move(file)};
 }
 

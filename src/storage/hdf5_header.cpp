@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_file.hpp"
 #include "storage/hdf5_storage.hpp"
@@ -53,9 +54,11 @@ struct Visit {
   std::size_t level = 0;
 };
 
+/// Where an object lies. Looks at all that belongs to it on the way, as programs that list a file do: what
+/// they cannot list is damaged.
 haddr_t address_of(hid_t object, const std::string& subject) {
   H5O_info_t info;
-  WEIGHTCAST_HDF5(H5Oget_info2(object, &info, H5O_INFO_BASIC), subject);
+  WEIGHTCAST_HDF5(H5Oget_info2(object, &info, H5O_INFO_ALL), subject);
   return info.addr;
 }
 
@@ -101,8 +104,7 @@ class Walk {
     }
     std::vector<Link> links;
     hsize_t position = 0;
-    WEIGHTCAST_HDF5(H5Literate(group, H5_INDEX_NAME, H5_ITER_NATIVE, &position, collect_link, &links),
-                    path());
+    WEIGHTCAST_HDF5(H5Literate(group, H5_INDEX_NAME, H5_ITER_INC, &position, collect_link, &links), path());
     objects_ += links.size();
     if (objects_ > kMostObjects)
       throw InputError(fmt::format("{}: more than {} objects", path(), kMostObjects));
@@ -118,7 +120,7 @@ class Walk {
 
   void visit(const Visit& at, H5L_type_t type) {
     if (type == H5L_TYPE_EXTERNAL) return visit_other_file(at);
-    const std::string subject = fmt::format("{}: dataset '{}'", path(), at.path);
+    const std::string subject = fmt::format("{}: dataset '{}'", path(), excerpt(at.path));
     const Hdf5Object object(H5Oopen(at.parent, at.link.c_str(), access_.get()));
     if (!object) {
       require_hdf5_memory();
@@ -132,6 +134,7 @@ class Walk {
       // A group that is there under two names is walked through once; so a circle ends.
       if (groups_.insert(address_of(object.get(), subject)).second) visit_group(object.get(), at);
     } else if (kind == H5I_DATASET) {
+      address_of(object.get(), subject);
       add_dataset({object.get(), file_, number_, subject, sources_}, at.name, at.path);
     }
   }
@@ -156,7 +159,7 @@ class Walk {
       return add_obstacle(at, fmt::format("is a link to {} in {}, where no dataset is", object_path, other));
     }
     add_dataset({object.get(), file, number_of(checkpoint_, file.input),
-                 fmt::format("{}: dataset '{}'", other, object_path), sources_},
+                 fmt::format("{}: dataset '{}'", other, excerpt(object_path)), sources_},
                 at.name, object_path);
   }
 

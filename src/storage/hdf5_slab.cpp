@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/local_files.hpp"
 
@@ -14,12 +15,10 @@ namespace weightcast {
 
 namespace {
 
-using Extents = std::array<hsize_t, Shape::kMaxDims>;
-
 // A rectangle of the dataset in its own dimensions.
 struct Slab {
-  Extents start{};
-  Extents count{};
+  Hdf5Extents start{};
+  Hdf5Extents count{};
   std::int64_t rows = 0;  // of the matrix view
 };
 
@@ -56,14 +55,16 @@ Hdf5SlabReader::Hdf5SlabReader(const CheckpointFile& file)
     : path_(file.path), access_(dataset_access(directory_of(file.path))) {
   OpenHdf5 opened = open_hdf5(path_);
   require_same_file(opened.input.identity(), file);
+  file_bytes_ = opened.input.size();
   file_ = std::move(opened.file);
 }
 
 void Hdf5SlabReader::open(const StoredTensor& tensor) {
   if (dataset_ && name_ == tensor.name) return;
+  chunks_.reset();
   dataset_.reset();
   name_ = tensor.name;
-  subject_ = fmt::format("{}: dataset '{}'", path_, name_);
+  subject_ = fmt::format("{}: dataset '{}'", path_, excerpt(name_));
   dataset_ =
       Hdf5Dataset(WEIGHTCAST_HDF5(H5Dopen2(file_.get(), tensor.dataset().c_str(), access_.get()), subject_));
   // The stored type in this machine's byte order: nothing but the order of bytes may change.
@@ -72,6 +73,7 @@ void Hdf5SlabReader::open(const StoredTensor& tensor) {
   if (H5Tget_order(stored.get()) == H5T_ORDER_BE && H5Tget_class(stored.get()) != H5T_ENUM) {
     WEIGHTCAST_HDF5(H5Tset_order(memory_type_.get(), H5T_ORDER_LE), subject_);
   }
+  if (has_filters(dataset_.get(), subject_)) chunks_.emplace(dataset_.get(), subject_, file_bytes_);
 }
 
 void Hdf5SlabReader::read(const StoredTensor& tensor, const Box& box, std::span<std::byte> to) {
@@ -97,10 +99,14 @@ void Hdf5SlabReader::read(const StoredTensor& tensor, const Box& box, std::span<
                       subject_);
     }
     const hsize_t count = static_cast<hsize_t>(slab.rows) * static_cast<hsize_t>(box.cols);
-    const Hdf5Space memory(WEIGHTCAST_HDF5(H5Screate_simple(1, &count, nullptr), subject_));
-    WEIGHTCAST_HDF5(
-        H5Dread(dataset_.get(), memory_type_.get(), memory.get(), stored.get(), H5P_DEFAULT, to.data()),
-        subject_);
+    if (chunks_) {
+      chunks_->read(slab.start, slab.count, memory_type_.get(), to.data());
+    } else {
+      const Hdf5Space memory(WEIGHTCAST_HDF5(H5Screate_simple(1, &count, nullptr), subject_));
+      WEIGHTCAST_HDF5(
+          H5Dread(dataset_.get(), memory_type_.get(), memory.get(), stored.get(), H5P_DEFAULT, to.data()),
+          subject_);
+    }
     to = to.subspan(count * static_cast<std::size_t>(dtype_bytes(tensor.dtype)));
     row += slab.rows;
   }

@@ -1,10 +1,13 @@
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 
 #include "core/shape.hpp"
 #include "storage/checkpoint.hpp"
+#include "storage/hdf5_chunks.hpp"
 #include "storage/hdf5_file.hpp"
 #include "sys/hdf5.hpp"
 
@@ -24,11 +27,13 @@ class Hdf5SlabReader {
   void open(const StoredTensor& tensor);
 
   std::string path_;
+  std::int64_t file_bytes_ = 0;
   Hdf5File file_;
   Hdf5Properties access_;
   std::string name_;  // of the dataset that is open: neighbouring boxes often share its cached chunks
   std::string subject_;
   Hdf5Dataset dataset_;
+  std::optional<Hdf5Chunks> chunks_;  // of that dataset, if it has filters
   Hdf5Type memory_type_;
 };
 

@@ -14,6 +14,8 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
+#include "storage/hdf5_chunks.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/local_files.hpp"
 
@@ -44,6 +46,7 @@ class Placement {
       case H5D_CHUNKED:
         return chunked();
       case H5D_COMPACT:
+        require_storage();
         return std::nullopt;  // in the header itself
       case H5D_VIRTUAL:
         return virtual_sources();
@@ -56,6 +59,34 @@ class Placement {
   const std::string& subject() const { return found_.subject; }
   const std::string& path() const { return found_.file.input.path(); }
 
+  void require_storage() const {
+    const hsize_t stored = H5Dget_storage_size(found_.dataset);
+    if (stored >= static_cast<hsize_t>(tensor_.bytes())) return;
+    throw InputError(fmt::format("{} has {} bytes in place of {}; the file is damaged, copy it again",
+                                 subject(), stored, tensor_.bytes()));
+  }
+
+  /// Of chunks without filters the library reads as many bytes as they should have, whatever they say.
+  void require_whole_chunks(hsize_t chunks, hsize_t chunk_bytes) const {
+    // To find one by its number the library counts through all before it.
+    constexpr hsize_t kMostOneByOne = 2000;
+    bool whole = H5Dget_storage_size(found_.dataset) == chunks * chunk_bytes;
+    const Hdf5Space space(WEIGHTCAST_HDF5(H5Dget_space(found_.dataset), subject()));
+    for (hsize_t i = 0; i < chunks && chunks <= kMostOneByOne; ++i) {
+      std::array<hsize_t, H5S_MAX_RANK> at{};
+      unsigned mask = 0;
+      haddr_t address = 0;
+      hsize_t bytes = 0;
+      WEIGHTCAST_HDF5(H5Dget_chunk_info(found_.dataset, space.get(), i, at.data(), &mask, &address, &bytes),
+                      subject());
+      whole = whole && bytes == chunk_bytes;
+    }
+    if (whole) return;
+    throw InputError(
+        fmt::format("{}: not all of its {} chunks have {} bytes; the file is damaged, copy it again",
+                    subject(), chunks, chunk_bytes));
+  }
+
   std::optional<std::string> contiguous() {
     // The offset does not tell whether there are bytes: that of a dataset without space may be "undefined"
     // plus the size of the user's block.
@@ -63,6 +94,7 @@ class Placement {
     WEIGHTCAST_HDF5(H5Dget_space_status(found_.dataset, &status), subject());
     const haddr_t offset = H5Dget_offset(found_.dataset);
     if (status != H5D_SPACE_STATUS_ALLOCATED || offset == HADDR_UNDEF) return "was created and never written";
+    require_storage();
     const std::int64_t file_bytes = found_.file.input.size();
     if (offset > static_cast<haddr_t>(file_bytes) ||
         tensor_.bytes() > file_bytes - static_cast<std::int64_t>(offset)) {
@@ -114,6 +146,12 @@ class Placement {
     if (written == 0) return "was created and never written";
     if (written < expected)
       return fmt::format("was written only in part: {} of {} chunks are there", written, expected);
+    if (!has_filters(found_.dataset, subject())) {
+      require_whole_chunks(written, static_cast<hsize_t>(chunk_bytes));
+    } else if (found_.level > 0) {
+      // Of a virtual dataset the library itself reads the sources.
+      Hdf5Chunks(found_.dataset, subject(), found_.file.input.size()).check_all();
+    }
     return std::nullopt;
   }
 
@@ -209,7 +247,7 @@ class Placement {
     const Hdf5Properties access = dataset_access(directory_of(file.input.path()));
     const Hdf5Dataset source(H5Dopen2(file.file.get(), name.c_str(), access.get()));
     if (!source) return what + " is not there";
-    const std::string source_subject = fmt::format("{}: dataset '{}'", file.input.path(), name);
+    const std::string source_subject = fmt::format("{}: dataset '{}'", file.input.path(), excerpt(name));
     // The types of HDF5, whatever attributes say: between different ones the library converts numbers.
     const Hdf5Type source_type(WEIGHTCAST_HDF5(H5Dget_type(source.get()), source_subject));
     const Hdf5Type own_type(WEIGHTCAST_HDF5(H5Dget_type(found_.dataset), subject()));

@@ -56,6 +56,13 @@ bool is_bool_enumeration(hid_t type) {
          H5Tenum_valueof(type, "TRUE", &value) >= 0 && value == 1;
 }
 
+std::string opaque_tag(hid_t type) {
+  char* const tag = H5Tget_tag(type);
+  std::string text(tag != nullptr ? tag : "");
+  H5free_memory(tag);
+  return text;
+}
+
 }  // namespace
 
 hid_t hdf5_type(DType dtype) {
@@ -70,12 +77,13 @@ std::optional<Hdf5Element> hdf5_element(hid_t type) {
   for (const TypePair& pair : types()) {
     if (static_cast<std::size_t>(dtype_bytes(pair.dtype)) != bytes) continue;
     const bool bits = is_integer(pair.dtype);
-    if (H5Tequal(type, pair.little) > 0) return Hdf5Element{pair.dtype, true, bits};
-    if (H5Tequal(type, pair.big) > 0) return Hdf5Element{pair.dtype, bytes == 1, bits};
+    if (H5Tequal(type, pair.little) > 0) return Hdf5Element{pair.dtype, true, bits, {}};
+    if (H5Tequal(type, pair.big) > 0) return Hdf5Element{pair.dtype, bytes == 1, bits, {}};
   }
-  if (H5Tget_class(type) == H5T_OPAQUE && bytes == 2) return Hdf5Element{DType::kBF16, true, true};
-  if (H5Tget_class(type) == H5T_OPAQUE && bytes == 1) return Hdf5Element{DType::kU8, true, true};
-  if (is_bool_enumeration(type)) return Hdf5Element{DType::kBool, true, false};
+  if (H5Tget_class(type) == H5T_OPAQUE && (bytes == 1 || bytes == 2)) {
+    return Hdf5Element{bytes == 1 ? DType::kU8 : DType::kBF16, true, true, opaque_tag(type)};
+  }
+  if (is_bool_enumeration(type)) return Hdf5Element{DType::kBool, true, false, {}};
   return std::nullopt;
 }
 

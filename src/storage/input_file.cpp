@@ -2,13 +2,16 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <csignal>
 #include <system_error>
 #include <utility>
 
@@ -95,6 +98,22 @@ InputFile::~InputFile() {
 
 FileIdentity InputFile::identity_now() const {
   return identity_of(fd_, path_);
+}
+
+bool InputFile::has_writer() const {
+  // A network file system gives no lease either where nobody writes.
+  constexpr std::array<std::uint64_t, 6> kLocal{EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC,  BTRFS_SUPER_MAGIC,
+                                                TMPFS_MAGIC,      F2FS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC};
+  struct statfs system {};
+  if (::fstatfs(fd_, &system) != 0 ||
+      std::ranges::find(kLocal, static_cast<std::uint32_t>(system.f_type)) == kLocal.end()) {
+    return false;
+  }
+  // Who opens it for writing just now waits for the lease to go, and we get a signal that nobody heeds.
+  if (::fcntl(fd_, F_SETSIG, SIGURG) != 0) return false;
+  if (::fcntl(fd_, F_SETLEASE, F_RDLCK) != 0) return errno == EAGAIN;
+  ::fcntl(fd_, F_SETLEASE, F_UNLCK);
+  return false;
 }
 
 FileIdentity identity_of(int descriptor, const std::string& path) {

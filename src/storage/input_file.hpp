@@ -45,6 +45,10 @@ class InputFile {
   const FileIdentity& identity() const { return identity_; }
   FileIdentity identity_now() const;
 
+  /// Whether a process of this host has the file open for writing, or mapped so that it can write: its time
+  /// says when a write began, not that one is under way. False where the system does not tell.
+  bool has_writer() const;
+
   /// Fills `to` from `offset` on. Throws IoError naming the file and `what` (what is being read) when the
   /// system refuses or the file ends early.
   void read_at(std::int64_t offset, std::span<std::byte> to, std::string_view what) const;

@@ -32,9 +32,16 @@ std::uint64_t header_hash(const InputFile& file) {
   return hash_text(first_bytes(file, header_bytes(file)));
 }
 
+void require_no_writer(const InputFile& file) {
+  if (!file.has_writer()) return;
+  throw IoError(fmt::format(
+      "{} is being written: a process has it open for writing; wait until it is complete", file.path()));
+}
+
 }  // namespace
 
 CheckpointFile describe_file(const InputFile& file) {
+  require_no_writer(file);
   return {file.path(), file.identity(), header_hash(file)};
 }
 
@@ -44,6 +51,11 @@ void require_same_file(const FileIdentity& now, const CheckpointFile& described)
       fmt::format("{} changed after its header was read: it was replaced or written to; start again when "
                   "nobody writes to it",
                   described.path));
+}
+
+void require_still(const InputFile& file, const CheckpointFile& described) {
+  require_same_file(file.identity_now(), described);
+  require_no_writer(file);
 }
 
 void require_files_unchanged(const Checkpoint& checkpoint) {

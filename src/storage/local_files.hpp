@@ -5,10 +5,14 @@
 
 namespace weightcast {
 
-/// An open data file as a checkpoint describes it.
+/// An open data file as a checkpoint describes it. Throws IoError when somebody is writing to it.
 CheckpointFile describe_file(const InputFile& file);
 
 /// Throws IoError when an open file is no longer, or is not, the one that was described.
 void require_same_file(const FileIdentity& now, const CheckpointFile& described);
+
+/// The same for one that `described` was made of and that is still open, and when somebody is writing to it:
+/// before the first read, and after the last.
+void require_still(const InputFile& file, const CheckpointFile& described);
 
 }  // namespace weightcast

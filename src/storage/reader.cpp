@@ -104,7 +104,7 @@ struct CheckpointReader::Files {
     Entry& entry = entries.at(file);
     std::call_once(entry.opened, [&] {
       InputFile opened(checkpoint->files[file].path);
-      require_same_file(opened.identity(), checkpoint->files[file]);
+      require_still(opened, checkpoint->files[file]);
       entry.file.emplace(std::move(opened));
       entry.is_open.store(true, std::memory_order_release);
     });
@@ -114,7 +114,7 @@ struct CheckpointReader::Files {
   void require_unchanged() const {
     for (std::size_t i = 0; i < entries.size(); ++i) {
       if (!entries[i].is_open.load(std::memory_order_acquire)) continue;
-      require_same_file(entries[i].file->identity_now(), checkpoint->files[i]);
+      require_still(*entries[i].file, checkpoint->files[i]);
       // The library opens the sources of virtual datasets again and again, by their paths.
       if (any_virtual)
         require_same_file(InputFile(checkpoint->files[i].path).identity(), checkpoint->files[i]);
@@ -132,7 +132,12 @@ struct CheckpointReader::Files {
       input(tensor.file);  // compares the file, and is looked at after the last read
       slabs = std::make_unique<Hdf5SlabReader>(checkpoint->files[tensor.file]);
     }
-    slabs->read(tensor, box, to);
+    try {
+      slabs->read(tensor, box, to);
+    } catch (const InputError&) {
+      require_unchanged();  // it is not damaged but another one by now
+      throw;
+    }
   }
 };
 

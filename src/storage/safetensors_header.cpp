@@ -13,7 +13,6 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <set>
 #include <unordered_map>
 #include <utility>
 
@@ -40,7 +39,7 @@ constexpr std::int64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
 // Far more than the largest checkpoint's tensors have: a file of five gigabytes holds some hundreds of them.
 constexpr std::size_t kMostValues = 4'000'000;
 constexpr std::size_t kMostDepth = 8;
-constexpr std::size_t kMostIndexBytes = std::size_t{256} << 20;
+constexpr std::size_t kMostName = 4096;
 
 json parse_header(const std::string& text, const std::string& path) {
   const JsonLimits limits{static_cast<std::size_t>(kMaxHeaderBytes), kMostDepth, kMostValues, true, false};
@@ -49,7 +48,7 @@ json parse_header(const std::string& text, const std::string& path) {
 
 // What a file is instead of a safetensors file, as the end of a sentence.
 std::string instead(const InputFile& file, const std::string& otherwise) {
-  const std::string what = describe_foreign(first_bytes(file, kForeignBytes));
+  const std::string what = describe_no_weights(first_bytes(file, kForeignBytes));
   return what.empty() ? otherwise : what;
 }
 
@@ -67,7 +66,7 @@ std::string read_header_text(const InputFile& file) {
     }
     throw InputError(fmt::format(
         "{}: the header is said to be {} bytes long but only {} bytes follow; the file is truncated or no "
-        "safetensors file",
+        "safetensors file; copy it again",
         file.path(), length, room));
   }
   if (length == 0) {
@@ -169,16 +168,18 @@ void make_foreign(StoredTensor& tensor, const Entry& entry, std::string why) {
 StoredTensor parse_tensor(const std::string& path, const std::string& name, const json& json_entry,
                           std::int64_t data_bytes) {
   const auto refuse = [&](const std::string& why) {
-    throw InputError(fmt::format("{}: tensor '{}': {}", path, printable(name), why));
+    throw InputError(fmt::format("{}: tensor '{}': {}", path, excerpt(name), why));
   };
   if (name.find('\0') != std::string::npos) refuse("its name holds a byte 0");
+  if (name.size() > kMostName)
+    refuse(fmt::format("its name has {} bytes, more than {}", name.size(), kMostName));
   Entry entry = parse_entry(json_entry, data_bytes, refuse);
   StoredTensor tensor;
   tensor.name = name;
   tensor.offset = entry.begin;
   const auto dtype = dtype_from_safetensors(entry.type);
   const std::int64_t bits = dtype ? dtype_bytes(*dtype) * 8 : bits_of_foreign(entry.type);
-  if (bits == 0) refuse(fmt::format("unknown dtype '{}'", entry.type));
+  if (bits == 0) refuse(fmt::format("unknown dtype '{}'", excerpt(entry.type)));
   const bool packed = dtype == DType::kF4E2M1x2;
   // The header counts 4-bit codes; here a packed byte of two codes is the element.
   if (packed && (entry.extents.empty() || entry.extents.back() % 2 != 0)) {
@@ -216,12 +217,12 @@ void check_coverage(const std::string& path, std::vector<const StoredTensor*> te
   const StoredTensor* before = nullptr;
   for (const StoredTensor* tensor : tensors) {
     if (tensor->offset < covered) {
-      throw InputError(fmt::format("{}: tensors '{}' and '{}' overlap at data byte {}", path, before->name,
-                                   tensor->name, tensor->offset));
+      throw InputError(fmt::format("{}: tensors '{}' and '{}' overlap at data byte {}", path,
+                                   excerpt(before->name), excerpt(tensor->name), tensor->offset));
     }
     if (tensor->offset > covered) {
       throw InputError(fmt::format("{}: data bytes {} to {} before tensor '{}' belong to no tensor", path,
-                                   covered, tensor->offset, tensor->name));
+                                   covered, tensor->offset, excerpt(tensor->name)));
     }
     covered = tensor->offset + tensor->bytes();
     before = tensor;
@@ -310,30 +311,6 @@ Attributes read_safetensors_attributes(const std::string& path) {
     attributes[name.substr(kAttributePrefix.size())] = value.get<std::string>();
   }
   return attributes;
-}
-
-SafetensorsIndex read_safetensors_index(const std::string& path) {
-  const JsonLimits limits{kMostIndexBytes, kMostDepth, kMostValues, true, false};
-  const json parsed = parse_json(read_json_file(path, kMostIndexBytes), path, limits);
-  const auto map = parsed.find("weight_map");
-  if (map == parsed.end() || !map->is_object())
-    throw InputError(fmt::format("{}: no object 'weight_map'", path));
-  SafetensorsIndex index;
-  std::set<std::string> files;
-  for (const auto& [tensor, file] : map->items()) {
-    if (!file.is_string())
-      throw InputError(fmt::format("{}: tensor '{}': its file is no text", path, tensor));
-    const auto& name = file.get_ref<const std::string&>();
-    if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos ||
-        name.find('\0') != std::string::npos) {
-      throw InputError(fmt::format("{}: tensor '{}': '{}' does not name a file beside the index", path,
-                                   printable(tensor), printable(name)));
-    }
-    files.insert(name);
-    index.tensors.emplace_back(tensor, name);
-  }
-  index.files.assign(files.begin(), files.end());
-  return index;
 }
 
 }  // namespace weightcast

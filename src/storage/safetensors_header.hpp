@@ -3,18 +3,12 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "storage/checkpoint.hpp"
 #include "storage/writer.hpp"
 
 namespace weightcast {
-
-/// The file of a folder that says which of several safetensors files holds which tensor.
-inline constexpr const char* kSafetensorsIndexName = "model.safetensors.index.json";
-/// What a checkpoint of one safetensors file is called.
-inline constexpr const char* kSafetensorsSingleName = "model.safetensors";
 
 /// The entry of a header, and in it the one of its texts that says the weight version as a decimal number.
 inline constexpr const char* kSafetensorsMetadata = "__metadata__";
@@ -37,14 +31,5 @@ SavingLabels read_safetensors_header(const std::string& path, Checkpoint& checkp
 /// The texts of a file's metadata that are this program's (`weightcast.…`), by name without that prefix.
 /// Errors as above.
 Attributes read_safetensors_attributes(const std::string& path);
-
-/// What `model.safetensors.index.json` says.
-struct SafetensorsIndex {
-  std::vector<std::string> files;  ///< names of the data files, without folder, sorted
-  std::vector<std::pair<std::string, std::string>> tensors;  ///< tensor name and its data file's name, sorted
-};
-
-/// Throws IoError when the file cannot be read, InputError naming it when it is no proper index.
-SafetensorsIndex read_safetensors_index(const std::string& path);
 
 }  // namespace weightcast

@@ -16,6 +16,7 @@
 #include "storage/partial_file.hpp"
 #include "storage/removal.hpp"
 #include "storage/safetensors_header.hpp"
+#include "storage/safetensors_index.hpp"
 #include "storage/writer.hpp"
 
 namespace weightcast {

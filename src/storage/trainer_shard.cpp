@@ -17,6 +17,7 @@
 #include "storage/local_files.hpp"
 #include "storage/model_files.hpp"
 #include "storage/safetensors_header.hpp"
+#include "storage/safetensors_index.hpp"
 #include "sys/host.hpp"
 
 namespace weightcast {
@@ -136,7 +137,8 @@ TrainerShard read_trainer_shard(const std::string& directory, std::int64_t rank,
   // Attributes and header are of one file.
   require_same_file(identity, shard.files.front());
   std::ranges::sort(shard.tensors, {}, &StoredTensor::name);
-  return {std::move(shard), text_of(attributes, kConversionAttribute)};
+  return {std::move(shard), text_of(attributes, kConversionAttribute),
+          !written_rank.empty() && !written_layout.empty()};
 }
 
 std::unique_ptr<TensorFileWriter> create_trainer_shard(const std::string& directory, std::int64_t rank,

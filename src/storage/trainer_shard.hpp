@@ -25,10 +25,12 @@ struct TrainerShardLabels {
   std::string id;  ///< of this conversion alone
 };
 
-/// A trainer's file: its header, and the id of the conversion that wrote it, if one did.
+/// A trainer's file: its header, the id of the conversion that wrote it, if one did, and whether it says of
+/// which trainer of which layout it is.
 struct TrainerShard {
   Checkpoint checkpoint;
   std::string id;
+  bool labelled = false;
 };
 
 /// A file of the folder that belongs to a whole checkpoint, or empty: beside trainers' shards it makes the

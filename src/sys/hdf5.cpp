@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <new>
@@ -30,6 +31,35 @@ herr_t keep_first(unsigned /*depth*/, const H5E_error2_t* error, void* text) {
   return 0;
 }
 
+// What the system refused comes with times, addresses and numbers of the library's own behind this.
+constexpr std::string_view kErrno = "errno = ";
+
+/// Whether the library's last failure on this thread has a cause outside the file: an error of the system, or
+/// a filter that is not there.
+bool system_refused() {
+  bool refused = false;
+  H5Ewalk2(
+      H5E_DEFAULT, H5E_WALK_UPWARD,
+      [](unsigned /*depth*/, const H5E_error2_t* error, void* data) -> herr_t {
+        const std::string_view what = error->desc != nullptr ? error->desc : "";
+        if (error->min_num == H5E_NOFILTER || what.find(kErrno) != std::string_view::npos)
+          *static_cast<bool*>(data) = true;
+        return 0;
+      },
+      &refused);
+  return refused;
+}
+
+/// Whether a function of the library only looks at what a file holds: `H5Dread`, `H5Literate`,
+/// `H5Oget_info2`.
+bool is_reading(std::string_view function) {
+  constexpr std::size_t kPrefix = 3;  // `H5D`
+  if (function.size() < kPrefix) return false;
+  function.remove_prefix(kPrefix);
+  return std::ranges::any_of(std::array<std::string_view, 5>{"read", "get_", "iterate", "open", "exists"},
+                             [&](std::string_view verb) { return function.starts_with(verb); });
+}
+
 }  // namespace
 
 Hdf5Lock::Hdf5Lock() : lock_(library_mutex()) {
@@ -40,8 +70,7 @@ std::string hdf5_error_text() {
   std::string text;
   H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_first, &text);
   if (text.empty()) return "no reason given";
-  // What the system refused comes with times, addresses and numbers of the library's own: its word is enough.
-  constexpr std::string_view kErrno = "errno = ";
+  // The system's word is enough.
   if (const std::size_t at = text.find(kErrno); at != std::string::npos) {
     const int error = std::atoi(text.c_str() + at + kErrno.size());
     const std::string what = text.substr(0, text.find_first_of(":,"));
@@ -81,6 +110,10 @@ Hdf5Properties hdf5_file_access() {
 void detail::throw_hdf5_error(std::string_view call, std::string_view subject, std::source_location where) {
   require_hdf5_memory();
   const std::string_view function = call.substr(0, call.find('('));
+  if (is_reading(function) && !system_refused()) {
+    throw InputError(fmt::format("{}: {}; the file is damaged, copy it again", subject, hdf5_error_text()),
+                     where);
+  }
   throw IoError(fmt::format("{}: {} failed: {}", subject, function, hdf5_error_text()), where);
 }
 

@@ -76,8 +76,9 @@ namespace detail {
                                    std::source_location where);
 }  // namespace detail
 
-/// `result` when it is no failure; otherwise throws IoError naming `subject`, the function and the library's
-/// reason.
+/// `result` when it is no failure. Otherwise throws InputError naming `subject` for a reading function that
+/// failed although the system refused nothing: the file is damaged. Throws IoError naming `subject`, the
+/// function and the library's reason for any other.
 template <typename Result>
 Result check_hdf5(Result result, std::string_view call, std::string_view subject,
                   std::source_location where = std::source_location::current()) {
@@ -87,6 +88,6 @@ Result check_hdf5(Result result, std::string_view call, std::string_view subject
 
 }  // namespace weightcast
 
-/// Calls the HDF5 library and returns what it returns; throws IoError on failure. `subject` is the file's
-/// path.
+/// Calls the HDF5 library and returns what it returns; throws on failure, as check_hdf5 says. `subject` is
+/// the file's path.
 #define WEIGHTCAST_HDF5(call, subject) ::weightcast::check_hdf5((call), #call, (subject))

@@ -1,8 +1,11 @@
 // Sources that change between the reading of their headers and the end of an update.
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <functional>
@@ -106,6 +109,35 @@ TEST_F(StorageChanges, AnHdf5FileIsAsGood) {
   const CheckpointReader late(checkpoint);
   EXPECT_TRUE(
       has(message_of<IoError>([&] { read_whole(late, checkpoint.tensors.front()); }), {path, "changed"}));
+}
+
+TEST_F(StorageChanges, AFileThatSomebodyMayWriteToIsRefused) {
+  const auto refused = [&](const std::function<void()>& action) {
+    EXPECT_TRUE(has(message_of<IoError>(action), {path_, "is being written", "wait until it is complete"}));
+  };
+  const auto read = [&] { read_checkpoint(dir_.string()); };
+  const int writer = ::open(path_.c_str(), O_RDWR);
+  ASSERT_GE(writer, 0);
+  if (!InputFile(path_).has_writer()) GTEST_SKIP() << "no leases here";
+  refused(read);
+  void* const map = ::mmap(nullptr, 100, PROT_READ | PROT_WRITE, MAP_SHARED, writer, 0);
+  ASSERT_NE(map, MAP_FAILED);
+  ::close(writer);
+  refused(read);
+  ::munmap(map, 100);
+  const Checkpoint checkpoint = read_checkpoint(dir_.string());
+  const CheckpointReader reader(checkpoint);
+  read_whole(reader, checkpoint.tensors.front());
+  reader.require_unchanged();
+  {
+    const std::ofstream other(path_, std::ios::app);
+    refused([&] { reader.require_unchanged(); });
+    refused([&] { read_whole(CheckpointReader(checkpoint), checkpoint.tensors.front()); });
+  }
+  reader.require_unchanged();
+  // Readers do not matter.
+  const std::ifstream reading(path_);
+  read();
 }
 
 TEST_F(StorageChanges, FilesOfAnotherHostAreKnownByTheirHeaders) {

@@ -1,5 +1,6 @@
 // HDF5 files as other programs see them, and HDF5 files that other programs made.
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <array>
@@ -289,6 +290,22 @@ TEST(StorageHdf5, WrongFilesAreRefused) {
   }
   EXPECT_TRUE(has(refused("version.h5"), {"version.h5", "weight_version"}));
   EXPECT_TRUE(has(refused(""), {dir.string(), "HDF5 files", "name one of them"}));
+}
+
+TEST(StorageHdf5, WhatOtherReadersCannotListIsDamaged) {
+  const TempDir dir;
+  std::vector<DatasetSpec> datasets;
+  for (int i = 0; i < 40; ++i) datasets.push_back({fmt::format("w{}", i), DType::kU8, Shape{3}});
+  create_hdf5(dir / "a.h5", {}, datasets)->commit();
+  EXPECT_EQ(read_checkpoint(dir / "a.h5").tensors.size(), 40U);
+  // What is free in the heap of the links' names: nobody needs it to find a dataset.
+  std::string bytes = get_file(dir / "a.h5");
+  const std::size_t at = bytes.find("FSHD");
+  ASSERT_NE(at, std::string::npos);
+  bytes[at + 8] = static_cast<char>(bytes[at + 8] ^ 1);
+  put_file(dir / "a.h5", bytes);
+  EXPECT_TRUE(has(message_of<InputError>([&] { read_checkpoint(dir / "a.h5"); }),
+                  {dir / "a.h5", "checksum", "the file is damaged, copy it again"}));
 }
 
 }  // namespace

@@ -630,6 +630,20 @@ TEST_F(StorageObstacles, Bfloat16AsOthersWriteIt) {
   }
 }
 
+TEST_F(StorageObstacles, OpaqueElementsWithATagAreWhatAnAttributeSays) {
+  {
+    const Hdf5Lock lock;
+    const Hdf5File file = create();
+    const Hdf5Type opaque(WEIGHTCAST_HDF5(H5Tcreate(H5T_OPAQUE, 2), kFile));
+    WEIGHTCAST_HDF5(H5Tset_tag(opaque.get(), "NUMPY:<f2"), kFile);
+    put_dataset(file, "w", opaque.get(), opaque.get(), {50}, data_.data());
+    put_dataset(file, "named", opaque.get(), opaque.get(), {50}, data_.data());
+    name_dtype(file, "named", "float16");
+  }
+  expect_obstacle("'NUMPY:<f2', which are not read; set the attribute weightcast.dtype", false);
+  EXPECT_EQ(read_checkpoint(dir_ / "a.h5").find("named")->dtype, DType::kF16);
+}
+
 TEST_F(StorageObstacles, SafetensorsOfOtherTypes) {
   const auto entry = [](const std::string& name, const std::string& type, const std::string& shape, int begin,
                         int end) {

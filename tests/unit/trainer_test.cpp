@@ -174,6 +174,20 @@ std::map<std::uint32_t, std::vector<Box>> held_boxes(const Family& family, const
   return boxes;
 }
 
+TEST(MegatronNames, WhatLiesBesideWeights) {
+  for (const char* name :
+       {"decoder.layers.0.mlp.experts.linear_fc1._extra_state0",
+        "decoder.layers.0.mlp.linear_fc1._extra_state",
+        "decoder.layers.0.mlp.linear_fc1._extra_state/shard_0_2",
+        "decoder.layers.0.mlp.linear_fc1.weight_quantizer._amax", "rotary_pos_emb.inv_freq"}) {
+    EXPECT_TRUE(trainer_may_ignore(name)) << name;
+  }
+  EXPECT_FALSE(trainer_may_ignore("decoder.layers.0.self_attention.linear_qkv.bias"));
+  for (const char* name : {"optimizer.state.exp_avg", "rng_state", "iteration"}) {
+    EXPECT_NE(trainer_refusal(name).find("write the weights alone"), std::string::npos) << name;
+  }
+}
+
 TEST(TrainerPlans, EachTrainerSendsBoxesThatItHolds) {
   for (const bool moe : {false, true}) {
     naive::Model model = moe ? small_moe() : naive::Model();
