@@ -7,6 +7,7 @@
 #include "launch/overlap.hpp"
 #include "launch/tensor_copy.hpp"
 #include "launch/trainer_shards.hpp"
+#include "report/log.hpp"
 #include "session/bound_reader.hpp"
 #include "session/signals.hpp"
 #include "session/team.hpp"
@@ -83,6 +84,9 @@ void write_canonical(const Options& options) {
   const Catalog& catalog = model.family->catalog();
   const Checkpoint& checkpoint = model.checkpoints.front();
   require_other_place("--output", options.output, checkpoint);
+  if (const std::string note = model.bindings.front().note(); !note.empty()) {
+    log_note(fmt::format("{}: {}", checkpoint.path, note));
+  }
   Team readers(1);
   require_equal_copies(options, model, 0, readers, {}, [] {});
   const BoundReader source(catalog, checkpoint, model.bindings.front());

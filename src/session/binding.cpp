@@ -210,10 +210,12 @@ std::string dtype_remedy(DType stored, DType wanted, bool hdf5) {
   if (dtype_bytes(stored) == 1 && dtype_bytes(wanted) > 1) {
     return "codes need a quantization_config in config.json that says what they are";
   }
-  return fmt::format(
-      "set \"dtype\" to \"{}\" in config.json if the weights are meant as they are (only float32 to "
-      "bfloat16, and scales in bfloat16 to float32, are converted)",
-      dtype_name(stored));
+  constexpr const char* kConversions =
+      "(only float32 to bfloat16, and scales in bfloat16 to float32, are converted)";
+  const bool of_models = stored == DType::kBF16 || stored == DType::kF16 || stored == DType::kF32;
+  if (!of_models) return fmt::format("write it as {} {}", dtype_name(wanted), kConversions);
+  return fmt::format("write it as {}, or set \"dtype\" to \"{}\" in config.json if all weights are {} {}",
+                     dtype_name(wanted), dtype_name(stored), dtype_name(stored), kConversions);
 }
 
 }  // namespace

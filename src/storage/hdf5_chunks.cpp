@@ -171,6 +171,12 @@ void Hdf5Chunks::load(const Hdf5Extents& chunk) {
   if (loaded_ && loaded_chunk_ == chunk) return;
   loaded_ = false;
   const hsize_t bytes = stored_bytes(chunk);
+  // What cannot be compressed grows by little, whatever the filters. More would unpack to any size.
+  constexpr hsize_t kGrowth = 4096;
+  if (bytes > chunk_bytes_ + chunk_bytes_ / 8 + kGrowth) {
+    throw InputError(
+        fmt::format("{} takes {} bytes for {}; {}", describe(chunk), bytes, chunk_bytes_, kRemedy));
+  }
   if (bytes == 0 || bytes > file_bytes_) {
     throw InputError(fmt::format("{} is said to take {} bytes of a file of {}; {}", describe(chunk), bytes,
                                  file_bytes_, kRemedy));

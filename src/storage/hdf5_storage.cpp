@@ -184,7 +184,7 @@ class Placement {
 
   std::optional<std::string> virtual_sources() {
     constexpr int kMostLevels = 8;
-    constexpr std::size_t kMostSources = 10'000;
+    constexpr std::size_t kMostSources = 2'000;
     if (found_.level == kMostLevels) return "is a virtual dataset of virtual datasets without end";
     if (std::getenv("HDF5_VDS_PREFIX") != nullptr) {
       return "is a virtual dataset, whose sources HDF5_VDS_PREFIX would move; unset that variable";

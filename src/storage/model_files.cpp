@@ -10,6 +10,7 @@
 #include "storage/file_kind.hpp"
 #include "storage/input_file.hpp"
 #include "storage/safetensors_header.hpp"
+#include "storage/safetensors_index.hpp"
 
 namespace weightcast {
 

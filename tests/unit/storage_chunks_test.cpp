@@ -210,6 +210,17 @@ TEST_F(StorageChunks, AChunkOfADatasetWithoutFiltersIsMeasured) {
   }
 }
 
+TEST_F(StorageChunks, AChunkThatWouldUnpackToAnySizeIsRefusedBefore) {
+  {
+    const Hdf5Lock lock;
+    // As large as only something that was packed by a thousand can be.
+    std::vector<std::byte> bomb = packed(deflate, 8);
+    bomb.resize(30'000);
+    put_with_odd_chunk(deflate, bomb, 0);
+  }
+  expect_refused({"takes 30000 bytes for 128"});
+}
+
 TEST_F(StorageChunks, WhatFiltersCannotUndoIsDamaged) {
   {
     const Hdf5Lock lock;
