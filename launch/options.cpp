@@ -176,7 +176,7 @@ Options take_all(const Values& values, std::string command) {
   take(values, static_cast<BenchOptions&>(options));
   take(values, static_cast<OutputOptions&>(options));
   require_values(values);
-  options.hash = values.hash();
+  options.hash = values.hash(options.command);
   return options;
 }
 

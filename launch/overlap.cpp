@@ -40,6 +40,7 @@ void require_other_place(const std::string& option, const std::string& output, c
 
 void require_other_place_than_model(const std::string& option, const std::string& output,
                                     const std::string& model) {
+  if (model.empty()) return;
   std::error_code error;
   const fs::path file = fs::is_directory(model, error) ? fs::path(model) / "config.json" : fs::path(model);
   for (const fs::path& path : {file, fs::canonical(file, error)}) {

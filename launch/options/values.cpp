@@ -92,8 +92,9 @@ std::vector<std::string> Values::texts(const char* name) const {
   return has(name) ? map_[name].as<std::vector<std::string>>() : std::vector<std::string>();
 }
 
-std::uint64_t Values::hash() const {
+std::uint64_t Values::hash(std::string_view command) const {
   Hasher hasher;
+  hasher.add(command);
   for (const OptionInfo& option : option_table()) {
     if (option.ranks == Ranks::kEachItsOwn) continue;
     const std::string name = long_name(option);

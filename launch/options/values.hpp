@@ -6,6 +6,7 @@
 #include <limits>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace weightcast {
@@ -44,7 +45,7 @@ class Values {
 
   /// A hash of all that the ranks of a job must have been given alike; ranks on several nodes may see
   /// different environments.
-  std::uint64_t hash() const;
+  std::uint64_t hash(std::string_view command) const;
 
  private:
   boost::program_options::variables_map map_;

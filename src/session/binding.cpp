@@ -169,7 +169,7 @@ class Binder {
     const std::string& name = names_.name_of(number);
     if (stored.obstacle != nullptr || family_.may_ignore(name) || is_state_beside_weights(name)) return true;
     const bool counts = is_integer(stored.dtype) || stored.dtype == DType::kBool;
-    return stored.shape.elements() == 0 || (counts && !(coded_ && dtype_bytes(stored.dtype) == 1));
+    return stored.shape.elements() == 0 || (counts && (!coded_ || dtype_bytes(stored.dtype) != 1));
   }
 
   void note_places() {

@@ -313,7 +313,8 @@ std::vector<std::string> Control::gather(const std::string& text) {
   return texts;
 }
 
-void Control::abort_all(const Error& error) {
+void Control::abort_all(const Error& cause) {
+  const Error error = error_of(cause);
   watch("reporting a failure", kReportLimit);
   const Failure mine{error.code(), format_error(error)};
   if (rank_ == 0) {

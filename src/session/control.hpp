@@ -106,7 +106,7 @@ class Control {
 
   /// Ends the job from a rank that failed while others are waiting for it: rank 0 prints one line and aborts
   /// all with the error's code. Does not return.
-  [[noreturn]] void abort_all(const Error& error);
+  [[noreturn]] void abort_all(const Error& cause);
 
  private:
   /// What a failing rank tells rank 0.

@@ -36,9 +36,11 @@ class GivenParameterMemory final : public ParameterMemory {
                        std::vector<GivenParameter> parameters) {
     allocations_ = std::move(allocations);
     require_apart(parameters);
-    for (GivenParameter& parameter : parameters) {
+    for (const GivenParameter& parameter : parameters) {
       std::string name = parameter.name;
-      by_name_.emplace(std::move(name), std::move(parameter));
+      if (!by_name_.emplace(std::move(name), parameter).second) {
+        throw InternalError("parameter " + parameter.name + ": memory was given for it twice");
+      }
     }
   }
 

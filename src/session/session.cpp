@@ -173,9 +173,12 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   progress.end();
   // Each segment has one root; all others have added zero.
   if (verify) control_.sum(expected_);
-  const auto look = [&] {
+  // First the cause: what a rank that has failed sends is not what the others should get.
+  control_.together([&] {
     if (failure) std::rethrow_exception(failure);
     if (source != nullptr) source->require_unchanged();
+  });
+  const auto look = [&] {
     if (verify) verify_written();
   };
   // By reference: what it captures is more than a std::function holds without an allocation.
@@ -203,8 +206,10 @@ void Session::agree_on_scales(Source* source) {
     scales_ = scales_of_scopes(plan_, largest);
   }
   if (source != nullptr) source->use_scales(scales_);
-  for_each_scalar([&](std::size_t p, const std::vector<float>& values) {
-    memory_->write(p, 0, std::as_bytes(std::span(values)));
+  control_.together([&] {
+    for_each_scalar([&](std::size_t p, const std::vector<float>& values) {
+      memory_->write(p, 0, std::as_bytes(std::span(values)));
+    });
   });
 }
 

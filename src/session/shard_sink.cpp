@@ -233,6 +233,10 @@ void ShardSink::write(std::int64_t version) {
     throw;
   }
   place_everywhere(parts);
+  // A rank that fails before it has heard of the agreement takes its file back, and so may the next job: no
+  // old file goes before all have heard.
+  for (Replacement* part : parts) part->settle();
+  control_.together([] {});
   const std::string in_place = fmt::format("version {} is in place", version);
   control_.begin_phase("after the update to version", version, in_place);
   control_.together([&] {
@@ -262,7 +266,7 @@ void ShardSink::place_everywhere(std::span<Replacement* const> parts) {
   };
   attempt(place_together);
   // Whoever was stopped here until after the deadline must not agree: the others have ended the job and taken
-  // back what they had placed. Once all have agreed nobody asks for the time any more.
+  // back what they had placed.
   control_.poll();
   if (!any_rank(problem || lost)) return;
   attempt(take_back_together);

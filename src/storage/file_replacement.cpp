@@ -51,7 +51,7 @@ void fail_at(std::string_view what, const std::string& path, int error, std::sou
   throw SystemRefusal(fmt::format("cannot {} {}: {}", what, path, system_error_text(error)), error, where);
 }
 
-FileReplacement::FileReplacement(std::string final_path, const std::string& id)
+FileReplacement::FileReplacement(const std::string& final_path, const std::string& id)
     : state_{final_path,
              hidden_path(final_path, id, kPartial),
              hidden_path(final_path, id, kOld),
@@ -89,6 +89,13 @@ void FileReplacement::promise(const std::optional<FileIdentity>& fresh) {
   if (!had_old && errno != ENOENT) fail_at("look at", final_path(), errno);
   state_.entry = {fresh, had_old};
   write_journal(state_.journal_path, state_.entry);
+  try {
+    sync_directory(directory_of(final_path()));
+  } catch (const IoError&) {
+    // Nothing has been promised that others rely on.
+    ::unlink(state_.journal_path.c_str());
+    throw;
+  }
   state_.promised = true;
   note_unfinished(this, state_);
 }
@@ -125,6 +132,10 @@ void FileReplacement::give_up() noexcept {
     ::unlink(state_.journal_path.c_str());
   }
   end(Stage::kEnded);
+}
+
+void FileReplacement::settle() noexcept {
+  end(Stage::kSettled);
 }
 
 void FileReplacement::keep() noexcept {

@@ -11,7 +11,7 @@ namespace weightcast {
 /// journal from its promise on, and the way back. Errors are IoErrors that name the final path.
 class FileReplacement : public Replacement {
  public:
-  FileReplacement(std::string final_path, const std::string& id);
+  FileReplacement(const std::string& final_path, const std::string& id);
   /// Undoes what has not ended.
   ~FileReplacement() override;
   FileReplacement(const FileReplacement&) = delete;
@@ -22,6 +22,7 @@ class FileReplacement : public Replacement {
 
   void take_back() override;
   void give_up() noexcept override;
+  void settle() noexcept override;
   void keep() noexcept override;
 
  protected:
@@ -33,7 +34,7 @@ class FileReplacement : public Replacement {
   const std::string& old_path() const { return state_.old_path; }
 
  private:
-  enum class Stage { kOpen, kTakenBack, kEnded };
+  enum class Stage { kOpen, kTakenBack, kSettled, kEnded };
 
   void end(Stage stage) noexcept;
 

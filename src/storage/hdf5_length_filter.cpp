@@ -48,9 +48,9 @@ std::size_t look_at_length(unsigned flags, std::size_t count, const unsigned* va
 }
 
 void add(hid_t creation, std::size_t count, const unsigned* values) {
-  static const H5Z_class2_t kClass{H5Z_CLASS_T_VERS,     kLengthFilter, 1,       1,
+  static const H5Z_class2_t filter{H5Z_CLASS_T_VERS,     kLengthFilter, 1,       1,
                                    "weightcast: length", nullptr,       nullptr, &look_at_length};
-  static const herr_t registered = H5Zregister(&kClass);
+  static const herr_t registered = H5Zregister(&filter);
   WEIGHTCAST_HDF5(registered, kSubject);
   WEIGHTCAST_HDF5(H5Pset_filter(creation, kLengthFilter, H5Z_FLAG_MANDATORY, count, values), kSubject);
 }

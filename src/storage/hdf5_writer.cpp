@@ -68,6 +68,7 @@ class Hdf5Writer final : public TensorFileWriter {
   void place() override { file_.place(); }
   void take_back() override { file_.take_back(); }
   void give_up() noexcept override { file_.give_up(); }
+  void settle() noexcept override { file_.settle(); }
   void keep() noexcept override { file_.keep(); }
 
  private:

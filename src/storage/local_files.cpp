@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <span>
 
 #include "core/error.hpp"
@@ -32,10 +33,23 @@ std::uint64_t header_hash(const InputFile& file) {
   return hash_text(first_bytes(file, header_bytes(file)));
 }
 
+/// Many programs keep files open for writing that they have long finished. A single call that writes may take
+/// seconds, and pages that a program has mapped get their file a new time within half a minute.
+bool was_written_lately(const InputFile& file) {
+  using namespace std::chrono;
+  constexpr auto kLately = seconds(60);
+  const auto changed = system_clock::time_point(
+      duration_cast<system_clock::duration>(nanoseconds(file.identity_now().modified_ns)));
+  return system_clock::now() - changed < kLately;
+}
+
 void require_no_writer(const InputFile& file) {
-  if (!file.has_writer()) return;
-  throw IoError(fmt::format(
-      "{} is being written: a process has it open for writing; wait until it is complete", file.path()));
+  if (!file.has_writer() || !was_written_lately(file)) return;
+  throw IoError(
+      fmt::format("{} is being written: a process has it open for writing and has changed it within the last "
+                  "minute; wait "
+                  "until it is complete",
+                  file.path()));
 }
 
 }  // namespace

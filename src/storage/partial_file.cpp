@@ -159,6 +159,8 @@ void PartialFile::keep_old_file() {
 void PartialFile::place() {
   if (!is_promised()) prepare();
   const struct stat mine = status();
+  // Another job may have done away with it: then the old file is that job's.
+  if (!is_file(partial_path(), mine)) fail_for_stranger();
   try {
     keep_old_file();
     const int error = ::rename(partial_path().c_str(), final_path().c_str()) != 0 ? errno : 0;

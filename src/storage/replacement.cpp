@@ -47,6 +47,7 @@ void replace_together(std::span<Replacement* const> parts) {
   } catch (const IoError& error) {
     throw IoError(give_up(error));
   }
+  for (Replacement* part : parts) part->settle();
   for (Replacement* part : parts) part->keep();
 }
 

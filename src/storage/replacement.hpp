@@ -30,7 +30,11 @@ class Replacement {
   /// Lets the new content go, once all that belong together have taken back, or none was placed.
   virtual void give_up() noexcept = 0;
 
-  /// Lets the old content go, once all that belong together are placed. Nothing is taken back afterwards.
+  /// Says that all that belong together are placed: from here on this process takes nothing back, however it
+  /// ends. The old content stays until `keep`, for others who do not know it yet.
+  virtual void settle() noexcept = 0;
+
+  /// Lets the old content go, once all that belong together have settled.
   virtual void keep() noexcept = 0;
 };
 

@@ -138,6 +138,9 @@ class SafetensorsWriter final : public TensorFileWriter {
   void give_up() noexcept override {
     for (Replacement* part : parts()) part->give_up();
   }
+  void settle() noexcept override {
+    for (Replacement* part : parts()) part->settle();
+  }
   void keep() noexcept override {
     for (Replacement* part : parts()) part->keep();
   }

@@ -12,7 +12,10 @@ namespace weightcast {
 
 namespace {
 
-const Site kOutside{};
+/// Where embedding, final norm and head stand.
+Site outside() {
+  return {};
+}
 
 Site layer_site(std::int64_t layer) {
   const std::string prefix = fmt::format("model.layers.{}.", layer);
@@ -42,14 +45,14 @@ std::vector<Parameter> Decoder::parameters(const EngineLayout& layout, const Eng
                       {catalog_, layout.tp, rank.tp, layout.option}};
   const EngineStage stage = engine_stage(layout, rank.pp, parts_.layers, parts_.origin);
   std::vector<Parameter> parameters;
-  if (rank.pp == 0) parts_.embedding->add_parameters(kOutside, cut, parameters);
+  if (rank.pp == 0) parts_.embedding->add_parameters(outside(), cut, parameters);
   for (std::int64_t layer = stage.first; layer < stage.first + stage.layers; ++layer) {
     const Site site = layer_site(layer);
     for (const BlockPtr& block : blocks(layer)) block->add_parameters(site, cut, parameters);
   }
   if (rank.pp == layout.pp - 1) {
-    parts_.final_norm->add_parameters(kOutside, cut, parameters);
-    parts_.head->add_parameters(kOutside, cut, parameters);
+    parts_.final_norm->add_parameters(outside(), cut, parameters);
+    parts_.head->add_parameters(outside(), cut, parameters);
   }
   return parameters;
 }
@@ -61,14 +64,14 @@ std::vector<TrainerTensor> Decoder::trainer_dense(const TrainerLayout& layout, s
   const TrainerCut cut{dense, layout.padded_vocabulary, layout.pp};
   std::vector<TrainerTensor> tensors;
   for (const TrainerChunk& chunk : trainer_chunks(layout, pp, parts_.layers)) {
-    const Site outside{Tensor::kNone, "", "", chunk.prefix};
-    if (chunk.embedding) parts_.embedding->add_trainer_tensors(outside, cut, tensors);
+    const Site ends{Tensor::kNone, "", "", chunk.prefix};
+    if (chunk.embedding) parts_.embedding->add_trainer_tensors(ends, cut, tensors);
     for (std::int64_t layer = chunk.first; layer < chunk.first + chunk.layers; ++layer) {
       const Site site = trainer_site(chunk, layout, layer);
       for (const BlockPtr& block : blocks(layer)) block->add_trainer_tensors(site, cut, tensors);
     }
-    if (chunk.final_norm) parts_.final_norm->add_trainer_tensors(outside, cut, tensors);
-    if (chunk.head) parts_.head->add_trainer_tensors(outside, cut, tensors);
+    if (chunk.final_norm) parts_.final_norm->add_trainer_tensors(ends, cut, tensors);
+    if (chunk.head) parts_.head->add_trainer_tensors(ends, cut, tensors);
   }
   return tensors;
 }
@@ -124,11 +127,11 @@ void Decoder::require_values(const TrainerLayout& layout) const {
 void Decoder::require_plausible_sizes() const {
   TensorCount ends;
   for (const BlockPtr& block : {parts_.embedding, parts_.final_norm, parts_.head}) {
-    block->list(kOutside, ends);
+    block->list(outside(), ends);
   }
   std::vector<TensorCount> of_kind(parts_.kinds.size());
   for (std::size_t kind = 0; kind < of_kind.size(); ++kind) {
-    for (const BlockPtr& block : parts_.kinds[kind]) block->list(kOutside, of_kind[kind]);
+    for (const BlockPtr& block : parts_.kinds[kind]) block->list(outside(), of_kind[kind]);
   }
   const auto require = [&](double tensors, double elements) {
     require_plausible(parts_.sizes, tensors, elements * static_cast<double>(dtype_bytes(parts_.dtype)));
@@ -147,14 +150,14 @@ void Decoder::require_plausible_sizes() const {
 
 void Decoder::list_tensors() {
   CatalogList list(catalog_, parts_.dtype, parts_.stored ? &*parts_.stored : nullptr);
-  parts_.embedding->list(kOutside, list);
+  parts_.embedding->list(outside(), list);
   for (std::int64_t layer = 0; layer < parts_.layers; ++layer) {
     list.set_layer(layer);
     for (const BlockPtr& block : blocks(layer)) block->list(layer_site(layer), list);
   }
   list.set_layer(Tensor::kNone);
-  parts_.final_norm->list(kOutside, list);
-  parts_.head->list(kOutside, list);
+  parts_.final_norm->list(outside(), list);
+  parts_.head->list(outside(), list);
 }
 
 }  // namespace weightcast

@@ -127,7 +127,7 @@ std::exception_ptr CudaPipeline::run(Source* source, std::span<const GlobalScale
   enqueue_all();
   ended_.record(verify_stream_.get());
   wait_for_the_end(progress);
-  const std::exception_ptr failure = from_host() ? feed_->finish() : nullptr;
+  std::exception_ptr failure = from_host() ? feed_->finish() : nullptr;
   if (!failure) collect_results();
   return failure;
 }
