@@ -251,22 +251,6 @@ TEST_F(OutputFileTest, APipeWithoutReaderIsNotWaitedForForEver) {
   EXPECT_EQ(got, text);
 }
 
-TEST_F(OutputFileTest, APipeThatNobodyEmptiesIsNotWaitedForForEver) {
-  const std::string pipe = dir_ / "pipe";
-  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
-  const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
-  ASSERT_GE(reader, 0);
-  const std::string text(1 << 20, 'x');
-  OutputFile file = begin(pipe);
-  EXPECT_TRUE(has(message_of<IoError>([&] { file.write(text); }), {"--json " + pipe, "nobody reads"}));
-  EXPECT_TRUE(file.written());
-  // A signal ends it sooner. It stays noted, so that this is the last of its kind here.
-  watch_signals();
-  std::raise(SIGTERM);
-  EXPECT_TRUE(has(message_of<StoppedError>([&] { begin(pipe).write(text); }), {pipe, "stopped by SIGTERM"}));
-  ::close(reader);
-}
-
 TEST_F(OutputFileTest, WhatABrokenRunLeftGoesWithTheNext) {
   const std::string path = dir_ / "report.json";
   put_file(path, "");
@@ -304,6 +288,22 @@ TEST_F(OutputFileTest, PipesAndDevicesAreWrittenOnce) {
   put_file(pipe, "precious");
   EXPECT_TRUE(has(message_of<IoError>([&] { file.write("the end"); }), {pipe}));
   EXPECT_EQ(get_file(pipe), "precious");
+}
+
+TEST_F(OutputFileTest, APipeThatNobodyEmptiesIsNotWaitedForForEver) {
+  const std::string pipe = dir_ / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
+  ASSERT_GE(reader, 0);
+  const std::string text(1 << 20, 'x');
+  OutputFile file = begin(pipe);
+  EXPECT_TRUE(has(message_of<IoError>([&] { file.write(text); }), {"--json " + pipe, "nobody reads"}));
+  EXPECT_TRUE(file.written());
+  // A signal ends it sooner. It stays noted, so that this test is the last one here.
+  watch_signals();
+  std::raise(SIGTERM);
+  EXPECT_TRUE(has(message_of<StoppedError>([&] { begin(pipe).write(text); }), {pipe, "stopped by SIGTERM"}));
+  ::close(reader);
 }
 
 }  // namespace
