@@ -18,6 +18,7 @@
 #include "storage/hdf5_header.hpp"
 #include "storage/input_file.hpp"
 #include "storage/local_files.hpp"
+#include "storage/model_files.hpp"
 #include "storage/safetensors_header.hpp"
 #include "storage/safetensors_index.hpp"
 #include "storage/trainer_shard.hpp"
@@ -34,10 +35,6 @@ namespace fs = std::filesystem;
 bool is_hdf5_name(const fs::path& path) {
   const std::string extension = path.extension().string();
   return (extension == ".h5" || extension == ".hdf5") && !path.filename().string().starts_with('.');
-}
-
-bool is_model_file(const fs::path& name) {
-  return name.string().starts_with("model") && name.extension() == ".safetensors";
 }
 
 enum class PathKind { kDirectory, kFile };
@@ -60,7 +57,7 @@ PathKind kind_of(const std::string& path) {
 /// Whether a folder holds a file that may be a checkpoint's or a trainer's shard.
 bool holds_weights(const std::string& directory) {
   const auto files = files_in(directory, [](const fs::path& name) {
-    return name == kSafetensorsIndexName || is_model_file(name) || is_hdf5_name(name) ||
+    return name == kSafetensorsIndexName || is_model_data(name.string()) || is_hdf5_name(name) ||
            is_trainer_shard(name.string());
   });
   return !files.empty();
@@ -178,7 +175,7 @@ void add_directory(Checkpoint& checkpoint, const std::string& directory, OtherFi
   if (fs::exists(fs::symlink_status(fs::path(directory) / kSafetensorsIndexName, error))) {
     return add_indexed(checkpoint, directory);
   }
-  const auto files = files_in(directory, is_model_file);
+  const auto files = files_in(directory, [](const fs::path& name) { return is_model_data(name.string()); });
   require_one_saving(directory, files);
   for (const std::string& file : files) add_safetensors(checkpoint, file);
   if (files.empty()) add_file(checkpoint, hdf5_file_in(directory), other_files);

@@ -32,11 +32,6 @@ std::vector<fs::path> paths_in(const std::string& directory,
   return found;
 }
 
-/// What readers take for data of a checkpoint.
-bool is_model_data(std::string_view name) {
-  return name.starts_with("model") && name.ends_with(".safetensors");
-}
-
 bool is_regular(const fs::path& path) {
   std::error_code ignored;
   return fs::is_regular_file(fs::symlink_status(path, ignored));
@@ -48,6 +43,10 @@ bool says(const fs::path& path, const std::string& text) {
 }
 
 }  // namespace
+
+bool is_model_data(std::string_view name) {
+  return name.starts_with("model") && name.ends_with(".safetensors");
+}
 
 bool is_model_file(std::string_view name) {
   if (name == kSafetensorsSingleName || name == kSafetensorsIndexName) return true;

@@ -7,6 +7,9 @@
 
 namespace weightcast {
 
+/// What readers take for data of a checkpoint: `model*.safetensors`.
+bool is_model_data(std::string_view name);
+
 /// Whether `create_safetensors` gives that name to one of its files of tensors or to their index.
 bool is_model_file(std::string_view name);
 
