@@ -157,8 +157,12 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   progress.begin(version, bytes);
 
   // Every rank begins at the same moment, so that the figures mean the same.
-  control_.together([&] { pipeline_->prepare(source); });
-  control_.together([&] { memory_->begin(version); });
+  const auto prepare = [&] {
+    pipeline_->prepare(source);
+    memory_->begin(version);
+  };
+  // By reference: what it captures is more than a std::function holds without an allocation.
+  control_.together(std::ref(prepare));
   const auto start = Clock::now();
   agree_on_scales(source);
   std::fill(expected_.begin(), expected_.end(), 0);
@@ -181,7 +185,6 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   const auto look = [&] {
     if (verify) verify_written();
   };
-  // By reference: what it captures is more than a std::function holds without an allocation.
   control_.together(std::ref(look));
   control_.together([&] { memory_->commit(version); });
   const double seconds = seconds_since(start);
@@ -206,6 +209,8 @@ void Session::agree_on_scales(Source* source) {
     scales_ = scales_of_scopes(plan_, largest);
   }
   if (source != nullptr) source->use_scales(scales_);
+  // Parameters hold scales of scopes alone.
+  if (plan_.scopes.empty()) return;
   control_.together([&] {
     for_each_scalar([&](std::size_t p, const std::vector<float>& values) {
       memory_->write(p, 0, std::as_bytes(std::span(values)));
