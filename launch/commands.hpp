@@ -3,9 +3,9 @@
 #include <span>
 #include <string_view>
 
+#include "control/control.hpp"
+#include "launch/files/output_file.hpp"
 #include "launch/options.hpp"
-#include "launch/output_file.hpp"
-#include "session/control.hpp"
 
 namespace weightcast {
 

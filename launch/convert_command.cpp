@@ -1,19 +1,19 @@
 #include <fmt/format.h>
 
+#include "control/signals.hpp"
 #include "core/error.hpp"
 #include "launch/commands.hpp"
+#include "launch/files/overlap.hpp"
+#include "launch/files/tensor_copy.hpp"
+#include "launch/files/trainer_shards.hpp"
 #include "launch/layouts.hpp"
 #include "launch/model.hpp"
-#include "launch/overlap.hpp"
-#include "launch/tensor_copy.hpp"
-#include "launch/trainer_shards.hpp"
 #include "report/log.hpp"
-#include "session/bound_reader.hpp"
-#include "session/signals.hpp"
-#include "session/team.hpp"
+#include "source/bound_reader.hpp"
 #include "storage/hdf5_header.hpp"
 #include "storage/reader.hpp"
 #include "storage/writer.hpp"
+#include "sys/team.hpp"
 
 namespace weightcast {
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "session/control.hpp"
+#include "control/control.hpp"
 
 namespace weightcast {
 

@@ -2,17 +2,17 @@
 
 #include <nlohmann/json.hpp>
 
+#include "control/signals.hpp"
 #include "core/error.hpp"
 #include "core/hash.hpp"
 #include "core/units.hpp"
 #include "kernels/digest.hpp"
 #include "launch/commands.hpp"
+#include "launch/files/tensor_copy.hpp"
 #include "launch/model.hpp"
-#include "launch/tensor_copy.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
-#include "session/signals.hpp"
 #include "storage/hdf5_header.hpp"
 #include "storage/reader.hpp"
 #include "storage/writer.hpp"

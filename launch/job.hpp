@@ -3,11 +3,11 @@
 #include <functional>
 #include <string>
 
+#include "control/control.hpp"
+#include "launch/files/output_file.hpp"
 #include "launch/model.hpp"
 #include "launch/options.hpp"
-#include "launch/output_file.hpp"
 #include "report/update_report.hpp"
-#include "session/control.hpp"
 #include "session/session.hpp"
 
 namespace weightcast {

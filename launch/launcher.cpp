@@ -9,9 +9,9 @@
 #include <string_view>
 #include <thread>
 
+#include "control/signals.hpp"
 #include "core/error.hpp"
 #include "report/log.hpp"
-#include "session/signals.hpp"
 
 namespace weightcast {
 

@@ -3,7 +3,7 @@
 #include <chrono>
 #include <functional>
 
-#include "session/control.hpp"
+#include "control/control.hpp"
 
 namespace weightcast {
 

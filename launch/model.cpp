@@ -9,8 +9,8 @@
 
 #include "core/error.hpp"
 #include "core/json_text.hpp"
-#include "session/shard_copies.hpp"
-#include "session/trainer_binding.hpp"
+#include "source/shard_copies.hpp"
+#include "source/trainer_binding.hpp"
 #include "storage/foreign_file.hpp"
 #include "storage/trainer_shard.hpp"
 

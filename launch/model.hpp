@@ -7,12 +7,12 @@
 #include <string>
 #include <vector>
 
+#include "control/control.hpp"
 #include "launch/options.hpp"
 #include "model/family.hpp"
 #include "plan/topology.hpp"
-#include "session/binding.hpp"
-#include "session/control.hpp"
-#include "session/copies.hpp"
+#include "source/binding.hpp"
+#include "source/copies.hpp"
 #include "storage/checkpoint.hpp"
 
 namespace weightcast {
@@ -46,7 +46,7 @@ void load_source(Control& control, const Options& options, std::size_t number, T
 /// Reads the headers of a checkpoint as the options allow.
 Checkpoint read_source(const Options& options, const std::string& path);
 
-/// Compares what a source keeps beside the model's tensors and must equal them (session/copies.hpp), unless
+/// Compares what a source keeps beside the model's tensors and must equal them (source/copies.hpp), unless
 /// `--tied-head` says otherwise.
 void require_equal_copies(const Options& options, const Model& model, std::size_t source, Team& readers,
                           const WorkShare& share, const std::function<void()>& poll);

@@ -10,9 +10,9 @@
 #include <exception>
 #include <new>
 
+#include "control/farewell.hpp"
 #include "core/error.hpp"
 #include "report/log.hpp"
-#include "session/farewell.hpp"
 
 namespace weightcast {
 

@@ -7,20 +7,20 @@
 #include <optional>
 #include <set>
 
+#include "control/signals.hpp"
 #include "core/error.hpp"
 #include "launch/commands.hpp"
 #include "launch/file_threads.hpp"
+#include "launch/files/overlap.hpp"
+#include "launch/files/tensor_copy.hpp"
 #include "launch/job.hpp"
 #include "launch/layouts.hpp"
-#include "launch/overlap.hpp"
-#include "launch/tensor_copy.hpp"
 #include "launch/trace_file.hpp"
 #include "launch/version.hpp"
 #include "report/log.hpp"
-#include "session/file_source.hpp"
-#include "session/shard_sink.hpp"
-#include "session/signals.hpp"
-#include "session/team.hpp"
+#include "sink/shard_sink.hpp"
+#include "source/file_source.hpp"
+#include "sys/team.hpp"
 
 namespace weightcast {
 

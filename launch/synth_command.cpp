@@ -1,7 +1,7 @@
 #include "launch/commands.hpp"
+#include "launch/files/overlap.hpp"
+#include "launch/files/tensor_copy.hpp"
 #include "launch/model.hpp"
-#include "launch/overlap.hpp"
-#include "launch/tensor_copy.hpp"
 #include "model/synthetic.hpp"
 
 namespace weightcast {

@@ -5,10 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "launch/output_file.hpp"
+#include "control/control.hpp"
+#include "launch/files/output_file.hpp"
 #include "report/trace.hpp"
 #include "report/update_report.hpp"
-#include "session/control.hpp"
 #include "session/session.hpp"
 
 namespace weightcast {

@@ -7,25 +7,25 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "control/signals.hpp"
 #include "core/error.hpp"
 #include "core/units.hpp"
 #include "kernels/executor.hpp"
 #include "launch/commands.hpp"
+#include "launch/files/plane_reader.hpp"
+#include "launch/files/tensor_copy.hpp"
 #include "launch/layouts.hpp"
 #include "launch/model.hpp"
-#include "launch/plane_reader.hpp"
-#include "launch/tensor_copy.hpp"
 #include "model/layer_counts.hpp"
 #include "model/stored_quantization.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
-#include "session/bound_reader.hpp"
-#include "session/signals.hpp"
-#include "session/team.hpp"
+#include "source/bound_reader.hpp"
 #include "storage/input_file.hpp"
 #include "storage/reader.hpp"
 #include "storage/shard_name.hpp"
 #include "storage/writer.hpp"
+#include "sys/team.hpp"
 
 namespace weightcast {
 

@@ -11,11 +11,11 @@
 #include <thread>
 #include <vector>
 
+#include "control/control.hpp"
 #include "kernels/executor.hpp"
 #include "memory/host_buffer.hpp"
 #include "plan/plan.hpp"
 #include "plan/share.hpp"
-#include "session/control.hpp"
 #include "session/pipeline.hpp"
 #include "transport/transport.hpp"
 

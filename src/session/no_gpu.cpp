@@ -39,14 +39,5 @@ std::unique_ptr<Source> make_resident_source(const Plan& /*plan*/, const Catalog
                                              std::int64_t /*trainer*/, std::int64_t /*version*/) {
   refuse();
 }
-std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& /*pipeline*/, const Share& /*share*/,
-                                           Memory& /*parameters*/, Source* /*source*/) {
-  refuse();
-}
-std::unique_ptr<Unpacking> make_gpu_unpacking(const Share& /*share*/, UnpackBuffers /*buffers*/,
-                                              const std::vector<GlobalScale>& /*scales*/,
-                                              std::vector<IndexedMatrix> /*matrices*/) {
-  refuse();
-}
 
 }  // namespace weightcast

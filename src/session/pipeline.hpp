@@ -8,7 +8,7 @@
 
 #include "report/progress.hpp"
 #include "report/trace.hpp"
-#include "session/source.hpp"
+#include "source/source.hpp"
 
 namespace weightcast {
 

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <string>
 
-#include "session/control.hpp"
+#include "control/control.hpp"
 
 namespace weightcast {
 

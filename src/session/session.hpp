@@ -7,17 +7,17 @@
 #include <span>
 #include <vector>
 
+#include "control/control.hpp"
 #include "model/family.hpp"
 #include "plan/plan.hpp"
 #include "plan/share.hpp"
 #include "report/progress.hpp"
 #include "report/update_report.hpp"
-#include "session/control.hpp"
 #include "session/gpu.hpp"
 #include "session/parameter_memory.hpp"
 #include "session/pipeline.hpp"
 #include "session/placement.hpp"
-#include "session/source.hpp"
+#include "source/source.hpp"
 
 namespace weightcast {
 

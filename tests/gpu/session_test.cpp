@@ -10,8 +10,8 @@
 #include "control_world.hpp"
 #include "gpu.hpp"
 #include "session/gpu.hpp"
-#include "session/memory_source.hpp"
 #include "session_cases.hpp"
+#include "source/memory_source.hpp"
 
 namespace weightcast {
 

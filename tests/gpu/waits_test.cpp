@@ -12,8 +12,8 @@
 #include "gpu.hpp"
 #include "kernels/digest.hpp"
 #include "session/gpu.hpp"
-#include "session/memory_source.hpp"
 #include "session_cases.hpp"
+#include "source/memory_source.hpp"
 
 namespace {
 

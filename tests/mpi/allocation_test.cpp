@@ -10,8 +10,8 @@
 #include <string>
 
 #include "control_world.hpp"
-#include "session/memory_source.hpp"
 #include "session_cases.hpp"
+#include "source/memory_source.hpp"
 
 namespace {
 

@@ -8,8 +8,8 @@
 #include <system_error>
 #include <thread>
 
+#include "control/control.hpp"
 #include "control_world.hpp"
-#include "session/control.hpp"
 
 namespace weightcast {
 

@@ -3,8 +3,8 @@
 #include <chrono>
 #include <functional>
 
-#include "session/control.hpp"
-#include "session/watchdog.hpp"
+#include "control/control.hpp"
+#include "control/watchdog.hpp"
 #include "world.hpp"
 
 namespace weightcast::mpi_test {

@@ -7,8 +7,8 @@
 
 #include "control_world.hpp"
 #include "core/float_bits.hpp"
-#include "session/file_source.hpp"
 #include "session_cases.hpp"
+#include "source/file_source.hpp"
 #include "storage/writer.hpp"
 #include "support/temp_dir.hpp"
 

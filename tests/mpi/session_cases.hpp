@@ -12,7 +12,7 @@
 #include "naive_model.hpp"
 #include "plan/topology.hpp"
 #include "session/session.hpp"
-#include "session/source.hpp"
+#include "source/source.hpp"
 
 /// What the tests of the session share.
 namespace weightcast::session_cases {

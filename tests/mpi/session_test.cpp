@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "control_world.hpp"
-#include "session/memory_source.hpp"
 #include "session/parameter_memory.hpp"
 #include "session_cases.hpp"
+#include "source/memory_source.hpp"
 
 namespace weightcast {
 

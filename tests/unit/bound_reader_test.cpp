@@ -8,7 +8,7 @@
 #include "core/error.hpp"
 #include "core/float_bits.hpp"
 #include "emulated_update.hpp"
-#include "session/bound_reader.hpp"
+#include "source/bound_reader.hpp"
 #include "storage/writer.hpp"
 #include "support/temp_dir.hpp"
 

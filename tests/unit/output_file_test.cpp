@@ -1,6 +1,6 @@
 // What a report may replace, and what stays whatever happens.
 
-#include "launch/output_file.hpp"
+#include "launch/files/output_file.hpp"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -15,8 +15,8 @@
 #include <thread>
 #include <utility>
 
+#include "control/signals.hpp"
 #include "core/error.hpp"
-#include "session/signals.hpp"
 #include "storage/partial_file.hpp"
 #include "storage_files.hpp"
 #include "support/other_user.hpp"

@@ -21,7 +21,7 @@
 #include <thread>
 #include <utility>
 
-#include "session/output_claim.hpp"
+#include "sink/output_claim.hpp"
 #include "storage/unfinished.hpp"
 #include "storage_files.hpp"
 #include "support/files.hpp"

@@ -12,7 +12,7 @@
 #include <thread>
 
 #include "core/error.hpp"
-#include "launch/measured.hpp"
+#include "measure/measured.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "report/progress.hpp"

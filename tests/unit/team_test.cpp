@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "session/team.hpp"
+#include "sys/team.hpp"
 
 namespace weightcast {
 

@@ -13,9 +13,9 @@
 #include <string>
 #include <thread>
 
+#include "control/farewell.hpp"
+#include "control/watchdog.hpp"
 #include "core/error.hpp"
-#include "session/farewell.hpp"
-#include "session/watchdog.hpp"
 #include "storage/partial_file.hpp"
 #include "support/temp_dir.hpp"
 

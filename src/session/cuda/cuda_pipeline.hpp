@@ -10,17 +10,17 @@
 #include <thread>
 #include <vector>
 
+#include "control/control.hpp"
 #include "kernels/cuda/cuda_digests.hpp"
 #include "kernels/cuda/cuda_moves.hpp"
 #include "kernels/cuda/cuda_quantizer.hpp"
 #include "memory/device_buffer.hpp"
 #include "plan/plan.hpp"
 #include "plan/share.hpp"
-#include "session/control.hpp"
-#include "session/cuda/file_feed.hpp"
-#include "session/cuda/resident_source.hpp"
 #include "session/cuda/stage_clock.hpp"
 #include "session/pipeline.hpp"
+#include "source/cuda/file_feed.hpp"
+#include "source/cuda/resident_source.hpp"
 #include "sys/cuda.hpp"
 #include "transport/nccl_transport.hpp"
 

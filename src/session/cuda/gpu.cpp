@@ -6,9 +6,7 @@
 
 #include "core/error.hpp"
 #include "session/cuda/cuda_pipeline.hpp"
-#include "session/cuda/cuda_unpacking.hpp"
-#include "session/cuda/gauges.hpp"
-#include "session/cuda/resident_source.hpp"
+#include "source/cuda/resident_source.hpp"
 #include "sys/cuda.hpp"
 #include "sys/nccl.hpp"
 
@@ -78,18 +76,6 @@ std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const Share& share
 std::unique_ptr<Source> make_resident_source(const Plan& plan, const Catalog& catalog, std::int64_t trainer,
                                              std::int64_t version) {
   return std::make_unique<ResidentSource>(plan, catalog, trainer, version);
-}
-
-std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& pipeline, const Share& share, Memory& parameters,
-                                           Source* source) {
-  return std::make_unique<CudaGauges>(dynamic_cast<CudaPipeline&>(pipeline), share, parameters,
-                                      source == nullptr ? nullptr : source->resident());
-}
-
-std::unique_ptr<Unpacking> make_gpu_unpacking(const Share& share, UnpackBuffers buffers,
-                                              const std::vector<GlobalScale>& scales,
-                                              std::vector<IndexedMatrix> matrices) {
-  return std::make_unique<CudaUnpacking>(share, std::move(buffers), scales, std::move(matrices));
 }
 
 }  // namespace weightcast

@@ -1,0 +1,303 @@
+#include "launch/files/output_file.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <filesystem>
+#include <memory>
+#include <string_view>
+#include <thread>
+#include <utility>
+
+#include "control/signals.hpp"
+#include "core/error.hpp"
+#include "core/text.hpp"
+#include "storage/hidden_names.hpp"
+#include "storage/input_file.hpp"
+#include "storage/left_overs.hpp"
+#include "storage/output_lock.hpp"
+#include "storage/partial_file.hpp"
+#include "storage/replacement.hpp"
+
+namespace weightcast {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+/// How what this program writes begins, today and in all its earlier versions, up to a place that no other
+/// program's file reaches. Reports of jobs and of failures come first; `…` stands for the rest of a line.
+constexpr std::array<std::string_view, 7> kBeginnings{
+    "{\n  \"weightcast\": \"weightcast …\n  \"command\": \"",
+    "{\n  \"weightcast\": \"plan\",\n  \"hash\": \"",
+    "{\n  \"weightcast\": \"inspect\",\n  \"path\": \"",
+    "{\n  \"weightcast\": \"verify\",\n  \"status\": \"",
+    "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[]}\n",
+    "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":0,\"tid\":"
+    "0,\"args\":"
+    "{\"name\":\"rank 0 trainer",
+    "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":0,\"tid\":"
+    "0,\"args\":"
+    "{\"name\":\"rank 0 inference",
+};
+
+/// More than any of them, with a line of versions.
+constexpr std::size_t kLongestBeginning = 4096;
+
+bool begins_as(std::string_view text, std::string_view beginning) {
+  constexpr std::string_view kRestOfLine = "…";
+  const std::size_t gap = beginning.find(kRestOfLine);
+  if (!text.starts_with(beginning.substr(0, gap))) return false;
+  if (gap == std::string_view::npos) return true;
+  const std::size_t line = text.find('\n', gap);
+  return line != std::string_view::npos &&
+         text.substr(line).starts_with(beginning.substr(gap + kRestOfLine.size()));
+}
+
+bool same_file(const struct stat& a, const struct stat& b) {
+  return a.st_dev == b.st_dev && a.st_ino == b.st_ino && (a.st_mode & S_IFMT) == (b.st_mode & S_IFMT);
+}
+
+bool is_own_stream(const struct stat& there) {
+  struct stat own {};
+  return (::fstat(STDOUT_FILENO, &own) == 0 && same_file(own, there)) ||
+         (::fstat(STDERR_FILENO, &own) == 0 && same_file(own, there));
+}
+
+/// Whether whoever opens a folder with such a file in it takes the file for part of a checkpoint, or who
+/// writes there for a hidden one of theirs.
+bool belongs_to_checkpoint(const std::string& path) {
+  constexpr std::array<std::string_view, 5> kEnds{".h5", ".hdf5", ".safetensors", ".index.json",
+                                                  "_config.json"};
+  constexpr std::array<std::string_view, 4> kNames{"config.json", "added_tokens.json",
+                                                   "special_tokens_map.json", "vocab.json"};
+  const std::string name = fs::path(path).filename().string();
+  if (!parse_hidden(name).kind.empty() || (name.starts_with('.') && name.ends_with(".lock"))) return true;
+  return std::ranges::any_of(kEnds, [&](std::string_view end) { return name.ends_with(end); }) ||
+         std::ranges::find(kNames, name) != kNames.end() ||
+         (name.starts_with("tokenizer") && name.ends_with(".json"));
+}
+
+/// How long a pipe's reader may take to come, or to take something: whoever starts it together with this
+/// program must not have to be first.
+constexpr std::chrono::seconds kReaderGrace{5};
+
+/// Refusals of a folder that say nothing about the file in it: the folder cannot be written, or the file is a
+/// mount of its own.
+bool lets_write_in_place(int error) {
+  return error == EACCES || error == EPERM || error == EROFS || error == EBUSY;
+}
+
+/// Opens a file to write to it. ENXIO for a pipe that nobody comes to read, ECANCELED when a signal asks to
+/// stop before somebody does.
+int open_to_write(const std::string& path, int flags, const struct stat& expected) {
+  using namespace std::chrono_literals;
+  const bool pipe = S_ISFIFO(expected.st_mode);
+  const int all = O_WRONLY | O_NOCTTY | O_CLOEXEC | (pipe ? O_NONBLOCK : 0) | flags;
+  int fd = ::open(path.c_str(), all);
+  for (const auto give_up = std::chrono::steady_clock::now() + kReaderGrace;
+       fd < 0 && errno == ENXIO && pipe && std::chrono::steady_clock::now() < give_up;) {
+    if (hard_stop_signal() != 0) {
+      errno = ECANCELED;
+      break;
+    }
+    std::this_thread::sleep_for(10ms);
+    fd = ::open(path.c_str(), all);
+  }
+  return fd;
+}
+
+/// Waits until a pipe takes more. The system's error, 0 when it does: ETIMEDOUT when its reader takes nothing
+/// for too long, ECANCELED when a signal asks to stop.
+int wait_for_reader(int fd) {
+  struct stat there {};
+  // The reader of what this program was started with may be a person.
+  const bool patient = ::fstat(fd, &there) == 0 && is_own_stream(there);
+  for (const auto give_up = std::chrono::steady_clock::now() + kReaderGrace;;) {
+    constexpr int kTick = 100;  // milliseconds
+    pollfd writable{fd, POLLOUT, 0};
+    const int ready = ::poll(&writable, 1, kTick);
+    if (ready > 0) return 0;
+    if (ready < 0 && errno != EINTR) return errno;
+    if (hard_stop_signal() != 0) return ECANCELED;
+    if (!patient && std::chrono::steady_clock::now() > give_up) return ETIMEDOUT;
+  }
+}
+
+/// Writes into the very file that is expected there: behind what it holds with O_APPEND, else in its place.
+/// The system's error, 0 when that went well.
+int write_into(const std::string& path, int flags, const struct stat& expected, std::string_view text) {
+  const int fd = open_to_write(path, flags, expected);
+  if (fd < 0) return errno;
+  struct stat there {};
+  int error = ::fstat(fd, &there) != 0 || !same_file(there, expected) ? ESTALE : 0;
+  if (error == 0 && (flags & O_APPEND) == 0 && ::ftruncate(fd, 0) != 0) error = errno;
+  while (error == 0 && !text.empty()) {
+    const ssize_t put = ::write(fd, text.data(), text.size());
+    if (put >= 0) text.remove_prefix(static_cast<std::size_t>(put));
+    if (put < 0 && errno == EAGAIN) {
+      error = wait_for_reader(fd);
+    } else if (put < 0 && errno != EINTR) {
+      error = errno;
+    }
+  }
+  ::close(fd);
+  return error;
+}
+
+/// A lock on a report, so that nobody clears away what another job is just writing; nothing where there can
+/// be none, or another job has it.
+std::unique_ptr<OutputLock> lock_report(const std::string& path) {
+  std::error_code ignored;
+  // No folder is made for a report.
+  if (!fs::is_directory(directory_of(path), ignored)) return nullptr;
+  try {
+    auto lock = std::make_unique<OutputLock>(file_lock(path), "--json", "a report");
+    return lock->held() ? std::move(lock) : nullptr;
+  } catch (const IoError&) {
+    return nullptr;
+  }
+}
+
+/// Clears away what broken runs have left beside a report.
+void clear_left_overs(const std::string& path) {
+  if (belongs_to_checkpoint(path)) return;
+  const auto lock = lock_report(path);
+  if (lock == nullptr) return;
+  const LeftOvers left_overs(path);
+  left_overs.put_back(left_overs.unfinished());
+  left_overs.remove_unfinished();
+  left_overs.clear_old();
+}
+
+}  // namespace
+
+OutputFile::OutputFile(std::string option, const std::string& path, const std::string& first)
+    : option_(std::move(option)), path_(path) {
+  struct stat there {};
+  std::error_code missing;
+  const fs::path behind_links = fs::canonical(path, missing);
+  if (missing || fs::is_regular_file(behind_links, missing)) {
+    clear_left_overs(behind_links.empty() ? path : behind_links.string());
+  }
+  if (::stat(path.c_str(), &there) != 0) {
+    std::error_code ignored;
+    if (fs::is_symlink(path, ignored)) {
+      throw UsageError(subject() + "a link to a file that is not there; name that file");
+    }
+  } else if (S_ISDIR(there.st_mode)) {
+    throw IoError(subject() + "Is a directory; name a file that can be written");
+  } else if (S_ISCHR(there.st_mode) || S_ISFIFO(there.st_mode) || is_own_stream(there)) {
+    stream_ = true;
+    mine_ = there;
+    return;
+  } else if (!S_ISREG(there.st_mode)) {
+    throw UsageError(subject() + "neither a file nor a pipe nor a terminal; name a file");
+  } else {
+    std::error_code error;
+    path_ = fs::canonical(path, error).string();
+    if (error) throw IoError(subject() + error.message());
+    require_report(there);
+    mine_ = there;
+  }
+  // Neither by the name that was given nor by the one that a link leads to.
+  if (belongs_to_checkpoint(path) || belongs_to_checkpoint(path_)) {
+    throw UsageError(subject() +
+                     "the name of a checkpoint's file, and this is a report; choose another, as report.json");
+  }
+  put(first);
+}
+
+void OutputFile::write(const std::string& text) {
+  written_ = stream_;
+  put(text);
+  written_ = true;
+}
+
+void OutputFile::put(const std::string& text) {
+  if (stream_) return append(text);
+  try {
+    replace(text);
+  } catch (const IoError& error) {
+    throw IoError(subject() + error.what());
+  }
+}
+
+std::string OutputFile::subject() const {
+  return fmt::format("--{} {}: ", option_, printable(path_));
+}
+
+std::optional<struct stat> OutputFile::look() const {
+  struct stat there {};
+  if ((stream_ ? ::stat(path_.c_str(), &there) : ::lstat(path_.c_str(), &there)) != 0) return std::nullopt;
+  return there;
+}
+
+void OutputFile::require_report(const struct stat& there) const {
+  if (there.st_size == 0) return;
+  try {
+    const InputFile file(path_);
+    std::string text(std::min(static_cast<std::size_t>(file.size()), kLongestBeginning), '\0');
+    file.read_at(0, std::as_writable_bytes(std::span(text)), "its beginning");
+    if (std::ranges::any_of(kBeginnings, [&](std::string_view one) { return begins_as(text, one); })) return;
+  } catch (const IoError& error) {
+    throw IoError(subject() + error.what());
+  }
+  throw UsageError(subject() + "a file is there that is no report; name another, or remove it");
+}
+
+void OutputFile::require_mine() const {
+  const auto there = look();
+  if (there && (!mine_ || !same_file(*there, *mine_))) {
+    throw IoError("somebody has put another file there, which stays; the report is not written");
+  }
+  if (there) require_report(*there);
+}
+
+void OutputFile::append(const std::string& text) const {
+  if (const int error = write_into(path_, O_APPEND, *mine_, text); error != 0) {
+    if (error == ECANCELED) {
+      throw StoppedError(fmt::format("{}stopped by {}; the report could not be written", subject(),
+                                     signal_name(hard_stop_signal())));
+    }
+    const bool unread = (error == ENXIO || error == ETIMEDOUT) && S_ISFIFO(mine_->st_mode);
+    throw IoError(subject() +
+                  (unread ? "nobody reads this pipe; start its reader" : system_error_text(error)) +
+                  "; the report could not be written");
+  }
+}
+
+void OutputFile::replace(const std::string& text) {
+  const auto lock = lock_report(path_);
+  try {
+    PartialFile file(path_);
+    if (mine_) file.take_mode(mine_->st_mode);
+    file.write_at(0, std::as_bytes(std::span(text)));
+    file.flush();
+    require_mine();
+    Replacement* all = &file;
+    replace_together({&all, 1});
+  } catch (const SystemRefusal& refusal) {
+    if (!mine_ || !lets_write_in_place(refusal.number())) throw;
+    require_mine();
+    if (const int error = write_into(path_, O_NOFOLLOW, *mine_, text); error != 0) {
+      throw IoError(
+          fmt::format("{}; nor can it be written in place: {}", refusal.what(), system_error_text(error)));
+    }
+  }
+  mine_ = look();
+}
+
+std::optional<OutputFile> begin_output(const std::string& option, const std::string& path,
+                                       const std::string& first) {
+  if (path.empty()) return std::nullopt;
+  return OutputFile(option, path, first);
+}
+
+}  // namespace weightcast

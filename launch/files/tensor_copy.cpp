@@ -1,0 +1,158 @@
+#include "launch/files/tensor_copy.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <memory>
+#include <numeric>
+
+#include "control/signals.hpp"
+#include "core/error.hpp"
+#include "core/hash.hpp"
+#include "core/units.hpp"
+#include "report/log.hpp"
+#include "sink/output_claim.hpp"
+#include "storage/file_kind.hpp"
+#include "storage/hidden_names.hpp"
+#include "storage/model_files.hpp"
+#include "storage/output_lock.hpp"
+#include "storage/trainer_shard.hpp"
+
+namespace weightcast {
+
+namespace {
+
+bool is_hdf5(const std::string& output) {
+  return output.ends_with(".h5") || output.ends_with(".hdf5");
+}
+
+/// Throws UsageError for an output that no checkpoint can be.
+void require_checkpoint_output(const std::string& output) {
+  if (output.empty()) {
+    throw UsageError("--output PATH is needed: a directory for safetensors, or a file ending in .h5");
+  }
+  // A whole checkpoint beside trainers' shards would leave open which of them a folder means.
+  const std::string directory = is_hdf5(output) ? directory_of(output) : output;
+  if (count_trainer_shards(directory) > 0) {
+    throw UsageError(
+        fmt::format("--output {}: {} holds trainers' shards; name another folder", output, directory));
+  }
+  if (output.ends_with(".safetensors")) {
+    throw UsageError(fmt::format(
+        "--output {}: safetensors are written into a directory; name that, or a file ending in .h5", output));
+  }
+}
+
+/// Whether a name is one that a checkpoint's file has in its folder.
+bool is_checkpoint_file(std::string_view name) {
+  return name == "config.json" || is_model_file(name);
+}
+
+std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std::int64_t weight_version,
+                                                    const std::string& config_text,
+                                                    const std::vector<DatasetSpec>& tensors,
+                                                    std::uint64_t origin) {
+  if (is_hdf5(options.output)) {
+    return create_hdf5(
+        options.output,
+        {{"kind", std::string(kCheckpointKind)}, {"weight_version", weight_version}, {"config", config_text}},
+        tensors);
+  }
+  Hasher conversion;
+  conversion.add(origin).add(config_text).add(weight_version);
+  return create_safetensors(options.output, config_text, tensors, options.max_file_size, weight_version,
+                            fmt::format("{:016x}", conversion.digest()));
+}
+
+}  // namespace
+
+std::int64_t version_of(const Options& options, const Checkpoint& checkpoint) {
+  return options.has_weight_version ? options.weight_version : checkpoint.weight_version.value_or(0);
+}
+
+std::uint64_t origin_of(const Checkpoint& checkpoint) {
+  Hasher hasher;
+  for (const CheckpointFile& file : checkpoint.files) {
+    hasher.add(file.header_hash)
+        .add(file.identity.inode)
+        .add(file.identity.size)
+        .add(file.identity.modified_ns);
+  }
+  return hasher.digest();
+}
+
+std::vector<DatasetSpec> specs_of(const Catalog& catalog) {
+  std::vector<DatasetSpec> specs;
+  specs.reserve(catalog.size());
+  for (const Tensor& tensor : catalog.tensors()) specs.push_back({tensor.name, tensor.dtype, tensor.shape});
+  return specs;
+}
+
+void write_checkpoint(const Options& options, std::int64_t weight_version, const std::string& config_text,
+                      const std::vector<DatasetSpec>& tensors, std::uint64_t origin, const ReadBox& read,
+                      const std::function<void()>& confirm) {
+  watch_signals();
+  const std::int64_t total =
+      std::accumulate(tensors.begin(), tensors.end(), std::int64_t{0},
+                      [](std::int64_t sum, const DatasetSpec& tensor) { return sum + tensor.bytes(); });
+  require_checkpoint_output(options.output);
+  const bool hdf5 = is_hdf5(options.output);
+  const OutputClaim claim(hdf5 ? file_lock(options.output) : folder_lock(options.output),
+                          "--output " + options.output, options.command,
+                          hdf5 ? LeftOvers(options.output) : LeftOvers(options.output, &is_checkpoint_file));
+  claim.clear();
+  if (hdf5) require_free_or_own(options.output, kCheckpointKind);
+  const auto writer = create_checkpoint(options, weight_version, config_text, tensors, origin);
+  Progress progress(options.progress, true);
+  progress.begin(weight_version, total);
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    copy_matrix(*writer, i, 0, tensors[i].shape, dtype_bytes(tensors[i].dtype), progress,
+                [&](const Box& box, std::span<std::byte> to) { read(i, box, to); });
+  }
+  progress.end();
+  confirm();
+  claim.require_name();
+  writer->commit();
+  claim.replaced();
+  report_written(options.output, fmt::format("{}: {} tensors, {}, version {}", options.output, tensors.size(),
+                                             format_bytes(total), weight_version));
+}
+
+void report_written(const std::string& output, const std::string& line) {
+  try {
+    print_line(line);
+  } catch (const IoError& error) {
+    throw IoError(fmt::format("{}; {} is written and in place", error.what(), output));
+  }
+}
+
+void copy_matrix(TensorFileWriter& to, std::size_t index, std::int64_t offset, const Shape& shape,
+                 std::int64_t element_bytes, Progress& progress,
+                 const std::function<void(const Box&, std::span<std::byte>)>& read) {
+  std::vector<std::byte> piece(
+      static_cast<std::size_t>(std::min(kCopyBytes, shape.elements() * element_bytes)));
+  for_each_box(shape, element_bytes, [&](const Box& box) {
+    if (const int signal = std::max(soft_stop_signal(), hard_stop_signal()); signal != 0) {
+      throw StoppedError(fmt::format("stopped by {} before the files took their names; nothing was changed",
+                                     signal_name(signal)));
+    }
+    const auto bytes = std::span(piece).first(static_cast<std::size_t>(box.area() * element_bytes));
+    read(box, bytes);
+    to.write(index, offset + (box.row * shape.cols() + box.col) * element_bytes, bytes);
+    progress.advance(static_cast<std::int64_t>(bytes.size()));
+  });
+}
+
+void for_each_box(const Shape& shape, std::int64_t element_bytes,
+                  const std::function<void(const Box&)>& visit) {
+  const std::int64_t elements = kCopyBytes / element_bytes;
+  const std::int64_t cols = std::min(shape.cols(), elements);
+  const std::int64_t rows = std::max<std::int64_t>(1, elements / std::max<std::int64_t>(1, shape.cols()));
+  for (std::int64_t row = 0; row < shape.rows(); row += rows) {
+    for (std::int64_t col = 0; col < shape.cols(); col += cols) {
+      visit({row, std::min(rows, shape.rows() - row), col, std::min(cols, shape.cols() - col)});
+    }
+  }
+}
+
+}  // namespace weightcast

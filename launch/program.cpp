@@ -1,0 +1,96 @@
+#include "launch/program.hpp"
+
+#include <exception>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "control/signals.hpp"
+#include "core/error.hpp"
+#include "launch/commands.hpp"
+#include "launch/files/output_file.hpp"
+#include "launch/job.hpp"
+#include "launch/launcher.hpp"
+#include "launch/options.hpp"
+#include "launch/process.hpp"
+#include "report/log.hpp"
+
+namespace weightcast {
+
+namespace {
+
+int fail(const Error& error, bool speaks) {
+  if (speaks) log_error(error.what());
+  return static_cast<int>(error.code());
+}
+
+/// A command line that is wrong on some or all ranks: one line, and the same exit code from all, which
+/// launchers only pass on from ranks that have started and ended MPI.
+int fail_as_rank(const Error& error) {
+  using namespace std::chrono_literals;
+  return run_as_rank([&](Control& control) { control.together([&] { throw error; }); }, 60s);
+}
+
+/// The report of a plain command that failed, unless it had written its own before that. One that cannot be
+/// written must not hide the error.
+void write_failure(const Options& options, std::optional<OutputFile>& json, const Error& error) {
+  if (!json || json->written()) return;
+  try {
+    json->write(brief_report(options.command, status_name(error.code()), error.what()));
+  } catch (const std::exception& unwritable) {
+    const Error refusal = error_of(unwritable);
+    // Where the report is what failed, one line says so.
+    if (std::string_view(refusal.what()) != error.what()) log_note(refusal.what());
+  }
+}
+
+int run_command(const Command& command, const Options& options) {
+  if (command.job != nullptr) {
+    return run_as_rank([&](Control& control) { command.job(control, options); },
+                       std::chrono::seconds(options.timeout));
+  }
+  std::optional<OutputFile> json =
+      begin_output("json", options.json, brief_report(options.command, "running", ""));
+  try {
+    command.plain(options, json ? &*json : nullptr);
+  } catch (const std::exception& exception) {
+    write_failure(options, json, error_of(exception));
+    throw;
+  }
+  return static_cast<int>(ExitCode::kDone);
+}
+
+}  // namespace
+
+int run_program(int argc, const char* const* argv) {
+  const Command* const command = find_command(argc > 1 ? argv[1] : "");
+  const bool launched = command != nullptr && command->job != nullptr;
+  // Of the processes of a job one speaks; every plain command speaks for itself.
+  const bool speaks = (command != nullptr && !launched) || speaks_for_all();
+  std::optional<Options> options;
+  std::vector<std::string> notes;
+  try {
+    prepare_process();
+    // Plain commands watch when they have begun what can be left: until then a signal ends them.
+    if (launched) watch_signals();
+    try {
+      options = parse_options(argc, argv, speaks, notes);
+    } catch (const Error& error) {
+      return launched && has_mpi_launcher() ? fail_as_rank(error) : fail(error, speaks);
+    }
+    if (!options) return static_cast<int>(ExitCode::kDone);
+    set_quiet(options->quiet);
+    if (speaks) {
+      for (const std::string& note : notes) log_note(note);
+    }
+    return run_command(*command, *options);
+  } catch (const std::exception& exception) {
+    const Error error = error_of(exception);
+    // What the system refuses one rank before there is MPI the others do not know.
+    const bool alone = launched && error.code() == ExitCode::kInputOutput && !speaks && !others_have_ended();
+    return fail(error, speaks || alone);
+  }
+}
+
+}  // namespace weightcast

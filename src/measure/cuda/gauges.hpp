@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "measure/gpu_gauges.hpp"
+#include "session/cuda/cuda_pipeline.hpp"
+#include "source/cuda/resident_source.hpp"
+
+namespace weightcast {
+
+class CudaGauges final : public GpuGauges {
+ public:
+  CudaGauges(CudaPipeline& pipeline, const Share& share, Memory& parameters, const ResidentSource* source);
+
+  std::int64_t device_bytes() const override;
+  std::int64_t source_bytes() const override;
+  std::int64_t wire_room(bool root) const override;
+  void open_wire(const std::vector<int>& members) override;
+  void broadcast(const std::vector<int>& members, bool root, std::int64_t bytes, std::int64_t step) override;
+  double pack_seconds(Grid grid) override;
+  double unpack_seconds(Grid grid) override;
+  double digest_seconds(Grid grid) override;
+  double copy_seconds() override;
+  std::int64_t copy_bytes() const override;
+
+ private:
+  /// Seconds that what `enqueue` puts into the stream takes on the device.
+  double timed(const std::function<void()>& enqueue);
+  int blocks(Grid grid) const;
+
+  CudaPipeline& pipeline_;
+  const Share& share_;
+  Memory& parameters_;
+  const ResidentSource* source_;
+};
+
+}  // namespace weightcast

@@ -1,0 +1,26 @@
+// Behind gpu_gauges.hpp in a build without CUDA: there is never a GPU, so nobody asks for more.
+
+#include "core/error.hpp"
+#include "measure/gpu_gauges.hpp"
+
+namespace weightcast {
+
+namespace {
+
+[[noreturn]] void refuse() {
+  throw InternalError("this program was built without a GPU path");
+}
+
+}  // namespace
+
+std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& /*pipeline*/, const Share& /*share*/,
+                                           Memory& /*parameters*/, Source* /*source*/) {
+  refuse();
+}
+std::unique_ptr<Unpacking> make_gpu_unpacking(const Share& /*share*/, UnpackBuffers /*buffers*/,
+                                              const std::vector<GlobalScale>& /*scales*/,
+                                              std::vector<IndexedMatrix> /*matrices*/) {
+  refuse();
+}
+
+}  // namespace weightcast

@@ -1,0 +1,284 @@
+#include "sink/shard_sink.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <array>
+#include <filesystem>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <sstream>
+#include <string_view>
+#include <vector>
+
+#include "control/signals.hpp"
+#include "core/error.hpp"
+#include "report/log.hpp"
+#include "storage/file_kind.hpp"
+#include "storage/hidden_names.hpp"
+#include "storage/output_lock.hpp"
+#include "storage/removal.hpp"
+#include "storage/replacement.hpp"
+#include "storage/shard_name.hpp"
+#include "storage/writer.hpp"
+
+namespace weightcast {
+
+namespace {
+
+/// What may be amid the renames when some rank does not answer any more.
+constexpr std::string_view kMaybeMixed =
+    "the folder may hold shards of two versions until the next job into it, which first makes it whole";
+
+Attributes shard_attributes(const Topology& topology, std::int64_t inference_rank, std::int64_t version,
+                            const std::string& update) {
+  const EngineLayout& engine = topology.engine;
+  const EngineRank place = engine_rank(engine, inference_rank);
+  Attributes attributes{{"kind", std::string(kShardKind)},
+                        {"weight_version", version},
+                        {"update", update},
+                        {"rank", inference_rank},
+                        {"replica", place.replica},
+                        {"replicas", engine.replicas},
+                        {"pp_rank", place.pp},
+                        {"pp_size", engine.pp},
+                        {"tp_rank", place.tp},
+                        {"tp_size", engine.tp},
+                        {"ep_rank", place.ep},
+                        {"ep_size", engine.ep},
+                        {"expert_epoch", engine.experts.epoch},
+                        {"expert_placement", engine.experts.fingerprint()},
+                        {"moe_layout", engine.moe_layout}};
+  if (!engine.stage_layers.empty()) {
+    attributes.emplace("stage_layers", fmt::format("{}", fmt::join(engine.stage_layers, ",")));
+  }
+  if (engine.quantizer) {
+    attributes.emplace("quantizer", quantizer_name(*engine.quantizer));
+    attributes.emplace("activation_scales", to_string(engine.activations));
+  }
+  return attributes;
+}
+
+std::string shard_path(const std::string& directory, std::int64_t inference_rank) {
+  return fmt::format("{}/{}", directory, shard_name(inference_rank));
+}
+
+void require_no_hard_stop(const std::string& where) {
+  const int signal = hard_stop_signal();
+  if (signal != 0) throw StoppedError(fmt::format("stopped by {} {}", signal_name(signal), where));
+}
+
+/// The shards of an earlier, larger layout, which would make a mixture of the folder. Throws IoError for one
+/// that cannot be read, because it may be this program's.
+std::vector<std::string> surplus_shards(std::int64_t first, const std::string& directory) {
+  std::vector<std::string> surplus;
+  std::error_code error;
+  std::filesystem::directory_iterator entry(directory, error);
+  for (const std::filesystem::directory_iterator end; !error && entry != end; entry.increment(error)) {
+    const std::filesystem::path& path = entry->path();
+    if (rank_of_shard(path.filename().string()).value_or(-1) < first) continue;
+    if (is_file_of_kind(path, kShardKind)) {
+      surplus.push_back(path.string());
+    } else {
+      log_note(
+          fmt::format("{} stays: it has a shard's name but is none that this program wrote", path.string()));
+    }
+  }
+  if (error) {
+    throw IoError(fmt::format("cannot list {}: {}; check the permissions", directory, error.message()));
+  }
+  return surplus;
+}
+
+}  // namespace
+
+std::string sink_folder(std::string directory, std::int64_t version) {
+  constexpr std::string_view kPlaceholder = "{version}";
+  const std::string number = std::to_string(version);
+  std::size_t at = 0;
+  while ((at = directory.find(kPlaceholder, at)) != std::string::npos) {
+    directory.replace(at, kPlaceholder.size(), number);
+  }
+  return directory;
+}
+
+ShardSink::ShardSink(Control& control, const Session& session, Team& writers, std::string directory)
+    : control_(control), session_(session), writers_(writers), directory_(std::move(directory)) {}
+
+void ShardSink::begin(std::int64_t version, const std::string& command) {
+  const std::string directory = sink_folder(directory_, version);
+  const auto rank = session_.plan().topology.inference_rank(control_.rank());
+  const auto [found, is_new] = places_.try_emplace(directory);
+  Place& place = found->second;
+  if (is_new) claim(place, directory, command);
+  control_.together([&] {
+    if (place.claim) place.claim->require_name();
+    if (rank) require_free_or_own(shard_path(directory, *rank), kShardKind);
+  });
+}
+
+void ShardSink::claim(Place& place, const std::string& directory, const std::string& command) {
+  const auto rank = session_.plan().topology.inference_rank(control_.rank());
+  control_.together([&] {
+    if (rank != 0) return;
+    place.claim.emplace(
+        folder_lock(directory), "--sink hdf5:" + directory, command,
+        LeftOvers(directory, [](std::string_view name) { return rank_of_shard(name).has_value(); }));
+  });
+  std::array<std::int64_t, 2> claimed{};  // whether there is a lock, and how many folders were made for it
+  if (place.claim) claimed = {place.claim->held() ? 1 : 0, place.claim->made_folders()};
+  control_.maximum(std::span<std::int64_t>(claimed));
+  control_.together([&] {
+    if (!rank || rank == 0) return;
+    place.folder.emplace(directory, static_cast<int>(claimed[1]));
+    if (claimed[0] == 0) return;
+    // The folder may be another one on every node: each rank clears its own file's, the first one all
+    // others'.
+    place.left_overs.emplace(shard_path(directory, *rank));
+  });
+  clear(place);
+}
+
+void ShardSink::clear(const Place& place) {
+  std::set<std::string> unfinished;
+  control_.together([&] {
+    if (place.claim) unfinished = place.claim->unfinished();
+    if (place.left_overs) unfinished = place.left_overs->unfinished();
+  });
+  // On some nodes a replacement may have come to its end that broke off on others.
+  const std::vector<std::string> found = control_.gather(fmt::format("{}", fmt::join(unfinished, " ")));
+  std::istringstream all(control_.broadcast(fmt::format("{}", fmt::join(found, " "))));
+  unfinished.insert(std::istream_iterator<std::string>(all), {});
+  // One behind the other, because they may have the same folder.
+  control_.together([&] {
+    if (place.claim) place.claim->put_back(unfinished);
+  });
+  control_.together([&] {
+    if (place.left_overs) place.left_overs->put_back(unfinished);
+  });
+  // What says that they broke off goes when all is put back, on every node.
+  control_.together([&] {
+    if (place.claim) place.claim->remove_unfinished();
+  });
+  control_.together([&] {
+    if (place.left_overs) place.left_overs->remove_unfinished();
+  });
+}
+
+void ShardSink::write(std::int64_t version) {
+  const std::string directory = sink_folder(directory_, version);
+  const auto rank = session_.plan().topology.inference_rank(control_.rank());
+  // Of all ranks' files, which tells them from those of every other update.
+  const std::string update = control_.broadcast(fresh_id());
+  std::unique_ptr<TensorFileWriter> writer;
+  const auto stop_if_asked = [] {
+    require_no_hard_stop("before the shard files were renamed; the previous version is untouched");
+  };
+  // A signal ends what follows by agreement, so that no partial file stays behind and a rank that has voted
+  // renames, whatever comes.
+  const Control::DeferSignals defer(control_);
+  // No file before all defer: a rank that a signal still finds in an earlier wait ends the job.
+  control_.together(stop_if_asked);
+  control_.together([&] {
+    if (!rank) return;
+    const std::vector<Parameter>& parameters = session_.share().parameters;
+    std::vector<DatasetSpec> datasets;
+    datasets.reserve(parameters.size());
+    for (const Parameter& parameter : parameters) {
+      datasets.push_back({parameter.name, parameter.dtype, parameter.shape});
+    }
+    writer =
+        create_hdf5(shard_path(directory, *rank),
+                    shard_attributes(session_.plan().topology, *rank, version, update), datasets, update);
+    std::vector<std::pair<std::size_t, std::int64_t>> pieces;  // parameter and offset
+    for (std::size_t p = 0; p < parameters.size(); ++p) {
+      for (std::int64_t at = 0; at < parameters[p].bytes(); at += Session::kPieceBytes)
+        pieces.emplace_back(p, at);
+    }
+    writers_.run(pieces.size(), [&](std::size_t i) {
+      stop_if_asked();
+      const auto [p, offset] = pieces[i];
+      session_.read_piece(p, offset, [&, p = p, offset = offset](std::span<const std::byte> bytes) {
+        writer->write(p, offset, bytes);
+      });
+    });
+    writer->flush();
+    stop_if_asked();
+  });
+  // All have written; one that does not vote keeps all from renaming. A deadline of its own, because the time
+  // that the update has left must not run out between two renames.
+  control_.begin_phase("renaming the shards of version", version, kMaybeMixed);
+  const Place& place = places_.at(directory);
+  std::vector<std::unique_ptr<Removal>> removals;
+  std::vector<Replacement*> parts;
+  try {
+    control_.together([&] {
+      stop_if_asked();
+      if (place.claim) {
+        place.claim->require_name();
+        for (const std::string& path : surplus_shards(session_.plan().topology.engine.ranks(), directory)) {
+          removals.push_back(std::make_unique<Removal>(path, update));
+        }
+      }
+      if (writer) parts.push_back(writer.get());
+      for (const auto& removal : removals) parts.push_back(removal.get());
+      prepare_together(parts);
+    });
+  } catch (const AgreedFailure&) {
+    // All have agreed that nobody renames.
+    for (Replacement* part : parts) part->give_up();
+    throw;
+  }
+  place_everywhere(parts);
+  // A rank that fails before it has heard of the agreement takes its file back, and so may the next job: no
+  // old file goes before all have heard.
+  for (Replacement* part : parts) part->settle();
+  control_.together([] {});
+  const std::string in_place = fmt::format("version {} is in place", version);
+  control_.begin_phase("after the update to version", version, in_place);
+  control_.together([&] {
+    for (Replacement* part : parts) part->keep();
+    if (place.claim) place.claim->replaced();
+    if (place.left_overs) place.left_overs->clear_old();
+    require_no_hard_stop("after the shard files were renamed; " + in_place);
+  });
+}
+
+void ShardSink::place_everywhere(std::span<Replacement* const> parts) {
+  std::optional<IoError> problem;
+  std::optional<NotPutBack> lost;
+  const auto attempt = [&](void (&step)(std::span<Replacement* const>)) {
+    try {
+      step(parts);
+    } catch (const NotPutBack& error) {
+      lost = error;
+    } catch (const IoError& error) {
+      problem = error;
+    }
+  };
+  const auto any_rank = [&](bool here) {
+    std::array<std::int64_t, 1> most{here ? 1 : 0};
+    control_.maximum(std::span<std::int64_t>(most));
+    return most[0] != 0;
+  };
+  attempt(place_together);
+  // Whoever was stopped here until after the deadline must not agree: the others have ended the job and taken
+  // back what they had placed.
+  control_.poll();
+  if (!any_rank(problem || lost)) return;
+  attempt(take_back_together);
+  const bool intact = !any_rank(lost.has_value());
+  // What could not be put back the next job puts back, if the others leave it the word that it has to.
+  if (intact) {
+    for (Replacement* part : parts) part->give_up();
+  }
+  control_.together([&] {
+    if (lost) throw NotPutBack(*lost);
+    if (problem && intact) throw IoError(std::string(problem->what()) + "; the previous version is intact");
+  });
+}
+
+}  // namespace weightcast

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "control/control.hpp"
+#include "session/session.hpp"
+#include "sink/output_claim.hpp"
+#include "storage/left_overs.hpp"
+#include "storage/replacement.hpp"
+#include "storage/tentative_folder.hpp"
+#include "sys/team.hpp"
+
+namespace weightcast {
+
+/// The folder of a sink for a version: each `{version}` in the directory's name becomes its number.
+std::string sink_folder(std::string directory, std::int64_t version);
+
+/// Writes each inference rank's parameters as `DIRECTORY/rank-<inference rank>.h5`. All ranks write beside
+/// the final names, flush, agree, and only then rename; the old files are kept until all have: a failure of
+/// any rank leaves every old file as it was. Shards of an earlier, larger layout go with the same renames.
+class ShardSink {
+ public:
+  /// `directory` is as in `sink_folder`. `control` and `session` must
+  /// outlive the sink. `writers` writes for it alone; unused on a rank that is no inference rank.
+  ShardSink(Control& control, const Session& session, Team& writers, std::string directory);
+
+  /// To be called before anything of a version moves: locks its folder for as long as the sink lives, and
+  /// clears it of what broken runs left. Throws (by agreement) IoError when another job writes there, when
+  /// the folder is no longer the one that was locked, and for files of others that shards would replace.
+  /// `command` is what that job is told. Collective.
+  void begin(std::int64_t version, const std::string& command);
+
+  /// After `begin` of that version. Collective.
+  void write(std::int64_t version);
+
+ private:
+  /// What a rank has of a folder.
+  struct Place {
+    std::optional<OutputClaim> claim;       ///< on the first inference rank
+    std::optional<LeftOvers> left_overs;    ///< of its own file, on the others while the first holds the lock
+    std::optional<TentativeFolder> folder;  ///< on the others
+  };
+
+  /// Locks a folder, and clears it. Collective.
+  void claim(Place& place, const std::string& directory, const std::string& command);
+  /// Clears a folder of what broken runs left, on all nodes alike. Collective.
+  void clear(const Place& place);
+  /// All ranks' files take their names, or none do. Collective.
+  void place_everywhere(std::span<Replacement* const> parts);
+
+  Control& control_;
+  const Session& session_;
+  Team& writers_;
+  std::string directory_;
+  std::map<std::string, Place> places_;  ///< by folder
+};
+
+}  // namespace weightcast

@@ -1,0 +1,247 @@
+#include "source/binding.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <string_view>
+#include <utility>
+
+#include "core/error.hpp"
+#include "core/text.hpp"
+#include "model/beside_weights.hpp"
+#include "source/checkpoint_names.hpp"
+
+namespace weightcast {
+
+namespace {
+
+void require_shape(const Checkpoint& checkpoint, const StoredTensor& stored, const Shape& shape) {
+  // A scale for a whole tensor is a scalar to some and a vector of one to others.
+  if (stored.shape == shape || (stored.shape.elements() == 1 && shape.elements() == 1)) return;
+  if (stored.shape.elements() == 0) {
+    throw InputError(
+        fmt::format("{}: tensor {} has shape {} and no values: it was saved while its values lay on other "
+                    "ranks (as ZeRO-3 "
+                    "and FSDP leave them); gather the weights before they are saved, with ZeRO-3 by "
+                    "stage3_gather_16bit_weights_on_model_save or zero_to_fp32.py",
+                    checkpoint.path, excerpt(stored.name), stored.shape.to_string()));
+  }
+  throw InputError(
+      fmt::format("{}: tensor {} has shape {} but the model's config wants {}; is --model the right "
+                  "config.json?",
+                  checkpoint.path, excerpt(stored.name), stored.shape.to_string(), shape.to_string()));
+}
+
+/// How much of two names is the same, from the front and from the back.
+std::size_t likeness(std::string_view a, std::string_view b) {
+  const auto front = std::ranges::mismatch(a, b).in1 - a.begin();
+  const auto back = std::mismatch(a.rbegin(), a.rend(), b.rbegin(), b.rend()).first - a.rbegin();
+  return static_cast<std::size_t>(front + back);
+}
+
+bool holds_codes(DType dtype) {
+  return dtype == DType::kF8E4M3 || dtype == DType::kF8E5M2 || dtype == DType::kF4E2M1x2;
+}
+
+/// Finds the model's tensors one after the other.
+class Binder {
+ public:
+  Binder(const Family& family, const Checkpoint& checkpoint)
+      : family_(family),
+        checkpoint_(checkpoint),
+        names_(family.catalog(), checkpoint),
+        used_(checkpoint.tensors.size(), false),
+        coded_(std::ranges::any_of(family.catalog().tensors(), is_coded)) {}
+
+  Binding bind() {
+    for (const Tensor& tensor : family_.catalog().tensors()) {
+      const Bound bound = bind_tensor(tensor);
+      binding_.cast_tensors += bound.cast == Cast::kRound ? 1 : 0;
+      used_[bound.stored] = true;
+      binding_.starts.push_back(static_cast<std::uint32_t>(binding_.bounds.size()));
+      binding_.bounds.push_back(bound);
+    }
+    binding_.starts.push_back(static_cast<std::uint32_t>(binding_.bounds.size()));
+    note_places();
+    for (std::uint32_t i = 0; i < used_.size(); ++i) {
+      if (!used_[i]) leave_out(i);
+    }
+    return std::move(binding_);
+  }
+
+ private:
+  Bound bind_tensor(const Tensor& tensor) const {
+    const auto stored = names_.find(tensor.name);
+    if (const auto form = family_.other_stored_form(tensor)) {
+      if (const auto other = names_.find(form->name)) {
+        if (stored) throw_twice(tensor, *stored, *other);
+        return bound_to(*other, tensor, form->shape, form->row);
+      }
+    }
+    if (stored) return bound_to(*stored, tensor, tensor.shape, 0);
+    // Of two tensors that share their memory a saver keeps either.
+    for (std::uint32_t i = 0; i < used_.size(); ++i) {
+      const std::string& name = names_.name_of(i);
+      if (family_.copy_of(name) == tensor.name)
+        return bound_to(names_.find(name).value(), tensor, tensor.shape, 0);
+    }
+    throw_missing(tensor);
+  }
+
+  [[noreturn]] void throw_twice(const Tensor& tensor, std::uint32_t one, std::uint32_t other) const {
+    throw InputError(fmt::format("{}: {} and {} both hold the model's {}; remove the one that is not meant",
+                                 checkpoint_.path, excerpt(checkpoint_.tensors[one].name),
+                                 excerpt(checkpoint_.tensors[other].name), tensor.name));
+  }
+
+  /// Names what lies in its place.
+  [[noreturn]] void throw_missing(const Tensor& tensor) const {
+    const std::string subject =
+        fmt::format("{}: tensor {} {} is missing", checkpoint_.path, tensor.name, tensor.shape.to_string());
+    const StoredTensor* closest = nullptr;
+    std::size_t most = 0;
+    for (std::uint32_t i = 0; i < used_.size(); ++i) {
+      const std::string& name = names_.name_of(i);
+      if (family_.catalog().find(name) || may_leave_out(i)) continue;
+      const std::size_t like = likeness(name, tensor.name);
+      if (closest == nullptr || like > most) closest = &checkpoint_.tensors[i];
+      most = std::max(most, like);
+    }
+    if (closest != nullptr) {
+      throw InputError(
+          fmt::format("{}, and there is '{}' {}, which the model does not have; write the checkpoint as "
+                      "transformers does (save_pretrained), or name its own config.json with --model",
+                      subject, excerpt(closest->name), closest->shape.to_string()));
+    }
+    const bool head = tensor.name == "lm_head.weight";
+    throw InputError(fmt::format(
+        "{}; {}the checkpoint is incomplete or --model is not its config.json", subject,
+        head ? "if the embedding is the head, set tie_word_embeddings to true in config.json; otherwise "
+             : ""));
+  }
+
+  Bound bound_to(std::uint32_t number, const Tensor& tensor, const Shape& shape, std::int64_t row) const {
+    const StoredTensor& stored = checkpoint_.tensors[number];
+    checkpoint_.require_readable(stored);
+    require_codes(stored, tensor);
+    require_shape(checkpoint_, stored, shape);
+    return {number, cast_for(checkpoint_, stored, tensor.dtype), Box::whole(tensor.shape), row, 0};
+  }
+
+  /// Throws InputError for values in place of codes: the other tensors say which of them and the config is
+  /// wrong.
+  void require_codes(const StoredTensor& stored, const Tensor& tensor) const {
+    if (!holds_codes(tensor.dtype) || dtype_bytes(stored.dtype) == 1) return;
+    const bool some = std::ranges::any_of(checkpoint_.tensors,
+                                          [](const StoredTensor& other) { return holds_codes(other.dtype); });
+    const std::string module = tensor.name.substr(0, tensor.name.rfind('.'));
+    throw InputError(fmt::format(
+        "{}: tensor {} is {} but config.json's quantization_config says that it holds codes of {}; {}",
+        checkpoint_.path, excerpt(stored.name), dtype_name(stored.dtype), dtype_name(tensor.dtype),
+        some ? fmt::format("list {} among the modules that are not quantised", module)
+             : "no tensor does: remove quantization_config"));
+  }
+
+  /// A stored tensor that the model has no place for.
+  void leave_out(std::uint32_t number) {
+    const StoredTensor& stored = checkpoint_.tensors[number];
+    const std::string& name = names_.name_of(number);
+    if (const auto original = family_.copy_of(name)) {
+      binding_.copies.push_back({number, family_.catalog().at(*original)});
+      return;
+    }
+    if (const std::string what = training_state(name); stored.obstacle == nullptr && !what.empty()) {
+      throw InputError(fmt::format(
+          "{}: tensor {} {} {}; write the weights alone, or list them in a model.safetensors.index.json",
+          checkpoint_.path, excerpt(stored.name), stored.shape.to_string(), what));
+    }
+    if (may_leave_out(number) || repeats_used(number)) return;
+    throw InputError(fmt::format(
+        "{}: tensor {} {} is not part of the model; is --model its config.json? If it is, remove the tensor",
+        checkpoint_.path, excerpt(stored.name), stored.shape.to_string()));
+  }
+
+  /// Whether the model can do without it, whatever it is.
+  bool may_leave_out(std::uint32_t number) const {
+    const StoredTensor& stored = checkpoint_.tensors[number];
+    const std::string& name = names_.name_of(number);
+    if (stored.obstacle != nullptr || family_.may_ignore(name) || is_state_beside_weights(name)) return true;
+    const bool counts = is_integer(stored.dtype) || stored.dtype == DType::kBool;
+    return stored.shape.elements() == 0 || (counts && (!coded_ || dtype_bytes(stored.dtype) != 1));
+  }
+
+  void note_places() {
+    for (std::uint32_t i = 0; i < used_.size(); ++i) {
+      const StoredTensor& stored = checkpoint_.tensors[i];
+      if (used_[i] && !stored.through_library()) places_.emplace(std::pair(stored.file, stored.offset), i);
+    }
+  }
+
+  /// Whether it is another name of a tensor that the model has.
+  bool repeats_used(std::uint32_t number) const {
+    const StoredTensor& stored = checkpoint_.tensors[number];
+    const auto place = places_.find({stored.file, stored.offset});
+    return place != places_.end() && same_bytes(stored, checkpoint_.tensors[place->second]);
+  }
+
+  static bool is_coded(const Tensor& tensor) {
+    return holds_codes(tensor.dtype) || tensor.dtype == DType::kF8E8M0 || is_integer(tensor.dtype);
+  }
+
+  const Family& family_;
+  const Checkpoint& checkpoint_;
+  CheckpointNames names_;
+  std::vector<bool> used_;
+  bool coded_ = false;  ///< the model has tensors whose bytes a checkpoint may call integers
+  std::map<std::pair<std::uint32_t, std::int64_t>, std::uint32_t> places_;  ///< of used tensors in files
+  Binding binding_;
+};
+
+/// What would make one dtype of the other, as the end of a sentence.
+std::string dtype_remedy(DType stored, DType wanted, bool hdf5) {
+  if (is_integer(stored) && dtype_bytes(stored) == dtype_bytes(wanted)) {
+    return fmt::format(
+        "if its elements are the bits of {}, {}", dtype_name(wanted),
+        hdf5 ? fmt::format("set the attribute weightcast.dtype of the HDF5 dataset to {}", dtype_name(wanted))
+             : fmt::format("write them as {}", dtype_safetensors_name(wanted)));
+  }
+  if (dtype_bytes(stored) == 1 && dtype_bytes(wanted) > 1) {
+    return "codes need a quantization_config in config.json that says what they are";
+  }
+  constexpr const char* kConversions =
+      "(only float32 to bfloat16, and scales in bfloat16 to float32, are converted)";
+  const bool of_models = stored == DType::kBF16 || stored == DType::kF16 || stored == DType::kF32;
+  if (!of_models) return fmt::format("write it as {} {}", dtype_name(wanted), kConversions);
+  return fmt::format("write it as {}, or set \"dtype\" to \"{}\" in config.json if all weights are {} {}",
+                     dtype_name(wanted), dtype_name(stored), dtype_name(stored), kConversions);
+}
+
+}  // namespace
+
+std::string Binding::note() const {
+  if (cast_tensors == 0) return "";
+  return fmt::format("{} tensors are stored as float32 and cast to bfloat16, rounded to nearest even",
+                     cast_tensors);
+}
+
+Cast cast_for(const Checkpoint& checkpoint, const StoredTensor& stored, DType wanted) {
+  if (stored.dtype == wanted) return Cast::kNone;
+  if (stored.dtype == DType::kF32 && wanted == DType::kBF16) return Cast::kRound;
+  const bool scale = stored.name.ends_with("_scale") || stored.name.ends_with("_scale_inv");
+  if (scale && stored.dtype == DType::kBF16 && wanted == DType::kF32) return Cast::kWiden;
+  const bool opaque = wanted == DType::kF8E8M0 || wanted == DType::kF4E2M1x2;
+  if (stored.dtype == DType::kU8 && opaque) return Cast::kNone;
+  const std::string& file = checkpoint.files[stored.file].path;
+  const bool hdf5 = file.ends_with(".h5") || file.ends_with(".hdf5");
+  throw InputError(fmt::format("{}: tensor {} is {} but the model's config says {}; {}", checkpoint.path,
+                               excerpt(stored.name), dtype_name(stored.dtype), dtype_name(wanted),
+                               dtype_remedy(stored.dtype, wanted, hdf5)));
+}
+
+Binding bind(const Family& family, const Checkpoint& checkpoint) {
+  return Binder(family, checkpoint).bind();
+}
+
+}  // namespace weightcast

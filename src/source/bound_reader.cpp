@@ -1,0 +1,121 @@
+#include "source/bound_reader.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/error.hpp"
+#include "core/float_bits.hpp"
+#include "kernels/executor.hpp"
+#include "memory/host_buffer.hpp"
+
+namespace weightcast {
+
+namespace {
+
+constexpr std::int64_t kCastScratchBytes = std::int64_t{4} << 20;
+
+std::span<std::byte> bytes_at(std::byte* data, std::int64_t bytes) {
+  return {data, static_cast<std::size_t>(bytes)};
+}
+
+/// Where a bound has a box that it contains.
+Box stored_box(const Bound& bound, const Box& box) {
+  return {bound.row + box.row - bound.box.row, box.rows, bound.col + box.col - bound.box.col, box.cols};
+}
+
+}  // namespace
+
+BoundReader::BoundReader(const Catalog& catalog, const Checkpoint& checkpoint, const Binding& binding)
+    : catalog_(catalog), checkpoint_(checkpoint), binding_(binding), reader_(checkpoint) {}
+
+void BoundReader::read(std::uint32_t tensor, const Box& box, std::byte* to) const {
+  const std::int64_t element = dtype_bytes(catalog_[tensor].dtype);
+  std::int64_t left = box.area();
+  for (const Bound& bound : binding_.of(tensor)) {
+    const Box common = bound.box.intersect(box);
+    if (common.empty()) continue;
+    left -= common.area();
+    std::byte* const first = to + ((common.row - box.row) * box.cols + common.col - box.col) * element;
+    if (common.cols == box.cols) {
+      read_bound(bound, common, first);
+      continue;
+    }
+    std::vector<std::byte> piece(static_cast<std::size_t>(common.area() * element));
+    read_bound(bound, common, piece.data());
+    const auto run = static_cast<std::size_t>(common.cols * element);
+    for (std::int64_t row = 0; row < common.rows; ++row) {
+      std::memcpy(first + row * box.cols * element, piece.data() + static_cast<std::size_t>(row) * run, run);
+    }
+  }
+  if (left != 0) {
+    throw InternalError(fmt::format("{}: {} of tensor {} is not there as a whole", checkpoint_.path,
+                                    box.to_string(), catalog_[tensor].name));
+  }
+}
+
+void BoundReader::read_bound(const Bound& bound, const Box& box, std::byte* to) const {
+  const StoredTensor& stored = checkpoint_.tensors[bound.stored];
+  const Box place = stored_box(bound, box);
+  if (bound.cast == Cast::kRound) {
+    read_cast(stored, place, to);
+  } else if (bound.cast == Cast::kWiden) {
+    read_widened(stored, place, to);
+  } else {
+    reader_.read(stored, place, bytes_at(to, box.area() * dtype_bytes(stored.dtype)));
+  }
+}
+
+std::optional<FilePlace> BoundReader::locate(std::uint32_t tensor, const Box& box) const {
+  const std::span<const Bound> bounds = binding_.of(tensor);
+  const auto whole =
+      std::find_if(bounds.begin(), bounds.end(), [&](const Bound& bound) { return bound.box.contains(box); });
+  if (whole == bounds.end() || whole->cast != Cast::kNone) return std::nullopt;
+  return place_of(checkpoint_.tensors[whole->stored], stored_box(*whole, box));
+}
+
+bool BoundReader::divisible(std::uint32_t tensor) const {
+  const std::span<const Bound> bounds = binding_.of(tensor);
+  return std::none_of(bounds.begin(), bounds.end(), [&](const Bound& bound) {
+    return checkpoint_.tensors[bound.stored].through_library();
+  });
+}
+
+void BoundReader::read_widened(const StoredTensor& stored, const Box& box, std::byte* to) const {
+  // Read into the second half, which the first overtakes only where it has been read.
+  std::byte* const narrow = to + box.area() * 2;
+  reader_.read(stored, box, bytes_at(narrow, box.area() * 2));
+  for (std::int64_t i = 0; i < box.area(); ++i) {
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, narrow + 2 * i, 2);
+    const float value = bf16_value(bits);
+    std::memcpy(to + 4 * i, &value, 4);
+  }
+}
+
+void BoundReader::read_cast(const StoredTensor& stored, const Box& box, std::byte* to) const {
+  constexpr std::int64_t kElements = kCastScratchBytes / 4;
+  static const std::unique_ptr<Executor> executor = make_host_executor();
+  // Each thread keeps its own.
+  thread_local HostBuffer buffer(kCastScratchBytes, "casting float32 tensors");
+  const std::byte* const scratch = buffer.data();
+  // Pieces of whole rows, or runs of columns when a single row is larger than the scratch.
+  const std::int64_t cols = std::min(box.cols, kElements);
+  const std::int64_t rows = std::max<std::int64_t>(1, kElements / box.cols);
+  for (std::int64_t row = 0; row < box.rows; row += rows) {
+    for (std::int64_t col = 0; col < box.cols; col += cols) {
+      const Box piece{box.row + row, std::min(rows, box.rows - row), box.col + col,
+                      std::min(cols, box.cols - col)};
+      reader_.read(stored, piece, bytes_at(buffer.data(), piece.area() * 4));
+      const Move cast{0, piece.cols * 4,    (row * box.cols + col) * 2, piece.rows, piece.cols * 2,
+                      0, MoveOp::kF32ToBF16};
+      executor->pack({&cast, 1}, {&scratch, 1}, to);
+    }
+  }
+}
+
+}  // namespace weightcast

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+#include "kernels/cuda/cuda_digests.hpp"
+#include "kernels/cuda/cuda_moves.hpp"
+#include "kernels/cuda/cuda_quantizer.hpp"
+#include "memory/device_buffer.hpp"
+#include "model/catalog.hpp"
+#include "plan/plan.hpp"
+#include "plan/sending.hpp"
+#include "source/source.hpp"
+
+namespace weightcast {
+
+/// A trainer rank's weights in the memory of its GPU, filled with synthetic values.
+class ResidentSource final : public Source {
+ public:
+  /// `plan` and `catalog` must outlive the source. Waits until the values are there.
+  ResidentSource(const Plan& plan, const Catalog& catalog, std::int64_t trainer, std::int64_t version);
+
+  const ResidentSource* resident() const override { return this; }
+  /// No other source of this process has or will have it, unlike the address; never 0.
+  std::uint64_t number() const { return number_; }
+  void find_largest(std::int64_t trainer, std::span<float> largest,
+                    const std::function<void()>& poll) override;
+
+  /// Puts plan bucket `bucket` into `staging`; `scales` are those of the plan's scopes, in device memory.
+  /// What is quantised has its digests made on the way, which are added to `results`, unless that is null.
+  void enqueue_pack(std::uint32_t bucket, std::byte* staging, const GlobalScale* scales,
+                    std::uint64_t* results, int blocks, cudaStream_t stream) const;
+  /// Adds the other digests of what is sent in a bucket to `results`, one for each of digest_numbers(); all
+  /// where the bucket is not `packed`.
+  void enqueue_digests(std::uint32_t bucket, const GlobalScale* scales, std::uint64_t* results, bool packed,
+                       int blocks, cudaStream_t stream) const;
+  /// Where segment number `segment` of the plan lies, if its values travel: offset from data() and pitch, as
+  /// its pack move says.
+  const Move& place(std::uint32_t segment) const { return places_.at(segment); }
+  /// The number (Plan::digests) of digest result number i.
+  const std::vector<std::uint32_t>& digest_numbers() const { return digest_numbers_; }
+
+  /// All of it, for measuring what the wire does with the same bytes.
+  std::byte* data() const { return memory_.data(); }
+  std::int64_t bytes() const { return memory_.bytes(); }
+
+ private:
+  static std::uint64_t next_number();
+
+  std::uint64_t number_ = next_number();
+  DeviceBuffer memory_;
+  CudaMovePrograms moves_;
+  CudaDigestPrograms digests_;
+  CudaQuantPrograms quants_;  ///< of all that anybody quantises; what is not quantised here for digests alone
+  bool packs_codes_ = false;  ///< something is quantised here
+  std::size_t boxes_ = 0;     ///< digest results before those of quantised tensors
+  std::vector<std::uint32_t> digest_numbers_;
+  std::unordered_map<std::uint32_t, Move> places_;  ///< by segment
+};
+
+}  // namespace weightcast
