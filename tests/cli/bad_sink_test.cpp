@@ -4,6 +4,7 @@
 #include <csignal>
 
 #include "cli/cli.hpp"
+#include "cli/slow_disk.hpp"
 #include "storage/output_lock.hpp"
 
 namespace weightcast::test_support {
@@ -247,7 +248,7 @@ TEST_F(BadSink, LineThatCannotBeWrittenInTheEnd) {
 TEST_F(BadSink, ThatIsMovedAwayWhileAJobWritesThere) {
   Words words = sync_words(trained(0));
   for (int i = 1; i < 400; ++i) words = words + Words{"--source", trained(i % 2)};
-  Process job(job_command(3, words));
+  Process job(slow_disk_job(3, words, "/.rank-1.h5.", kSlowUpdate));
   ASSERT_TRUE(job.wait_for_output("\n        1 "));
   std::filesystem::rename(sink_, dir_ / "moved");
   EXPECT_TRUE(refused(job.wait(), 74, {"--sink hdf5:" + sink_, "moved or removed", "start it again"}));
@@ -347,7 +348,7 @@ TEST_F(BadSink, FailedConversionLeavesNoFolder) {
 TEST_F(BadSink, OfAnotherJobThatIsWriting) {
   Words words = sync_words(trained(0));
   for (int i = 1; i < 400; ++i) words = words + Words{"--source", trained(i % 2)};
-  Process first(job_command(3, words));
+  Process first(slow_disk_job(3, words, "/.rank-1.h5.", kSlowUpdate));
   ASSERT_TRUE(first.wait_for_output("\n        1 "));
   const Outcome second = run_job(3, sync_words(trained(181)));
   EXPECT_TRUE(refused(second, 74, {"--sink hdf5:" + sink_, "another job", "sync on host", "process "}));
@@ -372,7 +373,7 @@ TEST_F(BadSink, OfWhichAnotherJobWritesALaterVersion) {
 TEST_F(BadSink, MakesNoFolderOfAVersionThatDoesNotCome) {
   Words words{"sync", "--inference", "tp=1", "--sink", "hdf5:" + (dir_ / "versions/{version}")};
   for (int i = 0; i < 400; ++i) words = words + Words{"--source", trained(i % 2)};
-  Process job(job_command(2, words));
+  Process job(slow_disk_job(2, words, "/.rank-0.h5.", kSlowUpdate));
   ASSERT_TRUE(job.wait_for_output("\n        1 "));
   job.send(SIGUSR1);
   EXPECT_TRUE(refused(job.wait(), 75, {"of 400 updates are done"}));

@@ -1,5 +1,5 @@
 // Preloaded into a job to widen a window that is else too narrow for a test: flushing and reading a file
-// whose name contains $SLOW_DISK_FILE takes $SLOW_DISK_SECONDS longer, whatever signals come.
+// whose name contains $SLOW_DISK_FILE takes $SLOW_DISK_MILLISECONDS longer, whatever signals come.
 
 #include <sys/syscall.h>
 #include <sys/types.h>
@@ -20,11 +20,11 @@ void wait_if_slow(int fd) {
   const std::string link = "/proc/self/fd/" + std::to_string(fd);
   const ssize_t length = ::readlink(link.c_str(), target.data(), target.size());
   const char* slow = std::getenv("SLOW_DISK_FILE");
-  const char* seconds = std::getenv("SLOW_DISK_SECONDS");
-  if (length > 0 && slow != nullptr && seconds != nullptr &&
+  const char* delay = std::getenv("SLOW_DISK_MILLISECONDS");
+  if (length > 0 && slow != nullptr && delay != nullptr &&
       std::string_view(target.data(), static_cast<std::size_t>(length)).find(slow) !=
           std::string_view::npos) {
-    std::this_thread::sleep_for(std::chrono::seconds(std::strtol(seconds, nullptr, 10)));
+    std::this_thread::sleep_for(std::chrono::milliseconds(std::strtol(delay, nullptr, 10)));
   }
 }
 
