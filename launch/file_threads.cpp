@@ -40,7 +40,7 @@ int file_threads(Control& control, bool busy) {
   std::int64_t ranks = 0;
   MPI_Request request = MPI_REQUEST_NULL;
   WEIGHTCAST_MPI(MPI_Iallreduce(&mine, &ranks, 1, MPI_INT64_T, MPI_SUM, node.get(), &request));
-  control.wait(request);
+  control.agreement.wait(request);
   if (!busy) return 1;
   const std::int64_t cores = usable_cores();
   const bool bound = cores < sysconf(_SC_NPROCESSORS_ONLN);

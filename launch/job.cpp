@@ -32,7 +32,7 @@ void describe_start(Control& control, const Session& session, const Placement& p
   }
   std::vector<double> slowest{seconds};
   for (const auto& [name, part] : parts) slowest.push_back(part);
-  control.maximum(std::span<double>(slowest));
+  control.agreement.maximum(std::span<double>(slowest));
   for (std::size_t i = 0; i < parts.size(); ++i) parts[i].second = slowest[i + 1];
   report.startup_seconds = slowest[0];
   report.plan_seconds = parts[1].second;
@@ -76,8 +76,8 @@ JobReport describe_job(Control& control, const Options& options, const Model& mo
   report.staging_bytes_per_rank = plan.staging_bytes_per_rank();
   report.plan_hash = fmt::format("{:016x}", plan.hash);
   describe_start(control, session, placement, startup_seconds, report);
-  const std::vector<std::string> hosts = control.gather(control.host());
-  const std::vector<std::string> devices = control.gather(placement.device);
+  const std::vector<std::string> hosts = control.agreement.gather(control.host());
+  const std::vector<std::string> devices = control.agreement.gather(placement.device);
   for (std::size_t rank = 0; rank < hosts.size(); ++rank) {
     const auto number = static_cast<std::int64_t>(rank);
     report.ranks.push_back(
@@ -98,33 +98,33 @@ void run_job(Control& control, const Options& options, const std::function<void(
       log_note(error_of(error).what());
     }
   };
-  control.on_abort(write_failure);
+  control.last_words.on_abort(write_failure);
   try {
     // The first agreement is the one in which a rank with a wrong command line takes part. That rank's error
     // goes into the report, too.
-    control.together([&] {
+    control.agreement.together([&] {
       if (control.rank() != 0) return;
       json = begin_output("json", options.json, brief_report(options.command, "running", ""));
       if (json) require_other_file(options.json, options.trace);
       trace = begin_output("trace", options.trace, trace_json({}));
     });
-    control.require_same(options.hash,
-                         UsageError("the ranks were given different options; on several nodes write them on "
-                                    "the command line, or export WEIGHTCAST_* with mpirun -x"));
+    control.agreement.require_same(
+        options.hash, UsageError("the ranks were given different options; on several nodes write them on "
+                                 "the command line, or export WEIGHTCAST_* with mpirun -x"));
     body(trace ? &*trace : nullptr);
   } catch (const AgreedFailure& failure) {
     write_failure(failure.code(), failure.what());
-    control.on_abort({});
+    control.last_words.on_abort({});
     throw;
   } catch (const std::exception& error) {
-    control.abort_all(error_of(error));
+    control.last_words.abort_all(error_of(error));
   }
   // From here on all is done, and a signal must not make it look otherwise: no report before all ranks have
   // come here, since one that a signal still finds in an earlier wait ends the job.
-  const Control::DeferSignals defer(control);
-  control.together([] {});
-  control.on_abort({});
-  control.together([&] {
+  const Deadline::DeferSignals defer(control.deadline);
+  control.agreement.together([] {});
+  control.last_words.on_abort({});
+  control.agreement.together([&] {
     if (json) report_in_place(control, [&] { json->write(report(ExitCode::kDone, "")); });
   });
 }
@@ -133,8 +133,8 @@ void report_in_place(const Control& control, const std::function<void()>& report
   try {
     report();
   } catch (const Error& error) {
-    if (control.in_place().empty()) throw;
-    throw Error(error.code(), fmt::format("{}; {}", error.what(), control.in_place()));
+    if (control.deadline.in_place().empty()) throw;
+    throw Error(error.code(), fmt::format("{}; {}", error.what(), control.deadline.in_place()));
   }
 }
 

@@ -100,7 +100,7 @@ int run_as_rank(const std::function<void(Control&)>& job, std::chrono::seconds t
   } catch (const AgreedFailure& failure) {
     return static_cast<int>(failure.code());
   } catch (const std::exception& error) {
-    control.abort_all(error_of(error));
+    control.last_words.abort_all(error_of(error));
   }
 }
 

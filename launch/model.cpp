@@ -190,7 +190,7 @@ void load_own_shard(Control& control, const Options& options, std::size_t number
   // Rows of the vocabulary, and of the first trainer: whether there is a version, which, whether it is
   // labelled.
   std::array<std::int64_t, 4> common{0, 0, 0, 0};
-  control.together([&] {
+  control.agreement.together([&] {
     if (!rank) return;
     shard = read_trainer_shard(source, *rank, trainers.to_string(), other_files_of(options));
     common[0] = padded_vocabulary_of(trainers, shard.checkpoint);
@@ -199,15 +199,15 @@ void load_own_shard(Control& control, const Options& options, std::size_t number
     if (version) common = {common[0], 1, *version, 0};
     common[3] = shard.labelled ? 1 : 0;
   });
-  control.maximum(std::span<std::int64_t>(common));
-  const std::string id = control.broadcast(shard.id);
+  control.agreement.maximum(std::span<std::int64_t>(common));
+  const std::string id = control.agreement.broadcast(shard.id);
   const Catalog& catalog = model.family->catalog();
   std::vector<std::int64_t> own(catalog.size(), 0);
   std::vector<std::int64_t> own_tied(static_cast<std::size_t>(trainers.tp), 0);
   std::vector<std::int64_t> samples(static_cast<std::size_t>(trainers.ranks()), 0);
   std::vector<std::int64_t> boxes(samples.size(), 0);
   Binding binding;
-  control.together([&] {
+  control.agreement.together([&] {
     const auto version = common[1] != 0 ? std::optional(common[2]) : std::nullopt;
     set_vocabulary(source, common[0], trainers);
     if (rank) {
@@ -224,11 +224,11 @@ void load_own_shard(Control& control, const Options& options, std::size_t number
   });
   std::vector<std::int64_t> known = own;
   std::vector<std::int64_t> known_tied = own_tied;
-  control.maximum(std::span<std::int64_t>(known));
-  control.maximum(std::span<std::int64_t>(known_tied));
-  control.maximum(std::span<std::int64_t>(samples));
-  control.maximum(std::span<std::int64_t>(boxes));
-  control.together([&] {
+  control.agreement.maximum(std::span<std::int64_t>(known));
+  control.agreement.maximum(std::span<std::int64_t>(known_tied));
+  control.agreement.maximum(std::span<std::int64_t>(samples));
+  control.agreement.maximum(std::span<std::int64_t>(boxes));
+  control.agreement.together([&] {
     require_distinct_shards(source, samples, boxes);
     require_equal_replicas(catalog, shard.checkpoint.path, own, known);
     require_equal_tied(shard.checkpoint.path, own_tied, known_tied);
@@ -273,13 +273,13 @@ Model load_model(const Options& options, std::optional<TrainerLayout>& trainers)
 
 Model load_model(Control& control, const Options& options, Topology& topology) {
   std::pair<std::string, std::string> text;
-  control.together([&] {
+  control.agreement.together([&] {
     if (control.rank() != 0) return;
     text = config_text(options);
   });
-  text = {control.broadcast(text.first), control.broadcast(text.second)};
+  text = {control.agreement.broadcast(text.first), control.agreement.broadcast(text.second)};
   Model model;
-  control.together([&] {
+  control.agreement.together([&] {
     model.config = make_config(text, options);
     model.family = make_family(*model.config);
   });
@@ -294,20 +294,20 @@ void load_source(Control& control, const Options& options, std::size_t number, T
   const std::string& source = options.sources[number];
   // A thousand ranks that open the same headers would be a burden for a file system; one is none.
   std::vector<std::byte> headers;  // none: the trainers' shards
-  control.together([&] {
+  control.agreement.together([&] {
     if (control.rank() != 0 || is_sharded(source, topology.trainer_layout)) return;
     headers = serialize(read_source(options, source));
   });
-  headers = control.broadcast(std::move(headers));
+  headers = control.agreement.broadcast(std::move(headers));
   if (headers.empty()) return load_own_shard(control, options, number, topology, model);
-  control.together([&] {
+  control.agreement.together([&] {
     Checkpoint checkpoint = deserialize_checkpoint(headers);
     if (topology.trainer(control.rank())) adopt_local_files(checkpoint);
     model.bindings[number] = bind(*model.family, checkpoint);
     model.checkpoints[number] = std::move(checkpoint);
   });
   // What another host has adopted as a copy of its own must not be what has come in the place of this file.
-  control.together([&] {
+  control.agreement.together([&] {
     if (control.rank() == 0) require_files_unchanged(model.checkpoints[number]);
   });
 }

@@ -29,7 +29,7 @@ int fail(const Error& error, bool speaks) {
 /// launchers only pass on from ranks that have started and ended MPI.
 int fail_as_rank(const Error& error) {
   using namespace std::chrono_literals;
-  return run_as_rank([&](Control& control) { control.together([&] { throw error; }); }, 60s);
+  return run_as_rank([&](Control& control) { control.agreement.together([&] { throw error; }); }, 60s);
 }
 
 /// The report of a plain command that failed, unless it had written its own before that. One that cannot be

@@ -107,7 +107,7 @@ class SyncJob {
   void open(OutputFile* trace) {
     const auto start = Clock::now();
     std::optional<std::string> directory;
-    control_.together([&] {
+    control_.agreement.together([&] {
       if (options_.sources.empty()) throw UsageError("--source PATH is needed, once for each update");
       directory = sink_directory(options_.sink);
       topology_ = topology_of(options_);
@@ -115,7 +115,7 @@ class SyncJob {
     });
     const Placement placement = choose_placement(control_, options_.transport);
     model_ = load_model(control_, options_, topology_);
-    control_.together([&] {
+    control_.agreement.together([&] {
       require_versions(options_, model_.checkpoints);
       if (directory) require_sources_stay(*directory);
     });
@@ -136,13 +136,13 @@ class SyncJob {
   void update(std::size_t number) {
     const std::int64_t version = version_of(options_, model_.checkpoints, number);
     std::optional<FileSource> source;
-    control_.begin_phase("update to version", version);
+    control_.deadline.begin_phase("update to version", version);
     if (sink_) sink_->begin(version, options_.command);
     // Once more: what lies under the source's name may have been replaced since the job began.
     if (number > 0) load_source(control_, options_, number, topology_, model_);
     const Checkpoint& checkpoint = model_.checkpoints[number];
     const Binding& binding = model_.bindings[number];
-    control_.together([&] {
+    control_.agreement.together([&] {
       if (const int signal = soft_stop_signal(); signal != 0) {
         throw StoppedError(
             fmt::format("stopped by {} before the update to version {}; {} of {} updates are done",
@@ -151,7 +151,7 @@ class SyncJob {
       const auto trainer = topology_.trainer(control_.rank());
       if (!trainer) return;
       require_equal_copies(options_, model_, number, *readers_, {*trainer, topology_.trainers},
-                           [&] { control_.poll(); });
+                           [&] { control_.deadline.poll(); });
       source.emplace(session_->plan(), model_.family->catalog(), checkpoint, binding, *readers_);
     });
     if (control_.rank() == 0 && binding.cast_tensors > 0) log_note(checkpoint.path + ": " + binding.note());

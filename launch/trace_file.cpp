@@ -15,8 +15,8 @@ TraceFile::TraceFile(Control& control, const Session& session, OutputFile* file)
 void TraceFile::add(std::int64_t version) {
   static_assert(std::is_trivially_copyable_v<TraceSlice>);
   const std::vector<TraceSlice> mine = session_.pipeline().slices();
-  const std::vector<std::string> all =
-      control_.gather({reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(TraceSlice)});
+  const std::vector<std::string> all = control_.agreement.gather(
+      {reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(TraceSlice)});
   // All ranks begin an update together, so that one clock places it; within it each rank has its own.
   double end = 0;
   std::vector<RankTrace> traces;
@@ -37,7 +37,7 @@ void TraceFile::add(std::int64_t version) {
 }
 
 void TraceFile::write(const JobReport& report) {
-  control_.together([&] {
+  control_.agreement.together([&] {
     if (file_ == nullptr) return;
     for (RankTrace& trace : traces_) trace.role = report.ranks[static_cast<std::size_t>(trace.rank)].role;
     report_in_place(control_, [&] { file_->write(trace_json(traces_)); });

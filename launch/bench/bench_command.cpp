@@ -74,7 +74,7 @@ class BenchJob {
     const auto start = Clock::now();
     baseline_memory_ = peak_resident_bytes();
     Topology topology;
-    control_.together([&] {
+    control_.agreement.together([&] {
       if (options_.model.empty() && !from_files()) {
         throw UsageError("--model CONFIG_JSON or --source PATH is needed");
       }
@@ -91,7 +91,7 @@ class BenchJob {
     if (!from_files()) session_options.source_bytes = &MemorySource::bytes_needed;
     session_options.blocks = static_cast<int>(options_.blocks);
     session_.emplace(control_, *model_.family, topology, limits_of(options_), session_options);
-    control_.together([&] {
+    control_.agreement.together([&] {
       if (options_.min_achieved > 0 && session_->plan().wire_bytes() == 0) {
         throw UsageError(
             "--min-achieved: no byte of this layout travels, so there is no wire to compare with");
@@ -103,12 +103,12 @@ class BenchJob {
       }
     });
     const double startup = seconds_since(start);
-    control_.begin_phase("filling the trainers' weights");
+    control_.deadline.begin_phase("filling the trainers' weights");
     const auto trainer = topology.trainer(control_.rank());
     const int threads = file_threads(control_, trainer.has_value());
     readers_.emplace(trainer && options_.read_threads > 0 ? static_cast<int>(options_.read_threads)
                                                           : threads);
-    control_.together([&] {
+    control_.agreement.together([&] {
       if (trainer) source_ = make_source(*trainer);
     });
     report_ = describe_job(control_, options_, model_, *session_, placement_, startup);
@@ -120,7 +120,7 @@ class BenchJob {
     const Catalog& catalog = model_.family->catalog();
     if (from_files()) {
       require_equal_copies(options_, model_, 0, *readers_, {trainer, plan.topology.trainers},
-                           [&] { control_.poll(); });
+                           [&] { control_.deadline.poll(); });
       return std::make_unique<FileSource>(plan, catalog, model_.checkpoints.front(), model_.bindings.front(),
                                           *readers_);
     }
@@ -147,7 +147,7 @@ class BenchJob {
   }
 
   void open_parts() {
-    control_.begin_phase("measuring");
+    control_.deadline.begin_phase("measuring");
     if (from_files()) {
       files_.emplace(control_, *session_, model_.checkpoints.front(), model_.bindings.front(), source_.get(),
                      readers_->threads(), !options_.no_verify);
@@ -166,7 +166,7 @@ class BenchJob {
 
   /// One update; `timing` receives its seconds. What is checked cannot be left over from before.
   void update(std::int64_t number, bool verify, Measured* timing) {
-    control_.together([&] {
+    control_.agreement.together([&] {
       if (const int signal = soft_stop_signal(); signal != 0) {
         throw StoppedError(fmt::format("stopped by {} after {} updates", signal_name(signal), number));
       }
@@ -190,7 +190,7 @@ class BenchJob {
   void measure_together() {
     plain_.bytes = verified_.bytes = report_.model_bytes;
     for (std::int64_t i = 0; i < options_.iterations; ++i) {
-      control_.begin_phase("measuring");
+      control_.deadline.begin_phase("measuring");
       if (gpu_) gpu_->measure();
       if (mpi_) mpi_->measure();
       if (files_) files_->measure();
@@ -214,7 +214,7 @@ class BenchJob {
     std::array<std::int64_t, 1> most{peak_resident_bytes() - baseline_memory_ -
                                      session_->share().parameter_bytes -
                                      static_cast<std::int64_t>(host_weights().size())};
-    control_.maximum(std::span<std::int64_t>(most));
+    control_.agreement.maximum(std::span<std::int64_t>(most));
     return most[0];
   }
 
@@ -233,7 +233,7 @@ class BenchJob {
     if (control_.rank() == 0) print_tables(wire);
     if (wire == nullptr) return;
     const double achieved = busiest_gb_s() / wire->gb_s();
-    control_.together([&] {
+    control_.agreement.together([&] {
       if (achieved >= options_.min_achieved) return;
       throw InternalError(
           fmt::format("bench: in an update the busiest rank reaches {:.3f} of the wire's rate, less than "

@@ -185,17 +185,17 @@ class LayoutBench {
   void measure() {
     open();
     for (const Pair& pair : pairs_) {
-      control_.begin_phase("measuring");
-      control_.together([&] {
+      control_.deadline.begin_phase("measuring");
+      control_.agreement.together([&] {
         rows_.push_back(measure(pair));
         print_report(row_text(rows_.back()));
       });
     }
-    control_.together([&] { print_end(); });
+    control_.agreement.together([&] { print_end(); });
   }
 
   void open() {
-    control_.together([&] {
+    control_.agreement.together([&] {
       if (control_.size() != 1) {
         throw UsageError(fmt::format("--layouts: one rank unpacks, but {} were started; use mpirun -n 1",
                                      control_.size()));
@@ -207,7 +207,7 @@ class LayoutBench {
     });
     placement_ = choose_placement(control_, options_.transport);
     team_.emplace(file_threads(control_, true));
-    control_.together([&] {
+    control_.agreement.together([&] {
       all_experts_ = sizes_.experts;
       sizes_.experts = std::clamp((on_gpu() ? kMostOnGpu : kMostOnHost) / sizes_.expert_bytes(),
                                   std::int64_t{1}, all_experts_);
@@ -322,7 +322,7 @@ class LayoutBench {
       if (const int signal = soft_stop_signal(); signal != 0) {
         throw StoppedError(fmt::format("stopped by {} amid {}", signal_name(signal), row.layout));
       }
-      control_.poll();
+      control_.deadline.poll();
       const double copy = unpacking.copy_seconds();
       const double index = unpacking.index_seconds();
       const double unpack = unpacking.unpack_seconds();

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "control/farewell.hpp"
 #include "core/error.hpp"
 #include "report/log.hpp"
@@ -24,6 +26,14 @@ void Watchdog::watch(const char* name, std::chrono::seconds limit, bool speaks) 
   speaks_ = speaks;
   deadline_ = Clock::now() + limit;
   changed_.notify_all();
+}
+
+void Watchdog::watch_rank(int rank, const char* name, std::chrono::seconds limit) {
+  // When the first has cleaned up, the launcher has ended the others. Should it not have, those behind the
+  // first few end together, and a line of each would hide what the first ones have said.
+  constexpr auto kStagger = 5s;
+  constexpr int kMostStaggers = 6;
+  watch(name, limit + std::min(rank, kMostStaggers) * kStagger, rank < kMostStaggers);
 }
 
 void Watchdog::run(const std::stop_token& stop) {

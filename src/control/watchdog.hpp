@@ -20,6 +20,10 @@ class Watchdog {
   /// From now on watches another phase.
   void watch(const char* name, std::chrono::seconds limit, bool speaks);
 
+  /// The same for a rank of a job; the first ranks are ended one behind the other, so that
+  /// the lowest that hangs speaks first.
+  void watch_rank(int rank, const char* name, std::chrono::seconds limit);
+
  private:
   using Clock = std::chrono::steady_clock;
   void run(const std::stop_token& stop);

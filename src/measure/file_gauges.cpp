@@ -39,13 +39,13 @@ FileGauges::FileGauges(Control& control, Session& session, const Checkpoint& che
       with_digests_(with_digests),
       digests_(session.plan().digests()) {
   std::array<std::int64_t, 1> hdf5{0};
-  control_.together([&] {
+  control_.agreement.together([&] {
     if (source_ == nullptr) return;
     staged_ = std::make_unique<StagedSource>();
     find_what_is_read(binding);
     hdf5[0] = has_hdf5_signature(checkpoint_.files.front().path) ? 1 : 0;
   });
-  control_.maximum(std::span<std::int64_t>(hdf5));
+  control_.agreement.maximum(std::span<std::int64_t>(hdf5));
   std::int64_t model_bytes = 0;
   for (const Bucket& bucket : session_.plan().buckets) model_bytes += bucket.bytes;
   std::int64_t own = 0;
@@ -101,7 +101,7 @@ void FileGauges::measure() {
     note(plain_[i], [&] { read_plainly(steps_[i]); });
   }
   if (library_.bytes > 0) {
-    control_.together([&] {
+    control_.agreement.together([&] {
       if (datasets_.empty() || dataset_.bytes() > 0) return;
       const auto* largest = *std::max_element(datasets_.begin(), datasets_.end(),
                                               [](auto* a, auto* b) { return a->bytes() < b->bytes(); });
@@ -197,20 +197,20 @@ void FileGauges::read_alone(std::span<std::uint64_t> digests) {
 
 void FileGauges::note(Measured& measured, const std::function<void()>& work) {
   std::array<double, 1> slowest{0};
-  control_.together([] {});
-  control_.together([&] {
+  control_.agreement.together([] {});
+  control_.agreement.together([&] {
     if (source_ == nullptr) return;
     const auto start = std::chrono::steady_clock::now();
     work();
     slowest[0] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   });
-  control_.maximum(std::span<double>(slowest));
+  control_.agreement.maximum(std::span<double>(slowest));
   measured.seconds.push_back(slowest[0]);
 }
 
 std::int64_t FileGauges::sum(std::int64_t value) {
   std::array<std::uint64_t, 1> all{static_cast<std::uint64_t>(value)};
-  control_.sum(all);
+  control_.agreement.sum(all);
   return static_cast<std::int64_t>(all[0]);
 }
 

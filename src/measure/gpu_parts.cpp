@@ -77,24 +77,24 @@ void GpuParts::measure() {
 double GpuParts::broadcast(std::int64_t step) {
   using Clock = std::chrono::steady_clock;
   const bool member = std::find(members_.begin(), members_.end(), control_.rank()) != members_.end();
-  control_.together([] {});
+  control_.agreement.together([] {});
   const auto start = Clock::now();
   if (member) gauges_->broadcast(members_, control_.rank() == members_.front(), wires_.front().bytes, step);
-  control_.together([] {});
+  control_.agreement.together([] {});
   std::array<double, 1> slowest{std::chrono::duration<double>(Clock::now() - start).count()};
-  control_.maximum(std::span<double>(slowest));
+  control_.agreement.maximum(std::span<double>(slowest));
   return slowest[0];
 }
 
 void GpuParts::note(Measured& measured, double seconds) {
   std::array<double, 1> slowest{seconds};
-  control_.maximum(std::span<double>(slowest));
+  control_.agreement.maximum(std::span<double>(slowest));
   if (slowest[0] > 0) measured.seconds.push_back(slowest[0]);
 }
 
 std::int64_t GpuParts::extreme(std::int64_t value, bool greatest) {
   std::array<std::int64_t, 1> most{greatest ? value : -value};
-  control_.maximum(std::span<std::int64_t>(most));
+  control_.agreement.maximum(std::span<std::int64_t>(most));
   return greatest ? most[0] : -most[0];
 }
 

@@ -57,13 +57,13 @@ void MpiWire::measure() {
 
 std::int64_t MpiWire::least(std::int64_t value) {
   std::array<std::int64_t, 1> negative{-value};
-  control_.maximum(std::span<std::int64_t>(negative));
+  control_.agreement.maximum(std::span<std::int64_t>(negative));
   return -negative[0];
 }
 
 double MpiWire::broadcast(std::int64_t step, bool copy) {
   using Clock = std::chrono::steady_clock;
-  control_.together([] {});
+  control_.agreement.together([] {});
   const auto start = Clock::now();
   const bool root = control_.rank() == 0;
   const auto room = static_cast<std::int64_t>(buffer_.size());
@@ -74,12 +74,12 @@ double MpiWire::broadcast(std::int64_t step, bool copy) {
     MPI_Request request = MPI_REQUEST_NULL;
     WEIGHTCAST_MPI(
         MPI_Ibcast(data, mpi_count(static_cast<std::size_t>(count)), MPI_BYTE, 0, group_.get(), &request));
-    control_.wait(request);
+    control_.agreement.wait(request);
     if (copy && !root) std::memcpy(copies_.data(), data, static_cast<std::size_t>(count));
   }
-  control_.together([] {});
+  control_.agreement.together([] {});
   std::array<double, 1> slowest{std::chrono::duration<double>(Clock::now() - start).count()};
-  control_.maximum(std::span<double>(slowest));
+  control_.agreement.maximum(std::span<double>(slowest));
   return slowest[0];
 }
 

@@ -161,7 +161,7 @@ void HostPipeline::transport_all(Progress& progress) {
     since = now;
     moving = any;
     progress.advance(0);
-    control_.poll();
+    control_.deadline.poll();
     advanced ? backoff.reset() : backoff.pause();
   }
   wait_for_workers();
@@ -172,7 +172,7 @@ void HostPipeline::wait_for_workers() {
   using namespace std::chrono_literals;
   while (!changed_.wait_for(lock, 10ms, [&] { return workers_busy_ == 0; })) {
     lock.unlock();
-    control_.poll();
+    control_.deadline.poll();
     lock.lock();
   }
 }

@@ -26,7 +26,7 @@ std::vector<std::string> gather_identities(Control& control, const Communicator&
   MPI_Request request = MPI_REQUEST_NULL;
   WEIGHTCAST_MPI(
       MPI_Iallgather(mine.data(), kLength, MPI_CHAR, all.data(), kLength, MPI_CHAR, node.get(), &request));
-  control.wait(request);
+  control.agreement.wait(request);
   std::vector<std::string> identities;
   for (const Identity& identity : all) identities.emplace_back(identity.data());
   return identities;
@@ -54,17 +54,17 @@ Placement choose_placement(Control& control, const std::string& transport) {
   const Communicator node = Communicator::same_node(control.comm());
   const OwnGpu gpu = own_gpu(node.rank());
   const std::string why_not = obstacle(gpu, gather_identities(control, node, gpu.identity));
-  control.together([&] {
+  control.agreement.together([&] {
     if (transport != "nccl" || why_not.empty()) return;
     throw UsageError(
         fmt::format("--transport nccl: rank {} ({}): {}; start one rank for each GPU, or use --transport mpi",
                     control.rank(), control.host(), why_not));
   });
   std::array<std::int64_t, 1> obstacles{why_not.empty() ? 0 : 1};
-  control.maximum(std::span<std::int64_t>(obstacles));
+  control.agreement.maximum(std::span<std::int64_t>(obstacles));
   if (obstacles[0] > 0) return {};
   Placement placement;
-  control.together([&] { placement = {Wire::kNccl, use_gpu(gpu), 0}; });
+  control.agreement.together([&] { placement = {Wire::kNccl, use_gpu(gpu), 0}; });
   placement.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return placement;
 }

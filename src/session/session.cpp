@@ -39,7 +39,7 @@ Session::Session(Control& control, const Family& family, const Topology& topolog
                                         : 0;
   const auto start = Clock::now();
   options.wire == Wire::kNccl ? require_gpu_memory(source_bytes) : require_memory(source_bytes);
-  control_.together([&] {
+  control_.agreement.together([&] {
     memory_->open(share_);
     expected_.resize(plan_.digests());
     written_.resize(share_.checks.size());
@@ -50,12 +50,12 @@ Session::Session(Control& control, const Family& family, const Topology& topolog
 
 void Session::plan_together(const Topology& topology, const Limits& limits) {
   const auto start = Clock::now();
-  control_.together([&] {
+  control_.agreement.together([&] {
     plan_ = make_plan(family_, topology, limits);
     share_ = make_share(plan_, family_, control_.rank());
   });
   start_.plan = seconds_since(start);
-  control_.require_same(
+  control_.agreement.require_same(
       plan_.hash,
       InternalError(
           "plan: its hash differs between ranks; run the same build of the program on all of them"));
@@ -70,8 +70,8 @@ void Session::require_memory(std::int64_t source_bytes) {
   const std::int64_t on_node = available_node_bytes();
   const std::int64_t own = available_process_bytes();
   WEIGHTCAST_MPI(MPI_Iallreduce(&need, &node_need, 1, MPI_INT64_T, MPI_SUM, node.get(), &request));
-  control_.wait(request);
-  control_.together([&] {
+  control_.agreement.wait(request);
+  control_.agreement.together([&] {
     const std::string parts =
         fmt::format("{} of parameters, {} of staging, {} of source", format_bytes(parameter_bytes),
                     format_bytes(plan_.staging_bytes_per_rank()), format_bytes(source_bytes));
@@ -93,7 +93,7 @@ void Session::require_memory(std::int64_t source_bytes) {
 void Session::require_gpu_memory(std::int64_t source_bytes) {
   // A GPU belongs to one rank. Programs and digests need a little beside the rest.
   constexpr std::int64_t kPrograms = std::int64_t{64} << 20;
-  control_.together([&] {
+  control_.agreement.together([&] {
     const std::int64_t parameter_bytes = memory_->bytes_to_allocate(share_);
     const std::int64_t need = parameter_bytes + plan_.staging_bytes_per_rank() + source_bytes + kPrograms;
     const std::int64_t available = available_gpu_bytes();
@@ -117,7 +117,7 @@ void Session::open_routes() {
   }
   auto transport =
       make_mpi_transport(control_.comm(), routes.routes, static_cast<std::size_t>(plan_.limits.buffers));
-  control_.together([&] {
+  control_.agreement.together([&] {
     pipeline_ = std::make_unique<HostPipeline>(plan_, share_, std::move(routes.of_bucket),
                                                std::move(parameters), std::move(transport), control_);
   });
@@ -151,7 +151,7 @@ void Session::poison() {
 }
 
 UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify, Progress& progress) {
-  control_.begin_phase("update to version", version);
+  control_.deadline.begin_phase("update to version", version);
   std::int64_t bytes = 0;
   for (const Bucket& bucket : plan_.buckets) bytes += bucket.bytes;
   progress.begin(version, bytes);
@@ -162,7 +162,7 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
     memory_->begin(version);
   };
   // By reference: what it captures is more than a std::function holds without an allocation.
-  control_.together(std::ref(prepare));
+  control_.agreement.together(std::ref(prepare));
   const auto start = Clock::now();
   agree_on_scales(source);
   std::fill(expected_.begin(), expected_.end(), 0);
@@ -172,38 +172,38 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
     failure = pipeline_->run(source, scales_, verify ? std::span(expected_) : none,
                              verify ? std::span(written_) : none, progress);
   } catch (const std::exception& error) {
-    control_.abort_all(error_of(error));
+    control_.last_words.abort_all(error_of(error));
   }
   progress.end();
   // Each segment has one root; all others have added zero.
-  if (verify) control_.sum(expected_);
+  if (verify) control_.agreement.sum(expected_);
   // First the cause: what a rank that has failed sends is not what the others should get.
-  control_.together([&] {
+  control_.agreement.together([&] {
     if (failure) std::rethrow_exception(failure);
     if (source != nullptr) source->require_unchanged();
   });
   const auto look = [&] {
     if (verify) verify_written();
   };
-  control_.together(std::ref(look));
-  control_.together([&] { memory_->commit(version); });
+  control_.agreement.together(std::ref(look));
+  control_.agreement.together([&] { memory_->commit(version); });
   const double seconds = seconds_since(start);
   const StageSeconds stages = pipeline_->stage_seconds();
   std::array<double, 5> slowest{stages.pack, stages.transport, stages.unpack, stages.verify, seconds};
-  control_.maximum(std::span<double>(slowest));
+  control_.agreement.maximum(std::span<double>(slowest));
   return {0, slowest[0], slowest[1], slowest[2], slowest[3], 0, slowest[4]};
 }
 
 void Session::agree_on_scales(Source* source) {
   if (!plan_.scopes.empty()) {
     std::vector<float> largest(plan_.scopes.size(), 0);
-    control_.together([&] {
+    control_.agreement.together([&] {
       if (source == nullptr) return;
       source->find_largest(plan_.topology.trainer(control_.rank()).value(), largest,
-                           [&] { control_.poll(); });
+                           [&] { control_.deadline.poll(); });
     });
     std::vector<double> of_all(largest.begin(), largest.end());
-    control_.maximum(std::span<double>(of_all));
+    control_.agreement.maximum(std::span<double>(of_all));
     std::transform(of_all.begin(), of_all.end(), largest.begin(),
                    [](double value) { return static_cast<float>(value); });
     scales_ = scales_of_scopes(plan_, largest);
@@ -211,7 +211,7 @@ void Session::agree_on_scales(Source* source) {
   if (source != nullptr) source->use_scales(scales_);
   // Parameters hold scales of scopes alone.
   if (plan_.scopes.empty()) return;
-  control_.together([&] {
+  control_.agreement.together([&] {
     for_each_scalar([&](std::size_t p, const std::vector<float>& values) {
       memory_->write(p, 0, std::as_bytes(std::span(values)));
     });

@@ -114,7 +114,7 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
   const auto [found, is_new] = places_.try_emplace(directory);
   Place& place = found->second;
   if (is_new) claim(place, directory, command);
-  control_.together([&] {
+  control_.agreement.together([&] {
     if (place.claim) place.claim->require_name();
     if (rank) require_free_or_own(shard_path(directory, *rank), kShardKind);
   });
@@ -122,7 +122,7 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
 
 void ShardSink::claim(Place& place, const std::string& directory, const std::string& command) {
   const auto rank = session_.plan().topology.inference_rank(control_.rank());
-  control_.together([&] {
+  control_.agreement.together([&] {
     if (rank != 0) return;
     place.claim.emplace(
         folder_lock(directory), "--sink hdf5:" + directory, command,
@@ -130,8 +130,8 @@ void ShardSink::claim(Place& place, const std::string& directory, const std::str
   });
   std::array<std::int64_t, 2> claimed{};  // whether there is a lock, and how many folders were made for it
   if (place.claim) claimed = {place.claim->held() ? 1 : 0, place.claim->made_folders()};
-  control_.maximum(std::span<std::int64_t>(claimed));
-  control_.together([&] {
+  control_.agreement.maximum(std::span<std::int64_t>(claimed));
+  control_.agreement.together([&] {
     if (!rank || rank == 0) return;
     place.folder.emplace(directory, static_cast<int>(claimed[1]));
     if (claimed[0] == 0) return;
@@ -144,26 +144,27 @@ void ShardSink::claim(Place& place, const std::string& directory, const std::str
 
 void ShardSink::clear(const Place& place) {
   std::set<std::string> unfinished;
-  control_.together([&] {
+  control_.agreement.together([&] {
     if (place.claim) unfinished = place.claim->unfinished();
     if (place.left_overs) unfinished = place.left_overs->unfinished();
   });
   // On some nodes a replacement may have come to its end that broke off on others.
-  const std::vector<std::string> found = control_.gather(fmt::format("{}", fmt::join(unfinished, " ")));
-  std::istringstream all(control_.broadcast(fmt::format("{}", fmt::join(found, " "))));
+  const std::vector<std::string> found =
+      control_.agreement.gather(fmt::format("{}", fmt::join(unfinished, " ")));
+  std::istringstream all(control_.agreement.broadcast(fmt::format("{}", fmt::join(found, " "))));
   unfinished.insert(std::istream_iterator<std::string>(all), {});
   // One behind the other, because they may have the same folder.
-  control_.together([&] {
+  control_.agreement.together([&] {
     if (place.claim) place.claim->put_back(unfinished);
   });
-  control_.together([&] {
+  control_.agreement.together([&] {
     if (place.left_overs) place.left_overs->put_back(unfinished);
   });
   // What says that they broke off goes when all is put back, on every node.
-  control_.together([&] {
+  control_.agreement.together([&] {
     if (place.claim) place.claim->remove_unfinished();
   });
-  control_.together([&] {
+  control_.agreement.together([&] {
     if (place.left_overs) place.left_overs->remove_unfinished();
   });
 }
@@ -172,17 +173,17 @@ void ShardSink::write(std::int64_t version) {
   const std::string directory = sink_folder(directory_, version);
   const auto rank = session_.plan().topology.inference_rank(control_.rank());
   // Of all ranks' files, which tells them from those of every other update.
-  const std::string update = control_.broadcast(fresh_id());
+  const std::string update = control_.agreement.broadcast(fresh_id());
   std::unique_ptr<TensorFileWriter> writer;
   const auto stop_if_asked = [] {
     require_no_hard_stop("before the shard files were renamed; the previous version is untouched");
   };
   // A signal ends what follows by agreement, so that no partial file stays behind and a rank that has voted
   // renames, whatever comes.
-  const Control::DeferSignals defer(control_);
+  const Deadline::DeferSignals defer(control_.deadline);
   // No file before all defer: a rank that a signal still finds in an earlier wait ends the job.
-  control_.together(stop_if_asked);
-  control_.together([&] {
+  control_.agreement.together(stop_if_asked);
+  control_.agreement.together([&] {
     if (!rank) return;
     const std::vector<Parameter>& parameters = session_.share().parameters;
     std::vector<DatasetSpec> datasets;
@@ -210,12 +211,12 @@ void ShardSink::write(std::int64_t version) {
   });
   // All have written; one that does not vote keeps all from renaming. A deadline of its own, because the time
   // that the update has left must not run out between two renames.
-  control_.begin_phase("renaming the shards of version", version, kMaybeMixed);
+  control_.deadline.begin_phase("renaming the shards of version", version, kMaybeMixed);
   const Place& place = places_.at(directory);
   std::vector<std::unique_ptr<Removal>> removals;
   std::vector<Replacement*> parts;
   try {
-    control_.together([&] {
+    control_.agreement.together([&] {
       stop_if_asked();
       if (place.claim) {
         place.claim->require_name();
@@ -236,10 +237,10 @@ void ShardSink::write(std::int64_t version) {
   // A rank that fails before it has heard of the agreement takes its file back, and so may the next job: no
   // old file goes before all have heard.
   for (Replacement* part : parts) part->settle();
-  control_.together([] {});
+  control_.agreement.together([] {});
   const std::string in_place = fmt::format("version {} is in place", version);
-  control_.begin_phase("after the update to version", version, in_place);
-  control_.together([&] {
+  control_.deadline.begin_phase("after the update to version", version, in_place);
+  control_.agreement.together([&] {
     for (Replacement* part : parts) part->keep();
     if (place.claim) place.claim->replaced();
     if (place.left_overs) place.left_overs->clear_old();
@@ -261,13 +262,13 @@ void ShardSink::place_everywhere(std::span<Replacement* const> parts) {
   };
   const auto any_rank = [&](bool here) {
     std::array<std::int64_t, 1> most{here ? 1 : 0};
-    control_.maximum(std::span<std::int64_t>(most));
+    control_.agreement.maximum(std::span<std::int64_t>(most));
     return most[0] != 0;
   };
   attempt(place_together);
   // Whoever was stopped here until after the deadline must not agree: the others have ended the job and taken
   // back what they had placed.
-  control_.poll();
+  control_.deadline.poll();
   if (!any_rank(problem || lost)) return;
   attempt(take_back_together);
   const bool intact = !any_rank(lost.has_value());
@@ -275,7 +276,7 @@ void ShardSink::place_everywhere(std::span<Replacement* const> parts) {
   if (intact) {
     for (Replacement* part : parts) part->give_up();
   }
-  control_.together([&] {
+  control_.agreement.together([&] {
     if (lost) throw NotPutBack(*lost);
     if (problem && intact) throw IoError(std::string(problem->what()) + "; the previous version is intact");
   });

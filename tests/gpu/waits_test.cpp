@@ -125,7 +125,7 @@ std::vector<naive::Model> models() {
 /// Expects the digests to be there, and those of the parameters to be what the host makes of them.
 void expect_digests(Control& control, const Session& session, std::vector<std::uint64_t>& sent,
                     const std::vector<std::uint64_t>& written) {
-  control.sum(sent);
+  control.agreement.sum(sent);
   const Share& share = session.share();
   for (std::size_t i = 0; i < share.checks.size(); ++i) {
     const DigestBox& check = share.checks[i];
@@ -163,7 +163,7 @@ TEST(Waits, OneAnUpdateAtItsEnd) {
           std::vector<std::uint64_t> sent(session.plan().segments.size());
           std::vector<std::uint64_t> written(session.share().checks.size());
           const std::span<std::uint64_t> none;
-          control.together([] {});
+          control.agreement.together([] {});
           calls.start();
           EXPECT_FALSE(session.pipeline().run(source.get(), {}, verify ? std::span(sent) : none,
                                               verify ? std::span(written) : none, progress));

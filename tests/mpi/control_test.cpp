@@ -33,7 +33,7 @@ Agreed run_together(Control& control, const std::function<void()>& action) {
   Agreed agreed;
   ::testing::internal::CaptureStderr();
   try {
-    control.together(action);
+    control.agreement.together(action);
   } catch (const AgreedFailure& failure) {
     agreed = {true, failure.code(), failure.what(), ""};
   }
@@ -44,7 +44,7 @@ Agreed run_together(Control& control, const std::function<void()>& action) {
 TEST(Together, GoesOnWhenNobodyFails) {
   under_control(kRanks, [](Control& control) {
     int runs = 0;
-    for (int i = 0; i < 100; ++i) control.together([&] { ++runs; });
+    for (int i = 0; i < 100; ++i) control.agreement.together([&] { ++runs; });
     EXPECT_EQ(runs, 100);
   });
 }
@@ -57,7 +57,7 @@ TEST(Together, TheLowestFailingRankSpeaksForAll) {
     });
     EXPECT_TRUE(agreed.failed);
     EXPECT_EQ(agreed.code, ExitCode::kInputOutput);
-    EXPECT_EQ(agreed.line, "rank 2 (" + control.broadcast(control.host(), 2) + "): disk b is full");
+    EXPECT_EQ(agreed.line, "rank 2 (" + control.agreement.broadcast(control.host(), 2) + "): disk b is full");
     EXPECT_EQ(agreed.printed, control.rank() == 2 ? "weightcast: error: " + agreed.line + "\n" : "");
     // The ranks are still in step.
     EXPECT_FALSE(run_together(control, [] {}).failed);
@@ -101,7 +101,7 @@ TEST(Together, LinesOfSeveralLinesBecomeOne) {
 
 TEST(Together, OutOfMemoryIsTheSystemsRefusal) {
   under_control(kRanks, [](Control& control) {
-    control.begin_phase("opening");
+    control.deadline.begin_phase("opening");
     const Agreed agreed = run_together(control, [&] {
       if (control.rank() == 1) throw std::bad_alloc();
     });
@@ -115,7 +115,7 @@ TEST(Deadline, EndsTheWaitForARankThatDoesNotCome) {
   under_control(
       2,
       [](Control& control) {
-        control.begin_phase("update to version 7");
+        control.deadline.begin_phase("update to version 7");
         constexpr int kLate = 5;
         constexpr int kGo = 6;
         if (control.rank() == 1) {
@@ -130,8 +130,8 @@ TEST(Deadline, EndsTheWaitForARankThatDoesNotCome) {
         WEIGHTCAST_MPI(MPI_Irecv(&value, 1, MPI_INT, 1, kLate, control.comm(), &request));
         const auto start = Clock::now();
         try {
-          // Not Control::wait, which ends the job.
-          for (int done = 0; done == 0; control.poll()) {
+          // Not Agreement::wait, which ends the job.
+          for (int done = 0; done == 0; control.deadline.poll()) {
             WEIGHTCAST_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE));
           }
           ADD_FAILURE() << "nothing was sent";
@@ -156,15 +156,15 @@ TEST(Deadline, CountsFromTheBeginningOfThePhase) {
       [](Control& control) {
         for (int phase = 0; phase < 3; ++phase) {
           const auto start = Clock::now();
-          control.begin_phase("phase");
+          control.deadline.begin_phase("phase");
           std::this_thread::sleep_for(600ms);
           // On a busy machine a sleep may last long.
           if (Clock::now() - start < 950ms) {
-            EXPECT_NO_THROW(control.poll());
+            EXPECT_NO_THROW(control.deadline.poll());
           }
         }
         std::this_thread::sleep_for(600ms);
-        EXPECT_THROW(control.poll(), TimeoutError);
+        EXPECT_THROW(control.deadline.poll(), TimeoutError);
       },
       1s);
 }
@@ -178,32 +178,33 @@ TEST_P(Exchange, SumsMaximaBroadcastsAndGathers) {
     std::vector<std::uint64_t> sums(1000, 0);
     for (std::size_t i = 0; i < sums.size(); ++i)
       sums[i] = 0x8000000000000000ull + i * static_cast<unsigned>(rank);
-    control.sum(sums);
+    control.agreement.sum(sums);
     for (std::size_t i = 0; i < sums.size(); ++i) EXPECT_EQ(sums[i], i * (0 + 1 + 2 + 3));
 
     std::array<double, 2> seconds{0.5 * rank, -1.0 * rank};
-    control.maximum(std::span<double>(seconds));
+    control.agreement.maximum(std::span<double>(seconds));
     EXPECT_EQ(seconds[0], 1.5);
     EXPECT_EQ(seconds[1], 0);
     std::array<std::int64_t, 2> hashes{rank - 10, -rank};
-    control.maximum(std::span<std::int64_t>(hashes));
+    control.agreement.maximum(std::span<std::int64_t>(hashes));
     EXPECT_EQ(hashes[0], -7);
     EXPECT_EQ(hashes[1], 0);
 
-    EXPECT_EQ(control.broadcast(rank == 0 ? "from zero" : "other"), "from zero");
-    EXPECT_EQ(control.broadcast(rank == 2 ? "from two" : "", 2), "from two");
-    EXPECT_EQ(control.broadcast(""), "");
+    EXPECT_EQ(control.agreement.broadcast(rank == 0 ? "from zero" : "other"), "from zero");
+    EXPECT_EQ(control.agreement.broadcast(rank == 2 ? "from two" : "", 2), "from two");
+    EXPECT_EQ(control.agreement.broadcast(""), "");
     std::vector<std::byte> expected(5000);
     for (std::size_t i = 0; i < expected.size(); ++i) expected[i] = static_cast<std::byte>(i % 251);
-    EXPECT_EQ(control.broadcast(rank == 0 ? expected : std::vector<std::byte>(3)), expected);
+    EXPECT_EQ(control.agreement.broadcast(rank == 0 ? expected : std::vector<std::byte>(3)), expected);
 
-    const std::vector<std::string> texts = control.gather(std::string(static_cast<std::size_t>(rank), 'x'));
+    const std::vector<std::string> texts =
+        control.agreement.gather(std::string(static_cast<std::size_t>(rank), 'x'));
     EXPECT_EQ(texts,
               rank == 0 ? (std::vector<std::string>{"", "x", "xx", "xxx"}) : std::vector<std::string>{});
     // Of the ranks with the shortest and the longest text each comes first once.
     for (const int longest : {0, 2}) {
       const std::string mine(rank == longest ? 1001 : 3, static_cast<char>('a' + rank));
-      const std::vector<std::string> all = control.gather(mine);
+      const std::vector<std::string> all = control.agreement.gather(mine);
       ASSERT_EQ(all.size(), rank == 0 ? kRanks : 0);
       for (std::size_t from = 0; from < all.size(); ++from) {
         EXPECT_EQ(all[from], std::string(static_cast<int>(from) == longest ? 1001 : 3,
@@ -214,7 +215,7 @@ TEST_P(Exchange, SumsMaximaBroadcastsAndGathers) {
   under_control(kRanks, exchange, 60s, GetParam());
 }
 
-INSTANTIATE_TEST_SUITE_P(Pieces, Exchange, ::testing::Values(Control::kMostElements, 1000, 7, kRanks));
+INSTANTIATE_TEST_SUITE_P(Pieces, Exchange, ::testing::Values(Agreement::kMostElements, 1000, 7, kRanks));
 
 TEST(Together, LinesAreFitForATerminal) {
   under_control(kRanks, [](Control& control) {
@@ -227,7 +228,7 @@ TEST(Together, LinesAreFitForATerminal) {
 
 TEST(Together, WhatLibrariesThrowIsAgreedOnToo) {
   under_control(kRanks, [](Control& control) {
-    control.begin_phase("opening");
+    control.deadline.begin_phase("opening");
     const Agreed agreed = run_together(control, [&] {
       if (control.rank() == 2) {
         throw std::system_error(std::make_error_code(std::errc::resource_unavailable_try_again));

@@ -13,7 +13,7 @@ namespace weightcast::mpi_test {
 /// whose messages have at most `piece` elements.
 inline void under_control(int ranks, const std::function<void(Control&)>& body,
                           std::chrono::seconds timeout = std::chrono::seconds(60),
-                          std::size_t piece = Control::kMostElements) {
+                          std::size_t piece = Agreement::kMostElements) {
   on_ranks(ranks, [&](MPI_Comm comm) {
     Watchdog watchdog("test", timeout, true);
     Control control(comm, timeout, watchdog, piece);

@@ -83,7 +83,7 @@ class SharedDir {
  public:
   explicit SharedDir(Control& control) : control_(control) {
     if (control.rank() == 0) dir_.emplace();
-    path_ = control.broadcast(dir_ ? dir_->string() : "");
+    path_ = control.agreement.broadcast(dir_ ? dir_->string() : "");
   }
   ~SharedDir() { mpi_test::meet(control_.comm()); }
   SharedDir(const SharedDir&) = delete;
@@ -120,7 +120,7 @@ TEST(SessionFromFiles, VersionsInEveryFormOneAfterAnother) {
     const std::vector<Stored> versions{as_is(model, 1), as_is(model, 2), stacked_floats(model, 3),
                                        stacked_floats(model, 4)};
     const std::vector<std::string> paths{dir / "one", dir / "two.h5", dir / "three", dir / "four.h5"};
-    control.together([&] {
+    control.agreement.together([&] {
       if (control.rank() != 0) return;
       for (std::size_t i = 0; i < versions.size(); ++i) {
         const std::vector<DatasetSpec>& datasets = versions[i].datasets;
@@ -148,7 +148,7 @@ TEST(SessionFromFiles, ColocatedTrainersReadTheirShares) {
   under_control(4, [&](Control& control) {
     const SharedDir dir(control);
     const Stored stored = stacked_floats(model, 9);
-    control.together([&] {
+    control.agreement.together([&] {
       if (control.rank() == 0) {
         write(*create_safetensors(dir / "checkpoint", model.config_text(), stored.datasets, 1 << 30), stored);
       }

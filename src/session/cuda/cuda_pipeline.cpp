@@ -257,7 +257,7 @@ void CudaPipeline::enqueue_pack(std::size_t k) {
     // What waits here is the reading; the device goes on with what it has.
     feed_->copy(roots_done_++, slot(k), stream, [&] {
       transport_->check();
-      control_.poll();
+      control_.deadline.poll();
     });
   }
   if (resident != nullptr) {
@@ -352,7 +352,7 @@ void CudaPipeline::wait_for_the_end(Progress& progress) {
     }
     progress.advance(0);
     transport_->check();
-    control_.poll();
+    control_.deadline.poll();
     backoff.pause();
   }
   for (; done < share_.buckets.size(); ++done) {

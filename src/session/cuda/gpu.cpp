@@ -53,19 +53,19 @@ std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const Share& share
     transport = std::make_unique<NcclTransport>(control.comm(), routes,
                                                 static_cast<std::size_t>(plan.limits.buffers), [&control] {
                                                   try {
-                                                    control.poll();
+                                                    control.deadline.poll();
                                                   } catch (const Error& error) {
-                                                    control.abort_all(error);
+                                                    control.last_words.abort_all(error);
                                                   }
                                                 });
   } catch (const Error& error) {
-    control.abort_all(error);
+    control.last_words.abort_all(error);
   }
   start.communicators = transport->opening_seconds();
   start.connections = transport->connecting_seconds();
   const auto begin = std::chrono::steady_clock::now();
   std::unique_ptr<Pipeline> pipeline;
-  control.together([&] {
+  control.agreement.together([&] {
     pipeline = std::make_unique<CudaPipeline>(plan, share, std::move(route_of_bucket), std::move(parameters),
                                               std::move(transport), control, blocks);
   });

@@ -1,0 +1,70 @@
+#include "control/deadline.hpp"
+
+#include <fmt/format.h>
+
+#include "control/farewell.hpp"
+#include "control/signals.hpp"
+
+namespace weightcast {
+
+namespace {
+
+using namespace std::chrono_literals;
+
+// How long after the deadline a rank that does not even poll is ended.
+constexpr auto kWatchdogGrace = 15s;
+
+}  // namespace
+
+Deadline::Deadline(const ThisRank& self, LastWords& last_words, Watchdog& watchdog,
+                   std::chrono::seconds timeout)
+    : self_(self), last_words_(last_words), watchdog_(watchdog), timeout_(timeout) {
+  begin_phase("start");
+}
+
+void Deadline::begin_phase(const char* name, std::optional<std::int64_t> number, std::string_view in_place) {
+  phase_name_ = name;
+  phase_number_ = number;
+  in_place_ = in_place;
+  deadline_ = Clock::now() + timeout_;
+  watchdog_.watch_rank(self_.rank, name, timeout_ + kWatchdogGrace);
+}
+
+std::string Deadline::phase() const {
+  return phase_number_ ? fmt::format("{} {}", phase_name_, *phase_number_) : phase_name_;
+}
+
+std::string_view Deadline::left() const {
+  constexpr std::string_view kNothingNew = "the previous version is untouched";
+  return in_place_.empty() ? kNothingNew : std::string_view(in_place_);
+}
+
+void Deadline::poll() {
+  // Looking for messages costs a trip through MPI's progress engine; the callers poll very often. Others'
+  // failures come before this rank's own: one that slept through its deadline must not speak after others
+  // have.
+  constexpr int kPollsBetweenProbes = 16;
+  if (++polls_ % kPollsBetweenProbes == 0) last_words_.hear();
+  if (const int signal = hard_stop_signal(); signal != 0 && !signals_deferred_) {
+    throw StoppedError(fmt::format("{}: stopped by {}; {}", phase(), signal_name(signal), left()));
+  }
+  if (signals_deferred_ && hard_stop_signal() != 0 && last_words_.another_has_spoken()) {
+    // The job has ended, and the signal is the launcher's. What ended it belongs into rank 0's report.
+    last_words_.hear();
+    leave(ExitCode::kStopped);
+  }
+  if (Clock::now() > deadline_) {
+    throw TimeoutError(
+        fmt::format("{}: not done after {} s; {}; raise --timeout or look for the rank that hangs", phase(),
+                    timeout_.count(), left()));
+  }
+}
+
+Error Deadline::in_phase(const std::exception& exception) const {
+  Error error = error_of(exception);
+  // What libraries throw does not say what was being done.
+  if (dynamic_cast<const Error*>(&exception) != nullptr) return error;
+  return {error.code(), fmt::format("{}: {}", phase(), error.what()), error.where()};
+}
+
+}  // namespace weightcast

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "control/last_words.hpp"
+#include "control/this_rank.hpp"
+#include "control/watchdog.hpp"
+#include "core/error.hpp"
+
+namespace weightcast {
+
+/// What a rank is doing and how long it may take: the phase, its deadline, and the signals that end it. Every
+/// polling loop of the program asks here, so that no rank waits for ever.
+class Deadline {
+ public:
+  /// `timeout` bounds each phase (the start, one update). All references must outlive this.
+  Deadline(const ThisRank& self, LastWords& last_words, Watchdog& watchdog, std::chrono::seconds timeout);
+
+  /// Starts a phase: its name (a literal), with a number when there is one, appears in errors, and the
+  /// deadline counts from now. `in_place` says what is when a signal or the deadline ends it; empty while
+  /// nothing new is.
+  void begin_phase(const char* name, std::optional<std::int64_t> number = std::nullopt,
+                   std::string_view in_place = "");
+
+  /// What the phase has said is in place.
+  const std::string& in_place() const { return in_place_; }
+
+  /// While one lives, signals do not end this rank's waits: the ranks are putting something in place
+  /// together.
+  class DeferSignals {
+   public:
+    explicit DeferSignals(Deadline& deadline) : deadline_(deadline) { deadline_.signals_deferred_ = true; }
+    ~DeferSignals() { deadline_.signals_deferred_ = false; }
+    DeferSignals(const DeferSignals&) = delete;
+    DeferSignals& operator=(const DeferSignals&) = delete;
+
+   private:
+    Deadline& deadline_;
+  };
+
+  /// To be called in every polling loop: throws TimeoutError or StoppedError when it is time to; on rank 0
+  /// also ends the job when another rank has reported a failure.
+  void poll();
+
+  /// Any exception as an error; what a library threw with the phase in front.
+  Error in_phase(const std::exception& exception) const;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  /// `update to version 3`
+  std::string phase() const;
+  /// What a phase that is ended leaves.
+  std::string_view left() const;
+
+  const ThisRank& self_;
+  LastWords& last_words_;
+  Watchdog& watchdog_;
+  std::chrono::seconds timeout_;
+  const char* phase_name_ = "start";
+  std::optional<std::int64_t> phase_number_;
+  std::string in_place_;
+  bool signals_deferred_ = false;
+  Clock::time_point deadline_;
+  unsigned polls_ = 0;
+};
+
+}  // namespace weightcast
