@@ -5,6 +5,7 @@
 #include <string>
 
 #include "control/agreement.hpp"
+#include "control/call_off.hpp"
 #include "control/deadline.hpp"
 #include "control/last_words.hpp"
 #include "control/this_rank.hpp"
@@ -21,7 +22,8 @@ struct Control {
       : self(world),
         last_words(self, watchdog),
         deadline(self, last_words, watchdog, timeout),
-        agreement(self, deadline, last_words, piece) {}
+        agreement(self, deadline, last_words, piece),
+        call_off(self, agreement) {}
   ~Control() = default;
   Control(const Control&) = delete;
   Control& operator=(const Control&) = delete;
@@ -35,6 +37,7 @@ struct Control {
   LastWords last_words;
   Deadline deadline;
   Agreement agreement;
+  CallOff call_off;
 };
 
 }  // namespace weightcast

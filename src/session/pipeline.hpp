@@ -37,11 +37,17 @@ class Pipeline {
   /// what is sent and of share.checks[i]; empty spans mean no digests.
   ///
   /// Returns null or, when a stage of this rank failed, what that threw. All buckets have travelled by then
-  /// all the same, with anything in them, so that no other rank waits and the next update may follow. Throws
-  /// what the wire or `Control` says; after that the session is of no use.
+  /// all the same, with anything in them, so that no other rank waits and the next update may follow; or the
+  /// wire is broken, on this rank or another, and all ranks have to reopen it first. Throws what `Control`
+  /// says, and a wire that cannot be reopened; after that the session is of no use.
   [[nodiscard]] virtual std::exception_ptr run(Source* source, std::span<const GlobalScale> scales,
                                                std::span<std::uint64_t> sent,
                                                std::span<std::uint64_t> written, Progress& progress) = 0;
+
+  /// Whether the last update has left the wire broken on this rank.
+  virtual bool wire_is_broken() const { return false; }
+  /// Opens the wire anew on every rank when it is broken on some. Collective.
+  virtual void reopen_wire() {}
 
   /// The buffers in host memory that a source on the host fills, one behind the other; on a GPU none before
   /// such a source has been prepared.

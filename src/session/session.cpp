@@ -178,10 +178,15 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   // Each segment has one root; all others have added zero.
   if (verify) control_.agreement.sum(expected_);
   // First the cause: what a rank that has failed sends is not what the others should get.
-  control_.agreement.together([&] {
-    if (failure) std::rethrow_exception(failure);
-    if (source != nullptr) source->require_unchanged();
-  });
+  try {
+    control_.agreement.together([&] {
+      if (failure) std::rethrow_exception(failure);
+      if (source != nullptr) source->require_unchanged();
+    });
+  } catch (const AgreedFailure&) {
+    mend_wire();
+    throw;
+  }
   const auto look = [&] {
     if (verify) verify_written();
   };
@@ -192,6 +197,17 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   std::array<double, 5> slowest{stages.pack, stages.transport, stages.unpack, stages.verify, seconds};
   control_.agreement.maximum(std::span<double>(slowest));
   return {0, slowest[0], slowest[1], slowest[2], slowest[3], 0, slowest[4]};
+}
+
+void Session::mend_wire() {
+  std::array<std::int64_t, 1> broken{pipeline_->wire_is_broken() ? 1 : 0};
+  control_.agreement.maximum(std::span<std::int64_t>(broken));
+  if (broken.front() == 0) return;
+  try {
+    pipeline_->reopen_wire();
+  } catch (const std::exception& error) {
+    control_.last_words.abort_all(error_of(error));
+  }
 }
 
 void Session::agree_on_scales(Source* source) {

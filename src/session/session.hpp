@@ -78,8 +78,8 @@ class Session {
   /// begin() comes before the first byte, its commit() when all ranks have agreed that all is there. Returns
   /// on every rank with the slowest rank's seconds (`pack` holds what the sources took), or throws
   /// AgreedFailure when weights arrived wrong or a stage failed on some rank: what is in the parameters is no
-  /// version then, and the next update may follow. A failure of the wire, a signal and the deadline end the
-  /// job.
+  /// version then, and the next update may follow. Over NCCL a failure of the wire is such a failure, too;
+  /// over MPI it ends the job, as a signal and the deadline do.
   UpdateSeconds update(Source* source, std::int64_t version, bool verify, Progress& progress);
 
  private:
@@ -88,6 +88,8 @@ class Session {
   void require_gpu_memory(std::int64_t source_bytes);
   void open_routes();
   void verify_written() const;
+  /// Opens the wire anew when the last update has left it broken on some rank. Collective.
+  void mend_wire();
   /// Agrees on the scales of the plan's scopes and puts those that parameters hold into them. Collective.
   void agree_on_scales(Source* source);
   void for_each_scalar(const std::function<void(std::size_t p, const std::vector<float>&)>& visit) const;

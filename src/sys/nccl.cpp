@@ -3,8 +3,8 @@
 #include <fmt/format.h>
 
 #include <string_view>
+#include <utility>
 
-#include "core/error.hpp"
 #include "sys/backoff.hpp"
 
 namespace weightcast {
@@ -15,7 +15,7 @@ void check_nccl(ncclResult_t status, const char* call, std::source_location wher
   const std::string text =
       fmt::format("{}: {} ({}); NCCL_DEBUG=WARN says more", call, ncclGetErrorString(status), detail);
   if (detail.find("out of memory") != std::string_view::npos) throw IoError(text, where);
-  throw InternalError(text, where);
+  throw NcclError(text, where);
 }
 
 std::string nccl_version() {
@@ -51,7 +51,11 @@ void NcclCommunicator::open(const ncclUniqueId& id, int rank, int size) {
 
 NcclCommunicator::~NcclCommunicator() {
   // Nothing is under way when an owner goes in good order; otherwise waiting for others would be for ever.
-  if (comm_ != nullptr) ncclCommAbort(comm_);
+  abort();
+}
+
+void NcclCommunicator::abort() {
+  if (comm_ != nullptr) ncclCommAbort(std::exchange(comm_, nullptr));
 }
 
 void NcclCommunicator::settle(const std::function<void()>& poll) const {

@@ -6,9 +6,18 @@
 #include <source_location>
 #include <string>
 
+#include "core/error.hpp"
+
 namespace weightcast {
 
-/// Throws InternalError (IoError where memory ran out) with NCCL's own text unless `status` is ncclSuccess or
+/// What NCCL says when a communicator or what it stands on has failed: it is of no use any more, and only
+/// aborting it ends what the device still works on for it.
+class NcclError : public InternalError {
+ public:
+  using InternalError::InternalError;
+};
+
+/// Throws NcclError (IoError where memory ran out) with NCCL's own text unless `status` is ncclSuccess or
 /// ncclInProgress.
 void check_nccl(ncclResult_t status, const char* call,
                 std::source_location where = std::source_location::current());
@@ -48,8 +57,13 @@ class NcclCommunicator {
   NcclCommunicator(const NcclCommunicator&) = delete;
   NcclCommunicator& operator=(const NcclCommunicator&) = delete;
 
-  /// Begins to open it: member `rank` of `size`, on the current device; `settle` sees it through. Once.
+  /// Begins to open it: member `rank` of `size`, on the current device; `settle` sees it through.
   void open(const ncclUniqueId& id, int rank, int size);
+
+  /// Ends whatever is under way, on this rank; it can then be opened again. May wait for the device, and so
+  /// for other communicators whose members wait for one another: those are to be aborted at the same time, by
+  /// other threads.
+  void abort();
 
   ncclComm_t get() const { return comm_; }
   explicit operator bool() const { return comm_ != nullptr; }
@@ -57,7 +71,7 @@ class NcclCommunicator {
   /// Polls until the last call has been handed to the device.
   void settle(const std::function<void()>& poll) const;
 
-  /// Throws InternalError when something went wrong since the last look.
+  /// Throws NcclError when something went wrong since the last look.
   void check() const;
 
  private:

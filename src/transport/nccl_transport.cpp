@@ -4,6 +4,7 @@
 #include <chrono>
 #include <numeric>
 #include <set>
+#include <thread>
 
 #include "sys/backoff.hpp"
 #include "sys/mpi.hpp"
@@ -35,7 +36,7 @@ bool contains(const std::vector<int>& members, int rank) {
 
 NcclTransport::NcclTransport(MPI_Comm world, const std::vector<Route>& routes, std::size_t slots,
                              std::function<void()> poll)
-    : world_(world), poll_(std::move(poll)) {
+    : world_(world), routes_(routes), poll_(std::move(poll)) {
   WEIGHTCAST_MPI(MPI_Comm_rank(world, &rank_));
   WEIGHTCAST_MPI(MPI_Comm_size(world, &size_));
   const std::size_t lanes = agree_on_lanes();
@@ -44,9 +45,9 @@ NcclTransport::NcclTransport(MPI_Comm world, const std::vector<Route>& routes, s
   for (std::size_t slot = 0; slot < slots; ++slot) ends_.emplace_back(CudaEvent::Kind::kOrder);
   group_.resize(slots);
   const auto start = Clock::now();
-  choose(routes);
+  choose();
   const auto opened = Clock::now();
-  connect(routes);
+  connect();
   opening_seconds_ = std::chrono::duration<double>(opened - start).count();
   connecting_seconds_ = std::chrono::duration<double>(Clock::now() - opened).count();
 }
@@ -73,19 +74,19 @@ void NcclTransport::await(MPI_Request request) const {
   }
 }
 
-void NcclTransport::choose(const std::vector<Route>& routes) {
+void NcclTransport::choose() {
   // A single receiver gets a broadcast, too: it was measured to be 5 % faster than a send and a receive. Not
   // where roots receive: there sends and receives travel both ways at once, and broadcasts do not.
   std::set<int> receivers;
-  for (const Route& route : routes) {
+  for (const Route& route : routes_) {
     for (const int rank : receivers_of(route)) receivers.insert(rank);
   }
-  const bool both_ways = std::any_of(routes.begin(), routes.end(),
+  const bool both_ways = std::any_of(routes_.begin(), routes_.end(),
                                      [&](const Route& route) { return receivers.contains(route.root); });
-  const std::vector<bool> broadcasts = choose_broadcasts(routes, size_, both_ways ? 2 : 1);
+  const std::vector<bool> broadcasts = choose_broadcasts(routes_, size_, both_ways ? 2 : 1);
   bool sends = false;
-  for (std::size_t i = 0; i < routes.size(); ++i) {
-    Link link{routes[i].root, receivers_of(routes[i]), nullptr, 0};
+  for (std::size_t i = 0; i < routes_.size(); ++i) {
+    Link link{routes_[i].root, receivers_of(routes_[i]), nullptr, 0};
     if (broadcasts[i]) {
       const Members members = members_of(link.root, link.receivers);
       link.broadcast = &open(members, streams_.size());
@@ -118,16 +119,49 @@ const NcclTransport::Communicators& NcclTransport::open(const Members& members, 
   return opened;
 }
 
-void NcclTransport::connect(const std::vector<Route>& routes) {
+void NcclTransport::connect() {
   const std::span<std::byte> run(scratch_.data(), kScratchBytes);
   for (std::size_t lane = 0; lane < streams_.size(); ++lane) {
-    for (std::size_t route = 0; route < routes.size(); ++route) {
+    for (std::size_t route = 0; route < routes_.size(); ++route) {
       const Link& link = links_[route];
       if (rank_ != link.root && !contains(link.receivers, rank_)) continue;
       start(0, route, {&run, 1});
     }
   }
   wait();
+}
+
+NcclTransport::~NcclTransport() {
+  drop_communicators();
+}
+
+void NcclTransport::drop_communicators() {
+  {
+    // All at once: one that frees its memory waits for the kernels of the others.
+    std::vector<std::jthread> aborts;
+    for (auto& [members, by_lane] : communicators_) {
+      for (NcclCommunicator& communicator : by_lane) {
+        if (communicator) aborts.emplace_back([&communicator] { communicator.abort(); });
+      }
+    }
+  }
+  communicators_.clear();
+}
+
+void NcclTransport::abort() {
+  links_.clear();
+  all_ = nullptr;
+  drop_communicators();
+  opened_.clear();
+  // Kernels of an aborted communicator end by themselves.
+  WEIGHTCAST_CUDA(cudaDeviceSynchronize());
+}
+
+void NcclTransport::reopen() {
+  abort();
+  choose();
+  for (const Members& members : compared_) static_cast<void>(open(members, 1));
+  connect();
 }
 
 void NcclTransport::wait() const {
@@ -236,6 +270,7 @@ void NcclTransport::check() const {
 }
 
 void NcclTransport::open_members(const std::vector<int>& members) {
+  compared_.insert(members);
   static_cast<void>(open(members, 1));
 }
 

@@ -31,6 +31,9 @@ class NcclTransport final : public Transport {
   /// waited for; to give up it ends the job, because what MPI and the device still work on must stay.
   NcclTransport(MPI_Comm world, const std::vector<Route>& routes, std::size_t slots,
                 std::function<void()> poll);
+  ~NcclTransport() override;
+  NcclTransport(const NcclTransport&) = delete;
+  NcclTransport& operator=(const NcclTransport&) = delete;
 
   std::string_view name() const override { return "nccl"; }
   void start(std::size_t slot, std::size_t route, std::span<const std::span<std::byte>> runs) override;
@@ -58,6 +61,12 @@ class NcclTransport final : public Transport {
   /// The streams of the lanes, and the one that the route's next bucket is put into.
   std::span<const CudaStream> streams() const { return streams_; }
   cudaStream_t next_stream(std::size_t route) const { return streams_[next_lane(links_.at(route))].get(); }
+
+  /// Ends what is under way, wherever it is: what it moves is undefined afterwards, and nothing can be
+  /// started before `reopen`. The device is at rest when it returns.
+  void abort();
+  /// Opens everything again after an abort, on this rank or another. Collective over the world.
+  void reopen();
 
   /// Polls until everything started so far has left or arrived.
   void wait() const;
@@ -99,12 +108,13 @@ class NcclTransport final : public Transport {
   };
 
   void start_group();
-  void choose(const std::vector<Route>& routes);
+  void drop_communicators();
+  void choose();
   /// How many lanes the smallest device has room for. Collective over the world.
   std::size_t agree_on_lanes();
   /// On the first `lanes` lanes. Collective over the world; a rank outside gets empty ones.
   const Communicators& open(const Members& members, std::size_t lanes);
-  void connect(const std::vector<Route>& routes);
+  void connect();
   std::size_t next_lane(const Link& link) const {
     return link.point_to_point() ? 0 : link.started % streams_.size();
   }
@@ -115,6 +125,7 @@ class NcclTransport final : public Transport {
   void settle(const NcclCommunicator& communicator) const { communicator.settle(poll_); }
 
   MPI_Comm world_;
+  std::vector<Route> routes_;
   int rank_ = 0;
   int size_ = 0;
   std::function<void()> poll_;
@@ -124,6 +135,7 @@ class NcclTransport final : public Transport {
   DeviceBuffer scratch_{kScratchBytes, "opening connections"};
   std::map<Members, Communicators> communicators_;
   std::set<std::pair<Members, std::size_t>> opened_;  ///< members and lane, on ranks outside, too
+  std::set<Members> compared_;                        ///< of open_members()
   const NcclCommunicator* all_ = nullptr;             ///< for sends and receives, when there are any
   std::vector<Link> links_;                           ///< of the routes
   std::vector<CudaEvent> ends_;                       ///< of the slots

@@ -9,9 +9,8 @@
 
 #include "control_world.hpp"
 #include "gpu.hpp"
-#include "session/gpu.hpp"
+#include "make_source.hpp"
 #include "session_cases.hpp"
-#include "source/memory_source.hpp"
 
 namespace weightcast {
 
@@ -19,8 +18,6 @@ namespace {
 
 using namespace session_cases;
 using mpi_test::under_control;
-
-enum class Where : std::uint8_t { kHost, kGpu };
 
 struct Case {
   const char* name;
@@ -74,13 +71,6 @@ std::vector<Case> cases() {
        FanOut::kNeeded, QuantizeAt::kDestination},
       {"ColocatedEverythingToEverybody", moe, colocated("tp=2"), 64 << 10, 3, FanOut::kAll},
   };
-}
-
-std::unique_ptr<Source> make_source(const Session& session, const Catalog& catalog, std::int64_t rank,
-                                    std::int64_t version, Where where) {
-  if (!session.plan().topology.trainer(rank)) return nullptr;
-  if (where == Where::kGpu) return make_resident_source(session.plan(), catalog, rank, version);
-  return std::make_unique<MemorySource>(session.plan(), catalog, rank, version);
 }
 
 class GpuSession : public ::testing::TestWithParam<std::tuple<Case, Where>> {};

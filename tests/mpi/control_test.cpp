@@ -111,6 +111,36 @@ TEST(Together, OutOfMemoryIsTheSystemsRefusal) {
   });
 }
 
+/// Polls until another rank has called the update off, or for as long as a call may take.
+bool hears(CallOff& call_off) {
+  const auto give_up = Clock::now() + 2s;
+  while (Clock::now() < give_up) {
+    if (call_off.heard()) return true;
+  }
+  return false;
+}
+
+TEST(CallOff, IsHeardByAllOthersAndOverWithTheUpdate) {
+  under_control(kRanks, [](Control& control) {
+    CallOff& call_off = control.call_off;
+    for (int update = 0; update < 2 * kRanks; ++update) {
+      SCOPED_TRACE(update);
+      call_off.begin();
+      // Now and then two ranks at once.
+      const int first = update % kRanks;
+      const int second = update < kRanks ? first : (first + 1) % kRanks;
+      const bool calls = control.rank() == first || control.rank() == second;
+      if (calls) call_off.announce();
+      const bool others_call = !calls || first != second;
+      EXPECT_TRUE(!others_call || hears(call_off));
+      control.agreement.together([] {});
+    }
+    // The last words may still be on their way.
+    call_off.begin();
+    for (int look = 0; look < 1000; ++look) EXPECT_FALSE(call_off.heard());
+  });
+}
+
 TEST(Deadline, EndsTheWaitForARankThatDoesNotCome) {
   under_control(
       2,

@@ -122,14 +122,45 @@ std::exception_ptr CudaPipeline::run(Source* source, std::span<const GlobalScale
   written_ = written;
   roots_done_ = 0;
   agreed_scales_ = scales;
+  control_.call_off.begin();
   if (from_host()) feed_->begin(*source->on_host(), sent);
   assign_slots();
-  enqueue_all();
-  ended_.record(verify_stream_.get());
-  wait_for_the_end(progress);
+  try {
+    enqueue_all();
+    ended_.record(verify_stream_.get());
+    wait_for_the_end(progress);
+  } catch (const NcclError&) {
+    control_.call_off.announce();
+    break_off();
+    return std::current_exception();
+  } catch (const CalledOff&) {
+    // The rank that has called the update off says why.
+    break_off();
+    return nullptr;
+  }
   std::exception_ptr failure = from_host() ? feed_->finish() : nullptr;
   if (!failure) collect_results();
   return failure;
+}
+
+void CudaPipeline::poll() {
+  transport_->check();
+  control_.deadline.poll();
+  if (control_.call_off.heard()) throw CalledOff();
+}
+
+void CudaPipeline::break_off() {
+  broken_ = true;
+  transport_->abort();
+  if (!from_host()) return;
+  feed_->abandon();
+  static_cast<void>(feed_->finish());
+}
+
+void CudaPipeline::reopen_wire() {
+  control_.call_off.begin();
+  transport_->reopen();
+  broken_ = false;
 }
 
 void CudaPipeline::assign_slots() {
@@ -255,10 +286,7 @@ void CudaPipeline::enqueue_pack(std::size_t k) {
   clock_.begin(TraceStage::kPack, k, stream);
   if (resident == nullptr) {
     // What waits here is the reading; the device goes on with what it has.
-    feed_->copy(roots_done_++, slot(k), stream, [&] {
-      transport_->check();
-      control_.deadline.poll();
-    });
+    feed_->copy(roots_done_++, slot(k), stream, [&] { poll(); });
   }
   if (resident != nullptr) {
     auto* results = sent_.empty() ? nullptr : reinterpret_cast<std::uint64_t*>(sent_results_.data());
@@ -351,8 +379,7 @@ void CudaPipeline::wait_for_the_end(Progress& progress) {
       progress.advance(share_.buckets[done].progress_bytes);
     }
     progress.advance(0);
-    transport_->check();
-    control_.deadline.poll();
+    poll();
     backoff.pause();
   }
   for (; done < share_.buckets.size(); ++done) {

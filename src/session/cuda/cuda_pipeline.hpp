@@ -44,6 +44,8 @@ class CudaPipeline final : public Pipeline {
   void prepare(const Source* source) override;
   std::exception_ptr run(Source* source, std::span<const GlobalScale> scales, std::span<std::uint64_t> sent,
                          std::span<std::uint64_t> written, Progress& progress) override;
+  bool wire_is_broken() const override { return broken_; }
+  void reopen_wire() override;
   std::span<std::byte> host_staging() override { return feed_ ? feed_->buffers() : std::span<std::byte>(); }
   std::int64_t first_dirty_padding() override;
   StageSeconds stage_seconds() override;
@@ -86,6 +88,10 @@ class CudaPipeline final : public Pipeline {
   int pack_blocks(std::size_t k) const { return k == 0 ? whole_device_ : blocks_; }
   int arrival_blocks(std::size_t k) const { return k + 1 == share_.buckets.size() ? whole_device_ : blocks_; }
   void wait_for_the_end(Progress& progress);
+  /// Throws what the wire says, and CalledOff when another rank's wire has failed.
+  void poll();
+  /// Ends everything that is in the streams.
+  void break_off();
   /// Happens when the staging buffer of bucket k may be filled, k not among the first.
   const CudaEvent& slot_free(std::size_t k) const;
   /// Happens when this rank has done its part of bucket k but for sending and digests.
@@ -155,6 +161,7 @@ class CudaPipeline final : public Pipeline {
   std::span<std::uint64_t> written_;
   std::size_t roots_done_ = 0;  ///< buckets that this rank has packed
   std::int64_t dirty_ = -1;
+  bool broken_ = false;
 };
 
 }  // namespace weightcast

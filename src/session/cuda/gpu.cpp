@@ -57,6 +57,7 @@ std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const Share& share
                                                   } catch (const Error& error) {
                                                     control.last_words.abort_all(error);
                                                   }
+                                                  if (control.call_off.heard()) throw CalledOff();
                                                 });
   } catch (const Error& error) {
     control.last_words.abort_all(error);

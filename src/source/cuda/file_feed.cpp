@@ -26,6 +26,7 @@ void FileFeed::begin(HostSource& source, std::span<std::uint64_t> digests) {
     read_ = enqueued_ = 0;
     reading_seconds_ = 0;
     failure_ = nullptr;
+    abandoned_ = false;
     ++updates_;
   }
   changed_.notify_all();
@@ -49,6 +50,14 @@ void FileFeed::copy(std::size_t n, std::byte* slot, cudaStream_t stream, const s
   {
     const std::scoped_lock lock(mutex_);
     enqueued_ = n + 1;
+  }
+  changed_.notify_all();
+}
+
+void FileFeed::abandon() {
+  {
+    const std::scoped_lock lock(mutex_);
+    abandoned_ = true;
   }
   changed_.notify_all();
 }
@@ -87,7 +96,8 @@ void FileFeed::read_all(const std::stop_token& stop) {
   for (std::size_t n = 0; n < buckets_.size(); ++n) {
     {
       std::unique_lock lock(mutex_);
-      if (!changed_.wait(lock, stop, [&] { return enqueued_ + copied_.size() > n; })) return;
+      const auto may_go_on = [&] { return abandoned_ || enqueued_ + copied_.size() > n; };
+      if (!changed_.wait(lock, stop, may_go_on) || abandoned_) return;
     }
     // This thread may wait: the one that fills the streams does not.
     if (n >= copied_.size()) WEIGHTCAST_CUDA(cudaEventSynchronize(copied_[n % copied_.size()].get()));

@@ -41,6 +41,9 @@ class FileFeed {
   /// Seconds that the last update's reading took, without the waits for free buffers. At rest.
   double reading_seconds() const { return reading_seconds_; }
 
+  /// Nothing more is copied in this update: what was not read yet stays unread.
+  void abandon();
+
   /// Waits until the reading thread is at rest. Returns what the source threw in this update, or null.
   std::exception_ptr finish();
 
@@ -72,6 +75,7 @@ class FileFeed {
   std::size_t enqueued_ = 0;   ///< and whose copies are in the stream
   std::uint64_t updates_ = 0;  ///< begun
   std::uint64_t ended_ = 0;
+  bool abandoned_ = false;
   std::exception_ptr failure_;
   std::jthread thread_;  // last: it ends before what it uses
 };
