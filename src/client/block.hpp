@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cstdint>
+
+#include "client/control_block.h"
+
+namespace weightcast::client {
+
+/// Changes and waits for states of a control block. Used on both sides: by an exporter and by a job step.
+inline std::uint64_t load_word(const weightcast_block& block) {
+  return __atomic_load_n(&block.word, __ATOMIC_ACQUIRE);
+}
+
+/// False when the word is not `from` any more. Wakes whoever waits for a change.
+bool change_word(weightcast_block& block, std::uint64_t from, std::uint64_t to);
+
+/// Sleeps until the word is not `word` any more, or for `seconds`.
+void await_change(const weightcast_block& block, std::uint64_t word, double seconds);
+
+/// Takes or drops the lock of a byte of the block's file, for this process; false when another process has
+/// it. A lock that is dropped or taken again by its holder is no error.
+bool take_lock(int file, weightcast_lock byte, bool shared = false);
+void drop_lock(int file, weightcast_lock byte);
+
+/// The process that keeps this one from taking the lock; 0 when there is none, -1 where it is in another
+/// namespace.
+int holder_of_lock(int file, weightcast_lock byte);
+
+/// Copies a line into a field of the block, cut where it is too long; control characters become blanks.
+void put_text(char* field, std::uint64_t size, const char* text);
+
+/// Seconds of a clock that never goes back.
+double now();
+
+}  // namespace weightcast::client

@@ -1,0 +1,370 @@
+#include "client/export.hpp"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+
+#include "client/block.hpp"
+#include "client/error.hpp"
+
+namespace weightcast::client {
+
+namespace {
+
+/// The exports of this process, whose locks another look at their files would drop.
+weightcast_export* exports = nullptr;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
+
+struct Dtype {
+  const char* name;
+  int bytes;
+};
+constexpr Dtype kDtypes[] = {{"BF16", 2}, {"F16", 2},     {"F32", 4},     {"F64", 8},
+                             {"I8", 1},   {"U8", 1},      {"I16", 2},     {"U16", 2},
+                             {"I32", 4},  {"U32", 4},     {"I64", 8},     {"U64", 8},
+                             {"BOOL", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"F8_E8M0", 1}};
+
+/// 0 for a dtype that is not known.
+int bytes_of(const char* dtype) {
+  for (const Dtype& known : kDtypes) {
+    if (std::strcmp(known.name, dtype) == 0) return known.bytes;
+  }
+  return 0;
+}
+
+/// One more item at the end; null when there is no memory.
+template <typename Item>
+Item* append(List<Item>& list) {
+  auto* items =
+      static_cast<Item*>(::realloc(list.items, sizeof(Item) * static_cast<std::size_t>(list.size + 1)));
+  if (items == nullptr) return nullptr;
+  list.items = items;
+  items[list.size] = Item();
+  return &items[list.size++];
+}
+
+void name_of_memory(char* name, std::size_t size, std::uint64_t generation, const char* what) {
+  std::snprintf(name, size, "/weightcast-%ld-%016" PRIx64 "-%s", static_cast<long>(::getuid()), generation,
+                what);
+}
+
+/// Shared memory of that name, made here, all of it reserved: what the system has no room for is an error now
+/// and not a signal later.
+void* make_memory(const char* name, std::int64_t bytes, int* keep_file) {
+  const int file = ::shm_open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (file < 0) {
+    fail_with_errno("shared memory %s", name);
+    return nullptr;
+  }
+  void* memory = MAP_FAILED;
+  errno = ::posix_fallocate(file, 0, bytes);
+  if (errno == 0)
+    memory = ::mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (memory == MAP_FAILED) {
+    fail_with_errno("shared memory of %" PRId64 " bytes in /dev/shm", bytes);
+    ::shm_unlink(name);
+    ::close(file);
+    return nullptr;
+  }
+  if (keep_file != nullptr) {
+    *keep_file = file;
+  } else {
+    ::close(file);
+  }
+  return memory;
+}
+
+/// Takes away the memory of a dead exporter.
+void remove_memory(std::uint64_t generation) {
+  char name[64];
+  char what[16];
+  name_of_memory(name, sizeof name, generation, "control");
+  ::shm_unlink(name);
+  for (int segment = 0;; ++segment) {
+    std::snprintf(what, sizeof what, "%d", segment);
+    name_of_memory(name, sizeof name, generation, what);
+    if (::shm_unlink(name) != 0) return;
+  }
+}
+
+/// The generation that the manifest at `path` names; 0 when there is none.
+std::uint64_t generation_in(const char* path) {
+  std::uint64_t generation = 0;
+  FILE* file = std::fopen(path, "re");
+  if (file == nullptr) return 0;
+  // It is on the first line, which this library has written.
+  char line[4096];
+  const char* found =
+      std::fgets(line, sizeof line, file) != nullptr ? std::strstr(line, "\"generation\": \"") : nullptr;
+  if (found != nullptr && std::sscanf(found, "\"generation\": \"%16" SCNx64, &generation) != 1)
+    generation = 0;
+  std::fclose(file);
+  return generation;
+}
+
+/// Fails when the rank has been published by somebody who lives; otherwise what a dead one has left goes.
+int clear_place(const weightcast_export& e) {
+  char path[4200];
+  manifest_path(e, path, sizeof path);
+  const std::uint64_t generation = generation_in(path);
+  if (generation == 0) return WEIGHTCAST_OK;
+  for (const weightcast_export* other = exports; other != nullptr; other = other->next) {
+    if (other->generation != generation) continue;
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: this process has published it already; close that export first",
+                path);
+  }
+  char name[64];
+  name_of_memory(name, sizeof name, generation, "control");
+  const int file = ::shm_open(name, O_RDWR | O_CLOEXEC, 0);
+  if (file >= 0) {
+    const int holder = holder_of_lock(file, WEIGHTCAST_LOCK_EXPORTER);
+    ::close(file);
+    if (holder > 0) {
+      return fail(WEIGHTCAST_REFUSED,
+                  "%s: process %d has published this rank and is alive; stop it, or use another folder", path,
+                  holder);
+    }
+    if (holder < 0) {
+      return fail(WEIGHTCAST_REFUSED,
+                  "%s: a process of another container has published this rank and is alive", path);
+    }
+  }
+  remove_memory(generation);
+  ::unlink(path);
+  return WEIGHTCAST_OK;
+}
+
+void free_all(weightcast_export* e) {
+  for (int i = 0; i < e->entries.size; ++i) {
+    Entry& entry = e->entries.items[i];
+    for (int a = 0; a < entry.aliases.size; ++a) ::free(entry.aliases.items[a].name);
+    ::free(entry.aliases.items);
+    ::free(entry.name);
+  }
+  ::free(e->entries.items);
+  ::free(e->segments.items);
+  ::free(e);
+}
+
+Entry* find_entry(weightcast_export& e, const char* name) {
+  for (int i = 0; i < e.entries.size; ++i) {
+    if (std::strcmp(e.entries.items[i].name, name) == 0) return &e.entries.items[i];
+  }
+  return nullptr;
+}
+
+/// Checks what an entry says against its segment.
+int require_inside(const weightcast_export& e, const Entry& entry, int bytes) {
+  const Segment& segment = e.segments.items[entry.segment];
+  std::int64_t end = 1;  // elements up to the last one
+  bool fits = true;
+  for (int i = 0; i < entry.dims; ++i) {
+    if (entry.shape[i] == 0) return WEIGHTCAST_OK;
+    std::int64_t step = 0;
+    fits = fits && !__builtin_mul_overflow(entry.shape[i] - 1, entry.strides[i], &step) &&
+           !__builtin_add_overflow(end, step, &end);
+  }
+  fits = fits && !__builtin_mul_overflow(end, static_cast<std::int64_t>(bytes), &end) &&
+         !__builtin_add_overflow(end, entry.offset, &end) && end <= segment.bytes;
+  if (fits) return WEIGHTCAST_OK;
+  return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: ends behind its segment of %" PRId64 " bytes", entry.name,
+              segment.bytes);
+}
+
+}  // namespace
+
+int require_usable(const weightcast_export* e, bool published) {
+  if (e == nullptr) return fail(WEIGHTCAST_BAD_ARGUMENT, "the export is NULL");
+  if (e->process != ::getpid()) {
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "the export belongs to process %ld; a forked child cannot use it",
+                static_cast<long>(e->process));
+  }
+  if (e->published != published) {
+    return fail(WEIGHTCAST_BAD_ARGUMENT,
+                published ? "the export has not been published yet" : "the export is published already");
+  }
+  return WEIGHTCAST_OK;
+}
+
+int require_engine(const weightcast_export* e) {
+  if (const int code = require_usable(e, true); code != WEIGHTCAST_OK) return code;
+  return e->engine ? WEIGHTCAST_OK
+                   : fail(WEIGHTCAST_BAD_ARGUMENT, "a trainer offers; only an engine is asked");
+}
+
+int require_trainer(const weightcast_export* e) {
+  if (const int code = require_usable(e, true); code != WEIGHTCAST_OK) return code;
+  return e->engine ? fail(WEIGHTCAST_BAD_ARGUMENT, "an engine is asked; only a trainer offers")
+                   : WEIGHTCAST_OK;
+}
+
+}  // namespace weightcast::client
+
+using namespace weightcast::client;
+
+extern "C" int weightcast_open(const char* folder, const char* role, int rank, int ranks, const char* layout,
+                               weightcast_export** out) {
+  *out = nullptr;
+  const bool engine = std::strcmp(role, "engine") == 0;
+  if (!engine && std::strcmp(role, "trainer") != 0) {
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "role '%s': write \"trainer\" or \"engine\"", role);
+  }
+  if (rank < 0 || rank >= ranks)
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "rank %d of %d: ranks count from 0", rank, ranks);
+  auto* e = static_cast<weightcast_export*>(::malloc(sizeof(weightcast_export)));
+  if (e == nullptr) return fail_with_errno("an export");
+  *e = weightcast_export();
+  const int length = std::snprintf(e->folder, sizeof e->folder, "%s", folder);
+  std::snprintf(e->layout, sizeof e->layout, "%s", layout == nullptr ? "" : layout);
+  e->engine = engine;
+  e->rank = rank;
+  e->ranks = ranks;
+  e->process = ::getpid();
+  int code = WEIGHTCAST_OK;
+  if (static_cast<std::size_t>(length) >= sizeof e->folder)
+    code = fail(WEIGHTCAST_BAD_ARGUMENT, "the folder's name is too long");
+  if (code == WEIGHTCAST_OK && ::mkdir(folder, 0700) != 0 && errno != EEXIST)
+    code = fail_with_errno("%s", folder);
+  if (code == WEIGHTCAST_OK) code = clear_place(*e);
+  if (code == WEIGHTCAST_OK &&
+      ::getrandom(&e->generation, sizeof e->generation, 0) != static_cast<ssize_t>(sizeof e->generation)) {
+    code = fail_with_errno("random numbers");
+  }
+  if (code == WEIGHTCAST_OK) {
+    name_of_memory(e->block_name, sizeof e->block_name, e->generation, "control");
+    e->block =
+        static_cast<weightcast_block*>(make_memory(e->block_name, WEIGHTCAST_BLOCK_BYTES, &e->block_file));
+    if (e->block == nullptr) code = WEIGHTCAST_REFUSED;
+  }
+  if (code != WEIGHTCAST_OK) {
+    ::free(e);
+    return code;
+  }
+  e->block->generation = e->generation;
+  e->rest = engine ? WEIGHTCAST_NONE : WEIGHTCAST_TRAINING;
+  e->block->word = WEIGHTCAST_WORD(e->rest, 0);
+  __atomic_store_n(&e->block->magic, WEIGHTCAST_BLOCK_MAGIC, __ATOMIC_RELEASE);
+  take_lock(e->block_file, WEIGHTCAST_LOCK_EXPORTER);
+  e->next = exports;
+  exports = e;
+  *out = e;
+  return WEIGHTCAST_OK;
+}
+
+extern "C" int weightcast_add_segment(weightcast_export* e, int64_t bytes, void** memory, int* segment) {
+  if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
+  if (bytes <= 0) return fail(WEIGHTCAST_BAD_ARGUMENT, "a segment of %" PRId64 " bytes", bytes);
+  Segment* added = append(e->segments);
+  if (added == nullptr) return fail_with_errno("a segment");
+  char number[16];
+  std::snprintf(number, sizeof number, "%d", e->segments.size - 1);
+  name_of_memory(added->name, sizeof added->name, e->generation, number);
+  added->bytes = bytes;
+  added->memory = make_memory(added->name, bytes, nullptr);
+  if (added->memory == nullptr) {
+    --e->segments.size;
+    return WEIGHTCAST_REFUSED;
+  }
+  *memory = added->memory;
+  *segment = e->segments.size - 1;
+  return WEIGHTCAST_OK;
+}
+
+extern "C" int weightcast_add_entry(weightcast_export* e, const char* name, const char* dtype, int dims,
+                                    const int64_t* shape, const int64_t* strides, int segment,
+                                    int64_t offset) {
+  if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
+  const int bytes = bytes_of(dtype);
+  if (bytes == 0) return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: dtype '%s' is not known", name, dtype);
+  if (dims < 0 || dims > kMostDims) return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: has %d dimensions", name, dims);
+  if (segment < 0 || segment >= e->segments.size || offset < 0) {
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: there is no segment %d, or its offset %" PRId64 " is negative",
+                name, segment, offset);
+  }
+  if (find_entry(*e, name) != nullptr) return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: is there twice", name);
+  Entry entry;
+  std::snprintf(entry.dtype, sizeof entry.dtype, "%s", dtype);
+  entry.dims = dims;
+  entry.segment = segment;
+  entry.offset = offset;
+  std::int64_t stride = 1;
+  for (int i = dims - 1; i >= 0; --i) {
+    entry.shape[i] = shape[i];
+    entry.strides[i] = strides == nullptr ? stride : strides[i];
+    if (shape[i] < 0 || entry.strides[i] < 0 || __builtin_mul_overflow(stride, shape[i], &stride)) {
+      return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: its shape or strides are negative or too large", name);
+    }
+  }
+  entry.name = ::strdup(name);
+  Entry* added = entry.name == nullptr ? nullptr : append(e->entries);
+  if (added == nullptr) {
+    ::free(entry.name);
+    return fail_with_errno("an entry");
+  }
+  *added = entry;
+  if (const int code = require_inside(*e, *added, bytes); code != WEIGHTCAST_OK) {
+    ::free(added->name);
+    --e->entries.size;
+    return code;
+  }
+  return WEIGHTCAST_OK;
+}
+
+extern "C" int weightcast_add_alias(weightcast_export* e, const char* name, const char* alias) {
+  if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
+  Entry* entry = find_entry(*e, name);
+  if (entry == nullptr) return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: there is no such entry", name);
+  char* copy = ::strdup(alias);
+  Alias* added = copy == nullptr ? nullptr : append(entry->aliases);
+  if (added == nullptr) {
+    ::free(copy);
+    return fail_with_errno("an alias");
+  }
+  added->name = copy;
+  return WEIGHTCAST_OK;
+}
+
+extern "C" int weightcast_publish(weightcast_export* e) {
+  if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
+  if (const int code = write_manifest(*e); code != WEIGHTCAST_OK) return code;
+  e->published = true;
+  return WEIGHTCAST_OK;
+}
+
+extern "C" int weightcast_close(weightcast_export* e, double seconds) {
+  if (e == nullptr) return WEIGHTCAST_OK;
+  if (e->process != ::getpid()) return require_usable(e, true);
+  char path[4200];
+  manifest_path(*e, path, sizeof path);
+  if (e->published) ::unlink(path);
+  const double give_up = now() + seconds;
+  bool free_memory = false;
+  // The lock of those who have it mapped: from here on nobody new can come.
+  while (!(free_memory = take_lock(e->block_file, WEIGHTCAST_LOCK_MAPPED)) && now() < give_up) {
+    constexpr double kPeriod = 0.01;
+    await_change(*e->block, load_word(*e->block), kPeriod);
+  }
+  remove_memory(e->generation);
+  for (int i = 0; i < e->segments.size && free_memory; ++i) {
+    ::munmap(e->segments.items[i].memory, static_cast<std::size_t>(e->segments.items[i].bytes));
+  }
+  ::munmap(e->block, WEIGHTCAST_BLOCK_BYTES);
+  ::close(e->block_file);
+  for (weightcast_export** at = &exports; *at != nullptr; at = &(*at)->next) {
+    if (*at != e) continue;
+    *at = e->next;
+    break;
+  }
+  free_all(e);
+  if (free_memory) return WEIGHTCAST_OK;
+  return fail(WEIGHTCAST_NO_ANSWER, "%s: a job step had the memory mapped for %g s; it is left to it", path,
+              seconds);
+}

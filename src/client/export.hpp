@@ -1,0 +1,76 @@
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+
+#include "client/control_block.h"
+#include "client/weightcast/client.h"
+
+namespace weightcast::client {
+
+/// A growing list. Nothing here may use the C++ library: the client is loaded into other people's images.
+template <typename Item>
+struct List {
+  Item* items = nullptr;
+  int size = 0;
+};
+
+struct Segment {
+  char name[64] = "";
+  void* memory = nullptr;
+  std::int64_t bytes = 0;
+};
+
+constexpr int kMostDims = 8;
+
+struct Alias {
+  char* name = nullptr;
+};
+
+struct Entry {
+  char* name = nullptr;
+  char dtype[16] = "";
+  int dims = 0;
+  std::int64_t shape[kMostDims] = {};
+  std::int64_t strides[kMostDims] = {};
+  int segment = 0;
+  std::int64_t offset = 0;
+  List<Alias> aliases;
+};
+
+}  // namespace weightcast::client
+
+struct weightcast_export {
+  char folder[4096] = "";
+  bool engine = false;
+  int rank = 0;
+  int ranks = 0;
+  char layout[512] = "";
+  pid_t process = 0;  ///< that may use it
+  std::uint64_t generation = 0;
+  bool published = false;
+
+  int block_file = -1;
+  char block_name[64] = "";
+  weightcast_block* block = nullptr;
+  weightcast_state rest = WEIGHTCAST_NONE;  ///< of an engine: the state outside updates
+  weightcast::client::List<weightcast::client::Segment> segments;
+  weightcast::client::List<weightcast::client::Entry> entries;
+  weightcast_export* next = nullptr;  ///< of this process
+};
+
+namespace weightcast::client {
+
+/// Fails unless the export may be used here: it is there, published where `published`, and of that role.
+int require_usable(const weightcast_export* e, bool published);
+int require_engine(const weightcast_export* e);
+int require_trainer(const weightcast_export* e);
+
+/// `FOLDER/engine-3.json`
+void manifest_path(const weightcast_export& e, char* path, std::uint64_t size);
+
+/// Writes the manifest beside its name and renames it.
+int write_manifest(const weightcast_export& e);
+
+}  // namespace weightcast::client

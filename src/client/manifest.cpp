@@ -1,0 +1,137 @@
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+
+#include "client/error.hpp"
+#include "client/export.hpp"
+
+namespace weightcast::client {
+
+namespace {
+
+/// A JSON string with its quotes. Bytes that are no ASCII are passed on: names are UTF-8.
+void put_string(FILE* out, const char* text) {
+  std::fputc('"', out);
+  for (; *text != '\0'; ++text) {
+    const auto byte = static_cast<unsigned char>(*text);
+    if (byte == '"' || byte == '\\') {
+      std::fprintf(out, "\\%c", byte);
+    } else if (byte < 0x20) {
+      std::fprintf(out, "\\u%04x", byte);
+    } else {
+      std::fputc(byte, out);
+    }
+  }
+  std::fputc('"', out);
+}
+
+void put_field(FILE* out, const char* name, const char* value) {
+  std::fprintf(out, ", \"%s\": ", name);
+  put_string(out, value);
+}
+
+void put_numbers(FILE* out, const char* name, const std::int64_t* numbers, int count) {
+  std::fprintf(out, ", \"%s\": [", name);
+  for (int i = 0; i < count; ++i) std::fprintf(out, "%s%" PRId64, i == 0 ? "" : ", ", numbers[i]);
+  std::fputc(']', out);
+}
+
+void put_file(FILE* out, const char* name, const char* path) {
+  char text[128] = "";
+  if (FILE* file = std::fopen(path, "re"); file != nullptr) {
+    if (std::fgets(text, sizeof text, file) != nullptr) text[std::strcspn(text, "\n")] = '\0';
+    std::fclose(file);
+  }
+  put_field(out, name, text);
+}
+
+void put_link(FILE* out, const char* name, const char* path) {
+  char text[128] = "";
+  const ssize_t length = ::readlink(path, text, sizeof text - 1);
+  if (length >= 0) text[length] = '\0';
+  put_field(out, name, text);
+}
+
+void put_variable(FILE* out, const char* name, const char* variable) {
+  const char* value = ::getenv(variable);
+  if (value != nullptr) put_field(out, name, value);
+}
+
+void put_entry(FILE* out, const Entry& entry) {
+  std::fputs("{\"name\": ", out);
+  put_string(out, entry.name);
+  std::fputs(", \"aliases\": [", out);
+  for (int i = 0; i < entry.aliases.size; ++i) {
+    if (i > 0) std::fputs(", ", out);
+    put_string(out, entry.aliases.items[i].name);
+  }
+  std::fputc(']', out);
+  put_field(out, "dtype", entry.dtype);
+  put_numbers(out, "shape", entry.shape, entry.dims);
+  put_numbers(out, "strides", entry.strides, entry.dims);
+  std::fprintf(out, ", \"segment\": %d, \"offset\": %" PRId64 "}", entry.segment, entry.offset);
+}
+
+void put_manifest(FILE* out, const weightcast_export& e) {
+  char host[256] = "";
+  ::gethostname(host, sizeof host - 1);
+  struct stat shm = {};
+  ::stat("/dev/shm", &shm);
+  std::fprintf(out, "{\"weightcast\": 1, \"role\": \"%s\", \"rank\": %d, \"ranks\": %d",
+               e.engine ? "engine" : "trainer", e.rank, e.ranks);
+  put_field(out, "host", host);
+  put_file(out, "boot_id", "/proc/sys/kernel/random/boot_id");
+  std::fprintf(out, ", \"namespaces\": {\"shm\": %llu", static_cast<unsigned long long>(shm.st_dev));
+  put_link(out, "pid", "/proc/self/ns/pid");
+  put_link(out, "ipc", "/proc/self/ns/ipc");
+  std::fprintf(out, "}, \"pid\": %ld, \"uid\": %ld", static_cast<long>(::getpid()),
+               static_cast<long>(::getuid()));
+  put_variable(out, "job", "SLURM_JOB_ID");
+  put_variable(out, "restart", "SLURM_RESTART_COUNT");
+  std::fprintf(out, ", \"generation\": \"%016" PRIx64 "\"", e.generation);
+  if (e.layout[0] != '\0') put_field(out, "layout", e.layout);
+  put_field(out, "control", e.block_name);
+  std::fputs(",\n\"segments\": [", out);
+  for (int i = 0; i < e.segments.size; ++i) {
+    std::fprintf(out, "%s\n{\"kind\": \"shm\", \"name\": \"%s\", \"bytes\": %" PRId64 "}", i == 0 ? "" : ",",
+                 e.segments.items[i].name, e.segments.items[i].bytes);
+  }
+  std::fputs("],\n\"entries\": [", out);
+  for (int i = 0; i < e.entries.size; ++i) {
+    std::fputs(i == 0 ? "\n" : ",\n", out);
+    put_entry(out, e.entries.items[i]);
+  }
+  std::fputs("]}\n", out);
+}
+
+}  // namespace
+
+void manifest_path(const weightcast_export& e, char* path, std::uint64_t size) {
+  std::snprintf(path, size, "%s/%s-%d.json", e.folder, e.engine ? "engine" : "trainer", e.rank);
+}
+
+int write_manifest(const weightcast_export& e) {
+  char path[4200];
+  char beside[4300];
+  manifest_path(e, path, sizeof path);
+  std::snprintf(beside, sizeof beside, "%s.%016" PRIx64, path, e.generation);
+  const int file = ::open(beside, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (file < 0) return fail_with_errno("%s", beside);
+  FILE* out = ::fdopen(file, "w");
+  put_manifest(out, e);
+  bool written = std::ferror(out) == 0 && std::fflush(out) == 0 && ::fsync(file) == 0;
+  written = std::fclose(out) == 0 && written;
+  if (!written || ::rename(beside, path) != 0) {
+    const int code = fail_with_errno("%s", path);
+    ::unlink(beside);
+    return code;
+  }
+  return WEIGHTCAST_OK;
+}
+
+}  // namespace weightcast::client

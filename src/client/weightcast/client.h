@@ -1,0 +1,106 @@
+/* Weightcast's client: a trainer or an inference engine publishes its parameters, and a job step of
+   weightcast moves new weights from the one's memory into the other's.
+
+   An engine:                                          A trainer:
+     weightcast_open(dir, "engine", 0, 4, …, &e);        weightcast_open(dir, "trainer", 0, 2, …, &t);
+     weightcast_add_segment(e, bytes, &memory, &s);      … the same, then after each training step:
+     weightcast_add_entry(e, "norm", "BF16", …, s, 0);   weightcast_offer(t, version, seconds);
+     weightcast_publish(e);
+     … now and then:
+     if (weightcast_wanted(e, &version) == 1) {
+       weightcast_pause(e, seconds, &version);           returns when `version` is in the memory of every rank
+       weightcast_resume(e);
+     }
+
+   Functions return 0, or a code below; weightcast_last_error() then says in a line what was wrong and what to
+   do. One thread at a time may use an export; a forked child may not use its parent's. Nothing here starts a
+   thread. */
+#ifndef WEIGHTCAST_CLIENT_H
+#define WEIGHTCAST_CLIENT_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define WEIGHTCAST_API __attribute__((visibility("default")))
+
+enum weightcast_code {
+  WEIGHTCAST_OK = 0,
+  WEIGHTCAST_BAD_ARGUMENT =
+      64,                     /* a call that makes no sense: an unknown dtype, an entry outside its segment */
+  WEIGHTCAST_IS_INVALID = 65, /* the memory holds no whole version */
+  WEIGHTCAST_REFUSED = 74,    /* the system refused, or the other side is gone or has declined */
+  WEIGHTCAST_NO_ANSWER = 76   /* nothing came in time */
+};
+
+typedef struct weightcast_export weightcast_export;
+
+/* The last failure of this thread; empty when there was none. Valid until the thread's next call. */
+WEIGHTCAST_API const char* weightcast_last_error(void);
+
+/* Begins the publication of rank `rank` of `ranks` exporters of that role ("trainer" or "engine") in
+   `folder`, which all hosts see and which is made when it is not there. `layout` says how the parameters are
+   cut ("hf", "megatron:(attn:t2|ffn:e2)", "sglang:t2e2"; NULL: as the job step's options say). Fails when a
+   living exporter has published that rank. */
+WEIGHTCAST_API int weightcast_open(const char* folder, const char* role, int rank, int ranks,
+                                   const char* layout, weightcast_export** out);
+
+/* Shared memory of `bytes`, all of it reserved, zeroed, readable and writable; it stays where it is until the
+   export is closed. `segment` is its number. */
+WEIGHTCAST_API int weightcast_add_segment(weightcast_export* e, int64_t bytes, void** memory, int* segment);
+
+/* A tensor in a segment: `dtype` as safetensors names it (BF16, F32, F8_E4M3, …), `shape` and `strides` (in
+   elements; NULL: without gaps) of `dims` numbers, `offset` in bytes. */
+WEIGHTCAST_API int weightcast_add_entry(weightcast_export* e, const char* name, const char* dtype, int dims,
+                                        const int64_t* shape, const int64_t* strides, int segment,
+                                        int64_t offset);
+
+/* Another name of an entry, of a tied weight for example: the same memory, which is written once. */
+WEIGHTCAST_API int weightcast_add_alias(weightcast_export* e, const char* name, const char* alias);
+
+/* Puts the manifest into the folder: from here on a job step may ask. An engine that has weights already says
+   so with weightcast_serve() first. */
+WEIGHTCAST_API int weightcast_publish(weightcast_export* e);
+
+/* Takes the manifest away and frees everything. Waits up to `seconds` for a job step that has the memory
+   mapped; memory that is still mapped then is left to it, which is reported as WEIGHTCAST_NO_ANSWER; the
+   export is gone all the same. */
+WEIGHTCAST_API int weightcast_close(weightcast_export* e, double seconds);
+
+/* Of an engine: its memory holds version `version` whole, and it uses it. */
+WEIGHTCAST_API int weightcast_serve(weightcast_export* e, int64_t version);
+
+/* Of an engine: 1 and the version when a job step asks to write a new one, else 0. Never waits. */
+WEIGHTCAST_API int weightcast_wanted(const weightcast_export* e, int64_t* version);
+
+/* Of an engine, which from here on neither reads nor writes its parameters: tells the job step, and waits up
+   to `seconds` until a version is in the memory of every rank. Where nobody has asked yet it waits for that,
+   too. On failure the memory holds the version that it held before, or the export is invalid
+   (WEIGHTCAST_IS_INVALID). */
+WEIGHTCAST_API int weightcast_pause(weightcast_export* e, double seconds, int64_t* version);
+
+/* Of an engine: what follows from the new weights has been rebuilt, and it uses them. */
+WEIGHTCAST_API int weightcast_resume(weightcast_export* e);
+
+/* Of an engine that is asked: it will not be written now; `reason` is for whoever asked. */
+WEIGHTCAST_API int weightcast_decline(weightcast_export* e, const char* reason);
+
+/* Of an engine that could not use what was committed: no version, until an update has been committed. */
+WEIGHTCAST_API int weightcast_invalidate(weightcast_export* e, const char* reason);
+
+/* Of a trainer, whose parameters are version `version` and stay so: waits up to `seconds` until a job step
+   has read them on every rank. 0 seconds: returns at once; weightcast_settle() says when they may change
+   again. */
+WEIGHTCAST_API int weightcast_offer(weightcast_export* e, int64_t version, double seconds);
+
+/* Of a trainer: waits up to `seconds` for the end of what it offers. An offer that no job step has begun to
+   read when the time is over is withdrawn, and the parameters may change; WEIGHTCAST_NO_ANSWER says so. */
+WEIGHTCAST_API int weightcast_settle(weightcast_export* e, double seconds);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "client/control_block.h"
+#include "live/manifest.hpp"
+#include "memory/memory.hpp"
+
+namespace weightcast {
+
+/// An exporter as a rank of the job step has it: its segments mapped and its control block, where the two
+/// meet. The memory stays mapped, and the exporter keeps it, until this goes.
+class Exporter {
+ public:
+  /// Maps everything. Throws IoError naming the manifest when the exporter cannot be reached, is gone, or has
+  /// published anew since, InputError when a segment is not as large as the manifest says.
+  explicit Exporter(Manifest manifest);
+  ~Exporter();
+  Exporter(const Exporter&) = delete;
+  Exporter& operator=(const Exporter&) = delete;
+
+  const Manifest& manifest() const { return manifest_; }
+  std::span<const std::shared_ptr<Memory>> segments() const { return segments_; }
+
+  /// Takes the exporter for an update; `owner` says who has it. Throws IoError naming the holder when another
+  /// job step has it.
+  void take(const std::string& owner);
+  void give_back();
+
+  weightcast_state state() const;
+  std::uint64_t update() const;
+  std::int64_t version() const { return block_->version; }
+  std::int64_t asked() const { return block_->asked; }
+  std::string reason() const;
+
+  /// Whether the exporter's process is alive.
+  bool lives() const;
+
+  /// `process 123 on host a (engine-0.json)`, for messages.
+  std::string name() const;
+
+  /// Changes the state from `from` to `to`, keeping the update's number; false when the state is another by
+  /// now.
+  bool change(weightcast_state from, weightcast_state to);
+  /// Asks an engine that rests in state `from` for update number `update` to `version`.
+  bool ask(weightcast_state from, std::uint64_t update, std::int64_t version);
+  /// Says that the memory holds no version, and how much of the new one.
+  bool invalidate(weightcast_state from, weightcast_written written, const std::string& reason);
+  /// For whoever reads the state that follows.
+  void give_reason(const std::string& reason);
+
+  /// Sleeps until the state changes, or for a few milliseconds.
+  void await_change() const;
+
+ private:
+  Manifest manifest_;
+  int file_ = -1;
+  weightcast_block* block_ = nullptr;
+  std::vector<std::shared_ptr<Memory>> segments_;
+};
+
+}  // namespace weightcast

@@ -1,0 +1,284 @@
+#include "live/manifest.hpp"
+
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string_view>
+
+#include "core/error.hpp"
+#include "core/json_text.hpp"
+#include "storage/input_file.hpp"
+#include "sys/host.hpp"
+
+namespace weightcast {
+
+namespace {
+
+using nlohmann::json;
+
+constexpr std::int64_t kFormat = 1;
+
+/// Reads the fields of an object in a manifest, whose errors say where they are.
+class Fields {
+ public:
+  Fields(const json& object, std::string where) : object_(object), where_(std::move(where)) {
+    if (!object.is_object()) throw InputError(where_ + ": is no object");
+  }
+
+  std::string text(const char* name, bool needed = true) const {
+    const json* value = find(name, needed);
+    if (value == nullptr) return "";
+    if (!value->is_string()) refuse(name, "is no text");
+    return value->get<std::string>();
+  }
+
+  std::int64_t number(const char* name, std::int64_t least = 0) const {
+    const json& value = *find(name, true);
+    if (!value.is_number_integer() || value.get<double>() > 9e18 || value.get<std::int64_t>() < least) {
+      refuse(name, fmt::format("is no whole number of at least {}", least));
+    }
+    return value.get<std::int64_t>();
+  }
+
+  const json& list(const char* name) const {
+    const json& value = *find(name, true);
+    if (!value.is_array()) refuse(name, "is no list");
+    return value;
+  }
+
+  std::vector<std::int64_t> numbers(const char* name) const {
+    std::vector<std::int64_t> numbers;
+    for (const json& value : list(name)) {
+      if (!value.is_number_integer() || value.get<double>() > 9e18 || value.get<std::int64_t>() < 0) {
+        refuse(name, "holds what is no size");
+      }
+      numbers.push_back(value.get<std::int64_t>());
+    }
+    return numbers;
+  }
+
+  const json* find(const char* name, bool needed) const {
+    const auto found = object_.find(name);
+    if (found != object_.end()) return &*found;
+    if (needed) refuse(name, "is missing");
+    return nullptr;
+  }
+
+  [[noreturn]] void refuse(const char* name, const std::string& what) const {
+    throw InputError(fmt::format("{}: '{}' {}; publish again with a matching client", where_, name, what));
+  }
+
+  const std::string& where() const { return where_; }
+
+ private:
+  const json& object_;
+  std::string where_;
+};
+
+/// Names of shared memory: one component, as the client makes them.
+std::string memory_name(const Fields& fields, const char* name) {
+  std::string text = fields.text(name);
+  constexpr std::string_view kPrefix = "/weightcast-";
+  constexpr std::size_t kLongest = 60;
+  const bool plain = std::all_of(text.begin() + (text.empty() ? 0 : 1), text.end(),
+                                 [](unsigned char c) { return std::isalnum(c) != 0 || c == '-'; });
+  if (!text.starts_with(kPrefix) || text.size() > kLongest || !plain) {
+    fields.refuse(name, "names no shared memory of a client");
+  }
+  return text;
+}
+
+std::uint64_t generation_of(const Fields& fields) {
+  const std::string text = fields.text("generation");
+  std::uint64_t generation = 0;
+  constexpr int kHex = 16;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), generation, kHex);
+  if (error != std::errc() || end != text.data() + text.size() || text.size() != 16) {
+    fields.refuse("generation", "is no number of 16 hexadecimal digits");
+  }
+  return generation;
+}
+
+LiveEntry entry_of(const json& object, const std::vector<LiveSegment>& segments, const std::string& path,
+                   std::size_t number) {
+  const Fields unnamed(object, fmt::format("{}: entry {}", path, number));
+  LiveEntry entry;
+  entry.name = unnamed.text("name");
+  const Fields fields(object, fmt::format("{}: tensor {}", path, entry.name));
+  if (const json* aliases = fields.find("aliases", false); aliases != nullptr) {
+    for (const json& alias : fields.list("aliases")) {
+      if (!alias.is_string()) fields.refuse("aliases", "holds what is no text");
+      entry.aliases.push_back(alias.get<std::string>());
+    }
+  }
+  const auto dtype = dtype_from_safetensors(fields.text("dtype"));
+  if (!dtype) fields.refuse("dtype", "is not known");
+  entry.dtype = *dtype;
+  const std::vector<std::int64_t> shape = fields.numbers("shape");
+  entry.strides = fields.numbers("strides");
+  if (shape.size() > Shape::kMaxDims) fields.refuse("shape", "has too many dimensions");
+  if (shape.size() != entry.strides.size()) fields.refuse("strides", "has another length than the shape");
+  entry.segment = static_cast<std::uint32_t>(fields.number("segment"));
+  if (static_cast<std::size_t>(fields.number("segment")) >= segments.size()) {
+    fields.refuse("segment", "does not exist");
+  }
+  entry.offset = fields.number("offset");
+  // The byte behind the last element, with numbers that cannot overflow unseen.
+  std::int64_t elements = 1;
+  std::int64_t end = 1;
+  bool fits = true;
+  bool empty = false;
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    std::int64_t step = 0;
+    empty = empty || shape[i] == 0;
+    fits = fits && !__builtin_mul_overflow(elements, std::max<std::int64_t>(shape[i], 1), &elements) &&
+           !__builtin_mul_overflow(std::max<std::int64_t>(shape[i], 1) - 1, entry.strides[i], &step) &&
+           !__builtin_add_overflow(end, step, &end);
+  }
+  fits = fits && !__builtin_mul_overflow(empty ? 0 : end, dtype_bytes(entry.dtype), &end) &&
+         !__builtin_add_overflow(end, entry.offset, &end) && end <= segments[entry.segment].bytes;
+  if (!fits) fields.refuse("offset", "or the shape goes beyond its segment");
+  entry.shape = Shape(std::span<const std::int64_t>(shape));
+  return entry;
+}
+
+/// The first byte of an entry in its segment and the one behind its last.
+std::pair<std::int64_t, std::int64_t> extent(const LiveEntry& entry) {
+  if (entry.shape.elements() == 0) return {entry.offset, entry.offset};
+  std::int64_t last = 0;
+  for (std::size_t i = 0; i < entry.strides.size(); ++i) last += (entry.shape[i] - 1) * entry.strides[i];
+  return {entry.offset, entry.offset + (last + 1) * dtype_bytes(entry.dtype)};
+}
+
+void require_no_overlap(const Manifest& manifest) {
+  std::vector<const LiveEntry*> entries;
+  for (const LiveEntry& entry : manifest.entries) {
+    if (entry.shape.elements() > 0) entries.push_back(&entry);
+  }
+  std::sort(entries.begin(), entries.end(), [](const LiveEntry* a, const LiveEntry* b) {
+    return std::pair(a->segment, a->offset) < std::pair(b->segment, b->offset);
+  });
+  for (std::size_t i = 1; i < entries.size(); ++i) {
+    const LiveEntry& before = *entries[i - 1];
+    const LiveEntry& entry = *entries[i];
+    if (before.segment != entry.segment || extent(before).second <= entry.offset) continue;
+    throw InputError(
+        fmt::format("{}: tensors {} and {} overlap; publish one with the other's name as an alias, or in "
+                    "memory of its own",
+                    manifest.path, before.name, entry.name));
+  }
+}
+
+std::string boot_id() {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+}  // namespace
+
+const char* role_name(Role role) {
+  return role == Role::kTrainer ? "trainer" : "engine";
+}
+
+bool LiveEntry::contiguous() const {
+  std::int64_t stride = 1;
+  for (std::size_t i = strides.size(); i-- > 0;) {
+    if (shape[i] != 1 && strides[i] != stride) return false;
+    stride *= shape[i];
+  }
+  return true;
+}
+
+std::string manifest_path(const std::string& directory, Role role, std::int64_t rank) {
+  return fmt::format("{}/{}-{}.json", directory, role_name(role), rank);
+}
+
+Manifest read_manifest(const std::string& path) {
+  constexpr std::int64_t kMostBytes = std::int64_t{256} << 20;
+  const std::string text = read_text_file(path, kMostBytes);
+  constexpr std::size_t kMostValues = 20'000'000;
+  const json object =
+      parse_json(text, path, {.bytes = kMostBytes, .values = kMostValues, .unique_names = true});
+  const Fields fields(object, path);
+  if (fields.number("weightcast") != kFormat) {
+    fields.refuse("weightcast", fmt::format("is not {}, the format that this program knows", kFormat));
+  }
+  Manifest manifest;
+  manifest.path = path;
+  const std::string role = fields.text("role");
+  if (role != "trainer" && role != "engine") fields.refuse("role", "is neither trainer nor engine");
+  manifest.role = role == "trainer" ? Role::kTrainer : Role::kEngine;
+  manifest.ranks = fields.number("ranks", 1);
+  manifest.rank = fields.number("rank");
+  if (manifest.rank >= manifest.ranks) fields.refuse("rank", "is not below 'ranks'");
+  manifest.host = fields.text("host");
+  manifest.boot_id = fields.text("boot_id");
+  manifest.shm_device = Fields(*fields.find("namespaces", true), path + ": 'namespaces'").number("shm");
+  manifest.pid = fields.number("pid");
+  manifest.uid = fields.number("uid");
+  manifest.generation = generation_of(fields);
+  manifest.layout = fields.text("layout", false);
+  manifest.control = memory_name(fields, "control");
+  for (const json& segment : fields.list("segments")) {
+    const Fields of(segment, fmt::format("{}: segment {}", path, manifest.segments.size()));
+    if (of.text("kind") != "shm") of.refuse("kind", "is not known here: 'shm' is");
+    manifest.segments.push_back({memory_name(of, "name"), of.number("bytes", 1)});
+  }
+  for (const json& entry : fields.list("entries")) {
+    manifest.entries.push_back(entry_of(entry, manifest.segments, path, manifest.entries.size()));
+  }
+  require_no_overlap(manifest);
+  return manifest;
+}
+
+std::vector<Manifest> read_manifests(const std::string& directory, Role role) {
+  std::vector<Manifest> manifests;
+  if (!std::filesystem::exists(manifest_path(directory, role, 0))) return manifests;
+  manifests.push_back(read_manifest(manifest_path(directory, role, 0)));
+  // How many there are is one manifest's word: it is not trusted before all others say the same.
+  for (std::int64_t rank = 1; rank < manifests.front().ranks; ++rank) {
+    const std::string path = manifest_path(directory, role, rank);
+    if (!std::filesystem::exists(path)) {
+      throw InputError(
+          fmt::format("{}: is missing, though {} says that there are {}; wait until all have published", path,
+                      manifests.front().path, manifests.front().ranks));
+    }
+    manifests.push_back(read_manifest(path));
+    if (manifests.back().ranks == manifests.front().ranks && manifests.back().rank == rank) continue;
+    throw InputError(fmt::format(
+        "{}: says that it is rank {} of {}, {} that there are {}; let all publish again", path,
+        manifests.back().rank, manifests.back().ranks, manifests.front().path, manifests.front().ranks));
+  }
+  return manifests;
+}
+
+void require_reachable(const Manifest& manifest) {
+  if (manifest.host != this_host()) {
+    throw IoError(fmt::format("{}: is of host {}, and this rank runs on {}; start the rank there",
+                              manifest.path, manifest.host, this_host()));
+  }
+  if (manifest.boot_id != boot_id()) {
+    throw IoError(manifest.path + ": its host has been started anew since; let the exporter publish again");
+  }
+  if (manifest.uid != static_cast<std::int64_t>(::getuid())) {
+    throw IoError(fmt::format("{}: is of user {}, and this rank of {}; run both as one user", manifest.path,
+                              manifest.uid, ::getuid()));
+  }
+  struct stat shm = {};
+  if (::stat("/dev/shm", &shm) != 0 || static_cast<std::int64_t>(shm.st_dev) != manifest.shm_device) {
+    throw IoError(
+        manifest.path +
+        ": its exporter has another /dev/shm, as in another container; run both in containers that share it");
+  }
+}
+
+}  // namespace weightcast

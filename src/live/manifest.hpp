@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/dtype.hpp"
+#include "core/shape.hpp"
+
+namespace weightcast {
+
+enum class Role : std::uint8_t { kTrainer, kEngine };
+
+/// `trainer` or `engine`, as in a manifest and its name.
+const char* role_name(Role role);
+
+/// Shared memory of an exporter.
+struct LiveSegment {
+  std::string name;  ///< of the system's: `/weightcast-…`
+  std::int64_t bytes = 0;
+};
+
+/// A tensor in a segment.
+struct LiveEntry {
+  std::string name;
+  std::vector<std::string> aliases;  ///< other names of the same memory
+  DType dtype = DType::kBF16;
+  Shape shape;
+  std::vector<std::int64_t> strides;  ///< in elements, of each dimension
+  std::uint32_t segment = 0;
+  std::int64_t offset = 0;  ///< bytes
+
+  /// Whether its elements lie row by row without gaps.
+  bool contiguous() const;
+};
+
+/// What a trainer or an engine process has published of itself.
+struct Manifest {
+  std::string path;
+  Role role = Role::kTrainer;
+  std::int64_t rank = 0;
+  std::int64_t ranks = 0;
+  std::string host;
+  std::string boot_id;
+  std::int64_t shm_device = 0;  ///< of its /dev/shm: another one in another container
+  std::int64_t pid = 0;
+  std::int64_t uid = 0;
+  std::uint64_t generation = 0;  ///< another one after each publication
+  std::string layout;            ///< empty: as the job's options say
+  std::string control;           ///< the shared memory of its control block
+  std::vector<LiveSegment> segments;
+  std::vector<LiveEntry> entries;
+};
+
+/// `DIR/engine-3.json`
+std::string manifest_path(const std::string& directory, Role role, std::int64_t rank);
+
+/// Reads one. Nothing in it is trusted: sizes, bounds and overlaps are checked. Throws InputError naming the
+/// file and the field or entry that is wrong, IoError when there is no such file.
+Manifest read_manifest(const std::string& path);
+
+/// All manifests of a role in a folder, by rank. Throws as read_manifest(); InputError when ranks are missing
+/// or disagree about how many they are. Empty when there is none.
+std::vector<Manifest> read_manifests(const std::string& directory, Role role);
+
+/// Throws IoError unless this process can map what the exporter has published: the same host, boot, /dev/shm
+/// and user. Names the one that differs, and what to do.
+void require_reachable(const Manifest& manifest);
+
+}  // namespace weightcast

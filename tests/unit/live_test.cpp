@@ -1,0 +1,345 @@
+// An exporter that uses the client library, and a job step beside it: each in a process of its own, because
+// locks are a process's.
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/error.hpp"
+#include "live/exporter.hpp"
+#include "live/manifest.hpp"
+#include "support/files.hpp"
+#include "support/temp_dir.hpp"
+#include "weightcast/client.h"
+
+namespace weightcast {
+
+namespace {
+
+using namespace std::chrono_literals;
+using test_support::get_file;
+using test_support::put_file;
+using test_support::TempDir;
+
+constexpr std::int64_t kElements = 1000;
+
+/// A process that runs `body`, with the exit code that it returns; killed when this goes.
+class Child {
+ public:
+  explicit Child(const std::function<int()>& body) : pid_(::fork()) {
+    if (pid_ == 0) ::_exit(body());
+  }
+  ~Child() { kill(); }
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+
+  void kill() {
+    if (pid_ > 0) ::kill(pid_, SIGKILL);
+    static_cast<void>(wait());
+  }
+  int wait() {
+    int status = 0;
+    if (pid_ <= 0) return -1;
+    ::waitpid(pid_, &status, 0);
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+
+ private:
+  pid_t pid_;
+};
+
+/// Publishes two tensors of one segment, one of which has a second name. Null on failure.
+weightcast_export* publish(const std::string& folder, const char* role, std::uint16_t value = 0) {
+  weightcast_export* e = nullptr;
+  void* memory = nullptr;
+  int segment = 0;
+  const std::int64_t matrix[] = {10, kElements / 10};
+  const std::int64_t vector[] = {kElements};
+  if (weightcast_open(folder.c_str(), role, 0, 1, "hf", &e) != 0) return nullptr;
+  if (weightcast_add_segment(e, 4 * kElements, &memory, &segment) != 0) return nullptr;
+  if (weightcast_add_entry(e, "matrix \"a\"", "BF16", 2, matrix, nullptr, segment, 0) != 0) return nullptr;
+  if (weightcast_add_entry(e, "vector", "BF16", 1, vector, nullptr, segment, 2 * kElements) != 0)
+    return nullptr;
+  if (weightcast_add_alias(e, "vector", "tied") != 0) return nullptr;
+  std::fill_n(static_cast<std::uint16_t*>(memory), 2 * kElements, value);
+  if (std::string(role) == "engine" && weightcast_serve(e, 1) != 0) return nullptr;
+  return weightcast_publish(e) == 0 ? e : nullptr;
+}
+
+class Live : public ::testing::Test {
+ protected:
+  /// What killed exporters have left goes with the next of their rank.
+  ~Live() override {
+    for (const char* role : {"engine", "trainer"}) {
+      weightcast_export* e = nullptr;
+      if (weightcast_open(folder_.c_str(), role, 0, 1, nullptr, &e) == 0) weightcast_close(e, 0);
+    }
+  }
+
+  /// The manifest of the only exporter, once it is there.
+  Manifest manifest(Role role) const {
+    const auto give_up = std::chrono::steady_clock::now() + 10s;
+    while (!std::filesystem::exists(manifest_path(folder_, role, 0))) {
+      if (std::chrono::steady_clock::now() > give_up) throw IoError("no manifest");
+      std::this_thread::sleep_for(1ms);
+    }
+    return read_manifest(manifest_path(folder_, role, 0));
+  }
+
+  /// Waits until the exporter's state is another than `state`.
+  static weightcast_state after(const Exporter& exporter, weightcast_state state) {
+    const auto give_up = std::chrono::steady_clock::now() + 10s;
+    while (exporter.state() == state && std::chrono::steady_clock::now() < give_up) exporter.await_change();
+    return exporter.state();
+  }
+
+  TempDir dir_;
+  std::string folder_ = dir_ / "weights";
+};
+
+TEST_F(Live, ManifestsSayWhatWasPublished) {
+  const Child engine([&] {
+    publish(folder_, "engine");
+    ::pause();
+    return 0;
+  });
+  const Manifest found = manifest(Role::kEngine);
+  EXPECT_EQ(found.ranks, 1);
+  EXPECT_EQ(found.layout, "hf");
+  ASSERT_EQ(found.entries.size(), 2);
+  EXPECT_EQ(found.entries[0].name, "matrix \"a\"");
+  EXPECT_EQ(found.entries[0].shape, Shape({10, kElements / 10}));
+  EXPECT_TRUE(found.entries[0].contiguous());
+  EXPECT_EQ(found.entries[1].offset, 2 * kElements);
+  EXPECT_EQ(found.entries[1].aliases, std::vector<std::string>{"tied"});
+  EXPECT_EQ(std::filesystem::status(found.path).permissions(),
+            std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+  EXPECT_EQ(read_manifests(folder_, Role::kEngine).size(), 1);
+  EXPECT_TRUE(read_manifests(folder_, Role::kTrainer).empty());
+}
+
+TEST_F(Live, AnEngineIsWrittenBetweenPauseAndResume) {
+  const Child engine([&] {
+    weightcast_export* e = publish(folder_, "engine", 7);
+    std::int64_t version = 0;
+    while (weightcast_wanted(e, &version) != 1) std::this_thread::sleep_for(1ms);
+    if (version != 5 || weightcast_pause(e, 10, &version) != 0 || version != 5) return 1;
+    return weightcast_resume(e) == 0 && weightcast_close(e, 10) == 0 ? 0 : 2;
+  });
+  auto exporter = std::make_unique<Exporter>(manifest(Role::kEngine));
+  ASSERT_EQ(exporter->state(), WEIGHTCAST_SERVING);
+  EXPECT_EQ(exporter->version(), 1);
+  std::uint16_t held = 0;
+  exporter->segments().front()->read(4 * kElements - 2, std::as_writable_bytes(std::span(&held, 1)));
+  EXPECT_EQ(held, 7);
+  exporter->take("rank 0");
+  ASSERT_TRUE(exporter->ask(WEIGHTCAST_SERVING, 12, 5));
+  ASSERT_EQ(after(*exporter, WEIGHTCAST_ASKED), WEIGHTCAST_PAUSED);
+  ASSERT_TRUE(exporter->change(WEIGHTCAST_PAUSED, WEIGHTCAST_WRITING));
+  exporter->segments().front()->fill(0, 4 * kElements, std::byte{9});
+  ASSERT_TRUE(exporter->change(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN));
+  ASSERT_TRUE(exporter->change(WEIGHTCAST_WRITTEN, WEIGHTCAST_COMMITTED));
+  EXPECT_EQ(after(*exporter, WEIGHTCAST_COMMITTED), WEIGHTCAST_SERVING);
+  EXPECT_EQ(exporter->version(), 5);
+  EXPECT_EQ(exporter->update(), 12);
+  // It closes when nobody has its memory mapped any more.
+  exporter.reset();
+  EXPECT_EQ(const_cast<Child&>(engine).wait(), 0);
+  EXPECT_FALSE(std::filesystem::exists(manifest_path(folder_, Role::kEngine, 0)));
+}
+
+/// A job step that dies in `state`, and what an engine that waits makes of it.
+struct Death {
+  weightcast_state state;
+  bool recorded;          ///< the commit is
+  weightcast_state left;  ///< the engine's state afterwards
+  int code;               ///< of its pause
+};
+
+class DeathOfTheJobStep : public Live, public ::testing::WithParamInterface<Death> {};
+
+TEST_P(DeathOfTheJobStep, LeavesStatesThatAreTrue) {
+  const Death& death = GetParam();
+  Child engine([&] {
+    weightcast_export* e = publish(folder_, "engine");
+    std::int64_t version = 0;
+    const int code = weightcast_pause(e, 20, &version);
+    ::pause();
+    return code;
+  });
+  const Manifest found = manifest(Role::kEngine);
+  Child job([&] {
+    Exporter exporter(found);
+    exporter.take("rank 0");
+    exporter.ask(WEIGHTCAST_SERVING, 3, 2);
+    if (death.state == WEIGHTCAST_ASKED) return 0;
+    after(exporter, WEIGHTCAST_ASKED);
+    if (death.state == WEIGHTCAST_PAUSED) return 0;
+    exporter.change(WEIGHTCAST_PAUSED, WEIGHTCAST_WRITING);
+    if (death.state == WEIGHTCAST_WRITING) return 0;
+    exporter.change(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN);
+    if (death.recorded) put_file(folder_ + "/commit-3.json", "{}");
+    return 0;
+  });
+  ASSERT_EQ(job.wait(), 0);
+  const Exporter exporter(found);
+  const auto give_up = std::chrono::steady_clock::now() + 5s;
+  while (exporter.state() != death.left && std::chrono::steady_clock::now() < give_up)
+    exporter.await_change();
+  EXPECT_EQ(exporter.state(), death.left) << exporter.reason();
+}
+
+INSTANTIATE_TEST_SUITE_P(In, DeathOfTheJobStep,
+                         ::testing::Values(Death{WEIGHTCAST_ASKED, false, WEIGHTCAST_SERVING, 74},
+                                           Death{WEIGHTCAST_PAUSED, false, WEIGHTCAST_SERVING, 74},
+                                           Death{WEIGHTCAST_WRITING, false, WEIGHTCAST_INVALID, 65},
+                                           Death{WEIGHTCAST_WRITTEN, false, WEIGHTCAST_INVALID, 65},
+                                           Death{WEIGHTCAST_WRITTEN, true, WEIGHTCAST_COMMITTED, 0}));
+
+TEST_F(Live, OneJobStepAtATime) {
+  const Child engine([&] {
+    publish(folder_, "engine");
+    ::pause();
+    return 0;
+  });
+  const Manifest found = manifest(Role::kEngine);
+  int ready[2];
+  ASSERT_EQ(::pipe(ready), 0);
+  const Child first([&] {
+    Exporter exporter(found);
+    exporter.take("rank 0 of job 17");
+    static_cast<void>(!::write(ready[1], "x", 1));
+    ::pause();
+    return 0;
+  });
+  char byte = 0;
+  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  Exporter exporter(found);
+  try {
+    exporter.take("rank 0");
+    FAIL() << "two have it";
+  } catch (const IoError& error) {
+    EXPECT_NE(std::string(error.what()).find("rank 0 of job 17"), std::string::npos) << error.what();
+  }
+  const_cast<Child&>(first).kill();
+  exporter.take("rank 0");
+}
+
+TEST_F(Live, ExportersThatAreGoneAreRefusedAndTheirPlaceIsTaken) {
+  Child engine([&] {
+    publish(folder_, "engine");
+    ::pause();
+    return 0;
+  });
+  const Manifest found = manifest(Role::kEngine);
+  // While it lives nobody else has its place.
+  Child second([&] { return publish(folder_, "engine") == nullptr ? 0 : 1; });
+  EXPECT_EQ(second.wait(), 0);
+  engine.kill();
+  EXPECT_THROW(Exporter{found}, IoError);
+  Child third([&] { return publish(folder_, "engine") == nullptr ? 1 : 0; });
+  EXPECT_EQ(third.wait(), 0);
+  EXPECT_NE(read_manifest(found.path).generation, found.generation);
+  EXPECT_FALSE(std::filesystem::exists("/dev/shm" + found.control));
+  EXPECT_FALSE(std::filesystem::exists("/dev/shm" + found.segments.front().name));
+}
+
+TEST_F(Live, ATrainersOfferIsReadOrWithdrawn) {
+  Child trainer([&] {
+    weightcast_export* e = publish(folder_, "trainer", 3);
+    if (weightcast_offer(e, 4, 0.05) != WEIGHTCAST_NO_ANSWER) return 1;
+    if (weightcast_offer(e, 5, 10) != 0) return 2;
+    return weightcast_close(e, 10) == 0 ? 0 : 3;
+  });
+  {
+    Exporter exporter(manifest(Role::kTrainer));
+    exporter.take("rank 0");
+    while (exporter.state() != WEIGHTCAST_OFFERS || exporter.version() != 5) exporter.await_change();
+    ASSERT_TRUE(exporter.change(WEIGHTCAST_OFFERS, WEIGHTCAST_BEING_READ));
+    std::this_thread::sleep_for(100ms);
+    ASSERT_TRUE(exporter.change(WEIGHTCAST_BEING_READ, WEIGHTCAST_READ));
+  }
+  EXPECT_EQ(trainer.wait(), 0);
+}
+
+TEST_F(Live, AForkedChildIsNoExporter) {
+  Child engine([&] {
+    weightcast_export* e = publish(folder_, "engine");
+    Child forked([&] {
+      std::int64_t version = 0;
+      return weightcast_pause(e, 1, &version);
+    });
+    return forked.wait();
+  });
+  EXPECT_EQ(engine.wait(), WEIGHTCAST_BAD_ARGUMENT);
+}
+
+/// What is wrong with a manifest, and what the line says of it.
+struct Wrong {
+  const char* name;
+  const char* from;
+  const char* to;
+  const char* says;
+};
+
+class WrongManifest : public Live, public ::testing::WithParamInterface<Wrong> {};
+
+TEST_P(WrongManifest, IsRefusedByName) {
+  Child engine([&] { return publish(folder_, "engine") == nullptr ? 1 : 0; });
+  ASSERT_EQ(engine.wait(), 0);
+  const std::string path = manifest_path(folder_, Role::kEngine, 0);
+  std::string text = get_file(path);
+  const std::size_t at = text.find(GetParam().from);
+  ASSERT_NE(at, std::string::npos) << text;
+  text.replace(at, std::strlen(GetParam().from), GetParam().to);
+  put_file(path, text);
+  try {
+    const Manifest found = read_manifest(path);
+    require_reachable(found);
+    FAIL() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find(path), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find(GetParam().says), std::string::npos) << error.what();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Manifests, WrongManifest,
+    ::testing::Values(Wrong{"Format", "\"weightcast\": 1", "\"weightcast\": 2", "'weightcast'"},
+                      Wrong{"Role", "\"engine\"", "\"driver\"", "'role'"},
+                      Wrong{"Rank", "\"rank\": 0", "\"rank\": 1", "'rank'"},
+                      Wrong{"NoRank", "\"rank\": 0, ", "", "'rank' is missing"},
+                      Wrong{"Host", "\"host\": \"", "\"host\": \"x", "is of host x"},
+                      Wrong{"Boot", "\"boot_id\": \"", "\"boot_id\": \"x", "started anew"},
+                      Wrong{"User", "\"uid\": ", "\"uid\": 9", "is of user"},
+                      Wrong{"Container", "\"shm\": ", "\"shm\": 9", "/dev/shm"},
+                      Wrong{"Generation", "\"generation\": \"", "\"generation\": \"z", "'generation'"},
+                      Wrong{"Path", "/weightcast-", "/../etc/", "names no shared memory"},
+                      Wrong{"Kind", "\"shm\", ", "\"tape\", ", "'kind'"},
+                      Wrong{"Bytes", "\"bytes\": 4000", "\"bytes\": -1", "'bytes'"},
+                      Wrong{"Dtype", "\"BF16\"", "\"BF61\"", "'dtype'"},
+                      Wrong{"Shape", "[10, 100]", "[10, 101]", "overlap"},
+                      Wrong{"Huge", "[10, 100]", "[4000000000, 4000000000]", "beyond its segment"},
+                      Wrong{"Strides", "\"strides\": [100, 1]", "\"strides\": [1]", "'strides'"},
+                      Wrong{"Segment", "\"segment\": 0", "\"segment\": 1", "'segment'"},
+                      Wrong{"Offset", "\"offset\": 2000", "\"offset\": 1998", "overlap"},
+                      Wrong{"Behind", "\"offset\": 2000", "\"offset\": 2002", "beyond its segment"},
+                      Wrong{"Json", "\"entries\"", "entries", "line"}),
+    [](const auto& of) { return std::string(of.param.name); });
+
+}  // namespace
+
+}  // namespace weightcast
