@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <string_view>
+#include <utility>
 
 #include "client/block.hpp"
 #include "core/error.hpp"
@@ -134,9 +135,11 @@ void Exporter::take(const std::string& owner) {
                               printable(said)));
   }
   client::put_text(block_->owner, sizeof block_->owner, owner.c_str());
+  taken_ = true;
 }
 
-void Exporter::give_back() {
+void Exporter::give_back() noexcept {
+  if (!std::exchange(taken_, false)) return;
   client::drop_lock(file_, WEIGHTCAST_LOCK_UPDATE);
 }
 
@@ -175,6 +178,7 @@ bool Exporter::ask(weightcast_state from, std::uint64_t update, std::int64_t ver
 }
 
 bool Exporter::invalidate(weightcast_state from, weightcast_written written, const std::string& reason) {
+  if (state() != from) return false;
   give_reason(reason);
   block_->written = written;
   return change(from, WEIGHTCAST_INVALID);

@@ -29,7 +29,8 @@ class Exporter {
   /// Takes the exporter for an update; `owner` says who has it. Throws IoError naming the holder when another
   /// job step has it.
   void take(const std::string& owner);
-  void give_back();
+  void give_back() noexcept;
+  bool taken() const { return taken_; }
 
   weightcast_state state() const;
   std::uint64_t update() const;
@@ -42,6 +43,8 @@ class Exporter {
 
   /// `process 123 on host a (engine-0.json)`, for messages.
   std::string name() const;
+
+  // Of an exporter that has been taken.
 
   /// Changes the state from `from` to `to`, keeping the update's number; false when the state is another by
   /// now.
@@ -60,6 +63,7 @@ class Exporter {
   Manifest manifest_;
   int file_ = -1;
   weightcast_block* block_ = nullptr;
+  bool taken_ = false;
   std::vector<std::shared_ptr<Memory>> segments_;
 };
 

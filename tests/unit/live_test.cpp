@@ -301,7 +301,8 @@ TEST_P(WrongManifest, IsRefusedByName) {
   Child engine([&] { return publish(folder_, "engine") == nullptr ? 1 : 0; });
   ASSERT_EQ(engine.wait(), 0);
   const std::string path = manifest_path(folder_, Role::kEngine, 0);
-  std::string text = get_file(path);
+  const std::string published = get_file(path);
+  std::string text = published;
   const std::size_t at = text.find(GetParam().from);
   ASSERT_NE(at, std::string::npos) << text;
   text.replace(at, std::strlen(GetParam().from), GetParam().to);
@@ -314,6 +315,7 @@ TEST_P(WrongManifest, IsRefusedByName) {
     EXPECT_NE(std::string(error.what()).find(path), std::string::npos) << error.what();
     EXPECT_NE(std::string(error.what()).find(GetParam().says), std::string::npos) << error.what();
   }
+  put_file(path, published);
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -1,0 +1,223 @@
+#include "live/live_update.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <utility>
+
+#include "core/error.hpp"
+#include "report/json_report.hpp"
+#include "storage/durable_file.hpp"
+#include "storage/file_replacement.hpp"
+
+namespace weightcast {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+bool is_at_rest(weightcast_state state) {
+  return state == WEIGHTCAST_NONE || state == WEIGHTCAST_SERVING || state == WEIGHTCAST_INVALID;
+}
+
+}  // namespace
+
+LiveUpdate::LiveUpdate(Control& control, std::string directory, Exporter* trainer, Exporter* engine,
+                       std::chrono::seconds patience)
+    : control_(control),
+      directory_(std::move(directory)),
+      trainer_(trainer),
+      engine_(engine),
+      patience_(patience) {}
+
+LiveUpdate::~LiveUpdate() {
+  fail("the job step has ended amid the update");
+}
+
+void LiveUpdate::take() {
+  const std::string owner = fmt::format("rank {} on {}", control_.rank(), control_.host());
+  if (trainer_ != nullptr) trainer_->take(owner);
+  if (engine_ != nullptr) engine_->take(owner);
+}
+
+void LiveUpdate::give_back() noexcept {
+  if (trainer_ != nullptr) trainer_->give_back();
+  if (engine_ != nullptr) engine_->give_back();
+}
+
+template <typename Done>
+void LiveUpdate::await(const Exporter& exporter, const char* what, Done done) {
+  const auto give_up = Clock::now() + patience_;
+  while (!done()) {
+    if (!exporter.lives()) throw IoError(exporter.manifest().path + ": " + exporter.name() + " has died");
+    if (Clock::now() > give_up) {
+      throw TimeoutError(fmt::format("{}: {} has not {} within {} s; nothing was written",
+                                     exporter.manifest().path, exporter.name(), what, patience_.count()));
+    }
+    control_.deadline.poll();
+    exporter.await_change();
+  }
+}
+
+std::int64_t LiveUpdate::begin(std::int64_t otherwise) {
+  try {
+    control_.agreement.together([&] { take(); });
+    // Above all that any exporter has heard of: a record of an earlier update must not stand for this one.
+    std::array<std::int64_t, 1> last{0};
+    for (const Exporter* exporter : {trainer_, engine_}) {
+      if (exporter == nullptr) continue;
+      last[0] = std::max(last[0], static_cast<std::int64_t>(exporter->update()));
+    }
+    control_.agreement.maximum(std::span<std::int64_t>(last));
+    update_ = static_cast<std::uint64_t>(last[0]) + 1;
+    while (!directory_.empty() && std::filesystem::exists(record_path(update_))) ++update_;
+    const std::string number = control_.agreement.broadcast(std::to_string(update_));
+    update_ = std::stoull(number);
+    control_.agreement.together([&] {
+      if (trainer_ == nullptr) return;
+      await(*trainer_, "offered a version", [&] { return trainer_->state() == WEIGHTCAST_OFFERS; });
+    });
+    // The greatest, and the negative of the least: a trainer whose offer is older may still be about to offer
+    // the version of the others.
+    std::int64_t version = otherwise;
+    const auto give_up = Clock::now() + patience_;
+    for (bool same = false; !same;) {
+      constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::min();
+      std::array<std::int64_t, 2> extremes{kNone, kNone};
+      if (trainer_ != nullptr) extremes = {trainer_->version(), -trainer_->version()};
+      control_.agreement.maximum(std::span<std::int64_t>(extremes));
+      if (extremes[0] == kNone) break;
+      version = extremes[0];
+      same = extremes[0] == -extremes[1];
+      control_.agreement.together([&] {
+        if (same || trainer_ == nullptr || trainer_->version() == version) return;
+        if (Clock::now() > give_up) {
+          throw TimeoutError(
+              fmt::format("{}: {} offers version {}, but another trainer {}; offer one version on all ranks",
+                          trainer_->manifest().path, trainer_->name(), trainer_->version(), version));
+        }
+        trainer_->await_change();
+      });
+    }
+    control_.agreement.together([&] {
+      if (trainer_ == nullptr || trainer_->change(WEIGHTCAST_OFFERS, WEIGHTCAST_BEING_READ)) return;
+      throw IoError(trainer_->manifest().path + ": " + trainer_->name() + " has withdrawn what it offered");
+    });
+    return version;
+  } catch (const AgreedFailure& failure) {
+    fail(failure.what());
+    throw;
+  }
+}
+
+bool LiveUpdate::is_there(std::int64_t version) {
+  std::array<std::int64_t, 1> missing{0};
+  if (engine_ != nullptr)
+    missing[0] = engine_->state() == WEIGHTCAST_SERVING && engine_->version() == version ? 0 : 1;
+  control_.agreement.maximum(std::span<std::int64_t>(missing));
+  return missing[0] == 0;
+}
+
+void LiveUpdate::pause(std::int64_t version, bool allow_older) {
+  try {
+    control_.agreement.together([&] {
+      if (engine_ == nullptr) return;
+      await(*engine_, "ended what it was doing", [&] { return is_at_rest(engine_->state()); });
+      rest_ = engine_->state();
+      if (rest_ == WEIGHTCAST_SERVING && engine_->version() > version && !allow_older) {
+        throw UsageError(
+            fmt::format("{}: {} serves version {}, and {} is older; allow that with --allow-older",
+                        engine_->manifest().path, engine_->name(), engine_->version(), version));
+      }
+    });
+    control_.agreement.together([&] {
+      if (engine_ == nullptr) return;
+      if (!engine_->ask(rest_, update_, version)) {
+        throw IoError(engine_->manifest().path + ": " + engine_->name() +
+                      " has changed its state; try again");
+      }
+      await(*engine_, "paused", [&] { return engine_->state() != WEIGHTCAST_ASKED; });
+      if (engine_->state() == WEIGHTCAST_PAUSED) return;
+      throw IoError(fmt::format("{}: {} has declined: {}", engine_->manifest().path, engine_->name(),
+                                engine_->reason()));
+    });
+    control_.agreement.together([&] {
+      if (engine_ == nullptr || engine_->change(WEIGHTCAST_PAUSED, WEIGHTCAST_WRITING)) return;
+      throw IoError(fmt::format("{}: {} did not wait: {}", engine_->manifest().path, engine_->name(),
+                                engine_->reason()));
+    });
+  } catch (const AgreedFailure& failure) {
+    fail(failure.what());
+    throw;
+  }
+}
+
+std::string LiveUpdate::record_path(std::uint64_t update) const {
+  return fmt::format("{}/commit-{}.json", directory_, update);
+}
+
+void LiveUpdate::write_record(std::int64_t version) const {
+  const std::string text = json_report({{"weightcast", 1}, {"update", update_}, {"version", version}}) + "\n";
+  const std::string path = record_path(update_);
+  write_durably(path + ".new", text);
+  std::filesystem::rename(path + ".new", path);
+  sync_directory(directory_);
+}
+
+void LiveUpdate::commit(std::int64_t version) {
+  try {
+    control_.agreement.together([&] {
+      if (engine_ == nullptr || engine_->change(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN)) return;
+      throw IoError(engine_->manifest().path + ": " + engine_->name() +
+                    " is in another state than this update left it in");
+    });
+    // The decision: from here on the version is every engine's, whoever dies.
+    control_.agreement.together([&] {
+      if (control_.rank() == 0 && !directory_.empty()) write_record(version);
+    });
+  } catch (const AgreedFailure& failure) {
+    fail(failure.what());
+    throw;
+  }
+  if (engine_ != nullptr) engine_->change(WEIGHTCAST_WRITTEN, WEIGHTCAST_COMMITTED);
+  if (trainer_ != nullptr) trainer_->change(WEIGHTCAST_BEING_READ, WEIGHTCAST_READ);
+  give_back();
+  // Earlier records are needed by nobody once every engine has this one's state.
+  control_.agreement.together([] {});
+  if (control_.rank() == 0 && !directory_.empty()) {
+    std::error_code ignored;
+    for (const auto& entry : std::filesystem::directory_iterator(directory_, ignored)) {
+      const std::string name = entry.path().filename().string();
+      if (name.starts_with("commit-") && entry.path() != record_path(update_)) {
+        std::filesystem::remove(entry.path(), ignored);
+      }
+    }
+  }
+}
+
+void LiveUpdate::fail(const std::string& reason) noexcept {
+  // What another job has is not touched.
+  try {
+    if (engine_ != nullptr && engine_->taken()) {
+      if (!is_at_rest(engine_->state())) engine_->give_reason(reason);
+      // Whatever the engine answers meanwhile: what was not written is as it was.
+      if (!engine_->change(WEIGHTCAST_ASKED, rest_)) engine_->change(WEIGHTCAST_PAUSED, rest_);
+      engine_->invalidate(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN_SOME, reason);
+      engine_->invalidate(WEIGHTCAST_WRITTEN, WEIGHTCAST_WRITTEN_ALL, reason);
+    }
+    if (trainer_ != nullptr && trainer_->taken() && trainer_->state() == WEIGHTCAST_BEING_READ) {
+      trainer_->give_reason(reason);
+      trainer_->change(WEIGHTCAST_BEING_READ, WEIGHTCAST_OFFERS);
+    }
+  } catch (const std::exception&) {
+    // No memory for a text. The locks that go now let the exporters find out by themselves.
+  }
+  give_back();
+}
+
+}  // namespace weightcast

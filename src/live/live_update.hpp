@@ -1,0 +1,65 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+#include "control/control.hpp"
+#include "live/exporter.hpp"
+
+namespace weightcast {
+
+/// The turns that trainers, the job step and engines take in an update of live memory; what each may find
+/// when another dies is in live/README.md. All ranks go through it together. One update after another.
+class LiveUpdate {
+ public:
+  /// `trainer` and `engine` are this rank's exporters, null where it has none. `directory` holds the
+  /// manifests, and will hold the record of each commit; empty where there is no live engine. An answer that
+  /// does not come within `patience` ends the update. All references must outlive this.
+  LiveUpdate(Control& control, std::string directory, Exporter* trainer, Exporter* engine,
+             std::chrono::seconds patience);
+  ~LiveUpdate();
+  LiveUpdate(const LiveUpdate&) = delete;
+  LiveUpdate& operator=(const LiveUpdate&) = delete;
+
+  /// Takes all exporters, and waits until all live trainers offer one version, which it returns; `otherwise`
+  /// where no trainer is live. Throws AgreedFailure; nothing is taken then. Collective.
+  std::int64_t begin(std::int64_t otherwise);
+
+  /// Whether every engine serves that version already. Collective.
+  bool is_there(std::int64_t version);
+
+  /// Asks the engines and waits until all have paused; from here on their memory may be written. Throws
+  /// AgreedFailure, and the engines then go on with what they had. An engine that serves a newer version is
+  /// refused unless `allow_older`. Collective.
+  void pause(std::int64_t version, bool allow_older);
+
+  /// All of the version is in every engine's memory, verified: it becomes theirs, on all ranks or on none.
+  /// Throws AgreedFailure. Collective.
+  void commit(std::int64_t version);
+
+  /// The update has failed, for that reason: every exporter learns what is true now. Does nothing when there
+  /// is none under way. Does not communicate.
+  void fail(const std::string& reason) noexcept;
+
+ private:
+  void take();
+  void give_back() noexcept;
+  /// Waits for `done` to say so, until the patience is over. Throws IoError when the exporter dies,
+  /// TimeoutError.
+  template <typename Done>
+  void await(const Exporter& exporter, const char* what, Done done);
+  void write_record(std::int64_t version) const;
+  /// `DIR/commit-12.json`
+  std::string record_path(std::uint64_t update) const;
+
+  Control& control_;
+  std::string directory_;
+  Exporter* trainer_;
+  Exporter* engine_;
+  std::chrono::seconds patience_;
+  std::uint64_t update_ = 0;
+  weightcast_state rest_ = WEIGHTCAST_NONE;  ///< of the engine before the update
+};
+
+}  // namespace weightcast

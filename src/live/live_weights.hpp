@@ -1,0 +1,46 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "live/exporter.hpp"
+#include "model/family.hpp"
+#include "model/trainer.hpp"
+#include "plan/held_weights.hpp"
+#include "session/parameter_memory.hpp"
+#include "source/memory_source.hpp"
+#include "storage/checkpoint.hpp"
+
+namespace weightcast {
+
+/// What a trainer has published, as the headers of a checkpoint, which can be matched with a model; there are
+/// no files. An alias is a tensor of its own. Throws InputError naming an entry that is not row by row.
+Checkpoint checkpoint_of(const Manifest& manifest);
+
+/// Boxes of the model in the trainer's segments, when `held` are those in the tensors of checkpoint_of():
+/// buffer number s is segment number s. Throws InputError naming a tensor that is of another dtype than the
+/// model's: what is read in place is not converted.
+HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpoint, const HeldWeights& held,
+                             const Catalog& catalog);
+
+/// A trainer's live weights. They must stay as they are for as long as the update reads them, which the
+/// trainer's control block says.
+class LiveSource final : public HeldSource {
+ public:
+  /// All arguments but `held`, which is that of held_in_segments(), must outlive the source.
+  LiveSource(const Plan& plan, const Catalog& catalog, std::int64_t trainer, const HeldWeights& held,
+             const Exporter& exporter);
+
+  /// Throws IoError when the trainer has died or has withdrawn what it offered.
+  void require_unchanged() const override;
+
+ private:
+  const Exporter& exporter_;
+};
+
+/// Parameters in the memory of a running engine, found by their names. `exporter` is kept by the memory.
+/// `open` throws InputError naming the first parameter that the engine has not published, or has of another
+/// dtype or shape, or not row by row.
+std::shared_ptr<ParameterMemory> live_parameter_memory(std::shared_ptr<Exporter> exporter);
+
+}  // namespace weightcast
