@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/dtype.hpp"
+#include "engine/parameters.hpp"
+#include "storage/checkpoint.hpp"
+#include "weightcast/client.h"
+
+namespace weightcast::engine {
+
+/// Which of the exporters of a folder a process is.
+struct Exporter {
+  std::string folder;
+  const char* role = "engine";
+  int rank = 0;
+  int ranks = 1;
+};
+
+/// Parameters in shared memory that this process has published through the client library, as a process
+/// would that has nothing else of weightcast. What is read is what lies there at that moment.
+class Published final : public ParameterSource {
+ public:
+  /// Has every tensor of the checkpoint, with its values. An engine serves them as version `version`. Throws
+  /// IoError with the client's words.
+  Published(const Exporter& exporter, const Checkpoint& checkpoint, std::int64_t version);
+  ~Published() override;
+  Published(const Published&) = delete;
+  Published& operator=(const Published&) = delete;
+
+  std::vector<std::string> names() const override;
+  Tensor read(const std::string& name) const override;
+
+  /// Overwrites all values with those of another checkpoint of the same tensors.
+  void load(const Checkpoint& checkpoint);
+
+  weightcast_export* handle() const { return export_; }
+
+ private:
+  struct Place {
+    DType dtype = DType::kBF16;
+    Shape shape;
+    std::byte* data = nullptr;
+  };
+
+  weightcast_export* export_ = nullptr;
+  std::map<std::string, Place> places_;
+};
+
+/// Throws IoError with the client's words when `code`, which a call of the client returned, is not 0.
+void check(int code);
+
+}  // namespace weightcast::engine
