@@ -161,8 +161,6 @@ class SyncJob {
     record.source = checkpoint.path;
     record.seconds = session_->update(source ? &*source : nullptr, version, !options_.no_verify, progress_);
     if (trace_) trace_->add(version);
-    // A source that reads packs while it reads.
-    std::swap(record.seconds.read, record.seconds.pack);
     record.verified = !options_.no_verify;
     const auto start = Clock::now();
     if (sink_) sink_->write(version);

@@ -176,8 +176,6 @@ class BenchJob {
     record.weight_version = options_.weight_version;
     record.source = from_files() ? model_.checkpoints.front().path : "memory";
     record.seconds = session_->update(source_.get(), options_.weight_version, verify, progress_);
-    // A source that reads packs while it reads.
-    if (from_files()) std::swap(record.seconds.read, record.seconds.pack);
     record.verified = verify;
     record.rate_gb_s = static_cast<double>(report_.model_bytes) / record.seconds.update / 1e9;
     if (timing != nullptr) {

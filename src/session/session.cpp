@@ -194,9 +194,11 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   control_.agreement.together([&] { memory_->commit(version); });
   const double seconds = seconds_since(start);
   const StageSeconds stages = pipeline_->stage_seconds();
-  std::array<double, 5> slowest{stages.pack, stages.transport, stages.unpack, stages.verify, seconds};
+  const double read = source != nullptr && source->reads_files() ? stages.pack : 0;
+  std::array<double, 6> slowest{read,          stages.pack - read, stages.transport,
+                                stages.unpack, stages.verify,      seconds};
   control_.agreement.maximum(std::span<double>(slowest));
-  return {0, slowest[0], slowest[1], slowest[2], slowest[3], 0, slowest[4]};
+  return {slowest[0], slowest[1], slowest[2], slowest[3], slowest[4], 0, slowest[5]};
 }
 
 void Session::mend_wire() {

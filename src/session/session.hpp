@@ -76,7 +76,7 @@ class Session {
   /// One update, collective: streams all buckets from the trainers' sources (null on other ranks) into
   /// parameter memory and, with `verify`, compares there what arrived with what was sent. The memory's
   /// begin() comes before the first byte, its commit() when all ranks have agreed that all is there. Returns
-  /// on every rank with the slowest rank's seconds (`pack` holds what the sources took), or throws
+  /// on every rank with the slowest rank's seconds (none of `write`), or throws
   /// AgreedFailure when weights arrived wrong or a stage failed on some rank: what is in the parameters is no
   /// version then, and the next update may follow. Over NCCL a failure of the wire is such a failure, too;
   /// over MPI it ends the job, as a signal and the deadline do.

@@ -28,6 +28,7 @@ class FileSource final : public HostSource {
 
   void find_largest(std::int64_t trainer, std::span<float> largest,
                     const std::function<void()>& poll) override;
+  bool reads_files() const override { return true; }
   void require_unchanged() const override { reader_.require_unchanged(); }
   void begin_bucket(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;
   void finish_bucket(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override;

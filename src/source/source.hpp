@@ -28,6 +28,9 @@ class Source {
   /// The scales of the plan's scopes in the update that follows; they stay where they are until it has ended.
   void use_scales(std::span<const GlobalScale> scales) { scales_ = scales; }
 
+  /// Whether packing them is reading files.
+  virtual bool reads_files() const { return false; }
+
   /// Throws IoError when the weights may have changed while they were packed, after the last bucket of an
   /// update.
   virtual void require_unchanged() const {}

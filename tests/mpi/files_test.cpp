@@ -107,7 +107,9 @@ void update_from(Control& control, Session& session, const Family& family, const
     source.emplace(session.plan(), family.catalog(), checkpoint, binding, readers);
   }
   Progress progress(ProgressMode::kNever, false);
-  session.update(source ? &*source : nullptr, version, true, progress);
+  const UpdateSeconds seconds = session.update(source ? &*source : nullptr, version, true, progress);
+  EXPECT_GT(seconds.read, 0);
+  EXPECT_EQ(seconds.pack, 0);
 }
 
 TEST(SessionFromFiles, VersionsInEveryFormOneAfterAnother) {

@@ -356,6 +356,8 @@ TEST(Session, WithoutVerificationTheBytesAreTheSame) {
     const UpdateSeconds seconds = session.update(source ? &*source : nullptr, 5, false, progress);
     expect_holds(session, control.rank(), model, synthetic_weights(model, 5));
     EXPECT_EQ(seconds.verify, 0);
+    EXPECT_EQ(seconds.read, 0);
+    EXPECT_GT(seconds.pack, 0);
     EXPECT_GT(seconds.update, 0);
   });
 }
