@@ -3,15 +3,12 @@
 #include <fmt/format.h>
 
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "core/error.hpp"
 #include "core/units.hpp"
 #include "launch/layouts.hpp"
 #include "launch/version.hpp"
-#include "report/json_report.hpp"
-#include "report/log.hpp"
 #include "report/trace.hpp"
 
 namespace weightcast {
@@ -87,24 +84,17 @@ JobReport describe_job(Control& control, const Options& options, const Model& mo
 }
 
 void run_job(Control& control, const Options& options, const std::function<void(OutputFile* trace)>& body,
-             const std::function<std::string(ExitCode, const std::string&)>& report) {
+             const EndReport& report) {
   std::optional<OutputFile> json;
   std::optional<OutputFile> trace;
-  // The error has been printed already; a report that cannot be written must not hide it behind another.
-  const auto write_failure = [&](ExitCode code, const std::string& line) {
-    try {
-      if (json && !json->written()) json->write(report(code, line));
-    } catch (const std::exception& error) {
-      log_note(error_of(error).what());
-    }
-  };
-  control.last_words.on_abort(write_failure);
+  const auto fail = [&](ExitCode code, const std::string& line) { write_failure(json, report, code, line); };
+  control.last_words.on_abort(fail);
   try {
     // The first agreement is the one in which a rank with a wrong command line takes part. That rank's error
     // goes into the report, too.
     control.agreement.together([&] {
       if (control.rank() != 0) return;
-      json = begin_output("json", options.json, brief_report(options.command, "running", ""));
+      json = begin_report(options);
       if (json) require_other_file(options.json, options.trace);
       trace = begin_output("trace", options.trace, trace_json({}));
     });
@@ -113,7 +103,7 @@ void run_job(Control& control, const Options& options, const std::function<void(
                                  "the command line, or export WEIGHTCAST_* with mpirun -x"));
     body(trace ? &*trace : nullptr);
   } catch (const AgreedFailure& failure) {
-    write_failure(failure.code(), failure.what());
+    fail(failure.code(), failure.what());
     control.last_words.on_abort({});
     throw;
   } catch (const std::exception& error) {
@@ -136,36 +126,6 @@ void report_in_place(const Control& control, const std::function<void()>& report
     if (control.deadline.in_place().empty()) throw;
     throw Error(error.code(), fmt::format("{}; {}", error.what(), control.deadline.in_place()));
   }
-}
-
-std::string status_name(ExitCode code) {
-  switch (code) {
-    case ExitCode::kDone:
-      return "done";
-    case ExitCode::kUsage:
-      return "usage";
-    case ExitCode::kBadInput:
-      return "bad input";
-    case ExitCode::kVerificationFailed:
-      return "verification failed";
-    case ExitCode::kInternal:
-      return "internal";
-    case ExitCode::kInputOutput:
-      return "input/output";
-    case ExitCode::kStopped:
-      return "stopped";
-    case ExitCode::kTimeout:
-      return "timeout";
-  }
-  return "internal";
-}
-
-std::string brief_report(const std::string& command, const std::string& status, const std::string& error) {
-  return json_report(
-      {{"weightcast", version_line()},
-       {"command", command},
-       {"status", status},
-       {"error", error.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(error)}});
 }
 
 }  // namespace weightcast

@@ -3,14 +3,12 @@
 #include <exception>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "control/signals.hpp"
 #include "core/error.hpp"
 #include "launch/commands.hpp"
-#include "launch/files/output_file.hpp"
-#include "launch/job.hpp"
+#include "launch/files/report_file.hpp"
 #include "launch/launcher.hpp"
 #include "launch/options.hpp"
 #include "launch/process.hpp"
@@ -32,30 +30,20 @@ int fail_as_rank(const Error& error) {
   return run_as_rank([&](Control& control) { control.agreement.together([&] { throw error; }); }, 60s);
 }
 
-/// The report of a plain command that failed, unless it had written its own before that. One that cannot be
-/// written must not hide the error.
-void write_failure(const Options& options, std::optional<OutputFile>& json, const Error& error) {
-  if (!json || json->written()) return;
-  try {
-    json->write(brief_report(options.command, status_name(error.code()), error.what()));
-  } catch (const std::exception& unwritable) {
-    const Error refusal = error_of(unwritable);
-    // Where the report is what failed, one line says so.
-    if (std::string_view(refusal.what()) != error.what()) log_note(refusal.what());
-  }
-}
-
 int run_command(const Command& command, const Options& options) {
   if (command.job != nullptr) {
     return run_as_rank([&](Control& control) { command.job(control, options); },
                        std::chrono::seconds(options.timeout));
   }
-  std::optional<OutputFile> json =
-      begin_output("json", options.json, brief_report(options.command, "running", ""));
+  std::optional<OutputFile> json = begin_report(options);
   try {
     command.plain(options, json ? &*json : nullptr);
   } catch (const std::exception& exception) {
-    write_failure(options, json, error_of(exception));
+    const Error error = error_of(exception);
+    const auto report = [&](ExitCode code, const std::string& line) {
+      return brief_report(options, status_name(code), line);
+    };
+    write_failure(json, report, error.code(), error.what());
     throw;
   }
   return static_cast<int>(ExitCode::kDone);
