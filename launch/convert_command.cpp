@@ -82,14 +82,14 @@ void write_canonical(const Options& options) {
   std::optional<TrainerLayout> layout = trainer_layout_of(options);
   const Model model = load_model(options, layout);
   const Catalog& catalog = model.family->catalog();
-  const Checkpoint& checkpoint = model.checkpoints.front();
+  const auto& [checkpoint, binding] = model.sources.front();
   require_other_place("--output", options.output, checkpoint);
-  if (const std::string note = model.bindings.front().note(); !note.empty()) {
+  if (const std::string note = binding.note(); !note.empty()) {
     log_note(fmt::format("{}: {}", checkpoint.path, note));
   }
   Team readers(1);
-  require_equal_copies(options, model, 0, readers, {}, [] {});
-  const BoundReader source(catalog, checkpoint, model.bindings.front());
+  require_equal_copies(options, *model.family, model.sources.front(), readers, {}, [] {});
+  const BoundReader source(catalog, checkpoint, binding);
   write_checkpoint(
       options, version_of(options, checkpoint), model.config->text(), specs_of(catalog),
       origin_of(checkpoint),

@@ -176,14 +176,12 @@ void load_shards(const Options& options, const std::string& source, TrainerLayou
   JoinedTrainers joined = join_trainers(*model.family, trainers, shards);
   joined.checkpoint.path = source;
   joined.checkpoint.weight_version = shards.front().weight_version;
-  model.checkpoints.push_back(std::move(joined.checkpoint));
-  model.bindings.push_back(std::move(joined.binding));
+  model.sources.push_back({std::move(joined.checkpoint), std::move(joined.binding)});
 }
 
 /// This rank's part of a sharded source. Collective.
-void load_own_shard(Control& control, const Options& options, std::size_t number, Topology& topology,
-                    Model& model) {
-  const std::string& source = options.sources[number];
+BoundCheckpoint load_own_shard(Control& control, const Options& options, const std::string& source,
+                               const Family& family, Topology& topology) {
   TrainerLayout& trainers = *topology.trainer_layout;
   const auto rank = topology.trainer(control.rank());
   TrainerShard shard;
@@ -201,7 +199,7 @@ void load_own_shard(Control& control, const Options& options, std::size_t number
   });
   control.agreement.maximum(std::span<std::int64_t>(common));
   const std::string id = control.agreement.broadcast(shard.id);
-  const Catalog& catalog = model.family->catalog();
+  const Catalog& catalog = family.catalog();
   std::vector<std::int64_t> own(catalog.size(), 0);
   std::vector<std::int64_t> own_tied(static_cast<std::size_t>(trainers.tp), 0);
   std::vector<std::int64_t> samples(static_cast<std::size_t>(trainers.ranks()), 0);
@@ -212,12 +210,12 @@ void load_own_shard(Control& control, const Options& options, std::size_t number
     set_vocabulary(source, common[0], trainers);
     if (rank) {
       require_same_origin(shard, version, id, common[3] != 0);
-      binding = bind_trainer(*model.family, trainers, *rank, shard.checkpoint);
+      binding = bind_trainer(family, trainers, *rank, shard.checkpoint);
       own = digests_of_small(catalog, shard.checkpoint, binding);
       if (!shard.labelled) samples.at(static_cast<std::size_t>(*rank)) = sample_of(shard.checkpoint);
       boxes.at(static_cast<std::size_t>(*rank)) = boxes_of(binding);
       if (compares_tied_head(options)) {
-        own_tied = digests_of_tied(*model.family, trainers, *rank, shard.checkpoint);
+        own_tied = digests_of_tied(family, trainers, *rank, shard.checkpoint);
       }
     }
     shard.checkpoint.weight_version = version;
@@ -232,11 +230,10 @@ void load_own_shard(Control& control, const Options& options, std::size_t number
     require_distinct_shards(source, samples, boxes);
     require_equal_replicas(catalog, shard.checkpoint.path, own, known);
     require_equal_tied(shard.checkpoint.path, own_tied, known_tied);
-    // From now on what the user named: the file is in `files`.
-    shard.checkpoint.path = source;
-    model.checkpoints[number] = std::move(shard.checkpoint);
-    model.bindings[number] = std::move(binding);
   });
+  // From now on what the user named: the file is in `files`.
+  shard.checkpoint.path = source;
+  return {std::move(shard.checkpoint), std::move(binding)};
 }
 
 }  // namespace
@@ -249,11 +246,10 @@ Checkpoint read_source(const Options& options, const std::string& path) {
   return read_checkpoint(path, other_files_of(options));
 }
 
-void require_equal_copies(const Options& options, const Model& model, std::size_t source, Team& readers,
-                          const WorkShare& share, const std::function<void()>& poll) {
+void require_equal_copies(const Options& options, const Family& family, const BoundCheckpoint& source,
+                          Team& readers, const WorkShare& share, const std::function<void()>& poll) {
   if (!compares_tied_head(options)) return;
-  require_equal_copies(model.family->catalog(), model.checkpoints[source], model.bindings[source], readers,
-                       share, poll);
+  require_equal_copies(family.catalog(), source.checkpoint, source.binding, readers, share, poll);
 }
 
 Model load_model(const Options& options, std::optional<TrainerLayout>& trainers) {
@@ -264,8 +260,9 @@ Model load_model(const Options& options, std::optional<TrainerLayout>& trainers)
     if (is_sharded(source, trainers)) {
       load_shards(options, source, *trainers, model);
     } else {
-      model.checkpoints.push_back(read_source(options, source));
-      model.bindings.push_back(bind(*model.family, model.checkpoints.back()));
+      Checkpoint checkpoint = read_source(options, source);
+      Binding binding = bind(*model.family, checkpoint);
+      model.sources.push_back({std::move(checkpoint), std::move(binding)});
     }
   }
   return model;
@@ -283,15 +280,14 @@ Model load_model(Control& control, const Options& options, Topology& topology) {
     model.config = make_config(text, options);
     model.family = make_family(*model.config);
   });
-  model.checkpoints.resize(options.sources.size());
-  model.bindings.resize(options.sources.size());
-  for (std::size_t i = 0; i < options.sources.size(); ++i) load_source(control, options, i, topology, model);
+  for (const std::string& source : options.sources) {
+    model.sources.push_back(load_source(control, options, source, *model.family, topology));
+  }
   return model;
 }
 
-void load_source(Control& control, const Options& options, std::size_t number, Topology& topology,
-                 Model& model) {
-  const std::string& source = options.sources[number];
+BoundCheckpoint load_source(Control& control, const Options& options, const std::string& source,
+                            const Family& family, Topology& topology) {
   // A thousand ranks that open the same headers would be a burden for a file system; one is none.
   std::vector<std::byte> headers;  // none: the trainers' shards
   control.agreement.together([&] {
@@ -299,17 +295,18 @@ void load_source(Control& control, const Options& options, std::size_t number, T
     headers = serialize(read_source(options, source));
   });
   headers = control.agreement.broadcast(std::move(headers));
-  if (headers.empty()) return load_own_shard(control, options, number, topology, model);
+  if (headers.empty()) return load_own_shard(control, options, source, family, topology);
+  BoundCheckpoint loaded;
   control.agreement.together([&] {
-    Checkpoint checkpoint = deserialize_checkpoint(headers);
-    if (topology.trainer(control.rank())) adopt_local_files(checkpoint);
-    model.bindings[number] = bind(*model.family, checkpoint);
-    model.checkpoints[number] = std::move(checkpoint);
+    loaded.checkpoint = deserialize_checkpoint(headers);
+    if (topology.trainer(control.rank())) adopt_local_files(loaded.checkpoint);
+    loaded.binding = bind(family, loaded.checkpoint);
   });
   // What another host has adopted as a copy of its own must not be what has come in the place of this file.
   control.agreement.together([&] {
-    if (control.rank() == 0) require_files_unchanged(model.checkpoints[number]);
+    if (control.rank() == 0) require_files_unchanged(loaded.checkpoint);
   });
+  return loaded;
 }
 
 }  // namespace weightcast

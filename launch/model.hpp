@@ -1,6 +1,5 @@
 #pragma once
 
-#include <cstddef>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -17,13 +16,18 @@
 
 namespace weightcast {
 
-/// A model and the sources of its weights that a command works on. A source is a whole checkpoint or the
-/// trainers' shards.
+/// A source as its headers describe it, and what it has of the model. A source is a whole checkpoint or the
+/// trainers' shards; in a job, of these this rank's own alone.
+struct BoundCheckpoint {
+  Checkpoint checkpoint;
+  Binding binding;
+};
+
+/// A model and the sources of its weights that a command works on.
 struct Model {
   std::unique_ptr<ModelConfig> config;
   std::unique_ptr<Family> family;
-  std::vector<Checkpoint> checkpoints;  ///< by source; in a job, of trainers' shards this rank's own alone
-  std::vector<Binding> bindings;
+  std::vector<BoundCheckpoint> sources;
 };
 
 /// The config that `--model` names (a file, or a directory with config.json), else the one beside the first
@@ -34,21 +38,20 @@ std::unique_ptr<ModelConfig> load_config(const Options& options);
 /// vocabulary. Throws UsageError for shards without a layout.
 Model load_model(const Options& options, std::optional<TrainerLayout>& trainers);
 
-/// The same for a job: rank 0 reads a whole checkpoint's headers and broadcasts, every trainer reads those of
-/// its own shards. Collective.
+/// The same for a job, as load_source(). Collective.
 Model load_model(Control& control, const Options& options, Topology& topology);
 
-/// Reads the headers of source `number` once more, just before it is sent: what lay under its name when the
-/// job began, and was looked at then, may have been replaced since. Collective.
-void load_source(Control& control, const Options& options, std::size_t number, Topology& topology,
-                 Model& model);
+/// One source of a job alone: rank 0 reads a whole checkpoint's headers and broadcasts, every trainer reads
+/// those of its own shard. Collective.
+BoundCheckpoint load_source(Control& control, const Options& options, const std::string& source,
+                            const Family& family, Topology& topology);
 
 /// Reads the headers of a checkpoint as the options allow.
 Checkpoint read_source(const Options& options, const std::string& path);
 
 /// Compares what a source keeps beside the model's tensors and must equal them (source/copies.hpp), unless
 /// `--tied-head` says otherwise.
-void require_equal_copies(const Options& options, const Model& model, std::size_t source, Team& readers,
-                          const WorkShare& share, const std::function<void()>& poll);
+void require_equal_copies(const Options& options, const Family& family, const BoundCheckpoint& source,
+                          Team& readers, const WorkShare& share, const std::function<void()>& poll);
 
 }  // namespace weightcast

@@ -140,8 +140,8 @@ void run_plan(const Options& options, OutputFile* json) {
                   topology.ranks(), plan.routes(), plan.buckets.size(),
                   format_bytes(plan.limits.bucket_bytes), format_bytes(plan.wire_bytes()), plan.hash));
   print_line(fmt::format("# experts {}{}", topology.engine.moe_layout, quantizer_text(plan)));
-  for (const Binding& binding : model.bindings) {
-    if (binding.cast_tensors > 0) print_line(fmt::format("# cast    {}", binding.note()));
+  for (const BoundCheckpoint& source : model.sources) {
+    if (source.binding.cast_tensors > 0) print_line(fmt::format("# cast    {}", source.binding.note()));
   }
   print_line(fmt::format("# built in {:.3f} s with {} of memory", seconds, format_bytes(peak_memory())));
   if (share) {

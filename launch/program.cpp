@@ -9,7 +9,7 @@
 #include "core/error.hpp"
 #include "launch/commands.hpp"
 #include "launch/files/report_file.hpp"
-#include "launch/launcher.hpp"
+#include "launch/job/launcher.hpp"
 #include "launch/options.hpp"
 #include "launch/process.hpp"
 #include "report/log.hpp"

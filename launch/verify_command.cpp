@@ -378,8 +378,9 @@ void run_verify(const Options& options, OutputFile* json) {
                     quantizer_name(stored->quantizer())));
   }
   Team readers(1);
-  require_equal_copies(options, model, 0, readers, {}, [] {});
-  BoundReader source(model.family->catalog(), model.checkpoints.front(), model.bindings.front());
+  const BoundCheckpoint& from = model.sources.front();
+  require_equal_copies(options, *model.family, from, readers, {}, [] {});
+  BoundReader source(model.family->catalog(), from.checkpoint, from.binding);
   PlaneReader planes(model.family->catalog(), source, layout.quantizer);
   std::int64_t bytes = 0;
   for (const Shard& shard : shards) {

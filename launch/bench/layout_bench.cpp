@@ -8,12 +8,11 @@
 #include <optional>
 #include <utility>
 
-#include "control/signals.hpp"
 #include "core/error.hpp"
 #include "core/text.hpp"
 #include "core/units.hpp"
-#include "launch/file_threads.hpp"
-#include "launch/job.hpp"
+#include "launch/job/file_threads.hpp"
+#include "launch/job/run_job.hpp"
 #include "launch/model.hpp"
 #include "launch/version.hpp"
 #include "measure/gpu_gauges.hpp"
@@ -319,9 +318,7 @@ class LayoutBench {
   void time(Unpacking& unpacking, LayoutRow& row) {
     unpacking.zero_padding();
     for (std::int64_t i = 0; i <= options_.iterations; ++i) {
-      if (const int signal = soft_stop_signal(); signal != 0) {
-        throw StoppedError(fmt::format("stopped by {} amid {}", signal_name(signal), row.layout));
-      }
+      require_no_soft_stop("amid " + row.layout);
       control_.deadline.poll();
       const double copy = unpacking.copy_seconds();
       const double index = unpacking.index_seconds();

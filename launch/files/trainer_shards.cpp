@@ -88,11 +88,11 @@ void write_trainer_shards(const Options& options) {
   }
   std::optional<TrainerLayout> none;
   const Model model = load_model(options, none);
-  const Checkpoint& checkpoint = model.checkpoints.front();
+  const auto& [checkpoint, binding] = model.sources.front();
   require_other_place("--output", output, checkpoint);
   Team readers(1);
-  require_equal_copies(options, model, 0, readers, {}, [] {});
-  const BoundReader source(model.family->catalog(), checkpoint, model.bindings.front());
+  require_equal_copies(options, *model.family, model.sources.front(), readers, {}, [] {});
+  const BoundReader source(model.family->catalog(), checkpoint, binding);
   const std::int64_t version = version_of(options, checkpoint);
   std::int64_t total = 0;
   for (std::int64_t rank = 0; rank < layout->ranks(); ++rank) {

@@ -55,7 +55,6 @@ struct JobReport {
   std::int64_t buckets = 0;
   std::int64_t routes = 0;
   std::int64_t staging_bytes_per_rank = 0;
-  std::int64_t slot_bytes = 0;
   std::string plan_hash;
   double startup_seconds = 0;
   double plan_seconds = 0;

@@ -1,4 +1,4 @@
-#include "launch/file_threads.hpp"
+#include "launch/job/file_threads.hpp"
 
 #include <sched.h>
 #include <unistd.h>

@@ -5,22 +5,19 @@
 
 #include "control/control.hpp"
 #include "launch/files/report_file.hpp"
-#include "launch/model.hpp"
 #include "launch/options.hpp"
-#include "report/update_report.hpp"
-#include "session/session.hpp"
 
 namespace weightcast {
-
-/// The parts of the report that a session knows once it is open. Collective (gathers the rank map to rank 0).
-JobReport describe_job(Control& control, const Options& options, const Model& model, const Session& session,
-                       const Placement& placement, double startup_seconds);
 
 /// Runs the body of a job and then puts what `report` says of the end into the file of `--json`. The body is
 /// given the file of `--trace`, on rank 0, when there is one. A failure that not all ranks have agreed on
 /// ends the job here, before anything that MPI still uses is gone. Collective.
 void run_job(Control& control, const Options& options, const std::function<void(OutputFile* trace)>& body,
              const EndReport& report);
+
+/// Throws StoppedError when a signal has asked to stop after what is in progress: `stopped by SIGUSR1
+/// <when>`.
+void require_no_soft_stop(const std::string& when);
 
 /// Runs `report`, which says something of what is done. The error of what cannot be said says what is in
 /// place all the same.

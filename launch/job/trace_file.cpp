@@ -1,9 +1,9 @@
-#include "launch/trace_file.hpp"
+#include "launch/job/trace_file.hpp"
 
 #include <cstring>
 #include <type_traits>
 
-#include "launch/job.hpp"
+#include "launch/job/run_job.hpp"
 
 namespace weightcast {
 

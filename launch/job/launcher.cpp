@@ -1,4 +1,4 @@
-#include "launch/launcher.hpp"
+#include "launch/job/launcher.hpp"
 
 #include <fmt/format.h>
 

@@ -1,0 +1,76 @@
+#include "launch/job/run_job.hpp"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <optional>
+
+#include "control/signals.hpp"
+#include "core/error.hpp"
+#include "report/trace.hpp"
+
+namespace weightcast {
+
+namespace {
+
+/// Throws UsageError when the trace would replace the report. Both may go to one pipe or terminal.
+void require_other_file(const std::string& json, const std::string& trace) {
+  std::error_code ignored;
+  if (!std::filesystem::equivalent(json, trace, ignored) || !std::filesystem::is_regular_file(json, ignored))
+    return;
+  throw UsageError(fmt::format("--trace {}: is the file of --json, too; name another", trace));
+}
+
+}  // namespace
+
+void run_job(Control& control, const Options& options, const std::function<void(OutputFile* trace)>& body,
+             const EndReport& report) {
+  std::optional<OutputFile> json;
+  std::optional<OutputFile> trace;
+  const auto fail = [&](ExitCode code, const std::string& line) { write_failure(json, report, code, line); };
+  control.last_words.on_abort(fail);
+  try {
+    // The first agreement is the one in which a rank with a wrong command line takes part. That rank's error
+    // goes into the report, too.
+    control.agreement.together([&] {
+      if (control.rank() != 0) return;
+      json = begin_report(options);
+      if (json) require_other_file(options.json, options.trace);
+      trace = begin_output("trace", options.trace, trace_json({}));
+    });
+    control.agreement.require_same(
+        options.hash, UsageError("the ranks were given different options; on several nodes write them on "
+                                 "the command line, or export WEIGHTCAST_* with mpirun -x"));
+    body(trace ? &*trace : nullptr);
+  } catch (const AgreedFailure& failure) {
+    fail(failure.code(), failure.what());
+    control.last_words.on_abort({});
+    throw;
+  } catch (const std::exception& error) {
+    control.last_words.abort_all(error_of(error));
+  }
+  // From here on all is done, and a signal must not make it look otherwise: no report before all ranks have
+  // come here, since one that a signal still finds in an earlier wait ends the job.
+  const Deadline::DeferSignals defer(control.deadline);
+  control.agreement.together([] {});
+  control.last_words.on_abort({});
+  control.agreement.together([&] {
+    if (json) report_in_place(control, [&] { json->write(report(ExitCode::kDone, "")); });
+  });
+}
+
+void require_no_soft_stop(const std::string& when) {
+  const int signal = soft_stop_signal();
+  if (signal != 0) throw StoppedError(fmt::format("stopped by {} {}", signal_name(signal), when));
+}
+
+void report_in_place(const Control& control, const std::function<void()>& report) {
+  try {
+    report();
+  } catch (const Error& error) {
+    if (control.deadline.in_place().empty()) throw;
+    throw Error(error.code(), fmt::format("{}; {}", error.what(), control.deadline.in_place()));
+  }
+}
+
+}  // namespace weightcast

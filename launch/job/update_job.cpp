@@ -1,0 +1,185 @@
+#include "launch/job/update_job.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "core/error.hpp"
+#include "core/units.hpp"
+#include "launch/job/file_threads.hpp"
+#include "launch/job/run_job.hpp"
+#include "launch/layouts.hpp"
+#include "launch/version.hpp"
+#include "report/log.hpp"
+#include "source/file_source.hpp"
+
+namespace weightcast {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// The directory of `--sink hdf5:DIR`, or nothing for `none`.
+std::optional<std::string> directory_of(const std::string& sink) {
+  constexpr std::string_view kHdf5 = "hdf5:";
+  if (sink == "none") return std::nullopt;
+  if (sink.starts_with(kHdf5) && sink.size() > kHdf5.size()) return sink.substr(kHdf5.size());
+  throw UsageError(fmt::format("--sink {}: write none or hdf5:DIR", sink));
+}
+
+/// With stages that overlap perfectly an update takes as long as its slowest stage; that is the limit it is
+/// compared with, because nobody has measured the wire.
+LimitRecord stage_limit(const UpdateSeconds& s, std::int64_t model_bytes) {
+  LimitRecord limit{"read alone", s.read, 0};
+  if (s.transport > limit.gb_s) limit = {"wire alone", s.transport, 0};
+  if (s.unpack + s.verify > limit.gb_s) limit = {"unpack and verify alone", s.unpack + s.verify, 0};
+  const double slowest = std::max(limit.gb_s, 1e-9);
+  limit.gb_s = static_cast<double>(model_bytes) / slowest / 1e9;
+  limit.achieved = slowest / std::max(s.update, 1e-9);
+  return limit;
+}
+
+/// What the report says of a model and its plan.
+void describe(const Options& options, const Model& model, const Plan& plan, const Placement& placement,
+              JobReport& report) {
+  const EngineLayout& engine = plan.topology.engine;
+  report.model = fmt::format("{} ({})", model.config->architecture(), model.config->origin());
+  report.layout = fmt::format(
+      "{} trainers{}, {} replicas × pp {} × tp {}, ep {}, experts {}{}, fan-out {}, transport {}, buckets of "
+      "{} × {}",
+      plan.topology.trainers,
+      plan.topology.trainer_layout ? " (" + plan.topology.trainer_layout->to_string() + ")" : "",
+      engine.replicas, engine.pp, engine.tp, engine.ep, engine.moe_layout,
+      engine.quantizer ? fmt::format(", {} at the {}", quantizer_name(*engine.quantizer), options.quantize_at)
+                       : "",
+      options.fan_out, wire_name(placement.wire), format_bytes(plan.limits.bucket_bytes),
+      plan.limits.buffers);
+  report.tensors = static_cast<std::int64_t>(model.family->catalog().size());
+  report.model_bytes = model.family->catalog().bytes();
+  report.wire_bytes = plan.wire_bytes();
+  report.buckets = static_cast<std::int64_t>(plan.buckets.size());
+  report.routes = plan.routes();
+  report.staging_bytes_per_rank = plan.staging_bytes_per_rank();
+  report.plan_hash = fmt::format("{:016x}", plan.hash);
+}
+
+/// What the start was made of; each part is the slowest rank's.
+void describe_start(Control& control, const Session& session, const Placement& placement, double seconds,
+                    JobReport& report) {
+  const StartSeconds& start = session.start_seconds();
+  std::vector<std::pair<std::string, double>> parts{
+      {"MPI", MpiEnvironment::start_seconds()}, {"plan", start.plan}, {"memory", start.memory}};
+  if (placement.wire == Wire::kNccl) {
+    parts.insert(parts.end(), {{"device", placement.seconds},
+                               {"communicators", start.gpu.communicators},
+                               {"first transfers", start.gpu.connections},
+                               {"programs", start.gpu.programs}});
+  }
+  std::vector<double> slowest{seconds};
+  for (const auto& [name, part] : parts) slowest.push_back(part);
+  control.agreement.maximum(std::span<double>(slowest));
+  for (std::size_t i = 0; i < parts.size(); ++i) parts[i].second = slowest[i + 1];
+  report.startup_seconds = slowest[0];
+  report.plan_seconds = parts[1].second;
+  report.start_parts = std::move(parts);
+}
+
+}  // namespace
+
+UpdateJob::UpdateJob(Control& control, const Options& options)
+    : control_(control), options_(options), progress_(options.progress, control.rank() == 0) {
+  report_.versions = version_line();
+  report_.command = options.command;
+}
+
+void UpdateJob::open(SessionOptions session, const std::function<void()>& check) {
+  const auto start = Clock::now();
+  control_.agreement.together([&] {
+    sink_directory_ = directory_of(options_.sink);
+    topology_ = topology_of(options_);
+    require_world_size(topology_, control_.size());
+  });
+  placement_ = choose_placement(control_, options_.transport);
+  model_ = load_model(control_, options_, topology_);
+  control_.agreement.together(check);
+  session.wire = placement_.wire;
+  session_.emplace(control_, *model_.family, topology_, limits_of(options_), session);
+  const int threads = file_threads(control_, trainer().has_value());
+  readers_.emplace(trainer() && options_.read_threads > 0 ? static_cast<int>(options_.read_threads)
+                                                          : threads);
+  if (sink_directory_) {
+    writers_.emplace(file_threads(control_, topology_.inference_rank(control_.rank()).has_value()));
+    sink_.emplace(control_, *session_, *writers_, *sink_directory_);
+  }
+  startup_seconds_ = seconds_since(start);
+}
+
+void UpdateJob::begin_trace(OutputFile* file) {
+  if (!options_.trace.empty()) trace_.emplace(control_, *session_, file);
+}
+
+void UpdateJob::write_trace() {
+  if (trace_) trace_->write(report_);
+}
+
+void UpdateJob::print_head() {
+  describe(options_, model_, session_->plan(), placement_, report_);
+  describe_start(control_, *session_, placement_, startup_seconds_, report_);
+  const std::vector<std::string> hosts = control_.agreement.gather(control_.host());
+  const std::vector<std::string> devices = control_.agreement.gather(placement_.device);
+  if (control_.rank() != 0) return;
+  for (std::size_t i = 0; i < hosts.size(); ++i) {
+    const auto rank = static_cast<int>(i);
+    report_.ranks.push_back({rank, role_of(topology_, rank), hosts[i], devices[i]});
+  }
+  print_report(header_text(report_));
+}
+
+void UpdateJob::update(const Update& update) {
+  UpdateRecord record = update_unreported(update);
+  record.limit = stage_limit(record.seconds, report_.model_bytes);
+  report_.updates.push_back(record);
+  if (control_.rank() != 0) return;
+  report_in_place(control_, [&] { print_report(update_text(record, report_.model_bytes)); });
+}
+
+UpdateRecord UpdateJob::update_unreported(const Update& update) {
+  control_.deadline.begin_phase("update to version", update.version);
+  if (sink_) sink_->begin(update.version, options_.command);
+  Source* const source = update.source();
+  UpdateRecord record;
+  record.weight_version = update.version;
+  record.source = update.label;
+  record.verified = update.verify;
+  record.seconds = session_->update(source, update.version, update.verify, progress_);
+  if (trace_) trace_->add(update.version);
+  if (sink_) {
+    const auto start = Clock::now();
+    sink_->write(update.version);
+    record.seconds.write = seconds_since(start);
+  }
+  record.rate_gb_s = static_cast<double>(report_.model_bytes) / record.seconds.update / 1e9;
+  return record;
+}
+
+BoundCheckpoint UpdateJob::load_source(const std::string& path) {
+  return weightcast::load_source(control_, options_, path, *model_.family, topology_);
+}
+
+std::unique_ptr<Source> UpdateJob::file_source(const BoundCheckpoint& from) {
+  if (!trainer()) return nullptr;
+  require_equal_copies(options_, *model_.family, from, *readers_, {*trainer(), topology_.trainers},
+                       [&] { control_.deadline.poll(); });
+  return std::make_unique<FileSource>(session_->plan(), model_.family->catalog(), from.checkpoint,
+                                      from.binding, *readers_);
+}
+
+}  // namespace weightcast
