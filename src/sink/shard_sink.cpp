@@ -113,7 +113,12 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
   const auto rank = session_.plan().topology.inference_rank(control_.rank());
   const auto [found, is_new] = places_.try_emplace(directory);
   Place& place = found->second;
-  if (is_new) claim(place, directory, command);
+  try {
+    if (is_new) claim(place, directory, command);
+  } catch (const AgreedFailure&) {
+    places_.erase(found);
+    throw;
+  }
   control_.agreement.together([&] {
     if (place.claim) place.claim->require_name();
     if (rank) require_free_or_own(shard_path(directory, *rank), kShardKind);

@@ -30,8 +30,8 @@ class ShardSink {
 
   /// To be called before anything of a version moves: locks its folder for as long as the sink lives, and
   /// clears it of what broken runs left. Throws (by agreement) IoError when another job writes there, when
-  /// the folder is no longer the one that was locked, and for files of others that shards would replace.
-  /// `command` is what that job is told. Collective.
+  /// the folder is no longer the one that was locked, and for files of others that shards would replace; it
+  /// may be called again then. `command` is what that job is told. Collective.
   void begin(std::int64_t version, const std::string& command);
 
   /// After `begin` of that version. Collective.

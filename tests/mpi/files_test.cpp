@@ -8,15 +8,16 @@
 #include "control_world.hpp"
 #include "core/float_bits.hpp"
 #include "session_cases.hpp"
+#include "shared_dir.hpp"
 #include "source/file_source.hpp"
 #include "storage/writer.hpp"
-#include "support/temp_dir.hpp"
 
 namespace weightcast {
 
 namespace {
 
 using namespace session_cases;
+using mpi_test::SharedDir;
 using mpi_test::under_control;
 
 /// A checkpoint as it is stored, and the weights that the engine must find of it.
@@ -77,25 +78,6 @@ Stored stacked_floats(const naive::Model& model, std::uint64_t version) {
   }
   return stored;
 }
-
-/// Rank 0's temporary folder, known to all; gone when rank 0 has left the test.
-class SharedDir {
- public:
-  explicit SharedDir(Control& control) : control_(control) {
-    if (control.rank() == 0) dir_.emplace();
-    path_ = control.agreement.broadcast(dir_ ? dir_->string() : "");
-  }
-  ~SharedDir() { mpi_test::meet(control_.comm()); }
-  SharedDir(const SharedDir&) = delete;
-  SharedDir& operator=(const SharedDir&) = delete;
-
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  Control& control_;
-  std::optional<test_support::TempDir> dir_;
-  std::string path_;
-};
 
 void update_from(Control& control, Session& session, const Family& family, const std::string& path,
                  std::int64_t version) {
