@@ -48,7 +48,7 @@ constexpr std::array<std::string_view, 7> kBeginnings{
 };
 
 /// More than any of them, with a line of versions.
-constexpr std::size_t kLongestBeginning = 4096;
+constexpr std::int64_t kLongestBeginning = 4096;
 
 bool begins_as(std::string_view text, std::string_view beginning) {
   constexpr std::string_view kRestOfLine = "…";
@@ -58,6 +58,12 @@ bool begins_as(std::string_view text, std::string_view beginning) {
   const std::size_t line = text.find('\n', gap);
   return line != std::string_view::npos &&
          text.substr(line).starts_with(beginning.substr(gap + kRestOfLine.size()));
+}
+
+/// Throws IoError when the file cannot be read.
+bool is_report(const fs::path& path) {
+  const std::string text = first_bytes(InputFile(path.string()), kLongestBeginning);
+  return std::ranges::any_of(kBeginnings, [&](std::string_view one) { return begins_as(text, one); });
 }
 
 bool same_file(const struct stat& a, const struct stat& b) {
@@ -170,7 +176,7 @@ void clear_left_overs(const std::string& path) {
   if (belongs_to_checkpoint(path)) return;
   const auto lock = lock_report(path);
   if (lock == nullptr) return;
-  const LeftOvers left_overs(path);
+  const LeftOvers left_overs(path, &is_report);
   left_overs.put_back(left_overs.unfinished());
   left_overs.remove_unfinished();
   left_overs.clear_old();
@@ -242,10 +248,7 @@ std::optional<struct stat> OutputFile::look() const {
 void OutputFile::require_report(const struct stat& there) const {
   if (there.st_size == 0) return;
   try {
-    const InputFile file(path_);
-    std::string text(std::min(static_cast<std::size_t>(file.size()), kLongestBeginning), '\0');
-    file.read_at(0, std::as_writable_bytes(std::span(text)), "its beginning");
-    if (std::ranges::any_of(kBeginnings, [&](std::string_view one) { return begins_as(text, one); })) return;
+    if (is_report(path_)) return;
   } catch (const IoError& error) {
     throw IoError(subject() + error.what());
   }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <memory>
 #include <numeric>
 
@@ -46,6 +47,10 @@ void require_checkpoint_output(const std::string& output) {
 /// Whether a name is one that a checkpoint's file has in its folder.
 bool is_checkpoint_file(std::string_view name) {
   return name == "config.json" || is_model_file(name);
+}
+
+bool is_own_hdf5(const std::filesystem::path& path) {
+  return is_file_of_kind(path, kCheckpointKind);
 }
 
 std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std::int64_t weight_version,
@@ -99,7 +104,8 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
   const bool hdf5 = is_hdf5(options.output);
   const OutputClaim claim(hdf5 ? file_lock(options.output) : folder_lock(options.output),
                           "--output " + options.output, options.command,
-                          hdf5 ? LeftOvers(options.output) : LeftOvers(options.output, &is_checkpoint_file));
+                          hdf5 ? LeftOvers(options.output, &is_own_hdf5)
+                               : LeftOvers(options.output, &is_checkpoint_file, &is_own_model_file));
   claim.clear();
   if (hdf5) require_free_or_own(options.output, kCheckpointKind);
   const auto writer = create_checkpoint(options, weight_version, config_text, tensors, origin);

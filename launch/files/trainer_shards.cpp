@@ -17,6 +17,7 @@
 #include "report/log.hpp"
 #include "sink/output_claim.hpp"
 #include "source/bound_reader.hpp"
+#include "storage/file_kind.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/output_lock.hpp"
 #include "storage/partial_file.hpp"
@@ -102,7 +103,9 @@ void write_trainer_shards(const Options& options) {
   const TrainerShardLabels labels{layout->to_string(), version, fresh_id()};
   const OutputClaim claim(
       folder_lock(output), "--output " + output, options.command,
-      LeftOvers(output, [](std::string_view name) { return name == kConfigName || is_trainer_shard(name); }));
+      LeftOvers(
+          output, [](std::string_view name) { return name == kConfigName || is_trainer_shard(name); },
+          [](const std::filesystem::path& path) { return is_file_of_kind(path, kTrainerKind); }));
   claim.clear();
   const bool hdf5 = options.format == "hdf5";
   const std::string text = model.config->text();

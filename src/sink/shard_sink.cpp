@@ -71,6 +71,10 @@ void require_no_hard_stop(const std::string& where) {
   if (signal != 0) throw StoppedError(fmt::format("stopped by {} {}", signal_name(signal), where));
 }
 
+bool is_shard(const std::filesystem::path& path) {
+  return is_file_of_kind(path, kShardKind);
+}
+
 /// The shards of an earlier, larger layout, which would make a mixture of the folder. Throws IoError for one
 /// that cannot be read, because it may be this program's.
 std::vector<std::string> surplus_shards(std::int64_t first, const std::string& directory) {
@@ -80,7 +84,7 @@ std::vector<std::string> surplus_shards(std::int64_t first, const std::string& d
   for (const std::filesystem::directory_iterator end; !error && entry != end; entry.increment(error)) {
     const std::filesystem::path& path = entry->path();
     if (rank_of_shard(path.filename().string()).value_or(-1) < first) continue;
-    if (is_file_of_kind(path, kShardKind)) {
+    if (is_shard(path)) {
       surplus.push_back(path.string());
     } else {
       log_note(
@@ -131,7 +135,8 @@ void ShardSink::claim(Place& place, const std::string& directory, const std::str
     if (rank != 0) return;
     place.claim.emplace(
         folder_lock(directory), "--sink hdf5:" + directory, command,
-        LeftOvers(directory, [](std::string_view name) { return rank_of_shard(name).has_value(); }));
+        LeftOvers(
+            directory, [](std::string_view name) { return rank_of_shard(name).has_value(); }, &is_shard));
   });
   std::array<std::int64_t, 2> claimed{};  // whether there is a lock, and how many folders were made for it
   if (place.claim) claimed = {place.claim->held() ? 1 : 0, place.claim->made_folders()};
@@ -142,7 +147,7 @@ void ShardSink::claim(Place& place, const std::string& directory, const std::str
     if (claimed[0] == 0) return;
     // The folder may be another one on every node: each rank clears its own file's, the first one all
     // others'.
-    place.left_overs.emplace(shard_path(directory, *rank));
+    place.left_overs.emplace(shard_path(directory, *rank), &is_shard);
   });
   clear(place);
 }

@@ -30,8 +30,9 @@ fs::file_type type_of(const fs::path& path) {
 Attributes attributes_of(const fs::path& path) {
   if (type_of(path) != fs::file_type::regular) return {};
   try {
-    return path.extension() == ".safetensors" ? read_safetensors_attributes(path.string())
-                                              : read_attributes(path.string());
+    // A hidden name does not say which it is.
+    return has_hdf5_signature(path.string()) ? read_attributes(path.string())
+                                             : read_safetensors_attributes(path.string());
   } catch (const IoError& error) {
     throw IoError(fmt::format("{}; if this file is not meant, remove it", error.what()));
   } catch (const InputError& error) {

@@ -59,8 +59,8 @@ HiddenName parse_hidden(std::string_view name) {
   if (!name.starts_with('.') || (kind != kPartial && kind != kOld && kind != kJournal)) return none;
   const std::string_view rest = name.substr(1, name.size() - 1 - kind.size() - 1);
   const std::string_view id = last_part(rest);
-  if (is_id(id) && id.size() < rest.size()) return {rest.substr(0, rest.size() - id.size() - 1), kind, id};
-  return kind == kPartial ? HiddenName{rest, kind, {}} : none;
+  if (!is_id(id) || id.size() >= rest.size()) return none;
+  return {rest.substr(0, rest.size() - id.size() - 1), kind, id};
 }
 
 std::string directory_of(const std::string& path) {

@@ -28,10 +28,10 @@ std::string hidden_path(const std::string& path, std::string_view id, std::strin
 struct HiddenName {
   std::string_view stem;  ///< of the file that it belongs to
   std::string_view kind;  ///< one of those, empty for the name of another file, which is then the stem
-  std::string_view id;    ///< of its replacement; empty in the form without one
+  std::string_view id;    ///< of its replacement
 };
 
-/// Takes a name apart, also one of the form without an id that earlier versions gave.
+/// Takes a name apart.
 HiddenName parse_hidden(std::string_view name);
 
 /// The folder of a path, `.` when it names none.

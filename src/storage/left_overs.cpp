@@ -30,13 +30,25 @@ struct LeftOvers::Found {
   fs::file_time_type written;
 };
 
-LeftOvers::LeftOvers(std::string directory, std::function<bool(std::string_view)> mine)
-    : directory_(std::move(directory)), mine_(std::move(mine)) {}
+LeftOvers::LeftOvers(std::string directory, std::function<bool(std::string_view)> mine, IsOwn is_own)
+    : directory_(std::move(directory)), mine_(std::move(mine)), is_own_(std::move(is_own)) {}
 
-LeftOvers::LeftOvers(const std::string& path)
-    : LeftOvers(directory_of(path), [stem = hidden_stem(fs::path(path).filename().string())](
-                                        std::string_view name) { return name == stem; }) {
+LeftOvers::LeftOvers(const std::string& path, IsOwn is_own)
+    : LeftOvers(
+          directory_of(path),
+          [stem = hidden_stem(fs::path(path).filename().string())](std::string_view name) {
+            return name == stem;
+          },
+          std::move(is_own)) {
   only_ = path;
+}
+
+bool LeftOvers::is_known_as_own(const fs::path& path) const {
+  try {
+    return is_own_(path);
+  } catch (const IoError&) {
+    return false;
+  }
 }
 
 std::vector<LeftOvers::Found> LeftOvers::find(std::string_view kind) const {
@@ -63,10 +75,7 @@ std::vector<LeftOvers::Found> LeftOvers::find(std::string_view kind) const {
 
 std::set<std::string> LeftOvers::unfinished() const {
   std::set<std::string> ids;
-  for (const Found& partial : find(kPartial)) {
-    // The form without an id does not say what belongs together.
-    if (!partial.id.empty()) ids.insert(partial.id);
-  }
+  for (const Found& partial : find(kPartial)) ids.insert(partial.id);
   return ids;
 }
 
@@ -102,12 +111,13 @@ void LeftOvers::put_back(const std::set<std::string>& unfinished) const {
       if (!first) first = error;
     }
   }
-  // Earlier versions of this program kept no journals.
+  // Earlier versions of this program kept no journals. Others may call a file so, too.
   for (const Found& old : find(kOld)) {
     std::error_code error;
     const bool undone = unfinished.contains(old.id);
-    if (known.contains(old.path.filename()) ||
-        (!undone && fs::symlink_status(old.final_path, error).type() != fs::file_type::not_found)) {
+    const fs::file_type there = fs::symlink_status(old.final_path, error).type();
+    if (known.contains(old.path.filename()) || (!undone && there != fs::file_type::not_found) ||
+        !is_known_as_own(old.path) || (there == fs::file_type::regular && !is_known_as_own(old.final_path))) {
       continue;
     }
     fs::rename(old.path, old.final_path, error);
@@ -132,7 +142,9 @@ void LeftOvers::remove_unfinished() const {
 void LeftOvers::clear_old() const {
   try {
     std::error_code ignored;
-    for (const Found& old : find(kOld)) fs::remove(old.path, ignored);
+    for (const Found& old : find(kOld)) {
+      if (is_known_as_own(old.path)) fs::remove(old.path, ignored);
+    }
   } catch (const IoError&) {
     // They do no harm, and the next job will see them.
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <filesystem>
 #include <functional>
 #include <set>
 #include <string>
@@ -12,11 +13,15 @@ namespace weightcast {
 /// them: else they may be another job's, which is at work. What cannot be removed does no harm and stays.
 class LeftOvers {
  public:
+  /// Whether a file is one that the job's program has written: an old one of which no journal tells is
+  /// touched only if it is. May throw IoError when that cannot be found out.
+  using IsOwn = std::function<bool(const std::filesystem::path&)>;
+
   /// In a folder, of the files whose names `mine` says.
-  LeftOvers(std::string directory, std::function<bool(std::string_view)> mine);
+  LeftOvers(std::string directory, std::function<bool(std::string_view)> mine, IsOwn is_own);
 
   /// Of one file.
-  explicit LeftOvers(const std::string& path);
+  LeftOvers(const std::string& path, IsOwn is_own);
 
   /// The ids of the replacements that broke off here: of each some file has not taken its name, or has given
   /// it back. Throws IoError when the folder cannot be listed.
@@ -36,12 +41,14 @@ class LeftOvers {
 
  private:
   struct Found;
+  bool is_known_as_own(const std::filesystem::path& path) const;
   void finish(const Found& journal, bool broken_off) const;
   /// The newest first. Throws IoError.
   std::vector<Found> find(std::string_view kind) const;
 
   std::string directory_;
   std::function<bool(std::string_view)> mine_;
+  IsOwn is_own_;
   std::string only_;  ///< the one file's path, if it is of one
 };
 

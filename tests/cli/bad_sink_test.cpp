@@ -412,11 +412,21 @@ TEST_F(BadSink, OutputOfAnotherJobThatIsWriting) {
                       74, {"--output " + (dir_ / "trainers"), "another job"}));
 }
 
+TEST_F(BadSink, NamesThatLookLikeItsHiddenOnesStay) {
+  const std::map<std::string, std::string> others{{".x.h5.partial", "mine"},
+                                                  {".x.h5.0123456789abcdef.old", "mine, too"}};
+  for (const auto& [name, text] : others) put_file(dir_ / ("h/" + name), text);
+  EXPECT_TRUE(done(run_plain({"convert", "--source", trained(0), "--output", dir_ / "h/x.h5"})));
+  auto contents = folder_contents(dir_ / "h");
+  EXPECT_EQ(contents.erase("x.h5"), 1U);
+  EXPECT_EQ(contents, others);
+}
+
 TEST_F(BadSink, LinksInTheFolderLeadNobodyAstray) {
   // Where others may write, too: hidden names and the lock lead nowhere.
   put_file(dir_ / "victim", "precious");
   std::filesystem::create_directory(sink_);
-  for (const char* name : {".rank-0.h5.partial", ".rank-1.h5.partial"}) {
+  for (const char* name : {".rank-0.h5.0123456789abcdef.partial", ".rank-1.h5.0123456789abcdef.partial"}) {
     std::filesystem::create_symlink(dir_ / "victim", sink_ + "/" + name);
   }
   EXPECT_TRUE(done(run_job(3, sync_words(trained(0)))));

@@ -40,6 +40,8 @@ using Contents = std::map<std::string, std::string>;
 class LeftOversTest : public ::testing::Test {
  protected:
   static bool ends_in_h5(std::string_view name) { return name.ends_with(".h5"); }
+  static bool is_own(const fs::path& path) { return get_file(path.string()) != kOfOthers; }
+  static constexpr std::string_view kOfOthers = "somebody else's";
 
   void expect_contents(const Contents& contents) const {
     EXPECT_EQ(folder_contents(dir_.string()), contents);
@@ -97,7 +99,7 @@ class LeftOversTest : public ::testing::Test {
   }
 
   TempDir dir_;
-  LeftOvers left_overs_{dir_.string(), &ends_in_h5};
+  LeftOvers left_overs_{dir_.string(), &ends_in_h5, &is_own};
 };
 
 TEST_F(LeftOversTest, HiddenNamesAreKnown) {
@@ -110,10 +112,10 @@ TEST_F(LeftOversTest, HiddenNamesAreKnown) {
     EXPECT_EQ(hidden.stem, stem);
     EXPECT_EQ(hidden.kind, kind);
   };
-  expect_hidden(".rank-0.h5.partial", "rank-0.h5", kPartial);
   expect_hidden(".rank-0.h5." + id + ".partial", "rank-0.h5", kPartial, id);
   expect_hidden(".rank-0.h5." + id + ".old", "rank-0.h5", kOld, id);
-  for (const std::string name : {"rank-0.h5", ".rank-0.h5.old", "x.partial", ".h5", ".", ".old"}) {
+  for (const std::string name : {"rank-0.h5", ".rank-0.h5.old", ".rank-0.h5.partial", ".0123456789abcdef.old",
+                                 "x.partial", ".h5", ".", ".old"}) {
     expect_hidden(name, name, "");
   }
   expect_hidden(fs::path(hidden_path("/a/b.h5", id, kPartial)).filename().string(), "b.h5", kPartial, id);
@@ -138,7 +140,7 @@ TEST_F(LeftOversTest, NamesThatAreAsLongAsTheyMayBeCanBeReplaced) {
     const std::string path = dir_ / name;
     const OutputLock lock(file_lock(path), "--output", "convert");
     EXPECT_TRUE(lock.held());
-    const LeftOvers left_overs(path);
+    const LeftOvers left_overs(path, &is_own);
     replace(path, "the old one");
     // As it lies when a run has broken off between two renames.
     fs::rename(path, hidden_path(path, fresh_id(), kOld));
@@ -155,12 +157,12 @@ TEST_F(LeftOversTest, NamesThatAreAsLongAsTheyMayBeCanBeReplaced) {
 
 TEST_F(LeftOversTest, OldFilesStayUntilNewOnesAreInPlace) {
   put_file(dir_ / "a.h5", "the new one");
-  put_file(dir_ / ".a.h5.partial", "half a file");
+  put_file(dir_ / ".a.h5.2123456789abcdef.partial", "half a file");
   put_file(dir_ / ".a.h5.1123456789abcdef.partial", "half a file");
   put_file(dir_ / ".a.h5.0123456789abcdef.old", "the old one, replaced");
   put_file(dir_ / ".b.h5.0123456789abcdef.old", "the old one, moved away");
   put_file(dir_ / ".c.txt.partial", "somebody else's");
-  fs::create_directory(dir_ / ".d.h5.partial");
+  fs::create_directory(dir_ / ".d.h5.1123456789abcdef.partial");
   Contents after{{"a.h5", "the new one"},
                  {".a.h5.0123456789abcdef.old", "the old one, replaced"},
                  {"b.h5", "the old one, moved away"},
@@ -170,9 +172,31 @@ TEST_F(LeftOversTest, OldFilesStayUntilNewOnesAreInPlace) {
   after.erase(".a.h5.0123456789abcdef.old");
   left_overs_.clear_old();
   expect_contents(after);
-  const LeftOvers nowhere(dir_ / "absent", &ends_in_h5);
+  const LeftOvers nowhere(dir_ / "absent", &ends_in_h5, &is_own);
   clear(nowhere);
   nowhere.clear_old();
+}
+
+TEST_F(LeftOversTest, WhatOthersHaveUnderHiddenNamesStays) {
+  const std::string id = "0123456789abcdef";
+  Contents mine{{".a.h5.partial", "somebody else's"},
+                {".a.h5." + id + ".old", "somebody else's"},
+                {".b.h5." + id + ".old", "somebody else's"},
+                {"b.h5", "version 1"}};
+  for (const auto& [name, text] : mine) put_file(dir_ / name, text);
+  clear(left_overs_);
+  left_overs_.clear_old();
+  expect_contents(mine);
+  // Nor as part of a replacement that broke off, elsewhere.
+  clear(left_overs_, {id});
+  left_overs_.clear_old();
+  expect_contents(mine);
+  // What cannot be read may be anybody's.
+  const LeftOvers unreadable(dir_.string(), &ends_in_h5,
+                             [](const fs::path& path) -> bool { throw IoError(path.string()); });
+  clear(unreadable, {id});
+  unreadable.clear_old();
+  expect_contents(mine);
 }
 
 TEST_F(LeftOversTest, OfSeveralOldFilesTheNewestGetsTheNameBack) {
@@ -222,7 +246,6 @@ TEST_F(LeftOversTest, AReplacementThatBrokeOffOnAnotherNodeIsUndone) {
   const std::string broken = "0123456789abcdef";
   put_file(dir_ / "a.h5", "version 2");
   put_file(hidden_path(dir_ / "a.h5", broken, kOld), "version 1");
-  put_file(dir_ / ".b.h5.partial", "half a file");
   EXPECT_TRUE(left_overs_.unfinished().empty());
   clear(left_overs_);
   EXPECT_EQ(get_file(dir_ / "a.h5"), "version 2");

@@ -363,7 +363,8 @@ TEST_F(OutputLockTest, OnlyWhatIsLockedIsCleared) {
     for (const char* name : {"/.a.1123456789abcdef.partial", "/.a.0123456789abcdef.old", "/a"}) {
       put_file(folder_ + name, "left over");
     }
-    return OutputClaim(path_, "--sink", "sync", LeftOvers(folder_ + "/a"));
+    return OutputClaim(path_, "--sink", "sync",
+                       LeftOvers(folder_ + "/a", [](const fs::path&) { return true; }));
   };
   flock_error = ENOLCK;
   {

@@ -265,7 +265,8 @@ TEST_F(ReplacementTest, WhereverAProcessDiesTheNextFindsOneVersionWhole) {
   constexpr std::int64_t kOneFile = 1 << 20;
   quick = true;
   const LeftOvers left_overs(
-      folder_, [](std::string_view name) { return is_model_file(name) || name == "config.json"; });
+      folder_, [](std::string_view name) { return is_model_file(name) || name == "config.json"; },
+      [](const fs::path&) { return true; });
   const auto write = [&](std::int64_t max_file_bytes, std::int64_t version) {
     auto writer =
         create_safetensors(folder_, "{}", datasets_, max_file_bytes, version, std::to_string(version));
@@ -332,7 +333,9 @@ TEST_F(ReplacementTest, AProcessThatEndsAmidIt) {
   EXPECT_EQ(get_file(dir_ / "a.h5"), "what was there");
   EXPECT_FALSE(fs::exists(dir_ / "b.h5"));
   // Of those that took their names the word stays that they broke off: others may have to hear it.
-  const LeftOvers left_overs(dir_.string(), [](std::string_view name) { return name.ends_with(".h5"); });
+  const LeftOvers left_overs(
+      dir_.string(), [](std::string_view name) { return name.ends_with(".h5"); },
+      [](const fs::path&) { return true; });
   EXPECT_EQ(left_overs.unfinished().size(), 2U);
   left_overs.put_back(left_overs.unfinished());
   left_overs.remove_unfinished();
