@@ -107,7 +107,6 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
                           hdf5 ? LeftOvers(options.output, &is_own_hdf5)
                                : LeftOvers(options.output, &is_checkpoint_file, &is_own_model_file));
   claim.clear();
-  if (hdf5) require_free_or_own(options.output, kCheckpointKind);
   const auto writer = create_checkpoint(options, weight_version, config_text, tensors, origin);
   Progress progress(options.progress, true);
   progress.begin(weight_version, total);

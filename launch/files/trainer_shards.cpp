@@ -109,10 +109,10 @@ void write_trainer_shards(const Options& options) {
   claim.clear();
   const bool hdf5 = options.format == "hdf5";
   const std::string text = model.config->text();
-  require_own_trainer_shards(output, layout->ranks(), hdf5, text);
   const std::string config_path = (std::filesystem::path(output) / kConfigName).string();
   make_folder_of(config_path);
   PartialFile config(config_path, labels.id);
+  require_own_trainer_shards(output, layout->ranks(), hdf5, text);
   config.write_at(0, std::as_bytes(std::span(text)));
   config.flush();
   Progress progress(options.progress, true);
@@ -131,6 +131,8 @@ void write_trainer_shards(const Options& options) {
   std::vector<std::unique_ptr<Removal>> removals;
   for (const std::string& path : others.own) {
     files.push_back(removals.emplace_back(std::make_unique<Removal>(path, labels.id)).get());
+    // Another one may have come since it was found.
+    require_free_or_own(path, kTrainerKind);
   }
   claim.require_name();
   replace_together(files);

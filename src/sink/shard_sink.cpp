@@ -232,6 +232,8 @@ void ShardSink::write(std::int64_t version) {
         place.claim->require_name();
         for (const std::string& path : surplus_shards(session_.plan().topology.engine.ranks(), directory)) {
           removals.push_back(std::make_unique<Removal>(path, update));
+          // Another one may have come since it was found.
+          require_free_or_own(path, kShardKind);
         }
       }
       if (writer) parts.push_back(writer.get());

@@ -8,7 +8,6 @@
 #include "core/error.hpp"
 #include "storage/hdf5_header.hpp"
 #include "storage/safetensors_header.hpp"
-#include "storage/writer.hpp"
 
 namespace weightcast {
 
@@ -44,12 +43,17 @@ Attributes attributes_of(const fs::path& path) {
   }
 }
 
+/// Nothing where they name no kind.
+const std::string* kind_of(const Attributes& attributes) {
+  const auto found = attributes.find("kind");
+  return found == attributes.end() ? nullptr : std::get_if<std::string>(&found->second);
+}
+
 }  // namespace
 
 bool is_file_of_kind(const fs::path& path, std::string_view kind) {
   const Attributes attributes = attributes_of(path);
-  const auto found = attributes.find("kind");
-  const auto* said = found == attributes.end() ? nullptr : std::get_if<std::string>(&found->second);
+  const std::string* said = kind_of(attributes);
   return said != nullptr && *said == kind;
 }
 
@@ -63,6 +67,10 @@ bool is_free(const fs::path& path) {
 
 void require_free_or_own(const fs::path& path, std::string_view kind) {
   if (!is_free(path) && !is_file_of_kind(path, kind)) refuse_foreign(path);
+}
+
+void require_free_or_own(const fs::path& path, const Attributes& attributes) {
+  if (const std::string* kind = kind_of(attributes); kind != nullptr) require_free_or_own(path, *kind);
 }
 
 void refuse_foreign(const fs::path& path) {

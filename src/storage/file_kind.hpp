@@ -3,6 +3,8 @@
 #include <filesystem>
 #include <string_view>
 
+#include "storage/writer.hpp"
+
 namespace weightcast {
 
 /// What a file of this program says that it is, in its attribute `weightcast.kind`.
@@ -22,6 +24,9 @@ bool is_own_model_file(const std::filesystem::path& path);
 /// Throws IoError for a name under which somebody else's file lies, which must not be replaced: what is not
 /// of that kind.
 void require_free_or_own(const std::filesystem::path& path, std::string_view kind);
+
+/// The same of a file that is written with these attributes, if they name a kind.
+void require_free_or_own(const std::filesystem::path& path, const Attributes& attributes);
 
 /// The error for somebody else's file.
 [[noreturn]] void refuse_foreign(const std::filesystem::path& path);

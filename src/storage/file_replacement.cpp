@@ -13,6 +13,7 @@
 
 #include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
+#include "storage/rename.hpp"
 
 namespace weightcast {
 
@@ -66,8 +67,10 @@ FileReplacement::~FileReplacement() {
 
 int FileReplacement::create_partial() {
   struct stat there {};
-  // A hidden name is never too long.
-  if (::lstat(final_path().c_str(), &there) != 0 && errno == ENAMETOOLONG) {
+  if (::lstat(final_path().c_str(), &there) == 0) {
+    seen_ = there;
+  } else if (errno == ENAMETOOLONG) {
+    // A hidden name is never too long.
     fail_to_create(final_path(), ENAMETOOLONG);
   }
   int fd = -1;
@@ -83,11 +86,36 @@ int FileReplacement::create_partial() {
   return fd;
 }
 
-void FileReplacement::promise(const std::optional<FileIdentity>& fresh) {
+std::optional<struct stat> FileReplacement::require_as_seen() const {
   struct stat there {};
-  const bool had_old = ::lstat(final_path().c_str(), &there) == 0;
-  if (!had_old && errno != ENOENT) fail_at("look at", final_path(), errno);
-  state_.entry = {fresh, had_old};
+  if (::lstat(final_path().c_str(), &there) != 0) {
+    if (errno == ENOENT) return std::nullopt;
+    fail_at("look at", final_path(), errno);
+  }
+  if (identity_of(there) != seen()) fail_for_other();
+  return there;
+}
+
+void FileReplacement::fail_for_other() const {
+  throw IoError(fmt::format(
+      "cannot replace {}: somebody has put another file there, or written into it, since this job looked; it "
+      "stays: move it away, or name another place",
+      final_path()));
+}
+
+void FileReplacement::move_away() {
+  if (::rename(final_path().c_str(), old_path().c_str()) != 0) {
+    if (errno == ENOENT) return;
+    fail_at("move away the old", final_path(), errno);
+  }
+  struct stat old {};
+  if (::lstat(old_path().c_str(), &old) == 0 && identity_of(old) == seen()) return;
+  take_free_name(old_path(), final_path());
+  fail_for_other();
+}
+
+void FileReplacement::promise(const std::optional<FileIdentity>& fresh) {
+  state_.entry = {fresh, require_as_seen().has_value()};
   write_journal(state_.journal_path, state_.entry);
   try {
     sync_directory(directory_of(final_path()));
@@ -112,14 +140,14 @@ void FileReplacement::take_back() {
   const int error = errno;
   end(Stage::kTakenBack);
   if (result == PutBack::kDone) return;
-  if (result == PutBack::kStranger) {
-    throw NotPutBack(fmt::format(
-        "cannot put {} back: another file has been put there since, which stays; look for who else "
-        "writes there",
-        final_path()));
-  }
   struct stat old {};
   const bool has_old = ::lstat(old_path().c_str(), &old) == 0;
+  if (result == PutBack::kStranger) {
+    throw NotPutBack(
+        fmt::format("cannot put {} back: another file has been put there since, which stays{}; look for who "
+                    "else writes there",
+                    final_path(), has_old ? fmt::format(", and what was there is {}", old_path()) : ""));
+  }
   throw NotPutBack(fmt::format("cannot put {} back: {}; {}", final_path(), system_error_text(error),
                                has_old ? fmt::format("what was there is {}", old_path()) : "remove it"));
 }

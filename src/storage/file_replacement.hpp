@@ -1,7 +1,11 @@
 #pragma once
 
+#include <sys/stat.h>
+
+#include <optional>
 #include <string>
 
+#include "storage/input_file.hpp"
 #include "storage/replacement.hpp"
 #include "storage/unfinished.hpp"
 
@@ -26,9 +30,19 @@ class FileReplacement : public Replacement {
   void keep() noexcept override;
 
  protected:
-  /// Creates the hidden file, and returns a descriptor for it.
+  /// Looks at what has the final name, creates the hidden file, and returns a descriptor for it.
   int create_partial();
-  /// Writes the journal, once. `fresh` is the new file, if there is one.
+  /// What has the final name now. Throws IoError unless that is nothing, or the very file that was there when
+  /// `create_partial` looked: what has come since, or was written into it, is somebody else's.
+  std::optional<struct stat> require_as_seen() const;
+  /// The file that was there then. Of none it equals no file's.
+  FileIdentity seen() const { return seen_ ? identity_of(*seen_) : FileIdentity{}; }
+  /// Throws the error for somebody else's file under the final name.
+  [[noreturn]] void fail_for_other() const;
+  /// Moves the old file, if it is still there, to its hidden name. What somebody else has put there gets its
+  /// name back, with IoError.
+  void move_away();
+  /// Writes the journal, once. `fresh` is the new file, if there is one. Throws as `require_as_seen` does.
   void promise(const std::optional<FileIdentity>& fresh);
   bool is_promised() const { return state_.promised; }
   const std::string& old_path() const { return state_.old_path; }
@@ -39,6 +53,7 @@ class FileReplacement : public Replacement {
   void end(Stage stage) noexcept;
 
   UnfinishedFile state_;
+  std::optional<struct stat> seen_;
   Stage stage_ = Stage::kOpen;
 };
 

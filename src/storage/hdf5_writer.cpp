@@ -7,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "storage/dataset_specs.hpp"
+#include "storage/file_kind.hpp"
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_types.hpp"
 #include "storage/partial_file.hpp"
@@ -53,6 +54,7 @@ class Hdf5Writer final : public TensorFileWriter {
   Hdf5Writer(const std::string& path, const Attributes& attributes, const std::vector<DatasetSpec>& datasets,
              const std::string& id)
       : file_(path, id), specs_(datasets) {
+    require_free_or_own(path, attributes);
     lay_out(attributes);
     file_.reserve(file_.size());
   }

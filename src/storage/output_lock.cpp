@@ -23,6 +23,7 @@
 #include "core/text.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
+#include "storage/rename.hpp"
 #include "storage/replacement.hpp"
 #include "storage/unfinished.hpp"
 #include "sys/host.hpp"
@@ -105,11 +106,7 @@ class OutputLock::File {
   }
 
   /// Whether its name still leads to it.
-  bool has_its_name() const {
-    struct stat there {};
-    return ::lstat(path_.c_str(), &there) == 0 && there.st_dev == status_.st_dev &&
-           there.st_ino == status_.st_ino;
-  }
+  bool has_its_name() const { return is_name_of(path_, status_); }
 
   /// The system's error for locking it, 0 when that went well.
   int lock() const {
@@ -136,7 +133,7 @@ class OutputLock::File {
   static void hold(const std::shared_ptr<File>& file, std::shared_ptr<TentativeFolder> folder) {
     file->held_ = true;
     file->folder_ = std::move(folder);
-    note_unfinished(file.get(), UnfinishedLock{file->path_, file->status_.st_dev, file->status_.st_ino});
+    note_unfinished(file.get(), UnfinishedLock{file->path_, file->status_});
     const std::scoped_lock lock(all().mutex);
     all().files[file->number()] = file;
   }

@@ -18,6 +18,7 @@
 #include "core/units.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
+#include "storage/rename.hpp"
 
 namespace weightcast {
 
@@ -33,17 +34,6 @@ constexpr std::size_t kMaxWrite = std::size_t{1} << 30;
   throw IoError(fmt::format("cannot write {}: {} ({} needed); free some space or choose another folder", path,
                             system_error_text(error), format_bytes(needed)),
                 where);
-}
-
-/// Whether the path leads to that very file, by itself and not through a link.
-bool is_file(const std::string& path, const struct stat& file) {
-  struct stat there {};
-  return ::lstat(path.c_str(), &there) == 0 && there.st_dev == file.st_dev && there.st_ino == file.st_ino;
-}
-
-/// File systems and rules under which a file cannot have a second name.
-bool means_no_links(int error) {
-  return error == EPERM || error == EOPNOTSUPP || error == ENOSYS || error == EMLINK || error == EXDEV;
 }
 
 }  // namespace
@@ -125,7 +115,7 @@ void PartialFile::flush() {
 
 void PartialFile::prepare() {
   const struct stat mine = status();
-  if (!is_file(partial_path(), mine)) fail_for_stranger();
+  if (!is_name_of(partial_path(), mine)) fail_for_stranger();
   require_replaceable();
   promise(identity_of(mine));
 }
@@ -145,31 +135,35 @@ void PartialFile::require_replaceable() const {
   throw IoError(fmt::format("cannot write {}: what is there is no file; remove it", final_path()));
 }
 
-void PartialFile::keep_old_file() {
+bool PartialFile::keep_old_file() {
   // Where there are no second names it would be moved away instead, and a folder with all that is in it.
   require_replaceable();
-  if (::link(final_path().c_str(), old_path().c_str()) == 0 || errno == ENOENT) return;
+  struct stat old {};
+  if (::link(final_path().c_str(), old_path().c_str()) == 0) {
+    if (::lstat(old_path().c_str(), &old) == 0 && identity_of(old) == seen()) return true;
+    ::unlink(old_path().c_str());
+    fail_for_other();
+  }
   const int error = errno;
+  if (error == ENOENT) return false;
   // Network file systems may have done what they say has failed.
   if (error != EEXIST) ::unlink(old_path().c_str());
   if (!means_no_links(error)) fail_at("keep the old", final_path(), error);
-  if (::rename(final_path().c_str(), old_path().c_str()) != 0) fail_at("keep the old", final_path(), errno);
+  move_away();
+  return false;
 }
 
 void PartialFile::place() {
   if (!is_promised()) prepare();
   const struct stat mine = status();
   // Another job may have done away with it: then the old file is that job's.
-  if (!is_file(partial_path(), mine)) fail_for_stranger();
+  if (!is_name_of(partial_path(), mine)) fail_for_stranger();
   try {
-    keep_old_file();
-    const int error = ::rename(partial_path().c_str(), final_path().c_str()) != 0 ? errno : 0;
+    const int error = keep_old_file() ? take_name_of(seen(), partial_path(), final_path())
+                                      : take_free_name(partial_path(), final_path());
+    if (error == EEXIST) fail_for_other();
     if (error != 0) fail_at(fmt::format("rename {} to", partial_path()), final_path(), error);
-    if (!is_file(final_path(), mine)) {
-      // It goes back to where it was put.
-      ::rename(final_path().c_str(), partial_path().c_str());
-      fail_for_stranger();
-    }
+    if (!is_name_of(final_path(), mine)) fail_for_other();
     // Closed here, because network file systems report late write errors then.
     if (::close(std::exchange(fd_, -1)) != 0 && errno != EINTR) fail_at("close", final_path(), errno);
     sync_directory(directory_of(final_path()));

@@ -14,10 +14,13 @@
 namespace weightcast {
 
 /// A file that is written under a hidden name beside its final one. Should somebody put another file there,
-/// that one is not written: all writing goes to the file that was created here.
+/// that one is not written: all writing goes to the file that was created here. It replaces nothing but the
+/// file that has the final name when it is created.
 class PartialFile final : public FileReplacement {
  public:
-  /// Creates the hidden file. The folder must be there. Files that are replaced together have one `id`.
+  /// Creates the hidden file. The folder must be there. Files that are replaced together have one `id`. Who
+  /// judges what has the final name, and whether it may be replaced, does so afterwards: what comes later is
+  /// not replaced.
   explicit PartialFile(const std::string& final_path, const std::string& id = fresh_id());
   ~PartialFile() override;
   PartialFile(const PartialFile&) = delete;
@@ -52,8 +55,9 @@ class PartialFile final : public FileReplacement {
   [[noreturn]] void fail_for_stranger() const;
   /// Throws IoError when what has the final name is something that no file replaces.
   void require_replaceable() const;
-  /// Gives the old file a second, hidden name or, where a file has but one, that one.
-  void keep_old_file();
+  /// Gives the old file a second, hidden name or, where a file has but one, that one. Says whether it has its
+  /// final name still.
+  bool keep_old_file();
 
   int fd_ = -1;
   std::atomic<bool> dirty_ = true;

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdio>
 
 #include "storage/hidden_names.hpp"
 
@@ -21,9 +20,7 @@ void Removal::prepare() {
 void Removal::place() {
   try {
     if (!is_promised()) prepare();
-    if (::rename(final_path().c_str(), old_path().c_str()) != 0 && errno != ENOENT) {
-      fail_at("remove", final_path(), errno);
-    }
+    move_away();
     if (::unlink(partial_path().c_str()) != 0) fail_at("remove", partial_path(), errno);
     sync_directory(directory_of(final_path()));
   } catch (const IoError&) {

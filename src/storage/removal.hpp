@@ -10,7 +10,8 @@ namespace weightcast {
 /// with their renames, and comes back with the old ones.
 class Removal final : public FileReplacement {
  public:
-  /// `id` is that of the files that are replaced.
+  /// `id` is that of the files that are replaced. Who judges whether this one may go does so afterwards: what
+  /// comes later stays.
   Removal(const std::string& path, const std::string& id);
 
   void prepare() override;

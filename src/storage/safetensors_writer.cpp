@@ -107,6 +107,9 @@ class SafetensorsWriter final : public TensorFileWriter {
     whole_checkpoint_ = true;
     if (groups.size() > 1) add_text_file(kSafetensorsIndexName, index_text(groups));
     if (!config_text.empty()) add_text_file("config.json", config_text);
+    add_removals();
+    // Once more: some may have come before these files looked at what they replace.
+    require_own_model_files(directory_, config_text);
   }
 
   // One file alone, beside others that are not this writer's.
@@ -117,6 +120,7 @@ class SafetensorsWriter final : public TensorFileWriter {
     for (const Group& group : group_by_size(specs_, std::numeric_limits<std::int64_t>::max())) {
       add_data_file(group, path.filename().string());
     }
+    require_free_or_own(path, attributes_);
   }
 
   void write(std::size_t index, std::int64_t offset, std::span<const std::byte> data) override {
@@ -130,7 +134,12 @@ class SafetensorsWriter final : public TensorFileWriter {
   }
 
   void prepare() override {
+    const std::size_t known = removals_.size();
     if (whole_checkpoint_) add_removals();
+    // What has come since says itself whose it is, or is somebody else's.
+    for (std::size_t i = known; i < removals_.size(); ++i) {
+      if (!is_own_model_file(removals_[i]->final_path())) refuse_foreign(removals_[i]->final_path());
+    }
     prepare_together(parts());
   }
   void place() override { place_together(parts()); }
@@ -200,12 +209,10 @@ class SafetensorsWriter final : public TensorFileWriter {
   // shards would be read instead of, or beside, the new ones.
   void add_removals() {
     for (const fs::path& path : model_files_in(directory_)) {
-      const bool mine = std::any_of(files_.begin(), files_.end(), [&](const auto& file) {
-        return fs::path(file->final_path()).filename() == path.filename();
-      });
-      if (mine) continue;
-      // It may have come since this writer began.
-      if (path.filename() != kSafetensorsIndexName && !is_own_model_file(path)) refuse_foreign(path);
+      const auto has_its_name = [&](const auto& part) {
+        return fs::path(part->final_path()).filename() == path.filename();
+      };
+      if (std::ranges::any_of(files_, has_its_name) || std::ranges::any_of(removals_, has_its_name)) continue;
       removals_.push_back(std::make_unique<Removal>(path.string(), id_));
     }
   }

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "storage/hidden_names.hpp"
+#include "storage/rename.hpp"
 
 namespace weightcast {
 
@@ -27,17 +28,17 @@ Registry& registry() {
   return registry;
 }
 
-bool is_same_file(const struct stat& a, const struct stat& b) {
-  return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
-}
-
 /// Moves the new file back to its hidden name. Should another job have put its own there this very moment,
 /// that one gets its name again.
 int hide(const UnfinishedFile& file) {
   if (::rename(file.final_path.c_str(), file.partial_path.c_str()) != 0) return -1;
   struct stat moved {};
-  if (::lstat(file.partial_path.c_str(), &moved) == 0 && identity_of(moved) != *file.entry.fresh) {
-    if (::link(file.partial_path.c_str(), file.final_path.c_str()) == 0) ::unlink(file.partial_path.c_str());
+  if (::lstat(file.partial_path.c_str(), &moved) != 0) return 0;
+  if (identity_of(moved) != *file.entry.fresh) {
+    take_free_name(file.partial_path, file.final_path);
+  } else if (is_name_of(file.final_path, moved)) {
+    // It had both names, and a rename from one to the other changes nothing.
+    return ::unlink(file.final_path.c_str());
   }
   return 0;
 }
@@ -56,8 +57,10 @@ void forget_unfinished(const void* key) {
 
 PutBack put_back(const UnfinishedFile& file) {
   // What is gone a rank of the job that broke off has put back, in its last moment.
-  const auto result_of = [](int result) {
-    return result == 0 || errno == ENOENT ? PutBack::kDone : PutBack::kRefused;
+  const auto result_of = [](int error) {
+    errno = error;
+    if (error == EEXIST) return PutBack::kStranger;
+    return error == 0 || error == ENOENT ? PutBack::kDone : PutBack::kRefused;
   };
   struct stat there {};
   const bool taken = ::lstat(file.final_path.c_str(), &there) == 0;
@@ -67,10 +70,15 @@ PutBack put_back(const UnfinishedFile& file) {
   if (::lstat(file.old_path.c_str(), &old) != 0) {
     if (errno != ENOENT) return PutBack::kRefused;
     if (!is_fresh) return PutBack::kDone;
-    return file.entry.had_old ? PutBack::kStranger : result_of(hide(file));
+    return file.entry.had_old ? PutBack::kStranger : result_of(hide(file) == 0 ? 0 : errno);
   }
-  if (!taken || is_fresh) return result_of(::rename(file.old_path.c_str(), file.final_path.c_str()));
-  return is_same_file(there, old) ? PutBack::kDone : PutBack::kStranger;
+  if (!taken) return result_of(take_free_name(file.old_path, file.final_path));
+  if (is_fresh) return result_of(take_name_of(*file.entry.fresh, file.old_path, file.final_path));
+  // Whoever put it back may not have come to remove the new one, which then has the hidden name.
+  if (file.entry.fresh && identity_of(old) == *file.entry.fresh) {
+    return result_of(::unlink(file.old_path.c_str()) == 0 ? 0 : errno);
+  }
+  return is_name_of(file.old_path, there) ? PutBack::kDone : PutBack::kStranger;
 }
 
 bool mark_broken_off(const UnfinishedFile& file) {
@@ -91,10 +99,7 @@ void undo(const UnfinishedFile& file) {
 }
 
 void undo(const UnfinishedLock& lock) {
-  struct stat there {};
-  if (::lstat(lock.path.c_str(), &there) == 0 && there.st_dev == lock.device && there.st_ino == lock.inode) {
-    ::unlink(lock.path.c_str());
-  }
+  if (is_name_of(lock.path, lock.file)) ::unlink(lock.path.c_str());
 }
 
 void undo(const UnfinishedFolder& folder) {

@@ -22,8 +22,7 @@ struct UnfinishedFile {
 /// The file of a lock that this process holds.
 struct UnfinishedLock {
   std::string path;
-  dev_t device = 0;
-  ino_t inode = 0;
+  struct stat file {};
 };
 
 /// A folder that was made for files to come.

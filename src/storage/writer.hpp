@@ -54,7 +54,8 @@ class TensorFileWriter : public Replacement {
 /// attribute `weightcast.dtype` each; space is reserved on the disk up front, so a full disk shows here and
 /// not half-way. Missing folders are made. Bytes that nobody writes are zero. Throws IoError when the system
 /// refuses, InputError naming the dataset when a name or shape cannot be written. Files that are replaced
-/// together have one `id`.
+/// together have one `id`. Where the attributes name a kind, a file that has the path and is not of that kind
+/// is refused (IoError).
 std::unique_ptr<TensorFileWriter> create_hdf5(const std::string& path, const Attributes& attributes,
                                               const std::vector<DatasetSpec>& datasets,
                                               const std::string& id = fresh_id());

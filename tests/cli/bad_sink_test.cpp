@@ -1,7 +1,9 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 
+#include <chrono>
 #include <csignal>
+#include <thread>
 
 #include "cli/cli.hpp"
 #include "cli/slow_disk.hpp"
@@ -410,6 +412,52 @@ TEST_F(BadSink, OutputOfAnotherJobThatIsWriting) {
   EXPECT_TRUE(refused(run_plain({"convert", "--source", trained(0), "--to", "megatron", "--trainer-alloc",
                                  "megatron:(attn:d1p1t2c1|ffn:d1p1t2e1)", "--output", dir_ / "trainers"}),
                       74, {"--output " + (dir_ / "trainers"), "another job"}));
+}
+
+TEST_F(BadSink, FilesOfOthersThatComeWhileAJobWritesStay) {
+  using namespace std::chrono_literals;
+  const auto come_before_renames = [&](const CommandLine& command, const std::string& folder,
+                                       const std::string& name) {
+    CommandLine slow = command;
+    slow.environment.insert({{"LD_PRELOAD", WEIGHTCAST_SLOW_DISK},
+                             {"SLOW_DISK_FILE", "/." + name + "."},
+                             {"SLOW_DISK_MILLISECONDS", "1500"}});
+    Process job(slow);
+    const auto is_written = [&] {
+      std::error_code ignored;
+      std::filesystem::directory_iterator entry(folder, ignored);
+      for (const std::filesystem::directory_iterator end; entry != end; entry.increment(ignored)) {
+        if (entry->path().filename().string().starts_with("." + name + ".")) return true;
+      }
+      return false;
+    };
+    while (job.running() && !is_written()) std::this_thread::sleep_for(5ms);
+    // What comes at once is found by the check that follows.
+    std::this_thread::sleep_for(300ms);
+    put_file(dir_ / "thesis", "my thesis");
+    std::filesystem::rename(dir_ / "thesis", folder + "/" + name);
+    EXPECT_TRUE(refused(job.wait(), 74, {folder + "/" + name}));
+    EXPECT_EQ(get_file(folder + "/" + name), "my thesis");
+    std::filesystem::remove(folder + "/" + name);
+  };
+  for (const bool had_old : {false, true}) {
+    for (const char* name : {"rank-0.h5", "rank-1.h5"}) {
+      if (had_old) put_old_shards();
+      const auto before = folder_contents(sink_);
+      come_before_renames(job_command(3, sync_words(trained(0))), sink_, name);
+      auto expected = before;
+      expected.erase(name);
+      EXPECT_TRUE(folder_contents(sink_) == expected) << name;
+    }
+  }
+  const Words convert{"convert", "--source", trained(0), "--output"};
+  std::filesystem::create_directory(dir_ / "out");
+  come_before_renames(plain_command(convert + Words{dir_ / "out/x.h5"}), dir_ / "out", "x.h5");
+  come_before_renames(plain_command(convert + Words{dir_ / "out"}), dir_ / "out", "config.json");
+  come_before_renames(plain_command(convert + Words{dir_ / "out", "--to", "megatron", "--trainer-alloc",
+                                                    "megatron:(attn:d1p1t2c1|ffn:d1p1t2e1)"}),
+                      dir_ / "out", "trainer-1.safetensors");
+  EXPECT_TRUE(folder_contents(dir_ / "out").empty());
 }
 
 TEST_F(BadSink, NamesThatLookLikeItsHiddenOnesStay) {

@@ -1,5 +1,5 @@
-// To be preloaded into a job: stands before rename, link and unlink and lets one call of one rank fail, or do
-// something else first. Which one, in the environment:
+// To be preloaded into a job: stands before rename (of either kind), link and unlink and lets one call of one
+// rank fail, or do something else first. Which one, in the environment:
 //   FAIL_RANK    the rank
 //   FAIL_CALL    rename, link or unlink
 //   FAIL_PATH    only calls on paths that contain this count
@@ -52,6 +52,10 @@ bool fails(const char* call, std::string_view path) {
 extern "C" int rename(const char* from, const char* to) noexcept {
   if (fails("rename", to)) return -1;
   return static_cast<int>(::syscall(SYS_renameat, AT_FDCWD, from, AT_FDCWD, to));
+}
+extern "C" int renameat2(int, const char* from, int, const char* to, unsigned flags) noexcept {
+  if (fails("rename", to)) return -1;
+  return static_cast<int>(::syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, flags));
 }
 extern "C" int link(const char* from, const char* to) noexcept {
   if (fails("link", from)) return -1;

@@ -129,11 +129,23 @@ TEST_F(BrokenRename, OfASmallerLayoutIsUndone) {
   EXPECT_NE(
       break_off(
           "tp=2", 2,
-          {{"FAIL_RANK", "1"}, {"FAIL_CALL", "unlink"}, {"FAIL_PATH", "/.rank-"}, {"FAIL_SIGNAL", kKill}})
+          {{"FAIL_RANK", "1"}, {"FAIL_CALL", "unlink"}, {"FAIL_PATH", "/.rank-2"}, {"FAIL_SIGNAL", kKill}})
           .exit_code,
       0);
   fail_next();
   expect_version_1(4);
+}
+
+TEST_F(BrokenRename, BeforeAnOldShardHasLostItsNamesIsUndone) {
+  put_version_1("tp=2", 2);
+  EXPECT_NE(
+      break_off(
+          "tp=2", 2,
+          {{"FAIL_RANK", "2"}, {"FAIL_CALL", "unlink"}, {"FAIL_PATH", "/.rank-1"}, {"FAIL_SIGNAL", kKill}})
+          .exit_code,
+      0);
+  fail_next();
+  expect_version_1(2);
 }
 
 TEST_F(BrokenRename, OfANewFolderIsUndone) {

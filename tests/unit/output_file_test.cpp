@@ -33,6 +33,13 @@ extern "C" int rename(const char* from, const char* to) noexcept {
   errno = std::exchange(rename_error, 0);
   return -1;
 }
+extern "C" int renameat2(int, const char* from, int, const char* to, unsigned flags) noexcept {
+  if (rename_error == 0) {
+    return static_cast<int>(::syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, flags));
+  }
+  errno = std::exchange(rename_error, 0);
+  return -1;
+}
 
 namespace weightcast {
 namespace {

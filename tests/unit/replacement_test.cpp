@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
@@ -23,6 +24,7 @@
 #include "storage/model_files.hpp"
 #include "storage/output_lock.hpp"
 #include "storage/partial_file.hpp"
+#include "storage/removal.hpp"
 #include "storage/unfinished.hpp"
 #include "storage_files.hpp"
 #include "support/files.hpp"
@@ -41,8 +43,15 @@ struct Rule {
 };
 std::map<std::string, Rule> failing;  ///< by the name of the call
 bool quick = false;                   ///< nothing needs to be on the disk
+bool plain = false;                   ///< the file system has no renames that look at what they replace
+std::function<void(std::string_view call)> meanwhile;  ///< what others do before a call
 
 int result_of(const char* call, const std::function<long()>& run) {
+  // Others call what they will, too.
+  if (const auto others = std::exchange(meanwhile, nullptr); others) {
+    others(call);
+    if (!meanwhile) meanwhile = others;
+  }
   const auto rule = failing.find(call);
   const int now = rule == failing.end() ? 0 : rule->second.counted++;
   if (rule == failing.end() || now < rule->second.number ||
@@ -60,6 +69,13 @@ int result_of(const char* call, const std::function<long()>& run) {
 // These stand before the system's own.
 extern "C" int rename(const char* from, const char* to) noexcept {
   return result_of("rename", [&] { return ::syscall(SYS_renameat, AT_FDCWD, from, AT_FDCWD, to); });
+}
+extern "C" int renameat2(int, const char* from, int, const char* to, unsigned flags) noexcept {
+  if (plain) {
+    errno = EINVAL;
+    return -1;
+  }
+  return result_of("rename", [&] { return ::syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, flags); });
 }
 extern "C" int link(const char* from, const char* to) noexcept {
   return result_of("link", [&] { return ::syscall(SYS_linkat, AT_FDCWD, from, AT_FDCWD, to, 0); });
@@ -82,8 +98,13 @@ class ReplacementTest : public ::testing::Test {
   void TearDown() override {
     failing = {};
     quick = false;
+    plain = false;
+    meanwhile = nullptr;
   }
 
+  /// A call is done or not before it fails; renames look at what they replace or cannot.
+  static constexpr std::array<std::pair<bool, bool>, 4> kBoth{
+      {{false, false}, {false, true}, {true, false}, {true, true}}};
   static constexpr std::int64_t kSmallFiles = 80;  // so that there are several, with an index
   std::vector<DatasetSpec> datasets_{
       {"a", DType::kF32, Shape{10}}, {"b", DType::kF32, Shape{10}}, {"c", DType::kF32, Shape{15}}};
@@ -99,7 +120,8 @@ class ReplacementTest : public ::testing::Test {
 
 TEST_F(ReplacementTest, AllOrNothingWhicheverCallFails) {
   for (const char* call : {"rename", "link", "fsync"}) {
-    for (const bool does_it : {false, true}) {
+    for (const auto& [does_it, without] : kBoth) {
+      plain = without;
       put(1);
       const auto old = folder_contents(folder_);
       ASSERT_EQ(old.size(), 4U);
@@ -250,6 +272,144 @@ TEST_F(ReplacementTest, WhatIsNoFileKeepsItsName) {
   }
 }
 
+/// Somebody else's file comes before a call of the system, whichever it is.
+class FileOfOthers : public ReplacementTest {
+ protected:
+  struct Case {
+    bool had_old = false;
+    bool in_place = false;  ///< it is written into what is there
+    bool links = true;
+    bool plain = false;
+  };
+
+  static void come(const std::string& path, bool in_place) {
+    if (in_place) return put_file(path, kText);
+    put_file(path + "-new", kText);
+    ASSERT_EQ(::syscall(SYS_renameat, AT_FDCWD, (path + "-new").c_str(), AT_FDCWD, path.c_str()), 0);
+  }
+
+  /// Lets it come before every call that `replace` makes, one after the other, but those before which the
+  /// file system lets nobody look. Returns how often `replace` refused.
+  int refusals(const Case& what, const std::function<void(const std::string&)>& replace) {
+    int refused = 0;
+    const std::string path = dir_ / "folder/a.h5";
+    for (int number = 0;; ++number) {
+      fs::remove_all(dir_ / "folder");
+      fs::create_directory(dir_ / "folder");
+      if (what.had_old) put_file(path, kOldText);
+      bool came = false;
+      bool blind = false;
+      int counted = 0;
+      failing = {};
+      if (!what.links) failing = {{"link", {0, EPERM, true}}};
+      plain = what.plain;
+      meanwhile = [&](std::string_view call) {
+        if (counted++ != number) return;
+        came = true;
+        blind = what.plain && call == "rename";
+        come(path, what.in_place);
+      };
+      std::string message;
+      try {
+        replace(path);
+      } catch (const IoError& error) {
+        message = error.what();
+        ++refused;
+      }
+      meanwhile = nullptr;
+      if (!came) return refused;
+      if (blind) continue;
+      EXPECT_EQ(get_file(path), kText) << number << message;
+      EXPECT_TRUE(message.empty() || has(message, {path})) << message;
+      // What it came to replace is lost by its own doing, or still there.
+      if (const auto old = message.find(", and what was there is "); old != std::string::npos) {
+        const std::size_t at = message.find('/', old);
+        EXPECT_EQ(get_file(message.substr(at, message.find(';', at) - at)), kOldText);
+      }
+    }
+  }
+
+  static constexpr std::string_view kText = "somebody else's";
+  static constexpr std::string_view kOldText = "what was there";
+};
+
+TEST_F(FileOfOthers, IsNeverReplaced) {
+  quick = true;
+  for (const bool had_old : {false, true}) {
+    for (const bool in_place : {false, true}) {
+      for (const bool links : {false, true}) {
+        for (const bool without : {false, true}) {
+          // Neither links nor such renames: nothing can be promised.
+          if (!links && without) continue;
+          EXPECT_GT(refusals({had_old, in_place, links, without},
+                             [&](const std::string& path) {
+                               PartialFile file(path);
+                               Replacement* all = &file;
+                               replace_together({&all, 1});
+                             }),
+                    2)
+              << had_old << in_place << links << without;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(FileOfOthers, IsNeverRemoved) {
+  quick = true;
+  for (const bool in_place : {false, true}) {
+    for (const bool without : {false, true}) {
+      EXPECT_GT(refusals({true, in_place, true, without},
+                         [&](const std::string& path) {
+                           Removal removal(path, fresh_id());
+                           Replacement* all = &removal;
+                           replace_together({&all, 1});
+                         }),
+                0);
+    }
+  }
+}
+
+TEST_F(FileOfOthers, IsNoneOfSeveralThatAreReplacedTogether) {
+  put(1);
+  const auto old = folder_contents(folder_);
+  const std::string path = folder_ + "/model-00002-of-00002.safetensors";
+  ASSERT_TRUE(fs::exists(path));
+  auto writer = create_safetensors(folder_, "{}", datasets_, kSmallFiles, 2);
+  write_all(*writer, datasets_);
+  come(path, false);
+  EXPECT_TRUE(has(message_of<IoError>([&] { writer->commit(); }), {path, "stays"}));
+  writer.reset();
+  auto expected = old;
+  expected[fs::path(path).filename().string()] = kText;
+  EXPECT_TRUE(folder_contents(folder_) == expected);
+}
+
+TEST_F(FileOfOthers, IsNotRemovedWithAnEarlierCheckpoint) {
+  for (const char* name : {"model.safetensors.index.json", "model-00001-of-00009.safetensors"}) {
+    fs::remove_all(folder_);
+    auto writer = create_safetensors(folder_, "{}", datasets_, 1 << 20, 2);
+    write_all(*writer, datasets_);
+    come(folder_ + "/" + name, false);
+    EXPECT_TRUE(has(message_of<IoError>([&] { writer->commit(); }), {folder_ + "/" + name}));
+    writer.reset();
+    EXPECT_EQ(folder_contents(folder_), (std::map<std::string, std::string>{{name, std::string(kText)}}));
+  }
+}
+
+TEST_F(FileOfOthers, IsNotReplacedWhereItCameBeforeItWasLookedAt) {
+  // Checks of commands come earlier: the writer's own is the one that counts.
+  come(dir_ / "a.h5", false);
+  const Attributes shard{{"kind", std::string("shard")}};
+  EXPECT_TRUE(has(message_of<IoError>([&] { create_hdf5(dir_ / "a.h5", shard, datasets_); }),
+                  {dir_ / "a.h5", "does not say that this program wrote it"}));
+  come(dir_ / "a.safetensors", false);
+  EXPECT_TRUE(
+      has(message_of<IoError>([&] { create_safetensors_file(dir_ / "a.safetensors", shard, datasets_); }),
+          {dir_ / "a.safetensors", "does not say that this program wrote it"}));
+  EXPECT_EQ(names_in(dir_.string()).size(), 2U);
+}
+
 TEST_F(ReplacementTest, WhatToDoFollowsFromWhatIsRefused) {
   const auto refusal = [](const std::string& path) {
     return message_of<SystemRefusal>([&] { const PartialFile file(path); });
@@ -283,7 +443,8 @@ TEST_F(ReplacementTest, WhereverAProcessDiesTheNextFindsOneVersionWhole) {
     const auto fresh = contents_of(after, 2);
     const auto old = contents_of(before, 1);
     for (const char* call : {"rename", "link", "unlink", "fsync"}) {
-      for (const bool does_it : {false, true}) {
+      for (const auto& [does_it, without] : kBoth) {
+        plain = without;
         bool undone = false;
         int died = 1;
         for (int number = 0; died == 1; ++number) {
