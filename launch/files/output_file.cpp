@@ -280,7 +280,6 @@ void OutputFile::replace(const std::string& text) {
   const auto lock = lock_report(path_);
   try {
     PartialFile file(path_);
-    if (mine_) file.take_mode(mine_->st_mode);
     file.write_at(0, std::as_bytes(std::span(text)));
     file.flush();
     require_mine();

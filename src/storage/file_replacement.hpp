@@ -30,7 +30,8 @@ class FileReplacement : public Replacement {
   void keep() noexcept override;
 
  protected:
-  /// Looks at what has the final name, creates the hidden file, and returns a descriptor for it.
+  /// Looks at what has the final name, creates the hidden file, and returns a descriptor for it: nobody may
+  /// do with it what others may not do with the file that it replaces.
   int create_partial();
   /// What has the final name now. Throws IoError unless that is nothing, or the very file that was there when
   /// `create_partial` looked: what has come since, or was written into it, is somebody else's.

@@ -70,8 +70,10 @@ std::int64_t PartialFile::size() const {
   return status().st_size;
 }
 
-void PartialFile::take_mode(mode_t mode) {
-  if (::fchmod(fd_, mode & 07777) != 0) fail_at("set the permissions of", final_path(), errno);
+void PartialFile::take_rights(const struct stat& old) {
+  // Only the superuser may give a file away; for others it is theirs already, or will be.
+  if (::fchown(fd_, old.st_uid, old.st_gid) != 0) errno = 0;
+  if (::fchmod(fd_, old.st_mode & 0777) != 0) fail_at("set the permissions of", final_path(), errno);
 }
 
 void PartialFile::reserve(std::int64_t bytes) {
@@ -117,6 +119,7 @@ void PartialFile::prepare() {
   const struct stat mine = status();
   if (!is_name_of(partial_path(), mine)) fail_for_stranger();
   require_replaceable();
+  if (const auto old = require_as_seen(); old && S_ISREG(old->st_mode)) take_rights(*old);
   promise(identity_of(mine));
 }
 

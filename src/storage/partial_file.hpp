@@ -15,7 +15,7 @@ namespace weightcast {
 
 /// A file that is written under a hidden name beside its final one. Should somebody put another file there,
 /// that one is not written: all writing goes to the file that was created here. It replaces nothing but the
-/// file that has the final name when it is created.
+/// file that has the final name when it is created, and has the permissions of that.
 class PartialFile final : public FileReplacement {
  public:
   /// Creates the hidden file. The folder must be there. Files that are replaced together have one `id`. Who
@@ -36,9 +36,6 @@ class PartialFile final : public FileReplacement {
   /// systems that cannot reserve are left to fail when they are written.
   void reserve(std::int64_t bytes);
 
-  /// Lets the file have the permissions of another, which it replaces.
-  void take_mode(mode_t mode);
-
   /// Writes at a position; threads may write disjoint ranges at once.
   void write_at(std::int64_t offset, std::span<const std::byte> data);
 
@@ -55,6 +52,8 @@ class PartialFile final : public FileReplacement {
   [[noreturn]] void fail_for_stranger() const;
   /// Throws IoError when what has the final name is something that no file replaces.
   void require_replaceable() const;
+  /// Gives the file the permissions of the old one and, where that may be, its owner.
+  void take_rights(const struct stat& old);
   /// Gives the old file a second, hidden name or, where a file has but one, that one. Says whether it has its
   /// final name still.
   bool keep_old_file();

@@ -470,6 +470,23 @@ TEST_F(BadSink, NamesThatLookLikeItsHiddenOnesStay) {
   EXPECT_EQ(contents, others);
 }
 
+TEST_F(BadSink, KeepsThePermissionsOfWhatItReplaces) {
+  const auto mode_of = [](const std::string& path) { return std::filesystem::status(path).permissions(); };
+  const auto give = [](const std::string& path, mode_t mode) { ASSERT_EQ(::chmod(path.c_str(), mode), 0); };
+  for (const std::string& output : {dir_ / "x.h5", dir_ / "model"}) {
+    const std::string file = output.ends_with(".h5") ? output : output + "/model.safetensors";
+    const Words convert{"convert", "--source", trained(0), "--output", output};
+    EXPECT_TRUE(done(run_plain(convert)));
+    give(file, 0600);
+    EXPECT_TRUE(done(run_plain(convert)));
+    EXPECT_EQ(mode_of(file), std::filesystem::perms(0600)) << file;
+  }
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(0)))));
+  give(sink_ + "/rank-1.h5", 0640);
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(1)))));
+  EXPECT_EQ(mode_of(sink_ + "/rank-1.h5"), std::filesystem::perms(0640));
+}
+
 TEST_F(BadSink, LinksInTheFolderLeadNobodyAstray) {
   // Where others may write, too: hidden names and the lock lead nowhere.
   put_file(dir_ / "victim", "precious");

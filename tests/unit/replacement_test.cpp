@@ -410,6 +410,28 @@ TEST_F(FileOfOthers, IsNotReplacedWhereItCameBeforeItWasLookedAt) {
   EXPECT_EQ(names_in(dir_.string()).size(), 2U);
 }
 
+TEST_F(ReplacementTest, ANewFileHasThePermissionsOfTheOld) {
+  const auto mode_of = [](const std::string& path) {
+    return static_cast<unsigned>(fs::status(path).permissions());
+  };
+  const mode_t mask = ::umask(022);
+  for (const unsigned mode : {0600U, 0444U, 0664U, 0U}) {
+    put_file(dir_ / "a.h5", "what was there");
+    ASSERT_EQ(::chmod((dir_ / "a.h5").c_str(), mode), 0);
+    PartialFile file(dir_ / "a.h5");
+    // Nor may anybody read it before.
+    EXPECT_EQ(mode_of(file.partial_path()) & 077U & ~mode, 0U);
+    Replacement* all = &file;
+    replace_together({&all, 1});
+    EXPECT_EQ(mode_of(dir_ / "a.h5"), mode);
+  }
+  PartialFile file(dir_ / "b.h5");
+  Replacement* all = &file;
+  replace_together({&all, 1});
+  EXPECT_EQ(mode_of(dir_ / "b.h5"), 0644U);
+  ::umask(mask);
+}
+
 TEST_F(ReplacementTest, WhatToDoFollowsFromWhatIsRefused) {
   const auto refusal = [](const std::string& path) {
     return message_of<SystemRefusal>([&] { const PartialFile file(path); });
