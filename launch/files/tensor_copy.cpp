@@ -17,6 +17,7 @@
 #include "storage/hidden_names.hpp"
 #include "storage/model_files.hpp"
 #include "storage/output_lock.hpp"
+#include "storage/shard_name.hpp"
 #include "storage/trainer_shard.hpp"
 
 namespace weightcast {
@@ -47,6 +48,15 @@ void require_checkpoint_output(const std::string& output) {
 /// Whether a name is one that a checkpoint's file has in its folder.
 bool is_checkpoint_file(std::string_view name) {
   return name == "config.json" || is_model_file(name);
+}
+
+/// The lock of an output. One file of a name that jobs into the whole folder write, or clear away, has the
+/// folder's.
+std::string lock_of(const std::string& output) {
+  if (!is_hdf5(output)) return folder_lock(output);
+  const std::string name = std::filesystem::path(output).filename().string();
+  return rank_of_shard(name) || is_trainer_shard(name) ? folder_lock(directory_of(output))
+                                                       : file_lock(output);
 }
 
 bool is_own_hdf5(const std::filesystem::path& path) {
@@ -102,8 +112,7 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
                       [](std::int64_t sum, const DatasetSpec& tensor) { return sum + tensor.bytes(); });
   require_checkpoint_output(options.output);
   const bool hdf5 = is_hdf5(options.output);
-  const OutputClaim claim(hdf5 ? file_lock(options.output) : folder_lock(options.output),
-                          "--output " + options.output, options.command,
+  const OutputClaim claim(lock_of(options.output), "--output " + options.output, options.command,
                           hdf5 ? LeftOvers(options.output, &is_own_hdf5)
                                : LeftOvers(options.output, &is_checkpoint_file, &is_own_model_file));
   claim.clear();

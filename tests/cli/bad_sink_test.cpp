@@ -460,6 +460,31 @@ TEST_F(BadSink, FilesOfOthersThatComeWhileAJobWritesStay) {
   EXPECT_TRUE(folder_contents(dir_ / "out").empty());
 }
 
+TEST_F(BadSink, OneFileWithANameThatJobsIntoTheFolderHave) {
+  // A job into the folder would clear away what the other writes, and the other way round.
+  std::filesystem::create_directory(sink_);
+  const Words convert{"convert", "--source", trained(0), "--output"};
+  {
+    const OutputLock folder(folder_lock(sink_), "--sink", "sync");
+    for (const char* name : {"/rank-0.h5", "/trainer-0.h5"}) {
+      EXPECT_TRUE(refused(run_plain(convert + Words{sink_ + name}), 74,
+                          {"--output " + sink_ + name, "another job", "sync on host"}));
+    }
+    EXPECT_TRUE(done(run_plain(convert + Words{sink_ + "/model.h5"})));
+    std::filesystem::remove(sink_ + "/model.h5");
+  }
+  using namespace std::chrono_literals;
+  Process file(plain_command(convert + Words{sink_ + "/trainer-0.h5"}, {{"LD_PRELOAD", WEIGHTCAST_SLOW_DISK},
+                                                                        {"SLOW_DISK_FILE", "/.trainer-0.h5."},
+                                                                        {"SLOW_DISK_MILLISECONDS", "3000"}}));
+  while (file.running() && !std::filesystem::exists(folder_lock(sink_))) std::this_thread::sleep_for(5ms);
+  EXPECT_TRUE(refused(run_plain(convert + Words{sink_, "--to", "megatron", "--trainer-alloc",
+                                                "megatron:(attn:d1p1t2c1|ffn:d1p1t2e1)"}),
+                      74, {"--output " + sink_, "another job", "convert on host"}));
+  EXPECT_TRUE(done(file.wait()));
+  EXPECT_EQ(folder_contents(sink_).size(), 1);
+}
+
 TEST_F(BadSink, NamesThatLookLikeItsHiddenOnesStay) {
   const std::map<std::string, std::string> others{{".x.h5.partial", "mine"},
                                                   {".x.h5.0123456789abcdef.old", "mine, too"}};
