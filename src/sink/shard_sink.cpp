@@ -6,6 +6,7 @@
 #include <array>
 #include <filesystem>
 #include <iterator>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -24,6 +25,7 @@
 #include "storage/replacement.hpp"
 #include "storage/shard_name.hpp"
 #include "storage/writer.hpp"
+#include "sys/host.hpp"
 
 namespace weightcast {
 
@@ -129,8 +131,32 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
   });
 }
 
+void ShardSink::require_one_folder(const std::string& directory, const FolderPlace& where) {
+  const bool writes = session_.plan().topology.inference_rank(control_.rank()).has_value();
+  const std::vector<std::string> all = control_.agreement.gather(
+      writes ? fmt::format("{}\n{}\n{}", this_host(), where.number, where.path) : "");
+  control_.agreement.together([&] {
+    std::map<std::string, std::pair<std::size_t, FolderPlace>> first;  // by host
+    for (std::size_t rank = 0; rank < all.size(); ++rank) {
+      std::istringstream lines(all[rank]);
+      std::string host;
+      FolderPlace place;
+      if (!std::getline(lines, host)) continue;
+      std::getline(lines, place.number);
+      std::getline(lines, place.path, '\0');
+      const auto& [other, known] = first.try_emplace(host, rank, place).first->second;
+      if (is_same_folder(place, known)) continue;
+      throw UsageError(
+          fmt::format("--sink hdf5:{}: is {} for rank {} and {} for rank {} of the same host; "
+                      "name the whole path",
+                      directory, known.path, other, place.path, rank));
+    }
+  });
+}
+
 void ShardSink::claim(Place& place, const std::string& directory, const std::string& command) {
   const auto rank = session_.plan().topology.inference_rank(control_.rank());
+  require_one_folder(directory, place_of_folder(directory));
   control_.agreement.together([&] {
     if (rank != 0) return;
     place.claim.emplace(

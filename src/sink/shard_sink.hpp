@@ -9,6 +9,7 @@
 #include "control/control.hpp"
 #include "session/session.hpp"
 #include "sink/output_claim.hpp"
+#include "storage/folder_place.hpp"
 #include "storage/left_overs.hpp"
 #include "storage/replacement.hpp"
 #include "storage/tentative_folder.hpp"
@@ -30,8 +31,9 @@ class ShardSink {
 
   /// To be called before anything of a version moves: locks its folder for as long as the sink lives, and
   /// clears it of what broken runs left. Throws (by agreement) IoError when another job writes there, when
-  /// the folder is no longer the one that was locked, and for files of others that shards would replace; it
-  /// may be called again then. `command` is what that job is told. Collective.
+  /// the folder is no longer the one that was locked, and for files of others that shards would replace, and
+  /// UsageError when ranks of one host do not mean one folder; it may be called again then. `command` is what
+  /// that job is told. Collective.
   void begin(std::int64_t version, const std::string& command);
 
   /// After `begin` of that version. Collective.
@@ -45,6 +47,8 @@ class ShardSink {
     std::optional<TentativeFolder> folder;  ///< on the others
   };
 
+  /// Throws (by agreement) UsageError when the folder is another one for some ranks of a host. Collective.
+  void require_one_folder(const std::string& directory, const FolderPlace& where);
   /// Locks a folder, and clears it. Collective.
   void claim(Place& place, const std::string& directory, const std::string& command);
   /// Clears a folder of what broken runs left, on all nodes alike. Collective.

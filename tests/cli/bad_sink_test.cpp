@@ -512,6 +512,30 @@ TEST_F(BadSink, KeepsThePermissionsOfWhatItReplaces) {
   EXPECT_EQ(mode_of(sink_ + "/rank-1.h5"), std::filesystem::perms(0640));
 }
 
+TEST_F(BadSink, ThatIsAnotherFolderForSomeRanksOfAHost) {
+  for (const char* name : {"0", "1", "2"}) std::filesystem::create_directory(dir_ / name);
+  std::filesystem::create_directory_symlink(dir_ / "1", dir_ / "link");
+  // Each rank in the folder that a list of words names for it.
+  const auto run_in = [&](const std::string& folders, const std::string& sink) {
+    return run(mpirun(3, Words{"sh", "-c",
+                               "i=$OMPI_COMM_WORLD_RANK; for f in " + folders +
+                                   R"(; do [ $i = 0 ] && cd "$f"; i=$((i-1)); done; exec "$0" "$@")",
+                               WEIGHTCAST_BINARY, "sync", "--source", trained(0), "--inference", "tp=2",
+                               "--sink", "hdf5:" + sink}));
+  };
+  const auto at = [&](const char* name) { return dir_ / name; };
+  for (const char* sink : {"new/shards", "."}) {
+    EXPECT_TRUE(refused(
+        run_in(at("0") + " " + at("1") + " " + at("2"), sink), 64,
+        {std::string("--sink hdf5:") + sink, at("1"), "rank 1", at("2"), "rank 2", "name the whole path"}));
+    for (const char* name : {"0", "1", "2"}) EXPECT_TRUE(std::filesystem::is_empty(at(name))) << name;
+  }
+  // Who writes nothing there may be anywhere, and a folder has several names.
+  EXPECT_TRUE(done(run_in(at("0") + " " + at("1") + " " + at("link"), "new/shards")));
+  EXPECT_EQ(folder_contents(at("1") + "/new/shards").size(), 2U);
+  EXPECT_TRUE(done(run_in(at("0") + " " + at("1") + " " + at("2"), sink_)));
+}
+
 TEST_F(BadSink, LinksInTheFolderLeadNobodyAstray) {
   // Where others may write, too: hidden names and the lock lead nowhere.
   put_file(dir_ / "victim", "precious");
