@@ -59,13 +59,15 @@ class SyncJob {
                     options_.sources.front(), version(0), options_.sources.size()));
   }
 
-  /// Throws UsageError when an update would replace or remove a file of some source.
+  /// Throws UsageError when an update would replace or remove a file of some source, or the files of another
+  /// update into a folder that should be its own.
   void require_sources_stay() {
     if (!job_.sink_directory()) return;
     std::set<std::string> folders;
     for (std::size_t i = 0; i < options_.sources.size(); ++i) {
       folders.insert(sink_folder(*job_.sink_directory(), version(i)));
     }
+    require_folders_apart(*job_.sink_directory(), folders);
     for (const BoundCheckpoint& source : job_.model().sources) {
       for (const std::string& folder : folders) require_no_shard_of_sink(folder, source.checkpoint);
     }

@@ -13,6 +13,7 @@
 #include <span>
 #include <sstream>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "control/signals.hpp"
@@ -99,6 +100,14 @@ std::vector<std::string> surplus_shards(std::int64_t first, const std::string& d
   return surplus;
 }
 
+[[noreturn]] void refuse_one_folder(const std::string& directory, const std::string& first,
+                                    const std::string& second) {
+  throw UsageError(
+      fmt::format("--sink hdf5:{}: {} and {} are the same folder, where a version would replace another; "
+                  "remove the link, or name another place",
+                  directory, first, second));
+}
+
 }  // namespace
 
 std::string sink_folder(std::string directory, std::int64_t version) {
@@ -109,6 +118,17 @@ std::string sink_folder(std::string directory, std::int64_t version) {
     directory.replace(at, kPlaceholder.size(), number);
   }
   return directory;
+}
+
+void require_folders_apart(const std::string& directory, const std::set<std::string>& folders) {
+  std::vector<std::pair<std::string, FolderPlace>> places;
+  for (const std::string& folder : folders) {
+    const FolderPlace place = place_of_folder(folder);
+    for (const auto& [other, known] : places) {
+      if (is_same_folder(place, known)) refuse_one_folder(directory, other, folder);
+    }
+    places.emplace_back(folder, place);
+  }
 }
 
 ShardSink::ShardSink(Control& control, const Session& session, Team& writers, std::string directory)
@@ -163,6 +183,13 @@ void ShardSink::claim(Place& place, const std::string& directory, const std::str
         folder_lock(directory), "--sink hdf5:" + directory, command,
         LeftOvers(
             directory, [](std::string_view name) { return rank_of_shard(name).has_value(); }, &is_shard));
+    // What is a link to the folder of another version may not have been one when the job began.
+    place.where = place_of_folder(directory);
+    for (const auto& [other, known] : places_) {
+      if (other != directory && is_same_folder(place.where, known.where)) {
+        refuse_one_folder(directory_, other, directory);
+      }
+    }
   });
   std::array<std::int64_t, 2> claimed{};  // whether there is a lock, and how many folders were made for it
   if (place.claim) claimed = {place.claim->held() ? 1 : 0, place.claim->made_folders()};

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 
@@ -20,6 +21,9 @@ namespace weightcast {
 /// The folder of a sink for a version: each `{version}` in the directory's name becomes its number.
 std::string sink_folder(std::string directory, std::int64_t version);
 
+/// Throws UsageError when the folders of different versions are one, through links.
+void require_folders_apart(const std::string& directory, const std::set<std::string>& folders);
+
 /// Writes each inference rank's parameters as `DIRECTORY/rank-<inference rank>.h5`. All ranks write beside
 /// the final names, flush, agree, and only then rename; the old files are kept until all have: a failure of
 /// any rank leaves every old file as it was. Shards of an earlier, larger layout go with the same renames.
@@ -32,8 +36,8 @@ class ShardSink {
   /// To be called before anything of a version moves: locks its folder for as long as the sink lives, and
   /// clears it of what broken runs left. Throws (by agreement) IoError when another job writes there, when
   /// the folder is no longer the one that was locked, and for files of others that shards would replace, and
-  /// UsageError when ranks of one host do not mean one folder; it may be called again then. `command` is what
-  /// that job is told. Collective.
+  /// UsageError when ranks of one host do not mean one folder, or two versions do; it may be called again
+  /// then. `command` is what that job is told. Collective.
   void begin(std::int64_t version, const std::string& command);
 
   /// After `begin` of that version. Collective.
@@ -42,6 +46,7 @@ class ShardSink {
  private:
   /// What a rank has of a folder.
   struct Place {
+    FolderPlace where;
     std::optional<OutputClaim> claim;       ///< on the first inference rank
     std::optional<LeftOvers> left_overs;    ///< of its own file, on the others while the first holds the lock
     std::optional<TentativeFolder> folder;  ///< on the others

@@ -536,6 +536,25 @@ TEST_F(BadSink, ThatIsAnotherFolderForSomeRanksOfAHost) {
   EXPECT_TRUE(done(run_in(at("0") + " " + at("1") + " " + at("2"), sink_)));
 }
 
+TEST_F(BadSink, OfTwoVersionsThatAreOneFolder) {
+  const Words words{"sync",
+                    "--source",
+                    trained(0),
+                    "--source",
+                    trained(1),
+                    "--sink",
+                    "hdf5:" + (dir_ / "o-{version}/shards")};
+  std::filesystem::create_directory_symlink(dir_ / "o-0", dir_ / "o-1");
+  std::filesystem::create_directory(dir_ / "o-0");
+  EXPECT_TRUE(refused(run_job(2, words), 64,
+                      {dir_ / "o-0/shards", dir_ / "o-1/shards", "the same folder", "remove the link"}));
+  EXPECT_TRUE(folder_contents(dir_.string()).empty());
+  // Found when the link leads somewhere: the first version stays.
+  std::filesystem::remove(dir_ / "o-0");
+  EXPECT_TRUE(refused(run_job(2, words), 64, {dir_ / "o-1/shards", "the same folder"}));
+  EXPECT_TRUE(done(run_plain({"verify", dir_ / "o-0/shards", "--source", trained(0)})));
+}
+
 TEST_F(BadSink, LinksInTheFolderLeadNobodyAstray) {
   // Where others may write, too: hidden names and the lock lead nowhere.
   put_file(dir_ / "victim", "precious");
