@@ -1,7 +1,11 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <limits>
 #include <set>
+#include <string>
+#include <vector>
 
 #include "core/error.hpp"
 #include "launch/commands.hpp"
@@ -32,6 +36,7 @@ class SyncJob {
             require_versions();
             require_sources_stay();
           });
+          if (control_.rank() == 0) note_other_versions();
           job_.begin_trace(trace);
           job_.print_head();
           for (std::size_t i = 0; i < options_.sources.size(); ++i) update(i);
@@ -71,6 +76,22 @@ class SyncJob {
     for (const BoundCheckpoint& source : job_.model().sources) {
       for (const std::string& folder : folders) require_no_shard_of_sink(folder, source.checkpoint);
     }
+  }
+
+  /// Says of which sources the updates have other numbers than these say themselves.
+  void note_other_versions() {
+    constexpr std::size_t kMostNamed = 3;
+    std::vector<std::string> others;
+    for (std::size_t i = 1; i < options_.sources.size(); ++i) {
+      const std::int64_t says = job_.model().sources[i].checkpoint.weight_version.value_or(version(i));
+      if (says == version(i)) continue;
+      others.push_back(fmt::format("{} says {} and is written as {}", options_.sources[i], says, version(i)));
+    }
+    if (others.empty()) return;
+    const std::size_t more = others.size() - std::min(others.size(), kMostNamed);
+    others.resize(others.size() - more);
+    log_note(fmt::format("weight versions count on from {}: {}{}", version(0), fmt::join(others, "; "),
+                         more == 0 ? "" : fmt::format("; and {} more", more)));
   }
 
   void update(std::size_t number) {

@@ -72,12 +72,33 @@ TEST_F(Versions, SeveralCheckpointsCountOnFromTheFirst) {
     sync = sync + Words{"--source", source};
   }
   for (const int first : {5, 30}) {
-    EXPECT_TRUE(
-        done(run_job(3, first == 5 ? sync : sync + Words{"--weight-version", std::to_string(first)})));
+    const Outcome outcome =
+        run_job(3, first == 5 ? sync : sync + Words{"--weight-version", std::to_string(first)});
+    EXPECT_TRUE(done(outcome));
+    const auto said = [&](int step, const char* own, int number) {
+      return "step-" + std::to_string(step) + ".h5 says " + own + " and is written as " +
+             std::to_string(first + number);
+    };
+    EXPECT_TRUE(has(outcome.err, {said(1, "5", 1) + "; ", said(181, "2", 2)}));
     const auto folder = [&](int number) { return dir_ / ("version-" + std::to_string(first + number)); };
     EXPECT_TRUE(done(verify(folder(0), trained(0), first)));
     EXPECT_TRUE(done(verify(folder(1), trained(1), first + 1)));
     EXPECT_TRUE(done(verify(folder(2), trained(181), first + 2)));
+  }
+}
+
+TEST_F(Versions, CheckpointsThatSayTheirOwnNumberNeedNoNote) {
+  Words sync{"sync", "--inference", "tp=2,ep=2", "--sink", "hdf5:" + sink_};
+  for (const char* own : {"5", "6"}) {
+    const std::string source = dir_ / (std::string(own) + ".h5");
+    EXPECT_TRUE(
+        done(run_plain({"convert", "--source", trained(0), "--output", source, "--weight-version", own})));
+    sync = sync + Words{"--source", source};
+  }
+  for (const Words& words : {sync, sync + Words{"--source", trained(1)}}) {
+    const Outcome outcome = run_job(3, words);
+    EXPECT_TRUE(done(outcome));
+    EXPECT_EQ(outcome.err.find("is written as"), std::string::npos);
   }
 }
 
