@@ -115,6 +115,40 @@ TEST(Qwen3, HeadSizeDefaultsToTheHiddenSizeDivided) {
   EXPECT_EQ(catalog[catalog.at("model.layers.0.self_attn.q_norm.weight")].shape, (Shape{256 / 8}));
 }
 
+TEST(ConfigDefaults, AreThoseOfTransformersForAFieldThatIsMissingOrNull) {
+  const auto rows = [](const nlohmann::json& config, const char* name) {
+    const auto family = family_of(config);
+    return family->catalog()[family->catalog().at(name)].shape.rows();
+  };
+  nlohmann::json config = tiny_moe();
+  config["architectures"] = {"LlamaForCausalLM"};
+  config["model_type"] = "llama";
+  // The first Llama has no groups, and no field that says so.
+  config["num_key_value_heads"] = nullptr;
+  EXPECT_EQ(rows(config, "model.layers.0.self_attn.k_proj.weight"),
+            rows(config, "model.layers.0.self_attn.q_proj.weight"));
+  config.erase("num_key_value_heads");
+  EXPECT_EQ(rows(config, "model.layers.0.self_attn.v_proj.weight"),
+            rows(config, "model.layers.0.self_attn.q_proj.weight"));
+  for (const char* field : {"head_dim", "attention_bias", "mlp_bias", "tie_word_embeddings", "dtype"}) {
+    config[field] = nullptr;
+  }
+  const std::int64_t bytes = family_of(config)->catalog().bytes();
+  EXPECT_EQ(rows(config, "model.layers.0.self_attn.q_proj.weight"), 256);
+  for (const char* field : {"head_dim", "attention_bias", "mlp_bias", "tie_word_embeddings", "dtype"}) {
+    config.erase(field);
+  }
+  EXPECT_EQ(family_of(config)->catalog().bytes(), bytes);
+  // Qwen3 has a size of its own, whatever the hidden size is.
+  config = tiny_moe();
+  config["architectures"] = {"Qwen3ForCausalLM"};
+  config["model_type"] = "qwen3";
+  config["head_dim"] = nullptr;
+  EXPECT_EQ(rows(config, "model.layers.0.self_attn.q_proj.weight"), 8 * 128);
+  config.erase("head_dim");
+  EXPECT_EQ(rows(config, "model.layers.0.self_attn.q_proj.weight"), 8 * 128);
+}
+
 TEST(Qwen3, BiasesWhereTheConfigHasThem) {
   nlohmann::json config = tiny_moe();
   config["attention_bias"] = true;

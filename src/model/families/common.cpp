@@ -53,12 +53,16 @@ BlockPtr routed_experts(const ExpertSizes& sizes) {
   return std::make_shared<RoutedExperts>(Names{"mlp.experts", "mlp.experts", "mlp.experts"}, sizes);
 }
 
-AttentionSizes attention_sizes(SizeFields& sizes, const ModelConfig& config) {
+AttentionSizes attention_sizes(SizeFields& sizes, const ModelConfig& config,
+                               const AttentionDefaults& defaults) {
+  const ModelConfig::Names kv_heads{"num_key_value_heads"};
   AttentionSizes attention;
   attention.hidden = sizes.integer({"hidden_size"});
   attention.heads = sizes.integer({"num_attention_heads"});
-  attention.kv_heads = sizes.integer({"num_key_value_heads"});
-  attention.head_dim = config.integer_or({"head_dim"}, attention.hidden / attention.heads);
+  attention.kv_heads =
+      defaults.kv_heads ? sizes.integer_or(kv_heads, attention.heads) : sizes.integer(kv_heads);
+  attention.head_dim = config.integer_or(
+      {"head_dim"}, defaults.head_dim > 0 ? defaults.head_dim : attention.hidden / attention.heads);
   if (attention.head_dim < 1) {
     throw InputError(config.origin() +
                      ": hidden_size is less than num_attention_heads and head_dim is missing");

@@ -23,9 +23,15 @@ BlockPtr gated_mlp(std::int64_t hidden, std::int64_t inner, bool bias = false);
 BlockPtr router(std::int64_t experts, std::int64_t hidden);
 BlockPtr routed_experts(const ExpertSizes& sizes);
 
-/// Sizes of grouped-query attention; without head_dim a head has its part of the hidden size. Throws
-/// InputError for heads that cannot be grouped evenly.
-AttentionSizes attention_sizes(SizeFields& sizes, const ModelConfig& config);
+/// What a family's config in transformers has where config.json says nothing, or null.
+struct AttentionDefaults {
+  bool kv_heads = false;      ///< each head has keys and values of its own; otherwise the number is needed
+  std::int64_t head_dim = 0;  ///< 0: a head has its part of the hidden size
+};
+
+/// Sizes of grouped-query attention. Throws InputError for heads that cannot be grouped evenly.
+AttentionSizes attention_sizes(SizeFields& sizes, const ModelConfig& config,
+                               const AttentionDefaults& defaults = {});
 
 /// What is the same in every family of this kind: embedding, final norm and head, and what a Decoder wants to
 /// know beside blocks. The family adds the layers.

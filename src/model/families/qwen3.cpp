@@ -23,8 +23,9 @@ LayerBlocks attention_blocks(const AttentionSizes& sizes) {
           head_norm("k", sizes.head_dim)};
 }
 
-AttentionSizes qwen3_attention(SizeFields& sizes, const ModelConfig& config) {
-  AttentionSizes attention = attention_sizes(sizes, config);
+AttentionSizes qwen3_attention(SizeFields& sizes, const ModelConfig& config,
+                               const AttentionDefaults& defaults = {}) {
+  AttentionSizes attention = attention_sizes(sizes, config, defaults);
   attention.qkv_bias = attention.output_bias = config.boolean_or({"attention_bias"}, false);
   return attention;
 }
@@ -33,7 +34,7 @@ AttentionSizes qwen3_attention(SizeFields& sizes, const ModelConfig& config) {
 
 std::unique_ptr<Family> make_qwen3(const ModelConfig& config) {
   SizeFields sizes(config);
-  const AttentionSizes attention = qwen3_attention(sizes, config);
+  const AttentionSizes attention = qwen3_attention(sizes, config, {.head_dim = 128});
   DecoderParts parts = common_parts(sizes, config, attention.hidden);
   LayerBlocks layer = attention_blocks(attention);
   layer.push_back(mlp_norm(attention.hidden));
