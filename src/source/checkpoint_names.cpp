@@ -76,9 +76,19 @@ void CheckpointNames::remove_prefix(const Catalog& catalog) {
   const std::string& body = *prefixes.begin();
   std::string_view whole = body;
   if (whole == kBody || whole.ends_with(".model.")) whole.remove_suffix(kBody.size());
-  for (std::string& name : names_) {
+  for (std::size_t i = 0; i < names_.size(); ++i) {
+    std::string& name = names_[i];
     const std::string_view prefix = name.starts_with(body) ? std::string_view(body) : whole;
-    if (name.starts_with(prefix)) name = canonical_name(std::string_view(name).substr(prefix.size()));
+    if (name.starts_with(prefix)) {
+      name = canonical_name(std::string_view(name).substr(prefix.size()));
+    } else if (name.starts_with("model.layers.") ||
+               (catalog.find(name) && (name.starts_with(kBody) || whole != body))) {
+      // It would fill a hole of another model.
+      throw InputError(
+          fmt::format("{}: tensor {} has not the prefix '{}' that other tensors of the model have; write the "
+                      "model that is meant alone",
+                      checkpoint_.path, excerpt(checkpoint_.tensors[i].name), excerpt(whole)));
+    }
   }
 }
 

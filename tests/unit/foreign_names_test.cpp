@@ -68,6 +68,26 @@ TEST_F(ForeignNames, TwoModelsAreNamed) {
   expect_refused(kConfig, file, {path_, "several models", "'actor.model.'", "'ref.model.'", "alone"});
 }
 
+TEST_F(ForeignNames, APrefixIsOnAllNamesOrOnNone) {
+  for (const std::string bare : {"model.layers.1.mlp.up_proj.weight", "model.layers.1.self_attn.",
+                                 "model.layers.0.mlp.down_proj.weight", "model.norm.weight",
+                                 "model.embed_tokens.weight", "lm_head.weight"}) {
+    SCOPED_TRACE(bare);
+    const auto but_for_one = [&](const std::string& name) {
+      return name.starts_with(bare) ? name : "critic." + name;
+    };
+    expect_refused(kConfig, renamed(file_, but_for_one), {path_, bare, "'critic.'", "alone"});
+  }
+  // Where the prefix takes the body's place, too.
+  expect_refused(kConfig,
+                 renamed(file_,
+                         [](const std::string& name) {
+                           if (name == "model.norm.weight" || name == "lm_head.weight") return name;
+                           return "actor." + name.substr(6);
+                         }),
+                 {path_, "model.norm.weight", "'actor.'"});
+}
+
 TEST_F(ForeignNames, WhatLiesInThePlaceOfAMissingTensorIsNamed) {
   SafetensorsFile file = renamed(file_, [](const std::string& name) {
     const std::size_t at = name.find("gate_proj");
