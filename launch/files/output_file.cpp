@@ -21,6 +21,7 @@
 #include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
 #include "storage/left_overs.hpp"
+#include "storage/model_files.hpp"
 #include "storage/output_lock.hpp"
 #include "storage/partial_file.hpp"
 #include "storage/replacement.hpp"
@@ -79,13 +80,13 @@ bool is_own_stream(const struct stat& there) {
 /// Whether whoever opens a folder with such a file in it takes the file for part of a checkpoint, or who
 /// writes there for a hidden one of theirs.
 bool belongs_to_checkpoint(const std::string& path) {
-  constexpr std::array<std::string_view, 5> kEnds{".h5", ".hdf5", ".safetensors", ".index.json",
-                                                  "_config.json"};
+  constexpr std::array<std::string_view, 3> kEnds{".safetensors", ".index.json", "_config.json"};
   constexpr std::array<std::string_view, 4> kNames{"config.json", "added_tokens.json",
                                                    "special_tokens_map.json", "vocab.json"};
   const std::string name = fs::path(path).filename().string();
   if (!parse_hidden(name).kind.empty() || (name.starts_with('.') && name.ends_with(".lock"))) return true;
-  return std::ranges::any_of(kEnds, [&](std::string_view end) { return name.ends_with(end); }) ||
+  return ends_as_hdf5(name) ||
+         std::ranges::any_of(kEnds, [&](std::string_view end) { return name.ends_with(end); }) ||
          std::ranges::find(kNames, name) != kNames.end() ||
          (name.starts_with("tokenizer") && name.ends_with(".json"));
 }

@@ -14,6 +14,7 @@
 #include "report/log.hpp"
 #include "sink/output_claim.hpp"
 #include "storage/file_kind.hpp"
+#include "storage/folder_savings.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/model_files.hpp"
 #include "storage/output_lock.hpp"
@@ -24,20 +25,25 @@ namespace weightcast {
 
 namespace {
 
-bool is_hdf5(const std::string& output) {
-  return output.ends_with(".h5") || output.ends_with(".hdf5");
-}
-
 /// Throws UsageError for an output that no checkpoint can be.
 void require_checkpoint_output(const std::string& output) {
   if (output.empty()) {
     throw UsageError("--output PATH is needed: a directory for safetensors, or a file ending in .h5");
   }
   // A whole checkpoint beside trainers' shards would leave open which of them a folder means.
-  const std::string directory = is_hdf5(output) ? directory_of(output) : output;
+  const std::string directory = ends_as_hdf5(output) ? directory_of(output) : output;
   if (count_trainer_shards(directory) > 0) {
     throw UsageError(
         fmt::format("--output {}: {} holds trainers' shards; name another folder", output, directory));
+  }
+  // Nor may HDF5 files lie beside safetensors: the folder is what a reader is told.
+  std::error_code ignored;
+  const auto hdf5 = !ends_as_hdf5(output) && std::filesystem::is_directory(output, ignored)
+                        ? files_in(output, [](const auto& name) { return is_hdf5_name(name.string()); })
+                        : std::vector<std::string>();
+  if (!hdf5.empty()) {
+    throw UsageError(fmt::format("--output {}: would hold two savings, for {} is there; name another folder",
+                                 output, hdf5.front()));
   }
   if (output.ends_with(".safetensors")) {
     throw UsageError(fmt::format(
@@ -67,7 +73,7 @@ std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std:
                                                     const std::string& config_text,
                                                     const std::vector<DatasetSpec>& tensors,
                                                     std::uint64_t origin) {
-  if (is_hdf5(options.output)) {
+  if (ends_as_hdf5(options.output)) {
     return create_hdf5(
         options.output,
         {{"kind", std::string(kCheckpointKind)}, {"weight_version", weight_version}, {"config", config_text}},
@@ -111,7 +117,7 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
       std::accumulate(tensors.begin(), tensors.end(), std::int64_t{0},
                       [](std::int64_t sum, const DatasetSpec& tensor) { return sum + tensor.bytes(); });
   require_checkpoint_output(options.output);
-  const bool hdf5 = is_hdf5(options.output);
+  const bool hdf5 = ends_as_hdf5(options.output);
   const OutputClaim claim(lock_of(options.output), "--output " + options.output, options.command,
                           hdf5 ? LeftOvers(options.output, &is_own_hdf5)
                                : LeftOvers(options.output, &is_checkpoint_file, &is_own_model_file));

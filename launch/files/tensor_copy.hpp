@@ -28,7 +28,7 @@ std::vector<DatasetSpec> specs_of(const Catalog& catalog);
 /// Fills bytes with a box of tensor number i.
 using ReadBox = std::function<void(std::size_t i, const Box& box, std::span<std::byte> to)>;
 
-/// Writes the checkpoint that `--output` describes (HDF5 when its name ends in .h5 or .hdf5, else a Hugging
+/// Writes the checkpoint that `--output` describes (HDF5 when its name ends as one, else a Hugging
 /// Face directory), whole or not at all, and says so. `origin` is a hash of what the values come from: files
 /// of one origin belong together. `confirm` is called after the last `read` and may throw when what was read
 /// must not be used. Throws UsageError for an output that it must not be, StoppedError after a signal.

@@ -19,6 +19,7 @@
 #include "source/bound_reader.hpp"
 #include "storage/file_kind.hpp"
 #include "storage/hidden_names.hpp"
+#include "storage/model_files.hpp"
 #include "storage/output_lock.hpp"
 #include "storage/partial_file.hpp"
 #include "storage/removal.hpp"
@@ -74,8 +75,7 @@ void write_trainer_shards(const Options& options) {
         "convert --to megatron: --trainer-alloc is needed; it says how trainers divide the model");
   }
   const std::string& output = options.output;
-  if (output.empty() || output.ends_with(".h5") || output.ends_with(".hdf5") ||
-      output.ends_with(".safetensors")) {
+  if (output.empty() || ends_as_hdf5(output) || output.ends_with(".safetensors")) {
     throw UsageError(fmt::format("--output {}: name the folder of the shards", output));
   }
   const std::string& from = options.sources.front();

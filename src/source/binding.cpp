@@ -12,6 +12,7 @@
 #include "core/text.hpp"
 #include "model/beside_weights.hpp"
 #include "source/checkpoint_names.hpp"
+#include "storage/model_files.hpp"
 
 namespace weightcast {
 
@@ -234,10 +235,9 @@ Cast cast_for(const Checkpoint& checkpoint, const StoredTensor& stored, DType wa
   const bool opaque = wanted == DType::kF8E8M0 || wanted == DType::kF4E2M1x2;
   if (stored.dtype == DType::kU8 && opaque) return Cast::kNone;
   const std::string& file = checkpoint.files[stored.file].path;
-  const bool hdf5 = file.ends_with(".h5") || file.ends_with(".hdf5");
   throw InputError(fmt::format("{}: tensor {} is {} but the model's config says {}; {}", checkpoint.path,
                                excerpt(stored.name), dtype_name(stored.dtype), dtype_name(wanted),
-                               dtype_remedy(stored.dtype, wanted, hdf5)));
+                               dtype_remedy(stored.dtype, wanted, ends_as_hdf5(file))));
 }
 
 Binding bind(const Family& family, const Checkpoint& checkpoint) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 #include <system_error>
 #include <unordered_map>
 
@@ -31,12 +32,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Hidden names do not count: they are other programs' unfinished business.
-bool is_hdf5_name(const fs::path& path) {
-  const std::string extension = path.extension().string();
-  return (extension == ".h5" || extension == ".hdf5") && !path.filename().string().starts_with('.');
-}
-
 enum class PathKind { kDirectory, kFile };
 
 PathKind kind_of(const std::string& path) {
@@ -57,15 +52,19 @@ PathKind kind_of(const std::string& path) {
 /// Whether a folder holds a file that may be a checkpoint's or a trainer's shard.
 bool holds_weights(const std::string& directory) {
   const auto files = files_in(directory, [](const fs::path& name) {
-    return name == kSafetensorsIndexName || is_model_data(name.string()) || is_hdf5_name(name) ||
+    return name == kSafetensorsIndexName || is_model_data(name.string()) || is_hdf5_name(name.string()) ||
            is_trainer_shard(name.string());
   });
   return !files.empty();
 }
 
+std::vector<std::string> hdf5_files_in(const std::string& directory) {
+  return files_in(directory, [](const fs::path& name) { return is_hdf5_name(name.string()); });
+}
+
 // The HDF5 file of a folder. Throws when there is none, or more than one to choose from.
 std::string hdf5_file_in(const std::string& directory) {
-  const auto files = files_in(directory, is_hdf5_name);
+  const auto files = hdf5_files_in(directory);
   if (files.empty()) {
     const std::string what = describe_folder(directory);
     throw InputError(
@@ -109,7 +108,7 @@ void add_hdf5(Checkpoint& checkpoint, const std::string& path, OtherFiles other_
 void add_file(Checkpoint& checkpoint, const std::string& path, OtherFiles other_files) {
   if (has_hdf5_signature(path)) {
     add_hdf5(checkpoint, path, other_files);
-  } else if (is_hdf5_name(path)) {
+  } else if (is_hdf5_name(fs::path(path).filename().string())) {
     const Hdf5Lock lock;
     open_hdf5(path);  // says what the file is instead
   } else {
@@ -168,8 +167,27 @@ void add_indexed(Checkpoint& checkpoint, const fs::path& directory) {
   require_same_file(InputFile(index_path).identity(), {index_path, identity, 0});
 }
 
+// Each kind of reader would take its own files and pass over the others, which may be newer.
+void require_one_kind(const std::string& directory) {
+  const auto first = [&](const std::function<bool(const std::string&)>& wanted) {
+    const auto files = files_in(directory, [&](const fs::path& name) { return wanted(name.string()); });
+    return files.empty() ? std::string() : fs::path(files.front()).filename().string();
+  };
+  std::vector<std::string> kinds{
+      first([](const std::string& name) { return is_model_data(name) || name == kSafetensorsIndexName; }),
+      first([](const std::string& name) { return is_hdf5_name(name) && !is_trainer_shard(name); }),
+      first([](const std::string& name) { return is_trainer_shard(name); })};
+  std::erase(kinds, "");
+  if (kinds.size() < 2) return;
+  throw InputError(fmt::format(
+      "{} holds {} and {}, which are two savings, and nothing says which is meant; name that file itself, or "
+      "move what is not meant out of the folder",
+      directory, excerpt(kinds[0]), excerpt(kinds[1])));
+}
+
 void add_directory(Checkpoint& checkpoint, const std::string& directory, OtherFiles other_files) {
   require_finished(directory);
+  require_one_kind(directory);
   // A link that leads nowhere counts too, so that the index is missed and not passed over.
   std::error_code error;
   if (fs::exists(fs::symlink_status(fs::path(directory) / kSafetensorsIndexName, error))) {
@@ -237,7 +255,7 @@ std::string read_config_text(const std::string& checkpoint_path) {
 
   std::string file = checkpoint_path;
   if (in_directory) {
-    const auto files = files_in(checkpoint_path, is_hdf5_name);
+    const auto files = hdf5_files_in(checkpoint_path);
     file = files.size() == 1 ? files.front() : "";
   }
   if (!file.empty() && has_hdf5_signature(file)) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <system_error>
 
@@ -46,6 +47,18 @@ bool says(const fs::path& path, const std::string& text) {
 
 bool is_model_data(std::string_view name) {
   return name.starts_with("model") && name.ends_with(".safetensors");
+}
+
+bool ends_as_hdf5(std::string_view path) {
+  constexpr std::array<std::string_view, 4> kEnds{".h5", ".hdf5", ".hdf", ".he5"};
+  const auto same = [](char a, char b) { return a == (b >= 'A' && b <= 'Z' ? b - 'A' + 'a' : b); };
+  return std::ranges::any_of(kEnds, [&](std::string_view end) {
+    return path.size() >= end.size() && std::ranges::equal(end, path.substr(path.size() - end.size()), same);
+  });
+}
+
+bool is_hdf5_name(std::string_view name) {
+  return ends_as_hdf5(name) && !name.starts_with('.');
 }
 
 bool is_model_file(std::string_view name) {

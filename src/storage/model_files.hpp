@@ -10,6 +10,13 @@ namespace weightcast {
 /// What readers take for data of a checkpoint: `model*.safetensors`.
 bool is_model_data(std::string_view name);
 
+/// Whether a path ends as HDF5 files are called: `.h5`, `.hdf5`, `.hdf` or `.he5`, in capitals or not.
+bool ends_as_hdf5(std::string_view path);
+
+/// What readers take for an HDF5 checkpoint in a folder. Hidden names do not count: they are other programs'
+/// unfinished business.
+bool is_hdf5_name(std::string_view name);
+
 /// Whether `create_safetensors` gives that name to one of its files of tensors or to their index.
 bool is_model_file(std::string_view name);
 

@@ -91,10 +91,8 @@ std::string whole_checkpoint_in(const std::string& directory) {
   fs::directory_iterator entry(directory, error);
   for (const fs::directory_iterator end; !error && entry != end; entry.increment(error)) {
     std::string name = entry->path().filename().string();
-    const bool model =
-        name == kSafetensorsIndexName || (name.starts_with("model") && name.ends_with(kSafetensors));
-    const bool other_hdf5 = name.ends_with(kHdf5) && !name.starts_with('.') && !parse_name(name);
-    if (model || other_hdf5) return name;
+    const bool model = name == kSafetensorsIndexName || is_model_data(name);
+    if (model || (is_hdf5_name(name) && !parse_name(name))) return name;
   }
   return "";
 }

@@ -100,6 +100,37 @@ TEST_F(StorageForeign, FoldersThatHoldCheckpoints) {
   expect({"3 of its folders hold one, checkpoint-1000 as the last; name the one that is meant"});
 }
 
+TEST_F(StorageForeign, SavingsOfTwoKindsInOneFolder) {
+  const auto put_hdf5 = [&](const std::string& name) {
+    create_hdf5(dir_ / name, {}, {{"w", DType::kU8, Shape{1}}})->commit();
+  };
+  const std::string safetensors =
+      safetensors_bytes(R"({"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1);
+  put_file(dir_ / "model.safetensors", safetensors);
+  for (const char* other : {"new.h5", "new.hdf5", "NEW.H5", "new.hdf", "trainer-0.h5", "rank-0.h5"}) {
+    put_hdf5(other);
+    EXPECT_TRUE(has(refused(""), {dir_.string(), "model.safetensors", other, "two savings", "name"}));
+    // By its own name each of them can be read.
+    EXPECT_EQ(read_checkpoint(dir_ / other).tensors.size(), 1);
+    EXPECT_EQ(read_checkpoint(dir_ / "model.safetensors").tensors.size(), 1);
+    fs::remove(dir_ / other);
+  }
+  put_file(dir_ / "trainer-0.safetensors", safetensors);
+  EXPECT_TRUE(has(refused(""), {"model.safetensors", "trainer-0.safetensors", "two savings"}));
+  fs::remove(dir_ / "model.safetensors");
+  put_hdf5("new.h5");
+  EXPECT_TRUE(has(refused(""), {"new.h5", "trainer-0.safetensors", "two savings"}));
+  fs::remove(dir_ / "trainer-0.safetensors");
+  EXPECT_EQ(read_checkpoint(dir_.string()).tensors.size(), 1);
+  put_file(dir_ / "model.safetensors.index.json", R"({"weight_map": {"w": "a.safetensors"}})");
+  EXPECT_TRUE(has(refused(""), {"model.safetensors.index.json", "new.h5", "two savings"}));
+  // What others have not finished does not count.
+  fs::remove(dir_ / "new.h5");
+  put_file(dir_ / "a.safetensors", safetensors);
+  put_hdf5(".new.h5");
+  EXPECT_EQ(read_checkpoint(dir_.string()).tensors.size(), 1);
+}
+
 TEST_F(StorageForeign, FoldersDeeperDown) {
   fs::create_directories(dir_ / "deep/er");
   put_file(dir_ / "deep/er/__0_0.distcp", "x");
