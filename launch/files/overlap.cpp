@@ -7,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "storage/hidden_names.hpp"
+#include "storage/model_files.hpp"
 #include "storage/shard_name.hpp"
 
 namespace weightcast {
@@ -14,6 +15,16 @@ namespace weightcast {
 namespace {
 
 namespace fs = std::filesystem;
+
+/// Throws UsageError for a folder that is the source: what comes there would be a second saving, and the next
+/// one who names the folder could not tell which is meant.
+void require_not_the_source(const std::string& option, const std::string& folder,
+                            const Checkpoint& checkpoint) {
+  std::error_code error;
+  if (!fs::is_directory(checkpoint.path, error) || !fs::equivalent(folder, checkpoint.path, error)) return;
+  throw UsageError(fmt::format("{}: {} is the source's folder, which would hold two savings; name another",
+                               option, folder));
+}
 
 }  // namespace
 
@@ -33,6 +44,7 @@ void require_other_place(const std::string& option, const std::string& output, c
       }
     }
   }
+  if (ends_as_hdf5(output)) require_not_the_source(option + " " + output, directory_of(output), checkpoint);
 }
 
 void require_other_place_than_model(const std::string& option, const std::string& output,
@@ -63,6 +75,7 @@ void require_no_shard_of_sink(const std::string& folder, const Checkpoint& check
           folder, path.filename().string()));
     }
   }
+  require_not_the_source("--sink hdf5:" + folder, folder, checkpoint);
 }
 
 }  // namespace weightcast

@@ -59,7 +59,7 @@ bool is_checkpoint_file(std::string_view name) {
 /// The lock of an output. One file of a name that jobs into the whole folder write, or clear away, has the
 /// folder's.
 std::string lock_of(const std::string& output) {
-  if (!is_hdf5(output)) return folder_lock(output);
+  if (!ends_as_hdf5(output)) return folder_lock(output);
   const std::string name = std::filesystem::path(output).filename().string();
   return rank_of_shard(name) || is_trainer_shard(name) ? folder_lock(directory_of(output))
                                                        : file_lock(output);

@@ -296,5 +296,53 @@ TEST_F(BadSecondSource, UnreadableFile) {
       refused(run_job(3, sync_words(path) + Words{"--model", trained(0)}), 74, {path, "Permission denied"}));
 }
 
+/// Outputs that would make a second saving of the folder that is the source.
+class OutputsBesideTheSource : public CliTest {
+ protected:
+  void SetUp() override {
+    ASSERT_TRUE(done(run_plain({"convert", "--source", trained(0), "--output", folder_ + "/m.h5"})));
+    put_file(folder_ + "/config.json", get_file(trained(0) + "/config.json"));
+  }
+  Words sync_to(const std::string& source, const std::string& sink) const {
+    return {"sync", "--source", source, "--inference", "tp=2,ep=2", "--sink", "hdf5:" + sink};
+  }
+
+  std::string folder_ = dir_ / "source";
+};
+
+TEST_F(OutputsBesideTheSource, AreRefusedBeforeAnythingMoves) {
+  const Words said{"--sink hdf5:", "is the source's folder", "two savings", "name another"};
+  EXPECT_TRUE(refused(run_job(3, sync_to(folder_, folder_)), 64, said));
+  EXPECT_TRUE(refused(run_job(3, sync_to(folder_, dir_ / "./source/")), 64, said));
+  // Also of a later source.
+  const std::string numbered = dir_ / "source-1";
+  std::filesystem::copy(folder_, numbered);
+  EXPECT_TRUE(refused(run_job(3, sync_to(folder_, dir_ / "source-{version}") + Words{"--source", numbered}),
+                      64, said));
+  EXPECT_TRUE(
+      refused(run_plain({"convert", "--source", folder_, "--output", folder_ + "/new.h5"}), 64,
+              {"--output " + folder_ + "/new.h5", "is the source's folder", "two savings", "name another"}));
+  EXPECT_TRUE(refused(run_plain({"convert", "--source", trained(1), "--output", folder_}), 64,
+                      {"--output " + folder_, "two savings", folder_ + "/m.h5", "name another"}));
+  EXPECT_EQ(folder_contents(folder_).size(), 2);
+  // The folder is as readable as before, and so is a file that was named itself.
+  EXPECT_TRUE(done(run_job(3, sync_to(folder_, sink_))));
+  EXPECT_TRUE(done(run_job(3, sync_to(folder_ + "/m.h5", folder_))));
+  EXPECT_TRUE(done(run_job(3, sync_to(folder_ + "/m.h5", folder_))));
+  EXPECT_TRUE(refused(run_job(3, sync_to(folder_, sink_)), 65, {folder_, "3 HDF5 files", "name one"}));
+}
+
+TEST_F(OutputsBesideTheSource, TrainersShardsBesideAWholeCheckpoint) {
+  std::filesystem::create_directory(dir_ / "both");
+  for (const char* name : {"/config.json", "/model.safetensors"}) {
+    std::filesystem::copy_file(trained(0) + name, dir_ / "both" + name);
+  }
+  std::filesystem::copy_file(trained(1) + "/model.safetensors", dir_ / "both" + "/trainer-0.safetensors");
+  for (const Words& words : {Words{"convert", "--output", dir_ / "x"}, Words{"plan"}}) {
+    EXPECT_TRUE(refused(run_plain(words + Words{"--source", dir_ / "both"}), 65,
+                        {dir_ / "both", "model.safetensors"}));
+  }
+}
+
 }  // namespace
 }  // namespace weightcast::test_support
