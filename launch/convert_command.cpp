@@ -55,7 +55,11 @@ void require_whole(const Checkpoint& checkpoint) {
 
 /// From one container into the other, names as they are.
 void copy_as_it_is(const Options& options) {
-  const Checkpoint checkpoint = read_source(options, options.sources.front());
+  // Before the headers: what was there at both times and has not changed in between was there together.
+  std::vector<CheckpointFile> config_files;
+  const std::unique_ptr<ModelConfig> config = load_config(options, &config_files);
+  Checkpoint checkpoint = read_source(options, options.sources.front());
+  add_texts(checkpoint, config_files);
   require_whole(checkpoint);
   require_other_place("--output", options.output, checkpoint);
   const CheckpointReader reader(checkpoint);
@@ -70,7 +74,7 @@ void copy_as_it_is(const Options& options) {
     specs.push_back({tensor.name, tensor.dtype, tensor.shape});
   }
   write_checkpoint(
-      options, version_of(options, checkpoint), load_config(options)->text(), specs, origin_of(checkpoint),
+      options, version_of(options, checkpoint), config->text(), specs, origin_of(checkpoint),
       [&](std::size_t i, const Box& box, std::span<std::byte> to) {
         reader.read(checkpoint.tensors[i], box, to);
       },

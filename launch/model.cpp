@@ -18,29 +18,39 @@ namespace weightcast {
 
 namespace {
 
+/// What to call a config, its text, and the files that it was made of.
+struct ConfigText {
+  std::string origin;
+  std::string text;
+  std::vector<CheckpointFile> files;
+};
+
 /// A config with what ModelOpt says beside it of a checkpoint that it wrote, where the config itself does
-/// not: what to call it, and its text.
-std::pair<std::string, std::string> with_modelopt(const std::string& origin, const std::string& text,
-                                                  const std::filesystem::path& folder) {
+/// not.
+ConfigText with_modelopt(ConfigText config_text, const std::filesystem::path& folder) {
   const std::string path = folder / "hf_quant_config.json";
   std::error_code ignored;
   // A link that leads nowhere is there, too, and not to be passed over.
-  if (!std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) return {origin, text};
-  ModelConfig config(text, origin);
+  if (!std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) return config_text;
+  config_text.files.push_back(describe_text(path));
+  ModelConfig config(config_text.text, config_text.origin);
   config.add_modelopt(read_json_file(path, JsonLimits{}.bytes), path);
-  return {origin + " with hf_quant_config.json", config.text()};
+  config_text.origin += " with hf_quant_config.json";
+  config_text.text = config.text();
+  return config_text;
 }
 
-std::string read_named_config(const std::string& path) {
+ConfigText read_named_config(const std::string& path) {
   try {
-    return read_json_file(path, JsonLimits{}.bytes);
+    const CheckpointFile file = describe_text(path);
+    return {path, read_json_file(path, JsonLimits{}.bytes), {file}};
   } catch (const IoError& error) {
     throw IoError(fmt::format("--model, the model's config.json: {}", error.what()));
   }
 }
 
-/// The path and the text of the config in force.
-std::pair<std::string, std::string> config_text(const Options& options) {
+/// The config in force.
+ConfigText read_config(const Options& options) {
   if (options.model.empty()) {
     if (options.sources.empty()) throw UsageError("--source PATH or --model CONFIG_JSON is needed");
     const std::string& source = options.sources.front();
@@ -48,17 +58,18 @@ std::pair<std::string, std::string> config_text(const Options& options) {
     const std::filesystem::path path(source);
     std::error_code ignored;
     const bool folder = std::filesystem::is_directory(path, ignored);
-    return with_modelopt(origin, read_config_text(source), folder ? path : path.parent_path());
+    ConfigText config{origin, "", {}};
+    config.text = read_config_text(source, &config.files);
+    return with_modelopt(std::move(config), folder ? path : path.parent_path());
   }
   std::string path = options.model;
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) path += "/config.json";
-  return with_modelopt(path, read_named_config(path), std::filesystem::path(path).parent_path());
+  return with_modelopt(read_named_config(path), std::filesystem::path(path).parent_path());
 }
 
-std::unique_ptr<ModelConfig> make_config(const std::pair<std::string, std::string>& text,
-                                         const Options& options) {
-  auto config = std::make_unique<ModelConfig>(text.second, text.first);
+std::unique_ptr<ModelConfig> make_config(const ConfigText& text, const Options& options) {
+  auto config = std::make_unique<ModelConfig>(text.text, text.origin);
   if (options.layers) config->set_layers(*options.layers);
   return config;
 }
@@ -238,8 +249,14 @@ BoundCheckpoint load_own_shard(Control& control, const Options& options, const s
 
 }  // namespace
 
-std::unique_ptr<ModelConfig> load_config(const Options& options) {
-  return make_config(config_text(options), options);
+std::unique_ptr<ModelConfig> load_config(const Options& options, std::vector<CheckpointFile>* files) {
+  const ConfigText text = read_config(options);
+  if (files != nullptr) *files = text.files;
+  return make_config(text, options);
+}
+
+void add_texts(Checkpoint& checkpoint, const std::vector<CheckpointFile>& files) {
+  checkpoint.texts.insert(checkpoint.texts.end(), files.begin(), files.end());
 }
 
 Checkpoint read_source(const Options& options, const std::string& path) {
@@ -254,7 +271,8 @@ void require_equal_copies(const Options& options, const Family& family, const Bo
 
 Model load_model(const Options& options, std::optional<TrainerLayout>& trainers) {
   Model model;
-  model.config = load_config(options);
+  const ConfigText text = read_config(options);
+  model.config = make_config(text, options);
   model.family = make_family(*model.config);
   for (const std::string& source : options.sources) {
     if (is_sharded(source, trainers)) {
@@ -265,16 +283,20 @@ Model load_model(const Options& options, std::optional<TrainerLayout>& trainers)
       model.sources.push_back({std::move(checkpoint), std::move(binding)});
     }
   }
+  if (model.sources.empty()) return model;
+  add_texts(model.sources.front().checkpoint, text.files);
+  require_texts_unchanged(model.sources.front().checkpoint);
   return model;
 }
 
 Model load_model(Control& control, const Options& options, Topology& topology) {
-  std::pair<std::string, std::string> text;
+  ConfigText text;
   control.agreement.together([&] {
     if (control.rank() != 0) return;
-    text = config_text(options);
+    text = read_config(options);
   });
-  text = {control.agreement.broadcast(text.first), control.agreement.broadcast(text.second)};
+  text.origin = control.agreement.broadcast(text.origin);
+  text.text = control.agreement.broadcast(text.text);
   Model model;
   control.agreement.together([&] {
     model.config = make_config(text, options);
@@ -283,6 +305,8 @@ Model load_model(Control& control, const Options& options, Topology& topology) {
   for (const std::string& source : options.sources) {
     model.sources.push_back(load_source(control, options, source, *model.family, topology));
   }
+  // The first rank alone has read it. As a trainer it compares after its last read.
+  if (!model.sources.empty()) add_texts(model.sources.front().checkpoint, text.files);
   return model;
 }
 
@@ -290,15 +314,19 @@ BoundCheckpoint load_source(Control& control, const Options& options, const std:
                             const Family& family, Topology& topology) {
   // A thousand ranks that open the same headers would be a burden for a file system; one is none.
   std::vector<std::byte> headers;  // none: the trainers' shards
+  std::vector<CheckpointFile> texts;
   control.agreement.together([&] {
     if (control.rank() != 0 || is_sharded(source, topology.trainer_layout)) return;
-    headers = serialize(read_source(options, source));
+    Checkpoint checkpoint = read_source(options, source);
+    headers = serialize(checkpoint);
+    texts = std::move(checkpoint.texts);
   });
   headers = control.agreement.broadcast(std::move(headers));
   if (headers.empty()) return load_own_shard(control, options, source, family, topology);
   BoundCheckpoint loaded;
   control.agreement.together([&] {
     loaded.checkpoint = deserialize_checkpoint(headers);
+    loaded.checkpoint.texts = std::move(texts);
     if (topology.trainer(control.rank())) adopt_local_files(loaded.checkpoint);
     loaded.binding = bind(family, loaded.checkpoint);
   });

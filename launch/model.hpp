@@ -32,7 +32,12 @@ struct Model {
 
 /// The config that `--model` names (a file, or a directory with config.json), else the one beside the first
 /// source, with `--layers` applied.
-std::unique_ptr<ModelConfig> load_config(const Options& options);
+/// `files`, if given, are the files that it was made of.
+std::unique_ptr<ModelConfig> load_config(const Options& options,
+                                         std::vector<CheckpointFile>* files = nullptr);
+
+/// From now on these files must stay as they were read, as the checkpoint's own must.
+void add_texts(Checkpoint& checkpoint, const std::vector<CheckpointFile>& files);
 
 /// Reads config and headers and binds every source to the model; `trainers` learns how the shards pad the
 /// vocabulary. Throws UsageError for shards without a layout.

@@ -17,8 +17,8 @@
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_file.hpp"
 #include "storage/hdf5_header.hpp"
+#include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
-#include "storage/local_files.hpp"
 #include "storage/model_files.hpp"
 #include "storage/safetensors_header.hpp"
 #include "storage/safetensors_index.hpp"
@@ -136,7 +136,7 @@ void sort_by_name(Checkpoint& checkpoint) {
 // one has in its place.
 void add_indexed(Checkpoint& checkpoint, const fs::path& directory) {
   const std::string index_path = (directory / kSafetensorsIndexName).string();
-  const FileIdentity identity = InputFile(index_path).identity();
+  checkpoint.texts.push_back(describe_text(index_path));
   const SafetensorsIndex index = read_safetensors_index(index_path);
   require_no_other_saving(index, directory);
   for (const std::string& name : index.files) {
@@ -164,7 +164,6 @@ void add_indexed(Checkpoint& checkpoint, const fs::path& directory) {
     throw InputError(fmt::format("{} says that tensor '{}' is in {}, but it is not there", index_path,
                                  excerpt(name), file));
   }
-  require_same_file(InputFile(index_path).identity(), {index_path, identity, 0});
 }
 
 // Each kind of reader would take its own files and pass over the others, which may be newer.
@@ -244,14 +243,17 @@ Checkpoint read_checkpoint(const std::string& path, OtherFiles other_files) {
   return checkpoint;
 }
 
-std::string read_config_text(const std::string& checkpoint_path) {
+std::string read_config_text(const std::string& checkpoint_path, std::vector<CheckpointFile>* texts) {
   const bool in_directory = kind_of(checkpoint_path) == PathKind::kDirectory;
   const fs::path path(checkpoint_path);
   const fs::path beside = (in_directory ? path : path.parent_path()) / "config.json";
   std::error_code error;
   // A link that leads nowhere is missed, not passed over.
-  if (fs::exists(fs::symlink_status(beside, error)))
+  if (fs::exists(fs::symlink_status(beside, error))) {
+    const CheckpointFile described = describe_text(beside.string());
+    if (texts != nullptr) texts->push_back(described);
     return read_json_file(beside.string(), JsonLimits{}.bytes);
+  }
 
   std::string file = checkpoint_path;
   if (in_directory) {
@@ -259,7 +261,11 @@ std::string read_config_text(const std::string& checkpoint_path) {
     file = files.size() == 1 ? files.front() : "";
   }
   if (!file.empty() && has_hdf5_signature(file)) {
-    if (auto text = carried_config(file)) return *std::move(text);
+    const CheckpointFile described = describe_text(file);
+    if (auto text = carried_config(file)) {
+      if (texts != nullptr) texts->push_back(described);
+      return *std::move(text);
+    }
   }
   // Without weights that is what is missing first.
   if (in_directory && !holds_weights(checkpoint_path)) hdf5_file_in(checkpoint_path);

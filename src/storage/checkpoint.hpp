@@ -52,7 +52,7 @@ struct StoredTensor {
 /// Whether two tensors of a checkpoint are known to be the same bytes of the same file.
 bool same_bytes(const StoredTensor& a, const StoredTensor& b);
 
-/// A data file as it was when its header was read.
+/// A data file as it was when its header was read, or a text beside the data as it was when it was read.
 struct CheckpointFile {
   std::string path;  ///< absolute or relative to the working directory
   FileIdentity identity;
@@ -67,6 +67,9 @@ struct Checkpoint {
   std::string host;                   ///< where its headers were read
   std::vector<CheckpointFile> files;  ///< every data file
   std::vector<StoredTensor> tensors;  ///< sorted by name; names are unique
+  /// What must be of the same saving and was read, too: the index, and what the model's config was made of.
+  /// The process that has read them compares them; they are not broadcast.
+  std::vector<CheckpointFile> texts;
   /// `weightcast.weight_version`: an attribute in HDF5, an entry of `__metadata__` in safetensors.
   std::optional<std::int64_t> weight_version;
   /// `weightcast.conversion`: the id that all safetensors files of one conversion have, empty without one.
@@ -99,15 +102,23 @@ Checkpoint read_checkpoint(const std::string& path, OtherFiles other_files = Oth
 /// IoError naming a file that is another one here. Does nothing on the host where the headers were read.
 void adopt_local_files(Checkpoint& checkpoint);
 
-/// Throws IoError when a file is no longer the one whose header was read.
+/// Throws IoError when a file is no longer the one whose header was read, or a text no longer what was read.
 void require_files_unchanged(const Checkpoint& checkpoint);
 
-/// `config.json` beside a checkpoint: in the directory, or in the file's directory. An HDF5 checkpoint may
-/// instead carry its text in the root attribute `weightcast.config`. Throws IoError naming `--model` when
-/// there is none.
-std::string read_config_text(const std::string& checkpoint_path);
+/// The same for the texts alone.
+void require_texts_unchanged(const Checkpoint& checkpoint);
 
-/// A checkpoint's headers as bytes, for a broadcast from the rank that read them, and back.
+/// A file as it is just before its text is read, for Checkpoint::texts. Throws IoError as InputFile does.
+CheckpointFile describe_text(const std::string& path);
+
+/// `config.json` beside a checkpoint: in the directory, or in the file's directory. An HDF5 checkpoint may
+/// instead carry its text in the root attribute `weightcast.config`. `texts`, if given, gets
+/// the file that it is from. Throws IoError naming `--model` when there is none.
+std::string read_config_text(const std::string& checkpoint_path,
+                             std::vector<CheckpointFile>* texts = nullptr);
+
+/// A checkpoint's headers as bytes, for a broadcast from the rank that read them, and back: all but its
+/// texts.
 std::vector<std::byte> serialize(const Checkpoint& checkpoint);
 Checkpoint deserialize_checkpoint(std::span<const std::byte> bytes);
 

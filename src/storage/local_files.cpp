@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <span>
+#include <string_view>
 
 #include "core/error.hpp"
 #include "core/hash.hpp"
@@ -52,7 +53,19 @@ void require_no_writer(const InputFile& file) {
                   file.path()));
 }
 
+/// `what` of the file has been read.
+void require_same(const FileIdentity& now, const CheckpointFile& described, std::string_view what) {
+  if (now == described.identity) return;
+  throw IoError(fmt::format(
+      "{} changed after {} was read: it was replaced or written to; start again when nobody writes to it",
+      described.path, what));
+}
+
 }  // namespace
+
+CheckpointFile describe_text(const std::string& path) {
+  return {path, InputFile(path).identity(), 0};
+}
 
 CheckpointFile describe_file(const InputFile& file) {
   require_no_writer(file);
@@ -60,11 +73,7 @@ CheckpointFile describe_file(const InputFile& file) {
 }
 
 void require_same_file(const FileIdentity& now, const CheckpointFile& described) {
-  if (now == described.identity) return;
-  throw IoError(
-      fmt::format("{} changed after its header was read: it was replaced or written to; start again when "
-                  "nobody writes to it",
-                  described.path));
+  require_same(now, described, "its header");
 }
 
 void require_still(const InputFile& file, const CheckpointFile& described) {
@@ -75,6 +84,12 @@ void require_still(const InputFile& file, const CheckpointFile& described) {
 void require_files_unchanged(const Checkpoint& checkpoint) {
   for (const CheckpointFile& file : checkpoint.files)
     require_same_file(InputFile(file.path).identity(), file);
+  require_texts_unchanged(checkpoint);
+}
+
+void require_texts_unchanged(const Checkpoint& checkpoint) {
+  for (const CheckpointFile& text : checkpoint.texts)
+    require_same(InputFile(text.path).identity(), text, "it");
 }
 
 void adopt_local_files(Checkpoint& checkpoint) {

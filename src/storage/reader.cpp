@@ -119,6 +119,7 @@ struct CheckpointReader::Files {
       if (any_virtual)
         require_same_file(InputFile(checkpoint->files[i].path).identity(), checkpoint->files[i]);
     }
+    require_texts_unchanged(*checkpoint);
   }
 
   void read_slab(const StoredTensor& tensor, const Box& box, std::span<std::byte> to) {

@@ -41,9 +41,9 @@ class CheckpointReader {
   /// file. Throws IoError naming the file and the part where the system refuses or the file ends.
   void read(const FilePlace& place, std::span<const ReadPart> parts) const;
 
-  /// Throws IoError when a file that was opened has changed since its header was read. To be called after the
-  /// last read: only then is what was read known to be of one state of the file (as far as FileIdentity
-  /// tells).
+  /// Throws IoError when a file that was opened has changed since its header was read, or a text of the
+  /// checkpoint since that was. To be called after the last read: only then is what was read known to be of
+  /// one state of the file (as far as FileIdentity tells).
   void require_unchanged() const;
 
   static constexpr std::int64_t kScratchBytes = std::int64_t{256} << 10;

@@ -71,6 +71,39 @@ TEST_F(Changes, AFileThatIsWrittenToWhileItIsReadIsRefused) {
   EXPECT_EQ(folder_contents(sink_), before);
 }
 
+TEST_F(Changes, TextsBesideTheWeightsMustStayToo) {
+  const std::string source = two_files(0, "source");
+  const std::string config = source + "/config.json";
+  const std::string index = source + "/model.safetensors.index.json";
+  const std::string quantization = source + "/hf_quant_config.json";
+  const std::string output = dir_ / "output";
+  nlohmann::json files;
+  for (const char* file : {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}) {
+    for (const auto& [name, data] : SafetensorsFile::read(source + "/" + file).tensors) files[name] = file;
+  }
+  put_file(index, nlohmann::json{{"weight_map", files}}.dump());
+  put_file(quantization, R"({"quantization": {"kv_cache_quant_algo": "FP8"}})");
+  for (const std::string& text : {config, index, quantization}) {
+    SCOPED_TRACE(text);
+    const Variables change{{"LD_PRELOAD", WEIGHTCAST_CHANGE_FILE},
+                           {"CHANGE_WHEN_READ", "model-00001-of-00002.safetensors"},
+                           {"CHANGE_AT", std::to_string(kAmidTheUpdate)},
+                           {"CHANGE_TARGET", text},
+                           {"CHANGE_BY", text + ".new"}};
+    // Replaced by the same text: it may as well be of the next saving.
+    const auto again = [&] { std::filesystem::copy_file(text, text + ".new"); };
+    for (const Words& how : {Words{}, Words{"--to", "hf"}}) {
+      again();
+      EXPECT_TRUE(refused(run_plain(Words{"convert", "--source", source, "--output", output} + how, change),
+                          74, {text, "changed after it was read", "start again"}));
+      EXPECT_FALSE(std::filesystem::exists(output));
+    }
+    again();
+    EXPECT_TRUE(refused(run_job(3, sync_words(source), change), 74, {text, "changed after it was read"}));
+    EXPECT_FALSE(std::filesystem::exists(sink_ + "/rank-0.h5"));
+  }
+}
+
 TEST_F(Changes, ALaterSourceIsTheOneThatIsThereAtItsTurn) {
   const std::string first = dir_ / "first.safetensors";
   const std::string later = dir_ / "later.safetensors";
