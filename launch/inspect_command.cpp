@@ -21,14 +21,17 @@ namespace weightcast {
 
 namespace {
 
-std::uint64_t digest_of(const CheckpointReader& reader, const StoredTensor& tensor) {
-  std::vector<std::byte> piece(static_cast<std::size_t>(kCopyBytes));
+constexpr const char* kNotListed = "the list was not printed";
+
+/// `piece` has room for kCopyBytes.
+std::uint64_t digest_of(const CheckpointReader& reader, const StoredTensor& tensor,
+                        std::span<std::byte> piece) {
   const std::int64_t element = dtype_bytes(tensor.dtype);
   const std::uint64_t key = hash_text(tensor.name);
   std::uint64_t digest = 0;
   for_each_box(tensor.shape, element, [&](const Box& box) {
-    require_no_signal("the list was not printed");
-    reader.read(tensor, box, std::span(piece).first(static_cast<std::size_t>(box.area() * element)));
+    require_no_signal(kNotListed);
+    reader.read(tensor, box, piece.first(static_cast<std::size_t>(box.area() * element)));
     digest += digest_box(piece.data(), box.cols * element, box, element, key);
   });
   return digest;
@@ -65,6 +68,7 @@ void run_inspect(const Options& options, OutputFile* json) {
   auto& list = report["tensors"] = nlohmann::ordered_json::array();
 
   Table table({"tensor", "dtype", "shape", "bytes", options.no_digests ? "" : "digest"});
+  std::vector<std::byte> piece(options.no_digests ? 0 : static_cast<std::size_t>(kCopyBytes));
   std::int64_t total = 0;
   std::vector<std::string> obstacles;
   const StoredTensor* lost = nullptr;  // the first whose bytes are not there
@@ -77,7 +81,8 @@ void run_inspect(const Options& options, OutputFile* json) {
       list.push_back({{"name", tensor.name}, {"form", obstacle.form}, {"not_read", obstacle.why}});
       continue;
     }
-    const std::string digest = options.no_digests ? "" : fmt::format("{:016x}", digest_of(reader, tensor));
+    const std::string digest =
+        options.no_digests ? "" : fmt::format("{:016x}", digest_of(reader, tensor, piece));
     table.add({tensor.name, std::string(dtype_name(tensor.dtype)), tensor.shape.to_string(),
                std::to_string(tensor.bytes()), digest});
     nlohmann::ordered_json entry = {{"name", tensor.name},
