@@ -1,6 +1,5 @@
 #include <fmt/format.h>
 
-#include "control/signals.hpp"
 #include "core/error.hpp"
 #include "launch/commands.hpp"
 #include "launch/files/overlap.hpp"
@@ -106,7 +105,6 @@ void write_canonical(const Options& options) {
 }  // namespace
 
 void run_convert(const Options& options, OutputFile* /*json*/) {
-  watch_signals();
   require_meaning(options);
   if (options.to == "megatron") {
     write_trainer_shards(options);

@@ -56,7 +56,6 @@ void print_attributes(const Checkpoint& checkpoint, nlohmann::ordered_json& json
 
 void run_inspect(const Options& options, OutputFile* json) {
   if (options.arguments.size() != 1) throw UsageError("inspect takes one PATH: weightcast inspect PATH");
-  watch_signals();
   const std::string& path = options.arguments.front();
   const Checkpoint checkpoint = read_source(options, path);
   const CheckpointReader reader(checkpoint);
@@ -95,6 +94,7 @@ void run_inspect(const Options& options, OutputFile* json) {
   }
   report["bytes"] = total;
   if (checkpoint.weight_version) report["weight_version"] = *checkpoint.weight_version;
+  require_no_signal(kNotListed);
 
   print_line(
       fmt::format("# {}: {} tensors, {}, {} files{}", path, checkpoint.tensors.size(), format_bytes(total),

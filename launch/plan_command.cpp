@@ -5,6 +5,7 @@
 #include <chrono>
 #include <nlohmann/json.hpp>
 
+#include "control/signals.hpp"
 #include "core/error.hpp"
 #include "core/units.hpp"
 #include "launch/commands.hpp"
@@ -21,6 +22,7 @@ namespace weightcast {
 namespace {
 
 constexpr std::size_t kMostRowsOfRanks = 64;
+constexpr const char* kNotPrinted = "the plan was not printed";
 
 std::int64_t peak_memory() {
   rusage usage{};
@@ -122,15 +124,18 @@ void print_share(const Plan& plan, const Share& share, std::int64_t rank) {
 void run_plan(const Options& options, OutputFile* json) {
   Topology topology = topology_of(options);
   const Model model = load_model(options, topology.trainer_layout);
+  require_no_signal(kNotPrinted);
   if (options.rank && *options.rank >= topology.ranks()) {
     throw UsageError(fmt::format("--rank {}: there are {} ranks", *options.rank, topology.ranks()));
   }
   const auto start = std::chrono::steady_clock::now();
   const Plan plan = make_plan(*model.family, topology, limits_of(options));
   std::optional<Share> share;
+  require_no_signal(kNotPrinted);
   if (options.rank) share = make_share(plan, *model.family, *options.rank);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
+  require_no_signal(kNotPrinted);
   print_line(fmt::format("# model   {} ({}), {} tensors, {}", model.config->architecture(),
                          model.config->origin(), model.family->catalog().size(),
                          format_bytes(model.family->catalog().bytes())));

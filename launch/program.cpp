@@ -1,5 +1,6 @@
 #include "launch/program.hpp"
 
+#include <chrono>
 #include <exception>
 #include <optional>
 #include <string>
@@ -18,7 +19,11 @@ namespace weightcast {
 
 namespace {
 
+/// A plain command ends within this time of a signal, also where it is inside a call that does not return.
+constexpr std::chrono::seconds kSignalGrace{3};
+
 int fail(const Error& error, bool speaks) {
+  end_by_oneself();
   if (speaks) log_error(error.what());
   return static_cast<int>(error.code());
 }
@@ -60,8 +65,9 @@ int run_program(int argc, const char* const* argv) {
   std::vector<std::string> notes;
   try {
     prepare_process();
-    // Plain commands watch when they have begun what can be left: until then a signal ends them.
-    if (launched) watch_signals();
+    watch_signals();
+    // Of a job's ranks the control decides.
+    if (!launched) set_last_resort({"", "nothing was changed", true, true, kSignalGrace});
     try {
       options = parse_options(argc, argv, speaks, notes);
     } catch (const Error& error) {

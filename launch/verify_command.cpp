@@ -359,7 +359,6 @@ void run_verify(const Options& options, OutputFile* json) {
   if (options.arguments.size() != 1 || options.sources.size() != 1) {
     throw UsageError("write weightcast verify DIR --source PATH, one of each");
   }
-  watch_signals();
   const std::string& directory = options.arguments.front();
   const std::vector<Shard> shards = read_shards(directory);
   const EngineLayout layout = common_layout(directory, shards);

@@ -112,7 +112,6 @@ std::vector<DatasetSpec> specs_of(const Catalog& catalog) {
 void write_checkpoint(const Options& options, std::int64_t weight_version, const std::string& config_text,
                       const std::vector<DatasetSpec>& tensors, std::uint64_t origin, const ReadBox& read,
                       const std::function<void()>& confirm) {
-  watch_signals();
   const std::int64_t total =
       std::accumulate(tensors.begin(), tensors.end(), std::int64_t{0},
                       [](std::int64_t sum, const DatasetSpec& tensor) { return sum + tensor.bytes(); });
@@ -132,6 +131,10 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
   progress.end();
   confirm();
   claim.require_name();
+  writer->flush();
+  require_no_signal(kNothingChanged);
+  // Who is told that a signal came must not find new files in place.
+  const DeferLastResort defer;
   writer->commit();
   claim.replaced();
   report_written(options.output, fmt::format("{}: {} tensors, {}, version {}", options.output, tensors.size(),
@@ -152,10 +155,7 @@ void copy_matrix(TensorFileWriter& to, std::size_t index, std::int64_t offset, c
   std::vector<std::byte> piece(
       static_cast<std::size_t>(std::min(kCopyBytes, shape.elements() * element_bytes)));
   for_each_box(shape, element_bytes, [&](const Box& box) {
-    if (const int signal = std::max(soft_stop_signal(), hard_stop_signal()); signal != 0) {
-      throw StoppedError(fmt::format("stopped by {} before the files took their names; nothing was changed",
-                                     signal_name(signal)));
-    }
+    require_no_signal(kNothingChanged);
     const auto bytes = std::span(piece).first(static_cast<std::size_t>(box.area() * element_bytes));
     read(box, bytes);
     to.write(index, offset + (box.row * shape.cols() + box.col) * element_bytes, bytes);

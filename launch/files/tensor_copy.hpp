@@ -15,6 +15,9 @@
 
 namespace weightcast {
 
+/// What a line about a signal says that comes before files take their names.
+inline constexpr const char* kNothingChanged = "nothing was changed";
+
 /// Bytes that the plain commands hold of a tensor at a time.
 inline constexpr std::int64_t kCopyBytes = std::int64_t{8} << 20;
 

@@ -99,7 +99,6 @@ void write_trainer_shards(const Options& options) {
   for (std::int64_t rank = 0; rank < layout->ranks(); ++rank) {
     total += bytes_of(trainer_tensors(*model.family, *layout, rank));
   }
-  watch_signals();
   const TrainerShardLabels labels{layout->to_string(), version, fresh_id()};
   const OutputClaim claim(
       folder_lock(output), "--output " + output, options.command,
@@ -135,6 +134,8 @@ void write_trainer_shards(const Options& options) {
     require_free_or_own(path, kTrainerKind);
   }
   claim.require_name();
+  require_no_signal(kNothingChanged);
+  const DeferLastResort defer;
   replace_together(files);
   claim.replaced();
   for (const std::string& path : others.foreign) {

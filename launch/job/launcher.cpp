@@ -79,7 +79,6 @@ bool others_have_ended() {
 
 int run_as_rank(const std::function<void(Control&)>& job, std::chrono::seconds timeout) {
   require_launcher();
-  watch_signals();
   // MPI waits for ever for a task that died before it got there.
   Watchdog watchdog("starting MPI", timeout, speaks_for_all());
   const MpiEnvironment mpi;
@@ -96,8 +95,10 @@ int run_as_rank(const std::function<void(Control&)>& job, std::chrono::seconds t
   }
   try {
     job(control);
+    end_by_oneself();
     return static_cast<int>(ExitCode::kDone);
   } catch (const AgreedFailure& failure) {
+    end_by_oneself();
     return static_cast<int>(failure.code());
   } catch (const std::exception& error) {
     control.last_words.abort_all(error_of(error));

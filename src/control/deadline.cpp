@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include "control/farewell.hpp"
-#include "control/signals.hpp"
 
 namespace weightcast {
 
@@ -13,6 +12,10 @@ using namespace std::chrono_literals;
 
 // How long after the deadline a rank that does not even poll is ended.
 constexpr auto kWatchdogGrace = 15s;
+
+// How long a rank has to act on a signal. When the first one hangs, others speak for it after five seconds
+// and more.
+constexpr auto kSignalGrace = 8s;
 
 }  // namespace
 
@@ -28,6 +31,10 @@ void Deadline::begin_phase(const char* name, std::optional<std::int64_t> number,
   in_place_ = in_place;
   deadline_ = Clock::now() + timeout_;
   watchdog_.watch_rank(self_.rank, name, timeout_ + kWatchdogGrace);
+  // Where another rank than the first is ended so, the launcher stops that one, and it has the word. A
+  // launcher repeats its signals: the second says no more than the first.
+  set_last_resort({fmt::format("rank {} ({}): {}: ", self_.rank, self_.host, phase()), std::string(left()),
+                   self_.rank == 0, false, kSignalGrace});
 }
 
 std::string Deadline::phase() const {

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "control/last_words.hpp"
+#include "control/signals.hpp"
 #include "control/this_rank.hpp"
 #include "control/watchdog.hpp"
 #include "core/error.hpp"
@@ -29,7 +30,7 @@ class Deadline {
   /// What the phase has said is in place.
   const std::string& in_place() const { return in_place_; }
 
-  /// While one lives, signals do not end this rank's waits: the ranks are putting something in place
+  /// While one lives, signals do not end this rank, nor its waits: the ranks are putting something in place
   /// together.
   class DeferSignals {
    public:
@@ -40,6 +41,7 @@ class Deadline {
 
    private:
     Deadline& deadline_;
+    DeferLastResort no_last_resort_;
   };
 
   /// To be called in every polling loop: throws TimeoutError or StoppedError when it is time to; on rank 0

@@ -47,6 +47,7 @@ LastWords::LastWords(const ThisRank& self, Watchdog& watchdog)
     : self_(self), watchdog_(watchdog), comm_(Communicator::duplicate(self.comm.get())) {}
 
 void LastWords::abort_all(const Error& cause) {
+  end_by_oneself();
   const Error error = error_of(cause);
   watchdog_.watch_rank(self_.rank, "reporting a failure", kReportLimit);
   const Failure mine{error.code(), line_of(error)};
@@ -77,6 +78,7 @@ std::string LastWords::line_of(const Error& error) const {
 }
 
 void LastWords::report_and_abort(const Failure& failure) {
+  end_by_oneself();
   bool spoken = false;
   // A rank that speaks for itself says so first; its word may still be on the way.
   constexpr int kProbes = 20;

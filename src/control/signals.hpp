@@ -1,10 +1,39 @@
 #pragma once
 
+#include <chrono>
+#include <string>
+
 namespace weightcast {
 
 /// From here on SIGUSR1 asks to stop after the update in progress, SIGTERM and SIGINT (or a second SIGUSR1)
-/// to stop at once. Handlers only take note; Control acts on it.
+/// to stop at once. Handlers only take note; whoever polls acts on it. Where nobody comes to poll, because a
+/// call into a library or the system does not return, a thread ends the process as `set_last_resort` says.
 void watch_signals();
+
+/// How a process ends that does not act on a signal to stop at once.
+struct LastResort {
+  std::string before;  ///< of the line on stderr: what was being done, or nothing
+  std::string after;   ///< `nothing was changed`
+  bool speaks = true;  ///< whether there is a line: of a job's ranks one speaks
+  bool at_once_when_told_again = true;
+  std::chrono::milliseconds grace{};  ///< how long it has to act on the signal
+};
+
+/// Until the first call a process that does not act on a signal is not ended.
+void set_last_resort(LastResort resort);
+
+/// While one lives, nobody is ended so: what has begun to take its place is taken to the end.
+class DeferLastResort {
+ public:
+  DeferLastResort();
+  ~DeferLastResort();
+  DeferLastResort(const DeferLastResort&) = delete;
+  DeferLastResort& operator=(const DeferLastResort&) = delete;
+};
+
+/// To be called before a process ends by itself, by its error line at the latest: nobody else ends it any
+/// more. Does not return when that has just begun.
+void end_by_oneself();
 
 /// The signal that asked to stop after the update in progress, or 0.
 int soft_stop_signal();

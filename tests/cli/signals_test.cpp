@@ -151,6 +151,79 @@ TEST_F(Signals, TermWhileTheFirstRankIsBusy) {
   EXPECT_EQ(folder_contents(sink_), before);
 }
 
+TEST_F(Signals, ACallThatDoesNotReturnIsNoProtection) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer wants to be loaded first";
+#endif
+  const Variables slow{{"LD_PRELOAD", WEIGHTCAST_SLOW_DISK},
+                       {"SLOW_DISK_FILE", "model.safetensors"},
+                       {"SLOW_DISK_MILLISECONDS", "40000"}};
+  const std::vector<Words> commands{{"inspect", trained(0)},
+                                    {"plan", "--source", trained(0)},
+                                    {"convert", "--source", trained(0), "--output", dir_ / "x.h5"}};
+  for (const Words& words : commands) {
+    for (const auto& [signals, limit] : {std::pair(1, 15s), std::pair(2, 3s)}) {
+      Process command(plain_command(words, slow));
+      std::this_thread::sleep_for(500ms);
+      const auto start = std::chrono::steady_clock::now();
+      for (int i = 0; i < signals; ++i) {
+        command.send(i == 0 ? SIGTERM : SIGINT);
+        std::this_thread::sleep_for(100ms);
+      }
+      EXPECT_TRUE(refused(command.wait(), 75, {"stopped by", "does not return; nothing was changed"}));
+      EXPECT_LT(std::chrono::steady_clock::now() - start, limit);
+    }
+  }
+  EXPECT_TRUE(std::filesystem::is_empty(std::filesystem::path(dir_ / "")));
+}
+
+TEST_F(Signals, NorForTheFirstRank) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer wants to be loaded first";
+#endif
+  put_old_shards();
+  const auto before = folder_contents(sink_);
+  Process job(slow_disk_job(3, sync_words(trained(0)), "model.safetensors", 50s));
+  while (!first_rank_reads(job, "model.safetensors")) ASSERT_TRUE(job.running()) << describe(job.wait());
+  // No other rank has heard of it.
+  ::kill(job.children().at(0), SIGTERM);
+  EXPECT_TRUE(refused(job.wait(), 75,
+                      {"rank 0 (", "start: stopped by SIGTERM amid a call that does not return",
+                       "the previous version is untouched"}));
+  EXPECT_EQ(folder_contents(sink_), before);
+}
+
+TEST_F(Signals, OfAPlainCommandBeforeItsFilesTakeTheirNames) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer wants to be loaded first";
+#endif
+  const std::string output = dir_ / "output";
+  Process convert(plain_command({"convert", "--source", trained(0), "--output", output + "/x.h5"},
+                                {{"LD_PRELOAD", WEIGHTCAST_SLOW_DISK},
+                                 {"SLOW_DISK_FILE", "/.x.h5."},
+                                 {"SLOW_DISK_MILLISECONDS", "1500"}}));
+  while (!has_hidden_file(output, ".x.h5.")) ASSERT_TRUE(convert.running()) << describe(convert.wait());
+  // All is written, and flushed slowly.
+  std::this_thread::sleep_for(500ms);
+  convert.send(SIGTERM);
+  EXPECT_TRUE(refused(convert.wait(), 75, {"stopped by SIGTERM", "nothing was changed"}));
+  EXPECT_FALSE(std::filesystem::exists(output));
+}
+
+TEST_F(Signals, StopAPlan) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer wants to be loaded first";
+#endif
+  for (const int signal : {SIGUSR1, SIGTERM, SIGINT}) {
+    Process plan(plain_command({"plan", "--model", trained(0)}, {{"LD_PRELOAD", WEIGHTCAST_SLOW_DISK},
+                                                                 {"SLOW_DISK_FILE", "config.json"},
+                                                                 {"SLOW_DISK_MILLISECONDS", "700"}}));
+    std::this_thread::sleep_for(300ms);
+    plan.send(signal);
+    EXPECT_TRUE(refused(plan.wait(), 75, {"stopped by SIG", "the plan was not printed"}));
+  }
+}
+
 TEST_F(Signals, IntToOneRankStopsAll) {
   const auto job = start();
   ::kill(job->children().at(1), SIGINT);
