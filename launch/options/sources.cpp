@@ -93,6 +93,7 @@ po::parsed_options parse_file(const po::options_description& description, unsign
     const std::string name = trim(std::string_view(line).substr(0, equals));
     const std::string where = fmt::format("{}:{}: {}", path, number, name);
     const OptionInfo* option = find_option(name);
+    if (name.empty()) throw UsageError(fmt::format("{}:{}: write name = value", path, number));
     if (equals == std::string::npos) throw UsageError(where + ": write name = value");
     if (option == nullptr) throw UsageError(where + ": unknown option");
     if ((option->commands & command) == 0) continue;  // one file may serve several commands

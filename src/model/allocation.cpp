@@ -223,7 +223,9 @@ Allocation parse_allocation(const std::string& option, std::string_view text) {
   } while (from.take("+"));
   require_end(from);
   if (!inference || !trainers) {
-    from.fail(fmt::format("the {} side is missing; join both with +", inference ? "trainers'" : "inference"));
+    from.fail(fmt::format("the {} side is missing; join both with +, or give one alone with {}",
+                          inference ? "trainers'" : "inference",
+                          inference ? "--inference-alloc" : "--trainer-alloc"));
   }
   return {*inference, *trainers};
 }

@@ -191,12 +191,23 @@ std::vector<Parameter> quantized_stack(const Catalog& catalog, const Parameter& 
       // Kernels count blocks through the whole matrix, not from where a part of it begins.
       if (const std::int64_t unit = block_rows(quantization.quantizer().scheme);
           unit > 1 && &box != &boxes.back() && box.box.rows % unit != 0) {
-        throw UsageError(fmt::format(
-            "{}: {} of {} are no multiple of the {} rows that share a scale in {}, and {} has "
-            "more behind them; choose another tp{}",
-            option, box.box.to_string(), catalog[box.tensor].name, unit,
-            quantizer_name(quantization.quantizer()), values.name,
-            quantization.origin() == Quantization::Origin::kStored ? "" : " or another --quantize"));
+        const bool is_stored = quantization.origin() == Quantization::Origin::kStored;
+        if (box.box.rows == quantization.shape(box.tensor).rows()) {
+          // It is whole: no cut is to blame.
+          const std::string what = fmt::format(
+              "the {} rows of {} are no multiple of the {} that share a scale in {}, and {} has more behind "
+              "them, at any tp",
+              box.box.rows, catalog[box.tensor].name, unit, quantizer_name(quantization.quantizer()),
+              values.name);
+          if (is_stored) throw InputError(what + "; quantise the checkpoint otherwise");
+          throw UsageError(fmt::format("{}: {}; choose another --quantize", option, what));
+        }
+        throw UsageError(
+            fmt::format("{}: {} of {} are no multiple of the {} rows that share a scale in {}, and {} has "
+                        "more behind them; choose another tp{}",
+                        option, box.box.to_string(), catalog[box.tensor].name, unit,
+                        quantizer_name(quantization.quantizer()), values.name,
+                        is_stored ? "" : " or another --quantize"));
       }
       rows += form.of(box.box).rows;
       box = quantization.box(plane, box.tensor, box.box, scope, option);

@@ -63,10 +63,16 @@ std::string adapter_part(std::string_view stored) {
     const std::size_t end = at + 1 + part.size();
     return end == plain.size() || plain[end] == '.';
   };
-  const bool adapter = plain.starts_with("base_model.model.") || std::ranges::any_of(kParts, has_part);
-  return adapter ? "belongs to an adapter (PEFT, LoRA) that was not merged into its model; merge it with "
-                   "merge_and_unload() and save the whole model"
-                 : "";
+  if (std::ranges::any_of(kParts, has_part)) {
+    return "belongs to an adapter (PEFT, LoRA) that was not merged into its model; merge it with "
+           "merge_and_unload() and save the whole model";
+  }
+  if (plain.starts_with("base_model.model.")) {
+    return "is called as in a model with an adapter (PEFT, LoRA) around it, and nothing says whether that "
+           "was "
+           "merged; merge it with merge_and_unload() and save the whole model";
+  }
+  return "";
 }
 
 }  // namespace weightcast

@@ -17,8 +17,8 @@ std::string without_wrappers(std::string_view stored);
 /// are `model.layers.0.mlp.…`.
 std::string canonical_name(std::string_view stored);
 
-/// What an adapter's tensor is called that was saved without being merged into its model, as the end of a
-/// sentence; empty for any other name.
+/// What a name says that is an adapter's, or of a model that has one around it and may not have been merged
+/// with it, as the end of a sentence; empty for any other name.
 std::string adapter_part(std::string_view stored);
 
 }  // namespace weightcast

@@ -100,6 +100,13 @@ std::optional<Quantizer> quantizer_of(const json& config, const std::string& ori
   if (method.starts_with("modelopt") && algorithm == "NVFP4") {
     return Quantizer{QuantScheme::kNvfp4, QuantRule::kTe};
   }
+  if (method.starts_with("modelopt") && algorithm.empty()) {
+    throw InputError(
+        fmt::format("{}: field 'quantization_config': quant_method '{}' needs quant_algo beside it, a text "
+                    "(FP8, NVFP4); if "
+                    "the weights are values and no codes, remove the field",
+                    origin, excerpt(method)));
+  }
   if (method.empty()) unknown(origin, "a quantisation without quant_method");
   unknown(origin,
           excerpt(fmt::format("quant_method '{}'{}", method, algorithm.empty() ? "" : " " + algorithm)));

@@ -111,6 +111,9 @@ void add_file(Checkpoint& checkpoint, const std::string& path, OtherFiles other_
   } else if (is_hdf5_name(fs::path(path).filename().string())) {
     const Hdf5Lock lock;
     open_hdf5(path);  // says what the file is instead
+  } else if (fs::path(path).extension() == ".json") {
+    throw InputError(fmt::format("{} is no file of weights; name its folder, {}, or a file of weights in it",
+                                 path, directory_of(path)));
   } else {
     add_safetensors(checkpoint, path);
   }

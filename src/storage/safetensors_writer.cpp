@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "core/units.hpp"
 #include "storage/dataset_specs.hpp"
 #include "storage/file_kind.hpp"
@@ -78,6 +79,11 @@ std::string header_bytes(const std::vector<DatasetSpec>& specs, const Group& gro
   }
   std::int64_t offset = 0;
   for (const std::size_t i : group.members) {
+    if (utf8(specs[i].name) != specs[i].name) {
+      throw InputError(
+          fmt::format("{}: the name of tensor {} is no UTF-8, as safetensors want it; rename the tensor",
+                      path, excerpt(specs[i].name)));
+    }
     const std::int64_t end = offset + specs[i].bytes();
     header[specs[i].name] = {{"dtype", dtype_safetensors_name(specs[i].dtype)},
                              {"shape", header_shape(specs[i])},

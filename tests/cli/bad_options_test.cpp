@@ -296,6 +296,8 @@ TEST_F(BadOptions, EveryLineCallsAnOptionAsItWasGiven) {
   }
   put_file(file, "buffers = 2\nbuffers = 3\n");
   EXPECT_TRUE(refused(run_plain(plan + Words{"--config", file}), 64, {file + ":2: buffers", "second time"}));
+  put_file(file, "buffers = 2\n= 3\n");
+  EXPECT_TRUE(refused(run_plain(plan + Words{"--config", file}), 64, {file + ":2: write name = value"}));
   EXPECT_TRUE(refused(run_plain({"plan", "--inference", "tp=1"}, {{"WEIGHTCAST_SOURCE", ""}}), 64,
                       {"WEIGHTCAST_SOURCE", "empty"}));
   EXPECT_TRUE(refused(run_job(2, {"sync", "--source", trained(0)}, {{"WEIGHTCAST_INFERENCE", "tp=3"}}), 64,

@@ -320,6 +320,14 @@ TEST(ConfigQuantization, OfTheCacheAloneMeansValues) {
   }
   expect_has(stored_refusal({{"group_size", 64}, {"bits", 4}}), {"without quant_method", "remove"});
   expect_has(stored_refusal({{"quant_method", "modelopt"}}), {"modelopt"});
+  // As ModelOpt's own file has it, and no text.
+  for (const json& other : {json{{"quantization", {{"quant_algo", "FP8"}}}}, json{{"quant_algo", 8}}}) {
+    json config = other;
+    config["quant_method"] = "modelopt";
+    const std::string said = stored_refusal(config);
+    expect_has(said, {"'modelopt' needs quant_algo beside it", "a text"});
+    EXPECT_EQ(said.find("not known"), std::string::npos) << said;
+  }
   expect_has(stored_refusal({{"quant_method", "quark"},
                              {"global_quant_config", {{"weight", nullptr}}},
                              {"layer_quant_config", {{"*k_proj", {{"weight", {{"dtype", "fp8_e4m3"}}}}}}}}),

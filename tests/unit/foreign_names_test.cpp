@@ -62,6 +62,17 @@ TEST_F(ForeignNames, WhatHasNoPlaceUnderAPrefixIsNamed) {
   expect_refused(kConfig, file, {path_, "model.norm.weight [128] is missing"});
 }
 
+TEST_F(ForeignNames, AModelThatAnAdapterWasAround) {
+  const SafetensorsFile around = renamed(file_, with("base_model.model."));
+  expect_refused(kConfig, around, {path_, "base_model.model.", "with an adapter", "nothing says whether"});
+  SafetensorsFile file = around;
+  file.tensors["base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"] = {"BF16", {1}, "xx"};
+  expect_refused(kConfig, file, {path_, "merge_and_unload"});
+  file = file_;
+  file.tensors["model.layers.0.mlp.up_proj.lora_A.weight"] = {"BF16", {1}, "xx"};
+  expect_refused(kConfig, file, {path_, "lora_A", "was not merged"});
+}
+
 TEST_F(ForeignNames, TwoModelsAreNamed) {
   SafetensorsFile file = renamed(file_, with("actor."));
   for (const auto& [name, tensor] : file_.tensors) file.tensors[fmt::format("ref.{}", name)] = tensor;

@@ -524,7 +524,7 @@ TEST(QuantizedRefusals, FusedMatricesWhoseBlocksWouldLieAcrossTwoTensors) {
   };
   naive::Model qkv = quantizable(false);
   qkv.head_dim = 48;  // 192 rows of q
-  expect_words(line(qkv), {"q_proj.weight", "128"});
+  expect_words(line(qkv), {"q_proj.weight", "128", "at any tp", "choose another --quantize"});
   naive::Model gate_up = quantizable(false);
   gate_up.inner = 192;
   expect_words(line(gate_up), {"gate_proj.weight", "128"});

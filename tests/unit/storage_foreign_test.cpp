@@ -86,6 +86,16 @@ TEST_F(StorageForeign, WhatLiesThereInstead) {
   EXPECT_TRUE(has(message_of<InputError>([&] { read_checkpoint(other.string()); }), {"step-7", "name that"}));
 }
 
+TEST_F(StorageForeign, TextsOfACheckpointThatAreNamedThemselves) {
+  put_checkpoint("step");
+  for (const char* name : {"step/model.safetensors.index.json", "step/config.json"}) {
+    put_file(dir_ / name, R"({"weight_map": {}})");
+    const std::string said = refused(name);
+    EXPECT_TRUE(has(said, {dir_ / name, "no file of weights", "name its folder, " + (dir_ / "step")}));
+    EXPECT_EQ(said.find("again"), std::string::npos) << said;
+  }
+}
+
 TEST_F(StorageForeign, FoldersThatHoldCheckpoints) {
   const auto expect = [&](std::initializer_list<std::string_view> words) {
     const std::string said = refused("");

@@ -84,6 +84,12 @@ TEST_F(StorageReject, HeadersThatAreNoJson) {
                   {"x.safetensors", "'w'", "twice"}));
 }
 
+TEST_F(StorageReject, NamesThatSafetensorsCannotHave) {
+  const std::vector<DatasetSpec> specs{{"good", DType::kU8, Shape{1}}, {"bad\xff", DType::kU8, Shape{1}}};
+  EXPECT_TRUE(has(message_of<InputError>([&] { create_safetensors(dir_ / "x", "{}", specs, 1 << 20); }),
+                  {dir_ / "x", "bad\\xff", "no UTF-8", "rename"}));
+}
+
 TEST_F(StorageReject, WeightVersionsThatAreNone) {
   for (const char* version : {R"("seven")", R"("")", R"("7 ")", R"("9223372036854775808")", "7"}) {
     EXPECT_TRUE(has(
