@@ -39,6 +39,7 @@ HostPipeline::HostPipeline(const Plan& plan, const Share& share, std::vector<std
       control_(control),
       executor_(make_host_executor()),
       ring_(plan.staging_bytes_per_rank(), "the staging buffers"),
+      slots_(std::vector<bool>(share.buckets.size(), true), static_cast<std::size_t>(plan.limits.buffers)),
       started_(static_cast<std::size_t>(plan.limits.buffers)),
       begun_(static_cast<std::size_t>(plan.limits.buffers)),
       states_(share.buckets.size(), State::kDone) {
@@ -135,8 +136,8 @@ void HostPipeline::transport_all(Progress& progress) {
       const std::uint32_t bucket = share_.buckets[next].bucket;
       const std::size_t started = next++;
       lock.unlock();
-      if (tracing_) started_[started % started_.size()] = Clock::now();
-      transport_->start(slot_number(started), routes_[bucket], runs(started));
+      if (tracing_) started_[slots_.slot(started)] = Clock::now();
+      transport_->start(slots_.slot(started), routes_[bucket], runs(started));
       lock.lock();
       advanced = true;
     }
@@ -144,8 +145,8 @@ void HostPipeline::transport_all(Progress& progress) {
     for (std::size_t k = first; k < next; ++k) {
       if (states_[k] != State::kMoving) continue;
       lock.unlock();
-      const bool finished = transport_->finished(slot_number(k));
-      if (finished && tracing_) note(TraceStage::kTransport, k, started_[k % started_.size()]);
+      const bool finished = transport_->finished(slots_.slot(k));
+      if (finished && tracing_) note(TraceStage::kTransport, k, started_[slots_.slot(k)]);
       lock.lock();
       if (finished) {
         states_[k] = share_.buckets[k].destination ? State::kArrived : State::kDone;
@@ -179,7 +180,7 @@ void HostPipeline::wait_for_workers() {
 
 void HostPipeline::require_idle_transport() {
   for (std::size_t k = 0; k < states_.size(); ++k) {
-    if (states_[k] != State::kMoving || transport_->finished(slot_number(k))) continue;
+    if (states_[k] != State::kMoving || transport_->finished(slots_.slot(k))) continue;
     throw InternalError("an earlier update broke off amid its messages; the ranks need a new session");
   }
 }
@@ -216,9 +217,9 @@ void HostPipeline::pack_all(const std::stop_token& stop) {
       const auto start = Clock::now();
       for (begun = std::max(begun, k); begun < share_.buckets.size() && has_room(begun); ++begun) {
         const ShareBucket& bucket = share_.buckets[begun];
-        if (bucket.root) begun_[slot_number(begun)] = source.begin(bucket.bucket, slot(begun), sent_);
+        if (bucket.root) begun_[slots_.slot(begun)] = source.begin(bucket.bucket, slot(begun), sent_);
       }
-      begun_[slot_number(k)].finish();
+      begun_[slots_.slot(k)].finish();
       seconds_.pack += note(TraceStage::kPack, k, start);
     });
     // Nothing may write any more to what is sent all the same.
@@ -279,8 +280,8 @@ void HostPipeline::worker(const std::stop_token& stop, void (HostPipeline::*stag
 }
 
 bool HostPipeline::slot_free(std::size_t k) const {
-  const auto buffers = static_cast<std::size_t>(plan_.limits.buffers);
-  return k < buffers || states_[k - buffers] == State::kDone;
+  const std::size_t before = slots_.before(k);
+  return before == StagingSlots::kNone || states_[before] == State::kDone;
 }
 
 std::span<const std::span<std::byte>> HostPipeline::runs(std::size_t k) {
@@ -300,7 +301,7 @@ std::span<const std::span<std::byte>> HostPipeline::runs(std::size_t k) {
 }
 
 std::byte* HostPipeline::slot(std::size_t k) const {
-  return ring_.data() + static_cast<std::int64_t>(slot_number(k)) * plan_.slot_bytes;
+  return ring_.data() + static_cast<std::int64_t>(slots_.slot(k)) * plan_.slot_bytes;
 }
 
 }  // namespace weightcast

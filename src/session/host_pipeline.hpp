@@ -17,6 +17,7 @@
 #include "plan/plan.hpp"
 #include "plan/share.hpp"
 #include "session/pipeline.hpp"
+#include "session/staging_slots.hpp"
 #include "transport/transport.hpp"
 
 namespace weightcast {
@@ -68,7 +69,6 @@ class HostPipeline final : public Pipeline {
   void set_state(std::size_t k, State state);
   void worker(const std::stop_token& stop, void (HostPipeline::*stage)(const std::stop_token&));
   bool slot_free(std::size_t k) const;
-  std::size_t slot_number(std::size_t k) const { return k % static_cast<std::size_t>(plan_.limits.buffers); }
   std::byte* slot(std::size_t k) const;
   /// Where the messages of bucket k are sent from or received to.
   std::span<const std::span<std::byte>> runs(std::size_t k);
@@ -84,6 +84,7 @@ class HostPipeline final : public Pipeline {
   Control& control_;
   std::unique_ptr<Executor> executor_;
   HostBuffer ring_;
+  StagingSlots slots_;  ///< of all buckets
 
   // What the current update works on.
   Source* source_ = nullptr;

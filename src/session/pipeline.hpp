@@ -8,23 +8,15 @@
 
 #include "report/progress.hpp"
 #include "report/trace.hpp"
+#include "session/stage_seconds.hpp"
 #include "source/source.hpp"
 
 namespace weightcast {
 
-/// Seconds that each stage of one rank was busy during an update.
-struct StageSeconds {
-  double pack = 0;       ///< reading or packing, digests of what is sent included
-  double transport = 0;  ///< buckets on their way, less the waits for other stages; over NCCL of roots alone
-  double unpack = 0;
-  double verify = 0;  ///< digests of what was written
-};
-
 /// The heart of an update on one rank: pack, transport and unpack of neighbouring buckets overlap over a ring
-/// of staging buffers. The rank's k-th bucket uses staging buffer k mod n as soon as bucket k − n has left
-/// it; every rank walks the same global order, so the earliest unfinished bucket can always move and nothing
-/// can deadlock. Two implementations: threads and MPI (host_pipeline.hpp), streams and NCCL
-/// (cuda/cuda_pipeline.hpp).
+/// of staging slots, which buckets take in turn (staging_slots.hpp); every rank walks the same global order,
+/// so the earliest unfinished bucket can always move and nothing can deadlock. Two implementations: threads
+/// and MPI (host_pipeline.hpp), streams and NCCL (cuda/cuda_pipeline.hpp).
 class Pipeline {
  public:
   virtual ~Pipeline() = default;

@@ -1,0 +1,31 @@
+#include "session/local_programs.hpp"
+
+namespace weightcast {
+
+LocalPrograms compile_local(const Share& share, const Schedule& schedule,
+                            const std::function<Move(std::uint32_t)>& place) {
+  LocalPrograms local;
+  const auto size = [](const auto& all) { return static_cast<std::uint32_t>(all.size()); };
+  for (std::size_t k = 0; k < share.buckets.size(); ++k) {
+    const std::uint32_t first_move = size(local.moves);
+    const std::uint32_t first_quant = size(local.quants);
+    if (schedule.local(k)) {
+      const ShareBucket& bucket = share.buckets[k];
+      for (std::uint32_t i = 0; i < bucket.moves; ++i) {
+        const Move from = place(share.checks[bucket.first_check + i].segment);
+        Move& move = local.moves.emplace_back(share.moves[bucket.first_move + i]);
+        move.staging = from.offset;
+        move.staging_pitch = from.pitch;
+      }
+      for (const QuantMove& quant : share.quant_program(bucket)) {
+        const Move from = place(quant.segment);
+        local.quants.emplace_back(quant).values = {Space::kSource, 0, from.offset, from.pitch};
+      }
+    }
+    local.move_programs.push_back({first_move, size(local.moves) - first_move});
+    local.quant_programs.push_back({first_quant, size(local.quants) - first_quant});
+  }
+  return local;
+}
+
+}  // namespace weightcast

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "kernels/executor.hpp"
+#include "kernels/move.hpp"
+#include "kernels/quant_move.hpp"
+#include "plan/share.hpp"
+#include "session/schedule.hpp"
+
+namespace weightcast {
+
+/// What brings a rank's local buckets from its own weights to its own parameters, compiled: the programs of
+/// its share with the weights in the place of staging.
+struct LocalPrograms {
+  std::vector<Move> moves;                  ///< their staging side is the buffer of the weights
+  std::vector<ProgramRange> move_programs;  ///< by bucket of the share; empty where it is not local
+  std::vector<QuantMove> quants;            ///< their values are in source buffer 0
+  std::vector<ProgramRange> quant_programs;
+};
+
+/// `place(segment)`: where the values of that segment of the plan lie in the weights, as offset and pitch of
+/// the move that would pack it.
+LocalPrograms compile_local(const Share& share, const Schedule& schedule,
+                            const std::function<Move(std::uint32_t)>& place);
+
+}  // namespace weightcast

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "plan/plan.hpp"
+#include "plan/share.hpp"
+#include "session/staging_slots.hpp"
+
+namespace weightcast {
+
+/// How one rank goes through an update over NCCL, compiled from its share before the first: which buckets
+/// travel at once, which need no staging, where and after whom the others are staged, which have the device
+/// to themselves. Buckets are numbered as in the share.
+class Schedule {
+ public:
+  /// The buckets [first, last), of which those that are not local travel at once.
+  struct Group {
+    std::size_t first = 0;
+    std::size_t last = 0;
+  };
+
+  /// `resident`: the rank's weights are in the device's memory, so that a bucket which nobody else sends or
+  /// receives goes from there to the parameters at once. It is local.
+  Schedule(const Plan& plan, const Share& share, bool resident);
+
+  /// In the global order; no group needs more slots than there are.
+  std::span<const Group> groups() const { return groups_; }
+  const StagingSlots& slots() const { return slots_; }
+  bool local(std::size_t k) const { return slots_.slot(k) == StagingSlots::kNone; }
+  /// The first bucket that is not local; StagingSlots::kNone where all are.
+  std::size_t first_staged() const { return first_staged_; }
+
+  /// Nothing travels yet while bucket k is packed.
+  bool packed_alone(std::size_t k) const { return k == 0; }
+  /// Nothing travels any more while bucket k is unpacked.
+  bool unpacked_alone(std::size_t k) const { return k + 1 == buckets_; }
+
+ private:
+  std::size_t buckets_;
+  std::vector<Group> groups_;
+  StagingSlots slots_;
+  std::size_t first_staged_ = StagingSlots::kNone;
+};
+
+}  // namespace weightcast

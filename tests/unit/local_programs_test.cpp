@@ -1,0 +1,141 @@
+// What a rank hands to itself without staging beside the same through staging.
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <map>
+#include <vector>
+
+#include "kernels/executor.hpp"
+#include "naive_model.hpp"
+#include "plan/held_weights.hpp"
+#include "plan/sending.hpp"
+#include "plan_cases.hpp"
+#include "session/local_programs.hpp"
+
+namespace weightcast {
+
+namespace {
+
+using Bytes = std::vector<std::byte>;
+
+/// The parameters of a rank, which hold rubbish at first.
+struct Parameters {
+  explicit Parameters(const Share& share) {
+    for (const Parameter& parameter : share.parameters) {
+      bytes.emplace_back(static_cast<std::size_t>(parameter.bytes()), std::byte{0xa5});
+    }
+    for (Bytes& parameter : bytes) buffers.push_back(parameter.data());
+  }
+
+  std::vector<Bytes> bytes;
+  std::vector<std::byte*> buffers;
+};
+
+/// The rows of each tensor that a trainer holds.
+Bytes held_bytes(const Catalog& catalog, const OwnWeights& weights, const naive::Weights& values) {
+  Bytes bytes(static_cast<std::size_t>(weights.bytes));
+  for (const HeldBox& box : weights.held.boxes()) {
+    const Tensor& tensor = catalog[box.tensor];
+    const std::int64_t row_bytes = tensor.shape.cols() * dtype_bytes(tensor.dtype);
+    EXPECT_EQ(box.box.cols, tensor.shape.cols());
+    EXPECT_EQ(box.pitch, row_bytes);
+    std::memcpy(bytes.data() + box.offset, values.at(tensor.name).data() + box.box.row * row_bytes,
+                static_cast<std::size_t>(box.box.rows * row_bytes));
+  }
+  return bytes;
+}
+
+/// Runs the local programs of every rank, and the programs of its share over staging for the same buckets;
+/// expects the same parameters. Returns how many buckets were local.
+std::size_t expect_same_parameters(const naive::Model& model, const Topology& topology,
+                                   const Limits& limits) {
+  const auto family = model.family();
+  const Catalog& catalog = family->catalog();
+  const Plan plan = make_plan(*family, topology, limits);
+  const naive::Weights values = naive::random_values(model, 1);
+  const auto executor = make_host_executor();
+  std::vector<GlobalScale> scales;
+  for (std::size_t i = 0; i < plan.scopes.size(); ++i) {
+    scales.push_back(global_scale(topology.engine.quantizer.value(), 1.0f));
+  }
+  std::size_t count = 0;
+  for (std::int64_t rank = 0; rank < topology.ranks(); ++rank) {
+    const Share share = make_share(plan, *family, rank);
+    const Schedule schedule(plan, share, true);
+    const OwnWeights own = own_weights(plan, catalog, rank);
+    Bytes weights = held_bytes(catalog, own, values);
+    const Sending sending = compile_sending(plan, catalog, rank, own.held);
+    std::map<std::uint32_t, Move> places;
+    for (std::size_t i = 0; i < sending.moves.size(); ++i) {
+      places.emplace(sending.segments[i], sending.moves[i]);
+    }
+    const LocalPrograms local =
+        compile_local(share, schedule, [&](std::uint32_t segment) { return places.at(segment); });
+    EXPECT_EQ(local.move_programs.size(), share.buckets.size());
+    EXPECT_EQ(local.quant_programs.size(), share.buckets.size());
+
+    Parameters at_once(share);
+    Parameters through_staging(share);
+    const std::byte* const source = weights.data();
+    for (std::size_t k = 0; k < share.buckets.size(); ++k) {
+      const ShareBucket& bucket = share.buckets[k];
+      const ProgramRange moves = local.move_programs[k];
+      const ProgramRange quants = local.quant_programs[k];
+      EXPECT_EQ(moves.count, schedule.local(k) ? bucket.moves : 0);
+      EXPECT_EQ(quants.count, schedule.local(k) ? bucket.quants : 0);
+      executor->unpack(std::span(local.moves).subspan(moves.first, moves.count), source, at_once.buffers);
+      executor->quantize(std::span(local.quants).subspan(quants.first, quants.count),
+                         {{&source, 1}, nullptr, at_once.buffers}, scales, {});
+      if (!schedule.local(k)) continue;
+      ++count;
+      Bytes staging(static_cast<std::size_t>(plan.buckets[bucket.bucket].bytes));
+      const ProgramRange packed = sending.buckets[bucket.bucket].moves;
+      executor->pack(std::span(sending.moves).subspan(packed.first, packed.count), {&source, 1},
+                     staging.data());
+      executor->unpack(std::span(share.moves).subspan(bucket.first_move, bucket.moves), staging.data(),
+                       through_staging.buffers);
+      executor->quantize(share.quant_program(bucket), {{}, staging.data(), through_staging.buffers}, scales,
+                         {});
+    }
+    for (std::size_t p = 0; p < share.parameters.size(); ++p) {
+      EXPECT_TRUE(at_once.bytes[p] == through_staging.bytes[p]) << share.parameters[p].name;
+    }
+  }
+  return count;
+}
+
+TEST(LocalPrograms, WriteWhatStagingWouldBring) {
+  for (const char* engine : {"tp=2,ep=2", "tp=2,ep=1", "pp=2", "tp=4,ep=4"}) {
+    SCOPED_TRACE(engine);
+    Topology topology = plan_cases::topology_of(0, engine, true);
+    EXPECT_GT(expect_same_parameters(plan_cases::small_moe(), topology, plan_cases::capped(64 << 10)), 0u);
+    topology.source_split = SourceSplit::kExpert;
+    EXPECT_GT(expect_same_parameters(plan_cases::small_moe(), topology, plan_cases::capped(100'000)), 0u);
+  }
+}
+
+TEST(LocalPrograms, QuantiseWhatStagingWouldBring) {
+  naive::Model model;
+  model.hidden = 256;
+  model.heads = 4;
+  model.kv_heads = 2;
+  model.head_dim = 128;
+  model.vocabulary = 300;
+  model.inner = 512;
+  for (const char* quantizer : {"fp8-block", "fp8-tensor", "mxfp8", "nvfp4"}) {
+    SCOPED_TRACE(quantizer);
+    Topology topology = plan_cases::topology_of(0, "tp=2", true);
+    topology.engine.quantizer = parse_quantizer(quantizer);
+    Limits limits = plan_cases::capped(100'000);
+    limits.quantize_at = QuantizeAt::kDestination;
+    EXPECT_GT(expect_same_parameters(model, topology, limits), 0u);
+    // What travels as codes is never local.
+    limits.quantize_at = QuantizeAt::kSource;
+    expect_same_parameters(model, topology, limits);
+  }
+}
+
+}  // namespace
+
+}  // namespace weightcast

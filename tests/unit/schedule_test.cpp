@@ -1,0 +1,386 @@
+#include <gtest/gtest.h>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <random>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "plan/groups.hpp"
+#include "plan_cases.hpp"
+#include "session/schedule.hpp"
+
+namespace weightcast {
+
+namespace {
+
+constexpr std::size_t kNone = StagingSlots::kNone;
+
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : random_(seed) {}
+  std::int64_t between(std::int64_t low, std::int64_t high) {
+    return std::uniform_int_distribution<std::int64_t>(low, high)(random_);
+  }
+  bool one_in(std::int64_t n) { return between(1, n) == 1; }
+
+ private:
+  std::mt19937_64 random_;
+};
+
+/// Buckets of anything from anybody to anybody: a schedule asks for no more.
+Plan random_plan(Random& random) {
+  Plan plan;
+  plan.topology.engine.tp = random.between(1, 4);
+  plan.topology.engine.pp = random.between(1, 2);
+  plan.topology.engine.replicas = random.between(1, 2);
+  plan.topology.colocate = random.one_in(2);
+  plan.topology.trainers = plan.topology.colocate ? plan.topology.engine.ranks() : random.between(1, 4);
+  plan.limits.buffers = random.between(1, 7);
+  plan.wire.resize(3);
+  for (WireForm& form : plan.wire) form.codes_travel = random.one_in(3);
+  const std::int64_t sets = random.between(1, 8);
+  for (std::int64_t i = 0; i < sets; ++i) {
+    std::set<std::int64_t> set;
+    const std::int64_t coordinates = plan.topology.engine.replica_ranks();
+    const std::int64_t count = random.one_in(2) ? 1 : random.between(1, coordinates);
+    while (std::ssize(set) < count) set.insert(random.between(0, coordinates - 1));
+    plan.destinations.emplace_back(set.begin(), set.end());
+  }
+  const std::int64_t buckets = random.one_in(10) ? 0 : random.between(1, 60);
+  for (std::int64_t b = 0; b < buckets; ++b) {
+    Bucket bucket;
+    bucket.root = static_cast<std::uint32_t>(random.between(0, plan.topology.trainers - 1));
+    bucket.destinations = static_cast<std::uint32_t>(random.between(0, sets - 1));
+    bucket.first_segment = static_cast<std::uint32_t>(plan.segments.size());
+    bucket.segments = static_cast<std::uint32_t>(random.between(1, 3));
+    for (std::uint32_t i = 0; i < bucket.segments; ++i) {
+      plan.segments.push_back({static_cast<std::uint32_t>(random.between(0, 2)), {}, 0});
+    }
+    plan.buckets.push_back(bucket);
+  }
+  return plan;
+}
+
+/// The buckets of a rank's share, without what is in them.
+Share buckets_of(const Plan& plan, std::int64_t rank) {
+  Share share;
+  for (std::uint32_t number = 0; number < plan.buckets.size(); ++number) {
+    ShareBucket bucket;
+    bucket.bucket = number;
+    bucket.root = plan.topology.trainer(rank) == plan.buckets[number].root;
+    bucket.destination = plan.receives(plan.buckets[number].destinations, rank);
+    if (bucket.root || bucket.destination) share.buckets.push_back(bucket);
+  }
+  return share;
+}
+
+/// Whether anybody but `rank` sends or receives a bucket, or it is packed as codes.
+bool needs_staging(const Plan& plan, const Bucket& bucket, std::int64_t rank) {
+  std::set<std::int64_t> ranks{rank};
+  for (const std::int64_t to : plan.destination_ranks(bucket.destinations)) ranks.insert(to);
+  for (std::int64_t other = 0; other < plan.topology.ranks(); ++other) {
+    if (plan.topology.trainer(other) == bucket.root) ranks.insert(other);
+  }
+  if (ranks.size() > 1) return true;
+  for (std::uint32_t i = 0; i < bucket.segments; ++i) {
+    if (plan.wire[plan.segments[bucket.first_segment + i].tensor].codes_travel) return true;
+  }
+  return false;
+}
+
+/// The number of each plan bucket's group.
+std::vector<std::size_t> group_numbers(const Plan& plan) {
+  const std::vector<std::uint32_t> starts = concurrent_groups(plan);
+  std::vector<std::size_t> numbers;
+  for (std::uint32_t b = 0; b < plan.buckets.size(); ++b) {
+    std::size_t group = 0;
+    while (starts[group + 1] <= b) ++group;
+    numbers.push_back(group);
+  }
+  return numbers;
+}
+
+void expect_staging(const Plan& plan, const Share& share, std::int64_t rank, bool resident,
+                    const Schedule& schedule) {
+  // Whoever needs a slot takes the one that nobody has used for the longest time.
+  std::deque<std::pair<std::size_t, std::size_t>> slots;  // and their last users
+  for (std::size_t slot = 0; slot < static_cast<std::size_t>(plan.limits.buffers); ++slot) {
+    slots.emplace_back(slot, kNone);
+  }
+  std::size_t first_staged = kNone;
+  for (std::size_t k = 0; k < share.buckets.size(); ++k) {
+    const bool staged = !resident || needs_staging(plan, plan.buckets[share.buckets[k].bucket], rank);
+    ASSERT_EQ(schedule.local(k), !staged) << k;
+    if (!staged) {
+      EXPECT_TRUE(share.buckets[k].root && share.buckets[k].destination);
+      EXPECT_EQ(schedule.slots().slot(k), kNone);
+      EXPECT_EQ(schedule.slots().before(k), kNone);
+      continue;
+    }
+    const auto [slot, user] = slots.front();
+    EXPECT_EQ(schedule.slots().slot(k), slot) << k;
+    EXPECT_EQ(schedule.slots().before(k), user) << k;
+    slots.pop_front();
+    slots.emplace_back(slot, k);
+    if (first_staged == kNone) first_staged = k;
+  }
+  EXPECT_EQ(schedule.first_staged(), first_staged);
+}
+
+void expect_groups(const Plan& plan, const Share& share, const Schedule& schedule) {
+  const std::vector<std::size_t> numbers = group_numbers(plan);
+  std::map<std::size_t, std::vector<std::size_t>> expected;
+  for (std::size_t k = 0; k < share.buckets.size(); ++k)
+    expected[numbers[share.buckets[k].bucket]].push_back(k);
+  std::vector<std::vector<std::size_t>> found;
+  for (const Schedule::Group group : schedule.groups()) {
+    std::vector<std::size_t>& buckets = found.emplace_back();
+    std::set<std::size_t> slots;
+    for (std::size_t k = group.first; k < group.last; ++k) {
+      buckets.push_back(k);
+      if (schedule.local(k)) continue;
+      // All of a group are staged at once, in slots that earlier groups have left.
+      EXPECT_TRUE(slots.insert(schedule.slots().slot(k)).second);
+      const std::size_t before = schedule.slots().before(k);
+      EXPECT_TRUE(before == kNone || before < group.first);
+    }
+    EXPECT_LE(std::ssize(slots), plan.limits.buffers);
+  }
+  std::vector<std::vector<std::size_t>> in_order;
+  for (const auto& [number, buckets] : expected) in_order.push_back(buckets);
+  EXPECT_EQ(found, in_order);
+}
+
+void expect_alone(const Share& share, const Schedule& schedule) {
+  for (std::size_t k = 0; k < share.buckets.size(); ++k) {
+    EXPECT_EQ(schedule.packed_alone(k), &share.buckets[k] == &share.buckets.front());
+    EXPECT_EQ(schedule.unpacked_alone(k), &share.buckets[k] == &share.buckets.back());
+  }
+}
+
+void expect_sound(const Plan& plan, const Share& share, std::int64_t rank, bool resident) {
+  const Schedule schedule(plan, share, resident);
+  expect_staging(plan, share, rank, resident, schedule);
+  expect_groups(plan, share, schedule);
+  expect_alone(share, schedule);
+}
+
+/// What the ranks of an update do one by one: each packs and unpacks in its order, a group is under way when
+/// all of it is packed and has free slots, a bucket has travelled when it is under way on all its ranks.
+class Simulation {
+ public:
+  Simulation(const Plan& plan, Random& random) : random_(random) {
+    for (std::int64_t r = 0; r < plan.topology.ranks(); ++r) {
+      Share share = buckets_of(plan, r);
+      Schedule schedule(plan, share, random.one_in(2));
+      ranks_.push_back({share, schedule, std::vector<Bucket>(share.buckets.size()),
+                        std::vector<std::int64_t>(static_cast<std::size_t>(plan.limits.buffers), -1)});
+    }
+  }
+
+  /// Takes steps of random ranks until nobody can take one.
+  void run() {
+    for (bool moved = true; moved;) {
+      moved = false;
+      for (Rank& rank : ranks_) {
+        // Some take many steps before others take one.
+        for (auto steps = random_.between(1, 8); steps > 0 && step(rank); --steps) moved = true;
+      }
+      moved = travel() || moved;
+    }
+  }
+
+  void expect_done() const {
+    for (const Rank& rank : ranks_) {
+      for (std::size_t k = 0; k < rank.buckets.size(); ++k) {
+        if (rank.schedule.local(k)) continue;
+        EXPECT_TRUE(rank.buckets[k].travelled);
+        EXPECT_EQ(rank.buckets[k].unpacked, rank.share.buckets[k].destination);
+      }
+    }
+  }
+
+ private:
+  struct Bucket {
+    bool packed = false;
+    bool under_way = false;
+    bool travelled = false;
+    bool unpacked = false;
+  };
+  struct Rank {
+    Share share;
+    Schedule schedule;
+    std::vector<Bucket> buckets;        ///< of the share
+    std::vector<std::int64_t> content;  ///< of the slots: a bucket of the plan
+    std::size_t group = 0;              ///< the first that is not under way
+  };
+
+  static bool slot_free(const Rank& rank, std::size_t k) {
+    const std::size_t before = rank.schedule.slots().before(k);
+    if (before == kNone) return true;
+    return rank.share.buckets[before].destination ? rank.buckets[before].unpacked
+                                                  : rank.buckets[before].travelled;
+  }
+
+  static bool has_travelled(const Rank& rank, Schedule::Group group) {
+    for (std::size_t k = group.first; k < group.last; ++k) {
+      if (!rank.schedule.local(k) && !rank.buckets[k].travelled) return false;
+    }
+    return true;
+  }
+
+  /// The first bucket of a role that is not done there.
+  template <typename Role, typename Done>
+  static std::size_t first(const Rank& rank, Role ShareBucket::*role, Done Bucket::*done) {
+    std::size_t k = 0;
+    while (k < rank.buckets.size() &&
+           (!(rank.share.buckets[k].*role) || rank.schedule.local(k) || rank.buckets[k].*done)) {
+      ++k;
+    }
+    return k;
+  }
+
+  static bool pack(Rank& rank) {
+    const std::size_t k = first(rank, &ShareBucket::root, &Bucket::packed);
+    if (k == rank.buckets.size() || !slot_free(rank, k)) return false;
+    rank.buckets[k].packed = true;
+    rank.content[rank.schedule.slots().slot(k)] = rank.share.buckets[k].bucket;
+    return true;
+  }
+
+  static bool unpack(Rank& rank) {
+    const std::size_t k = first(rank, &ShareBucket::destination, &Bucket::unpacked);
+    if (k == rank.buckets.size() || !rank.buckets[k].travelled) return false;
+    rank.buckets[k].unpacked = true;
+    EXPECT_EQ(rank.content[rank.schedule.slots().slot(k)], rank.share.buckets[k].bucket);
+    return true;
+  }
+
+  static bool start_group(Rank& rank) {
+    const std::span<const Schedule::Group> groups = rank.schedule.groups();
+    if (rank.group == groups.size()) return false;
+    if (rank.group > 0 && !has_travelled(rank, groups[rank.group - 1])) return false;
+    const Schedule::Group group = groups[rank.group];
+    for (std::size_t k = group.first; k < group.last; ++k) {
+      if (rank.schedule.local(k)) continue;
+      if (rank.share.buckets[k].root ? !rank.buckets[k].packed : !slot_free(rank, k)) return false;
+    }
+    for (std::size_t k = group.first; k < group.last; ++k) rank.buckets[k].under_way = true;
+    ++rank.group;
+    return true;
+  }
+
+  bool step(Rank& rank) {
+    switch (random_.between(0, 2)) {
+      case 0:
+        return pack(rank) || unpack(rank) || start_group(rank);
+      case 1:
+        return start_group(rank) || pack(rank) || unpack(rank);
+      default:
+        return unpack(rank) || start_group(rank) || pack(rank);
+    }
+  }
+
+  /// What is under way everywhere arrives: the root's slot has held it until now.
+  bool travel() {
+    std::map<std::uint32_t, std::vector<std::pair<Rank*, std::size_t>>> under_way;
+    std::set<std::uint32_t> missing;
+    for (Rank& rank : ranks_) {
+      for (std::size_t k = 0; k < rank.buckets.size(); ++k) {
+        if (rank.schedule.local(k) || rank.buckets[k].travelled) continue;
+        const std::uint32_t bucket = rank.share.buckets[k].bucket;
+        if (rank.buckets[k].under_way) under_way[bucket].emplace_back(&rank, k);
+        if (!rank.buckets[k].under_way) missing.insert(bucket);
+      }
+    }
+    bool moved = false;
+    for (const auto& [bucket, places] : under_way) {
+      if (missing.contains(bucket)) continue;
+      for (const auto& [rank, k] : places) {
+        std::int64_t& content = rank->content[rank->schedule.slots().slot(k)];
+        if (rank->share.buckets[k].root) {
+          EXPECT_EQ(content, bucket);
+        }
+        content = bucket;
+        rank->buckets[k].travelled = moved = true;
+      }
+    }
+    return moved;
+  }
+
+  Random& random_;
+  std::vector<Rank> ranks_;
+};
+
+TEST(StagingSlots, AreTakenInTurn) {
+  const StagingSlots slots({true, false, true, true, false, false, true, true}, 3);
+  const std::vector<std::size_t> expected{0, kNone, 1, 2, kNone, kNone, 0, 1};
+  const std::vector<std::size_t> before{kNone, kNone, kNone, kNone, kNone, kNone, 0, 2};
+  for (std::size_t k = 0; k < expected.size(); ++k) {
+    EXPECT_EQ(slots.slot(k), expected[k]) << k;
+    EXPECT_EQ(slots.before(k), before[k]) << k;
+  }
+}
+
+TEST(Schedule, IsWhatARingAndThePlansGroupsSay) {
+  Random random(1);
+  std::size_t local = 0;
+  std::size_t largest_group = 0;
+  for (int round = 0; round < 400; ++round) {
+    SCOPED_TRACE(round);
+    const Plan plan = random_plan(random);
+    for (std::int64_t rank = 0; rank < plan.topology.ranks(); ++rank) {
+      const Share share = buckets_of(plan, rank);
+      for (const bool resident : {false, true}) {
+        expect_sound(plan, share, rank, resident);
+        const Schedule schedule(plan, share, resident);
+        for (std::size_t k = 0; k < share.buckets.size(); ++k) local += schedule.local(k) ? 1 : 0;
+        for (const auto [first, last] : schedule.groups())
+          largest_group = std::max(largest_group, last - first);
+      }
+    }
+    if (HasFailure()) return;
+  }
+  // The cases are not all dull.
+  EXPECT_GT(local, 100u);
+  EXPECT_GT(largest_group, 2u);
+}
+
+TEST(Schedule, IsSoundForSharesOfModels) {
+  const auto family = plan_cases::small_moe().family();
+  for (const bool colocate : {false, true}) {
+    for (const char* engine : {"tp=1", "tp=2,ep=2", "tp=4,ep=2,replicas=2", "tp=2,pp=2"}) {
+      for (const std::int64_t buffers : {1, 2, 3, 8}) {
+        SCOPED_TRACE(fmt::format("colocate {} {} buffers {}", colocate, engine, buffers));
+        Limits limits = plan_cases::capped(64 << 10);
+        limits.buffers = buffers;
+        const Plan plan = make_plan(*family, plan_cases::topology_of(2, engine, colocate), limits);
+        for (std::int64_t rank = 0; rank < plan.topology.ranks(); ++rank) {
+          const Share share = make_share(plan, *family, rank);
+          for (const bool resident : {false, true}) expect_sound(plan, share, rank, resident);
+        }
+      }
+    }
+  }
+}
+
+TEST(Schedule, EverythingArrivesWhoeverIsSlow) {
+  Random random(2);
+  for (int round = 0; round < 400; ++round) {
+    SCOPED_TRACE(round);
+    const Plan plan = random_plan(random);
+    Simulation simulation(plan, random);
+    simulation.run();
+    simulation.expect_done();
+    if (HasFailure()) return;
+  }
+}
+
+}  // namespace
+
+}  // namespace weightcast
