@@ -3,13 +3,13 @@
 #include <algorithm>
 
 #include "measure/cuda/device_time.hpp"
-#include "sys/cuda.hpp"
+#include "session/cuda/cuda_pipeline.hpp"
 
 namespace weightcast {
 
-CudaGauges::CudaGauges(CudaPipeline& pipeline, const Share& share, Memory& parameters,
+CudaGauges::CudaGauges(const CudaStages& stages, const Share& share, Memory& parameters,
                        const ResidentSource* source)
-    : pipeline_(pipeline), share_(share), parameters_(parameters), source_(source) {}
+    : stages_(stages), share_(share), parameters_(parameters), source_(source) {}
 
 std::int64_t CudaGauges::device_bytes() const {
   return DeviceBuffer::total_bytes();
@@ -24,26 +24,26 @@ std::int64_t CudaGauges::wire_room(bool root) const {
 }
 
 void CudaGauges::open_wire(const std::vector<int>& members) {
-  pipeline_.transport().open_members(members);
+  stages_.wire.transport().open_members(members);
 }
 
 void CudaGauges::broadcast(const std::vector<int>& members, bool root, std::int64_t bytes,
                            std::int64_t step) {
+  NcclTransport& transport = stages_.wire.transport();
   std::byte* data = root ? source_->data() : parameters_.data();
   for (std::int64_t at = 0; at < bytes; at += step) {
-    pipeline_.transport().broadcast(members, members.front(), data + at,
-                                    static_cast<std::size_t>(std::min(step, bytes - at)));
+    transport.broadcast(members, members.front(), data + at,
+                        static_cast<std::size_t>(std::min(step, bytes - at)));
   }
-  pipeline_.transport().wait();
+  transport.wait();
 }
 
 double CudaGauges::timed(const std::function<void()>& enqueue) {
-  return device_seconds(pipeline_.stream(), enqueue);
+  return device_seconds(stream_.get(), enqueue);
 }
 
 int CudaGauges::blocks(Grid grid) const {
-  constexpr int kBlocksOfMultiprocessor = 4;
-  return grid == Grid::kUpdate ? pipeline_.blocks() : kBlocksOfMultiprocessor * multiprocessors();
+  return grid == Grid::kUpdate ? stages_.blocks.beside_transfers : stages_.blocks.alone;
 }
 
 double CudaGauges::pack_seconds(Grid grid) {
@@ -52,8 +52,8 @@ double CudaGauges::pack_seconds(Grid grid) {
     for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
       const ShareBucket& bucket = share_.buckets[k];
       if (!bucket.root) continue;
-      source_->enqueue_pack(bucket.bucket, pipeline_.buffer(k), pipeline_.scales(), nullptr, blocks(grid),
-                            pipeline_.stream());
+      source_->enqueue_pack(bucket.bucket, stages_.memory.slot(k), stages_.memory.scales(), nullptr,
+                            blocks(grid), stream_.get());
     }
   });
 }
@@ -62,14 +62,21 @@ double CudaGauges::unpack_seconds(Grid grid) {
   if (parameters_.bytes() == 0) return 0;
   return timed([&] {
     for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
-      if (!share_.buckets[k].destination) continue;
-      pipeline_.enqueue_unpack(k, pipeline_.buffer(k), blocks(grid), pipeline_.stream());
+      if (share_.buckets[k].destination) stages_.unpack.run(k, k, blocks(grid), stream_.get());
     }
   });
 }
 
 double CudaGauges::digest_seconds(Grid grid) {
-  return timed([&] { pipeline_.enqueue_digests(source_, blocks(grid), pipeline_.stream()); });
+  return timed([&] {
+    for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
+      const ShareBucket& bucket = share_.buckets[k];
+      if (bucket.root && source_ != nullptr) {
+        stages_.digests.run_sent(k, *source_, true, blocks(grid), stream_.get());
+      }
+      if (bucket.destination) stages_.digests.run_written(k, blocks(grid), stream_.get());
+    }
+  });
 }
 
 double CudaGauges::copy_seconds() {
@@ -77,7 +84,7 @@ double CudaGauges::copy_seconds() {
   return timed([&] {
     WEIGHTCAST_CUDA(cudaMemcpyAsync(parameters_.data() + copy_bytes(), parameters_.data(),
                                     static_cast<std::size_t>(copy_bytes()), cudaMemcpyDeviceToDevice,
-                                    pipeline_.stream()));
+                                    stream_.get()));
   });
 }
 
@@ -88,7 +95,7 @@ std::int64_t CudaGauges::copy_bytes() const {
 
 std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& pipeline, const Share& share, Memory& parameters,
                                            Source* source) {
-  return std::make_unique<CudaGauges>(dynamic_cast<CudaPipeline&>(pipeline), share, parameters,
+  return std::make_unique<CudaGauges>(dynamic_cast<CudaPipeline&>(pipeline).stages(), share, parameters,
                                       source == nullptr ? nullptr : source->resident());
 }
 

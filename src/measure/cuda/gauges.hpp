@@ -5,14 +5,15 @@
 #include <vector>
 
 #include "measure/gpu_gauges.hpp"
-#include "session/cuda/cuda_pipeline.hpp"
+#include "session/cuda/cuda_stages.hpp"
 #include "source/cuda/resident_source.hpp"
+#include "sys/cuda.hpp"
 
 namespace weightcast {
 
 class CudaGauges final : public GpuGauges {
  public:
-  CudaGauges(CudaPipeline& pipeline, const Share& share, Memory& parameters, const ResidentSource* source);
+  CudaGauges(const CudaStages& stages, const Share& share, Memory& parameters, const ResidentSource* source);
 
   std::int64_t device_bytes() const override;
   std::int64_t source_bytes() const override;
@@ -30,10 +31,11 @@ class CudaGauges final : public GpuGauges {
   double timed(const std::function<void()>& enqueue);
   int blocks(Grid grid) const;
 
-  CudaPipeline& pipeline_;
+  const CudaStages& stages_;
   const Share& share_;
   Memory& parameters_;
   const ResidentSource* source_;
+  CudaStream stream_{CudaStream::Priority::kNormal};
 };
 
 }  // namespace weightcast

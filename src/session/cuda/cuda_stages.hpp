@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "kernels/cuda/cuda_moves.hpp"
+#include "plan/plan.hpp"
+#include "plan/share.hpp"
+#include "session/cuda/digest_stage.hpp"
+#include "session/cuda/local_stage.hpp"
+#include "session/cuda/pack_stage.hpp"
+#include "session/cuda/stage_clock.hpp"
+#include "session/cuda/unpack_stage.hpp"
+#include "session/cuda/update_memory.hpp"
+#include "session/cuda/wire_stage.hpp"
+#include "session/schedule.hpp"
+#include "transport/nccl_transport.hpp"
+
+namespace weightcast {
+
+/// Most thread blocks that a kernel has: beside transfers, few enough to leave NCCL's own kernels their
+/// multiprocessors; alone, as many as the device holds at once.
+struct ThreadBlocks {
+  /// `beside` 0: a quarter of the device's multiprocessors, enough to keep ahead of the wire.
+  explicit ThreadBlocks(int beside);
+
+  int beside_transfers = 0;
+  int alone = 0;
+};
+
+/// The stages of an update over NCCL. Each has streams, events and programs of its own and enqueues what it
+/// does with one bucket; when, and after which other stage, is the pipeline's business (cuda_pipeline.hpp).
+struct CudaStages {
+  /// The arguments as for CudaPipeline, PackStage (`poll`) and ThreadBlocks (`most_blocks`); `resident` is
+  /// the schedule of a resident source.
+  CudaStages(const Plan& plan, const Share& share, const Schedule& resident, std::vector<std::size_t> routes,
+             std::vector<std::byte*> parameters, std::unique_ptr<NcclTransport> transport,
+             std::function<void()> poll, int most_blocks);
+  CudaStages(const CudaStages&) = delete;
+  CudaStages& operator=(const CudaStages&) = delete;
+  ~CudaStages() = default;
+
+  ThreadBlocks blocks;
+  StageClock clock;
+  UpdateMemory memory;
+  CudaMovePrograms padding;  ///< one program, which fills it
+  DigestStage digests;
+  PackStage pack;
+  WireStage wire;
+  UnpackStage unpack;
+  LocalStage local;
+};
+
+}  // namespace weightcast

@@ -1,0 +1,70 @@
+#include "session/cuda/digest_stage.hpp"
+
+#include <vector>
+
+namespace weightcast {
+
+DigestStage::DigestStage(const Plan& plan, const Share& share, const UpdateMemory& memory,
+                         std::span<std::byte* const> parameters, const CudaMovePrograms& padding,
+                         StageClock& clock, int blocks)
+    : share_(share),
+      memory_(memory),
+      padding_(padding),
+      clock_(clock),
+      blocks_(blocks),
+      results_(plan, share) {
+  std::vector<ProgramRange> checks;
+  for (const ShareBucket& bucket : share.buckets) checks.push_back({bucket.first_check, bucket.checks});
+  checks_ = CudaDigestPrograms(share.checks, checks, parameters);
+}
+
+void DigestStage::begin(const ResidentSource* source, std::span<std::uint64_t> sent,
+                        std::span<std::uint64_t> written) {
+  source_ = source;
+  sent_ = sent;
+  written_ = written;
+}
+
+void DigestStage::enqueue_sent(std::size_t k, bool packed) {
+  if (source_ == nullptr || sent_.empty()) return;
+  // A bucket has one slice in this lane: that of what was written, where there is both.
+  const bool timed = !share_.buckets[k].destination;
+  if (timed) clock_.begin(TraceStage::kVerify, k, stream());
+  run_sent(k, *source_, packed, blocks_, stream());
+  if (timed) clock_.end(TraceStage::kVerify, k, stream());
+}
+
+void DigestStage::enqueue_written(std::size_t k, cudaStream_t writer, int blocks) {
+  if (written_.empty()) return;
+  written_by_writer_.record(writer);
+  written_by_writer_.hold(stream());
+  clock_.begin(TraceStage::kVerify, k, stream());
+  run_written(k, blocks, stream());
+  clock_.end(TraceStage::kVerify, k, stream());
+}
+
+void DigestStage::enqueue_results() {
+  if (!written_.empty()) {
+    results_.enqueue_clean(stream());
+    padding_.find_not_zero(0, results_.dirty_padding(), blocks_, stream());
+  }
+  if (!sent_.empty() || !written_.empty()) results_.enqueue_copy(stream());
+}
+
+void DigestStage::read_results() {
+  if (source_ != nullptr && !sent_.empty()) results_.read_sent(source_->digest_numbers(), sent_);
+  if (written_.empty()) return;
+  results_.read_written(written_);
+  dirty_ = results_.first_dirty_padding();
+}
+
+void DigestStage::run_sent(std::size_t k, const ResidentSource& source, bool packed, int blocks,
+                           cudaStream_t stream) const {
+  source.enqueue_digests(share_.buckets[k].bucket, memory_.scales(), results_.sent(), packed, blocks, stream);
+}
+
+void DigestStage::run_written(std::size_t k, int blocks, cudaStream_t stream) const {
+  checks_.run(k, results_.written(), blocks, stream);
+}
+
+}  // namespace weightcast

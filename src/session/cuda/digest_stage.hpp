@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/cuda/cuda_digests.hpp"
+#include "kernels/cuda/cuda_moves.hpp"
+#include "plan/plan.hpp"
+#include "plan/share.hpp"
+#include "session/cuda/digest_results.hpp"
+#include "session/cuda/stage_clock.hpp"
+#include "session/cuda/update_memory.hpp"
+#include "source/cuda/resident_source.hpp"
+#include "sys/cuda.hpp"
+
+namespace weightcast {
+
+/// Looks at what is sent from the device and at what was written: digests of both, and whether the padding is
+/// zero. Does nothing for an update that wants no digests.
+class DigestStage {
+ public:
+  /// All references must outlive the stage. `parameters[p]` is the device memory of parameter p, `padding`
+  /// has one program, of Share::padding. `blocks`: most thread blocks of a kernel, where no call says.
+  DigestStage(const Plan& plan, const Share& share, const UpdateMemory& memory,
+              std::span<std::byte* const> parameters, const CudaMovePrograms& padding, StageClock& clock,
+              int blocks);
+
+  cudaStream_t stream() const { return stream_.get(); }
+  const DigestResults& results() const { return results_; }
+
+  /// An update begins; `sent` and `written` are those of Pipeline::run. `source` is null where no weights are
+  /// sent from the device.
+  void begin(const ResidentSource* source, std::span<std::uint64_t> sent, std::span<std::uint64_t> written);
+  /// Forgets the results of the update before.
+  void enqueue_clear() { results_.enqueue_clear(stream()); }
+  /// Digests of what bucket k of the share sends. `packed`: those that packing makes are being made.
+  void enqueue_sent(std::size_t k, bool packed);
+  /// Digests of what bucket k has written, once all that `writer` has been given has happened.
+  void enqueue_written(std::size_t k, cudaStream_t writer, int blocks);
+  /// Brings the results to the host; all writes come before.
+  void enqueue_results();
+  /// Fills `sent` and `written` of `begin`; the results have arrived.
+  void read_results();
+
+  /// Index of the first move of Share::padding whose region was not zero when results were last read, or -1.
+  std::int64_t first_dirty_padding() const { return dirty_; }
+
+  // The kernels alone, in any stream, whose results nobody reads.
+  void run_sent(std::size_t k, const ResidentSource& source, bool packed, int blocks,
+                cudaStream_t stream) const;
+  void run_written(std::size_t k, int blocks, cudaStream_t stream) const;
+
+ private:
+  const Share& share_;
+  const UpdateMemory& memory_;
+  const CudaMovePrograms& padding_;
+  StageClock& clock_;
+  int blocks_;
+  DigestResults results_;
+  CudaDigestPrograms checks_;  ///< by bucket of the share
+  CudaStream stream_{CudaStream::Priority::kNormal};
+  CudaEvent written_by_writer_{CudaEvent::Kind::kOrder};
+  std::int64_t dirty_ = -1;
+
+  // Of the current update.
+  const ResidentSource* source_ = nullptr;
+  std::span<std::uint64_t> sent_;
+  std::span<std::uint64_t> written_;
+};
+
+}  // namespace weightcast

@@ -1,0 +1,36 @@
+#include "session/cuda/local_stage.hpp"
+
+#include <utility>
+
+#include "session/local_programs.hpp"
+
+namespace weightcast {
+
+LocalStage::LocalStage(const Share& share, const Schedule& schedule, const UpdateMemory& memory,
+                       std::vector<std::byte*> parameters, StageClock& clock)
+    : share_(share),
+      schedule_(schedule),
+      memory_(memory),
+      parameters_(std::move(parameters)),
+      clock_(clock) {}
+
+void LocalStage::prepare(const ResidentSource& source) {
+  if (source.number() == source_) return;
+  const LocalPrograms programs =
+      compile_local(share_, schedule_, [&](std::uint32_t segment) { return source.place(segment); });
+  std::byte* const weights = source.data();
+  moves_ = CudaMovePrograms(programs.moves, programs.move_programs, parameters_);
+  quants_ = CudaQuantPrograms(programs.quants, programs.quant_programs, {&weights, 1}, parameters_);
+  weights_ = weights;
+  source_ = source.number();
+}
+
+void LocalStage::enqueue(std::size_t k, int blocks) {
+  const cudaStream_t stream = stream_.get();
+  clock_.begin(TraceStage::kUnpack, k, stream);
+  moves_.unpack(k, weights_, blocks, stream);
+  quants_.run(k, nullptr, memory_.scales(), nullptr, quantizer_blocks(blocks), stream);
+  clock_.end(TraceStage::kUnpack, k, stream);
+}
+
+}  // namespace weightcast

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/cuda/cuda_moves.hpp"
+#include "kernels/cuda/cuda_quantizer.hpp"
+#include "plan/share.hpp"
+#include "session/cuda/stage_clock.hpp"
+#include "session/cuda/update_memory.hpp"
+#include "session/schedule.hpp"
+#include "source/cuda/resident_source.hpp"
+#include "sys/cuda.hpp"
+
+namespace weightcast {
+
+/// Brings local buckets from this rank's weights into its parameters without staging.
+class LocalStage {
+ public:
+  /// All references must outlive the stage. `schedule` is that of a resident source, `parameters[p]` the
+  /// device memory of parameter p.
+  LocalStage(const Share& share, const Schedule& schedule, const UpdateMemory& memory,
+             std::vector<std::byte*> parameters, StageClock& clock);
+
+  cudaStream_t stream() const { return stream_.get(); }
+
+  /// Compiles what belongs to a source, unless that was the last one, too. It is the source of what is
+  /// enqueued from now on.
+  void prepare(const ResidentSource& source);
+  /// Moves and quantises bucket k of the share, which is local.
+  void enqueue(std::size_t k, int blocks);
+
+ private:
+  const Share& share_;
+  const Schedule& schedule_;
+  const UpdateMemory& memory_;
+  std::vector<std::byte*> parameters_;
+  StageClock& clock_;
+  CudaStream stream_{CudaStream::Priority::kNormal};
+
+  std::uint64_t source_ = 0;  ///< its number; 0: none yet
+  const std::byte* weights_ = nullptr;
+  CudaMovePrograms moves_;  ///< by bucket of the share
+  CudaQuantPrograms quants_;
+};
+
+}  // namespace weightcast
