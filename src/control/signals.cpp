@@ -81,7 +81,7 @@ void end_who_does_not_listen() {
     if (!is_ended_by(Ender::kLastResort)) return;
     if (how->speaks) {
       // It may hang, too, where nobody empties the pipe that it goes into.
-      within(2s, [line = fmt::format("{}stopped by {} amid a call that does not return; {}", how->before,
+      within(2s, [line = fmt::format("{}stopped by {} in the midst of a step; {}", how->before,
                                      signal_name(hard_stop), how->after)] { log_error(line); });
     }
     leave(ExitCode::kStopped);

@@ -170,7 +170,7 @@ TEST_F(Signals, ACallThatDoesNotReturnIsNoProtection) {
         command.send(i == 0 ? SIGTERM : SIGINT);
         std::this_thread::sleep_for(100ms);
       }
-      EXPECT_TRUE(refused(command.wait(), 75, {"stopped by", "does not return; nothing was changed"}));
+      EXPECT_TRUE(refused(command.wait(), 75, {"stopped by", "in the midst of a step; nothing was changed"}));
       EXPECT_LT(std::chrono::steady_clock::now() - start, limit);
     }
   }
@@ -187,9 +187,9 @@ TEST_F(Signals, NorForTheFirstRank) {
   while (!first_rank_reads(job, "model.safetensors")) ASSERT_TRUE(job.running()) << describe(job.wait());
   // No other rank has heard of it.
   ::kill(job.children().at(0), SIGTERM);
-  EXPECT_TRUE(refused(job.wait(), 75,
-                      {"rank 0 (", "start: stopped by SIGTERM amid a call that does not return",
-                       "the previous version is untouched"}));
+  EXPECT_TRUE(refused(
+      job.wait(), 75,
+      {"rank 0 (", "start: stopped by SIGTERM in the midst of a step", "the previous version is untouched"}));
   EXPECT_EQ(folder_contents(sink_), before);
 }
 
