@@ -67,7 +67,10 @@ int run_program(int argc, const char* const* argv) {
     prepare_process();
     watch_signals();
     // Of a job's ranks the control decides.
-    if (!launched) set_last_resort({"", "nothing was changed", true, true, kSignalGrace});
+    if (!launched) {
+      set_last_resort(LastResort{[](const std::string& end) { return end + "; nothing was changed"; }, true,
+                                 true, kSignalGrace});
+    }
     try {
       options = parse_options(argc, argv, speaks, notes);
     } catch (const Error& error) {

@@ -23,18 +23,30 @@ Deadline::Deadline(const ThisRank& self, LastWords& last_words, Watchdog& watchd
                    std::chrono::seconds timeout)
     : self_(self), last_words_(last_words), watchdog_(watchdog), timeout_(timeout) {
   begin_phase("start");
+  // Where another rank than the first is ended so, the launcher stops that one, and it has the word. A
+  // launcher repeats its signals: the second says no more than the first.
+  set_last_resort(LastResort{[this](const std::string& end) { return last_resort_line(end); },
+                             self_.rank == 0, false, kSignalGrace});
+}
+
+Deadline::~Deadline() {
+  set_last_resort(std::nullopt);
+}
+
+std::string Deadline::last_resort_line(const std::string& end) const {
+  const std::scoped_lock lock(phase_mutex_);
+  return fmt::format("rank {} ({}): {}: {}; {}", self_.rank, self_.host, phase(), end, left());
 }
 
 void Deadline::begin_phase(const char* name, std::optional<std::int64_t> number, std::string_view in_place) {
-  phase_name_ = name;
-  phase_number_ = number;
-  in_place_ = in_place;
+  {
+    const std::scoped_lock lock(phase_mutex_);
+    phase_name_ = name;
+    phase_number_ = number;
+    in_place_ = in_place;
+  }
   deadline_ = Clock::now() + timeout_;
   watchdog_.watch_rank(self_.rank, name, timeout_ + kWatchdogGrace);
-  // Where another rank than the first is ended so, the launcher stops that one, and it has the word. A
-  // launcher repeats its signals: the second says no more than the first.
-  set_last_resort({fmt::format("rank {} ({}): {}: ", self_.rank, self_.host, phase()), std::string(left()),
-                   self_.rank == 0, false, kSignalGrace});
 }
 
 std::string Deadline::phase() const {

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -20,6 +21,10 @@ class Deadline {
  public:
   /// `timeout` bounds each phase (the start, one update). All references must outlive this.
   Deadline(const ThisRank& self, LastWords& last_words, Watchdog& watchdog, std::chrono::seconds timeout);
+
+  ~Deadline();
+  Deadline(const Deadline&) = delete;
+  Deadline& operator=(const Deadline&) = delete;
 
   /// Starts a phase: its name (a literal), with a number when there is one, appears in errors, and the
   /// deadline counts from now. `in_place` says what is when a signal or the deadline ends it; empty while
@@ -56,6 +61,8 @@ class Deadline {
 
   /// `update to version 3`
   std::string phase() const;
+  /// What a rank says that is ended because it does not act on a signal.
+  std::string last_resort_line(const std::string& end) const;
   /// What a phase that is ended leaves.
   std::string_view left() const;
 
@@ -63,6 +70,7 @@ class Deadline {
   LastWords& last_words_;
   Watchdog& watchdog_;
   std::chrono::seconds timeout_;
+  mutable std::mutex phase_mutex_;  ///< this thread alone changes what follows, another may read it
   const char* phase_name_ = "start";
   std::optional<std::int64_t> phase_number_;
   std::string in_place_;

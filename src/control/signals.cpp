@@ -81,8 +81,8 @@ void end_who_does_not_listen() {
     if (!is_ended_by(Ender::kLastResort)) return;
     if (how->speaks) {
       // It may hang, too, where nobody empties the pipe that it goes into.
-      within(2s, [line = fmt::format("{}stopped by {} in the midst of a step; {}", how->before,
-                                     signal_name(hard_stop), how->after)] { log_error(line); });
+      within(2s, [line = how->line(fmt::format("stopped by {} in the midst of a step",
+                                               signal_name(hard_stop)))] { log_error(line); });
     }
     leave(ExitCode::kStopped);
   }
@@ -109,7 +109,7 @@ void watch_signals() {
   for (const int signal : {SIGUSR1, SIGTERM, SIGINT}) sigaction(signal, &action, nullptr);
 }
 
-void set_last_resort(LastResort how) {
+void set_last_resort(std::optional<LastResort> how) {
   const std::scoped_lock lock(resort().mutex);
   resort().value = std::move(how);
 }

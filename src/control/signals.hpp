@@ -1,6 +1,8 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
+#include <optional>
 #include <string>
 
 namespace weightcast {
@@ -12,15 +14,17 @@ void watch_signals();
 
 /// How a process ends that does not act on a signal to stop at once.
 struct LastResort {
-  std::string before;  ///< of the line on stderr: what was being done, or nothing
-  std::string after;   ///< `nothing was changed`
+  /// Makes the line on stderr, given what the end is: `stopped by SIGTERM in the midst of a step`. Called in
+  /// a thread of its own.
+  std::function<std::string(const std::string& end)> line;
   bool speaks = true;  ///< whether there is a line: of a job's ranks one speaks
   bool at_once_when_told_again = true;
   std::chrono::milliseconds grace{};  ///< how long it has to act on the signal
 };
 
-/// Until the first call a process that does not act on a signal is not ended.
-void set_last_resort(LastResort resort);
+/// Until the first call a process that does not act on a signal is not ended, and with nothing it is not any
+/// more.
+void set_last_resort(std::optional<LastResort> resort);
 
 /// While one lives, nobody is ended so: what has begun to take its place is taken to the end.
 class DeferLastResort {

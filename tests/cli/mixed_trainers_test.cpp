@@ -160,7 +160,7 @@ TEST_F(Mixtures, AStageWhoseTiedHeadIsNotTheEmbedding) {
   layout.p = 3;
   layout.t = 2;
   layout.stale_copy = true;
-  const std::string shards = dir_ / "shards";
+  const std::string shards = dir_ / "trainers";
   write_trainer_shards(shards_of(dir_ / "model", layout), read_json(dir_ / "model/config.json"), shards,
                        ".safetensors");
   const Words words{"--source", shards, "--trainer-alloc", allocation_of(layout)};

@@ -104,6 +104,10 @@ Process::Process(const CommandLine& command)
   if (id_ < 0) throw std::runtime_error("fork failed");
   if (id_ > 0) return;
   ::setpgid(0, 0);
+  // Whoever runs the tests may have blocked signals, and a launcher that has them blocked hands none on.
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, nullptr);
   const int null = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
   ::dup2(null, STDIN_FILENO);
   ::dup2(out_, STDOUT_FILENO);
