@@ -48,7 +48,7 @@ std::vector<std::uint64_t> StagedValues::digests(const Plan& plan, const Catalog
   team_.run(plan.segments.size(), [&](std::size_t number) {
     const Segment& segment = plan.segments[number];
     const WireForm& form = plan.wire[segment.tensor];
-    if (form.quantized) return;
+    if (form.quantized()) return;
     DigestBox box{segment.offset, segment.box.cols * form.element_bytes, segment.box,
                   plane_key(catalog[segment.tensor], Plane::kValues)};
     box.element_bytes = static_cast<std::uint8_t>(form.element_bytes);

@@ -14,35 +14,34 @@ QuantMove quant_move(const Plan& plan, const Catalog& catalog, std::uint32_t seg
   const std::uint32_t number = plan.segments[segment].tensor;
   const Tensor& tensor = catalog[number];
   const WireForm& form = plan.wire[number];
+  const CodesForm& kept = form.kept.value();
   QuantMove move;
   move.quantizer = plan.topology.engine.quantizer.value();
   move.rows = box.rows;
   move.cols = box.cols;
-  move.scale_bytes = form.scale_bytes;
-  if (form.scale_bytes > 0) {
-    move.scale_rows = form.scales.block_rows;
-    move.scale_cols = form.scales.block_cols;
-    move.scales_box = form.scales.of(box);
+  move.scale_bytes = kept.scale_bytes;
+  if (kept.scale_bytes > 0) {
+    move.scale_rows = kept.scales.block_rows;
+    move.scale_cols = kept.scales.block_cols;
+    move.scales_box = kept.scales.of(box);
   }
   if (form.whole_rows) {
     move.cols_before = box.col;
     move.cols_behind = tensor.shape.cols() - box.col - box.cols;
   }
   move.scope = form.scope;
-  move.codes_box = form.codes.of(box);
+  move.codes_box = kept.codes.of(box);
   move.codes_key = plane_key(tensor, Plane::kCodes);
   move.scales_key = plane_key(tensor, Plane::kScales);
   move.segment = segment;
   return move;
 }
 
-MatrixPlace staged_codes(const Plan& plan, const Segment& segment) {
-  const WireForm& form = plan.wire[segment.tensor];
+MatrixPlace staged_codes(const CodesForm& form, const Segment& segment) {
   return {Space::kStaging, 0, segment.offset, form.codes.of(segment.box).cols};
 }
 
-MatrixPlace staged_scales(const Plan& plan, const Segment& segment) {
-  const WireForm& form = plan.wire[segment.tensor];
+MatrixPlace staged_scales(const CodesForm& form, const Segment& segment) {
   if (form.scale_bytes == 0) return {};
   return {Space::kStaging, 0, segment.offset + form.scales_offset(segment.box),
           form.scales.of(segment.box).cols * form.scale_bytes};

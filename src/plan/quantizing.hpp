@@ -18,9 +18,9 @@ std::uint64_t plane_key(const Tensor& tensor, Plane plane);
 /// codes and scales lie.
 QuantMove quant_move(const Plan& plan, const Catalog& catalog, std::uint32_t segment, const Box& box);
 
-/// Where a segment's codes, and its scales, lie in its bucket.
-MatrixPlace staged_codes(const Plan& plan, const Segment& segment);
-MatrixPlace staged_scales(const Plan& plan, const Segment& segment);
+/// Where a segment's codes, and its scales, lie in its bucket when they travel in that form.
+MatrixPlace staged_codes(const CodesForm& form, const Segment& segment);
+MatrixPlace staged_scales(const CodesForm& form, const Segment& segment);
 
 /// The plan's scopes' scales, when `largest` are the largest magnitudes of each.
 std::vector<GlobalScale> scales_of_scopes(const Plan& plan, std::span<const float> largest);

@@ -43,36 +43,34 @@ std::span<const Claim> take_tensor(std::uint32_t tensor, std::span<const Claim>&
   return front;
 }
 
-/// Learns from what a rank keeps how tensors travel.
-void learn_forms(const Parameter& parameter, const EngineLayout& engine, const Limits& limits,
-                 std::vector<WireForm>& wire) {
+/// Learns from what a rank keeps which tensors are quantised, and to what.
+void learn_forms(const Parameter& parameter, const EngineLayout& engine, std::vector<WireForm>& wire) {
   for (const Part& part : parameter.parts) {
     if (part.form.plane == Plane::kValues) continue;
     const QuantScheme scheme = engine.quantizer.value().scheme;
     WireForm& form = wire[part.tensor];
-    form.quantized = true;
-    form.codes_travel = limits.quantize_at == QuantizeAt::kSource;
     form.unit_rows = unit_rows(scheme);
     form.unit_cols = unit_cols(scheme);
     form.whole_rows = scheme == QuantScheme::kFp8Channel;
     if (has_global(scheme)) form.scope = part.scope;
+    if (!form.kept) form.kept.emplace();
     if (part.form.plane == Plane::kCodes) {
-      form.codes = part.form;
+      form.kept->codes = part.form;
     } else {
-      form.scales = part.form;
-      form.scale_bytes = dtype_bytes(parameter.dtype);
+      form.kept->scales = part.form;
+      form.kept->scale_bytes = dtype_bytes(parameter.dtype);
     }
   }
 }
 
 /// What coordinates need, by tensor.
-std::vector<Claim> needs_by_tensor(const Family& family, const EngineLayout& engine, const Limits& limits,
+std::vector<Claim> needs_by_tensor(const Family& family, const EngineLayout& engine,
                                    std::vector<WireForm>& wire) {
   std::vector<Claim> needs;
   for (std::int64_t coordinate = 0; coordinate < engine.replica_ranks(); ++coordinate) {
     for (const Parameter& parameter : family.parameters(engine, engine_rank(engine, coordinate))) {
       add_claims(parameter, static_cast<std::size_t>(coordinate), needs);
-      learn_forms(parameter, engine, limits, wire);
+      learn_forms(parameter, engine, wire);
     }
   }
   sort_by_tensor(needs);
@@ -248,7 +246,7 @@ Routing route_pieces(const Family& family, const Topology& topology, const Limit
   for (const Tensor& tensor : catalog.tensors()) {
     routing.wire.push_back({.element_bytes = dtype_bytes(tensor.dtype)});
   }
-  const std::vector<Claim> needs = needs_by_tensor(family, engine, limits, routing.wire);
+  const std::vector<Claim> needs = needs_by_tensor(family, engine, routing.wire);
   routing.scopes = number_scopes(routing.wire);
   Holdings holdings;
   if (topology.trainer_layout) holdings = holdings_by_tensor(family, *topology.trainer_layout);
@@ -263,17 +261,17 @@ Routing route_pieces(const Family& family, const Topology& topology, const Limit
     WireForm& form = routing.wire[tensor];
     const std::size_t first = routing.pieces.size();
     cut_tensor(by_ranks, by_trainers, destinations, holders, routing.pieces);
-    if (!form.quantized) continue;
+    if (!form.kept) continue;
     for (const Claim& claim : by_trainers) {
       require_whole_blocks(catalog[tensor], form, claim.box, topology.trainer_layout->option);
     }
     // A rank that receives parts of rows cannot know what the scales of whole ones follow from.
     const std::int64_t cols = catalog[tensor].shape.cols();
-    form.codes_travel =
-        form.codes_travel ||
-        (form.whole_rows &&
-         std::any_of(routing.pieces.begin() + static_cast<std::ptrdiff_t>(first), routing.pieces.end(),
-                     [&](const Piece& piece) { return piece.box.cols != cols; }));
+    const bool parts_of_rows =
+        form.whole_rows &&
+        std::any_of(routing.pieces.begin() + static_cast<std::ptrdiff_t>(first), routing.pieces.end(),
+                    [&](const Piece& piece) { return piece.box.cols != cols; });
+    if (limits.quantize_at == QuantizeAt::kSource || parts_of_rows) form.kind = *form.kept;
   }
   routing.destinations = destinations.take();
   if (topology.trainer_layout) {

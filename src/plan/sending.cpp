@@ -55,7 +55,7 @@ class SendingCompiler {
       const Box part = box.box.intersect(segment.box);
       if (part.empty()) continue;
       held += part.area();
-      if (form.quantized && part != segment.box) {
+      if (form.quantized() && part != segment.box) {
         throw UsageError(fmt::format(
             "{}: a trainer holds {} of it in several pieces, which --quantize cannot take; choose another "
             "--quantize, or --quantize-at destination with whole tensors",
@@ -77,29 +77,43 @@ class SendingCompiler {
     const std::int64_t element = dtype_bytes(tensor.dtype);
     const std::int64_t offset =
         held.offset + (part.row - held.box.row) * held.pitch + (part.col - held.box.col) * element;
-    if (!form.codes_travel) {
-      const std::int64_t segment_pitch = segment.box.cols * element;
-      Move move{offset,      held.pitch,   segment.offset, part.rows, part.cols * element,
-                held.buffer, MoveOp::kCopy};
-      move.staging += (part.row - segment.box.row) * segment_pitch + (part.col - segment.box.col) * element;
-      if (part.cols != segment.box.cols) move.staging_pitch = segment_pitch;
-      const bool direct = part == segment.box && bypasses_staging(plan_, bucket, trainer_, move);
-      if (direct) sending_.direct[number] = Sending::Direct{held.buffer, offset};
-      (direct ? direct_moves_ : sending_.moves).push_back(move);
-      (direct ? direct_segments_ : sending_.segments).push_back(number);
-    }
-    if (!form.quantized) {
-      sending_.boxes.push_back({offset, held.pitch, part, plane_key(tensor, Plane::kValues), held.buffer,
-                                number, static_cast<std::uint8_t>(element)});
-      return;
-    }
-    QuantMove quant = quant_move(plan_, catalog_, number, part);
-    quant.values = {Space::kSource, held.buffer, offset, held.pitch};
-    if (form.codes_travel) {
-      quant.codes = staged_codes(plan_, segment);
-      quant.scales = staged_scales(plan_, segment);
-    }
-    sending_.quants.push_back(quant);
+    const auto quant = [&] {
+      QuantMove move = quant_move(plan_, catalog_, number, part);
+      move.values = {Space::kSource, held.buffer, offset, held.pitch};
+      return move;
+    };
+    const auto send_values = [&](const ValuesForm&) {
+      add_move(bucket, number, held, part, offset);
+      if (form.quantized()) {
+        // Its digests are of what the receiver makes of it.
+        sending_.quants.push_back(quant());
+      } else {
+        sending_.boxes.push_back({offset, held.pitch, part, plane_key(tensor, Plane::kValues), held.buffer,
+                                  number, static_cast<std::uint8_t>(element)});
+      }
+    };
+    const auto send_codes = [&](const CodesForm& codes) {
+      QuantMove move = quant();
+      move.codes = staged_codes(codes, segment);
+      move.scales = staged_scales(codes, segment);
+      sending_.quants.push_back(move);
+    };
+    std::visit(Overloaded{send_values, send_codes}, form.kind);
+  }
+
+  /// Packs the values of a part, which lie in a held box's buffer from byte `offset` on.
+  void add_move(const Bucket& bucket, std::uint32_t number, const HeldBox& held, const Box& part,
+                std::int64_t offset) {
+    const Segment& segment = plan_.segments[number];
+    const std::int64_t element = dtype_bytes(catalog_[segment.tensor].dtype);
+    const std::int64_t segment_pitch = segment.box.cols * element;
+    Move move{offset, held.pitch, segment.offset, part.rows, part.cols * element, held.buffer, MoveOp::kCopy};
+    move.staging += (part.row - segment.box.row) * segment_pitch + (part.col - segment.box.col) * element;
+    if (part.cols != segment.box.cols) move.staging_pitch = segment_pitch;
+    const bool direct = part == segment.box && bypasses_staging(plan_, bucket, trainer_, move);
+    if (direct) sending_.direct[number] = Sending::Direct{held.buffer, offset};
+    (direct ? direct_moves_ : sending_.moves).push_back(move);
+    (direct ? direct_segments_ : sending_.segments).push_back(number);
   }
 
   const Plan& plan_;

@@ -107,19 +107,26 @@ class Compiler {
       (part.part.form.plane == Plane::kScales ? scales_ : codes_).push_back(&part);
     }
     const auto same_box = [](const PartOf* a, const PartOf* b) { return a->part.box == b->part.box; };
-    if (form.quantized && form.scale_bytes > 0 &&
+    if (form.kept && form.kept->scale_bytes > 0 &&
         !std::equal(codes_.begin(), codes_.end(), scales_.begin(), scales_.end(), same_box)) {
       throw InternalError(fmt::format("{} feeds {} parameters of codes and {} of scales, or others of it",
                                       catalog_[segment.tensor].name, codes_.size(), scales_.size()));
     }
-    if (form.quantized && !form.codes_travel) {
+    const auto take_values = [&](const ValuesForm&) {
       for (std::size_t i = 0; i < codes_.size(); ++i) {
-        quantize(number, *codes_[i], i < scales_.size() ? scales_[i] : nullptr, checks_of_quants);
+        if (form.quantized()) {
+          quantize(number, *codes_[i], i < scales_.size() ? scales_[i] : nullptr, checks_of_quants);
+        } else {
+          copy(number, *codes_[i], segment.offset);
+        }
       }
-      return;
-    }
-    for (const PartOf* part : codes_) copy(number, *part, segment.offset);
-    for (const PartOf* part : scales_) copy(number, *part, segment.offset + form.scales_offset(segment.box));
+    };
+    const auto take_codes = [&](const CodesForm& codes) {
+      const std::int64_t scales = segment.offset + codes.scales_offset(segment.box);
+      for (const PartOf* part : codes_) copy(number, *part, segment.offset);
+      for (const PartOf* part : scales_) copy(number, *part, scales);
+    };
+    std::visit(Overloaded{take_values, take_codes}, form.kind);
   }
 
  private:

@@ -26,8 +26,8 @@ std::vector<Schedule::Group> groups_of(const Plan& plan, const Share& share) {
 bool stays(const Plan& plan, const Bucket& bucket) {
   if (plan.travels(bucket)) return false;
   const auto segments = std::span(plan.segments).subspan(bucket.first_segment, bucket.segments);
-  return std::none_of(segments.begin(), segments.end(),
-                      [&](const Segment& segment) { return plan.wire[segment.tensor].codes_travel; });
+  return std::all_of(segments.begin(), segments.end(),
+                     [&](const Segment& segment) { return plan.wire[segment.tensor].travels_as_held(); });
 }
 
 std::vector<bool> staged_buckets(const Plan& plan, const Share& share, bool resident) {

@@ -54,7 +54,7 @@ void FileSource::finish_bucket(std::uint32_t bucket, std::byte* staging, std::sp
     const std::size_t scales = plan_.segments.size();
     for (const Piece& piece : reading.pieces) {
       digests[piece.segment] = 0;
-      if (plan_.wire[plan_.segments[piece.segment].tensor].quantized) digests[scales + piece.segment] = 0;
+      if (plan_.wire[plan_.segments[piece.segment].tensor].quantized()) digests[scales + piece.segment] = 0;
     }
     for (const Piece& piece : reading.pieces) {
       digests[piece.segment] += piece.digest;
@@ -123,7 +123,7 @@ void FileSource::cut_into_pieces(std::uint32_t bucket_number, std::vector<Piece>
       const Box part{box.row + row, std::min(rows_each, box.rows - row), box.col, box.cols};
       // Values that do not travel are not read to where they would.
       pieces.push_back({number, part, segment.offset + row * row_bytes, part.rows * row_bytes,
-                        form.codes_travel ? std::nullopt : reader_.locate(segment.tensor, part)});
+                        form.travels_as_held() ? reader_.locate(segment.tensor, part) : std::nullopt});
     }
   }
 }
@@ -150,9 +150,15 @@ void FileSource::merge_into_tasks(Reading& reading) {
 
 void FileSource::read(Reading& reading, const Task& task) const {
   const std::span<Piece> pieces = std::span(reading.pieces).subspan(task.first, task.pieces);
+  // Only what travels as values has neighbours in its task.
+  std::visit(Overloaded{[&](const ValuesForm&) { read_values(reading, pieces); },
+                        [&](const CodesForm& form) { read_and_quantize(reading, pieces.front(), form); }},
+             plan_.wire[plan_.segments[pieces.front().segment].tensor].kind);
+}
+
+void FileSource::read_values(const Reading& reading, std::span<Piece> pieces) const {
   const Piece& first = pieces.front();
   const auto tensor_of = [&](const Piece& piece) { return plan_.segments[piece.segment].tensor; };
-  if (plan_.wire[tensor_of(first)].codes_travel) return read_and_quantize(reading, pieces.front());
   if (first.run) {
     std::array<ReadPart, kMostPieces> parts;
     for (std::size_t i = 0; i < pieces.size(); ++i) {
@@ -166,7 +172,7 @@ void FileSource::read(Reading& reading, const Task& task) const {
   if (!reading.digests) return;
   for (Piece& piece : pieces) {
     const Tensor& tensor = catalog_[tensor_of(piece)];
-    if (plan_.wire[tensor_of(piece)].quantized) {
+    if (plan_.wire[tensor_of(piece)].quantized()) {
       digest_quantized(reading, piece);
       continue;
     }
@@ -176,9 +182,8 @@ void FileSource::read(Reading& reading, const Task& task) const {
   }
 }
 
-void FileSource::read_and_quantize(Reading& reading, Piece& piece) const {
+void FileSource::read_and_quantize(const Reading& reading, Piece& piece, const CodesForm& form) const {
   const Segment& segment = plan_.segments[piece.segment];
-  const WireForm& form = plan_.wire[segment.tensor];
   QuantMove move = quant_move(plan_, catalog_, piece.segment, piece.box);
   // Each thread keeps its own. Of a whole row where the scale is that of a whole row.
   thread_local std::vector<std::byte> values;
@@ -190,9 +195,9 @@ void FileSource::read_and_quantize(Reading& reading, Piece& piece) const {
   reader_.read(segment.tensor, box, values.data());
   const std::byte* const source = values.data();
   move.values = {Space::kSource, 0, move.cols_before * element, box.cols * element};
-  move.codes = staged_codes(plan_, segment);
+  move.codes = staged_codes(form, segment);
   move.codes.offset += (move.codes_box.row - form.codes.of(segment.box).row) * move.codes.pitch;
-  move.scales = staged_scales(plan_, segment);
+  move.scales = staged_scales(form, segment);
   if (form.scale_bytes > 0) {
     move.scales.offset += (move.scales_box.row - form.scales.of(segment.box).row) * move.scales.pitch;
   }

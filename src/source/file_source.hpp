@@ -64,8 +64,10 @@ class FileSource final : public HostSource {
   void cut_into_pieces(std::uint32_t bucket, std::vector<Piece>& pieces) const;
   static void merge_into_tasks(Reading& reading);
   void read(Reading& reading, const Task& task) const;
-  /// Reads the values of a piece whose codes travel and puts these where they belong.
-  void read_and_quantize(Reading& reading, Piece& piece) const;
+  /// Reads pieces that travel as values, neighbours in their file, straight to where they travel.
+  void read_values(const Reading& reading, std::span<Piece> pieces) const;
+  /// Reads the values of a piece that travels as codes, and puts these where they belong.
+  void read_and_quantize(const Reading& reading, Piece& piece, const CodesForm& form) const;
   /// The digests of the codes and scales that the values of a piece, which travel, become.
   void digest_quantized(const Reading& reading, Piece& piece) const;
 

@@ -43,10 +43,10 @@ void HeldSource::finish_bucket(std::uint32_t bucket, std::byte* staging, std::sp
   executor_->pack(part(sending_.moves, ranges.staged), read_buffers_, staging);
   const std::span<const QuantMove> quants = part(sending_.quants, ranges.quants);
   const auto quant_results = std::span(quant_results_).first(digests.empty() ? 0 : quants.size());
-  const bool codes_travel = std::any_of(quants.begin(), quants.end(), [](const QuantMove& move) {
+  const bool packs_codes = std::any_of(quants.begin(), quants.end(), [](const QuantMove& move) {
     return move.codes.space != Space::kNowhere;
   });
-  if (codes_travel || !quant_results.empty()) {
+  if (packs_codes || !quant_results.empty()) {
     executor_->quantize(quants, {read_buffers_, staging}, scales(), quant_results);
   }
   if (digests.empty()) return;

@@ -116,11 +116,11 @@ class EmulatedUpdate::Packer {
       const Box& box = segment.box;
       const std::int64_t element = dtype_bytes(tensor.dtype);
       const std::int64_t pitch = tensor.shape.cols() * element;
-      if (!form.codes_travel) {
+      if (form.travels_as_held()) {
         moves.push_back({box.row * pitch + box.col * element, pitch, segment.offset, box.rows,
                          box.cols * element, segment.tensor, MoveOp::kCopy});
       }
-      if (form.quantized) quants.push_back(quant_of(number));
+      if (form.quantized()) quants.push_back(quant_of(number));
     }
     std::vector<std::byte> staging = rubbish(bucket.bytes);
     executor_.pack(moves, sources_, staging.data());
@@ -143,10 +143,12 @@ class EmulatedUpdate::Packer {
     const std::int64_t pitch = catalog_[segment.tensor].shape.cols() * 2;
     quant.values = {
         Space::kSource, segment.tensor, segment.box.row * pitch + segment.box.col * 2, pitch, {}, 0, 0};
-    if (plan_.wire[segment.tensor].codes_travel) {
-      quant.codes = staged_codes(plan_, segment);
-      quant.scales = staged_scales(plan_, segment);
-    }
+    std::visit(Overloaded{[](const ValuesForm&) {},
+                          [&](const CodesForm& form) {
+                            quant.codes = staged_codes(form, segment);
+                            quant.scales = staged_scales(form, segment);
+                          }},
+               plan_.wire[segment.tensor].kind);
     return quant;
   }
 
@@ -159,7 +161,7 @@ class EmulatedUpdate::Packer {
         if (bucket.root != trainer) continue;
         for (std::uint32_t i = 0; i < bucket.segments; ++i) {
           const std::uint32_t number = bucket.first_segment + i;
-          if (plan_.wire[plan_.segments[number].tensor].quantized) quants.push_back(quant_of(number));
+          if (plan_.wire[plan_.segments[number].tensor].quantized()) quants.push_back(quant_of(number));
         }
       }
       std::vector<float> seen(largest.size(), 0.0f);

@@ -304,7 +304,7 @@ void expect_whole_blocks(const Plan& plan, const Catalog& catalog, const naive::
     EXPECT_TRUE(box.row % rows == 0 && ends(box.row + box.rows, rows, tensor.rows) && box.col % cols == 0 &&
                 ends(box.col + box.cols, cols, tensor.cols))
         << found->first << " " << box.to_string();
-    const bool quantized_there = !plan.wire[segment.tensor].codes_travel;
+    const bool quantized_there = std::holds_alternative<ValuesForm>(plan.wire[segment.tensor].kind);
     EXPECT_TRUE(!channels || !quantized_there || box.cols == tensor.cols)
         << found->first << " " << box.to_string();
   }

@@ -42,7 +42,9 @@ Plan random_plan(Random& random) {
   plan.topology.trainers = plan.topology.colocate ? plan.topology.engine.ranks() : random.between(1, 4);
   plan.limits.buffers = random.between(1, 7);
   plan.wire.resize(3);
-  for (WireForm& form : plan.wire) form.codes_travel = random.one_in(3);
+  for (WireForm& form : plan.wire) {
+    if (random.one_in(3)) form.kind = CodesForm();
+  }
   const std::int64_t sets = random.between(1, 8);
   for (std::int64_t i = 0; i < sets; ++i) {
     std::set<std::int64_t> set;
@@ -88,7 +90,8 @@ bool needs_staging(const Plan& plan, const Bucket& bucket, std::int64_t rank) {
   }
   if (ranks.size() > 1) return true;
   for (std::uint32_t i = 0; i < bucket.segments; ++i) {
-    if (plan.wire[plan.segments[bucket.first_segment + i].tensor].codes_travel) return true;
+    const WireForm& form = plan.wire[plan.segments[bucket.first_segment + i].tensor];
+    if (std::holds_alternative<CodesForm>(form.kind)) return true;
   }
   return false;
 }
