@@ -92,7 +92,7 @@ void write_canonical(const Options& options) {
   }
   Team readers(1);
   require_equal_copies(options, *model.family, model.sources.front(), readers, {}, [] {});
-  const BoundReader source(catalog, checkpoint, binding);
+  const BoundReader source(catalog, checkpoint, binding.held);
   write_checkpoint(
       options, version_of(options, checkpoint), model.config->text(), specs_of(catalog),
       origin_of(checkpoint),

@@ -171,11 +171,11 @@ void load_shards(const Options& options, const std::string& source, TrainerLayou
   for (std::size_t i = 0; i < shards.size(); ++i) {
     const auto rank = static_cast<std::int64_t>(i);
     const Binding binding = bind_trainer(*model.family, trainers, rank, shards[i]);
-    const std::vector<std::int64_t> own = digests_of_small(catalog, shards[i], binding);
+    const std::vector<std::int64_t> own = digests_of_small(catalog, shards[i], binding.held);
     require_equal_replicas(catalog, shards[i].path, own, known);
     raise(known, own);
     if (!labelled) samples[i] = sample_of(shards[i]);
-    boxes[i] = boxes_of(binding);
+    boxes[i] = boxes_of(binding.held);
     // Of replicas the first is taken.
     const TrainerRank place = trainer_rank(trainers, rank);
     if (!compares_tied_head(options) || place.dp > 0 || place.cp > 0) continue;
@@ -222,9 +222,9 @@ BoundCheckpoint load_own_shard(Control& control, const Options& options, const s
     if (rank) {
       require_same_origin(shard, version, id, common[3] != 0);
       binding = bind_trainer(family, trainers, *rank, shard.checkpoint);
-      own = digests_of_small(catalog, shard.checkpoint, binding);
+      own = digests_of_small(catalog, shard.checkpoint, binding.held);
       if (!shard.labelled) samples.at(static_cast<std::size_t>(*rank)) = sample_of(shard.checkpoint);
-      boxes.at(static_cast<std::size_t>(*rank)) = boxes_of(binding);
+      boxes.at(static_cast<std::size_t>(*rank)) = boxes_of(binding.held);
       if (compares_tied_head(options)) {
         own_tied = digests_of_tied(family, trainers, *rank, shard.checkpoint);
       }

@@ -379,7 +379,7 @@ void run_verify(const Options& options, OutputFile* json) {
   Team readers(1);
   const BoundCheckpoint& from = model.sources.front();
   require_equal_copies(options, *model.family, from, readers, {}, [] {});
-  BoundReader source(model.family->catalog(), from.checkpoint, from.binding);
+  BoundReader source(model.family->catalog(), from.checkpoint, from.binding.held);
   PlaneReader planes(model.family->catalog(), source, layout.quantizer);
   std::int64_t bytes = 0;
   for (const Shard& shard : shards) {

@@ -122,7 +122,7 @@ class BenchJob {
     Session& session = job_.session();
     if (from_files()) {
       const auto& [checkpoint, binding] = job_.model().sources.front();
-      files_.emplace(control_, session, checkpoint, binding, source_.get(), job_.readers().threads(),
+      files_.emplace(control_, session, checkpoint, binding.held, source_.get(), job_.readers().threads(),
                      !options_.no_verify);
     }
     if (on_gpu()) {

@@ -93,7 +93,7 @@ void write_trainer_shards(const Options& options) {
   require_other_place("--output", output, checkpoint);
   Team readers(1);
   require_equal_copies(options, *model.family, model.sources.front(), readers, {}, [] {});
-  const BoundReader source(model.family->catalog(), checkpoint, binding);
+  const BoundReader source(model.family->catalog(), checkpoint, binding.held);
   const std::int64_t version = version_of(options, checkpoint);
   std::int64_t total = 0;
   for (std::int64_t rank = 0; rank < layout->ranks(); ++rank) {

@@ -179,7 +179,7 @@ std::unique_ptr<Source> UpdateJob::file_source(const BoundCheckpoint& from) {
   require_equal_copies(options_, *model_.family, from, *readers_, {*trainer(), topology_.trainers},
                        [&] { control_.deadline.poll(); });
   return std::make_unique<FileSource>(session_->plan(), model_.family->catalog(), from.checkpoint,
-                                      from.binding, *readers_);
+                                      from.binding.held, *readers_);
 }
 
 }  // namespace weightcast

@@ -30,7 +30,7 @@ class StagedSource final : public HostSource {
 }  // namespace
 
 FileGauges::FileGauges(Control& control, Session& session, const Checkpoint& checkpoint,
-                       const Binding& binding, Source* source, int threads, bool with_digests)
+                       const HeldWeights& weights, Source* source, int threads, bool with_digests)
     : control_(control),
       session_(session),
       checkpoint_(checkpoint),
@@ -42,7 +42,7 @@ FileGauges::FileGauges(Control& control, Session& session, const Checkpoint& che
   control_.agreement.together([&] {
     if (source_ == nullptr) return;
     staged_ = std::make_unique<StagedSource>();
-    find_what_is_read(binding);
+    find_what_is_read(weights);
     hdf5[0] = has_hdf5_signature(checkpoint_.files.front().path) ? 1 : 0;
   });
   control_.agreement.maximum(std::span<std::int64_t>(hdf5));
@@ -64,7 +64,7 @@ FileGauges::FileGauges(Control& control, Session& session, const Checkpoint& che
   sending_ = {"sending alone, from staging", {}, model_bytes};
 }
 
-void FileGauges::find_what_is_read(const Binding& binding) {
+void FileGauges::find_what_is_read(const HeldWeights& weights) {
   for (const CheckpointFile& file : checkpoint_.files) files_.emplace_back(file.path);
   std::vector<bool> wanted(checkpoint_.tensors.size(), false);
   for (const ShareBucket& share : session_.share().buckets) {
@@ -72,18 +72,18 @@ void FileGauges::find_what_is_read(const Binding& binding) {
     const Bucket& bucket = session_.plan().buckets[share.bucket];
     const auto segments = std::span(session_.plan().segments).subspan(bucket.first_segment, bucket.segments);
     for (const Segment& segment : segments) {
-      for (const Bound& bound : binding.of(segment.tensor)) {
-        const Box common = bound.box.intersect(segment.box);
+      for (const HeldBox& held : weights.of(segment.tensor)) {
+        const Box common = held.box.intersect(segment.box);
         if (common.empty()) continue;
-        const StoredTensor& stored = checkpoint_.tensors[bound.stored];
-        if (!wanted[bound.stored]) datasets_.push_back(&stored);
-        wanted[bound.stored] = true;
+        const StoredTensor& stored = checkpoint_.tensors[held.buffer];
+        if (!wanted[held.buffer]) datasets_.push_back(&stored);
+        wanted[held.buffer] = true;
         if (stored.offset == StoredTensor::kThroughLibrary) continue;
         // Of columns as many bytes, but one behind the other: what all columns add up to is the whole.
         const std::int64_t element = dtype_bytes(stored.dtype);
-        const std::int64_t row = bound.row + common.row - bound.box.row;
-        const std::int64_t col = bound.col + common.col - bound.box.col;
-        const std::int64_t offset = stored.offset + (row * stored.shape.cols() + col * common.rows) * element;
+        const std::int64_t col = (common.col - held.box.col) * common.rows;
+        const std::int64_t offset =
+            stored.offset + held.at(common.row, held.box.col, element) + col * element;
         const std::int64_t bytes = common.area() * element;
         if (!runs_.empty() && runs_.back().file == stored.file &&
             runs_.back().offset + runs_.back().bytes == offset) {

@@ -11,9 +11,10 @@
 #include "control/control.hpp"
 #include "measure/measured.hpp"
 #include "memory/host_buffer.hpp"
+#include "plan/held_weights.hpp"
 #include "session/session.hpp"
-#include "source/binding.hpp"
 #include "source/source.hpp"
+#include "storage/checkpoint.hpp"
 #include "storage/input_file.hpp"
 
 namespace weightcast {
@@ -23,9 +24,9 @@ namespace weightcast {
 /// sending without reading.
 class FileGauges {
  public:
-  /// `source` reads `checkpoint` with `threads` threads; null on a rank that is no trainer. An update from it
-  /// has been made. All references must outlive this. Collective.
-  FileGauges(Control& control, Session& session, const Checkpoint& checkpoint, const Binding& binding,
+  /// `source` reads `checkpoint`, which has `weights` (Binding::held), with `threads` threads; null on a rank
+  /// that is no trainer. An update from it has been made. All references must outlive this. Collective.
+  FileGauges(Control& control, Session& session, const Checkpoint& checkpoint, const HeldWeights& weights,
              Source* source, int threads, bool with_digests);
 
   /// Measures everything once more; the slowest rank's times. Collective.
@@ -47,7 +48,7 @@ class FileGauges {
     std::int64_t bytes = 0;
   };
 
-  void find_what_is_read(const Binding& binding);
+  void find_what_is_read(const HeldWeights& weights);
   void read_plainly(std::int64_t step) const;
   void read_through_library();
   void read_alone(std::span<std::uint64_t> digests);

@@ -10,19 +10,27 @@
 
 namespace weightcast {
 
-/// A box of a tensor's values in memory: element (r, c) of the box lies at byte
-/// `offset + r × pitch + c × element bytes` of buffer number `buffer`.
+/// A box of a tensor's values and where it lies: element (r, c) of the box at byte
+/// `offset + r × pitch + c × element bytes` of buffer number `buffer`. A buffer is memory, or a tensor that a
+/// checkpoint stores (source/binding.hpp).
 struct HeldBox {
   std::uint32_t tensor = 0;
   Box box;
   std::uint32_t buffer = 0;
   std::int64_t offset = 0;
   std::int64_t pitch = 0;  ///< bytes
+
+  /// The byte of the buffer at which element (row, col) of the tensor begins.
+  std::int64_t at(std::int64_t row, std::int64_t col, std::int64_t element_bytes) const {
+    return offset + (row - box.row) * pitch + (col - box.col) * element_bytes;
+  }
 };
 
-/// What a trainer holds, whoever has made the memory and however it lies there.
+/// What a trainer holds, whoever has made the memory and however it lies there, or what a checkpoint does.
 class HeldWeights {
  public:
+  HeldWeights() = default;  ///< of no tensors
+
   /// Boxes of one tensor must not overlap; `tensors` is how many the catalog has.
   HeldWeights(std::vector<HeldBox> boxes, std::size_t tensors);
 

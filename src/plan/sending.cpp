@@ -75,8 +75,7 @@ class SendingCompiler {
     const Tensor& tensor = catalog_[segment.tensor];
     const WireForm& form = plan_.wire[segment.tensor];
     const std::int64_t element = dtype_bytes(tensor.dtype);
-    const std::int64_t offset =
-        held.offset + (part.row - held.box.row) * held.pitch + (part.col - held.box.col) * element;
+    const std::int64_t offset = held.at(part.row, part.col, element);
     const auto quant = [&] {
       QuantMove move = quant_move(plan_, catalog_, number, part);
       move.values = {Space::kSource, held.buffer, offset, held.pitch};

@@ -57,14 +57,16 @@ class Binder {
         coded_(std::ranges::any_of(family.catalog().tensors(), is_coded)) {}
 
   Binding bind() {
-    for (const Tensor& tensor : family_.catalog().tensors()) {
-      const Bound bound = bind_tensor(tensor);
-      binding_.cast_tensors += bound.cast == Cast::kRound ? 1 : 0;
-      used_[bound.stored] = true;
-      binding_.starts.push_back(static_cast<std::uint32_t>(binding_.bounds.size()));
-      binding_.bounds.push_back(bound);
+    const Catalog& catalog = family_.catalog();
+    std::vector<HeldBox> boxes;
+    boxes.reserve(catalog.size());
+    for (std::uint32_t number = 0; number < catalog.size(); ++number) {
+      const HeldBox& box = boxes.emplace_back(bind_tensor(number));
+      const DType stored = checkpoint_.tensors[box.buffer].dtype;
+      binding_.cast_tensors += cast_between(stored, catalog[number].dtype) == Cast::kRound ? 1 : 0;
+      used_[box.buffer] = true;
     }
-    binding_.starts.push_back(static_cast<std::uint32_t>(binding_.bounds.size()));
+    binding_.held = HeldWeights(std::move(boxes), catalog.size());
     note_places();
     for (std::uint32_t i = 0; i < used_.size(); ++i) {
       if (!used_[i]) leave_out(i);
@@ -73,20 +75,21 @@ class Binder {
   }
 
  private:
-  Bound bind_tensor(const Tensor& tensor) const {
+  HeldBox bind_tensor(std::uint32_t number) const {
+    const Tensor& tensor = family_.catalog()[number];
     const auto stored = names_.find(tensor.name);
     if (const auto form = family_.other_stored_form(tensor)) {
       if (const auto other = names_.find(form->name)) {
         if (stored) throw_twice(tensor, *stored, *other);
-        return bound_to(*other, tensor, form->shape, form->row);
+        return held_by(*other, number, form->shape, form->row);
       }
     }
-    if (stored) return bound_to(*stored, tensor, tensor.shape, 0);
+    if (stored) return held_by(*stored, number, tensor.shape, 0);
     // Of two tensors that share their memory a saver keeps either.
     for (std::uint32_t i = 0; i < used_.size(); ++i) {
       const std::string& name = names_.name_of(i);
       if (family_.copy_of(name) == tensor.name)
-        return bound_to(names_.find(name).value(), tensor, tensor.shape, 0);
+        return held_by(names_.find(name).value(), number, tensor.shape, 0);
     }
     throw_missing(tensor);
   }
@@ -123,12 +126,15 @@ class Binder {
              : ""));
   }
 
-  Bound bound_to(std::uint32_t number, const Tensor& tensor, const Shape& shape, std::int64_t row) const {
-    const StoredTensor& stored = checkpoint_.tensors[number];
+  /// The tensor in a stored one, which must be of `shape`, from row `row` on.
+  HeldBox held_by(std::uint32_t buffer, std::uint32_t number, const Shape& shape, std::int64_t row) const {
+    const StoredTensor& stored = checkpoint_.tensors[buffer];
+    const Tensor& tensor = family_.catalog()[number];
     checkpoint_.require_readable(stored);
     require_codes(stored, tensor);
     require_shape(checkpoint_, stored, shape);
-    return {number, cast_for(checkpoint_, stored, tensor.dtype), Box::whole(tensor.shape), row, 0};
+    require_castable(checkpoint_, stored, tensor.dtype);
+    return held_in(stored, buffer, number, Box::whole(tensor.shape), row * stored.shape.cols());
   }
 
   /// Throws InputError for values in place of codes: the other tensors say which of them and the config is
@@ -227,17 +233,30 @@ std::string Binding::note() const {
                      cast_tensors);
 }
 
-Cast cast_for(const Checkpoint& checkpoint, const StoredTensor& stored, DType wanted) {
-  if (stored.dtype == wanted) return Cast::kNone;
-  if (stored.dtype == DType::kF32 && wanted == DType::kBF16) return Cast::kRound;
+Cast cast_between(DType stored, DType wanted) {
+  if (stored == DType::kF32 && wanted == DType::kBF16) return Cast::kRound;
+  if (stored == DType::kBF16 && wanted == DType::kF32) return Cast::kWiden;
+  return Cast::kNone;
+}
+
+void require_castable(const Checkpoint& checkpoint, const StoredTensor& stored, DType wanted) {
+  const Cast cast = cast_between(stored.dtype, wanted);
   const bool scale = stored.name.ends_with("_scale") || stored.name.ends_with("_scale_inv");
-  if (scale && stored.dtype == DType::kBF16 && wanted == DType::kF32) return Cast::kWiden;
   const bool opaque = wanted == DType::kF8E8M0 || wanted == DType::kF4E2M1x2;
-  if (stored.dtype == DType::kU8 && opaque) return Cast::kNone;
+  if (stored.dtype == wanted || (stored.dtype == DType::kU8 && opaque) || cast == Cast::kRound ||
+      (cast == Cast::kWiden && scale)) {
+    return;
+  }
   const std::string& file = checkpoint.files[stored.file].path;
   throw InputError(fmt::format("{}: tensor {} is {} but the model's config says {}; {}", checkpoint.path,
                                excerpt(stored.name), dtype_name(stored.dtype), dtype_name(wanted),
                                dtype_remedy(stored.dtype, wanted, ends_as_hdf5(file))));
+}
+
+HeldBox held_in(const StoredTensor& stored, std::uint32_t buffer, std::uint32_t tensor, const Box& box,
+                std::int64_t first) {
+  const std::int64_t element = dtype_bytes(stored.dtype);
+  return {tensor, box, buffer, first * element, stored.shape.cols() * element};
 }
 
 Binding bind(const Family& family, const Checkpoint& checkpoint) {

@@ -1,12 +1,13 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <string>
 #include <vector>
 
+#include "core/dtype.hpp"
 #include "core/shape.hpp"
 #include "model/family.hpp"
+#include "plan/held_weights.hpp"
 #include "storage/checkpoint.hpp"
 
 namespace weightcast {
@@ -18,16 +19,6 @@ enum class Cast : std::uint8_t {
   kWiden,  ///< bfloat16 to float32: scales that a quantised checkpoint keeps short
 };
 
-/// A box of a canonical tensor and where a checkpoint has it: its first element is at (row, col) of the
-/// matrix view of stored tensor `stored`.
-struct Bound {
-  std::uint32_t stored = 0;
-  Cast cast = Cast::kNone;
-  Box box;
-  std::int64_t row = 0;
-  std::int64_t col = 0;
-};
-
 /// A stored tensor that the model does not need because it must repeat one of its tensors: the head of a
 /// model whose head is tied to its embedding.
 struct Copy {
@@ -37,23 +28,29 @@ struct Copy {
 
 /// A checkpoint, or what a trainer rank holds, seen as a model.
 struct Binding {
-  std::vector<Bound> bounds;          ///< by tensor; those of one tensor do not overlap
-  std::vector<std::uint32_t> starts;  ///< of each catalog tensor's bounds, and one behind the last
-  std::int64_t cast_tensors = 0;      ///< that are rounded
-  std::vector<Copy> copies;           ///< of a whole checkpoint
-
-  std::span<const Bound> of(std::uint32_t tensor) const {
-    return std::span(bounds).subspan(starts[tensor], starts[tensor + 1] - starts[tensor]);
-  }
+  /// Its buffers are the checkpoint's tensors: buffer number s is what tensor number s has of values,
+  /// row-major in the stored dtype, wherever the file keeps them.
+  HeldWeights held;
+  std::int64_t cast_tensors = 0;  ///< that are rounded
+  std::vector<Copy> copies;       ///< of a whole checkpoint
 
   /// For the report; empty when nothing is cast.
   std::string note() const;
 };
 
-/// What a tensor stored as `stored` goes through for a model that wants `wanted`. Bytes that hold codes or
-/// exponents are what the model says they are. Throws InputError naming the checkpoint and the tensor for any
-/// other conversion.
-Cast cast_for(const Checkpoint& checkpoint, const StoredTensor& stored, DType wanted);
+/// What elements stored as `stored` go through for a model that wants `wanted`, if it may have them at all.
+Cast cast_between(DType stored, DType wanted);
+
+/// Throws InputError naming the checkpoint and the tensor unless a model that wants `wanted` may have it from
+/// a tensor stored as `stored`: as it is, through a cast, or, where bytes hold codes or exponents, as what
+/// the model says they are.
+void require_castable(const Checkpoint& checkpoint, const StoredTensor& stored, DType wanted);
+
+/// `box` of tensor number `tensor` as `stored`, which is buffer number `buffer`, has it: from element number
+/// `first` of that on, row under row. `stored` must have been found to be of the shape that the model gives
+/// it, which bounds the offset.
+HeldBox held_in(const StoredTensor& stored, std::uint32_t buffer, std::uint32_t tensor, const Box& box,
+                std::int64_t first = 0);
 
 /// Finds every tensor of the model in the checkpoint, under its own name (source/checkpoint_names.hpp) or in
 /// another stored form. What a tied model has stored as its head alone is its embedding. Throws InputError

@@ -12,6 +12,7 @@
 #include "core/float_bits.hpp"
 #include "kernels/executor.hpp"
 #include "memory/host_buffer.hpp"
+#include "source/binding.hpp"
 
 namespace weightcast {
 
@@ -23,30 +24,32 @@ std::span<std::byte> bytes_at(std::byte* data, std::int64_t bytes) {
   return {data, static_cast<std::size_t>(bytes)};
 }
 
-/// Where a bound has a box that it contains.
-Box stored_box(const Bound& bound, const Box& box) {
-  return {bound.row + box.row - bound.box.row, box.rows, bound.col + box.col - bound.box.col, box.cols};
+/// What a held box has of `box`, as a box of the stored tensor's matrix.
+Box stored_box(const StoredTensor& stored, const HeldBox& held, const Box& box) {
+  const std::int64_t element = dtype_bytes(stored.dtype);
+  const std::int64_t first = held.at(box.row, box.col, element) / element;
+  return {first / stored.shape.cols(), box.rows, first % stored.shape.cols(), box.cols};
 }
 
 }  // namespace
 
-BoundReader::BoundReader(const Catalog& catalog, const Checkpoint& checkpoint, const Binding& binding)
-    : catalog_(catalog), checkpoint_(checkpoint), binding_(binding), reader_(checkpoint) {}
+BoundReader::BoundReader(const Catalog& catalog, const Checkpoint& checkpoint, const HeldWeights& held)
+    : catalog_(catalog), checkpoint_(checkpoint), held_(held), reader_(checkpoint) {}
 
 void BoundReader::read(std::uint32_t tensor, const Box& box, std::byte* to) const {
   const std::int64_t element = dtype_bytes(catalog_[tensor].dtype);
   std::int64_t left = box.area();
-  for (const Bound& bound : binding_.of(tensor)) {
-    const Box common = bound.box.intersect(box);
+  for (const HeldBox& held : held_.of(tensor)) {
+    const Box common = held.box.intersect(box);
     if (common.empty()) continue;
     left -= common.area();
     std::byte* const first = to + ((common.row - box.row) * box.cols + common.col - box.col) * element;
     if (common.cols == box.cols) {
-      read_bound(bound, common, first);
+      read_held(held, common, first);
       continue;
     }
     std::vector<std::byte> piece(static_cast<std::size_t>(common.area() * element));
-    read_bound(bound, common, piece.data());
+    read_held(held, common, piece.data());
     const auto run = static_cast<std::size_t>(common.cols * element);
     for (std::int64_t row = 0; row < common.rows; ++row) {
       std::memcpy(first + row * box.cols * element, piece.data() + static_cast<std::size_t>(row) * run, run);
@@ -58,12 +61,13 @@ void BoundReader::read(std::uint32_t tensor, const Box& box, std::byte* to) cons
   }
 }
 
-void BoundReader::read_bound(const Bound& bound, const Box& box, std::byte* to) const {
-  const StoredTensor& stored = checkpoint_.tensors[bound.stored];
-  const Box place = stored_box(bound, box);
-  if (bound.cast == Cast::kRound) {
+void BoundReader::read_held(const HeldBox& held, const Box& box, std::byte* to) const {
+  const StoredTensor& stored = checkpoint_.tensors[held.buffer];
+  const Box place = stored_box(stored, held, box);
+  const Cast cast = cast_between(stored.dtype, catalog_[held.tensor].dtype);
+  if (cast == Cast::kRound) {
     read_cast(stored, place, to);
-  } else if (bound.cast == Cast::kWiden) {
+  } else if (cast == Cast::kWiden) {
     read_widened(stored, place, to);
   } else {
     reader_.read(stored, place, bytes_at(to, box.area() * dtype_bytes(stored.dtype)));
@@ -71,17 +75,22 @@ void BoundReader::read_bound(const Bound& bound, const Box& box, std::byte* to) 
 }
 
 std::optional<FilePlace> BoundReader::locate(std::uint32_t tensor, const Box& box) const {
-  const std::span<const Bound> bounds = binding_.of(tensor);
+  const std::span<const HeldBox> boxes = held_.of(tensor);
   const auto whole =
-      std::find_if(bounds.begin(), bounds.end(), [&](const Bound& bound) { return bound.box.contains(box); });
-  if (whole == bounds.end() || whole->cast != Cast::kNone) return std::nullopt;
-  return place_of(checkpoint_.tensors[whole->stored], stored_box(*whole, box));
+      std::find_if(boxes.begin(), boxes.end(), [&](const HeldBox& held) { return held.box.contains(box); });
+  if (whole == boxes.end()) return std::nullopt;
+  const StoredTensor& stored = checkpoint_.tensors[whole->buffer];
+  const std::int64_t element = dtype_bytes(stored.dtype);
+  const bool as_wanted = cast_between(stored.dtype, catalog_[tensor].dtype) == Cast::kNone;
+  const bool dense = box.rows == 1 || box.cols * element == whole->pitch;
+  if (stored.through_library() || !as_wanted || !dense) return std::nullopt;
+  return FilePlace{stored.file, stored.offset + whole->at(box.row, box.col, element)};
 }
 
 bool BoundReader::divisible(std::uint32_t tensor) const {
-  const std::span<const Bound> bounds = binding_.of(tensor);
-  return std::none_of(bounds.begin(), bounds.end(), [&](const Bound& bound) {
-    return checkpoint_.tensors[bound.stored].through_library();
+  const std::span<const HeldBox> boxes = held_.of(tensor);
+  return std::none_of(boxes.begin(), boxes.end(), [&](const HeldBox& held) {
+    return checkpoint_.tensors[held.buffer].through_library();
   });
 }
 

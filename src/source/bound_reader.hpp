@@ -7,7 +7,7 @@
 
 #include "core/shape.hpp"
 #include "model/catalog.hpp"
-#include "source/binding.hpp"
+#include "plan/held_weights.hpp"
 #include "storage/checkpoint.hpp"
 #include "storage/reader.hpp"
 
@@ -17,8 +17,8 @@ namespace weightcast {
 /// keeps them in. All methods may be called from several threads at once.
 class BoundReader {
  public:
-  /// All arguments must outlive the reader.
-  BoundReader(const Catalog& catalog, const Checkpoint& checkpoint, const Binding& binding);
+  /// `held` is what `checkpoint` has (Binding::held). All arguments must outlive the reader.
+  BoundReader(const Catalog& catalog, const Checkpoint& checkpoint, const HeldWeights& held);
 
   /// `box` of the tensor in the catalog's dtype, row-major without gaps. Throws InternalError for one that
   /// the checkpoint has only in part.
@@ -37,8 +37,8 @@ class BoundReader {
   bool divisible(std::uint32_t tensor) const;
 
  private:
-  /// Reads what a bound has, all of `box`.
-  void read_bound(const Bound& bound, const Box& box, std::byte* to) const;
+  /// Reads `box`, of which the held box has all.
+  void read_held(const HeldBox& held, const Box& box, std::byte* to) const;
 
   /// Reads a box of bfloat16 as float32.
   void read_widened(const StoredTensor& stored, const Box& box, std::byte* to) const;
@@ -48,7 +48,7 @@ class BoundReader {
 
   const Catalog& catalog_;
   const Checkpoint& checkpoint_;
-  const Binding& binding_;
+  const HeldWeights& held_;
   CheckpointReader reader_;
 };
 

@@ -36,8 +36,8 @@ class Comparison {
         copy_(checkpoint.tensors[copy.stored]),
         original_(catalog[copy.tensor]),
         number_(copy.tensor),
-        source_(catalog, checkpoint, binding),
-        other_(copies_, checkpoint, copy_binding_) {
+        source_(catalog, checkpoint, binding.held),
+        other_(copies_, checkpoint, held_) {
     if (copy_.obstacle != nullptr) {
       throw_differs(checkpoint, copy_, original_,
                     fmt::format("{} and cannot be compared with", copy_.obstacle->why));
@@ -48,9 +48,8 @@ class Comparison {
           fmt::format("{} has another shape than {}", copy_.shape.to_string(), original_.shape.to_string()));
     }
     copies_.add(original_.name, original_.dtype, original_.shape);
-    const Cast cast = cast_for(checkpoint, copy_, original_.dtype);
-    copy_binding_.bounds.push_back({copy.stored, cast, Box::whole(original_.shape), 0, 0});
-    copy_binding_.starts = {0, 1};
+    require_castable(checkpoint, copy_, original_.dtype);
+    held_ = HeldWeights({held_in(copy_, copy.stored, 0, Box::whole(original_.shape))}, 1);
   }
 
   void run(Team& readers, const WorkShare& share, const std::function<void()>& poll) const {
@@ -106,17 +105,18 @@ class Comparison {
   const StoredTensor& copy_;
   const Tensor& original_;
   std::uint32_t number_;
-  Catalog copies_;  // of the copy alone, under the original's name
-  Binding copy_binding_;
+  // Of the copy alone, under the original's name.
+  Catalog copies_;
+  HeldWeights held_;
   BoundReader source_;
   BoundReader other_;
 };
 
 /// Whether both are the same bytes of the same file.
 bool same_place(const Checkpoint& checkpoint, const Binding& binding, const Copy& copy) {
-  const auto bounds = binding.of(copy.tensor);
-  return bounds.size() == 1 &&
-         same_bytes(checkpoint.tensors[copy.stored], checkpoint.tensors[bounds.front().stored]);
+  const auto boxes = binding.held.of(copy.tensor);
+  return boxes.size() == 1 &&
+         same_bytes(checkpoint.tensors[copy.stored], checkpoint.tensors[boxes.front().buffer]);
 }
 
 }  // namespace

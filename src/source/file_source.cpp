@@ -22,10 +22,10 @@ constexpr std::size_t kMostPieces = 64;
 }  // namespace
 
 FileSource::FileSource(const Plan& plan, const Catalog& catalog, const Checkpoint& checkpoint,
-                       const Binding& binding, Team& readers)
+                       const HeldWeights& held, Team& readers)
     : plan_(plan),
       catalog_(catalog),
-      reader_(catalog, checkpoint, binding),
+      reader_(catalog, checkpoint, held),
       readers_(readers),
       executor_(make_host_executor()) {}
 

@@ -22,8 +22,9 @@ namespace weightcast {
 /// several threads at once, which go on with the next bucket that was begun.
 class FileSource final : public HostSource {
  public:
-  /// All arguments must outlive the source. `readers` reads for this source alone until it is destroyed.
-  FileSource(const Plan& plan, const Catalog& catalog, const Checkpoint& checkpoint, const Binding& binding,
+  /// `held` is what `checkpoint` has (Binding::held). All arguments must outlive the source. `readers` reads
+  /// for this source alone until it is destroyed.
+  FileSource(const Plan& plan, const Catalog& catalog, const Checkpoint& checkpoint, const HeldWeights& held,
              Team& readers);
 
   void find_largest(std::int64_t trainer, std::span<float> largest,

@@ -41,12 +41,11 @@ std::int64_t sample_of(const Checkpoint& shard) {
   return values.count() > kFewValues ? positive(hasher.digest()) : 0;
 }
 
-std::int64_t boxes_of(const Binding& binding) {
+std::int64_t boxes_of(const HeldWeights& held) {
   Hasher hasher;
-  for (std::uint32_t tensor = 0; tensor + 1 < binding.starts.size(); ++tensor) {
-    for (const Bound& bound : binding.of(tensor)) {
-      hasher.add(tensor).add(bound.box.row).add(bound.box.rows).add(bound.box.col).add(bound.box.cols);
-    }
+  for (const HeldBox& held_box : held.boxes()) {
+    const Box& box = held_box.box;
+    hasher.add(held_box.tensor).add(box.row).add(box.rows).add(box.col).add(box.cols);
   }
   return positive(hasher.digest());
 }

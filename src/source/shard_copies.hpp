@@ -4,7 +4,7 @@
 #include <span>
 #include <string>
 
-#include "source/binding.hpp"
+#include "plan/held_weights.hpp"
 #include "storage/checkpoint.hpp"
 
 namespace weightcast {
@@ -17,7 +17,7 @@ namespace weightcast {
 std::int64_t sample_of(const Checkpoint& shard);
 
 /// A positive number made of the boxes that a trainer holds.
-std::int64_t boxes_of(const Binding& binding);
+std::int64_t boxes_of(const HeldWeights& held);
 
 /// Throws InputError when two trainers, by rank, hold different boxes but have the same values. A sample of 0
 /// says nothing.

@@ -101,10 +101,10 @@ void require_held(const Checkpoint& shard, const StoredTensor& stored, const Sha
                                held.to_string(), kAsk));
 }
 
-/// The bounds of some shards, by tensor.
-class BoundsByTensor {
+/// What some shards hold.
+class HeldByShards {
  public:
-  explicit BoundsByTensor(const Family& family) : family_(family), bounds_(family.catalog().size()) {}
+  explicit HeldByShards(const Family& family) : family_(family), boxes_(family.catalog().size()) {}
 
   /// Adds what trainer `rank` holds; its shard's tensors are numbered from `first` on.
   void add(const TrainerLayout& layout, std::int64_t rank, const Checkpoint& shard, std::uint32_t first) {
@@ -125,11 +125,11 @@ class BoundsByTensor {
       }
       const StoredTensor& stored = shard.tensors[*numbers[i]];
       require_held(shard, stored, tensor.held.shape, layout, rank);
-      const Cast cast = cast_for(shard, stored, tensor.held.dtype);
-      cast_tensors_ += cast == Cast::kRound ? 1 : 0;
+      require_castable(shard, stored, tensor.held.dtype);
+      cast_tensors_ += cast_between(stored.dtype, tensor.held.dtype) == Cast::kRound ? 1 : 0;
       for (const Part& part : tensor.held.parts) {
-        const Box place = place_in(tensor.held, part, part.box);
-        add(part.tensor, {first + *numbers[i], cast, part.box, place.row, place.col});
+        add(held_in(stored, first + *numbers[i], part.tensor, part.box,
+                    part.offset / dtype_bytes(tensor.held.dtype)));
       }
     }
     if (left_over) {
@@ -139,14 +139,9 @@ class BoundsByTensor {
   }
 
   Binding take() {
-    Binding binding;
-    binding.cast_tensors = cast_tensors_;
-    for (const auto& of_tensor : bounds_) {
-      binding.starts.push_back(static_cast<std::uint32_t>(binding.bounds.size()));
-      binding.bounds.insert(binding.bounds.end(), of_tensor.begin(), of_tensor.end());
-    }
-    binding.starts.push_back(static_cast<std::uint32_t>(binding.bounds.size()));
-    return binding;
+    std::vector<HeldBox> all;
+    for (const auto& of_tensor : boxes_) all.insert(all.end(), of_tensor.begin(), of_tensor.end());
+    return {HeldWeights(std::move(all), boxes_.size()), cast_tensors_, {}};
   }
 
  private:
@@ -160,13 +155,14 @@ class BoundsByTensor {
     }
   }
 
-  void add(std::uint32_t tensor, const Bound& bound) {
-    const auto known = [&](const Bound& other) { return other.box.contains(bound.box); };
-    if (std::none_of(bounds_[tensor].begin(), bounds_[tensor].end(), known)) bounds_[tensor].push_back(bound);
+  void add(const HeldBox& held) {
+    std::vector<HeldBox>& boxes = boxes_[held.tensor];
+    const auto known = [&](const HeldBox& other) { return other.box.contains(held.box); };
+    if (std::none_of(boxes.begin(), boxes.end(), known)) boxes.push_back(held);
   }
 
   const Family& family_;
-  std::vector<std::vector<Bound>> bounds_;
+  std::vector<std::vector<HeldBox>> boxes_;  ///< by tensor
   std::int64_t cast_tensors_ = 0;
 };
 
@@ -212,21 +208,21 @@ std::int64_t padded_vocabulary_of(const TrainerLayout& layout, const Checkpoint&
 
 Binding bind_trainer(const Family& family, const TrainerLayout& layout, std::int64_t rank,
                      const Checkpoint& shard) {
-  BoundsByTensor bounds(family);
-  bounds.add(layout, rank, shard, 0);
-  return bounds.take();
+  HeldByShards held(family);
+  held.add(layout, rank, shard, 0);
+  return held.take();
 }
 
 std::vector<std::int64_t> digests_of_small(const Catalog& catalog, const Checkpoint& shard,
-                                           const Binding& binding) {
+                                           const HeldWeights& held) {
   constexpr std::int64_t kSmallBytes = std::int64_t{64} << 10;
-  const BoundReader reader(catalog, shard, binding);
+  const BoundReader reader(catalog, shard, held);
   std::vector<std::int64_t> digests(catalog.size(), 0);
   for (std::uint32_t number = 0; number < catalog.size(); ++number) {
     const Tensor& tensor = catalog[number];
     const Box whole = Box::whole(tensor.shape);
-    const std::span<const Bound> bounds = binding.of(number);
-    if (tensor.bytes() > kSmallBytes || bounds.size() != 1 || bounds.front().box != whole) continue;
+    const std::span<const HeldBox> boxes = held.of(number);
+    if (tensor.bytes() > kSmallBytes || boxes.size() != 1 || boxes.front().box != whole) continue;
     digests[number] = positive_digest(tensor, number, whole, reader);
   }
   return digests;
@@ -251,13 +247,11 @@ std::vector<std::int64_t> digests_of_tied(const Family& family, const TrainerLay
       if (!number) continue;
       const StoredTensor& stored = shard.tensors[*number];
       require_held(shard, stored, tensor.held.shape, layout, rank);
-      const Box place = place_in(tensor.held, part, part.box);
-      Binding binding;
-      binding.bounds.push_back(
-          {*number, cast_for(shard, stored, tensor.held.dtype), part.box, place.row, place.col});
-      binding.starts = {0, 1};
+      require_castable(shard, stored, tensor.held.dtype);
+      const std::int64_t first = part.offset / dtype_bytes(tensor.held.dtype);
+      const HeldWeights own({held_in(stored, *number, 0, part.box, first)}, 1);
       digests[static_cast<std::size_t>(trainer_rank(layout, rank).tp)] =
-          positive_digest(original, 0, part.box, BoundReader(alone, shard, binding));
+          positive_digest(original, 0, part.box, BoundReader(alone, shard, own));
     }
   }
   return digests;
@@ -285,19 +279,19 @@ void require_equal_tied(const std::string& path, const std::vector<std::int64_t>
 JoinedTrainers join_trainers(const Family& family, const TrainerLayout& layout,
                              const std::vector<Checkpoint>& shards) {
   JoinedTrainers joined;
-  BoundsByTensor bounds(family);
+  HeldByShards held(family);
   for (std::size_t rank = 0; rank < shards.size(); ++rank) {
     const Checkpoint& shard = shards[rank];
     const auto file = static_cast<std::uint32_t>(joined.checkpoint.files.size());
-    bounds.add(layout, static_cast<std::int64_t>(rank), shard,
-               static_cast<std::uint32_t>(joined.checkpoint.tensors.size()));
+    held.add(layout, static_cast<std::int64_t>(rank), shard,
+             static_cast<std::uint32_t>(joined.checkpoint.tensors.size()));
     joined.checkpoint.files.insert(joined.checkpoint.files.end(), shard.files.begin(), shard.files.end());
     for (StoredTensor tensor : shard.tensors) {
       tensor.file += file;
       joined.checkpoint.tensors.push_back(std::move(tensor));
     }
   }
-  joined.binding = bounds.take();
+  joined.binding = held.take();
   return joined;
 }
 

@@ -25,7 +25,7 @@ Binding bind_trainer(const Family& family, const TrainerLayout& layout, std::int
 /// 0 for the others. Trainers that hold the same tensor must have the same: what replicas hold is taken from
 /// any of them.
 std::vector<std::int64_t> digests_of_small(const Catalog& catalog, const Checkpoint& shard,
-                                           const Binding& binding);
+                                           const HeldWeights& held);
 
 /// Throws InputError naming the shard and the tensor where it holds something else than `others` say.
 void require_equal_replicas(const Catalog& catalog, const std::string& path,

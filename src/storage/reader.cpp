@@ -81,13 +81,6 @@ void read_runs(const InputFile& file, const Runs& runs, std::span<std::byte> to,
 
 }  // namespace
 
-std::optional<FilePlace> place_of(const StoredTensor& tensor, const Box& box) {
-  if (tensor.through_library()) return std::nullopt;
-  const Runs runs = runs_of(tensor, box);
-  if (runs.rows > 1 && runs.run != runs.pitch) return std::nullopt;
-  return FilePlace{tensor.file, runs.offset};
-}
-
 struct CheckpointReader::Files {
   struct Entry {
     std::once_flag opened;

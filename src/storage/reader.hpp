@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
 
 #include "core/shape.hpp"
@@ -16,9 +15,6 @@ struct FilePlace {
   std::uint32_t file = 0;  ///< index into Checkpoint::files
   std::int64_t offset = 0;
 };
-
-/// Where `box` of the tensor's matrix view begins, if its bytes lie one behind the other in a file.
-std::optional<FilePlace> place_of(const StoredTensor& tensor, const Box& box);
 
 /// Reads boxes of a checkpoint's tensors. Files are opened on first use and kept open; one that is no longer
 /// the file whose header was read is refused. All methods may be called from several threads at once; what

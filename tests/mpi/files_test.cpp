@@ -9,6 +9,7 @@
 #include "core/float_bits.hpp"
 #include "session_cases.hpp"
 #include "shared_dir.hpp"
+#include "source/binding.hpp"
 #include "source/file_source.hpp"
 #include "storage/writer.hpp"
 
@@ -86,7 +87,7 @@ void update_from(Control& control, Session& session, const Family& family, const
   Team readers(3);
   std::optional<FileSource> source;
   if (session.plan().topology.trainer(control.rank())) {
-    source.emplace(session.plan(), family.catalog(), checkpoint, binding, readers);
+    source.emplace(session.plan(), family.catalog(), checkpoint, binding.held, readers);
   }
   Progress progress(ProgressMode::kNever, false);
   const UpdateSeconds seconds = session.update(source ? &*source : nullptr, version, true, progress);

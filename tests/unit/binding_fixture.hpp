@@ -86,7 +86,7 @@ class BindingTest : public ::testing::Test {
     const auto family = make_family(ModelConfig(config.dump(), "config.json"));
     const Checkpoint checkpoint = read_checkpoint(path_);
     const Binding binding = bind(*family, checkpoint);
-    const BoundReader reader(family->catalog(), checkpoint, binding);
+    const BoundReader reader(family->catalog(), checkpoint, binding.held);
     for (std::uint32_t i = 0; i < family->catalog().size(); ++i) {
       const Tensor& tensor = family->catalog()[i];
       std::string bytes(static_cast<std::size_t>(tensor.bytes()), '\0');

@@ -8,6 +8,7 @@
 #include "core/error.hpp"
 #include "core/float_bits.hpp"
 #include "emulated_update.hpp"
+#include "source/binding.hpp"
 #include "source/bound_reader.hpp"
 #include "storage/writer.hpp"
 #include "support/temp_dir.hpp"
@@ -50,7 +51,7 @@ TEST_P(CastWhileReading, IsTheSameForAnyBox) {
   const Binding binding = bind(family, checkpoint);
   EXPECT_EQ(binding.cast_tensors, 1);
   EXPECT_NE(binding.note().find("1 tensors"), std::string::npos) << binding.note();
-  const BoundReader reader(catalog, checkpoint, binding);
+  const BoundReader reader(catalog, checkpoint, binding.held);
   const std::int64_t rows = shape.rows();
   const std::int64_t cols = shape.cols();
   for (const Box& box : {Box{0, rows, 0, cols}, Box{rows / 2, rows - rows / 2, cols / 3, cols / 2},
@@ -77,22 +78,47 @@ TEST(Locate, FindsWhatLiesInTheFileAsItIsWanted) {
   Catalog catalog;
   catalog.add("wide", DType::kF32, {8, 10});
   // The two halves of the tensor's rows lie in the file in the other order.
-  Binding binding;
-  binding.bounds = {{0, Cast::kNone, {0, 4, 0, 10}, 4, 0}, {0, Cast::kNone, {4, 4, 0, 10}, 0, 0}};
-  binding.starts = {0, 2};
-  const BoundReader reader(catalog, checkpoint, binding);
-  const std::int64_t data = checkpoint.tensors.front().offset;
+  const StoredTensor& stored = checkpoint.tensors.front();
+  const HeldWeights held({held_in(stored, 0, 0, {0, 4, 0, 10}, 40), held_in(stored, 0, 0, {4, 4, 0, 10})}, 1);
+  const BoundReader reader(catalog, checkpoint, held);
   const auto offset = [&](const Box& box) {
     const auto place = reader.locate(0, box);
-    return place ? place->offset - data : -1;
+    return place ? place->offset - stored.offset : -1;
   };
   EXPECT_EQ(offset({0, 4, 0, 10}), 160);
   EXPECT_EQ(offset({5, 2, 0, 10}), 40);
   EXPECT_EQ(offset({2, 1, 3, 4}), 252);
   EXPECT_EQ(offset({2, 2, 3, 4}), -1);
   EXPECT_EQ(offset({3, 2, 0, 10}), -1);
-  binding.bounds.front().cast = Cast::kRound;
-  EXPECT_EQ(offset({0, 4, 0, 10}), -1);
+  // What is cast does not lie there as it is wanted.
+  Catalog narrow;
+  narrow.add("wide", DType::kBF16, {8, 10});
+  EXPECT_FALSE(BoundReader(narrow, checkpoint, held).locate(0, {0, 4, 0, 10}));
+}
+
+// Of one stored tensor, too: a half that is rounded, a half that is not, and a few elements amid a row.
+TEST(Cast, FollowsFromWhatEachTensorIs) {
+  const test_support::TempDir dir;
+  const std::vector<float> values = random_floats(80);
+  const Checkpoint checkpoint = read_checkpoint(write_floats(dir, {8, 10}, values));
+  Catalog catalog;
+  catalog.add("rounded", DType::kBF16, {4, 10});
+  catalog.add("whole", DType::kF32, {4, 10});
+  catalog.add("amid", DType::kF32, {3});
+  const StoredTensor& stored = checkpoint.tensors.front();
+  const HeldWeights held({held_in(stored, 0, 0, {0, 4, 0, 10}), held_in(stored, 0, 1, {0, 4, 0, 10}, 40),
+                          held_in(stored, 0, 2, {0, 1, 0, 3}, 57)},
+                         3);
+  const BoundReader reader(catalog, checkpoint, held);
+  std::vector<std::uint16_t> rounded(20);
+  reader.read(0, {2, 2, 0, 10}, reinterpret_cast<std::byte*>(rounded.data()));
+  for (std::size_t i = 0; i < rounded.size(); ++i) EXPECT_EQ(rounded[i], bf16_bits(values[20 + i])) << i;
+  std::vector<float> whole(6);
+  reader.read(1, {1, 2, 4, 3}, reinterpret_cast<std::byte*>(whole.data()));
+  for (std::size_t i = 0; i < whole.size(); ++i) EXPECT_EQ(whole[i], values[54 + i / 3 * 10 + i % 3]) << i;
+  std::vector<float> amid(2);
+  reader.read(2, {0, 1, 1, 2}, reinterpret_cast<std::byte*>(amid.data()));
+  EXPECT_EQ(amid, std::vector<float>(values.begin() + 58, values.begin() + 60));
 }
 
 TEST(Binding, RefusesOtherConversions) {
