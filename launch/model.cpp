@@ -9,6 +9,7 @@
 
 #include "core/error.hpp"
 #include "core/json_text.hpp"
+#include "launch/job/live_ends.hpp"
 #include "source/shard_copies.hpp"
 #include "source/trainer_binding.hpp"
 #include "storage/foreign_file.hpp"
@@ -275,6 +276,7 @@ Model load_model(const Options& options, std::optional<TrainerLayout>& trainers)
   model.config = make_config(text, options);
   model.family = make_family(*model.config);
   for (const std::string& source : options.sources) {
+    if (live_directory(source)) throw UsageError(source + ": live memory is for sync; name a checkpoint");
     if (is_sharded(source, trainers)) {
       load_shards(options, source, *trainers, model);
     } else {
@@ -312,6 +314,7 @@ Model load_model(Control& control, const Options& options, Topology& topology) {
 
 BoundCheckpoint load_source(Control& control, const Options& options, const std::string& source,
                             const Family& family, Topology& topology) {
+  if (const auto live = live_directory(source)) return load_live_source(control, *live, family, topology);
   // A thousand ranks that open the same headers would be a burden for a file system; one is none.
   std::vector<std::byte> headers;  // none: the trainers' shards
   std::vector<CheckpointFile> texts;

@@ -131,6 +131,7 @@ void take(const Values& values, std::size_t sources, UpdateOptions& options) {
   options.weight_version =
       values.integer("weight-version", 0, 0, std::numeric_limits<std::int64_t>::max() - more_sources);
   options.no_verify = values.flag("no-verify");
+  options.allow_older = values.flag("allow-older");
   options.timeout = values.integer("timeout", 1800, 1, 100'000'000);
 }
 

@@ -55,6 +55,7 @@ struct UpdateOptions {
   std::int64_t weight_version = 0;
   bool has_weight_version = false;
   bool no_verify = false;
+  bool allow_older = false;
   std::int64_t timeout = 0;
 };
 

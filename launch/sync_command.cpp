@@ -104,12 +104,16 @@ class SyncJob {
       control_.agreement.together([&] {
         require_no_soft_stop(fmt::format("before the update to version {}; {} of {} updates are done",
                                          version(number), number, options_.sources.size()));
-        source = job_.file_source(from);
+        source = job_.source_of(from);
       });
       if (control_.rank() == 0 && from.binding.cast_tensors > 0) log_note(path + ": " + from.binding.note());
       return source.get();
     };
-    job_.update({version(number), path, !options_.no_verify, open_source});
+    bool there = false;
+    const std::int64_t update = job_.begin_live(version(number), there);
+    if (!there) return job_.update({update, path, !options_.no_verify, open_source});
+    if (control_.rank() == 0)
+      log_note(fmt::format("version {} is there already; nothing is to be done", update));
   }
 
   Control& control_;

@@ -30,9 +30,9 @@ double seconds_since(Clock::time_point start) {
 /// The directory of `--sink hdf5:DIR`, or nothing for `none`.
 std::optional<std::string> directory_of(const std::string& sink) {
   constexpr std::string_view kHdf5 = "hdf5:";
-  if (sink == "none") return std::nullopt;
+  if (sink == "none" || live_directory(sink)) return std::nullopt;
   if (sink.starts_with(kHdf5) && sink.size() > kHdf5.size()) return sink.substr(kHdf5.size());
-  throw UsageError(fmt::format("--sink {}: write none or hdf5:DIR", sink));
+  throw UsageError(fmt::format("--sink {}: write none, hdf5:DIR or live:DIR", sink));
 }
 
 /// With stages that overlap perfectly an update takes as long as its slowest stage; that is the limit it is
@@ -104,13 +104,20 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
   const auto start = Clock::now();
   control_.agreement.together([&] {
     sink_directory_ = directory_of(options_.sink);
+    require_live_options(options_);
     topology_ = topology_of(options_);
     require_world_size(topology_, control_.size());
   });
-  placement_ = choose_placement(control_, options_.transport);
+  const bool live = live_directory(options_.sink) ||
+                    (!options_.sources.empty() && live_directory(options_.sources.front()));
+  placement_ = choose_placement(control_, live ? "mpi" : options_.transport);
   model_ = load_model(control_, options_, topology_);
   control_.agreement.together(check);
   session.wire = placement_.wire;
+  if (live) {
+    live_.emplace(control_, options_, topology_);
+    session.parameters = live_->parameters();
+  }
   session_.emplace(control_, *model_.family, topology_, limits_of(options_), session);
   const int threads = file_threads(control_, trainer().has_value());
   readers_.emplace(trainer() && options_.read_threads > 0 ? static_cast<int>(options_.read_threads)
@@ -155,11 +162,22 @@ UpdateRecord UpdateJob::update_unreported(const Update& update) {
   control_.deadline.begin_phase("update to version", update.version);
   if (sink_) sink_->begin(update.version, options_.command);
   Source* const source = update.source();
+  if (live_) live_->update().pause(update.version, options_.allow_older);
   UpdateRecord record;
   record.weight_version = update.version;
   record.source = update.label;
   record.verified = update.verify;
-  record.seconds = session_->update(source, update.version, update.verify, progress_);
+  try {
+    record.seconds = session_->update(source, update.version, update.verify, progress_);
+  } catch (const AgreedFailure& failure) {
+    if (live_) live_->update().fail(failure.what());
+    throw;
+  }
+  if (live_) {
+    live_->update().commit(update.version);
+    control_.deadline.begin_phase("after the update to version", update.version,
+                                  fmt::format("version {} is committed", update.version));
+  }
   if (trace_) trace_->add(update.version);
   if (sink_) {
     const auto start = Clock::now();
@@ -170,8 +188,23 @@ UpdateRecord UpdateJob::update_unreported(const Update& update) {
   return record;
 }
 
+std::int64_t UpdateJob::begin_live(std::int64_t otherwise, bool& there) {
+  there = false;
+  if (!live_) return otherwise;
+  control_.deadline.begin_phase("waiting for trainers and engines");
+  const std::int64_t version = live_->update().begin(otherwise);
+  there = live_->update().is_there(version);
+  if (there) live_->update().leave();
+  return version;
+}
+
 BoundCheckpoint UpdateJob::load_source(const std::string& path) {
   return weightcast::load_source(control_, options_, path, *model_.family, topology_);
+}
+
+std::unique_ptr<Source> UpdateJob::source_of(const BoundCheckpoint& from) {
+  if (!live_ || !live_->has_trainers()) return file_source(from);
+  return live_->source(session_->plan(), model_.family->catalog(), from);
 }
 
 std::unique_ptr<Source> UpdateJob::file_source(const BoundCheckpoint& from) {

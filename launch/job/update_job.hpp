@@ -8,6 +8,7 @@
 
 #include "control/control.hpp"
 #include "launch/files/output_file.hpp"
+#include "launch/job/live_ends.hpp"
 #include "launch/job/trace_file.hpp"
 #include "launch/model.hpp"
 #include "launch/options.hpp"
@@ -51,6 +52,11 @@ class UpdateJob {
   /// Says in the report what has been opened, and prints its head. Collective.
   void print_head();
 
+  /// Where trainers or engines are running processes: waits until the trainers offer a version, and gives it;
+  /// `otherwise` where none is live. True in `there`: every engine has it already, and nothing is to be done.
+  /// Throws (by agreement) as LiveUpdate::begin. Collective.
+  std::int64_t begin_live(std::int64_t otherwise, bool& there);
+
   /// One update into parameter memory and the sink, its row in the report and on stdout. Throws AgreedFailure
   /// when it failed on all ranks alike: there is no row of it then, and the next update may follow.
   /// Collective.
@@ -64,6 +70,8 @@ class UpdateJob {
   /// time, because all are read by readers(); `from` must outlive it. Looks at what must be equal in them,
   /// throws InputError where it is not. Does not communicate.
   std::unique_ptr<Source> file_source(const BoundCheckpoint& from);
+  /// The same for a running trainer, or a checkpoint's files.
+  std::unique_ptr<Source> source_of(const BoundCheckpoint& from);
 
   /// The number of this rank among the trainers, if it is one.
   std::optional<std::int64_t> trainer() const { return topology_.trainer(control_.rank()); }
@@ -90,6 +98,7 @@ class UpdateJob {
   std::optional<Team> readers_;
   std::optional<Team> writers_;
   std::optional<ShardSink> sink_;
+  std::optional<LiveEnds> live_;
   std::optional<TraceFile> trace_;
   double startup_seconds_ = 0;
   JobReport report_;

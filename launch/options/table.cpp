@@ -13,11 +13,11 @@ namespace {
 
 namespace po = boost::program_options;
 
-constexpr std::array<OptionInfo, 47> kOptions{{
+constexpr std::array<OptionInfo, 48> kOptions{{
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors "
-     "or .h5 (sync: may repeat)",
+     "or .h5 (sync: may repeat), or live:DIR: trainers that have published their memory there",
      kJobs | kVerify | kConvert | kPlan},
     {"model", "CONFIG_JSON",
      "the model's config.json, or its folder (default: beside the source, if there is one)", kAll},
@@ -84,7 +84,11 @@ constexpr std::array<OptionInfo, 47> kOptions{{
     {"read-threads", "N",
      "threads of a trainer that read files (default: its share of the node's cores, at most 16)", kJobs,
      Ranks::kEachItsOwn},
-    {"sink", "WHERE", "none, or hdf5:DIR with one file a rank; {version} in DIR becomes the version", kSync},
+    {"sink", "WHERE",
+     "none; hdf5:DIR with one file a rank, {version} in DIR becomes the version; or live:DIR: the memory of "
+     "engines that have published it there",
+     kSync},
+    {"allow-older", nullptr, "engines of live:DIR may be given an older version than they serve", kSync},
     {"weight-version", "N",
      "weight version, in sync of the first source (default: the checkpoint's own, else 0); in verify the one "
      "that "

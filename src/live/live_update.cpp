@@ -123,6 +123,11 @@ bool LiveUpdate::is_there(std::int64_t version) {
   return missing[0] == 0;
 }
 
+void LiveUpdate::leave() {
+  if (trainer_ != nullptr) trainer_->change(WEIGHTCAST_BEING_READ, WEIGHTCAST_READ);
+  give_back();
+}
+
 void LiveUpdate::pause(std::int64_t version, bool allow_older) {
   try {
     control_.agreement.together([&] {

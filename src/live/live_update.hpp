@@ -29,6 +29,9 @@ class LiveUpdate {
   /// Whether every engine serves that version already. Collective.
   bool is_there(std::int64_t version);
 
+  /// Ends an update that is not needed: what the trainers offered has been read. Does not communicate.
+  void leave();
+
   /// Asks the engines and waits until all have paused; from here on their memory may be written. Throws
   /// AgreedFailure, and the engines then go on with what they had. An engine that serves a newer version is
   /// refused unless `allow_older`. Collective.

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "control/control.hpp"
+#include "launch/model.hpp"
+#include "launch/options.hpp"
+#include "live/exporter.hpp"
+#include "live/live_update.hpp"
+#include "plan/plan.hpp"
+#include "plan/topology.hpp"
+#include "session/parameter_memory.hpp"
+#include "source/source.hpp"
+
+namespace weightcast {
+
+/// The folder of `live:DIR`, or nothing for another source or sink.
+std::optional<std::string> live_directory(const std::string& place);
+
+/// Throws UsageError for options that a live source or sink does not go with.
+void require_live_options(const Options& options);
+
+/// What a trainer has published, matched with the model; of other ranks nothing. `topology` learns how the
+/// vocabulary is padded. Collective.
+BoundCheckpoint load_live_source(Control& control, const std::string& directory, const Family& family,
+                                 Topology& topology);
+
+/// The running processes at the ends of a job: the trainer that this rank reads, the engine that it writes.
+class LiveEnds {
+ public:
+  /// Maps what they have published. Throws (by agreement) IoError, InputError. Collective.
+  LiveEnds(Control& control, const Options& options, const Topology& topology);
+
+  /// Where this rank's parameters are; null where no engine is live.
+  std::shared_ptr<ParameterMemory> parameters() const;
+
+  /// The trainer's weights; null on a rank that is no trainer. `from` is what load_live_source() gave. Does
+  /// not communicate.
+  std::unique_ptr<Source> source(const Plan& plan, const Catalog& catalog, const BoundCheckpoint& from) const;
+
+  bool has_trainers() const { return has_trainers_; }
+  LiveUpdate& update() { return *update_; }
+
+ private:
+  bool has_trainers_ = false;
+  std::int64_t trainer_number_ = 0;
+  std::shared_ptr<Exporter> trainer_;
+  std::shared_ptr<Exporter> engine_;
+  std::optional<LiveUpdate> update_;
+};
+
+}  // namespace weightcast
