@@ -354,7 +354,7 @@ TEST_F(BadSink, OfAnotherJobThatIsWriting) {
   ASSERT_TRUE(first.wait_for_output("\n        1 "));
   const Outcome second = run_job(3, sync_words(trained(181)));
   EXPECT_TRUE(refused(second, 74, {"--sink hdf5:" + sink_, "another job", "sync on host", "process "}));
-  first.send(SIGUSR1);
+  first.send_to_children(SIGUSR1);
   EXPECT_TRUE(refused(first.wait(), 75, {"of 400 updates are done"}));
   const auto version = read_checkpoint(sink_ + "/rank-0.h5").weight_version.value_or(-1);
   EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(static_cast<int>(version % 2))})));
@@ -377,7 +377,7 @@ TEST_F(BadSink, MakesNoFolderOfAVersionThatDoesNotCome) {
   for (int i = 0; i < 400; ++i) words = words + Words{"--source", trained(i % 2)};
   Process job(slow_disk_job(2, words, "/.rank-0.h5.", kSlowUpdate));
   ASSERT_TRUE(job.wait_for_output("\n        1 "));
-  job.send(SIGUSR1);
+  job.send_to_children(SIGUSR1);
   EXPECT_TRUE(refused(job.wait(), 75, {"of 400 updates are done"}));
   int folders = 0;
   for (const auto& version : std::filesystem::directory_iterator(dir_ / "versions")) {

@@ -83,8 +83,7 @@ class Signals : public CliTest {
 
 TEST_F(Signals, Usr1StopsBetweenUpdates) {
   const auto job = start();
-  // mpirun hands it on to all ranks.
-  job->send(SIGUSR1);
+  job->send_to_children(SIGUSR1);
   const Outcome outcome = job->wait();
   EXPECT_TRUE(refused(outcome, 75, {"SIGUSR1", "of 400 updates are done"}));
   const auto report = read_json(json_);

@@ -181,8 +181,7 @@ TEST_F(LiveEngines, JobsThatDoNotFitThemAreRefused) {
   };
   refused(job(3, {"--inference", "tp=2,ep=2"}), 65, "is one of 4 engines, but the job's layout has 2");
   refused(job(5, {"--inference", "tp=4,ep=4"}), 65, "in the engine's layout");
-  refused(job(5, {"--inference", "tp=2,ep=2,replicas=2", "--moe-layout", "triton-kernels"}), 65,
-          "w2_weight");
+  refused(job(5, {"--inference", "tp=2,ep=2,replicas=2", "--moe-layout", "triton-kernels"}), 65, "w2_weight");
   refused(job(5, {"--inference", "tp=2,ep=2,replicas=2", "--no-verify"}), 64, "--no-verify");
   refused(run(sync_command({"--weight-version", "3"})), 64, "--weight-version");
   // Nobody has been asked, let alone written. From files they can be given a version, but no older one.

@@ -162,6 +162,10 @@ void Process::send(int signal) const {
   ::kill(id_, signal);
 }
 
+void Process::send_to_children(int signal) const {
+  for (const pid_t child : children()) ::kill(child, signal);
+}
+
 Outcome Process::wait() {
   Outcome outcome;
   while (!ended()) {

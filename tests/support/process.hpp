@@ -49,6 +49,8 @@ class Process {
   std::vector<pid_t> children() const;
 
   void send(int signal) const;
+  /// To each of children(): not every launcher hands all signals on.
+  void send_to_children(int signal) const;
 
   /// Waits for the end.
   Outcome wait();
