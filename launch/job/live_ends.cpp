@@ -33,10 +33,11 @@ Manifest manifest_of(const std::string& directory, Role role, std::int64_t rank,
   return manifest;
 }
 
-/// How long an answer may take: shorter than a phase, so that an update that gets none ends in good order.
+/// How long an answer may take: so much shorter than a phase, in which there are several, that an update that
+/// gets none ends in good order.
 std::chrono::seconds patience_of(const Options& options) {
-  constexpr std::int64_t kQuarters = 3;
-  return std::chrono::seconds(std::max<std::int64_t>(1, options.timeout * kQuarters / 4));
+  constexpr std::int64_t kAnswersOfAPhase = 4;
+  return std::chrono::seconds(std::max<std::int64_t>(1, options.timeout / kAnswersOfAPhase));
 }
 
 }  // namespace

@@ -117,6 +117,9 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
   if (live) {
     live_.emplace(control_, options_, topology_);
     session.parameters = live_->parameters();
+    if (live_directory(options_.sink)) {
+      session.while_written = "the engines that were being written are invalid until the next update";
+    }
   }
   session_.emplace(control_, *model_.family, topology_, limits_of(options_), session);
   const int threads = file_threads(control_, trainer().has_value());
@@ -173,11 +176,7 @@ UpdateRecord UpdateJob::update_unreported(const Update& update) {
     if (live_) live_->update().fail(failure.what());
     throw;
   }
-  if (live_) {
-    live_->update().commit(update.version);
-    control_.deadline.begin_phase("after the update to version", update.version,
-                                  fmt::format("version {} is committed", update.version));
-  }
+  if (live_) live_->update().commit(update.version);
   if (trace_) trace_->add(update.version);
   if (sink_) {
     const auto start = Clock::now();

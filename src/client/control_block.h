@@ -46,7 +46,8 @@ struct weightcast_block {
   int64_t version; /* in memory: what an engine serves, what a trainer offers */
   int64_t asked;   /* what the update that is under way brings */
   uint32_t written;
-  uint32_t reserved;
+  uint32_t
+      rest; /* of an engine that is asked: its state before, to which it goes back where nothing is written */
   char owner[256];  /* the rank of the job step that holds the update's lock, for messages */
   char reason[512]; /* why an update was declined or failed, or why the memory is invalid */
 };

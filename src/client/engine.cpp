@@ -1,3 +1,5 @@
+#include <errno.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <cinttypes>
@@ -14,10 +16,43 @@ namespace {
 /// How long a wait sleeps before it looks whether the job step is still there.
 constexpr double kLook = 0.05;
 
-bool is_committed(const weightcast_export& e, std::uint64_t update) {
+/// What has been decided of an update whose bytes are all there.
+enum class Decision { kCommitted, kVoid, kUnknown };
+
+/// The name of the record is the decision: the job step gives it to a record, an engine whose job step is
+/// dead makes it itself, as void; whoever comes second finds what the first has decided.
+Decision decide(const weightcast_export& e, std::uint64_t update) {
+  constexpr const char kVoid[] = "void\n";
   char path[4200];
   std::snprintf(path, sizeof path, "%s/commit-%" PRIu64 ".json", e.folder, update);
-  return ::access(path, F_OK) == 0;
+  const int made = ::open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (made >= 0) {
+    // Empty it would say the same.
+    static_cast<void>(!::write(made, kVoid, sizeof kVoid - 1));
+    ::close(made);
+    return Decision::kVoid;
+  }
+  if (errno != EEXIST) return Decision::kUnknown;
+  char first = 'v';
+  const int found = ::open(path, O_RDONLY | O_CLOEXEC);
+  const ssize_t got = found < 0 ? -1 : ::read(found, &first, 1);
+  if (found >= 0) ::close(found);
+  if (got < 0) return Decision::kUnknown;
+  return first == 'v' ? Decision::kVoid : Decision::kCommitted;
+}
+
+bool is_at_rest(weightcast_state state) {
+  return state == WEIGHTCAST_NONE || state == WEIGHTCAST_SERVING || state == WEIGHTCAST_INVALID;
+}
+
+std::uint64_t rest_word(const weightcast_block& block, std::uint64_t word) {
+  return WEIGHTCAST_WORD(static_cast<weightcast_state>(block.rest), WEIGHTCAST_UPDATE_OF(word));
+}
+
+void invalidate(weightcast_block& block, std::uint64_t word, weightcast_written written, const char* reason) {
+  put_text(block.reason, sizeof block.reason, reason);
+  block.written = written;
+  change_word(block, word, WEIGHTCAST_WORD(WEIGHTCAST_INVALID, WEIGHTCAST_UPDATE_OF(word)));
 }
 
 /// What an update of a job step that is gone leaves: see the states' rules in the project's pages. Only while
@@ -30,24 +65,21 @@ void settle_after_death(weightcast_export& e) {
     case WEIGHTCAST_ASKED:
     case WEIGHTCAST_PAUSED:
       put_text(block.reason, sizeof block.reason, "the job step that asked is gone");
-      change_word(block, word, WEIGHTCAST_WORD(e.rest, update));
+      change_word(block, word, rest_word(block, word));
       return;
     case WEIGHTCAST_WRITING:
-      put_text(block.reason, sizeof block.reason, "the job step died while it wrote");
-      block.written = WEIGHTCAST_WRITTEN_SOME;
-      e.rest = WEIGHTCAST_INVALID;
-      change_word(block, word, WEIGHTCAST_WORD(e.rest, update));
-      return;
+      return invalidate(block, word, WEIGHTCAST_WRITTEN_SOME, "the job step died while it wrote");
     case WEIGHTCAST_WRITTEN:
-      if (is_committed(e, update)) {
-        change_word(block, word, WEIGHTCAST_WORD(WEIGHTCAST_COMMITTED, update));
-        return;
+      switch (decide(e, update)) {
+        case Decision::kCommitted:
+          change_word(block, word, WEIGHTCAST_WORD(WEIGHTCAST_COMMITTED, update));
+          return;
+        case Decision::kVoid:
+          return invalidate(block, word, WEIGHTCAST_WRITTEN_ALL,
+                            "the job step died before the version was committed; all of it is written");
+        case Decision::kUnknown:
+          return;  // the folder cannot be read just now: it is looked at again
       }
-      put_text(block.reason, sizeof block.reason,
-               "the job step died before the version was committed; all of it is written");
-      block.written = WEIGHTCAST_WRITTEN_ALL;
-      e.rest = WEIGHTCAST_INVALID;
-      change_word(block, word, WEIGHTCAST_WORD(e.rest, update));
       return;
     default:
       return;
@@ -58,14 +90,19 @@ void settle_after_death(weightcast_export& e) {
 void await_job_step(weightcast_export& e, std::uint64_t word, double until) {
   const double left = until - now();
   await_change(*e.block, word, left < kLook ? left : kLook);
-  if (load_word(*e.block) != word || !take_lock(e.block_file, WEIGHTCAST_LOCK_UPDATE)) return;
+  // At rest there is no update whose job step could be gone, and its lock is not to be in a new one's way.
+  if (is_at_rest(WEIGHTCAST_STATE_OF(word)) || load_word(*e.block) != word ||
+      !take_lock(e.block_file, WEIGHTCAST_LOCK_UPDATE)) {
+    return;
+  }
   settle_after_death(e);
   drop_lock(e.block_file, WEIGHTCAST_LOCK_UPDATE);
 }
 
-int not_paused(const weightcast_export& e) {
-  if (e.rest == WEIGHTCAST_INVALID)
+int not_paused(const weightcast_export& e, weightcast_state state) {
+  if (state == WEIGHTCAST_INVALID) {
     return fail(WEIGHTCAST_IS_INVALID, "no version is in memory: %s", e.block->reason);
+  }
   return fail(WEIGHTCAST_REFUSED, "the update did not take place: %s", e.block->reason);
 }
 
@@ -80,14 +117,13 @@ extern "C" int weightcast_serve(weightcast_export* e, int64_t version) {
   if (!e->engine) return require_engine(e);
   const std::uint64_t word = load_word(*e->block);
   const weightcast_state state = WEIGHTCAST_STATE_OF(word);
-  if (state != WEIGHTCAST_NONE && state != WEIGHTCAST_SERVING && state != WEIGHTCAST_INVALID) {
+  if (!is_at_rest(state)) {
     return fail(WEIGHTCAST_BAD_ARGUMENT, "an update is under way");
   }
   e->block->version = version;
   if (!change_word(*e->block, word, WEIGHTCAST_WORD(WEIGHTCAST_SERVING, WEIGHTCAST_UPDATE_OF(word)))) {
     return fail(WEIGHTCAST_REFUSED, "a job step has just asked; answer it first");
   }
-  e->rest = WEIGHTCAST_SERVING;
   return WEIGHTCAST_OK;
 }
 
@@ -118,14 +154,14 @@ extern "C" int weightcast_pause(weightcast_export* e, double seconds, int64_t* v
         // ends.
         if (now() < until) break;
         put_text(block.reason, sizeof block.reason, "the engine has waited for too long");
-        if (!change_word(block, word, WEIGHTCAST_WORD(e->rest, WEIGHTCAST_UPDATE_OF(word)))) continue;
+        if (!change_word(block, word, rest_word(block, word))) continue;
         return fail(WEIGHTCAST_NO_ANSWER, "no new weights came within %g s; the old ones are untouched",
                     seconds);
       case WEIGHTCAST_WRITING:
       case WEIGHTCAST_WRITTEN:
         break;
       default:
-        if (paused) return not_paused(*e);
+        if (paused) return not_paused(*e, WEIGHTCAST_STATE_OF(word));
         if (now() >= until) return fail(WEIGHTCAST_NO_ANSWER, "nobody has asked within %g s", seconds);
         break;
     }
@@ -143,7 +179,6 @@ extern "C" int weightcast_resume(weightcast_export* e) {
   if (WEIGHTCAST_STATE_OF(word) != WEIGHTCAST_COMMITTED)
     return fail(WEIGHTCAST_BAD_ARGUMENT, "nothing has been committed");
   e->block->version = e->block->asked;
-  e->rest = WEIGHTCAST_SERVING;
   change_word(*e->block, word, WEIGHTCAST_WORD(WEIGHTCAST_SERVING, WEIGHTCAST_UPDATE_OF(word)));
   return WEIGHTCAST_OK;
 }
@@ -153,7 +188,7 @@ extern "C" int weightcast_decline(weightcast_export* e, const char* reason) {
   const std::uint64_t word = load_word(*e->block);
   put_text(e->block->reason, sizeof e->block->reason, reason);
   if (WEIGHTCAST_STATE_OF(word) != WEIGHTCAST_ASKED ||
-      !change_word(*e->block, word, WEIGHTCAST_WORD(e->rest, WEIGHTCAST_UPDATE_OF(word)))) {
+      !change_word(*e->block, word, rest_word(*e->block, word))) {
     return fail(WEIGHTCAST_BAD_ARGUMENT, "nobody asks");
   }
   return WEIGHTCAST_OK;
@@ -168,6 +203,5 @@ extern "C" int weightcast_invalidate(weightcast_export* e, const char* reason) {
       !change_word(*e->block, word, WEIGHTCAST_WORD(WEIGHTCAST_INVALID, WEIGHTCAST_UPDATE_OF(word)))) {
     return fail(WEIGHTCAST_BAD_ARGUMENT, "nothing has been committed");
   }
-  e->rest = WEIGHTCAST_INVALID;
   return WEIGHTCAST_OK;
 }

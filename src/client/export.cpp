@@ -86,17 +86,17 @@ void* make_memory(const char* name, std::int64_t bytes, int* keep_file) {
 void remove_memory(std::uint64_t generation) {
   char name[64];
   char what[16];
-  name_of_memory(name, sizeof name, generation, "control");
-  ::shm_unlink(name);
   for (int segment = 0;; ++segment) {
     std::snprintf(what, sizeof what, "%d", segment);
     name_of_memory(name, sizeof name, generation, what);
-    if (::shm_unlink(name) != 0) return;
+    if (::shm_unlink(name) != 0) break;
   }
+  name_of_memory(name, sizeof name, generation, "control");
+  ::shm_unlink(name);
 }
 
-/// The generation that the manifest at `path` names; 0 when there is none.
-std::uint64_t generation_in(const char* path) {
+/// The generation that the manifest at `path` names, and its host; 0 when there is none.
+std::uint64_t generation_in(const char* path, char* host, std::size_t size) {
   std::uint64_t generation = 0;
   FILE* file = std::fopen(path, "re");
   if (file == nullptr) return 0;
@@ -106,6 +106,11 @@ std::uint64_t generation_in(const char* path) {
       std::fgets(line, sizeof line, file) != nullptr ? std::strstr(line, "\"generation\": \"") : nullptr;
   if (found != nullptr && std::sscanf(found, "\"generation\": \"%16" SCNx64, &generation) != 1)
     generation = 0;
+  const char* at = found != nullptr ? std::strstr(line, "\"host\": \"") : nullptr;
+  if (at != nullptr) {
+    at += std::strlen("\"host\": \"");
+    std::snprintf(host, size, "%.*s", static_cast<int>(std::strcspn(at, "\"")), at);
+  }
   std::fclose(file);
   return generation;
 }
@@ -114,8 +119,17 @@ std::uint64_t generation_in(const char* path) {
 int clear_place(const weightcast_export& e) {
   char path[4200];
   manifest_path(e, path, sizeof path);
-  const std::uint64_t generation = generation_in(path);
+  char host[256] = "";
+  const std::uint64_t generation = generation_in(path, host, sizeof host);
   if (generation == 0) return WEIGHTCAST_OK;
+  char here[256] = "";
+  ::gethostname(here, sizeof here - 1);
+  if (std::strcmp(host, here) != 0) {
+    return fail(WEIGHTCAST_REFUSED,
+                "%s: was published on host %s, and from here nobody sees whether it lives; remove the file "
+                "if it does not",
+                path, host);
+  }
   for (const weightcast_export* other = exports; other != nullptr; other = other->next) {
     if (other->generation != generation) continue;
     return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: this process has published it already; close that export first",
@@ -233,6 +247,11 @@ extern "C" int weightcast_open(const char* folder, const char* role, int rank, i
     code = fail(WEIGHTCAST_BAD_ARGUMENT, "the folder's name is too long");
   if (code == WEIGHTCAST_OK && ::mkdir(folder, 0700) != 0 && errno != EEXIST)
     code = fail_with_errno("%s", folder);
+  // Whole, because the process may change its working folder.
+  char* whole = code == WEIGHTCAST_OK ? ::realpath(folder, nullptr) : nullptr;
+  if (code == WEIGHTCAST_OK && whole == nullptr) code = fail_with_errno("%s", folder);
+  if (whole != nullptr) std::snprintf(e->folder, sizeof e->folder, "%s", whole);
+  ::free(whole);
   if (code == WEIGHTCAST_OK) code = clear_place(*e);
   if (code == WEIGHTCAST_OK &&
       ::getrandom(&e->generation, sizeof e->generation, 0) != static_cast<ssize_t>(sizeof e->generation)) {
@@ -249,8 +268,7 @@ extern "C" int weightcast_open(const char* folder, const char* role, int rank, i
     return code;
   }
   e->block->generation = e->generation;
-  e->rest = engine ? WEIGHTCAST_NONE : WEIGHTCAST_TRAINING;
-  e->block->word = WEIGHTCAST_WORD(e->rest, 0);
+  e->block->word = WEIGHTCAST_WORD(engine ? WEIGHTCAST_NONE : WEIGHTCAST_TRAINING, 0);
   __atomic_store_n(&e->block->magic, WEIGHTCAST_BLOCK_MAGIC, __ATOMIC_RELEASE);
   take_lock(e->block_file, WEIGHTCAST_LOCK_EXPORTER);
   e->next = exports;
@@ -344,7 +362,9 @@ extern "C" int weightcast_close(weightcast_export* e, double seconds) {
   if (e->process != ::getpid()) return require_usable(e, true);
   char path[4200];
   manifest_path(*e, path, sizeof path);
-  if (e->published) ::unlink(path);
+  // A successor's is not this one's to take away.
+  char host[256] = "";
+  if (e->published && generation_in(path, host, sizeof host) == e->generation) ::unlink(path);
   const double give_up = now() + seconds;
   bool free_memory = false;
   // The lock of those who have it mapped: from here on nobody new can come.

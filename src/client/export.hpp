@@ -54,7 +54,6 @@ struct weightcast_export {
   int block_file = -1;
   char block_name[64] = "";
   weightcast_block* block = nullptr;
-  weightcast_state rest = WEIGHTCAST_NONE;  ///< of an engine: the state outside updates
   weightcast::client::List<weightcast::client::Segment> segments;
   weightcast::client::List<weightcast::client::Entry> entries;
   weightcast_export* next = nullptr;  ///< of this process

@@ -116,6 +116,8 @@ void set_last_resort(std::optional<LastResort> how) {
 
 DeferLastResort::DeferLastResort() {
   ++deferrals;
+  // It has begun to end the process already, and its line must stay true.
+  while (ender == Ender::kLastResort) std::this_thread::sleep_for(1h);
 }
 DeferLastResort::~DeferLastResort() {
   --deferrals;

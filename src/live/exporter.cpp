@@ -127,15 +127,28 @@ Exporter::~Exporter() {
   ::close(file_);
 }
 
-void Exporter::take(const std::string& owner) {
+bool Exporter::take(const std::string& owner) {
   if (!client::take_lock(file_, WEIGHTCAST_LOCK_UPDATE)) {
+    // The exporter itself, which looks for a moment whether a job step is gone.
+    if (client::holder_of_lock(file_, WEIGHTCAST_LOCK_UPDATE) == manifest_.pid) return false;
     const std::string_view said(block_->owner, ::strnlen(block_->owner, sizeof block_->owner));
     throw IoError(fmt::format("{}: is in an update of another job ({}, {}); wait for its end", manifest_.path,
                               process_of(client::holder_of_lock(file_, WEIGHTCAST_LOCK_UPDATE)),
                               printable(said)));
   }
-  client::put_text(block_->owner, sizeof block_->owner, owner.c_str());
   taken_ = true;
+  switch (state()) {
+    case WEIGHTCAST_ASKED:
+    case WEIGHTCAST_PAUSED:
+    case WEIGHTCAST_WRITING:
+    case WEIGHTCAST_WRITTEN:
+    case WEIGHTCAST_BEING_READ:
+      give_back();
+      return false;
+    default:
+      client::put_text(block_->owner, sizeof block_->owner, owner.c_str());
+      return true;
+  }
 }
 
 void Exporter::give_back() noexcept {
@@ -173,6 +186,7 @@ bool Exporter::ask(weightcast_state from, std::uint64_t update, std::int64_t ver
   const std::uint64_t word = client::load_word(*block_);
   if (WEIGHTCAST_STATE_OF(word) != from) return false;
   block_->asked = version;
+  block_->rest = from;
   block_->reason[0] = '\0';
   return client::change_word(*block_, word, WEIGHTCAST_WORD(WEIGHTCAST_ASKED, update));
 }

@@ -27,8 +27,9 @@ class Exporter {
   std::span<const std::shared_ptr<Memory>> segments() const { return segments_; }
 
   /// Takes the exporter for an update; `owner` says who has it. Throws IoError naming the holder when another
-  /// job step has it.
-  void take(const std::string& owner);
+  /// job step has it. False while the exporter has yet to see that an earlier job step is gone: it needs the
+  /// lock for that, which is why nothing is taken then.
+  bool take(const std::string& owner);
   void give_back() noexcept;
   bool taken() const { return taken_; }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -12,6 +13,7 @@
 
 #include "core/error.hpp"
 #include "report/json_report.hpp"
+#include "report/log.hpp"
 #include "storage/durable_file.hpp"
 #include "storage/file_replacement.hpp"
 
@@ -39,17 +41,6 @@ LiveUpdate::~LiveUpdate() {
   fail("the job step has ended amid the update");
 }
 
-void LiveUpdate::take() {
-  const std::string owner = fmt::format("rank {} on {}", control_.rank(), control_.host());
-  if (trainer_ != nullptr) trainer_->take(owner);
-  if (engine_ != nullptr) engine_->take(owner);
-}
-
-void LiveUpdate::give_back() noexcept {
-  if (trainer_ != nullptr) trainer_->give_back();
-  if (engine_ != nullptr) engine_->give_back();
-}
-
 template <typename Done>
 void LiveUpdate::await(const Exporter& exporter, const char* what, Done done) {
   const auto give_up = Clock::now() + patience_;
@@ -62,6 +53,19 @@ void LiveUpdate::await(const Exporter& exporter, const char* what, Done done) {
     control_.deadline.poll();
     exporter.await_change();
   }
+}
+
+void LiveUpdate::take() {
+  const std::string owner = fmt::format("rank {} on {}", control_.rank(), control_.host());
+  for (Exporter* exporter : {trainer_, engine_}) {
+    if (exporter == nullptr) continue;
+    await(*exporter, "seen that an earlier job is gone", [&] { return exporter->take(owner); });
+  }
+}
+
+void LiveUpdate::give_back() noexcept {
+  if (trainer_ != nullptr) trainer_->give_back();
+  if (engine_ != nullptr) engine_->give_back();
 }
 
 std::int64_t LiveUpdate::begin(std::int64_t otherwise) {
@@ -105,7 +109,10 @@ std::int64_t LiveUpdate::begin(std::int64_t otherwise) {
       });
     }
     control_.agreement.together([&] {
-      if (trainer_ == nullptr || trainer_->change(WEIGHTCAST_OFFERS, WEIGHTCAST_BEING_READ)) return;
+      if (trainer_ == nullptr) return;
+      reading_ = trainer_->change(WEIGHTCAST_OFFERS, WEIGHTCAST_BEING_READ);
+      // It may have offered another version since all agreed on this one.
+      if (reading_ && trainer_->version() == version) return;
       throw IoError(trainer_->manifest().path + ": " + trainer_->name() + " has withdrawn what it offered");
     });
     return version;
@@ -125,6 +132,7 @@ bool LiveUpdate::is_there(std::int64_t version) {
 
 void LiveUpdate::leave() {
   if (trainer_ != nullptr) trainer_->change(WEIGHTCAST_BEING_READ, WEIGHTCAST_READ);
+  reading_ = false;
   give_back();
 }
 
@@ -142,7 +150,8 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
     });
     control_.agreement.together([&] {
       if (engine_ == nullptr) return;
-      if (!engine_->ask(rest_, update_, version)) {
+      asked_ = engine_->ask(rest_, update_, version);
+      if (!asked_) {
         throw IoError(engine_->manifest().path + ": " + engine_->name() +
                       " has changed its state; try again");
       }
@@ -157,6 +166,8 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
                                 engine_->reason()));
     });
   } catch (const AgreedFailure& failure) {
+    // Nothing has been written, also where writing was about to begin.
+    if (asked_) engine_->change(WEIGHTCAST_WRITING, rest_);
     fail(failure.what());
     throw;
   }
@@ -169,12 +180,40 @@ std::string LiveUpdate::record_path(std::uint64_t update) const {
 void LiveUpdate::write_record(std::int64_t version) const {
   const std::string text = json_report({{"weightcast", 1}, {"update", update_}, {"version", version}}) + "\n";
   const std::string path = record_path(update_);
-  write_durably(path + ".new", text);
-  std::filesystem::rename(path + ".new", path);
-  sync_directory(directory_);
+  const std::string beside = path + ".new";
+  std::error_code ignored;
+  std::filesystem::remove(beside, ignored);
+  write_durably(beside, text);
+  // The name is the decision. An engine that takes this job step for dead gives it to a void record.
+  std::error_code error;
+  std::filesystem::create_hard_link(beside, path, error);
+  std::filesystem::remove(beside, ignored);
+  if (error) {
+    throw IoError(fmt::format("{}: the version cannot be committed: {}", path, error.message()));
+  }
+  try {
+    sync_directory(directory_);
+  } catch (const IoError& unsynced) {
+    log_note(unsynced.what());
+  }
+}
+
+void LiveUpdate::remove_earlier_records() const {
+  std::error_code error;
+  std::filesystem::directory_iterator entry(directory_, error);
+  for (const std::filesystem::directory_iterator end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    unsigned long long number = 0;
+    int length = 0;
+    if (std::sscanf(name.c_str(), "commit-%llu.json%n", &number, &length) != 1 || length == 0) continue;
+    std::error_code ignored;
+    if (number < update_) std::filesystem::remove(entry->path(), ignored);
+  }
 }
 
 void LiveUpdate::commit(std::int64_t version) {
+  // From here on a signal must not make it look otherwise than it is.
+  const Deadline::DeferSignals defer(control_.deadline);
   try {
     control_.agreement.together([&] {
       if (engine_ == nullptr || engine_->change(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN)) return;
@@ -189,39 +228,35 @@ void LiveUpdate::commit(std::int64_t version) {
     fail(failure.what());
     throw;
   }
+  control_.deadline.begin_phase("after the update to version", version,
+                                fmt::format("version {} is committed", version));
   if (engine_ != nullptr) engine_->change(WEIGHTCAST_WRITTEN, WEIGHTCAST_COMMITTED);
   if (trainer_ != nullptr) trainer_->change(WEIGHTCAST_BEING_READ, WEIGHTCAST_READ);
-  give_back();
-  // Earlier records are needed by nobody once every engine has this one's state.
+  asked_ = reading_ = false;
+  // Nobody needs an earlier record once every engine has heard of this one.
   control_.agreement.together([] {});
-  if (control_.rank() == 0 && !directory_.empty()) {
-    std::error_code ignored;
-    for (const auto& entry : std::filesystem::directory_iterator(directory_, ignored)) {
-      const std::string name = entry.path().filename().string();
-      if (name.starts_with("commit-") && entry.path() != record_path(update_)) {
-        std::filesystem::remove(entry.path(), ignored);
-      }
-    }
-  }
+  if (control_.rank() == 0 && !directory_.empty()) remove_earlier_records();
+  give_back();
 }
 
 void LiveUpdate::fail(const std::string& reason) noexcept {
-  // What another job has is not touched.
+  // What this update has not done is not undone: another job's states are not touched.
   try {
-    if (engine_ != nullptr && engine_->taken()) {
+    if (asked_) {
       if (!is_at_rest(engine_->state())) engine_->give_reason(reason);
       // Whatever the engine answers meanwhile: what was not written is as it was.
       if (!engine_->change(WEIGHTCAST_ASKED, rest_)) engine_->change(WEIGHTCAST_PAUSED, rest_);
       engine_->invalidate(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN_SOME, reason);
       engine_->invalidate(WEIGHTCAST_WRITTEN, WEIGHTCAST_WRITTEN_ALL, reason);
     }
-    if (trainer_ != nullptr && trainer_->taken() && trainer_->state() == WEIGHTCAST_BEING_READ) {
+    if (reading_) {
       trainer_->give_reason(reason);
       trainer_->change(WEIGHTCAST_BEING_READ, WEIGHTCAST_OFFERS);
     }
   } catch (const std::exception&) {
     // No memory for a text. The locks that go now let the exporters find out by themselves.
   }
+  asked_ = reading_ = false;
   give_back();
 }
 

@@ -10,7 +10,7 @@
 namespace weightcast {
 
 /// The turns that trainers, the job step and engines take in an update of live memory; what each may find
-/// when another dies is in live/README.md. All ranks go through it together. One update after another.
+/// when another dies is in src/README.md. All ranks go through it together. One update after another.
 class LiveUpdate {
  public:
   /// `trainer` and `engine` are this rank's exporters, null where it has none. `directory` holds the
@@ -53,6 +53,7 @@ class LiveUpdate {
   template <typename Done>
   void await(const Exporter& exporter, const char* what, Done done);
   void write_record(std::int64_t version) const;
+  void remove_earlier_records() const;
   /// `DIR/commit-12.json`
   std::string record_path(std::uint64_t update) const;
 
@@ -61,6 +62,8 @@ class LiveUpdate {
   Exporter* trainer_;
   Exporter* engine_;
   std::chrono::seconds patience_;
+  bool asked_ = false;    ///< this rank's engine, in this update
+  bool reading_ = false;  ///< this rank's trainer
   std::uint64_t update_ = 0;
   weightcast_state rest_ = WEIGHTCAST_NONE;  ///< of the engine before the update
 };

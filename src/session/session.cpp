@@ -151,7 +151,7 @@ void Session::poison() {
 }
 
 UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify, Progress& progress) {
-  control_.deadline.begin_phase("update to version", version);
+  control_.deadline.begin_phase("update to version", version, options_.while_written);
   std::int64_t bytes = 0;
   for (const Bucket& bucket : plan_.buckets) bytes += bucket.bytes;
   progress.begin(version, bytes);

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "control/control.hpp"
@@ -25,6 +26,9 @@ struct SessionOptions {
   Wire wire = Wire::kMpi;
   /// Where this rank's parameters are; null: in an allocation of the session's own.
   std::shared_ptr<ParameterMemory> parameters = nullptr;
+  /// What is in place while an update writes, for the line when a signal or the deadline ends it; empty where
+  /// the previous version is elsewhere and untouched.
+  std::string while_written = {};
   /// What this rank's source will hold beside the session, in the same memory as the parameters.
   std::int64_t (*source_bytes)(const Plan&, const Catalog&, std::int64_t trainer) = nullptr;
   /// Most thread blocks of a kernel on a GPU; 0: the default.

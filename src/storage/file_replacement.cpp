@@ -73,7 +73,7 @@ int FileReplacement::create_partial() {
     // A hidden name is never too long.
     fail_to_create(final_path(), ENAMETOOLONG);
   }
-  const mode_t mode = seen_ && S_ISREG(seen_->st_mode) ? (seen_->st_mode & 0777) | S_IRUSR | S_IWUSR : 0666;
+  const mode_t mode = seen_ && S_ISREG(seen_->st_mode) ? S_IRUSR | S_IWUSR : 0666;
   int fd = -1;
   do {
     fd = ::open(partial_path().c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);

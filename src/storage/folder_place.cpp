@@ -13,7 +13,7 @@ namespace fs = std::filesystem;
 FolderPlace place_of_folder(const std::string& path) {
   std::error_code error;
   // Absolute first: of a path of which nothing is there the rest would stay relative.
-  fs::path whole = fs::weakly_canonical(fs::absolute(path), error);
+  fs::path whole = fs::weakly_canonical(fs::absolute(path, error), error);
   if (error) whole = fs::absolute(path, error).lexically_normal();
   // "a/" is no other folder than "a".
   if (!whole.has_filename()) whole = whole.parent_path();

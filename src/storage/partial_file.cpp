@@ -71,9 +71,18 @@ std::int64_t PartialFile::size() const {
 }
 
 void PartialFile::take_rights(const struct stat& old) {
-  // Only the superuser may give a file away; for others it is theirs already, or will be.
-  if (::fchown(fd_, old.st_uid, old.st_gid) != 0) errno = 0;
-  if (::fchmod(fd_, old.st_mode & 0777) != 0) fail_at("set the permissions of", final_path(), errno);
+  const struct stat mine = status();
+  mode_t mode = old.st_mode & 0777;
+  // Only the superuser may give a file away. Where it cannot have the old one's group either, the members of
+  // the group that it has may do no more than anybody.
+  constexpr uid_t kSameOwner = static_cast<uid_t>(-1);
+  if (::fchown(fd_, old.st_uid, old.st_gid) != 0 && mine.st_gid != old.st_gid &&
+      ::fchown(fd_, kSameOwner, old.st_gid) != 0) {
+    mode &= S_IRWXU | S_IRWXO | (mode & S_IRWXO) << 3;
+  }
+  // Some file systems keep no modes, and refuse to set them.
+  if ((status().st_mode & 0777) == mode) return;
+  if (::fchmod(fd_, mode) != 0) fail_at("set the permissions of", final_path(), errno);
 }
 
 void PartialFile::reserve(std::int64_t bytes) {

@@ -118,46 +118,48 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
     ("hf", "sglang:t2e2"; None: as the job step's options say), `version` what an engine's memory holds already.
     """
     wanted = _tensors_of(module, tensors)
+    # Before anything moves: what is tied is one memory now.
+    keys = {name: _identity(tensor) for name, tensor in wanted.items()}
+    first_names = {}
+    for name, key in keys.items():
+        first_names.setdefault(key, name)
+    offsets = {}
+    total = 0
+    for name in first_names.values():
+        offsets[name] = total
+        total += -(-max(_bytes_of(wanted[name]), 1) // _ALIGNMENT) * _ALIGNMENT
+    if not offsets:
+        raise Error(64, "there is nothing to publish")
+    forms = {name: _form_of(wanted[name]) for name in offsets}
     handle = _library.open_export(folder, role, rank, ranks, layout)
+    before = []  # tensors that have moved, and where they were
     try:
-        places = {}  # by identity: the name that a tensor was published under
-        offsets = {}
-        total = 0
-        for name, tensor in wanted.items():
-            key = _identity(tensor)
-            if key in places:
-                continue
-            places[key] = name
-            offsets[name] = total
-            total += -(-max(_bytes_of(tensor), 1) // _ALIGNMENT) * _ALIGNMENT
-        if not offsets:
-            raise Error(64, "there is nothing to publish")
         address, segment = _library.add_segment(handle, total)
         memory = {}
-        for name, tensor in wanted.items():
-            first = places[_identity(tensor)]
-            if first != name:
-                continue
-            dtype, shape = _form_of(tensor)
-            _library.add_entry(handle, name, dtype, shape, segment, offsets[name])
-            memory[name] = _library.view(address + offsets[name], _bytes_of(tensor))
+        for name, offset in offsets.items():
+            dtype, shape = forms[name]
+            _library.add_entry(handle, name, dtype, shape, segment, offset)
+            memory[name] = _library.view(address + offset, _bytes_of(wanted[name]))
         moved = {}
         for name, tensor in wanted.items():
-            key = _identity(tensor)
-            first = places[key]
+            first = first_names[keys[name]]
             if first != name:
                 _library.add_alias(handle, first, name)
                 memory[name] = memory[first]
-            if not isinstance(tensor, Memory):
-                # Tied tensors may be several objects of one memory: each must lead to the new one.
-                if first not in moved:
-                    moved[first] = _moved(tensor, memory[first])
-                tensor.data = moved[first]
+            if isinstance(tensor, Memory):
+                continue
+            # What is tied may be several objects of one memory: each must lead to the new one.
+            if first not in moved:
+                moved[first] = _moved(tensor, memory[first])
+            before.append((tensor, tensor.data))
+            tensor.data = moved[first]
         if version is not None:
             _library.call("weightcast_serve", handle, version)
         _library.call("weightcast_publish", handle)
         return Export(handle, role, memory)
     except BaseException:
+        for tensor, data in reversed(before):
+            tensor.data = data
         _library.close_quietly(handle)
         raise
 
