@@ -78,7 +78,7 @@ void FileGauges::find_what_is_read(const HeldWeights& weights) {
         const StoredTensor& stored = checkpoint_.tensors[held.buffer];
         if (!wanted[held.buffer]) datasets_.push_back(&stored);
         wanted[held.buffer] = true;
-        if (stored.offset == StoredTensor::kThroughLibrary) continue;
+        if (stored.through_library()) continue;
         // Of columns as many bytes, but one behind the other: what all columns add up to is the whole.
         const std::int64_t element = dtype_bytes(stored.dtype);
         const std::int64_t col = (common.col - held.box.col) * common.rows;
