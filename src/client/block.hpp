@@ -11,6 +11,11 @@ inline std::uint64_t load_word(const weightcast_block& block) {
   return __atomic_load_n(&block.word, __ATOMIC_ACQUIRE);
 }
 
+/// Whether an engine is in no update.
+inline bool is_at_rest(weightcast_state state) {
+  return state == WEIGHTCAST_NONE || state == WEIGHTCAST_SERVING || state == WEIGHTCAST_INVALID;
+}
+
 /// False when the word is not `from` any more. Wakes whoever waits for a change.
 bool change_word(weightcast_block& block, std::uint64_t from, std::uint64_t to);
 

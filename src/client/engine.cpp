@@ -13,9 +13,6 @@ namespace weightcast::client {
 
 namespace {
 
-/// How long a wait sleeps before it looks whether the job step is still there.
-constexpr double kLook = 0.05;
-
 /// What has been decided of an update whose bytes are all there.
 enum class Decision { kCommitted, kVoid, kUnknown };
 
@@ -39,10 +36,6 @@ Decision decide(const weightcast_export& e, std::uint64_t update) {
   if (found >= 0) ::close(found);
   if (got < 0) return Decision::kUnknown;
   return first == 'v' ? Decision::kVoid : Decision::kCommitted;
-}
-
-bool is_at_rest(weightcast_state state) {
-  return state == WEIGHTCAST_NONE || state == WEIGHTCAST_SERVING || state == WEIGHTCAST_INVALID;
 }
 
 std::uint64_t rest_word(const weightcast_block& block, std::uint64_t word) {

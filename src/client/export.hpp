@@ -24,6 +24,9 @@ struct Segment {
 
 constexpr int kMostDims = 8;
 
+/// Seconds that a wait sleeps before it looks whether the job step is still there.
+constexpr double kLook = 0.05;
+
 struct Alias {
   char* name = nullptr;
 };

@@ -6,12 +6,6 @@
 
 using namespace weightcast::client;
 
-namespace {
-
-constexpr double kLook = 0.05;
-
-}  // namespace
-
 extern "C" int weightcast_offer(weightcast_export* e, int64_t version, double seconds) {
   if (const int code = require_trainer(e); code != WEIGHTCAST_OK) return code;
   weightcast_block& block = *e->block;

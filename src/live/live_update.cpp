@@ -11,6 +11,7 @@
 #include <span>
 #include <utility>
 
+#include "client/block.hpp"
 #include "core/error.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
@@ -21,11 +22,8 @@ namespace weightcast {
 
 namespace {
 
+using client::is_at_rest;
 using Clock = std::chrono::steady_clock;
-
-bool is_at_rest(weightcast_state state) {
-  return state == WEIGHTCAST_NONE || state == WEIGHTCAST_SERVING || state == WEIGHTCAST_INVALID;
-}
 
 }  // namespace
 
@@ -79,9 +77,10 @@ std::int64_t LiveUpdate::begin(std::int64_t otherwise) {
     }
     control_.agreement.maximum(std::span<std::int64_t>(last));
     update_ = static_cast<std::uint64_t>(last[0]) + 1;
-    while (!directory_.empty() && std::filesystem::exists(record_path(update_))) ++update_;
-    const std::string number = control_.agreement.broadcast(std::to_string(update_));
-    update_ = std::stoull(number);
+    if (control_.rank() == 0 && !directory_.empty()) {
+      while (std::filesystem::exists(record_path(update_))) ++update_;
+    }
+    update_ = std::stoull(control_.agreement.broadcast(std::to_string(update_)));
     control_.agreement.together([&] {
       if (trainer_ == nullptr) return;
       await(*trainer_, "offered a version", [&] { return trainer_->state() == WEIGHTCAST_OFFERS; });

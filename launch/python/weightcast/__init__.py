@@ -50,9 +50,8 @@ class Update:
 class Export:
     """What this process has published. One thread at a time; not for forked children."""
 
-    def __init__(self, handle, role, memory):
+    def __init__(self, handle, memory):
         self._handle = handle
-        self._role = role
         self._memory = memory
 
     def memory(self, name):
@@ -156,7 +155,7 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
         if version is not None:
             _library.call("weightcast_serve", handle, version)
         _library.call("weightcast_publish", handle)
-        return Export(handle, role, memory)
+        return Export(handle, memory)
     except BaseException:
         for tensor, data in reversed(before):
             tensor.data = data
