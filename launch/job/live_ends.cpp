@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "core/error.hpp"
+#include "live/gpu_live.hpp"
 #include "live/live_weights.hpp"
 #include "live/manifest.hpp"
 #include "source/trainer_binding.hpp"
@@ -68,9 +69,6 @@ void require_live_options(const Options& options) {
   if (sink && options.no_verify) {
     throw UsageError("--no-verify: an engine is given nothing that was not verified; leave it out");
   }
-  if ((source || sink) && options.transport == "nccl") {
-    throw UsageError("--transport nccl: live memory is the host's; use mpi");
-  }
 }
 
 BoundCheckpoint load_live_source(Control& control, const std::string& directory, const Family& family,
@@ -95,7 +93,8 @@ BoundCheckpoint load_live_source(Control& control, const std::string& directory,
   return loaded;
 }
 
-LiveEnds::LiveEnds(Control& control, const Options& options, const Topology& topology) {
+LiveEnds::LiveEnds(Control& control, const Options& options, const Topology& topology)
+    : control_(control), options_(options) {
   const auto from = options.sources.empty() ? std::nullopt : live_directory(options.sources.front());
   const auto to = live_directory(options.sink);
   const auto trainer = topology.trainer(control.rank());
@@ -104,13 +103,48 @@ LiveEnds::LiveEnds(Control& control, const Options& options, const Topology& top
   control.agreement.together([&] {
     if (from && trainer) {
       trainer_number_ = *trainer;
-      trainer_ = std::make_shared<Exporter>(manifest_of(*from, Role::kTrainer, *trainer, topology.trainers));
+      trainer_manifest_ = manifest_of(*from, Role::kTrainer, *trainer, topology.trainers);
     }
-    if (to && engine) {
-      engine_ = std::make_shared<Exporter>(manifest_of(*to, Role::kEngine, *engine, topology.engine.ranks()));
+    if (to && engine) engine_manifest_ = manifest_of(*to, Role::kEngine, *engine, topology.engine.ranks());
+  });
+}
+
+Placement LiveEnds::choose_placement() {
+  const std::string from = trainer_manifest_ ? trainer_manifest_->device() : "";
+  const std::string to = engine_manifest_ ? engine_manifest_->device() : "";
+  control_.agreement.together([&] {
+    if (from.empty() || to.empty() || from == to) return;
+    throw InputError(
+        fmt::format("{}: is on {}, and {} on {}, but one rank is for both; start the job without --colocate",
+                    trainer_manifest_->path, from, engine_manifest_->path, to));
+  });
+  std::array<std::int64_t, 2> on_gpu{from.empty() && to.empty() ? 0 : 1, 0};
+  if (engine_manifest_ && to.empty()) on_gpu[1] = 1;  // an engine on the host
+  control_.agreement.maximum(std::span<std::int64_t>(on_gpu));
+  const bool gpu = on_gpu[0] > 0;
+  control_.agreement.together([&] {
+    if (gpu && on_gpu[1] > 0 && engine_manifest_ && to.empty()) {
+      throw InputError(engine_manifest_->path +
+                       ": this engine's memory is the host's, and other memory is on GPUs; move all engines "
+                       "to GPUs, or the trainers to the host");
+    }
+    if (gpu && options_.transport == "mpi") {
+      throw UsageError("--transport mpi: live memory is on GPUs; leave it out, or use nccl");
+    }
+    if (!gpu && options_.transport == "nccl") {
+      throw UsageError("--transport nccl: live memory is the host's; leave it out, or use mpi");
     }
   });
-  update_.emplace(control, to.value_or(""), trainer_.get(), engine_.get(), patience_of(options));
+  return weightcast::choose_placement(control_, gpu ? "nccl" : "mpi", from.empty() ? to : from);
+}
+
+void LiveEnds::open() {
+  control_.agreement.together([&] {
+    if (trainer_manifest_) trainer_ = std::make_shared<Exporter>(*trainer_manifest_);
+    if (engine_manifest_) engine_ = std::make_shared<Exporter>(*engine_manifest_);
+  });
+  update_.emplace(control_, live_directory(options_.sink).value_or(""), trainer_.get(), engine_.get(),
+                  patience_of(options_));
 }
 
 std::shared_ptr<ParameterMemory> LiveEnds::parameters() const {
@@ -122,6 +156,9 @@ std::unique_ptr<Source> LiveEnds::source(const Plan& plan, const Catalog& catalo
   if (!trainer_) return nullptr;
   const HeldWeights held =
       held_in_segments(trainer_->manifest(), from.checkpoint, from.binding.held, catalog);
+  if (!trainer_->manifest().device().empty()) {
+    return make_live_gpu_source(plan, catalog, trainer_number_, held, *trainer_);
+  }
   return std::make_unique<LiveSource>(plan, catalog, trainer_number_, held, *trainer_);
 }
 

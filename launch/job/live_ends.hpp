@@ -13,6 +13,7 @@
 #include "plan/plan.hpp"
 #include "plan/topology.hpp"
 #include "session/parameter_memory.hpp"
+#include "session/placement.hpp"
 #include "source/source.hpp"
 
 namespace weightcast {
@@ -31,8 +32,18 @@ BoundCheckpoint load_live_source(Control& control, const std::string& directory,
 /// The running processes at the ends of a job: the trainer that this rank reads, the engine that it writes.
 class LiveEnds {
  public:
-  /// Maps what they have published. Throws (by agreement) IoError, InputError. Collective.
+  /// Reads what they have published. Throws (by agreement) IoError, InputError. Collective.
   LiveEnds(Control& control, const Options& options, const Topology& topology);
+
+  /// The wire that goes with their memory: NCCL where any of it is on a GPU, which becomes the current
+  /// device. Throws (by agreement) UsageError, InputError where `--transport` is another, or where weights
+  /// would go from a GPU to the host. Collective.
+  Placement choose_placement();
+
+  /// Maps their memory. Throws (by agreement) IoError, InputError. Collective.
+  void open();
+
+  // When it is open:
 
   /// Where this rank's parameters are; null where no engine is live.
   std::shared_ptr<ParameterMemory> parameters() const;
@@ -45,8 +56,12 @@ class LiveEnds {
   LiveUpdate& update() { return *update_; }
 
  private:
+  Control& control_;
+  const Options& options_;
   bool has_trainers_ = false;
   std::int64_t trainer_number_ = 0;
+  std::optional<Manifest> trainer_manifest_;
+  std::optional<Manifest> engine_manifest_;
   std::shared_ptr<Exporter> trainer_;
   std::shared_ptr<Exporter> engine_;
   std::optional<LiveUpdate> update_;

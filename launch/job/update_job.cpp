@@ -110,12 +110,13 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
   });
   const bool live = live_directory(options_.sink) ||
                     (!options_.sources.empty() && live_directory(options_.sources.front()));
-  placement_ = choose_placement(control_, live ? "mpi" : options_.transport);
+  if (live) live_.emplace(control_, options_, topology_);
+  placement_ = live_ ? live_->choose_placement() : choose_placement(control_, options_.transport);
   model_ = load_model(control_, options_, topology_);
   control_.agreement.together(check);
   session.wire = placement_.wire;
-  if (live) {
-    live_.emplace(control_, options_, topology_);
+  if (live_) {
+    live_->open();
     session.parameters = live_->parameters();
     if (live_directory(options_.sink)) {
       session.while_written = "the engines that were being written are invalid until the next update";

@@ -129,6 +129,8 @@ extern "C" int weightcast_wanted(const weightcast_export* e, int64_t* version) {
 
 extern "C" int weightcast_pause(weightcast_export* e, double seconds, int64_t* version) {
   if (const int code = require_engine(e); code != WEIGHTCAST_OK) return code;
+  // Whatever still runs on a GPU may read the weights.
+  if (const int code = synchronize_gpus(*e); code != WEIGHTCAST_OK) return code;
   weightcast_block& block = *e->block;
   const double until = now() + seconds;
   bool paused = false;

@@ -214,6 +214,17 @@ int require_engine(const weightcast_export* e) {
                    : fail(WEIGHTCAST_BAD_ARGUMENT, "a trainer offers; only an engine is asked");
 }
 
+int synchronize_gpus(const weightcast_export& e) {
+  const void* last = nullptr;
+  for (int i = 0; i < e.segments.size; ++i) {
+    void* const context = e.segments.items[i].gpu.context;
+    if (context == nullptr || context == last) continue;
+    if (const int code = synchronize_context(context); code != WEIGHTCAST_OK) return code;
+    last = context;
+  }
+  return WEIGHTCAST_OK;
+}
+
 int require_trainer(const weightcast_export* e) {
   if (const int code = require_usable(e, true); code != WEIGHTCAST_OK) return code;
   return e->engine ? fail(WEIGHTCAST_BAD_ARGUMENT, "an engine is asked; only a trainer offers")
@@ -283,7 +294,7 @@ extern "C" int weightcast_add_segment(weightcast_export* e, int64_t bytes, void*
   Segment* added = append(e->segments);
   if (added == nullptr) return fail_with_errno("a segment");
   char number[16];
-  std::snprintf(number, sizeof number, "%d", e->segments.size - 1);
+  std::snprintf(number, sizeof number, "%d", e->shared_segments);
   name_of_memory(added->name, sizeof added->name, e->generation, number);
   added->bytes = bytes;
   added->memory = make_memory(added->name, bytes, nullptr);
@@ -291,7 +302,35 @@ extern "C" int weightcast_add_segment(weightcast_export* e, int64_t bytes, void*
     --e->segments.size;
     return WEIGHTCAST_REFUSED;
   }
+  ++e->shared_segments;
   *memory = added->memory;
+  *segment = e->segments.size - 1;
+  return WEIGHTCAST_OK;
+}
+
+extern "C" int weightcast_add_gpu_memory(weightcast_export* e, const void* address, int64_t bytes,
+                                         int* segment, int64_t* offset) {
+  if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
+  if (bytes <= 0) return fail(WEIGHTCAST_BAD_ARGUMENT, "memory of %" PRId64 " bytes", bytes);
+  GpuAllocation found;
+  if (const int code = find_gpu_allocation(address, bytes, &found); code != WEIGHTCAST_OK) return code;
+  *offset = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(address) - found.address);
+  for (int i = 0; i < e->segments.size; ++i) {
+    const GpuAllocation& known = e->segments.items[i].gpu;
+    if (known.bytes == 0) continue;
+    if (std::strcmp(known.device, found.device) != 0) {
+      return fail(WEIGHTCAST_BAD_ARGUMENT,
+                  "memory on %s beside memory on %s: publish one GPU's from a process of its own",
+                  found.device, known.device);
+    }
+    if (known.address != found.address) continue;
+    *segment = i;
+    return WEIGHTCAST_OK;
+  }
+  Segment* added = append(e->segments);
+  if (added == nullptr) return fail_with_errno("a segment");
+  added->gpu = found;
+  added->bytes = static_cast<std::int64_t>(found.bytes);
   *segment = e->segments.size - 1;
   return WEIGHTCAST_OK;
 }
@@ -374,7 +413,8 @@ extern "C" int weightcast_close(weightcast_export* e, double seconds) {
   }
   remove_memory(e->generation);
   for (int i = 0; i < e->segments.size && free_memory; ++i) {
-    ::munmap(e->segments.items[i].memory, static_cast<std::size_t>(e->segments.items[i].bytes));
+    const Segment& segment = e->segments.items[i];
+    if (segment.memory != nullptr) ::munmap(segment.memory, static_cast<std::size_t>(segment.bytes));
   }
   ::munmap(e->block, WEIGHTCAST_BLOCK_BYTES);
   ::close(e->block_file);

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "client/control_block.h"
+#include "client/gpu_memory.hpp"
 #include "client/weightcast/client.h"
 
 namespace weightcast::client {
@@ -16,10 +17,12 @@ struct List {
   int size = 0;
 };
 
+/// Shared memory that the client has made, or an allocation on a GPU that its owner has.
 struct Segment {
-  char name[64] = "";
+  char name[64] = "";  ///< of shared memory; empty on a GPU
   void* memory = nullptr;
   std::int64_t bytes = 0;
+  GpuAllocation gpu;
 };
 
 constexpr int kMostDims = 8;
@@ -58,6 +61,7 @@ struct weightcast_export {
   char block_name[64] = "";
   weightcast_block* block = nullptr;
   weightcast::client::List<weightcast::client::Segment> segments;
+  int shared_segments = 0;  ///< made by the client, named by their numbers among themselves
   weightcast::client::List<weightcast::client::Entry> entries;
   weightcast_export* next = nullptr;  ///< of this process
 };
@@ -68,6 +72,9 @@ namespace weightcast::client {
 int require_usable(const weightcast_export* e, bool published);
 int require_engine(const weightcast_export* e);
 int require_trainer(const weightcast_export* e);
+
+/// Waits until the GPUs have done all that was asked of them in the contexts that hold published memory.
+int synchronize_gpus(const weightcast_export& e);
 
 /// `FOLDER/engine-3.json`
 void manifest_path(const weightcast_export& e, char* path, std::uint64_t size);

@@ -62,6 +62,19 @@ void put_variable(FILE* out, const char* name, const char* variable) {
   if (value != nullptr) put_field(out, name, value);
 }
 
+void put_segment(FILE* out, const Segment& segment) {
+  if (segment.memory != nullptr) {
+    std::fputs("{\"kind\": \"shm\"", out);
+    put_field(out, "name", segment.name);
+  } else {
+    std::fputs("{\"kind\": \"cuda_ipc\", \"handle\": \"", out);
+    for (const unsigned char byte : segment.gpu.handle) std::fprintf(out, "%02x", byte);
+    std::fputc('"', out);
+    put_field(out, "device", segment.gpu.device);
+  }
+  std::fprintf(out, ", \"bytes\": %" PRId64 "}", segment.bytes);
+}
+
 void put_entry(FILE* out, const Entry& entry) {
   std::fputs("{\"name\": ", out);
   put_string(out, entry.name);
@@ -98,8 +111,8 @@ void put_manifest(FILE* out, const weightcast_export& e) {
   put_field(out, "control", e.block_name);
   std::fputs(",\n\"segments\": [", out);
   for (int i = 0; i < e.segments.size; ++i) {
-    std::fprintf(out, "%s\n{\"kind\": \"shm\", \"name\": \"%s\", \"bytes\": %" PRId64 "}", i == 0 ? "" : ",",
-                 e.segments.items[i].name, e.segments.items[i].bytes);
+    std::fputs(i == 0 ? "\n" : ",\n", out);
+    put_segment(out, e.segments.items[i]);
   }
   std::fputs("],\n\"entries\": [", out);
   for (int i = 0; i < e.entries.size; ++i) {

@@ -8,6 +8,8 @@ using namespace weightcast::client;
 
 extern "C" int weightcast_offer(weightcast_export* e, int64_t version, double seconds) {
   if (const int code = require_trainer(e); code != WEIGHTCAST_OK) return code;
+  // Whatever still runs on a GPU may write the weights.
+  if (const int code = synchronize_gpus(*e); code != WEIGHTCAST_OK) return code;
   weightcast_block& block = *e->block;
   // An offer that nobody has begun to read is replaced; one that is being read has to be settled first.
   std::uint64_t word = load_word(block);

@@ -15,6 +15,7 @@
 #include "client/block.hpp"
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "live/gpu_live.hpp"
 
 namespace weightcast {
 
@@ -85,6 +86,11 @@ class MappedMemory final : public Memory {
   std::int64_t bytes_;
 };
 
+std::shared_ptr<Memory> map_shared(const Manifest& manifest, const LiveSegment& segment) {
+  const SharedFile file(manifest, segment.name);
+  return std::make_shared<MappedMemory>(file.map(manifest, segment.bytes), segment.bytes);
+}
+
 std::string process_of(int pid) {
   return pid > 0 ? fmt::format("process {}", pid) : "a process of another container";
 }
@@ -110,8 +116,8 @@ Exporter::Exporter(Manifest manifest) : manifest_(std::move(manifest)) {
                                 manifest_.pid));
     }
     for (const LiveSegment& segment : manifest_.segments) {
-      const SharedFile file(manifest_, segment.name);
-      segments_.push_back(std::make_shared<MappedMemory>(file.map(manifest_, segment.bytes), segment.bytes));
+      segments_.push_back(segment.kind == SegmentKind::kCudaIpc ? open_gpu_segment(manifest_, segment)
+                                                                : map_shared(manifest_, segment));
     }
   } catch (...) {
     ::munmap(block_, WEIGHTCAST_BLOCK_BYTES);

@@ -16,8 +16,9 @@ namespace weightcast {
 /// meet. The memory stays mapped, and the exporter keeps it, until this goes.
 class Exporter {
  public:
-  /// Maps everything. Throws IoError naming the manifest when the exporter cannot be reached, is gone, or has
-  /// published anew since, InputError when a segment is not as large as the manifest says.
+  /// Maps everything; what is on a GPU must be on the current device. Throws IoError naming the manifest when
+  /// the exporter cannot be reached, is gone, or has published anew since, InputError when a segment is not
+  /// as large as the manifest says.
   explicit Exporter(Manifest manifest);
   ~Exporter();
   Exporter(const Exporter&) = delete;

@@ -67,11 +67,21 @@ class LiveParameters final : public ParameterMemory {
                         dtype_name(parameter.dtype), parameter.shape.to_string()));
       }
       require_contiguous(manifest, entry);
+      require_in_same_memory(entry);
       place(entry.segment, entry.offset, parameter.bytes());
     }
   }
 
  private:
+  /// All parameters are where the wire ends: on the host, or on the GPU where there is one.
+  void require_in_same_memory(const LiveEntry& entry) const {
+    const Manifest& manifest = exporter_->manifest();
+    if (manifest.device().empty() || manifest.segments[entry.segment].kind == SegmentKind::kCudaIpc) return;
+    throw InputError(
+        fmt::format("{}: parameter {} is in the host's memory, others on {}; move the whole model there",
+                    manifest.path, entry.name, manifest.device()));
+  }
+
   std::shared_ptr<Exporter> exporter_;
 };
 
@@ -106,6 +116,11 @@ HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpo
           "converted: publish the copy that has the model's type",
           manifest.path, stored.name, dtype_name(stored.dtype), dtype_name(tensor.dtype)));
     }
+    if (!manifest.device().empty() && manifest.segments[stored.file].kind == SegmentKind::kShared) {
+      throw InputError(
+          fmt::format("{}: tensor {} is in the host's memory, others on {}; move the whole model there",
+                      manifest.path, stored.name, manifest.device()));
+    }
     box.buffer = stored.file;
     box.offset += stored.offset;
   }
@@ -116,10 +131,10 @@ LiveSource::LiveSource(const Plan& plan, const Catalog& catalog, std::int64_t tr
                        const HeldWeights& held, const Exporter& exporter)
     : HeldSource(plan, catalog, trainer, held, addresses_of(exporter)), exporter_(exporter) {}
 
-void LiveSource::require_unchanged() const {
-  if (exporter_.state() == WEIGHTCAST_BEING_READ && exporter_.lives()) return;
+void require_being_read(const Exporter& exporter) {
+  if (exporter.state() == WEIGHTCAST_BEING_READ && exporter.lives()) return;
   throw IoError(fmt::format("{}: the {} has died or gone on while its weights were read",
-                            exporter_.manifest().path, role_name(exporter_.manifest().role)));
+                            exporter.manifest().path, role_name(exporter.manifest().role)));
 }
 
 std::shared_ptr<ParameterMemory> live_parameter_memory(std::shared_ptr<Exporter> exporter) {

@@ -23,24 +23,28 @@ Checkpoint checkpoint_of(const Manifest& manifest);
 HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpoint, const HeldWeights& held,
                              const Catalog& catalog);
 
-/// A trainer's live weights. They must stay as they are for as long as the update reads them, which the
-/// trainer's control block says.
+/// Throws IoError unless the exporter, a trainer, lives and its weights are being read: they have stayed as
+/// they were.
+void require_being_read(const Exporter& exporter);
+
+/// A trainer's live weights in the host's memory. They must stay as they are for as long as the update reads
+/// them, which the trainer's control block says.
 class LiveSource final : public HeldSource {
  public:
   /// All arguments but `held`, which is that of held_in_segments(), must outlive the source.
   LiveSource(const Plan& plan, const Catalog& catalog, std::int64_t trainer, const HeldWeights& held,
              const Exporter& exporter);
 
-  /// Throws IoError when the trainer has died or has withdrawn what it offered.
-  void require_unchanged() const override;
+  void require_unchanged() const override { require_being_read(exporter_); }
 
  private:
   const Exporter& exporter_;
 };
 
-/// Parameters in the memory of a running engine, found by their names. `exporter` is kept by the memory.
-/// `open` throws InputError naming the first parameter that the engine has not published, or has of another
-/// dtype or shape, or not row by row.
+/// Parameters in the memory of a running engine, on the host or on its GPU, found by their names. `exporter`
+/// is kept by the memory. `open` throws InputError naming the first parameter that the engine has not
+/// published, or has of another dtype or shape, or not row by row, or not in the kind of memory where its
+/// others are.
 std::shared_ptr<ParameterMemory> live_parameter_memory(std::shared_ptr<Exporter> exporter);
 
 }  // namespace weightcast

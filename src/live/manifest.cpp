@@ -106,6 +106,53 @@ std::uint64_t generation_of(const Fields& fields) {
   return generation;
 }
 
+/// Whether it is like `GPU-9832eea0-ced8-8bb0-9a41-9e53e9d09023`.
+bool names_gpu(std::string_view text) {
+  constexpr std::string_view kForm = "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
+  const auto fits = [](char c, char form) {
+    return form == 'x' ? std::string_view("0123456789abcdef").find(c) != std::string_view::npos : c == form;
+  };
+  return std::equal(text.begin(), text.end(), kForm.begin(), kForm.end(), fits);
+}
+
+LiveSegment segment_of(const Fields& fields) {
+  LiveSegment segment;
+  segment.bytes = fields.number("bytes", 1);
+  const std::string kind = fields.text("kind");
+  if (kind == "shm") {
+    segment.name = memory_name(fields, "name");
+    return segment;
+  }
+  if (kind != "cuda_ipc") fields.refuse("kind", "is not known here: 'shm' and 'cuda_ipc' are");
+  segment.kind = SegmentKind::kCudaIpc;
+  const std::string device = fields.text("device");
+  if (!names_gpu(device)) fields.refuse("device", "is no GPU's UUID");
+  segment.device = device;
+  const std::string hex = fields.text("handle");
+  constexpr int kHex = 16;
+  bool good = hex.size() == 2 * segment.handle.size();
+  for (std::size_t i = 0; good && i < segment.handle.size(); ++i) {
+    std::uint8_t byte = 0;
+    const char* at = hex.data() + 2 * i;
+    const auto [end, error] = std::from_chars(at, at + 2, byte, kHex);
+    good = error == std::errc() && end == at + 2;
+    segment.handle[i] = std::byte{byte};
+  }
+  if (!good) fields.refuse("handle", "is not 128 hexadecimal digits");
+  return segment;
+}
+
+/// All that is on a GPU is on one.
+void require_one_device(const Manifest& manifest) {
+  const std::string device = manifest.device();
+  for (const LiveSegment& segment : manifest.segments) {
+    if (segment.kind == SegmentKind::kShared || segment.device == device) continue;
+    throw InputError(
+        fmt::format("{}: has memory on {} and on {}; publish one GPU's from a process of its own",
+                    manifest.path, device, segment.device));
+  }
+}
+
 LiveEntry entry_of(const json& object, const std::vector<LiveSegment>& segments, const std::string& path,
                    std::size_t number) {
   const Fields unnamed(object, fmt::format("{}: entry {}", path, number));
@@ -189,6 +236,13 @@ const char* role_name(Role role) {
   return role == Role::kTrainer ? "trainer" : "engine";
 }
 
+std::string Manifest::device() const {
+  const auto on_gpu = std::find_if(segments.begin(), segments.end(), [](const LiveSegment& segment) {
+    return segment.kind == SegmentKind::kCudaIpc;
+  });
+  return on_gpu == segments.end() ? "" : on_gpu->device;
+}
+
 bool LiveEntry::contiguous() const {
   std::int64_t stride = 1;
   for (std::size_t i = strides.size(); i-- > 0;) {
@@ -230,12 +284,12 @@ Manifest read_manifest(const std::string& path) {
   manifest.control = memory_name(fields, "control");
   for (const json& segment : fields.list("segments")) {
     const Fields of(segment, fmt::format("{}: segment {}", path, manifest.segments.size()));
-    if (of.text("kind") != "shm") of.refuse("kind", "is not known here: 'shm' is");
-    manifest.segments.push_back({memory_name(of, "name"), of.number("bytes", 1)});
+    manifest.segments.push_back(segment_of(of));
   }
   for (const json& entry : fields.list("entries")) {
     manifest.entries.push_back(entry_of(entry, manifest.segments, path, manifest.entries.size()));
   }
+  require_one_device(manifest);
   require_no_overlap(manifest);
   return manifest;
 }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -14,10 +16,20 @@ enum class Role : std::uint8_t { kTrainer, kEngine };
 /// `trainer` or `engine`, as in a manifest and its name.
 const char* role_name(Role role);
 
-/// Shared memory of an exporter.
+enum class SegmentKind : std::uint8_t {
+  kShared,   ///< shared memory of the system
+  kCudaIpc,  ///< an allocation on a GPU, opened by a handle of CUDA's
+};
+
+/// Memory of an exporter that a rank of its host can map.
 struct LiveSegment {
-  std::string name;  ///< of the system's: `/weightcast-…`
+  static constexpr std::size_t kHandleBytes = 64;
+
+  SegmentKind kind = SegmentKind::kShared;
+  std::string name;  ///< of shared memory: `/weightcast-…`
   std::int64_t bytes = 0;
+  std::array<std::byte, kHandleBytes> handle{};  ///< of an allocation on a GPU
+  std::string device;                            ///< its GPU: `GPU-` and a UUID
 };
 
 /// A tensor in a segment.
@@ -50,6 +62,9 @@ struct Manifest {
   std::string control;           ///< the shared memory of its control block
   std::vector<LiveSegment> segments;
   std::vector<LiveEntry> entries;
+
+  /// The GPU on which it has segments; empty when it has none there.
+  std::string device() const;
 };
 
 /// `DIR/engine-3.json`

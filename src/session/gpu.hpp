@@ -22,17 +22,21 @@ namespace weightcast {
 /// Versions of what the GPU path is made of (` · CUDA 13.0 · NCCL 2.28.3`), or nothing in a build without.
 std::string gpu_versions();
 
-/// The GPU of this rank, as choose_placement wants to know it.
-struct OwnGpu {
-  int visible = 0;       ///< devices that this process sees
-  int device = 0;        ///< the one for a rank of that number on its node
-  std::string why_none;  ///< CUDA's word, when it sees none
-  std::string identity;  ///< its PCI address: the same for all processes; empty without one
+/// A device that this process sees.
+struct VisibleGpu {
+  int device = 0;        ///< its number here
+  std::string identity;  ///< its PCI address: the same for all processes
+  std::string uuid;      ///< `GPU-9832eea0-ced8-8bb0-9a41-9e53e9d09023`
 };
-OwnGpu own_gpu(int rank_on_node);
+
+struct VisibleGpus {
+  std::vector<VisibleGpu> gpus;
+  std::string why_none;  ///< CUDA's word, when it sees none
+};
+VisibleGpus visible_gpus();
 
 /// Makes it the current device, with its context, and says what it is: `cuda:0 NVIDIA H200 (0000:1b:00.0)`.
-std::string use_gpu(const OwnGpu& gpu);
+std::string use_gpu(const VisibleGpu& gpu);
 
 /// Bytes that the current device can still hand out.
 std::int64_t available_gpu_bytes();

@@ -16,10 +16,10 @@ namespace {
 std::string gpu_versions() {
   return "";
 }
-OwnGpu own_gpu(int /*rank_on_node*/) {
+VisibleGpus visible_gpus() {
   return {};
 }
-std::string use_gpu(const OwnGpu& /*gpu*/) {
+std::string use_gpu(const VisibleGpu& /*gpu*/) {
   refuse();
 }
 std::int64_t available_gpu_bytes() {

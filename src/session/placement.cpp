@@ -32,14 +32,38 @@ std::vector<std::string> gather_identities(Control& control, const Communicator&
   return identities;
 }
 
+/// The GPU of this rank; null when there is none that it could take. `named[r]` is the one that rank r of the
+/// node names, empty where it names none.
+const VisibleGpu* own_gpu(const VisibleGpus& visible, const std::string& uuid,
+                          const std::vector<std::string>& named, int rank_on_node) {
+  const auto find = [&](const auto& matches) -> const VisibleGpu* {
+    const auto found = std::find_if(visible.gpus.begin(), visible.gpus.end(), matches);
+    return found == visible.gpus.end() ? nullptr : &*found;
+  };
+  if (!uuid.empty()) return find([&](const VisibleGpu& gpu) { return gpu.uuid == uuid; });
+  std::vector<const VisibleGpu*> free;
+  for (const VisibleGpu& gpu : visible.gpus) {
+    if (std::find(named.begin(), named.end(), gpu.identity) == named.end()) free.push_back(&gpu);
+  }
+  if (free.empty()) return nullptr;
+  const auto before = std::count(named.begin(), named.begin() + rank_on_node, "");
+  return free[static_cast<std::size_t>(before) % free.size()];
+}
+
 /// Why NCCL cannot carry this rank's buckets; empty when it can.
-std::string obstacle(const OwnGpu& gpu, const std::vector<std::string>& of_node) {
+std::string obstacle(const VisibleGpus& visible, const std::string& uuid, const VisibleGpu* own,
+                     const std::vector<std::string>& of_node) {
   if (gpu_versions().empty()) return "this program was built without CUDA and NCCL";
-  if (gpu.visible == 0) return fmt::format("this rank sees no GPU ({})", gpu.why_none);
-  const auto sharing = std::count(of_node.begin(), of_node.end(), gpu.identity);
+  if (visible.gpus.empty()) return fmt::format("this rank sees no GPU ({})", visible.why_none);
+  if (own == nullptr && !uuid.empty()) {
+    return fmt::format("this rank does not see {}, where the memory is that it is for (CUDA_VISIBLE_DEVICES)",
+                       uuid);
+  }
+  if (own == nullptr) return "all GPUs that this rank sees are other ranks'";
+  const auto sharing = std::count(of_node.begin(), of_node.end(), own->identity);
   if (sharing == 1) return "";
   return fmt::format("{} ranks of this node would share GPU {} (this one sees {}), which NCCL refuses",
-                     sharing, gpu.identity, gpu.visible);
+                     sharing, own->identity, visible.gpus.size());
 }
 
 }  // namespace
@@ -48,12 +72,16 @@ const char* wire_name(Wire wire) {
   return wire == Wire::kNccl ? "nccl" : "mpi";
 }
 
-Placement choose_placement(Control& control, const std::string& transport) {
+Placement choose_placement(Control& control, const std::string& transport, const std::string& uuid) {
   if (transport == "mpi") return {};
   const auto start = std::chrono::steady_clock::now();
   const Communicator node = Communicator::same_node(control.comm());
-  const OwnGpu gpu = own_gpu(node.rank());
-  const std::string why_not = obstacle(gpu, gather_identities(control, node, gpu.identity));
+  const VisibleGpus visible = visible_gpus();
+  const auto identity = [](const VisibleGpu* gpu) { return gpu == nullptr ? "" : gpu->identity; };
+  const std::vector<std::string> named =
+      gather_identities(control, node, uuid.empty() ? "" : identity(own_gpu(visible, uuid, {}, node.rank())));
+  const VisibleGpu* own = own_gpu(visible, uuid, named, node.rank());
+  const std::string why_not = obstacle(visible, uuid, own, gather_identities(control, node, identity(own)));
   control.agreement.together([&] {
     if (transport != "nccl" || why_not.empty()) return;
     throw UsageError(
@@ -64,7 +92,7 @@ Placement choose_placement(Control& control, const std::string& transport) {
   control.agreement.maximum(std::span<std::int64_t>(obstacles));
   if (obstacles[0] > 0) return {};
   Placement placement;
-  control.agreement.together([&] { placement = {Wire::kNccl, use_gpu(gpu), 0}; });
+  control.agreement.together([&] { placement = {Wire::kNccl, use_gpu(*own), 0}; });
   placement.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return placement;
 }

@@ -21,9 +21,10 @@ struct Placement {
 };
 
 /// Chooses what `--transport` asks for: `mpi`, `nccl`, or `auto`, which takes NCCL when every rank has a GPU
-/// of its own: the rank's number on its node modulo the devices that it sees, which becomes the current
-/// device. Throws (by agreement) UsageError when NCCL is asked for and this build, this machine or the number
-/// of ranks on it does not allow it. Collective.
-Placement choose_placement(Control& control, const std::string& transport);
+/// of its own, which becomes the current device. A rank takes the GPU of that `uuid`, or, where `uuid` is
+/// empty, one that no rank of its node names: they go round by the ranks' numbers. Throws (by agreement)
+/// UsageError when NCCL is asked for and this build, this machine or the number of ranks on it does not allow
+/// it. Collective.
+Placement choose_placement(Control& control, const std::string& transport, const std::string& uuid = "");
 
 }  // namespace weightcast

@@ -34,6 +34,17 @@ std::string device_identity(int device) {
   return address.data();
 }
 
+std::string device_uuid(int device) {
+  cudaDeviceProp properties{};
+  WEIGHTCAST_CUDA(cudaGetDeviceProperties(&properties, device));
+  std::string text = "GPU-";
+  for (std::size_t i = 0; i < sizeof properties.uuid.bytes; ++i) {
+    const bool dash = i == 4 || i == 6 || i == 8 || i == 10;
+    text += fmt::format("{}{:02x}", dash ? "-" : "", static_cast<unsigned char>(properties.uuid.bytes[i]));
+  }
+  return text;
+}
+
 std::string device_name(int device) {
   cudaDeviceProp properties{};
   WEIGHTCAST_CUDA(cudaGetDeviceProperties(&properties, device));

@@ -24,6 +24,9 @@ int visible_devices(std::string* why_none = nullptr);
 /// What identifies a physical device, whatever number a process sees it under: its PCI address.
 std::string device_identity(int device);
 
+/// `GPU-9832eea0-ced8-8bb0-9a41-9e53e9d09023`
+std::string device_uuid(int device);
+
 /// `NVIDIA H200 (0000:1b:00.0)`
 std::string device_name(int device);
 

@@ -47,15 +47,21 @@ class Update:
     changed: tuple
 
 
+# Tensors on a GPU that a job step still has mapped: they are left to it.
+_left = []
+
+
 class Export:
     """What this process has published. One thread at a time; not for forked children."""
 
-    def __init__(self, handle, memory):
+    def __init__(self, handle, names, memory, kept):
         self._handle = handle
+        self._names = tuple(names)
         self._memory = memory
+        self._kept = kept  # tensors on a GPU, whose memory others have mapped
 
     def memory(self, name):
-        """The bytes of a tensor, as a writable view of the published memory."""
+        """The bytes of a tensor in the host's memory, as a writable view of what is published."""
         return self._memory[name]
 
     def serve(self, version):
@@ -75,7 +81,7 @@ class Export:
         `wanted` is what wanted() said, for the reader; another version may have been asked for since."""
         version = _library.pause(self._handle, timeout)
         try:
-            yield Update(version, tuple(self._memory))
+            yield Update(version, self._names)
         except BaseException as error:
             _library.call("weightcast_invalidate", self._handle, f"the engine could not use version {version}: {error}".encode())
             raise
@@ -98,7 +104,13 @@ class Export:
         """Withdraws the publication. Tensors that lie in its memory must not be used afterwards."""
         handle, self._handle = self._handle, None
         self._memory = {}
-        _library.call("weightcast_close", handle, float(timeout))
+        try:
+            _library.call("weightcast_close", handle, float(timeout))
+        except NoAnswer:
+            _left.append(self._kept)
+            raise
+        finally:
+            self._kept = []
 
     def __enter__(self):
         return self
@@ -109,43 +121,53 @@ class Export:
 
 
 def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, version=None):
-    """Publishes tensors in shared memory as rank `rank` of `ranks` exporters of that role ("trainer" or "engine").
+    """Publishes tensors as rank `rank` of `ranks` exporters of that role ("trainer" or "engine").
 
-    `module`: all parameters and persistent buffers of a torch module on the CPU, under all names that they have; each
-    moves into shared memory and stays the same object. `tensors`: by name torch tensors, which move in the same way, or
-    Memory. With both, `tensors` names what to publish of the module. `layout` says how the parameters are cut
-    ("hf", "sglang:t2e2"; None: as the job step's options say), `version` what an engine's memory holds already.
+    `module`: all parameters and persistent buffers of a torch module, under all names that they have. What is on the CPU
+    moves into shared memory, what is on a GPU is published where it lies; all stay the same objects. `tensors`: by name
+    torch tensors, which are treated in the same way, or Memory. With both, `tensors` names what to publish of the module.
+    `layout` says how the parameters are cut ("hf", "sglang:t2e2"; None: as the job step's options say), `version` what an
+    engine's memory holds already.
     """
-    wanted = _tensors_of(module, tensors)
+    # What has no elements has no place on a GPU, and needs none.
+    wanted = {name: tensor for name, tensor in _tensors_of(module, tensors).items() if not _on_gpu(tensor) or tensor.numel() > 0}
     # Before anything moves: what is tied is one memory now.
     keys = {name: _identity(tensor) for name, tensor in wanted.items()}
     first_names = {}
     for name, key in keys.items():
         first_names.setdefault(key, name)
+    forms = {name: _form_of(wanted[name]) for name in first_names.values()}
+    if not forms:
+        raise Error(64, "there is nothing to publish")
     offsets = {}
     total = 0
-    for name in first_names.values():
-        offsets[name] = total
-        total += -(-max(_bytes_of(wanted[name]), 1) // _ALIGNMENT) * _ALIGNMENT
-    if not offsets:
-        raise Error(64, "there is nothing to publish")
-    forms = {name: _form_of(wanted[name]) for name in offsets}
+    for name in forms:
+        if not _on_gpu(wanted[name]):
+            offsets[name] = total
+            total += -(-max(_bytes_of(wanted[name]), 1) // _ALIGNMENT) * _ALIGNMENT
     handle = _library.open_export(folder, role, rank, ranks, layout)
     before = []  # tensors that have moved, and where they were
     try:
-        address, segment = _library.add_segment(handle, total)
+        address, segment = _library.add_segment(handle, total) if total else (None, None)
         memory = {}
-        for name, offset in offsets.items():
-            dtype, shape = forms[name]
-            _library.add_entry(handle, name, dtype, shape, segment, offset)
-            memory[name] = _library.view(address + offset, _bytes_of(wanted[name]))
+        kept = []
+        for name, (dtype, shape) in forms.items():
+            if name in offsets:
+                _library.add_entry(handle, name, dtype, shape, None, segment, offsets[name])
+                memory[name] = _library.view(address + offsets[name], _bytes_of(wanted[name]))
+            else:
+                tensor = wanted[name].detach()
+                kept.append(tensor)
+                _library.add_entry(handle, name, dtype, shape, tensor.stride(),
+                                   *_library.add_gpu_memory(handle, tensor.data_ptr(), _span_of(tensor)))  # fmt: skip
         moved = {}
         for name, tensor in wanted.items():
             first = first_names[keys[name]]
             if first != name:
                 _library.add_alias(handle, first, name)
-                memory[name] = memory[first]
-            if isinstance(tensor, Memory):
+                if first in memory:
+                    memory[name] = memory[first]
+            if first not in offsets or isinstance(tensor, Memory):
                 continue
             # What is tied may be several objects of one memory: each must lead to the new one.
             if first not in moved:
@@ -155,7 +177,7 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
         if version is not None:
             _library.call("weightcast_serve", handle, version)
         _library.call("weightcast_publish", handle)
-        return Export(handle, memory)
+        return Export(handle, wanted, memory, kept)
     except BaseException:
         for tensor, data in reversed(before):
             tensor.data = data
@@ -201,12 +223,22 @@ _TORCH_DTYPES = {
 def _form_of(tensor):
     if isinstance(tensor, Memory):
         return tensor.dtype, tuple(tensor.shape)
-    if str(tensor.device) != "cpu":
-        raise Error(64, f"a tensor on {tensor.device} cannot be published here; only the CPU's memory can")
+    if tensor.device.type not in ("cpu", "cuda"):
+        raise Error(64, f"a tensor on {tensor.device} cannot be published; only memory of the CPU and of CUDA's GPUs can")
     dtype = _TORCH_DTYPES.get(str(tensor.dtype))
     if dtype is None:
         raise Error(64, f"tensors of {tensor.dtype} cannot be published")
     return dtype, tuple(tensor.shape)
+
+
+def _on_gpu(tensor):
+    return not isinstance(tensor, Memory) and tensor.device.type == "cuda"
+
+
+def _span_of(tensor):
+    """Bytes from a tensor's first element up to behind its last."""
+    last = sum((extent - 1) * stride for extent, stride in zip(tensor.shape, tensor.stride()))
+    return (last + 1) * tensor.element_size()
 
 
 def _bytes_of(tensor):

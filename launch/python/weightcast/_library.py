@@ -46,6 +46,7 @@ _POINTER = ctypes.c_void_p
 _SIGNATURES = {
     "weightcast_open": [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_POINTER)],
     "weightcast_add_segment": [_POINTER, ctypes.c_int64, ctypes.POINTER(_POINTER), ctypes.POINTER(ctypes.c_int)],
+    "weightcast_add_gpu_memory": [_POINTER, _POINTER, ctypes.c_int64, ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_int64)],
     "weightcast_add_entry": [_POINTER, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64),
                              ctypes.POINTER(ctypes.c_int64), ctypes.c_int, ctypes.c_int64],
     "weightcast_add_alias": [_POINTER, ctypes.c_char_p, ctypes.c_char_p],
@@ -89,9 +90,18 @@ def add_segment(handle, size):
     return address.value, number.value
 
 
-def add_entry(handle, name, dtype, shape, segment, offset):
-    extents = (ctypes.c_int64 * max(len(shape), 1))(*shape)
-    call("weightcast_add_entry", handle, name.encode(), dtype.encode(), len(shape), extents, None, segment, offset)
+def add_gpu_memory(handle, address, size):
+    number = ctypes.c_int()
+    offset = ctypes.c_int64()
+    call("weightcast_add_gpu_memory", handle, address, size, ctypes.byref(number), ctypes.byref(offset))
+    return number.value, offset.value
+
+
+def add_entry(handle, name, dtype, shape, strides, segment, offset):
+    """`strides` in elements; None where there are no gaps."""
+    numbers = ctypes.c_int64 * max(len(shape), 1)
+    steps = None if strides is None else numbers(*strides)
+    call("weightcast_add_entry", handle, name.encode(), dtype.encode(), len(shape), numbers(*shape), steps, segment, offset)
 
 
 def add_alias(handle, name, alias):

@@ -51,6 +51,13 @@ WEIGHTCAST_API int weightcast_open(const char* folder, const char* role, int ran
    export is closed. `segment` is its number. */
 WEIGHTCAST_API int weightcast_add_segment(weightcast_export* e, int64_t bytes, void** memory, int* segment);
 
+/* Memory that the caller has on a GPU: `bytes` from `address` on, which CUDA's driver in this process knows.
+   The allocation that they lie in becomes a segment, the same for all that lies in it, and `offset` is where
+   they begin in it. It must stay until the export is closed. What an allocator has made so that no other
+   process can open it is refused, with what to switch off. All GPU memory of an export is one GPU's. */
+WEIGHTCAST_API int weightcast_add_gpu_memory(weightcast_export* e, const void* address, int64_t bytes,
+                                             int* segment, int64_t* offset);
+
 /* A tensor in a segment: `dtype` as safetensors names it (BF16, F32, F8_E4M3, …), `shape` and `strides` (in
    elements; NULL: without gaps) of `dims` numbers, `offset` in bytes. */
 WEIGHTCAST_API int weightcast_add_entry(weightcast_export* e, const char* name, const char* dtype, int dims,

@@ -16,7 +16,7 @@ std::int64_t CudaGauges::device_bytes() const {
 }
 
 std::int64_t CudaGauges::source_bytes() const {
-  return source_ == nullptr ? 0 : source_->bytes();
+  return source_ == nullptr ? 0 : static_cast<std::int64_t>(source_->buffers().front().size());
 }
 
 std::int64_t CudaGauges::wire_room(bool root) const {
@@ -30,7 +30,7 @@ void CudaGauges::open_wire(const std::vector<int>& members) {
 void CudaGauges::broadcast(const std::vector<int>& members, bool root, std::int64_t bytes,
                            std::int64_t step) {
   NcclTransport& transport = stages_.wire.transport();
-  std::byte* data = root ? source_->data() : parameters_.data();
+  std::byte* data = root ? source_->buffers().front().data() : parameters_.data();
   for (std::int64_t at = 0; at < bytes; at += step) {
     transport.broadcast(members, members.front(), data + at,
                         static_cast<std::size_t>(std::min(step, bytes - at)));

@@ -16,16 +16,16 @@ std::string gpu_versions() {
   return fmt::format(" · {} · {}", cuda_version(), nccl_version());
 }
 
-OwnGpu own_gpu(int rank_on_node) {
-  OwnGpu gpu;
-  gpu.visible = visible_devices(&gpu.why_none);
-  if (gpu.visible == 0) return gpu;
-  gpu.device = rank_on_node % gpu.visible;
-  gpu.identity = device_identity(gpu.device);
-  return gpu;
+VisibleGpus visible_gpus() {
+  VisibleGpus visible;
+  const int count = visible_devices(&visible.why_none);
+  for (int device = 0; device < count; ++device) {
+    visible.gpus.push_back({device, device_identity(device), device_uuid(device)});
+  }
+  return visible;
 }
 
-std::string use_gpu(const OwnGpu& gpu) {
+std::string use_gpu(const VisibleGpu& gpu) {
   WEIGHTCAST_CUDA(cudaSetDevice(gpu.device));
   // Makes the context, so that its time is start-up.
   WEIGHTCAST_CUDA(cudaFree(nullptr));
@@ -76,7 +76,7 @@ std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const Share& share
 
 std::unique_ptr<Source> make_resident_source(const Plan& plan, const Catalog& catalog, std::int64_t trainer,
                                              std::int64_t version) {
-  return std::make_unique<ResidentSource>(plan, catalog, trainer, version);
+  return std::make_unique<SyntheticSource>(plan, catalog, trainer, version);
 }
 
 }  // namespace weightcast

@@ -18,7 +18,7 @@ void LocalStage::prepare(const ResidentSource& source) {
   if (source.number() == source_) return;
   const LocalPrograms programs =
       compile_local(share_, schedule_, [&](std::uint32_t segment) { return source.place(segment); });
-  std::byte* const weights = source.data();
+  std::byte* const weights = source.buffers().front().data();
   moves_ = CudaMovePrograms(programs.moves, programs.move_programs, parameters_);
   quants_ = CudaQuantPrograms(programs.quants, programs.quant_programs, {&weights, 1}, parameters_);
   weights_ = weights;

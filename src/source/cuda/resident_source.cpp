@@ -1,24 +1,31 @@
 #include "source/cuda/resident_source.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <atomic>
+#include <utility>
 
+#include "core/error.hpp"
 #include "kernels/cuda/cuda_synthetic.hpp"
 #include "sys/cuda.hpp"
 
 namespace weightcast {
 
+namespace {
+
+std::span<std::byte> span_of(const DeviceBuffer& buffer) {
+  return {buffer.data(), static_cast<std::size_t>(buffer.bytes())};
+}
+
+}  // namespace
+
 ResidentSource::ResidentSource(const Plan& plan, const Catalog& catalog, std::int64_t trainer,
-                               std::int64_t version) {
-  const OwnWeights weights = own_weights(plan, catalog, trainer);
-  memory_ = DeviceBuffer(weights.bytes, "the trainer's parameters");
-  for (const HeldBox& box : weights.held.boxes()) {
-    const std::int64_t cols = catalog[box.tensor].shape.cols();
-    fill_synthetic_on_device(catalog[box.tensor], version, box.box.row * cols, box.box.rows * cols,
-                             memory_.data() + box.offset, nullptr);
-  }
-  const Sending programs = compile_sending(plan, catalog, trainer, weights.held);
-  std::byte* const base = memory_.data();
+                               const HeldWeights& held, std::vector<std::span<std::byte>> buffers)
+    : plan_(plan), catalog_(catalog), buffers_(std::move(buffers)) {
+  const Sending programs = compile_sending(plan, catalog, trainer, held);
+  std::vector<std::byte*> addresses;
+  for (const std::span<std::byte> buffer : buffers_) addresses.push_back(buffer.data());
   std::vector<ProgramRange> moves;
   std::vector<ProgramRange> boxes;
   std::vector<ProgramRange> quants;
@@ -27,9 +34,9 @@ ResidentSource::ResidentSource(const Plan& plan, const Catalog& catalog, std::in
     boxes.push_back(ranges.boxes);
     quants.push_back(ranges.quants);
   }
-  moves_ = CudaMovePrograms(programs.moves, moves, {&base, 1});
-  digests_ = CudaDigestPrograms(programs.boxes, boxes, {&base, 1});
-  quants_ = CudaQuantPrograms(programs.quants, quants, {&base, 1}, {});
+  moves_ = CudaMovePrograms(programs.moves, moves, addresses);
+  digests_ = CudaDigestPrograms(programs.boxes, boxes, addresses);
+  quants_ = CudaQuantPrograms(programs.quants, quants, addresses, {});
   packs_codes_ = std::any_of(programs.quants.begin(), programs.quants.end(),
                              [](const QuantMove& move) { return move.codes.space != Space::kNowhere; });
   boxes_ = programs.boxes.size();
@@ -39,9 +46,26 @@ ResidentSource::ResidentSource(const Plan& plan, const Catalog& catalog, std::in
     digest_numbers_.push_back(static_cast<std::uint32_t>(plan.segments.size()) + move.segment);
   }
   for (std::size_t i = 0; i < programs.moves.size(); ++i) {
-    places_.emplace(programs.segments[i], programs.moves[i]);
+    places_[programs.segments[i]].push_back(programs.moves[i]);
   }
   WEIGHTCAST_CUDA(cudaDeviceSynchronize());
+}
+
+Move ResidentSource::place(std::uint32_t segment) const {
+  const std::vector<Move>& pieces = places_.at(segment);
+  if (pieces.size() > 1) {
+    throw UsageError(fmt::format(
+        "{}: the trainer has {} of it in {} pieces, which a rank that is trainer and engine cannot hand to "
+        "itself; start the job without --colocate",
+        catalog_[plan_.segments[segment].tensor].name, plan_.segments[segment].box.to_string(),
+        pieces.size()));
+  }
+  Move move = pieces.front();
+  // Buffers are where they are: a distance, whatever lies between.
+  move.offset += reinterpret_cast<std::intptr_t>(buffers_[move.buffer].data()) -
+                 reinterpret_cast<std::intptr_t>(buffers_.front().data());
+  move.buffer = 0;
+  return move;
 }
 
 std::uint64_t ResidentSource::next_number() {
@@ -73,6 +97,23 @@ void ResidentSource::enqueue_digests(std::uint32_t bucket, const GlobalScale* sc
   digests_.run(bucket, results, blocks, stream);
   if (packed && packs_codes_) return;
   quants_.run(bucket, nullptr, scales, results + boxes_, quantizer_blocks(blocks), stream);
+}
+
+SyntheticSource::SyntheticSource(const Plan& plan, const Catalog& catalog, std::int64_t trainer,
+                                 std::int64_t version)
+    : SyntheticSource(plan, catalog, trainer, version, own_weights(plan, catalog, trainer), DeviceBuffer()) {}
+
+SyntheticSource::SyntheticSource(const Plan& plan, const Catalog& catalog, std::int64_t trainer,
+                                 std::int64_t version, const OwnWeights& weights, DeviceBuffer memory)
+    : ResidentSource(plan, catalog, trainer, weights.held,
+                     {span_of(memory = DeviceBuffer(weights.bytes, "the trainer's parameters"))}),
+      memory_(std::move(memory)) {
+  for (const HeldBox& box : weights.held.boxes()) {
+    const std::int64_t cols = catalog[box.tensor].shape.cols();
+    fill_synthetic_on_device(catalog[box.tensor], version, box.box.row * cols, box.box.rows * cols,
+                             memory_.data() + box.offset, nullptr);
+  }
+  WEIGHTCAST_CUDA(cudaDeviceSynchronize());
 }
 
 }  // namespace weightcast

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -15,13 +17,15 @@
 
 namespace weightcast {
 
-/// A trainer rank's weights in the memory of its GPU, filled with synthetic values.
-class ResidentSource final : public Source {
+/// A trainer rank's weights in the memory of its GPU, wherever they lie there.
+class ResidentSource : public Source {
  public:
-  /// `plan` and `catalog` must outlive the source. Waits until the values are there.
-  ResidentSource(const Plan& plan, const Catalog& catalog, std::int64_t trainer, std::int64_t version);
+  /// `buffers[b]` is the device memory of buffer number b of `held`. `plan` and `catalog` must outlive the
+  /// source, and so must the memory. Throws as compile_sending().
+  ResidentSource(const Plan& plan, const Catalog& catalog, std::int64_t trainer, const HeldWeights& held,
+                 std::vector<std::span<std::byte>> buffers);
 
-  const ResidentSource* resident() const override { return this; }
+  const ResidentSource* resident() const final { return this; }
   /// No other source of this process has or will have it, unlike the address; never 0.
   std::uint64_t number() const { return number_; }
   void find_largest(std::int64_t trainer, std::span<float> largest,
@@ -35,28 +39,41 @@ class ResidentSource final : public Source {
   /// where the bucket is not `packed`.
   void enqueue_digests(std::uint32_t bucket, const GlobalScale* scales, std::uint64_t* results, bool packed,
                        int blocks, cudaStream_t stream) const;
-  /// Where segment number `segment` of the plan lies, if its values travel: offset from data() and pitch, as
-  /// its pack move says.
-  const Move& place(std::uint32_t segment) const { return places_.at(segment); }
+  /// Where segment number `segment` of the plan lies, if its values travel: its pack move, with the offset
+  /// from the first buffer on. Throws UsageError naming the tensor when it lies in several pieces.
+  Move place(std::uint32_t segment) const;
   /// The number (Plan::digests) of digest result number i.
   const std::vector<std::uint32_t>& digest_numbers() const { return digest_numbers_; }
 
-  /// All of it, for measuring what the wire does with the same bytes.
-  std::byte* data() const { return memory_.data(); }
-  std::int64_t bytes() const { return memory_.bytes(); }
+  std::span<const std::span<std::byte>> buffers() const { return buffers_; }
 
  private:
   static std::uint64_t next_number();
 
+  const Plan& plan_;
+  const Catalog& catalog_;
   std::uint64_t number_ = next_number();
-  DeviceBuffer memory_;
+  std::vector<std::span<std::byte>> buffers_;
   CudaMovePrograms moves_;
   CudaDigestPrograms digests_;
   CudaQuantPrograms quants_;  ///< of all that anybody quantises; what is not quantised here for digests alone
   bool packs_codes_ = false;  ///< something is quantised here
   std::size_t boxes_ = 0;     ///< digest results before those of quantised tensors
   std::vector<std::uint32_t> digest_numbers_;
-  std::unordered_map<std::uint32_t, Move> places_;  ///< by segment
+  std::unordered_map<std::uint32_t, std::vector<Move>> places_;  ///< by segment: a move for each piece
+};
+
+/// Such weights in memory of their own, filled with synthetic values.
+class SyntheticSource final : public ResidentSource {
+ public:
+  /// `plan` and `catalog` must outlive the source. Waits until the values are there.
+  SyntheticSource(const Plan& plan, const Catalog& catalog, std::int64_t trainer, std::int64_t version);
+
+ private:
+  SyntheticSource(const Plan& plan, const Catalog& catalog, std::int64_t trainer, std::int64_t version,
+                  const OwnWeights& weights, DeviceBuffer memory);
+
+  DeviceBuffer memory_;
 };
 
 }  // namespace weightcast
