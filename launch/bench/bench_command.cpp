@@ -16,6 +16,7 @@
 #include "measure/gpu_parts.hpp"
 #include "measure/measured.hpp"
 #include "measure/mpi_wire.hpp"
+#include "memory/host_buffer.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
@@ -65,12 +66,19 @@ class BenchJob {
       if (options_.model.empty() && !from_files()) {
         throw UsageError("--model CONFIG_JSON or --source PATH is needed");
       }
+      if (options_.sink != "none" && !into_engines()) {
+        throw UsageError("--sink: bench writes no files; leave it out, or write live:DIR");
+      }
+      if (into_engines() && !from_trainers()) {
+        throw UsageError(
+            "--sink live:DIR: bench gives running engines what trainers offer; add --source live:DIR");
+      }
       if (options_.sources.size() > 1) {
         throw UsageError("--source: bench takes one, whose weights every update sends again");
       }
     });
     SessionOptions session;
-    if (!from_files()) session.source_bytes = &MemorySource::bytes_needed;
+    if (!from_files() && !from_trainers()) session.source_bytes = &MemorySource::bytes_needed;
     session.blocks = static_cast<int>(options_.blocks);
     job_.open(session, [] {});
     control_.agreement.together([&] {
@@ -90,7 +98,7 @@ class BenchJob {
   }
 
   std::unique_ptr<Source> make_source() {
-    if (from_files()) return job_.file_source(job_.model().sources.front());
+    if (from_files() || from_trainers()) return job_.source_of(job_.model().sources.front());
     const auto trainer = job_.trainer();
     if (!trainer) return nullptr;
     const Catalog& catalog = job_.model().family->catalog();
@@ -98,7 +106,12 @@ class BenchJob {
     return std::make_unique<MemorySource>(plan(), catalog, *trainer, options_.weight_version);
   }
 
-  bool from_files() const { return !options_.sources.empty(); }
+  bool from_trainers() const {
+    return !options_.sources.empty() && live_directory(options_.sources.front()).has_value();
+  }
+  bool from_files() const { return !options_.sources.empty() && !from_trainers(); }
+  /// Whether what is written is the memory of running engines: it is theirs between updates.
+  bool into_engines() const { return live_directory(options_.sink).has_value(); }
   bool on_gpu() const { return job_.placement().wire == Wire::kNccl; }
   const Plan& plan() const { return job_.session().plan(); }
 
@@ -126,7 +139,15 @@ class BenchJob {
                      !options_.no_verify);
     }
     if (on_gpu()) {
-      gpu_.emplace(control_, session, source_.get());
+      gpu_.emplace(control_, session, source_.get(), from_trainers() ? GpuParts::kWire : GpuParts::kAll);
+      return;
+    }
+    if (from_trainers()) {
+      control_.agreement.together([&] {
+        host_wire_ = HostBuffer(plan().staging_bytes_per_rank(), "what travels while the wire is measured");
+      });
+      mpi_.emplace(control_, plan().topology, host_wire_.span(), packed_bytes(), host_wire_.span(),
+                   host_wire_.bytes());
       return;
     }
     // Plain broadcasts receive into as much memory as the pipeline's ring has, or all there is.
@@ -141,12 +162,21 @@ class BenchJob {
     const auto prepare = [&] {
       control_.agreement.together([&] {
         require_no_soft_stop(fmt::format("after {} updates", number));
-        if (verify) job_.session().poison();
+        if (verify && !into_engines()) job_.session().poison();
       });
       return source_.get();
     };
-    const UpdateRecord record = job_.update_unreported(
-        {options_.weight_version, from_files() ? options_.sources.front() : "memory", verify, prepare});
+    bool there = false;
+    const std::int64_t version = job_.begin_live(options_.weight_version, there);
+    control_.agreement.together([&] {
+      if (there) {
+        throw IoError(fmt::format(
+            "bench: the engines have version {} already; let the trainers offer a new one for each update",
+            version));
+      }
+    });
+    const std::string label = options_.sources.empty() ? "memory" : options_.sources.front();
+    const UpdateRecord record = job_.update_unreported({version, label, verify, prepare});
     if (timing == nullptr) return;
     timing->seconds.push_back(record.seconds.update);
     job_.report().updates.push_back(record);
@@ -160,7 +190,7 @@ class BenchJob {
       if (gpu_) gpu_->measure();
       if (mpi_) mpi_->measure();
       if (files_) files_->measure();
-      update(2 * i + 1, false, &plain_);
+      if (!into_engines()) update(2 * i + 1, false, &plain_);
       if (!options_.no_verify) update(2 * i + 2, true, &verified_);
     }
   }
@@ -207,7 +237,8 @@ class BenchJob {
     for (const Traffic& traffic : plan().traffic()) {
       most = std::max({most, traffic.sent, traffic.received});
     }
-    return static_cast<double>(most) / plain_.median_seconds() / 1e9;
+    const Measured& update = plain_.seconds.empty() ? verified_ : plain_;
+    return static_cast<double>(most) / update.median_seconds() / 1e9;
   }
 
   void print_tables(const Measured* wire) const {
@@ -230,7 +261,7 @@ class BenchJob {
     rows.push_back(&plain_);
     rows.push_back(&verified_);
     print("of the wire", wire, rows);
-    if (gpu_) {
+    if (gpu_ && !gpu_->device().empty()) {
       rows.clear();
       for (const Measured& m : gpu_->device()) rows.push_back(&m);
       print("of the copy", rows.front()->seconds.empty() ? nullptr : rows.front(), rows);
@@ -286,6 +317,7 @@ class BenchJob {
   std::int64_t memory_beyond_ = 0;
   UpdateJob job_;
   std::unique_ptr<Source> source_;
+  HostBuffer host_wire_;  ///< sent and received in place of live memory
   std::optional<GpuParts> gpu_;
   std::optional<MpiWire> mpi_;
   std::optional<FileGauges> files_;

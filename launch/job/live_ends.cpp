@@ -54,9 +54,6 @@ void require_live_options(const Options& options) {
   const bool sink = live_directory(options.sink).has_value();
   const bool source = std::any_of(options.sources.begin(), options.sources.end(),
                                   [](const std::string& path) { return live_directory(path).has_value(); });
-  if ((source || sink) && options.command != "sync") {
-    throw UsageError(fmt::format("{}: live memory is for sync; name a checkpoint", options.command));
-  }
   if (source && options.sources.size() > 1) {
     throw UsageError("--source live:DIR: is the one source of a job; start another for the next version");
   }

@@ -87,8 +87,9 @@ constexpr std::array<OptionInfo, 48> kOptions{{
     {"sink", "WHERE",
      "none; hdf5:DIR with one file a rank, {version} in DIR becomes the version; or live:DIR: the memory of "
      "engines that have published it there",
-     kSync},
-    {"allow-older", nullptr, "engines of live:DIR may be given an older version than they serve", kSync},
+     kSync | kBench},
+    {"allow-older", nullptr, "engines of live:DIR may be given an older version than they serve",
+     kSync | kBench},
     {"weight-version", "N",
      "weight version, in sync of the first source (default: the checkpoint's own, else 0); in verify the one "
      "that "

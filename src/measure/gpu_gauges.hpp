@@ -45,9 +45,10 @@ class GpuGauges {
   virtual std::int64_t copy_bytes() const = 0;
 };
 
-/// `source` may be null. All references must outlive the gauges.
+/// `source` may be null. All references must outlive the gauges. With `own_wire` broadcasts are from and into
+/// a GiB of memory of their own, again and again; throws IoError where there is none.
 std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& pipeline, const Share& share, Memory& parameters,
-                                           Source* source);
+                                           Source* source, bool own_wire);
 
 /// As make_host_unpacking(), on the whole of the current device; times are the device's. That of the indexed
 /// way counts what the host does meanwhile.

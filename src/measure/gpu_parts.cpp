@@ -11,11 +11,12 @@
 
 namespace weightcast {
 
-GpuParts::GpuParts(Control& control, const Session& session, Source* source)
-    : control_(control),
-      session_(session),
-      gauges_(make_gpu_gauges(session.pipeline(), session.share(), *session.memory().allocations().front(),
-                              source)) {
+GpuParts::GpuParts(Control& control, const Session& session, Source* source, Parts parts)
+    : control_(control), session_(session) {
+  control.agreement.together([&] {
+    gauges_ = make_gpu_gauges(session.pipeline(), session.share(), *session.memory().allocations().front(),
+                              source, parts == kWire);
+  });
   constexpr std::int64_t kAnything = std::numeric_limits<std::int64_t>::max();
   const Topology& topology = session.plan().topology;
   members_.push_back(0);
@@ -24,7 +25,8 @@ GpuParts::GpuParts(Control& control, const Session& session, Source* source)
   }
   const bool root = control.rank() == 0;
   const bool member = std::find(members_.begin(), members_.end(), control.rank()) != members_.end();
-  const std::int64_t room = extreme(member ? gauges_->wire_room(root) : kAnything, false);
+  const std::int64_t room = parts == kWire ? session.plan().wire_bytes()
+                                           : extreme(member ? gauges_->wire_room(root) : kAnything, false);
   constexpr std::int64_t kGiB = std::int64_t{1} << 30;
   if (members_.size() > 1 && room > 0) {
     gauges_->open_wire(members_);
@@ -35,6 +37,7 @@ GpuParts::GpuParts(Control& control, const Session& session, Source* source)
       wires_.push_back({fmt::format("NCCL broadcast of {}", format_bytes(fitting)), {}, room});
     }
   }
+  if (parts == kWire) return;
   const Plan& plan = session.plan();
   std::int64_t held = 0;    // values that the rank packs
   std::int64_t packed = 0;  // buckets that it makes of them
@@ -64,6 +67,7 @@ GpuParts::GpuParts(Control& control, const Session& session, Source* source)
 
 void GpuParts::measure() {
   for (std::size_t i = 0; i < steps_.size(); ++i) wires_[i].seconds.push_back(broadcast(steps_[i]));
+  if (device_.empty()) return;
   using enum GpuGauges::Grid;
   note(device_[0], gauges_->copy_seconds());
   note(device_[1], gauges_->pack_seconds(kUpdate));

@@ -16,8 +16,13 @@ namespace weightcast {
 /// copy rate, pack, unpack and digests alone.
 class GpuParts {
  public:
+  enum Parts : std::uint8_t {
+    kAll,
+    kWire,  ///< from and into memory of its own: nobody else's is touched
+  };
+
   /// `source` may be null. All references must outlive this. Collective.
-  GpuParts(Control& control, const Session& session, Source* source);
+  GpuParts(Control& control, const Session& session, Source* source, Parts parts);
 
   /// Measures everything once more. Collective.
   void measure();

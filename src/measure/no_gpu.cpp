@@ -14,7 +14,7 @@ namespace {
 }  // namespace
 
 std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& /*pipeline*/, const Share& /*share*/,
-                                           Memory& /*parameters*/, Source* /*source*/) {
+                                           Memory& /*parameters*/, Source* /*source*/, bool /*own_wire*/) {
   refuse();
 }
 std::unique_ptr<Unpacking> make_gpu_unpacking(const Share& /*share*/, UnpackBuffers /*buffers*/,

@@ -8,8 +8,11 @@
 namespace weightcast {
 
 CudaGauges::CudaGauges(const CudaStages& stages, const Share& share, Memory& parameters,
-                       const ResidentSource* source)
-    : stages_(stages), share_(share), parameters_(parameters), source_(source) {}
+                       const ResidentSource* source, bool own_wire)
+    : stages_(stages), share_(share), parameters_(parameters), source_(source) {
+  constexpr std::int64_t kGiB = std::int64_t{1} << 30;
+  if (own_wire) wire_ = DeviceBuffer(kGiB, "what travels while the wire is measured");
+}
 
 std::int64_t CudaGauges::device_bytes() const {
   return DeviceBuffer::total_bytes();
@@ -30,9 +33,10 @@ void CudaGauges::open_wire(const std::vector<int>& members) {
 void CudaGauges::broadcast(const std::vector<int>& members, bool root, std::int64_t bytes,
                            std::int64_t step) {
   NcclTransport& transport = stages_.wire.transport();
-  std::byte* data = root ? source_->buffers().front().data() : parameters_.data();
+  const bool own = wire_.bytes() > 0;
+  std::byte* const weights = root && !own ? source_->buffers().front().data() : parameters_.data();
   for (std::int64_t at = 0; at < bytes; at += step) {
-    transport.broadcast(members, members.front(), data + at,
+    transport.broadcast(members, members.front(), own ? wire_.data() : weights + at,
                         static_cast<std::size_t>(std::min(step, bytes - at)));
   }
   transport.wait();
@@ -94,9 +98,9 @@ std::int64_t CudaGauges::copy_bytes() const {
 }
 
 std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& pipeline, const Share& share, Memory& parameters,
-                                           Source* source) {
+                                           Source* source, bool own_wire) {
   return std::make_unique<CudaGauges>(dynamic_cast<CudaPipeline&>(pipeline).stages(), share, parameters,
-                                      source == nullptr ? nullptr : source->resident());
+                                      source == nullptr ? nullptr : source->resident(), own_wire);
 }
 
 }  // namespace weightcast

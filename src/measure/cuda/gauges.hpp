@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "measure/gpu_gauges.hpp"
+#include "memory/device_buffer.hpp"
 #include "session/cuda/cuda_stages.hpp"
 #include "source/cuda/resident_source.hpp"
 #include "sys/cuda.hpp"
@@ -13,7 +14,8 @@ namespace weightcast {
 
 class CudaGauges final : public GpuGauges {
  public:
-  CudaGauges(const CudaStages& stages, const Share& share, Memory& parameters, const ResidentSource* source);
+  CudaGauges(const CudaStages& stages, const Share& share, Memory& parameters, const ResidentSource* source,
+             bool own_wire);
 
   std::int64_t device_bytes() const override;
   std::int64_t source_bytes() const override;
@@ -35,6 +37,7 @@ class CudaGauges final : public GpuGauges {
   const Share& share_;
   Memory& parameters_;
   const ResidentSource* source_;
+  DeviceBuffer wire_;  ///< empty where broadcasts are from the weights into the parameters
   CudaStream stream_{CudaStream::Priority::kNormal};
 };
 
