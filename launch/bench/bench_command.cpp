@@ -49,7 +49,8 @@ class BenchJob {
     // The first update touches all memory; it is not timed.
     update(0, !options_.no_verify, nullptr);
     open_parts();
-    memory_beyond_ = memory_beyond_parameters();
+    // On the host nobody can tell the memory of others that is mapped from what is taken.
+    if (gpu_ || !from_trainers()) memory_beyond_ = memory_beyond_parameters();
     measure_together();
     // The times above are those without a trace.
     if (!options_.trace.empty()) {
@@ -267,8 +268,9 @@ class BenchJob {
       print("of the copy", rows.front()->seconds.empty() ? nullptr : rows.front(), rows);
     }
     if (files_) print_files(print);
+    if (!memory_beyond_) return;
     print_report(fmt::format("# memory beyond parameters: {} at most on a rank, {} of it staging\n",
-                             format_bytes(memory_beyond_),
+                             format_bytes(*memory_beyond_),
                              format_bytes(job_.report().staging_bytes_per_rank)));
   }
 
@@ -286,7 +288,7 @@ class BenchJob {
 
   std::string json_text(ExitCode code, const std::string& error) const {
     auto json = nlohmann::ordered_json::parse(report_json(job_.report(), status_name(code), error));
-    json["memory_beyond_parameters"] = memory_beyond_;
+    if (memory_beyond_) json["memory_beyond_parameters"] = *memory_beyond_;
     auto& list = json["measured"] = nlohmann::ordered_json::array();
     const auto add = [&](const Measured& m) {
       if (m.seconds.empty()) return;
@@ -314,7 +316,7 @@ class BenchJob {
   Control& control_;
   const Options& options_;
   std::int64_t baseline_memory_ = 0;
-  std::int64_t memory_beyond_ = 0;
+  std::optional<std::int64_t> memory_beyond_;
   UpdateJob job_;
   std::unique_ptr<Source> source_;
   HostBuffer host_wire_;  ///< sent and received in place of live memory

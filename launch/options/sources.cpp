@@ -56,8 +56,8 @@ po::parsed_options parse_environment(const po::options_description& description,
     const std::string_view name = entry.substr(0, entry.find('='));
     if (!name.starts_with("WEIGHTCAST_")) continue;
     const std::string option_name = option_of_variable(name);
-    // Environment modules set such names for every program.
-    if (option_name == "version" || option_name == "help") continue;
+    // Environment modules set such names for every program, and the client library's is the Python package's.
+    if (option_name == "version" || option_name == "help" || option_name == "client") continue;
     const OptionInfo* option = find_option(option_name);
     if (option == nullptr) {
       notes.push_back(fmt::format("environment: {} is no option and is ignored", name));

@@ -45,8 +45,9 @@ class GpuGauges {
   virtual std::int64_t copy_bytes() const = 0;
 };
 
-/// `source` may be null. All references must outlive the gauges. With `own_wire` broadcasts are from and into
-/// a GiB of memory of their own, again and again; throws IoError where there is none.
+/// `source` may be null. All references must outlive the gauges. With `own_wire` weights and parameters are
+/// other processes' memory, and broadcasts are from and into a GiB of the gauges' own, again and again;
+/// throws IoError where there is none.
 std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& pipeline, const Share& share, Memory& parameters,
                                            Source* source, bool own_wire);
 

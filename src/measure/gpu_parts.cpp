@@ -103,7 +103,9 @@ std::int64_t GpuParts::extreme(std::int64_t value, bool greatest) {
 }
 
 std::int64_t GpuParts::memory_beyond_parameters() {
-  return extreme(gauges_->device_bytes() - session_.share().parameter_bytes - gauges_->source_bytes(), true);
+  return extreme(gauges_->device_bytes() - session_.memory().bytes_to_allocate(session_.share()) -
+                     gauges_->source_bytes(),
+                 true);
 }
 
 }  // namespace weightcast

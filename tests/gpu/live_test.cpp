@@ -167,7 +167,7 @@ TEST_F(GpuLive, AJobThatIsKilledLeavesAnEngineThatTheNextOneWrites) {
 TEST_F(GpuLive, WhatDoesNotFitIsRefused) {
   WEIGHTCAST_NEEDS_GPUS(2);
   const auto engine = start("engine", 0, 1, 1, references("tp=1", 1)[0]);
-  const auto trainer = start("trainer", 0, 1, 0, both_steps());
+  const auto trainer = start("trainer", 0, 1, 0, both_steps(), {"--versions", "2"});
   const Words words = live_words("tp=1");
   EXPECT_TRUE(refused(run_job(2, words + Words{"--transport", "mpi"}), 64, {"--transport mpi", "GPUs"}));
   EXPECT_TRUE(refused(run_job(2, words, {{"CUDA_VISIBLE_DEVICES", "0"}}), 64,

@@ -299,6 +299,22 @@ TEST_F(Live, ATrainersOfferIsReadOrWithdrawn) {
   EXPECT_EQ(trainer.wait(), 0);
 }
 
+TEST_F(Live, MemoryThatNoGpuHasIsNotPublishedAsItsOwn) {
+  Child engine([&] {
+    weightcast_export* e = nullptr;
+    if (weightcast_open(folder_.c_str(), "engine", 0, 1, nullptr, &e) != 0) return 1;
+    const std::vector<std::byte> host(4096);
+    int segment = 0;
+    std::int64_t offset = 0;
+    const int none = weightcast_add_gpu_memory(e, host.data(), 0, &segment, &offset);
+    // Without a driver there is none; with one it does not know the address.
+    const int refused = weightcast_add_gpu_memory(e, host.data(), 4096, &segment, &offset);
+    const bool named = std::strstr(weightcast_last_error(), "memory on a GPU: ") != nullptr;
+    return none == WEIGHTCAST_BAD_ARGUMENT && refused == WEIGHTCAST_REFUSED && named ? 0 : 1;
+  });
+  EXPECT_EQ(engine.wait(), 0);
+}
+
 TEST_F(Live, AForkedChildIsNoExporter) {
   Child engine([&] {
     weightcast_export* e = publish(folder_, "engine");
@@ -355,6 +371,13 @@ INSTANTIATE_TEST_SUITE_P(
                       Wrong{"Generation", "\"generation\": \"", "\"generation\": \"z", "'generation'"},
                       Wrong{"Path", "/weightcast-", "/../etc/", "names no shared memory"},
                       Wrong{"Kind", "\"shm\", ", "\"tape\", ", "'kind'"},
+                      Wrong{"GpuWithoutADevice", "\"kind\": \"shm\"", "\"kind\": \"cuda_ipc\"", "'device'"},
+                      Wrong{"GpuOfAnotherForm", "\"kind\": \"shm\"",
+                            "\"device\": \"GPU-1\\u001b[2J\", \"kind\": \"cuda_ipc\"", "'device'"},
+                      Wrong{"GpuHandle", "\"kind\": \"shm\"",
+                            "\"handle\": \"77\", \"device\": \"GPU-00000000-0000-0000-0000-000000000000\", "
+                            "\"kind\": \"cuda_ipc\"",
+                            "'handle'"},
                       Wrong{"Bytes", "\"bytes\": 4000", "\"bytes\": -1", "'bytes'"},
                       Wrong{"Dtype", "\"BF16\"", "\"BF61\"", "'dtype'"},
                       Wrong{"Shape", "[10, 100]", "[10, 101]", "overlap"},

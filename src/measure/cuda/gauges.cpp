@@ -15,11 +15,11 @@ CudaGauges::CudaGauges(const CudaStages& stages, const Share& share, Memory& par
 }
 
 std::int64_t CudaGauges::device_bytes() const {
-  return DeviceBuffer::total_bytes();
+  return DeviceBuffer::total_bytes() - wire_.bytes();
 }
 
 std::int64_t CudaGauges::source_bytes() const {
-  return source_ == nullptr ? 0 : static_cast<std::int64_t>(source_->buffers().front().size());
+  return source_ == nullptr || own_wire() ? 0 : static_cast<std::int64_t>(source_->buffers().front().size());
 }
 
 std::int64_t CudaGauges::wire_room(bool root) const {
@@ -33,10 +33,9 @@ void CudaGauges::open_wire(const std::vector<int>& members) {
 void CudaGauges::broadcast(const std::vector<int>& members, bool root, std::int64_t bytes,
                            std::int64_t step) {
   NcclTransport& transport = stages_.wire.transport();
-  const bool own = wire_.bytes() > 0;
-  std::byte* const weights = root && !own ? source_->buffers().front().data() : parameters_.data();
+  std::byte* const weights = root && !own_wire() ? source_->buffers().front().data() : parameters_.data();
   for (std::int64_t at = 0; at < bytes; at += step) {
-    transport.broadcast(members, members.front(), own ? wire_.data() : weights + at,
+    transport.broadcast(members, members.front(), own_wire() ? wire_.data() : weights + at,
                         static_cast<std::size_t>(std::min(step, bytes - at)));
   }
   transport.wait();

@@ -32,6 +32,8 @@ class CudaGauges final : public GpuGauges {
   /// Seconds that what `enqueue` puts into the stream takes on the device.
   double timed(const std::function<void()>& enqueue);
   int blocks(Grid grid) const;
+  /// Weights and parameters are other processes' then.
+  bool own_wire() const { return wire_.bytes() > 0; }
 
   const CudaStages& stages_;
   const Share& share_;
