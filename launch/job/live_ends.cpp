@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstring>
 #include <span>
 #include <string_view>
 
@@ -41,6 +42,31 @@ std::chrono::seconds patience_of(const Options& options) {
   return std::chrono::seconds(std::max<std::int64_t>(1, options.timeout / kAnswersOfAPhase));
 }
 
+/// What each trainer holds, on every rank; the first ranks are the trainers. Collective.
+std::vector<std::vector<Holding>> share_holdings(Control& control, const std::vector<Holding>& own,
+                                                 std::int64_t trainers) {
+  using Numbers = std::array<std::int64_t, 5>;
+  std::string text;
+  for (const Holding& held : own) {
+    const Numbers numbers{held.tensor, held.box.row, held.box.rows, held.box.col, held.box.cols};
+    text.append(reinterpret_cast<const char*>(numbers.data()), sizeof numbers);
+  }
+  std::vector<std::string> all = control.agreement.gather(text);
+  std::vector<std::vector<Holding>> holdings;
+  all.resize(static_cast<std::size_t>(trainers));
+  for (std::int64_t trainer = 0; trainer < trainers; ++trainer) {
+    const std::string of_trainer = control.agreement.broadcast(all[static_cast<std::size_t>(trainer)]);
+    std::vector<Holding>& boxes = holdings.emplace_back();
+    for (std::size_t at = 0; at < of_trainer.size(); at += sizeof(Numbers)) {
+      Numbers numbers{};
+      std::memcpy(numbers.data(), of_trainer.data() + at, sizeof numbers);
+      boxes.push_back(
+          {static_cast<std::uint32_t>(numbers[0]), {numbers[1], numbers[2], numbers[3], numbers[4]}});
+    }
+  }
+  return holdings;
+}
+
 }  // namespace
 
 std::optional<std::string> live_directory(const std::string& place) {
@@ -72,21 +98,38 @@ BoundCheckpoint load_live_source(Control& control, const std::string& directory,
                                  Topology& topology) {
   const auto trainer = topology.trainer(control.rank());
   BoundCheckpoint loaded;
-  std::array<std::int64_t, 1> padded{0};
+  std::optional<Manifest> manifest;
+  std::array<std::int64_t, 2> learnt{0, 0};  // rows of the padded vocabulary; whether tensors are cut
   control.agreement.together([&] {
     if (!trainer) return;
-    loaded.checkpoint = checkpoint_of(manifest_of(directory, Role::kTrainer, *trainer, topology.trainers));
-    if (topology.trainer_layout)
-      padded[0] = padded_vocabulary_of(*topology.trainer_layout, loaded.checkpoint);
+    manifest = manifest_of(directory, Role::kTrainer, *trainer, topology.trainers);
+    loaded.checkpoint = checkpoint_of(*manifest);
+    learnt[1] = has_boxes(*manifest) ? 1 : 0;
+    if (!topology.trainer_layout) return;
+    learnt[0] = padded_vocabulary_of(*topology.trainer_layout, loaded.checkpoint);
+    if (learnt[1] == 0) return;
+    throw InputError(
+        fmt::format("{}: has boxes of tensors, but {} says what each trainer holds; leave it out, or let "
+                    "trainers publish their own tensors",
+                    manifest->path, topology.trainer_layout->option));
   });
-  control.agreement.maximum(std::span<std::int64_t>(padded));
-  if (topology.trainer_layout) topology.trainer_layout->padded_vocabulary = padded[0];
+  control.agreement.maximum(std::span<std::int64_t>(learnt));
+  if (topology.trainer_layout) topology.trainer_layout->padded_vocabulary = learnt[0];
   control.agreement.together([&] {
     if (!trainer) return;
     loaded.binding = topology.trainer_layout
                          ? bind_trainer(family, *topology.trainer_layout, *trainer, loaded.checkpoint)
                          : bind(family, loaded.checkpoint);
   });
+  if (learnt[1] == 0) return loaded;
+  std::vector<Holding> own;
+  control.agreement.together([&] {
+    if (!trainer) return;
+    const HeldWeights held =
+        held_in_segments(*manifest, loaded.checkpoint, loaded.binding.held, family.catalog());
+    for (const HeldBox& box : held.boxes()) own.push_back({box.tensor, box.box});
+  });
+  topology.holdings = share_holdings(control, own, topology.trainers);
   return loaded;
 }
 

@@ -25,7 +25,7 @@ std::optional<std::string> live_directory(const std::string& place);
 void require_live_options(const Options& options);
 
 /// What a trainer has published, matched with the model; of other ranks nothing. `topology` learns how the
-/// vocabulary is padded. Collective.
+/// vocabulary is padded, and which boxes of tensors trainers hold. Collective.
 BoundCheckpoint load_live_source(Control& control, const std::string& directory, const Family& family,
                                  Topology& topology);
 

@@ -389,6 +389,24 @@ extern "C" int weightcast_add_alias(weightcast_export* e, const char* name, cons
   return WEIGHTCAST_OK;
 }
 
+extern "C" int weightcast_set_box(weightcast_export* e, const char* name, const int64_t* whole,
+                                  const int64_t* start) {
+  if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
+  Entry* entry = find_entry(*e, name);
+  if (entry == nullptr) return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: there is no such entry", name);
+  if (e->engine) return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: only a trainer publishes a box of a tensor", name);
+  for (int i = 0; i < entry->dims; ++i) {
+    if (start[i] < 0 || whole[i] < 0 || start[i] > whole[i] - entry->shape[i]) {
+      return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: its box goes beyond the whole tensor in dimension %d", name,
+                  i);
+    }
+    entry->whole[i] = whole[i];
+    entry->start[i] = start[i];
+  }
+  entry->is_box = true;
+  return WEIGHTCAST_OK;
+}
+
 extern "C" int weightcast_publish(weightcast_export* e) {
   if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
   if (const int code = write_manifest(*e); code != WEIGHTCAST_OK) return code;

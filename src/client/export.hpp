@@ -42,6 +42,9 @@ struct Entry {
   std::int64_t strides[kMostDims] = {};
   int segment = 0;
   std::int64_t offset = 0;
+  bool is_box = false;  ///< of a tensor of shape `whole`, from element `start` on
+  std::int64_t whole[kMostDims] = {};
+  std::int64_t start[kMostDims] = {};
   List<Alias> aliases;
 };
 

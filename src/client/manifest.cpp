@@ -35,10 +35,15 @@ void put_field(FILE* out, const char* name, const char* value) {
   put_string(out, value);
 }
 
-void put_numbers(FILE* out, const char* name, const std::int64_t* numbers, int count) {
-  std::fprintf(out, ", \"%s\": [", name);
+void put_list(FILE* out, const std::int64_t* numbers, int count) {
+  std::fputc('[', out);
   for (int i = 0; i < count; ++i) std::fprintf(out, "%s%" PRId64, i == 0 ? "" : ", ", numbers[i]);
   std::fputc(']', out);
+}
+
+void put_numbers(FILE* out, const char* name, const std::int64_t* numbers, int count) {
+  std::fprintf(out, ", \"%s\": ", name);
+  put_list(out, numbers, count);
 }
 
 void put_file(FILE* out, const char* name, const char* path) {
@@ -87,6 +92,12 @@ void put_entry(FILE* out, const Entry& entry) {
   put_field(out, "dtype", entry.dtype);
   put_numbers(out, "shape", entry.shape, entry.dims);
   put_numbers(out, "strides", entry.strides, entry.dims);
+  if (entry.is_box) {
+    std::fputs(", \"box\": {\"shape\": ", out);
+    put_list(out, entry.whole, entry.dims);
+    put_numbers(out, "offset", entry.start, entry.dims);
+    std::fputc('}', out);
+  }
   std::fprintf(out, ", \"segment\": %d, \"offset\": %" PRId64 "}", entry.segment, entry.offset);
 }
 

@@ -35,6 +35,72 @@ void require_contiguous(const Manifest& manifest, const LiveEntry& entry) {
                                Shape(std::span<const std::int64_t>(entry.strides)).to_string()));
 }
 
+/// Part of a tensor's matrix view that lies without gaps in an entry, from element number `first` of it on.
+struct Run {
+  Box box;
+  std::int64_t first = 0;
+};
+
+/// An entry that is a box of a tensor, in runs: all of it where the dimensions but the first and the last are
+/// whole, else one for each index of what comes before the last dimension that is cut. [2, 4, 8] of [2, 6, 8]
+/// from [0, 1, 0] on is rows 1..5 and rows 7..11 of 12.
+std::vector<Run> runs_of(const Shape& shape, const LiveBox& box) {
+  if (shape.elements() == 0) return {};
+  const std::size_t dims = shape.dims();
+  const std::int64_t cols = shape.cols();
+  const std::int64_t col = dims == 0 ? 0 : box.start[dims - 1];
+  // Rows of the whole and of the entry below an index of each dimension before the last.
+  std::int64_t rows = 1;
+  std::size_t inner = dims == 0 ? 0 : dims - 1;  // dimensions from here on make one run
+  while (inner > 0) {
+    rows *= shape[inner - 1];
+    --inner;
+    if (shape[inner] != box.whole[inner]) break;
+  }
+  std::int64_t row_of_inner = 0;
+  std::int64_t whole_rows = 1;
+  for (std::size_t i = dims == 0 ? 0 : dims - 1; i-- > inner;) {
+    row_of_inner += box.start[i] * whole_rows;
+    whole_rows *= box.whole[i];
+  }
+  std::vector<Run> runs;
+  std::int64_t outer = 1;
+  for (std::size_t i = 0; i < inner; ++i) outer *= shape[i];
+  for (std::int64_t number = 0; number < outer; ++number) {
+    // Where the indices that `number` counts are in the whole tensor.
+    std::int64_t left = number;
+    std::int64_t at = 0;
+    std::int64_t step = 1;
+    for (std::size_t i = inner; i-- > 0;) {
+      at += (box.start[i] + left % shape[i]) * step;
+      left /= shape[i];
+      step *= box.whole[i];
+    }
+    runs.push_back({{at * whole_rows + row_of_inner, rows, col, cols}, number * rows * cols});
+  }
+  return runs;
+}
+
+/// Appends what of `held`, in a tensor as a whole, lies in an entry that is a box of it.
+void add_boxes(const HeldBox& held, const StoredTensor& whole, const LiveEntry& entry,
+               std::vector<HeldBox>& boxes) {
+  if (held.box.empty()) return;
+  const std::int64_t element = dtype_bytes(entry.dtype);
+  const std::int64_t cols = whole.shape.cols();
+  const std::int64_t first_row = held.offset / element / cols;
+  const std::int64_t first_col = held.offset / element % cols;
+  const Box in_whole{first_row, held.box.rows, first_col, held.box.cols};
+  for (const Run& run : runs_of(entry.shape, *entry.box)) {
+    const Box part = run.box.intersect(in_whole);
+    if (part.empty()) continue;
+    const Box of_tensor{held.box.row + part.row - first_row, part.rows, held.box.col + part.col - first_col,
+                        part.cols};
+    const std::int64_t first = run.first + (part.row - run.box.row) * run.box.cols + part.col - run.box.col;
+    boxes.push_back(
+        {held.tensor, of_tensor, entry.segment, entry.offset + first * element, run.box.cols * element});
+  }
+}
+
 std::vector<std::byte*> addresses_of(const Exporter& exporter) {
   std::vector<std::byte*> addresses;
   for (const auto& segment : exporter.segments()) addresses.push_back(segment->data());
@@ -96,7 +162,7 @@ Checkpoint checkpoint_of(const Manifest& manifest) {
     StoredTensor tensor;
     tensor.name = name;
     tensor.dtype = entry->dtype;
-    tensor.shape = entry->shape;
+    tensor.shape = entry->box ? entry->box->whole : entry->shape;
     tensor.offset = entry->offset;
     tensor.file = entry->segment;
     checkpoint.tensors.push_back(std::move(tensor));
@@ -106,9 +172,11 @@ Checkpoint checkpoint_of(const Manifest& manifest) {
 
 HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpoint, const HeldWeights& held,
                              const Catalog& catalog) {
-  std::vector<HeldBox> boxes(held.boxes().begin(), held.boxes().end());
-  for (HeldBox& box : boxes) {
+  const auto entries = entries_by_name(manifest);
+  std::vector<HeldBox> boxes;
+  for (const HeldBox& box : held.boxes()) {
     const StoredTensor& stored = checkpoint.tensors.at(box.buffer);
+    const LiveEntry& entry = *entries.find(stored.name)->second;
     const Tensor& tensor = catalog[box.tensor];
     if (dtype_bytes(stored.dtype) != dtype_bytes(tensor.dtype)) {
       throw InputError(fmt::format(
@@ -116,15 +184,25 @@ HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpo
           "converted: publish the copy that has the model's type",
           manifest.path, stored.name, dtype_name(stored.dtype), dtype_name(tensor.dtype)));
     }
-    if (!manifest.device().empty() && manifest.segments[stored.file].kind == SegmentKind::kShared) {
+    if (!manifest.device().empty() && manifest.segments[entry.segment].kind == SegmentKind::kShared) {
       throw InputError(
           fmt::format("{}: tensor {} is in the host's memory, others on {}; move the whole model there",
                       manifest.path, stored.name, manifest.device()));
     }
-    box.buffer = stored.file;
-    box.offset += stored.offset;
+    if (entry.box) {
+      add_boxes(box, stored, entry, boxes);
+      continue;
+    }
+    boxes.push_back(box);
+    boxes.back().buffer = entry.segment;
+    boxes.back().offset += entry.offset;
   }
   return {std::move(boxes), catalog.size()};
+}
+
+bool has_boxes(const Manifest& manifest) {
+  return std::any_of(manifest.entries.begin(), manifest.entries.end(),
+                     [](const LiveEntry& entry) { return entry.box.has_value(); });
 }
 
 LiveSource::LiveSource(const Plan& plan, const Catalog& catalog, std::int64_t trainer,

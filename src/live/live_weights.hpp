@@ -14,7 +14,8 @@
 namespace weightcast {
 
 /// What a trainer has published, as the headers of a checkpoint, which can be matched with a model; there are
-/// no files. An alias is a tensor of its own. Throws InputError naming an entry that is not row by row.
+/// no files. Of a tensor of which it has a box, the whole. An alias is a tensor of its own. Throws InputError
+/// naming an entry that is not row by row.
 Checkpoint checkpoint_of(const Manifest& manifest);
 
 /// Boxes of the model in the trainer's segments, when `held` are those in the tensors of checkpoint_of():
@@ -22,6 +23,9 @@ Checkpoint checkpoint_of(const Manifest& manifest);
 /// model's: what is read in place is not converted.
 HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpoint, const HeldWeights& held,
                              const Catalog& catalog);
+
+/// Whether a trainer has boxes of tensors, so that others have the rest.
+bool has_boxes(const Manifest& manifest);
 
 /// Throws IoError unless the exporter, a trainer, lives and its weights are being read: they have stayed as
 /// they were.

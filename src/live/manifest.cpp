@@ -153,6 +153,23 @@ void require_one_device(const Manifest& manifest) {
   }
 }
 
+/// The box that an entry of that shape is, of a trainer's manifest.
+LiveBox box_of(const json& object, const Shape& shape, const Fields& entry) {
+  const Fields fields(object, entry.where() + ": 'box'");
+  LiveBox box;
+  const std::vector<std::int64_t> whole = fields.numbers("shape");
+  box.start = fields.numbers("offset");
+  bool fits = whole.size() == shape.dims() && box.start.size() == shape.dims();
+  std::int64_t elements = 1;
+  for (std::size_t i = 0; fits && i < shape.dims(); ++i) {
+    fits = whole[i] >= shape[i] && box.start[i] <= whole[i] - shape[i] &&
+           !__builtin_mul_overflow(elements, std::max<std::int64_t>(whole[i], 1), &elements);
+  }
+  if (!fits) entry.refuse("box", "goes beyond the whole tensor");
+  box.whole = Shape(std::span<const std::int64_t>(whole));
+  return box;
+}
+
 LiveEntry entry_of(const json& object, const std::vector<LiveSegment>& segments, const std::string& path,
                    std::size_t number) {
   const Fields unnamed(object, fmt::format("{}: entry {}", path, number));
@@ -193,6 +210,8 @@ LiveEntry entry_of(const json& object, const std::vector<LiveSegment>& segments,
          !__builtin_add_overflow(end, entry.offset, &end) && end <= segments[entry.segment].bytes;
   if (!fits) fields.refuse("offset", "or the shape goes beyond its segment");
   entry.shape = Shape(std::span<const std::int64_t>(shape));
+  if (const json* box = fields.find("box", false); box != nullptr)
+    entry.box = box_of(*box, entry.shape, fields);
   return entry;
 }
 
@@ -288,6 +307,10 @@ Manifest read_manifest(const std::string& path) {
   }
   for (const json& entry : fields.list("entries")) {
     manifest.entries.push_back(entry_of(entry, manifest.segments, path, manifest.entries.size()));
+    if (!manifest.entries.back().box || manifest.role == Role::kTrainer) continue;
+    throw InputError(
+        fmt::format("{}: tensor {}: an engine has no box of a tensor; publish what it computes with", path,
+                    manifest.entries.back().name));
   }
   require_one_device(manifest);
   require_no_overlap(manifest);

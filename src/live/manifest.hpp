@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -32,7 +33,13 @@ struct LiveSegment {
   std::string device;                            ///< its GPU: `GPU-` and a UUID
 };
 
-/// A tensor in a segment.
+/// Where an entry lies in a tensor that is cut among trainers.
+struct LiveBox {
+  Shape whole;                      ///< of the tensor
+  std::vector<std::int64_t> start;  ///< of the entry in it, in elements, of each dimension
+};
+
+/// A tensor in a segment, or a trainer's box of one.
 struct LiveEntry {
   std::string name;
   std::vector<std::string> aliases;  ///< other names of the same memory
@@ -41,6 +48,7 @@ struct LiveEntry {
   std::vector<std::int64_t> strides;  ///< in elements, of each dimension
   std::uint32_t segment = 0;
   std::int64_t offset = 0;  ///< bytes
+  std::optional<LiveBox> box;
 
   /// Whether its elements lie row by row without gaps.
   bool contiguous() const;

@@ -43,6 +43,10 @@ std::uint64_t hash_plan(const Plan& plan, const Catalog& catalog) {
   const EngineLayout& engine = plan.topology.engine;
   hasher.add(plan.topology.trainers).add(plan.topology.colocate).add(plan.topology.source_split);
   if (plan.topology.trainer_layout) hasher.add(std::string_view(plan.topology.trainer_layout->to_string()));
+  for (const auto& held : plan.topology.holdings) {
+    hasher.add(held.size());
+    for (const Holding& holding : held) add(hasher.add(holding.tensor), holding.box);
+  }
   hasher.add(engine.tp)
       .add(engine.ep)
       .add(engine.pp)

@@ -145,6 +145,32 @@ Holdings holdings_by_tensor(const Family& family, const TrainerLayout& layout) {
   return holdings;
 }
 
+/// The same of trainers that have said it themselves.
+Holdings holdings_by_tensor(const std::vector<std::vector<Holding>>& of_trainers) {
+  std::map<std::vector<Holding>, std::vector<std::int64_t>> alike;
+  for (std::size_t trainer = 0; trainer < of_trainers.size(); ++trainer) {
+    alike[of_trainers[trainer]].push_back(static_cast<std::int64_t>(trainer));
+  }
+  Holdings holdings;
+  for (const auto& [boxes, trainers] : alike) {
+    const auto who = static_cast<std::uint32_t>(holdings.groups.size());
+    for (const Holding& held : boxes) holdings.claims.push_back({held.tensor, who, held.box});
+    holdings.groups.push_back(trainers);
+  }
+  sort_by_tensor(holdings.claims);
+  return holdings;
+}
+
+/// Throws InputError for the first piece that nobody holds.
+void require_held(const Catalog& catalog, const Routing& routing) {
+  for (const Piece& piece : routing.pieces) {
+    if (!routing.holders[piece.holders].empty()) continue;
+    throw InputError(fmt::format("{} {}: no trainer has published {}; let every trainer publish its part",
+                                 catalog[piece.tensor].name, catalog[piece.tensor].shape.to_string(),
+                                 piece.box.to_string()));
+  }
+}
+
 /// Sorted distinct edges of one axis, of the boxes of both lists.
 template <typename Start, typename Count>
 std::vector<std::int64_t> edges(std::span<const Claim> claims, std::span<const Claim> others, Start start,
@@ -250,6 +276,7 @@ Routing route_pieces(const Family& family, const Topology& topology, const Limit
   routing.scopes = number_scopes(routing.wire);
   Holdings holdings;
   if (topology.trainer_layout) holdings = holdings_by_tensor(family, *topology.trainer_layout);
+  if (!topology.holdings.empty()) holdings = holdings_by_tensor(topology.holdings);
   Sets destinations;
   Sets holders;
   std::span<const Claim> needed = needs;
@@ -263,7 +290,8 @@ Routing route_pieces(const Family& family, const Topology& topology, const Limit
     cut_tensor(by_ranks, by_trainers, destinations, holders, routing.pieces);
     if (!form.kept) continue;
     for (const Claim& claim : by_trainers) {
-      require_whole_blocks(catalog[tensor], form, claim.box, topology.trainer_layout->option);
+      require_whole_blocks(catalog[tensor], form, claim.box,
+                           topology.trainer_layout ? topology.trainer_layout->option : "--source");
     }
     // A rank that receives parts of rows cannot know what the scales of whole ones follow from.
     const std::int64_t cols = catalog[tensor].shape.cols();
@@ -274,8 +302,9 @@ Routing route_pieces(const Family& family, const Topology& topology, const Limit
     if (limits.quantize_at == QuantizeAt::kSource || parts_of_rows) form.kind = *form.kept;
   }
   routing.destinations = destinations.take();
-  if (topology.trainer_layout) {
+  if (topology.trainer_layout || !topology.holdings.empty()) {
     routing.holders = trainers_of(holders.take(), holdings);
+    if (!topology.holdings.empty()) require_held(catalog, routing);
   } else {
     std::vector<std::int64_t>& all =
         routing.holders.emplace_back(static_cast<std::size_t>(topology.trainers));

@@ -34,10 +34,11 @@ struct Routing {
   std::vector<std::uint32_t> scopes;  ///< of scales that several tensors share: the first of these
 };
 
-/// Cuts every tensor along the edges of the boxes that the ranks of one replica need and, with a trainer
-/// layout, of those that trainers hold; without one every trainer may send all. With FanOut::kAll the pieces
-/// are the same but all of them go to every coordinate. Throws UsageError when a layout does not divide the
-/// model, or when trainers hold the blocks of a quantised tensor only in part.
+/// Cuts every tensor along the edges of the boxes that the ranks of one replica need and, where a layout or
+/// the trainers themselves say it, of those that trainers hold; otherwise every trainer may send all. With
+/// FanOut::kAll the pieces are the same but all of them go to every coordinate. Throws UsageError when a
+/// layout does not divide the model, or when trainers hold the blocks of a quantised tensor only in part;
+/// InputError for what no trainer has published.
 Routing route_pieces(const Family& family, const Topology& topology, const Limits& limits);
 
 }  // namespace weightcast

@@ -1,9 +1,11 @@
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <optional>
 #include <vector>
 
+#include "core/shape.hpp"
 #include "model/engine.hpp"
 #include "model/trainer.hpp"
 
@@ -16,6 +18,14 @@ enum class SourceSplit : std::uint8_t {
   kRow,      ///< equal runs of rows of every tensor, as fully sharded trainers hold them
 };
 
+/// A box of a tensor that a trainer holds.
+struct Holding {
+  std::uint32_t tensor = 0;
+  Box box;
+
+  friend auto operator<=>(const Holding& a, const Holding& b) = default;
+};
+
 /// Which world rank plays which role: the first `trainers` ranks are trainers and the rest inference ranks,
 /// in the engine's rank order; colocated, every rank is both.
 struct Topology {
@@ -25,6 +35,9 @@ struct Topology {
   SourceSplit source_split = SourceSplit::kCatalog;
   /// What the trainers hold, and so may send, in place of `source_split`. Has `trainers` ranks.
   std::optional<TrainerLayout> trainer_layout;
+  /// The same where trainers say it themselves, one by one: what each of them holds. Empty where each may
+  /// send anything.
+  std::vector<std::vector<Holding>> holdings = {};
 
   std::int64_t ranks() const { return colocate ? engine.ranks() : trainers + engine.ranks(); }
   std::optional<std::int64_t> trainer(std::int64_t rank) const;

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/error.hpp"
 #include "emulated_update.hpp"
 #include "model/sharding.hpp"
 #include "naive_model.hpp"
@@ -104,6 +105,74 @@ TEST(Plan, EachElementGoesOnceAndToThoseWhoNeedIt) {
       }
     }
   }
+}
+
+/// Fully sharded trainers: of every tensor each holds its run of the rows, the last ones less or nothing;
+/// with `copies`, several hold the same.
+std::vector<std::vector<Holding>> sharded(const Catalog& catalog, std::int64_t parts, std::int64_t copies) {
+  std::vector<std::vector<Holding>> holdings;
+  for (std::int64_t trainer = 0; trainer < parts * copies; ++trainer) {
+    std::vector<Holding>& held = holdings.emplace_back();
+    for (std::uint32_t tensor = 0; tensor < catalog.size(); ++tensor) {
+      const Box whole = Box::whole(catalog[tensor].shape);
+      const std::int64_t each = (whole.rows + parts - 1) / parts;
+      const Box own{trainer % parts * each, each, 0, whole.cols};
+      if (!own.intersect(whole).empty()) held.push_back({tensor, own.intersect(whole)});
+    }
+  }
+  return holdings;
+}
+
+TEST(Plan, TrainersThatHoldBoxesSendThoseAlone) {
+  const auto family = small_moe().family();
+  for (const std::int64_t copies : {1, 2}) {
+    for (const char* engine : {"tp=1", "tp=4,ep=2", "tp=2,pp=2"}) {
+      SCOPED_TRACE(fmt::format("{} copies, {}", copies, engine));
+      Topology topology = topology_of(3 * copies, engine);
+      topology.holdings = sharded(family->catalog(), 3, copies);
+      const Plan plan = make_plan(*family, topology, capped(64 << 10));
+      expect_every_element_once(*family, plan);
+      expect_sound_buckets(*family, plan);
+      std::vector<std::int64_t> sent(static_cast<std::size_t>(topology.trainers), 0);
+      for_each_segment(plan, [&](const Bucket& bucket, const Segment& segment) {
+        const auto& held = topology.holdings[bucket.root];
+        sent[bucket.root] += segment.box.area();
+        EXPECT_TRUE(std::any_of(held.begin(), held.end(),
+                                [&](const Holding& holding) {
+                                  return holding.tensor == segment.tensor &&
+                                         holding.box.contains(segment.box);
+                                }))
+            << family->catalog()[segment.tensor].name << " " << segment.box.to_string();
+      });
+      // Whoever holds something sends something, copies as well.
+      EXPECT_GT(*std::min_element(sent.begin(), sent.end()), 0);
+    }
+  }
+}
+
+TEST(Plan, WhatNoTrainerHoldsIsNamed) {
+  const auto family = small_moe().family();
+  Topology topology = topology_of(3, "tp=2,ep=2");
+  topology.holdings = sharded(family->catalog(), 3, 1);
+  const std::uint32_t tensor = topology.holdings[1].back().tensor;
+  topology.holdings[1].pop_back();
+  try {
+    make_plan(*family, topology, capped(64 << 10));
+    FAIL() << "planned";
+  } catch (const InputError& error) {
+    EXPECT_NE(std::string(error.what()).find(family->catalog()[tensor].name), std::string::npos)
+        << error.what();
+    EXPECT_NE(std::string(error.what()).find("no trainer has published"), std::string::npos) << error.what();
+  }
+}
+
+TEST(Plan, TrainersThatHoldOtherBoxesHaveAnotherHash) {
+  const auto family = small_moe().family();
+  Topology topology = topology_of(2, "tp=1");
+  topology.holdings = sharded(family->catalog(), 2, 1);
+  const std::uint64_t hash = make_plan(*family, topology, capped(64 << 10)).hash;
+  std::swap(topology.holdings[0], topology.holdings[1]);
+  EXPECT_NE(make_plan(*family, topology, capped(64 << 10)).hash, hash);
 }
 
 TEST(Plan, CapHoldsForTensorsAndRowsThatAreLarger) {

@@ -67,6 +67,12 @@ WEIGHTCAST_API int weightcast_add_entry(weightcast_export* e, const char* name, 
 /* Another name of an entry, of a tied weight for example: the same memory, which is written once. */
 WEIGHTCAST_API int weightcast_add_alias(weightcast_export* e, const char* name, const char* alias);
 
+/* Of a trainer: an entry is not the whole tensor of that name but a box of it, as fully sharded trainers have
+   it: from element `start` on of a tensor of shape `whole`, both of as many numbers as the entry has
+   dimensions. The box may be empty. */
+WEIGHTCAST_API int weightcast_set_box(weightcast_export* e, const char* name, const int64_t* whole,
+                                      const int64_t* start);
+
 /* Puts the manifest into the folder: from here on a job step may ask. An engine that has weights already says
    so with weightcast_serve() first. */
 WEIGHTCAST_API int weightcast_publish(weightcast_export* e);

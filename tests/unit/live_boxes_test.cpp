@@ -1,0 +1,118 @@
+// Boxes of tensors in a trainer's memory, against what each element's indices say.
+
+#include <gtest/gtest.h>
+
+#include <fmt/format.h>
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "live/live_weights.hpp"
+#include "live/manifest.hpp"
+#include "source/binding.hpp"
+
+namespace weightcast {
+
+namespace {
+
+using Numbers = std::vector<std::int64_t>;
+
+/// The value of every element: its number in the whole tensor.
+std::vector<std::int64_t> published(const LiveEntry& entry) {
+  std::vector<std::int64_t> values;
+  const std::size_t dims = entry.shape.dims();
+  for (std::int64_t i = 0; i < entry.shape.elements(); ++i) {
+    std::int64_t left = i;
+    std::int64_t value = 0;
+    std::int64_t step = 1;
+    for (std::size_t d = dims; d-- > 0;) {
+      value += (entry.box->start[d] + left % entry.shape[d]) * step;
+      left /= entry.shape[d];
+      step *= entry.box->whole[d];
+    }
+    values.push_back(value);
+  }
+  return values;
+}
+
+/// Expects that what is held of a catalog tensor, which is `rows` rows of the whole from row `first` on, is
+/// what the entry has, and returns how many elements that is.
+std::int64_t expect_held(const LiveEntry& entry, std::int64_t first, std::int64_t rows) {
+  const std::int64_t cols = entry.box->whole.cols();
+  Manifest manifest;
+  manifest.path = "trainer-0.json";
+  manifest.segments.emplace_back().bytes = 1 << 20;
+  manifest.entries.push_back(entry);
+  const Checkpoint checkpoint = checkpoint_of(manifest);
+  Catalog catalog;
+  catalog.add("part", entry.dtype, {rows, cols});
+  const Box whole = Box::whole(catalog[0].shape);
+  const HeldWeights held({held_in(checkpoint.tensors.front(), 0, 0, whole, first * cols)}, 1);
+  const std::vector<std::int64_t> values = published(entry);
+  const std::int64_t element = dtype_bytes(entry.dtype);
+  std::int64_t count = 0;
+  const HeldWeights found = held_in_segments(manifest, checkpoint, held, catalog);
+  for (const HeldBox& box : found.boxes()) {
+    EXPECT_TRUE(whole.contains(box.box)) << box.box.to_string();
+    for (std::int64_t r = 0; r < box.box.rows; ++r) {
+      for (std::int64_t c = 0; c < box.box.cols; ++c, ++count) {
+        const std::int64_t byte = box.at(box.box.row + r, box.box.col + c, element) - entry.offset;
+        EXPECT_EQ(byte % element, 0);
+        const std::int64_t expected = (first + box.box.row + r) * cols + box.box.col + c;
+        EXPECT_EQ(values.at(static_cast<std::size_t>(byte / element)), expected);
+      }
+    }
+  }
+  return count;
+}
+
+LiveEntry entry_of(const Numbers& whole, const Numbers& start, const Numbers& shape) {
+  LiveEntry entry;
+  entry.name = "whole";
+  entry.shape = Shape(std::span<const std::int64_t>(shape));
+  entry.strides.resize(shape.size());
+  std::int64_t stride = 1;
+  for (std::size_t d = shape.size(); d-- > 0; stride *= shape[d]) entry.strides[d] = stride;
+  entry.offset = 64;
+  entry.box = LiveBox{Shape(std::span<const std::int64_t>(whole)), start};
+  return entry;
+}
+
+TEST(LiveBoxes, OfEveryCutOfSmallTensorsAreFoundElementByElement) {
+  int cuts = 0;
+  for (const Numbers& whole : {Numbers{7}, Numbers{5, 4}, Numbers{3, 4, 2}, Numbers{2, 3, 2, 2}}) {
+    // Every box: begin and end of each dimension.
+    std::vector<std::pair<Numbers, Numbers>> boxes{{{}, {}}};
+    for (const std::int64_t extent : whole) {
+      std::vector<std::pair<Numbers, Numbers>> longer;
+      for (const auto& [start, shape] : boxes) {
+        for (std::int64_t first = 0; first <= extent; ++first) {
+          for (std::int64_t last = first; last <= extent; ++last) {
+            longer.emplace_back(start, shape);
+            longer.back().first.push_back(first);
+            longer.back().second.push_back(last - first);
+          }
+        }
+      }
+      boxes = std::move(longer);
+    }
+    for (const auto& [start, shape] : boxes) {
+      const LiveEntry entry = entry_of(whole, start, shape);
+      SCOPED_TRACE(fmt::format("{} of {}", entry.shape.to_string(), entry.box->whole.to_string()));
+      const std::int64_t rows = entry.box->whole.rows();
+      EXPECT_EQ(expect_held(entry, 0, rows), entry.shape.elements());
+      // A stacked expert, for example, is some rows of what is stored.
+      const std::int64_t half = rows / 2;
+      EXPECT_EQ(expect_held(entry, 0, std::max<std::int64_t>(half, 1)) +
+                    (rows > 1 ? expect_held(entry, half, rows - half) : 0),
+                entry.shape.elements());
+      ++cuts;
+    }
+  }
+  EXPECT_GT(cuts, 3000);
+}
+
+}  // namespace
+
+}  // namespace weightcast
