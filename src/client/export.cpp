@@ -56,43 +56,114 @@ void name_of_memory(char* name, std::size_t size, std::uint64_t generation, cons
                 what);
 }
 
-/// Shared memory of that name, made here, all of it reserved: what the system has no room for is an error now
-/// and not a signal later.
-void* make_memory(const char* name, std::int64_t bytes, int* keep_file) {
+/// Maps `bytes` of a new file, all of them reserved: what the system has no room for is an error now and not
+/// a signal later. Null when it refuses.
+void* reserve(int file, std::int64_t bytes) {
+  void* memory = MAP_FAILED;
+  errno = ::posix_fallocate(file, 0, bytes);
+  if (errno == 0)
+    memory = ::mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (memory != MAP_FAILED) return memory;
+  fail_with_errno("shared memory of %" PRId64 " bytes in /dev/shm", bytes);
+  return nullptr;
+}
+
+/// Shared memory of that name, made here.
+void* make_memory(const char* name, std::int64_t bytes) {
   const int file = ::shm_open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (file < 0) {
     fail_with_errno("shared memory %s", name);
     return nullptr;
   }
-  void* memory = MAP_FAILED;
-  errno = ::posix_fallocate(file, 0, bytes);
-  if (errno == 0)
-    memory = ::mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-  if (memory == MAP_FAILED) {
-    fail_with_errno("shared memory of %" PRId64 " bytes in /dev/shm", bytes);
-    ::shm_unlink(name);
-    ::close(file);
-    return nullptr;
-  }
-  if (keep_file != nullptr) {
-    *keep_file = file;
-  } else {
-    ::close(file);
-  }
+  void* memory = reserve(file, bytes);
+  if (memory == nullptr) ::shm_unlink(name);
+  ::close(file);
   return memory;
 }
 
-/// Takes away the memory of a dead exporter.
-void remove_memory(std::uint64_t generation) {
-  char name[64];
-  char what[16];
-  for (int segment = 0;; ++segment) {
-    std::snprintf(what, sizeof what, "%d", segment);
-    name_of_memory(name, sizeof name, generation, what);
-    if (::shm_unlink(name) != 0) break;
+/// Makes the control block. It is given its name last, when it is locked: nobody may take it for a dead
+/// exporter's.
+int make_block(weightcast_export& e) {
+  name_of_memory(e.block_name, sizeof e.block_name, e.generation, "control");
+  e.block_file = ::open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  if (e.block_file < 0) return fail_with_errno("shared memory in /dev/shm");
+  e.block = static_cast<weightcast_block*>(reserve(e.block_file, WEIGHTCAST_BLOCK_BYTES));
+  int code = e.block == nullptr ? WEIGHTCAST_REFUSED : WEIGHTCAST_OK;
+  if (code == WEIGHTCAST_OK) {
+    e.block->magic = WEIGHTCAST_BLOCK_MAGIC;
+    e.block->generation = e.generation;
+    e.block->word = WEIGHTCAST_WORD(e.engine ? WEIGHTCAST_NONE : WEIGHTCAST_TRAINING, 0);
+    char file[64];
+    char path[128];
+    std::snprintf(file, sizeof file, "/proc/self/fd/%d", e.block_file);
+    std::snprintf(path, sizeof path, "/dev/shm%s", e.block_name);
+    if (!take_lock(e.block_file, WEIGHTCAST_LOCK_EXPORTER) ||
+        ::linkat(AT_FDCWD, file, AT_FDCWD, path, AT_SYMLINK_FOLLOW) != 0) {
+      code = fail_with_errno("shared memory %s", e.block_name);
+      ::munmap(e.block, WEIGHTCAST_BLOCK_BYTES);
+    }
   }
-  name_of_memory(name, sizeof name, generation, "control");
+  if (code != WEIGHTCAST_OK) ::close(e.block_file);
+  return code;
+}
+
+/// Calls `visit(rest)` with what follows `prefix` in the name of each shared memory that begins with it.
+template <typename Visit>
+void for_each_memory(const char* prefix, Visit visit) {
+  DIR* folder = ::opendir("/dev/shm");
+  if (folder == nullptr) return;
+  // Names of memory begin with a slash, names of files do not.
+  const std::size_t length = std::strlen(prefix + 1);
+  while (const dirent* entry = ::readdir(folder)) {
+    if (std::strncmp(entry->d_name, prefix + 1, length) == 0) visit(entry->d_name + length);
+  }
+  ::closedir(folder);
+}
+
+/// Takes away the memory of a dead exporter, by its control block at last: where this is cut short, whoever
+/// comes next still finds it.
+void remove_memory(std::uint64_t generation) {
+  char prefix[64];
+  name_of_memory(prefix, sizeof prefix, generation, "");
+  char name[320];
+  for_each_memory(prefix, [&](const char* what) {
+    std::snprintf(name, sizeof name, "%s%s", prefix, what);
+    if (std::strcmp(what, "control") != 0) ::shm_unlink(name);
+  });
+  std::snprintf(name, sizeof name, "%scontrol", prefix);
   ::shm_unlink(name);
+}
+
+/// The process that has that generation published or will; 0 when it is dead, -1 where it is in another
+/// container.
+int exporter_of(std::uint64_t generation) {
+  char name[64];
+  name_of_memory(name, sizeof name, generation, "control");
+  const int file = ::shm_open(name, O_RDWR | O_CLOEXEC, 0);
+  if (file < 0) return 0;
+  const int holder = holder_of_lock(file, WEIGHTCAST_LOCK_EXPORTER);
+  ::close(file);
+  return holder;
+}
+
+/// An export of this process, whose locks a look at its file would drop.
+const weightcast_export* own_export(std::uint64_t generation) {
+  const weightcast_export* e = exports;
+  while (e != nullptr && e->generation != generation) e = e->next;
+  return e;
+}
+
+/// Takes away what dead exporters of this user have left in memory, those that died before they had
+/// published, too.
+void remove_what_is_dead() {
+  char prefix[64];
+  std::snprintf(prefix, sizeof prefix, "/weightcast-%ld-", static_cast<long>(::getuid()));
+  for_each_memory(prefix, [](const char* rest) {
+    std::uint64_t generation = 0;
+    int length = 0;
+    if (std::sscanf(rest, "%16" SCNx64 "-control%n", &generation, &length) != 1 || length == 0) return;
+    if (own_export(generation) == nullptr && exporter_of(generation) == 0) remove_memory(generation);
+  });
 }
 
 /// The generation that the manifest at `path` names, and its host; 0 when there is none.
@@ -113,47 +184,6 @@ std::uint64_t generation_in(const char* path, char* host, std::size_t size) {
   }
   std::fclose(file);
   return generation;
-}
-
-/// Fails when the rank has been published by somebody who lives; otherwise what a dead one has left goes.
-int clear_place(const weightcast_export& e) {
-  char path[4200];
-  manifest_path(e, path, sizeof path);
-  char host[256] = "";
-  const std::uint64_t generation = generation_in(path, host, sizeof host);
-  if (generation == 0) return WEIGHTCAST_OK;
-  char here[256] = "";
-  ::gethostname(here, sizeof here - 1);
-  if (std::strcmp(host, here) != 0) {
-    return fail(WEIGHTCAST_REFUSED,
-                "%s: was published on host %s, and from here nobody sees whether it lives; remove the file "
-                "if it does not",
-                path, host);
-  }
-  for (const weightcast_export* other = exports; other != nullptr; other = other->next) {
-    if (other->generation != generation) continue;
-    return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: this process has published it already; close that export first",
-                path);
-  }
-  char name[64];
-  name_of_memory(name, sizeof name, generation, "control");
-  const int file = ::shm_open(name, O_RDWR | O_CLOEXEC, 0);
-  if (file >= 0) {
-    const int holder = holder_of_lock(file, WEIGHTCAST_LOCK_EXPORTER);
-    ::close(file);
-    if (holder > 0) {
-      return fail(WEIGHTCAST_REFUSED,
-                  "%s: process %d has published this rank and is alive; stop it, or use another folder", path,
-                  holder);
-    }
-    if (holder < 0) {
-      return fail(WEIGHTCAST_REFUSED,
-                  "%s: a process of another container has published this rank and is alive", path);
-    }
-  }
-  remove_memory(generation);
-  ::unlink(path);
-  return WEIGHTCAST_OK;
 }
 
 void free_all(weightcast_export* e) {
@@ -194,6 +224,40 @@ int require_inside(const weightcast_export& e, const Entry& entry, int bytes) {
 }
 
 }  // namespace
+
+int clear_place(const weightcast_export& e) {
+  char path[4200];
+  manifest_path(e, path, sizeof path);
+  if (::access(path, F_OK) != 0) return WEIGHTCAST_OK;
+  char host[256] = "";
+  const std::uint64_t generation = generation_in(path, host, sizeof host);
+  if (generation == 0) return fail(WEIGHTCAST_REFUSED, "%s: is no manifest; remove it", path);
+  char here[256] = "";
+  ::gethostname(here, sizeof here - 1);
+  if (std::strcmp(host, here) != 0) {
+    return fail(WEIGHTCAST_REFUSED,
+                "%s: was published on host %s, and from here nobody sees whether it lives; remove the file "
+                "if it does not",
+                path, host);
+  }
+  if (own_export(generation) != nullptr) {
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: this process has published it already; close that export first",
+                path);
+  }
+  const int holder = exporter_of(generation);
+  if (holder > 0) {
+    return fail(WEIGHTCAST_REFUSED,
+                "%s: process %d has published this rank and is alive; stop it, or use another folder", path,
+                holder);
+  }
+  if (holder < 0) {
+    return fail(WEIGHTCAST_REFUSED, "%s: a process of another container has published this rank and is alive",
+                path);
+  }
+  remove_memory(generation);
+  ::unlink(path);
+  return WEIGHTCAST_OK;
+}
 
 int require_usable(const weightcast_export* e, bool published) {
   if (e == nullptr) return fail(WEIGHTCAST_BAD_ARGUMENT, "the export is NULL");
@@ -269,19 +333,13 @@ extern "C" int weightcast_open(const char* folder, const char* role, int rank, i
     code = fail_with_errno("random numbers");
   }
   if (code == WEIGHTCAST_OK) {
-    name_of_memory(e->block_name, sizeof e->block_name, e->generation, "control");
-    e->block =
-        static_cast<weightcast_block*>(make_memory(e->block_name, WEIGHTCAST_BLOCK_BYTES, &e->block_file));
-    if (e->block == nullptr) code = WEIGHTCAST_REFUSED;
+    remove_what_is_dead();
+    code = make_block(*e);
   }
   if (code != WEIGHTCAST_OK) {
     ::free(e);
     return code;
   }
-  e->block->generation = e->generation;
-  e->block->word = WEIGHTCAST_WORD(engine ? WEIGHTCAST_NONE : WEIGHTCAST_TRAINING, 0);
-  __atomic_store_n(&e->block->magic, WEIGHTCAST_BLOCK_MAGIC, __ATOMIC_RELEASE);
-  take_lock(e->block_file, WEIGHTCAST_LOCK_EXPORTER);
   e->next = exports;
   exports = e;
   *out = e;
@@ -297,7 +355,7 @@ extern "C" int weightcast_add_segment(weightcast_export* e, int64_t bytes, void*
   std::snprintf(number, sizeof number, "%d", e->shared_segments);
   name_of_memory(added->name, sizeof added->name, e->generation, number);
   added->bytes = bytes;
-  added->memory = make_memory(added->name, bytes, nullptr);
+  added->memory = make_memory(added->name, bytes);
   if (added->memory == nullptr) {
     --e->segments.size;
     return WEIGHTCAST_REFUSED;
@@ -409,6 +467,8 @@ extern "C" int weightcast_set_box(weightcast_export* e, const char* name, const 
 
 extern "C" int weightcast_publish(weightcast_export* e) {
   if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
+  // Somebody else may have published the rank since it was opened here.
+  if (const int code = clear_place(*e); code != WEIGHTCAST_OK) return code;
   if (const int code = write_manifest(*e); code != WEIGHTCAST_OK) return code;
   e->published = true;
   return WEIGHTCAST_OK;

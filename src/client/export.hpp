@@ -82,7 +82,10 @@ int synchronize_gpus(const weightcast_export& e);
 /// `FOLDER/engine-3.json`
 void manifest_path(const weightcast_export& e, char* path, std::uint64_t size);
 
-/// Writes the manifest beside its name and renames it.
+/// Fails when the rank has been published by somebody who lives; otherwise what a dead one has left goes.
+int clear_place(const weightcast_export& e);
+
+/// Writes the manifest beside its name, which it gets whole; fails when there is one by now.
 int write_manifest(const weightcast_export& e);
 
 }  // namespace weightcast::client

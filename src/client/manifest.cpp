@@ -150,12 +150,11 @@ int write_manifest(const weightcast_export& e) {
   put_manifest(out, e);
   bool written = std::ferror(out) == 0 && std::fflush(out) == 0 && ::fsync(file) == 0;
   written = std::fclose(out) == 0 && written;
-  if (!written || ::rename(beside, path) != 0) {
-    const int code = fail_with_errno("%s", path);
-    ::unlink(beside);
-    return code;
-  }
-  return WEIGHTCAST_OK;
+  // Not a rename, which would take the place of somebody who has just published.
+  int code = WEIGHTCAST_OK;
+  if (!written || ::link(beside, path) != 0) code = fail_with_errno("%s", path);
+  ::unlink(beside);
+  return code;
 }
 
 }  // namespace weightcast::client
