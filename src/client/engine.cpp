@@ -99,6 +99,22 @@ int not_paused(const weightcast_export& e, weightcast_state state) {
   return fail(WEIGHTCAST_REFUSED, "the update did not take place: %s", e.block->reason);
 }
 
+/// Nothing came in time: what the engine had it still has, be it no version.
+int nothing_came(const weightcast_export& e, weightcast_state rest, double seconds) {
+  if (rest == WEIGHTCAST_INVALID) return not_paused(e, rest);
+  return fail(WEIGHTCAST_NO_ANSWER, "no new weights came within %g s; the old ones are untouched", seconds);
+}
+
+/// Whether that question, which an engine has been asked on some of its ranks, will not be asked on this one
+/// any more. 0 stands for whichever comes.
+bool is_over(const weightcast_export& e, std::uint64_t word, std::uint64_t question) {
+  if (question == 0) return false;
+  if (WEIGHTCAST_UPDATE_OF(word) > question) return true;
+  if (!is_at_rest(WEIGHTCAST_STATE_OF(word))) return false;
+  // A job step has the locks of all ranks before it asks the first, and until it has no more to say.
+  return WEIGHTCAST_UPDATE_OF(word) == question || holder_of_lock(e.block_file, WEIGHTCAST_LOCK_UPDATE) == 0;
+}
+
 }  // namespace
 
 }  // namespace weightcast::client
@@ -127,7 +143,18 @@ extern "C" int weightcast_wanted(const weightcast_export* e, int64_t* version) {
   return 1;
 }
 
+extern "C" uint64_t weightcast_question(const weightcast_export* e) {
+  std::int64_t version = 0;
+  const std::uint64_t word = weightcast_wanted(e, &version) == 1 ? load_word(*e->block) : 0;
+  return WEIGHTCAST_STATE_OF(word) == WEIGHTCAST_ASKED ? WEIGHTCAST_UPDATE_OF(word) : 0;
+}
+
 extern "C" int weightcast_pause(weightcast_export* e, double seconds, int64_t* version) {
+  return weightcast_pause_for(e, 0, seconds, version);
+}
+
+extern "C" int weightcast_pause_for(weightcast_export* e, uint64_t question, double seconds,
+                                    int64_t* version) {
   if (const int code = require_engine(e); code != WEIGHTCAST_OK) return code;
   // Whatever still runs on a GPU may read the weights.
   if (const int code = synchronize_gpus(*e); code != WEIGHTCAST_OK) return code;
@@ -136,6 +163,13 @@ extern "C" int weightcast_pause(weightcast_export* e, double seconds, int64_t* v
   bool paused = false;
   for (;;) {
     const std::uint64_t word = load_word(block);
+    if (is_over(*e, word, question)) {
+      if (load_word(block) != word) continue;
+      const weightcast_state state = WEIGHTCAST_STATE_OF(word);
+      const auto rest = is_at_rest(state) ? state : static_cast<weightcast_state>(block.rest);
+      if (WEIGHTCAST_UPDATE_OF(word) == question || rest == WEIGHTCAST_INVALID) return not_paused(*e, rest);
+      return fail(WEIGHTCAST_REFUSED, "the update did not take place: it ended before this rank was asked");
+    }
     switch (WEIGHTCAST_STATE_OF(word)) {
       case WEIGHTCAST_ASKED:
         paused = change_word(block, word, WEIGHTCAST_WORD(WEIGHTCAST_PAUSED, WEIGHTCAST_UPDATE_OF(word))) ||
@@ -150,14 +184,13 @@ extern "C" int weightcast_pause(weightcast_export* e, double seconds, int64_t* v
         if (now() < until) break;
         put_text(block.reason, sizeof block.reason, "the engine has waited for too long");
         if (!change_word(block, word, rest_word(block, word))) continue;
-        return fail(WEIGHTCAST_NO_ANSWER, "no new weights came within %g s; the old ones are untouched",
-                    seconds);
+        return nothing_came(*e, static_cast<weightcast_state>(block.rest), seconds);
       case WEIGHTCAST_WRITING:
       case WEIGHTCAST_WRITTEN:
         break;
       default:
         if (paused) return not_paused(*e, WEIGHTCAST_STATE_OF(word));
-        if (now() >= until) return fail(WEIGHTCAST_NO_ANSWER, "nobody has asked within %g s", seconds);
+        if (now() >= until) return nothing_came(*e, WEIGHTCAST_STATE_OF(word), seconds);
         break;
     }
     await_job_step(

@@ -11,6 +11,11 @@
        weightcast_pause(e, seconds, &version);           returns when `version` is in the memory of every rank
        weightcast_resume(e);
      }
+   or, where the engine has several ranks, one of which polls and tells the others:
+     if ((question = broadcast(weightcast_question(e))) != 0) {
+       weightcast_pause_for(e, question, seconds, &version);
+       weightcast_resume(e);
+     }
 
    Functions return 0, or a code below; weightcast_last_error() then says in a line what was wrong and what to
    do. One thread at a time may use an export; a forked child may not use its parent's. Nothing here starts a
@@ -93,6 +98,15 @@ WEIGHTCAST_API int weightcast_wanted(const weightcast_export* e, int64_t* versio
    too. On failure the memory holds the version that it held before, or the export is invalid
    (WEIGHTCAST_IS_INVALID). */
 WEIGHTCAST_API int weightcast_pause(weightcast_export* e, double seconds, int64_t* version);
+
+/* Of an engine that has several ranks, and on which one of them polls: the number of what wanted() tells of,
+   the same on all ranks; 0 when nobody asks. */
+WEIGHTCAST_API uint64_t weightcast_question(const weightcast_export* e);
+
+/* weightcast_pause() for that question alone, which this rank may be asked later than the one that polled, or
+   never: comes back with WEIGHTCAST_REFUSED as soon as it has been taken back, on all ranks alike. */
+WEIGHTCAST_API int weightcast_pause_for(weightcast_export* e, uint64_t question, double seconds,
+                                        int64_t* version);
 
 /* Of an engine: what follows from the new weights has been rebuilt, and it uses them. */
 WEIGHTCAST_API int weightcast_resume(weightcast_export* e);
