@@ -135,14 +135,16 @@ Exporter::~Exporter() {
 
 bool Exporter::take(const std::string& owner) {
   if (!client::take_lock(file_, WEIGHTCAST_LOCK_UPDATE)) {
-    // The exporter itself, which looks for a moment whether a job step is gone.
-    if (client::holder_of_lock(file_, WEIGHTCAST_LOCK_UPDATE) == manifest_.pid) return false;
+    // Nobody by now, or the exporter itself, which looks for a moment whether a job step is gone.
+    const int holder = client::holder_of_lock(file_, WEIGHTCAST_LOCK_UPDATE);
+    if (holder == 0 || holder == manifest_.pid) return false;
     const std::string_view said(block_->owner, ::strnlen(block_->owner, sizeof block_->owner));
     throw IoError(fmt::format("{}: is in an update of another job ({}, {}); wait for its end", manifest_.path,
-                              process_of(client::holder_of_lock(file_, WEIGHTCAST_LOCK_UPDATE)),
-                              printable(said)));
+                              process_of(holder), printable(said)));
   }
   taken_ = true;
+  // An engine whose other ranks a dead job step has not asked any more may never look at its question.
+  change(WEIGHTCAST_ASKED, static_cast<weightcast_state>(block_->rest));
   switch (state()) {
     case WEIGHTCAST_ASKED:
     case WEIGHTCAST_PAUSED:

@@ -25,6 +25,10 @@ namespace {
 using client::is_at_rest;
 using Clock = std::chrono::steady_clock;
 
+void require_alive(const Exporter& exporter) {
+  if (!exporter.lives()) throw IoError(exporter.manifest().path + ": " + exporter.name() + " has died");
+}
+
 }  // namespace
 
 LiveUpdate::LiveUpdate(Control& control, std::string directory, Exporter* trainer, Exporter* engine,
@@ -43,7 +47,7 @@ template <typename Done>
 void LiveUpdate::await(const Exporter& exporter, const char* what, Done done) {
   const auto give_up = Clock::now() + patience_;
   while (!done()) {
-    if (!exporter.lives()) throw IoError(exporter.manifest().path + ": " + exporter.name() + " has died");
+    require_alive(exporter);
     if (Clock::now() > give_up) {
       throw TimeoutError(fmt::format("{}: {} has not {} within {} s; nothing was written",
                                      exporter.manifest().path, exporter.name(), what, patience_.count()));
@@ -55,10 +59,20 @@ void LiveUpdate::await(const Exporter& exporter, const char* what, Done done) {
 
 void LiveUpdate::take() {
   const std::string owner = fmt::format("rank {} on {}", control_.rank(), control_.host());
-  for (Exporter* exporter : {trainer_, engine_}) {
-    if (exporter == nullptr) continue;
+  const auto take = [&](Exporter* exporter) {
+    if (exporter == nullptr) return;
     await(*exporter, "seen that an earlier job is gone", [&] { return exporter->take(owner); });
+  };
+  // The first of each role before all others: of two jobs that begin at once one finds all of the rest free.
+  for (Exporter* exporter : {engine_, trainer_}) {
+    control_.agreement.together([&] {
+      if (exporter != nullptr && exporter->manifest().rank == 0) take(exporter);
+    });
   }
+  control_.agreement.together([&] {
+    take(trainer_);
+    take(engine_);
+  });
 }
 
 void LiveUpdate::give_back() noexcept {
@@ -68,7 +82,7 @@ void LiveUpdate::give_back() noexcept {
 
 std::int64_t LiveUpdate::begin(std::int64_t otherwise) {
   try {
-    control_.agreement.together([&] { take(); });
+    take();
     // Above all that any exporter has heard of: a record of an earlier update must not stand for this one.
     std::array<std::int64_t, 1> last{0};
     for (const Exporter* exporter : {trainer_, engine_}) {
@@ -160,6 +174,10 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
                                 engine_->reason()));
     });
     control_.agreement.together([&] {
+      // While nothing has been written the others keep what they have.
+      for (const Exporter* exporter : {trainer_, engine_}) {
+        if (exporter != nullptr) require_alive(*exporter);
+      }
       if (engine_ == nullptr || engine_->change(WEIGHTCAST_PAUSED, WEIGHTCAST_WRITING)) return;
       throw IoError(fmt::format("{}: {} did not wait: {}", engine_->manifest().path, engine_->name(),
                                 engine_->reason()));
@@ -229,7 +247,13 @@ void LiveUpdate::commit(std::int64_t version) {
   }
   control_.deadline.begin_phase("after the update to version", version,
                                 fmt::format("version {} is committed", version));
-  if (engine_ != nullptr) engine_->change(WEIGHTCAST_WRITTEN, WEIGHTCAST_COMMITTED);
+  if (engine_ != nullptr) {
+    engine_->change(WEIGHTCAST_WRITTEN, WEIGHTCAST_COMMITTED);
+    if (!engine_->lives()) {
+      log_note(fmt::format("{}: {} has died during the update; version {} is that of all others",
+                           engine_->manifest().path, engine_->name(), version));
+    }
+  }
   if (trainer_ != nullptr) trainer_->change(WEIGHTCAST_BEING_READ, WEIGHTCAST_READ);
   asked_ = reading_ = false;
   // Nobody needs an earlier record once every engine has heard of this one.
