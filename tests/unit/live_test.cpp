@@ -3,7 +3,10 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <signal.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,6 +16,7 @@
 #include <fstream>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -279,6 +283,229 @@ TEST_F(Live, ExportersThatAreGoneAreRefusedAndTheirPlaceIsTaken) {
   EXPECT_NE(read_manifest(found.path).generation, found.generation);
   EXPECT_FALSE(std::filesystem::exists("/dev/shm" + found.control));
   EXPECT_FALSE(std::filesystem::exists("/dev/shm" + found.segments.front().name));
+}
+
+/// The names of all shared memory of this user's exporters, by their beginnings up to the generation.
+std::set<std::string> generations() {
+  const std::string prefix = "weightcast-" + std::to_string(::getuid()) + "-";
+  std::set<std::string> found;
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(prefix)) found.insert(name.substr(0, name.rfind('-')));
+  }
+  return found;
+}
+
+/// An exporter that has memory, but does not come to publish it; `ready` is written to when it has.
+int open_alone(const std::string& folder, int ready) {
+  constexpr std::int64_t kBytes = 1 << 20;
+  weightcast_export* e = nullptr;
+  void* memory = nullptr;
+  int segment = 0;
+  if (weightcast_open(folder.c_str(), "engine", 0, 1, nullptr, &e) != 0) return 1;
+  if (weightcast_add_segment(e, kBytes, &memory, &segment) != 0 || ::write(ready, "x", 1) != 1) return 1;
+  ::pause();
+  return 0;
+}
+
+TEST_F(Live, WhoDiesBeforeItHasPublishedLeavesNothingForLong) {
+  int ready[2];
+  ASSERT_EQ(::pipe(ready), 0);
+  char byte = 0;
+  const std::set<std::string> before = generations();
+  const auto new_ones = [&](const std::set<std::string>& known) {
+    std::set<std::string> all = generations();
+    std::erase_if(all, [&](const std::string& name) { return known.contains(name); });
+    return all;
+  };
+  const Child lives([&] { return open_alone(folder_, ready[1]); });
+  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  const std::set<std::string> living = new_ones(before);
+  Child dies([&] { return open_alone(folder_, ready[1]); });
+  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  std::set<std::string> dead = new_ones(before);
+  for (const std::string& name : living) dead.erase(name);
+  ASSERT_FALSE(living.empty() || dead.empty());
+  dies.kill();
+  // Of whatever rank and folder the next one is.
+  Child next([&] { return publish(dir_ / "elsewhere", "trainer") == nullptr ? 1 : 0; });
+  EXPECT_EQ(next.wait(), 0);
+  const std::set<std::string> after = generations();
+  for (const std::string& name : dead) EXPECT_FALSE(after.contains(name)) << name;
+  for (const std::string& name : living) EXPECT_TRUE(after.contains(name)) << name;
+}
+
+TEST_F(Live, OfTwoWhoOpenARankTheSecondToPublishIsRefused) {
+  int go[2];
+  int ready[2];
+  ASSERT_TRUE(::pipe(go) == 0 && ::pipe(ready) == 0);
+  Child late([&] {
+    weightcast_export* e = nullptr;
+    char byte = 0;
+    if (weightcast_open(folder_.c_str(), "engine", 0, 1, nullptr, &e) != 0) return 1;
+    if (::write(ready[1], "x", 1) != 1 || ::read(go[0], &byte, 1) != 1) return 2;
+    const int code = weightcast_publish(e);
+    return weightcast_close(e, 0) == 0 ? code : 3;
+  });
+  char byte = 0;
+  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  const Child first([&] {
+    publish(folder_, "engine");
+    ::pause();
+    return 0;
+  });
+  const Manifest found = manifest(Role::kEngine);
+  ASSERT_EQ(::write(go[1], "x", 1), 1);
+  EXPECT_EQ(late.wait(), WEIGHTCAST_REFUSED);
+  EXPECT_EQ(read_manifest(found.path).generation, found.generation);
+}
+
+/// Publishes where there is no room for the segment, gives up and looks whether anything is left.
+int publish_without_room(const std::string& folder) {
+  constexpr std::int64_t kBytes = std::int64_t{1} << 20;
+  weightcast_export* e = nullptr;
+  void* memory = nullptr;
+  int segment = 0;
+  const std::set<std::string> before = generations();
+  if (weightcast_open(folder.c_str(), "engine", 0, 1, nullptr, &e) != 0) return 1;
+  const int code = weightcast_add_segment(e, kBytes, &memory, &segment);
+  const std::string line = weightcast_last_error();
+  if (line.find("1048576 bytes in /dev/shm") == std::string::npos || line.find('\n') != std::string::npos)
+    return 2;
+  if (weightcast_close(e, 0) != 0) return 3;
+  for (const std::string& name : generations()) {
+    if (!before.contains(name)) return 4;
+  }
+  return std::filesystem::is_empty(folder) ? code : 5;
+}
+
+TEST_F(Live, AFullMemoryIsAnErrorThatLeavesNothing) {
+  // As large as a file may be: the system refuses to reserve more.
+  Child limited([&] {
+    constexpr rlimit kLimit{1 << 16, 1 << 16};
+    ::signal(SIGXFSZ, SIG_IGN);
+    return ::setrlimit(RLIMIT_FSIZE, &kLimit) == 0 ? publish_without_room(folder_) : 6;
+  });
+  EXPECT_EQ(limited.wait(), WEIGHTCAST_REFUSED);
+  // A /dev/shm of its own that is full; not everybody may mount one.
+  constexpr int kCannotMount = 77;
+  Child full([&] {
+    if (::unshare(CLONE_NEWNS) != 0 || ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
+        ::mount("tmpfs", "/dev/shm", "tmpfs", 0, "size=64k") != 0) {
+      return kCannotMount;
+    }
+    return publish_without_room(folder_);
+  });
+  const int code = full.wait();
+  EXPECT_TRUE(code == WEIGHTCAST_REFUSED || code == kCannotMount) << code;
+}
+
+/// Waits for a state that another process brings about; false when it does not come.
+bool comes(const std::function<bool()>& done) {
+  const auto give_up = std::chrono::steady_clock::now() + 10s;
+  while (!done() && std::chrono::steady_clock::now() < give_up) std::this_thread::sleep_for(1ms);
+  return done();
+}
+
+/// What ends a question before a rank of the engine has heard of it, and when that rank begins to wait.
+struct Ended {
+  const char* name;
+  bool asked;  ///< this rank, too
+  bool early;  ///< it waits already when the question ends
+  bool again;  ///< another question follows at once
+};
+
+class EndedQuestion : public Live, public ::testing::WithParamInterface<Ended> {};
+
+TEST_P(EndedQuestion, IsNotWaitedFor) {
+  const Ended& ended = GetParam();
+  int go[2];
+  ASSERT_EQ(::pipe(go), 0);
+  Child engine([&] {
+    weightcast_export* e = publish(folder_, "engine");
+    char byte = 0;
+    std::int64_t version = 0;
+    if (::read(go[0], &byte, 1) != 1) return 1;
+    // Without a look at the question's end it would come back with NO_ANSWER, after a test's time.
+    const int code = weightcast_pause_for(e, 3, 600, &version);
+    if (code != WEIGHTCAST_REFUSED) return code;
+    if (!ended.again) return 2;
+    if (!comes([&] { return weightcast_question(e) == 4; })) return 3;
+    return weightcast_pause_for(e, 4, 600, &version) == WEIGHTCAST_OK ? 4 : 5;
+  });
+  const Manifest found = manifest(Role::kEngine);
+  Exporter exporter(found);
+  ASSERT_TRUE(comes([&] { return exporter.take("rank 0"); }));
+  const auto let_it_wait = [&] { ASSERT_EQ(::write(go[1], "x", 1), 1); };
+  if (ended.early) {
+    let_it_wait();
+    std::this_thread::sleep_for(100ms);
+  }
+  if (ended.asked) {
+    ASSERT_TRUE(exporter.ask(WEIGHTCAST_SERVING, 3, 2));
+    ASSERT_TRUE(exporter.change(WEIGHTCAST_ASKED, WEIGHTCAST_SERVING));
+  }
+  if (!ended.again) exporter.give_back();
+  const bool asked_again = ended.again && exporter.ask(WEIGHTCAST_SERVING, 4, 2);
+  if (!ended.early) let_it_wait();
+  if (asked_again) {
+    ASSERT_EQ(after(exporter, WEIGHTCAST_ASKED), WEIGHTCAST_PAUSED);
+    ASSERT_TRUE(exporter.change(WEIGHTCAST_PAUSED, WEIGHTCAST_WRITING));
+    ASSERT_TRUE(exporter.change(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN));
+    ASSERT_TRUE(exporter.change(WEIGHTCAST_WRITTEN, WEIGHTCAST_COMMITTED));
+  }
+  EXPECT_EQ(engine.wait(), ended.again ? 4 : 2) << exporter.reason();
+}
+
+INSTANTIATE_TEST_SUITE_P(Of, EndedQuestion,
+                         ::testing::Values(Ended{"TakenBack", true, false, false},
+                                           Ended{"CalledOffWhileItWaits", false, true, false},
+                                           Ended{"NeverAsked", false, false, false},
+                                           Ended{"AskedAnew", false, false, true},
+                                           Ended{"AskedAnewWhileItWaits", false, true, true}),
+                         [](const auto& of) { return std::string(of.param.name); });
+
+TEST_F(Live, AnEngineThatWasInvalidStaysSoWhenNothingComes) {
+  int told[2];
+  ASSERT_EQ(::pipe(told), 0);
+  Child engine([&] {
+    weightcast_export* e = publish(folder_, "engine");
+    std::int64_t version = 0;
+    if (weightcast_pause(e, 20, &version) != WEIGHTCAST_IS_INVALID || ::write(told[1], "x", 1) != 1) return 1;
+    // Asked, it waits in vain; and nobody asks.
+    if (!comes([&] { return weightcast_question(e) == 4; })) return 2;
+    if (weightcast_pause(e, 0.05, &version) != WEIGHTCAST_IS_INVALID) return 3;
+    return weightcast_pause(e, 0.05, &version) == WEIGHTCAST_IS_INVALID ? 0 : 4;
+  });
+  Exporter exporter(manifest(Role::kEngine));
+  ASSERT_TRUE(comes([&] { return exporter.take("rank 0"); }));
+  ASSERT_TRUE(exporter.ask(WEIGHTCAST_SERVING, 3, 2));
+  ASSERT_EQ(after(exporter, WEIGHTCAST_ASKED), WEIGHTCAST_PAUSED);
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_PAUSED, WEIGHTCAST_WRITING));
+  ASSERT_TRUE(exporter.invalidate(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN_SOME, "a test"));
+  char byte = 0;
+  ASSERT_EQ(::read(told[0], &byte, 1), 1);
+  ASSERT_TRUE(exporter.ask(WEIGHTCAST_INVALID, 4, 2));
+  EXPECT_EQ(engine.wait(), 0);
+  EXPECT_EQ(exporter.state(), WEIGHTCAST_INVALID);
+}
+
+TEST_F(Live, AQuestionOfADeadJobStepIsTakenBackByTheNext) {
+  const Child engine([&] {
+    publish(folder_, "engine");
+    ::pause();
+    return 0;
+  });
+  const Manifest found = manifest(Role::kEngine);
+  Child job([&] {
+    Exporter exporter(found);
+    return exporter.take("rank 0") && exporter.ask(WEIGHTCAST_SERVING, 3, 2) ? 0 : 1;
+  });
+  ASSERT_EQ(job.wait(), 0);
+  Exporter exporter(found);
+  ASSERT_EQ(exporter.state(), WEIGHTCAST_ASKED);
+  EXPECT_TRUE(exporter.take("rank 0"));
+  EXPECT_EQ(exporter.state(), WEIGHTCAST_SERVING);
 }
 
 TEST_F(Live, ATrainersOfferIsReadOrWithdrawn) {
