@@ -4,12 +4,15 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <boost/program_options.hpp>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <exception>
 #include <string>
+#include <thread>
 
 #include "core/error.hpp"
 #include "engine/engine.hpp"
@@ -36,7 +39,7 @@ struct Options {
 };
 
 /// What rank 0 tells the others between two texts.
-enum class Order : std::int64_t { kGenerate, kPause, kStop };
+enum class Order : std::uint64_t { kGenerate, kWait, kPause, kStop };
 
 void serve(const Options& options, MpiGroup& group, MPI_Comm comm) {
   const ModelConfig config = parse_model_config(read_text(options.config));
@@ -48,27 +51,36 @@ void serve(const Options& options, MpiGroup& group, MPI_Comm comm) {
                           static_cast<int>(facts.replicas * facts.layout.tp_size)};
   Published published(exporter, read_checkpoint(path), facts.weight_version);
   std::int64_t version = facts.weight_version;
+  std::int64_t broken = 0;  // not 0: some rank's memory holds no version
   for (;;) {
-    std::int64_t wanted = 0;
-    auto order = static_cast<std::int64_t>(Order::kGenerate);
-    if (weightcast_wanted(published.handle(), &wanted) == 1) order = static_cast<std::int64_t>(Order::kPause);
-    if (stopped) order = static_cast<std::int64_t>(Order::kStop);
+    const std::uint64_t question = weightcast_question(published.handle());
+    std::array<std::uint64_t, 2> told{
+        static_cast<std::uint64_t>(broken != 0 ? Order::kWait : Order::kGenerate), question};
+    if (question != 0) told[0] = static_cast<std::uint64_t>(Order::kPause);
+    if (stopped) told[0] = static_cast<std::uint64_t>(Order::kStop);
     // The engine's own broadcast: all of its ranks stop at the same step.
-    WEIGHTCAST_MPI(MPI_Bcast(&order, 1, MPI_INT64_T, 0, comm));
-    if (order == static_cast<std::int64_t>(Order::kStop)) return;
-    if (order == static_cast<std::int64_t>(Order::kPause)) {
-      constexpr double kSeconds = 60;
-      const int code = weightcast_pause(published.handle(), kSeconds, &wanted);
+    WEIGHTCAST_MPI(MPI_Bcast(told.data(), static_cast<int>(told.size()), MPI_UINT64_T, 0, comm));
+    const auto order = static_cast<Order>(told[0]);
+    if (order == Order::kStop) return;
+    if (order == Order::kWait) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      continue;
+    }
+    if (order == Order::kPause) {
+      constexpr double kSeconds = 600;
+      std::int64_t brought = 0;
+      const int code = weightcast_pause_for(published.handle(), told[1], kSeconds, &brought);
       if (code == WEIGHTCAST_OK) {
         check(weightcast_resume(published.handle()));
-        version = wanted;
+        version = brought;
       }
       // One rank may have been told otherwise than another: none of them then has a version to serve.
       const bool usable = code == WEIGHTCAST_OK || code == WEIGHTCAST_REFUSED || code == WEIGHTCAST_NO_ANSWER;
-      std::int64_t broken = usable ? 0 : 1;
+      broken = usable ? 0 : 1;
       WEIGHTCAST_MPI(MPI_Allreduce(MPI_IN_PLACE, &broken, 1, MPI_INT64_T, MPI_MAX, comm));
       if (group.rank() == 0) {
-        fmt::print("paused {} {}\n", code, code == WEIGHTCAST_OK ? "" : weightcast_last_error());
+        fmt::print("paused {}, {}{}\n", code, broken != 0 ? "and it serves nothing: " : "",
+                   code == WEIGHTCAST_OK ? "" : weightcast_last_error());
         std::fflush(stdout);
       }
       // Without a version it waits for the next update.
