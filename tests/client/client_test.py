@@ -50,6 +50,11 @@ class Client(unittest.TestCase):
                 with export.pause(timeout=0.1):
                     self.fail("entered")
             self.assertLess(time.monotonic() - start, 5)
+            # What another rank has been asked is over when no job step is there.
+            with self.assertRaises(weightcast.Error) as over:
+                with export.pause(weightcast.Wanted(version=7, question=1), timeout=600):
+                    self.fail("entered")
+            self.assertEqual(over.exception.code, 74)
 
     def test_a_trainer_offers_and_an_engine_is_asked(self):
         with self.publish() as engine, self.publish("trainer") as trainer:

@@ -7,7 +7,7 @@ An engine:
         generate()
         wanted = broadcast(export.wanted() if rank == 0 else None)  # the engine's own broadcast
         if wanted is not None:
-            with export.pause() as update:  # enters when the new weights are in the memory of every rank
+            with export.pause(wanted) as update:  # enters when the new weights are in the memory of every rank
                 rebuild_derived(model)      # update.version
 
 A trainer:
@@ -22,11 +22,12 @@ Needs nothing but the client library, and torch only for modules and tensors tha
 
 import contextlib
 import dataclasses
+import typing
 
 from . import _library
 from ._library import Error, Invalid, NoAnswer
 
-__all__ = ["publish", "Export", "Update", "Memory", "Error", "Invalid", "NoAnswer"]
+__all__ = ["publish", "Export", "Wanted", "Update", "Memory", "Error", "Invalid", "NoAnswer"]
 
 _ALIGNMENT = 64
 
@@ -37,6 +38,13 @@ class Memory:
 
     dtype: str
     shape: tuple
+
+
+class Wanted(typing.NamedTuple):
+    """What a job step asks for: to write `version`. `question` is the same number on all ranks of the engine."""
+
+    version: int
+    question: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +77,9 @@ class Export:
         _library.call("weightcast_serve", self._handle, version)
 
     def wanted(self):
-        """The version that a job step asks to write, or None. Never waits."""
-        return _library.wanted(self._handle)
+        """What a job step asks to write, as Wanted, or None. Never waits."""
+        wanted = _library.wanted(self._handle)
+        return None if wanted is None else Wanted(*wanted)
 
     @contextlib.contextmanager
     def pause(self, wanted=None, timeout=600.0):
@@ -78,8 +87,9 @@ class Export:
         follows from the weights. Raises Invalid when the memory holds no version, Error or NoAnswer when it holds
         what it held before. Where the body raises, the engine is invalid until another update.
 
-        `wanted` is what wanted() said, for the reader; another version may have been asked for since."""
-        version = _library.pause(self._handle, timeout)
+        `wanted` is what wanted() said, on this rank of the engine or another: all of them come back alike when that
+        has been taken back. None waits for whatever is asked next."""
+        version = _library.pause(self._handle, 0 if wanted is None else wanted[1], timeout)
         try:
             yield Update(version, self._names)
         except BaseException as error:

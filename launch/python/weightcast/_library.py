@@ -54,7 +54,8 @@ _SIGNATURES = {
     "weightcast_close": [_POINTER, ctypes.c_double],
     "weightcast_serve": [_POINTER, ctypes.c_int64],
     "weightcast_wanted": [_POINTER, ctypes.POINTER(ctypes.c_int64)],
-    "weightcast_pause": [_POINTER, ctypes.c_double, ctypes.POINTER(ctypes.c_int64)],
+    "weightcast_question": [_POINTER],
+    "weightcast_pause_for": [_POINTER, ctypes.c_uint64, ctypes.c_double, ctypes.POINTER(ctypes.c_int64)],
     "weightcast_resume": [_POINTER],
     "weightcast_decline": [_POINTER, ctypes.c_char_p],
     "weightcast_invalidate": [_POINTER, ctypes.c_char_p],
@@ -64,6 +65,7 @@ _SIGNATURES = {
 for _name, _arguments in _SIGNATURES.items():
     getattr(_library, _name).argtypes = _arguments
 _library.weightcast_last_error.restype = ctypes.c_char_p
+_library.weightcast_question.restype = ctypes.c_uint64
 
 
 def check(code):
@@ -121,12 +123,13 @@ def wanted(handle):
     answer = _library.weightcast_wanted(handle, _version_at)
     if answer < 0:
         check(-answer)
-    return _version.value if answer == 1 else None
+    question = _library.weightcast_question(handle) if answer == 1 else 0
+    return (_version.value, question) if question != 0 else None
 
 
-def pause(handle, timeout):
+def pause(handle, question, timeout):
     version = ctypes.c_int64()
-    call("weightcast_pause", handle, float(timeout), ctypes.byref(version))
+    call("weightcast_pause_for", handle, question, float(timeout), ctypes.byref(version))
     return version.value
 
 
