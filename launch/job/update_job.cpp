@@ -174,7 +174,7 @@ UpdateRecord UpdateJob::update_unreported(const Update& update) {
   try {
     record.seconds = session_->update(source, update.version, update.verify, progress_);
   } catch (const AgreedFailure& failure) {
-    if (live_) live_->update().fail(failure.what());
+    if (live_) live_->update().fail(failure.what(), session_->has_written());
     throw;
   }
   if (live_) live_->update().commit(update.version);

@@ -40,7 +40,7 @@ LiveUpdate::LiveUpdate(Control& control, std::string directory, Exporter* traine
       patience_(patience) {}
 
 LiveUpdate::~LiveUpdate() {
-  fail("the job step has ended amid the update");
+  fail("the job step has ended amid the update", true);
 }
 
 template <typename Done>
@@ -130,7 +130,7 @@ std::int64_t LiveUpdate::begin(std::int64_t otherwise) {
     });
     return version;
   } catch (const AgreedFailure& failure) {
-    fail(failure.what());
+    fail(failure.what(), false);
     throw;
   }
 }
@@ -183,9 +183,7 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
                                 engine_->reason()));
     });
   } catch (const AgreedFailure& failure) {
-    // Nothing has been written, also where writing was about to begin.
-    if (asked_) engine_->change(WEIGHTCAST_WRITING, rest_);
-    fail(failure.what());
+    fail(failure.what(), false);
     throw;
   }
 }
@@ -242,7 +240,7 @@ void LiveUpdate::commit(std::int64_t version) {
       if (control_.rank() == 0 && !directory_.empty()) write_record(version);
     });
   } catch (const AgreedFailure& failure) {
-    fail(failure.what());
+    fail(failure.what(), true);
     throw;
   }
   control_.deadline.begin_phase("after the update to version", version,
@@ -262,13 +260,14 @@ void LiveUpdate::commit(std::int64_t version) {
   give_back();
 }
 
-void LiveUpdate::fail(const std::string& reason) noexcept {
+void LiveUpdate::fail(const std::string& reason, bool written) noexcept {
   // What this update has not done is not undone: another job's states are not touched.
   try {
     if (asked_) {
       if (!is_at_rest(engine_->state())) engine_->give_reason(reason);
       // Whatever the engine answers meanwhile: what was not written is as it was.
       if (!engine_->change(WEIGHTCAST_ASKED, rest_)) engine_->change(WEIGHTCAST_PAUSED, rest_);
+      if (!written) engine_->change(WEIGHTCAST_WRITING, rest_);
       engine_->invalidate(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN_SOME, reason);
       engine_->invalidate(WEIGHTCAST_WRITTEN, WEIGHTCAST_WRITTEN_ALL, reason);
     }

@@ -41,9 +41,10 @@ class LiveUpdate {
   /// Throws AgreedFailure. Collective.
   void commit(std::int64_t version);
 
-  /// The update has failed, for that reason: every exporter learns what is true now. Does nothing when there
-  /// is none under way. Does not communicate.
-  void fail(const std::string& reason) noexcept;
+  /// The update has failed, for that reason: every exporter learns what is true now. Where no engine's memory
+  /// has been `written`, all have what they had. Does nothing when there is no update under way. Does not
+  /// communicate.
+  void fail(const std::string& reason, bool written) noexcept;
 
  private:
   void take();

@@ -155,6 +155,7 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   std::int64_t bytes = 0;
   for (const Bucket& bucket : plan_.buckets) bytes += bucket.bytes;
   progress.begin(version, bytes);
+  has_written_ = false;
 
   // Every rank begins at the same moment, so that the figures mean the same.
   const auto prepare = [&] {
@@ -227,6 +228,7 @@ void Session::agree_on_scales(Source* source) {
     scales_ = scales_of_scopes(plan_, largest);
   }
   if (source != nullptr) source->use_scales(scales_);
+  has_written_ = true;
   // Parameters hold scales of scopes alone.
   if (plan_.scopes.empty()) return;
   control_.agreement.together([&] {

@@ -86,6 +86,10 @@ class Session {
   /// over MPI it ends the job, as a signal and the deadline do.
   UpdateSeconds update(Source* source, std::int64_t version, bool verify, Progress& progress);
 
+  /// Whether an update that has failed had come so far that parameters of some rank may have been written;
+  /// the same on every rank.
+  bool has_written() const { return has_written_; }
+
  private:
   void plan_together(const Topology& topology, const Limits& limits);
   void require_memory(std::int64_t source_bytes);
@@ -109,6 +113,7 @@ class Session {
   std::vector<std::uint64_t> expected_;  ///< digests of what was sent (Plan::digests)
   std::vector<std::uint64_t> written_;   ///< digest of every check, as found in parameter memory
   std::unique_ptr<Pipeline> pipeline_;
+  bool has_written_ = false;
 };
 
 }  // namespace weightcast

@@ -261,6 +261,7 @@ TEST_P(Failing, AnUpdateLeavesTheProcessesFitForTheNext) {
       if (!culprit || stage != Stage::kCommit) {
         EXPECT_EQ(memory->log, stage == Stage::kCommit ? "begin 5, commit 5" : "begin 5");
       }
+      EXPECT_EQ(session.has_written(), stage != Stage::kLargest && stage != Stage::kBegin);
       EXPECT_TRUE(memory->gaps_are_intact());
       // The next one, in the same processes.
       memory->fail_at(Stage::kNone);
