@@ -36,6 +36,7 @@ struct Options {
   std::string config;
   std::string reference;
   std::int64_t tokens = 16;
+  bool declines = false;
 };
 
 /// What rank 0 tells the others between two texts.
@@ -66,7 +67,12 @@ void serve(const Options& options, MpiGroup& group, MPI_Comm comm) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
       continue;
     }
-    if (order == Order::kPause) {
+    if (order == Order::kPause && options.declines) {
+      // This rank may be asked a moment later than rank 0.
+      for (int look = 0; look < 1000 && weightcast_question(published.handle()) != told[1]; ++look)
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      weightcast_decline(published.handle(), "a test wants it so");
+    } else if (order == Order::kPause) {
       constexpr double kSeconds = 600;
       std::int64_t brought = 0;
       const int code = weightcast_pause_for(published.handle(), told[1], kSeconds, &brought);
@@ -130,6 +136,7 @@ int main(int argc, char** argv) {
   add("config", po::value(&options.config)->required(), "config.json of the model");
   add("reference", po::value(&options.reference)->required(), "reference.safetensors with the prompt");
   add("tokens", po::value(&options.tokens), "of a text (default 16)");
+  add("declines", po::bool_switch(&options.declines), "declines every update");
   po::variables_map values;
   po::store(po::parse_command_line(argc, argv, description), values);
   po::notify(values);

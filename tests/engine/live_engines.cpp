@@ -181,12 +181,23 @@ std::unique_ptr<Watched> LiveEngines::published(Role role, int rank, const Watch
   return found;
 }
 
-void LiveEngines::start_engine(int replica) {
+void LiveEngines::start_engine(int replica, const Words& more) {
   auto& process = engines_.at(static_cast<std::size_t>(replica));
-  CommandLine command =
-      own_mpirun(kTp, {WEIGHTCAST_LIVE_ENGINE, "--folder", folder_, "--shards", dir_ / "shards0", "--replica",
-                       std::to_string(replica), "--config", step(0) + "/config.json", "--reference",
-                       step(0) + "/reference.safetensors", "--tokens", std::to_string(kTokens)});
+  Words words{WEIGHTCAST_LIVE_ENGINE,
+              "--folder",
+              folder_,
+              "--shards",
+              dir_ / "shards0",
+              "--replica",
+              std::to_string(replica),
+              "--config",
+              step(0) + "/config.json",
+              "--reference",
+              step(0) + "/reference.safetensors",
+              "--tokens",
+              std::to_string(kTokens)};
+  words.insert(words.end(), more.begin(), more.end());
+  CommandLine command = own_mpirun(kTp, words);
   command.timeout = 3600s;
   process = std::make_unique<Process>(command);
   for (int rank = kTp * replica; rank < kTp * (replica + 1); ++rank) {
@@ -196,10 +207,10 @@ void LiveEngines::start_engine(int replica) {
   if (!process->wait_for_output("version 0: ")) throw std::runtime_error(describe(process->wait()));
 }
 
-void LiveEngines::start_trainer(std::int64_t first, std::int64_t versions) {
+void LiveEngines::start_trainer(std::int64_t first, std::int64_t versions, const std::string& patience) {
   CommandLine command{
       {WEIGHTCAST_LIVE_TRAINER, "--folder", folder_, "--checkpoint", step(0), "--checkpoint", step(1),
-       "--first", std::to_string(first), "--versions", std::to_string(versions), "--patience", "600"},
+       "--first", std::to_string(first), "--versions", std::to_string(versions), "--patience", patience},
       {}};
   command.timeout = 3600s;
   trainer_ = std::make_unique<Process>(command);
@@ -256,6 +267,26 @@ void LiveEngines::expect_true_memory(int rank) {
   EXPECT_EQ(watched.difference_from(shards_.at(2 * rank + static_cast<int>(version % 2))), "")
       << "is not that of version " << version << '\n'
       << describe_all();
+}
+
+void LiveEngines::expect_all_serve(std::int64_t version) {
+  for (int rank = 0; rank < kEngineRanks; ++rank) {
+    ASSERT_TRUE(within(kPatience, [&] {
+      return engine(rank).state() == WEIGHTCAST_SERVING && engine(rank).block().version == version;
+    })) << describe_all();
+    expect_true_memory(rank);
+  }
+  ASSERT_TRUE(within(kPatience, [&] {
+    return trainer().state() == WEIGHTCAST_OFFERS && trainer().block().version > version;
+  })) << describe_all();
+}
+
+void LiveEngines::expect_a_good_update() {
+  ASSERT_TRUE(within(kPatience, [&] { return trainer().state() == WEIGHTCAST_OFFERS; })) << describe_all();
+  const std::int64_t version = trainer().block().version;
+  const Outcome outcome = run(sync_command());
+  ASSERT_EQ(outcome.exit_code, 0) << describe(outcome) << describe_all();
+  expect_all_serve(version);
 }
 
 std::string LiveEngines::describe_all() const {

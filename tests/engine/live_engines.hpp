@@ -77,9 +77,10 @@ class LiveEngines : public ::testing::Test {
   ~LiveEngines() override;
 
   /// Starts an engine, which serves version 0, and waits until both of its ranks have published.
-  void start_engine(int replica);
-  /// Starts the trainer, which offers version `first`, then the next as soon as one has been read.
-  void start_trainer(std::int64_t first, std::int64_t versions);
+  void start_engine(int replica, const Words& more = {});
+  /// Starts the trainer, which offers version `first`, then the next as soon as one has been read or has not
+  /// been for `patience` seconds.
+  void start_trainer(std::int64_t first, std::int64_t versions, const std::string& patience = "600");
   /// Kills what is left of an engine. Its texts are those of their versions up to then.
   void bury_engine(int replica);
 
@@ -97,6 +98,11 @@ class LiveEngines : public ::testing::Test {
   void expect_true_texts(const test_support::Outcome& outcome);
   /// That the memory of an engine's rank holds what its block says.
   void expect_true_memory(int rank);
+
+  /// That all engines come to serve that version, and have it, and that the trainer offers another.
+  void expect_all_serve(std::int64_t version);
+  /// That an update to what the trainer offers succeeds.
+  void expect_a_good_update();
 
   /// All that is known of every process, for whoever looks into a failure.
   std::string describe_all() const;

@@ -240,26 +240,6 @@ class LiveKills : public LiveEngines, public ::testing::WithParamInterface<Victi
     if (GetParam() == Victim::kTrainer) start_trainer(before.offered + 1, 1'000'000);
   }
 
-  void expect_all_serve(std::int64_t version) {
-    for (int rank = 0; rank < kEngineRanks; ++rank) {
-      ASSERT_TRUE(within(kPatience, [&] {
-        return engine(rank).state() == WEIGHTCAST_SERVING && engine(rank).block().version == version;
-      })) << describe_all();
-      expect_true_memory(rank);
-    }
-    ASSERT_TRUE(within(kPatience, [&] {
-      return trainer().state() == WEIGHTCAST_OFFERS && trainer().block().version > version;
-    })) << describe_all();
-  }
-
-  void expect_a_good_update() {
-    ASSERT_TRUE(within(kPatience, [&] { return trainer().state() == WEIGHTCAST_OFFERS; })) << describe_all();
-    const std::int64_t version = trainer().block().version;
-    const Outcome outcome = run(sync_command());
-    ASSERT_EQ(outcome.exit_code, 0) << describe(outcome) << describe_all();
-    expect_all_serve(version);
-  }
-
   /// What follows a kill.
   void see_it_through(std::unique_ptr<Process>& job, const Before& before, Left left) {
     ++kills_;
