@@ -70,6 +70,13 @@ Topology topology_of(const Options& options) {
         "follows from them; "
         "leave the option out");
   }
+  const bool as_options_say = find_moe_layout(options.moe_layout).name() == EngineLayout().moe_layout &&
+                              !topology.engine.quantizer && topology.engine.stage_layers.empty();
+  if (topology.engine.canonical && !as_options_say) {
+    throw UsageError(
+        topology.engine.option +
+        ": hf is the model as it is; leave --moe-layout, --quantize and --inference-stage-layers out");
+  }
   topology.trainer_layout = trainer_layout_of(options);
   topology.colocate = options.colocate;
   topology.trainers = topology.trainer_layout ? topology.trainer_layout->ranks()
@@ -106,8 +113,9 @@ std::string explain(const Topology& topology, std::int64_t layers) {
   } else {
     text += fmt::format("# trainers   {} ranks, each of which may send anything\n", topology.trainers);
   }
-  text += fmt::format("# inference  {} ranks: {} replicas × pp {} × tp {}, ep {}{}\n", engine.ranks(),
+  text += fmt::format("# inference  {} ranks: {} replicas × pp {} × tp {}, ep {}{}{}\n", engine.ranks(),
                       engine.replicas, engine.pp, engine.tp, engine.ep,
+                      engine.canonical ? "; tensors whole, by Hugging Face name" : "",
                       topology.colocate ? "; the same ranks as the trainers" : "");
   return text;
 }

@@ -144,7 +144,7 @@ void run_plan(const Options& options, OutputFile* json) {
       fmt::format("# plan    {} ranks, {} routes, {} buckets of at most {}, {} on the wire, hash {:016x}",
                   topology.ranks(), plan.routes(), plan.buckets.size(),
                   format_bytes(plan.limits.bucket_bytes), format_bytes(plan.wire_bytes()), plan.hash));
-  print_line(fmt::format("# experts {}{}", topology.engine.moe_layout, quantizer_text(plan)));
+  print_line(fmt::format("# experts {}{}", topology.engine.experts_text(), quantizer_text(plan)));
   for (const BoundCheckpoint& source : model.sources) {
     if (source.binding.cast_tensors > 0) print_line(fmt::format("# cast    {}", source.binding.note()));
   }

@@ -116,7 +116,8 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
                                      shard.integer(name)));
       }
     }
-    for (const char* name : {"quantizer", "activation_scales", "stage_layers", "expert_placement"}) {
+    for (const char* name :
+         {"parameters", "quantizer", "activation_scales", "stage_layers", "expert_placement"}) {
       if (shard.optional_text(name) != first.optional_text(name)) {
         throw InputError(fmt::format("{}: mixed shards: {} '{}' and '{}'", directory, name,
                                      first.optional_text(name), shard.optional_text(name)));
@@ -138,6 +139,7 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
   layout.tp = first.integer("tp_size");
   layout.ep = first.integer("ep_size");
   layout.moe_layout = first.text("moe_layout");
+  layout.canonical = first.optional_text("parameters") == "canonical";
   if (const std::string name = first.optional_text("quantizer"); !name.empty()) {
     try {
       layout.quantizer = parse_quantizer(name);

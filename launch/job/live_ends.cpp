@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "live/gpu_live.hpp"
 #include "live/live_weights.hpp"
 #include "live/manifest.hpp"
@@ -187,8 +188,15 @@ void LiveEnds::open() {
                   patience_of(options_));
 }
 
-std::shared_ptr<ParameterMemory> LiveEnds::parameters() const {
-  return engine_ ? live_parameter_memory(engine_) : nullptr;
+std::shared_ptr<ParameterMemory> LiveEnds::parameters(const Family& family,
+                                                      const EngineLayout& layout) const {
+  if (!engine_) return nullptr;
+  const Manifest& manifest = engine_->manifest();
+  if (!manifest.layout.empty() && (manifest.layout == "hf") != layout.canonical) {
+    throw UsageError(fmt::format("{}: was published with layout {}; give it with --inference-alloc",
+                                 manifest.path, excerpt(manifest.layout)));
+  }
+  return layout.canonical ? live_canonical_memory(engine_, family) : live_parameter_memory(engine_);
 }
 
 std::unique_ptr<Source> LiveEnds::source(const Plan& plan, const Catalog& catalog,

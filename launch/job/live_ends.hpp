@@ -45,8 +45,9 @@ class LiveEnds {
 
   // When it is open:
 
-  /// Where this rank's parameters are; null where no engine is live.
-  std::shared_ptr<ParameterMemory> parameters() const;
+  /// Where this rank's parameters are; null where no engine is live. Throws UsageError where the engine has
+  /// published another layout, InputError where it has not all parameters. Does not communicate.
+  std::shared_ptr<ParameterMemory> parameters(const Family& family, const EngineLayout& layout) const;
 
   /// The trainer's weights; null on a rank that is no trainer. `from` is what load_live_source() gave. Does
   /// not communicate.

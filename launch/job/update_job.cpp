@@ -57,7 +57,7 @@ void describe(const Options& options, const Model& model, const Plan& plan, cons
       "{} × {}",
       plan.topology.trainers,
       plan.topology.trainer_layout ? " (" + plan.topology.trainer_layout->to_string() + ")" : "",
-      engine.replicas, engine.pp, engine.tp, engine.ep, engine.moe_layout,
+      engine.replicas, engine.pp, engine.tp, engine.ep, engine.experts_text(),
       engine.quantizer ? fmt::format(", {} at the {}", quantizer_name(*engine.quantizer), options.quantize_at)
                        : "",
       options.fan_out, wire_name(placement.wire), format_bytes(plan.limits.bucket_bytes),
@@ -117,7 +117,8 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
   session.wire = placement_.wire;
   if (live_) {
     live_->open();
-    session.parameters = live_->parameters();
+    control_.agreement.together(
+        [&] { session.parameters = live_->parameters(*model_.family, topology_.engine); });
     if (live_directory(options_.sink)) {
       session.while_written = "the engines that were being written are invalid until the next update";
     }

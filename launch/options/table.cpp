@@ -39,7 +39,9 @@ constexpr std::array<OptionInfo, 48> kOptions{{
      "and "
      "--trainers (convert and verify take the trainers' side of it)",
      kTrainers},
-    {"inference-alloc", "ALLOC", "the inference side alone: sglang:d4p1t4 or vllm:d4p1t4; e cuts experts",
+    {"inference-alloc", "ALLOC",
+     "the inference side alone: sglang:d4p1t4 or vllm:d4p1t4 (e cuts experts), or hf: whole tensors as a "
+     "Hugging Face module has them, hf:d4 of four replicas",
      kJobs | kPlan},
     {"inference-stage-layers", "N,N,...", "layers of each of the engine's stages (default: all equal)",
      kJobs | kPlan},

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "source/binding.hpp"
 
 namespace weightcast {
 
@@ -179,10 +180,11 @@ HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpo
     const LiveEntry& entry = *entries.find(stored.name)->second;
     const Tensor& tensor = catalog[box.tensor];
     if (dtype_bytes(stored.dtype) != dtype_bytes(tensor.dtype)) {
-      throw InputError(fmt::format(
-          "{}: tensor {} is {}, but the model has {}; what is sent from a trainer's memory is not "
-          "converted: publish the copy that has the model's type",
-          manifest.path, stored.name, dtype_name(stored.dtype), dtype_name(tensor.dtype)));
+      throw InputError(
+          fmt::format("{}: tensor {} is {}, but the model has {}; live memory is not converted: publish the "
+                      "copy that has "
+                      "the model's type",
+                      manifest.path, stored.name, dtype_name(stored.dtype), dtype_name(tensor.dtype)));
     }
     if (!manifest.device().empty() && manifest.segments[entry.segment].kind == SegmentKind::kShared) {
       throw InputError(
@@ -213,6 +215,40 @@ void require_being_read(const Exporter& exporter) {
   if (exporter.state() == WEIGHTCAST_BEING_READ && exporter.lives()) return;
   throw IoError(fmt::format("{}: the {} has died or gone on while its weights were read",
                             exporter.manifest().path, role_name(exporter.manifest().role)));
+}
+
+std::shared_ptr<ParameterMemory> live_canonical_memory(const std::shared_ptr<Exporter>& exporter,
+                                                       const Family& family) {
+  const Manifest& manifest = exporter->manifest();
+  const Catalog& catalog = family.catalog();
+  const Checkpoint checkpoint = checkpoint_of(manifest);
+  const Binding binding = bind(family, checkpoint);
+  const HeldWeights held = held_in_segments(manifest, checkpoint, binding.held, catalog);
+  std::map<std::pair<std::uint32_t, std::int64_t>, std::uint32_t> tensors_at;
+  std::vector<GivenParameter> given;
+  for (const HeldBox& box : held.boxes()) {
+    const Tensor& tensor = catalog[box.tensor];
+    const auto [there, is_new] = tensors_at.emplace(std::pair(box.buffer, box.offset), box.tensor);
+    if (!is_new) {
+      throw InputError(fmt::format(
+          "{}: {} and {} are one memory, but the model has two tensors; is --model its config.json?",
+          manifest.path, catalog[there->second].name, tensor.name));
+    }
+    given.push_back({tensor.name, box.buffer, box.offset, tensor.bytes()});
+  }
+  for (const Copy& copy : binding.copies) {
+    const StoredTensor& stored = checkpoint.tensors.at(copy.stored);
+    const auto there = tensors_at.find({stored.file, stored.offset});
+    if (there != tensors_at.end() && there->second == copy.tensor) continue;
+    throw InputError(fmt::format(
+        "{}: tensor {} is tied to {}, but has memory of its own, which nothing would write; tie them before "
+        "they are published",
+        manifest.path, stored.name, catalog[copy.tensor].name));
+  }
+  std::vector<std::shared_ptr<Memory>> segments;
+  // The exporter stays for as long as one of them.
+  for (const auto& segment : exporter->segments()) segments.emplace_back(exporter, segment.get());
+  return given_parameter_memory(std::move(segments), std::move(given));
 }
 
 std::shared_ptr<ParameterMemory> live_parameter_memory(std::shared_ptr<Exporter> exporter) {

@@ -45,6 +45,13 @@ class LiveSource final : public HeldSource {
   const Exporter& exporter_;
 };
 
+/// The model's tensors in the memory of a running engine that has them whole, under Hugging Face's names,
+/// experts single or stacked. Throws InputError naming the first one that is missing, of another dtype or
+/// shape, not row by row, or in the memory of another; what is published beside them must be no weight of the
+/// model.
+std::shared_ptr<ParameterMemory> live_canonical_memory(const std::shared_ptr<Exporter>& exporter,
+                                                       const Family& family);
+
 /// Parameters in the memory of a running engine, on the host or on its GPU, found by their names. `exporter`
 /// is kept by the memory. `open` throws InputError naming the first parameter that the engine has not
 /// published, or has of another dtype or shape, or not row by row, or not in the kind of memory where its

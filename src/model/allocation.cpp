@@ -110,11 +110,15 @@ std::int64_t product(const Scanner& from, std::initializer_list<std::int64_t> si
   return result;
 }
 
-bool take_inference_name(Scanner& from) {
-  return from.take("sglang:") || from.take("vllm:");
+EngineLayout canonical_sizes(Scanner& from) {
+  EngineLayout layout;
+  layout.option = from.option();
+  layout.canonical = true;
+  if (from.take(":")) layout.replicas = from.sizes("d", "hf").d.value_or(1);
+  return layout;
 }
 
-EngineLayout inference_sizes(Scanner& from) {
+EngineLayout cut_sizes(Scanner& from) {
   const Sizes sizes = from.sizes("dpte", "the inference side");
   EngineLayout layout;
   layout.option = from.option();
@@ -130,6 +134,13 @@ EngineLayout inference_sizes(Scanner& from) {
                     layout.ep, layout.tp));
   }
   return layout;
+}
+
+/// Nothing where no inference side begins.
+std::optional<EngineLayout> take_inference(Scanner& from) {
+  if (from.take("sglang:") || from.take("vllm:")) return cut_sizes(from);
+  if (from.take("hf")) return canonical_sizes(from);
+  return std::nullopt;
 }
 
 /// The expert side: `world` ranks in `p` stages.
@@ -192,10 +203,10 @@ void require_end(const Scanner& from) {
 
 EngineLayout parse_inference_allocation(const std::string& option, std::string_view text) {
   Scanner from(option, text);
-  if (!take_inference_name(from)) from.fail("write for example sglang:d4p1t4 or vllm:d4p1t4");
-  EngineLayout layout = inference_sizes(from);
+  const std::optional<EngineLayout> layout = take_inference(from);
+  if (!layout) from.fail("write for example sglang:d4p1t4, vllm:d4p1t4 or hf:d4");
   require_end(from);
-  return layout;
+  return *layout;
 }
 
 TrainerLayout parse_trainer_allocation(const std::string& option, std::string_view text) {
@@ -211,13 +222,12 @@ Allocation parse_allocation(const std::string& option, std::string_view text) {
   std::optional<EngineLayout> inference;
   std::optional<TrainerLayout> trainers;
   do {
-    if (!inference && take_inference_name(from)) {
-      inference = inference_sizes(from);
-    } else if (!trainers && from.take("megatron:")) {
+    if (!inference && (inference = take_inference(from))) continue;
+    if (!trainers && from.take("megatron:")) {
       trainers = trainer_sizes(from);
     } else {
       from.fail(
-          "expected sglang:, vllm: or megatron:, each side once, without spaces or quotes, for example "
+          "expected sglang:, vllm:, hf or megatron:, each side once, without spaces or quotes, for example "
           "sglang:d4p1t4+megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)");
     }
   } while (from.take("+"));

@@ -13,7 +13,7 @@ namespace weightcast {
 // fit one another.
 
 /// `sglang:d4p1t4e2` or `vllm:…`: d replicas of p stages × t tensor-parallel ranks; e (an extension) cuts
-/// experts e ways inside t.
+/// experts e ways inside t. `hf` or `hf:d4`: d replicas of the whole model, as a Hugging Face module has it.
 EngineLayout parse_inference_allocation(const std::string& option, std::string_view text);
 
 /// `megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)`, parentheses optional, or flat `megatron:d2p1t4e2`, where expert

@@ -28,6 +28,9 @@ std::string to_string(const ActivationScales& scales);
 /// How the inference engine cuts a model, as `--inference tp=2,ep=2,pp=1,replicas=1` says it.
 /// `ep` divides `tp`: experts are cut `ep` ways, each expert's inner size `tp/ep` ways.
 struct EngineLayout {
+  /// Parameters are the catalog's tensors, whole and by their own names, as a Hugging Face module has them;
+  /// otherwise fused and cut as SGLang and vLLM do.
+  bool canonical = false;
   std::int64_t tp = 1;
   std::int64_t ep = 1;
   std::int64_t pp = 1;
@@ -43,6 +46,8 @@ struct EngineLayout {
   /// Ranks of one replica. A rank's coordinate in it is `pp rank × tp + tp rank`.
   std::int64_t replica_ranks() const { return pp * tp; }
   std::int64_t ranks() const { return replicas * replica_ranks(); }
+  /// How experts lie, for people.
+  const char* experts_text() const { return canonical ? "as in the model" : moe_layout.c_str(); }
 };
 
 /// Where a rank stands: its replica, its stage, and its places among the ranks of the stage that cut MLPs,

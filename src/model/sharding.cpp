@@ -125,4 +125,13 @@ Parameter TensorParallel::vocabulary(const std::string& name, const std::string&
   return stack(catalog_, name, {rows, shape.cols()}, {outer(index, start, count)});
 }
 
+std::vector<Parameter> canonical_parameters(const Catalog& catalog) {
+  const TensorParallel whole(catalog, 1, 0);
+  std::vector<Parameter> parameters;
+  parameters.reserve(catalog.size());
+  for (const Tensor& tensor : catalog.tensors())
+    parameters.push_back(whole.replicated(tensor.name, tensor.name));
+  return parameters;
+}
+
 }  // namespace weightcast

@@ -58,6 +58,9 @@ class TensorParallel {
   std::string size_name_;
 };
 
+/// Every tensor whole, under its own name.
+std::vector<Parameter> canonical_parameters(const Catalog& catalog);
+
 /// Throws UsageError naming `option` unless `parts` (of its value `what`) divides `total` (`of` says of
 /// what).
 void require_divides(const std::string& option, const std::string& what, std::int64_t parts,

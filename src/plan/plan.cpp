@@ -47,7 +47,8 @@ std::uint64_t hash_plan(const Plan& plan, const Catalog& catalog) {
     hasher.add(held.size());
     for (const Holding& holding : held) add(hasher.add(holding.tensor), holding.box);
   }
-  hasher.add(engine.tp)
+  hasher.add(engine.canonical)
+      .add(engine.tp)
       .add(engine.ep)
       .add(engine.pp)
       .add(engine.replicas)

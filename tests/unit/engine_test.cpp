@@ -80,6 +80,31 @@ TEST(EngineLayouts, RanksAreReplicaMajorThenStageThenTensorParallel) {
   }
 }
 
+TEST(EngineLayouts, CanonicalParametersAreTheTensors) {
+  for (const bool tied : {false, true}) {
+    naive::Model model;
+    model.moe = true;
+    model.tied = tied;
+    model.mlp_only_layers = {0};
+    model.bias = true;
+    const auto family = model.family();
+    EngineLayout layout;
+    layout.canonical = true;
+    const std::vector<Parameter> parameters = family->parameters(layout, {});
+    const auto& tensors = family->catalog().tensors();
+    ASSERT_EQ(parameters.size(), tensors.size());
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      EXPECT_EQ(parameters[i].name, tensors[i].name);
+      EXPECT_EQ(parameters[i].dtype, tensors[i].dtype);
+      EXPECT_EQ(parameters[i].shape, tensors[i].shape);
+      EXPECT_TRUE(parameters[i].padding.empty());
+      ASSERT_EQ(parameters[i].parts.size(), 1);
+      EXPECT_EQ(parameters[i].parts[0].tensor, i);
+      EXPECT_EQ(parameters[i].parts[0].box, Box::whole(tensors[i].shape));
+    }
+  }
+}
+
 TEST(EngineLayouts, ASizeThatDoesNotDivideIsNamed) {
   naive::Model model;
   model.moe = true;

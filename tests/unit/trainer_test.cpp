@@ -50,6 +50,17 @@ TEST(Allocations, WhatIsAbsentFollows) {
   EXPECT_EQ(parse_inference_allocation("--inference-alloc", "vllm:p2").ranks(), 2);
 }
 
+TEST(Allocations, TheModelAsItIs) {
+  const EngineLayout one = parse_inference_allocation("--inference-alloc", "hf");
+  EXPECT_TRUE(one.canonical);
+  EXPECT_EQ(one.ranks(), 1);
+  const Allocation both = parse_allocation("--alloc", "hf:d3+megatron:t2");
+  EXPECT_TRUE(both.inference.canonical);
+  EXPECT_EQ(both.inference.replicas, 3);
+  EXPECT_EQ(both.inference.ranks(), 3);
+  EXPECT_FALSE(parse_inference_allocation("--inference-alloc", "vllm:d3").canonical);
+}
+
 TEST(Allocations, ThePlaceThatIsWrongIsNamed) {
   struct Case {
     std::string text;
@@ -60,6 +71,8 @@ TEST(Allocations, ThePlaceThatIsWrongIsNamed) {
       {"sglang:d4c2+megatron:d1", {"'c2+", "unknown letter"}},
       {"sglang:d4+megatron:(attn:e2|ffn:e2)", {"'e2|", "attn takes d, p, t, c"}},
       {"sglang:d4+megatron:(attn:d2|ffn:c2)", {"'c2)'", "ffn takes d, p, t, e"}},
+      {"hf:t2+megatron:d1", {"'t2+megatron:d1' (character 4)", "unknown letter; hf takes d"}},
+      {"megatron:d1+hfx", {"'x'", "nothing more"}},
       {"sglang:d4d2+megatron:d1", {"'d2+", "second time"}},
       {"sglang:d0+megatron:d1", {"'d0+", "size"}},
       {"sglang:d+megatron:d1", {"'d+", "size"}},
