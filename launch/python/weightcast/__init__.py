@@ -7,7 +7,7 @@ An engine:
         generate()
         wanted = broadcast(export.wanted() if rank == 0 else None)  # the engine's own broadcast
         if wanted is not None:
-            with export.pause(wanted) as update:  # enters when the new weights are in the memory of every rank
+            with export.pause() as update:  # enters when the new weights are in the memory of every rank
                 rebuild_derived(model)      # update.version
 
 A trainer:
@@ -22,12 +22,11 @@ Needs nothing but the client library, and torch only for modules and tensors tha
 
 import contextlib
 import dataclasses
-import typing
 
 from . import _library
 from ._library import Error, Invalid, NoAnswer
 
-__all__ = ["publish", "Export", "Wanted", "Update", "Memory", "Error", "Invalid", "NoAnswer"]
+__all__ = ["publish", "Export", "Update", "Memory", "Error", "Invalid", "NoAnswer"]
 
 _ALIGNMENT = 64
 
@@ -40,13 +39,6 @@ class Memory:
     shape: tuple
 
 
-class Wanted(typing.NamedTuple):
-    """What a job step asks for: to write `version`. `question` is the same number on all ranks of the engine."""
-
-    version: int
-    question: int
-
-
 @dataclasses.dataclass(frozen=True)
 class Update:
     """What has been written: `version`, and the names of the tensors that may have changed."""
@@ -55,21 +47,15 @@ class Update:
     changed: tuple
 
 
-# Tensors on a GPU that a job step still has mapped: they are left to it.
-_left = []
-
-
 class Export:
     """What this process has published. One thread at a time; not for forked children."""
 
-    def __init__(self, handle, names, memory, kept):
+    def __init__(self, handle, memory):
         self._handle = handle
-        self._names = tuple(names)
         self._memory = memory
-        self._kept = kept  # tensors on a GPU, whose memory others have mapped
 
     def memory(self, name):
-        """The bytes of a tensor in the host's memory, as a writable view of what is published."""
+        """The bytes of a tensor, as a writable view of the published memory."""
         return self._memory[name]
 
     def serve(self, version):
@@ -77,9 +63,8 @@ class Export:
         _library.call("weightcast_serve", self._handle, version)
 
     def wanted(self):
-        """What a job step asks to write, as Wanted, or None. Never waits."""
-        wanted = _library.wanted(self._handle)
-        return None if wanted is None else Wanted(*wanted)
+        """The version that a job step asks to write, or None. Never waits."""
+        return _library.wanted(self._handle)
 
     @contextlib.contextmanager
     def pause(self, wanted=None, timeout=600.0):
@@ -87,11 +72,10 @@ class Export:
         follows from the weights. Raises Invalid when the memory holds no version, Error or NoAnswer when it holds
         what it held before. Where the body raises, the engine is invalid until another update.
 
-        `wanted` is what wanted() said, on this rank of the engine or another: all of them come back alike when that
-        has been taken back. None waits for whatever is asked next."""
-        version = _library.pause(self._handle, 0 if wanted is None else wanted[1], timeout)
+        `wanted` is what wanted() said, for the reader; another version may have been asked for since."""
+        version = _library.pause(self._handle, timeout)
         try:
-            yield Update(version, self._names)
+            yield Update(version, tuple(self._memory))
         except BaseException as error:
             _library.call("weightcast_invalidate", self._handle, f"the engine could not use version {version}: {error}".encode())
             raise
@@ -114,13 +98,7 @@ class Export:
         """Withdraws the publication. Tensors that lie in its memory must not be used afterwards."""
         handle, self._handle = self._handle, None
         self._memory = {}
-        try:
-            _library.call("weightcast_close", handle, float(timeout))
-        except NoAnswer:
-            _left.append(self._kept)
-            raise
-        finally:
-            self._kept = []
+        _library.call("weightcast_close", handle, float(timeout))
 
     def __enter__(self):
         return self
@@ -131,53 +109,46 @@ class Export:
 
 
 def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, version=None):
-    """Publishes tensors as rank `rank` of `ranks` exporters of that role ("trainer" or "engine").
+    """Publishes tensors in shared memory as rank `rank` of `ranks` exporters of that role ("trainer" or "engine").
 
-    `module`: all parameters and persistent buffers of a torch module, under all names that they have. What is on the CPU
-    moves into shared memory, what is on a GPU is published where it lies; all stay the same objects. `tensors`: by name
-    torch tensors, which are treated in the same way, or Memory. With both, `tensors` names what to publish of the module.
-    `layout` says how the parameters are cut ("hf", "sglang:t2e2"; None: as the job step's options say), `version` what an
-    engine's memory holds already.
+    `module`: all parameters and persistent buffers of a torch module on the CPU, under all names that they have; each
+    moves into shared memory and stays the same object. Buffers that are not persistent, such as rotary tables, are no
+    weights: they stay where they are. `tensors`: by name torch tensors, which move in the same way, or Memory. With
+    both, `tensors` gives the names, and all that `module` alone would publish must be among them. `layout` says how the
+    parameters are cut ("hf", "sglang:t2e2"; None: as the job step's options say), `version` what an engine's memory
+    holds already. Where it raises, every tensor is where it was.
     """
-    # What has no elements has no place on a GPU, and needs none.
-    wanted = {name: tensor for name, tensor in _tensors_of(module, tensors).items() if not _on_gpu(tensor) or tensor.numel() > 0}
+    wanted = _tensors_of(module, tensors)
+    forms = {name: _form_of(name, tensor) for name, tensor in wanted.items()}
     # Before anything moves: what is tied is one memory now.
     keys = {name: _identity(tensor) for name, tensor in wanted.items()}
     first_names = {}
     for name, key in keys.items():
         first_names.setdefault(key, name)
-    forms = {name: _form_of(wanted[name]) for name in first_names.values()}
-    if not forms:
-        raise Error(64, "there is nothing to publish")
     offsets = {}
     total = 0
-    for name in forms:
-        if not _on_gpu(wanted[name]):
-            offsets[name] = total
-            total += -(-max(_bytes_of(wanted[name]), 1) // _ALIGNMENT) * _ALIGNMENT
+    for name in first_names.values():
+        offsets[name] = total
+        total += -(-max(_bytes_of(wanted[name]), 1) // _ALIGNMENT) * _ALIGNMENT
+    if not offsets:
+        raise Error(64, "there is nothing to publish")
+    _require_apart({name: wanted[name] for name in offsets})
     handle = _library.open_export(folder, role, rank, ranks, layout)
     before = []  # tensors that have moved, and where they were
     try:
-        address, segment = _library.add_segment(handle, total) if total else (None, None)
+        address, segment = _library.add_segment(handle, total)
         memory = {}
-        kept = []
-        for name, (dtype, shape) in forms.items():
-            if name in offsets:
-                _library.add_entry(handle, name, dtype, shape, None, segment, offsets[name])
-                memory[name] = _library.view(address + offsets[name], _bytes_of(wanted[name]))
-            else:
-                tensor = wanted[name].detach()
-                kept.append(tensor)
-                _library.add_entry(handle, name, dtype, shape, tensor.stride(),
-                                   *_library.add_gpu_memory(handle, tensor.data_ptr(), _span_of(tensor)))  # fmt: skip
+        for name, offset in offsets.items():
+            dtype, shape = forms[name]
+            _library.add_entry(handle, name, dtype, shape, segment, offset)
+            memory[name] = _library.view(address + offset, _bytes_of(wanted[name]))
         moved = {}
         for name, tensor in wanted.items():
             first = first_names[keys[name]]
             if first != name:
                 _library.add_alias(handle, first, name)
-                if first in memory:
-                    memory[name] = memory[first]
-            if first not in offsets or isinstance(tensor, Memory):
+                memory[name] = memory[first]
+            if isinstance(tensor, Memory):
                 continue
             # What is tied may be several objects of one memory: each must lead to the new one.
             if first not in moved:
@@ -187,7 +158,7 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
         if version is not None:
             _library.call("weightcast_serve", handle, version)
         _library.call("weightcast_publish", handle)
-        return Export(handle, wanted, memory, kept)
+        return Export(handle, memory)
     except BaseException:
         for tensor, data in reversed(before):
             tensor.data = data
@@ -199,13 +170,16 @@ def _tensors_of(module, tensors):
     if module is None:
         return dict(tensors or {})
     # With all names of what is tied, and without buffers that no checkpoint would have.
-    own = module.state_dict(keep_vars=True)
+    persistent = module.state_dict().keys()
+    own = dict(module.named_parameters(remove_duplicate=False))
+    own.update((name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if name in persistent)
     if tensors is None:
-        return dict(own)
-    missing = [name for name in tensors if name not in own]
-    if missing:
-        raise Error(64, f"the module has no tensor {missing[0]}")
-    return {name: own[name] for name in tensors}
+        return own
+    objects = {id(tensor) for tensor in tensors.values()}
+    for name, tensor in own.items():
+        if id(tensor) not in objects:
+            raise Error(64, f"the module's {name} is not among the tensors; give all of them, or the module alone")
+    return dict(tensors)
 
 
 def _identity(tensor):
@@ -230,25 +204,30 @@ _TORCH_DTYPES = {
 }
 
 
-def _form_of(tensor):
+def _form_of(name, tensor):
     if isinstance(tensor, Memory):
         return tensor.dtype, tuple(tensor.shape)
-    if tensor.device.type not in ("cpu", "cuda"):
-        raise Error(64, f"a tensor on {tensor.device} cannot be published; only memory of the CPU and of CUDA's GPUs can")
+    if str(tensor.device) != "cpu":
+        raise Error(64, f"tensor {name} is on {tensor.device} and cannot be published; only what is in the CPU's memory can")
     dtype = _TORCH_DTYPES.get(str(tensor.dtype))
-    if dtype is None:
-        raise Error(64, f"tensors of {tensor.dtype} cannot be published")
+    kind = type(tensor.data).__name__
+    if dtype is None or kind != "Tensor" or str(tensor.layout) != "torch.strided":
+        raise Error(64, f"tensor {name} is a {kind} of {tensor.dtype}, {tensor.layout}, and cannot be published")
     return dtype, tuple(tensor.shape)
 
 
-def _on_gpu(tensor):
-    return not isinstance(tensor, Memory) and tensor.device.type == "cuda"
-
-
-def _span_of(tensor):
-    """Bytes from a tensor's first element up to behind its last."""
-    last = sum((extent - 1) * stride for extent, stride in zip(tensor.shape, tensor.stride()))
-    return (last + 1) * tensor.element_size()
+def _require_apart(tensors):
+    """Tensors that share a part of their memory would share nothing once each has moved."""
+    places = []
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Memory) or not tensor.numel():
+            continue
+        last = sum((extent - 1) * stride for extent, stride in zip(tensor.shape, tensor.stride()))
+        places.append((tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size(), name))
+    places.sort()
+    for (_, end, before), (start, _, name) in zip(places, places[1:]):
+        if start < end:
+            raise Error(64, f"tensors {before} and {name} share a part of their memory; give each its own")
 
 
 def _bytes_of(tensor):
