@@ -84,6 +84,7 @@ INSTANTIATE_TEST_SUITE_P(
         Layout{"Pp3Replicas", kMoe, 7, 6, {"--inference", "pp=3,replicas=2"}},
         Layout{"Colocated", kMoe, 4, 4, {"--inference", "tp=4,ep=4", "--colocate"}},
         Layout{"ColocatedReplicas", kMoe, 4, 4, {"--inference", "tp=2,ep=1,replicas=2", "--colocate"}},
+        Layout{"Whole", kMoe, 4, 2, {"--inference-alloc", "hf:d2", "--trainers", "2"}},
         Layout{"FanOutAll", kMoe, 5, 4, {"--inference", "tp=2,ep=2,replicas=2", "--fan-out", "all"}},
         Layout{"SmallBuckets",
                kMoe,
