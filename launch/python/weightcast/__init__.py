@@ -50,13 +50,20 @@ class Update:
 class Export:
     """What this process has published. One thread at a time; not for forked children."""
 
-    def __init__(self, handle, memory):
+    def __init__(self, handle, memory, moved=()):
         self._handle = handle
         self._memory = memory
+        self._moved = [(name, tensor, tensor.data_ptr()) for name, tensor in moved]
 
     def memory(self, name):
         """The bytes of a tensor, as a writable view of the published memory."""
         return self._memory[name]
+
+    def _require_in_place(self):
+        """Frameworks give a parameter other memory, too: for another dtype, or when they load or offload weights."""
+        for name, tensor, address in self._moved:
+            if tensor.data_ptr() != address:
+                raise Error(64, f"tensor {name} is not in the published memory any more; publish the module again")
 
     def serve(self, version):
         """Says that an engine's memory holds that version whole, and that it is used."""
@@ -73,6 +80,12 @@ class Export:
         what it held before. Where the body raises, the engine is invalid until another update.
 
         `wanted` is what wanted() said, for the reader; another version may have been asked for since."""
+        try:
+            self._require_in_place()
+        except Error as error:
+            if self.wanted() is not None:
+                self.decline(str(error))
+            raise
         version = _library.pause(self._handle, timeout)
         try:
             yield Update(version, tuple(self._memory))
@@ -88,6 +101,7 @@ class Export:
     def offer(self, version, timeout=600.0, wait=True):
         """Of a trainer: its parameters are that version. Waits until every rank has read them; with wait=False returns
         at once, and settle() says when they may change. Raises NoAnswer when nobody has read them in time."""
+        self._require_in_place()
         _library.call("weightcast_offer", self._handle, version, float(timeout) if wait else 0.0)
 
     def settle(self, timeout=600.0):
@@ -95,9 +109,14 @@ class Export:
         _library.call("weightcast_settle", self._handle, float(timeout))
 
     def close(self, timeout=60.0):
-        """Withdraws the publication. Tensors that lie in its memory must not be used afterwards."""
+        """Withdraws the publication. Tensors of torch that lie in its memory lose their elements; views of them, and those
+        of memory(), must not be used afterwards."""
         handle, self._handle = self._handle, None
         self._memory = {}
+        for _, tensor, address in self._moved:
+            if tensor.data_ptr() == address:
+                tensor.data = tensor.data.new_empty(0)
+        self._moved = []
         _library.call("weightcast_close", handle, float(timeout))
 
     def __enter__(self):
@@ -158,7 +177,7 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
         if version is not None:
             _library.call("weightcast_serve", handle, version)
         _library.call("weightcast_publish", handle)
-        return Export(handle, memory)
+        return Export(handle, memory, [(name, tensor) for name, tensor in wanted.items() if not isinstance(tensor, Memory)])
     except BaseException:
         for tensor, data in reversed(before):
             tensor.data = data
