@@ -1,0 +1,187 @@
+"""Modules of PyTorch in published memory, without a job step."""
+
+import json
+import pathlib
+import tempfile
+import unittest
+
+import torch
+import weightcast
+from torch import nn
+
+
+class Layer(nn.Module):
+    """A parameter, and buffers of all kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 6))
+        self.register_buffer("scale", torch.rand(4))
+        self.register_buffer("count", torch.tensor(3))
+        self.register_buffer("table", torch.rand(8), persistent=False)
+        self.register_buffer("nothing", None)
+
+    def forward(self, x):
+        return (x @ self.weight.T) * self.scale + self.count + self.table[:4]
+
+
+class Tied(nn.Module):
+    """One parameter under two names, and two parameters of one memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embedding.weight
+        self.first = nn.Parameter(torch.randn(3))
+        self.second = nn.Parameter(self.first.data)
+
+
+def tensors(module):
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def addresses(module):
+    return {name: t.data_ptr() for name, t in tensors(module).items() if t.layout == torch.strided}
+
+
+def values(module):
+    return {name: tensor.clone() for name, tensor in tensors(module).items()}
+
+
+class PublishedModules(unittest.TestCase):
+    def setUp(self):
+        torch.manual_seed(1)
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.folder = directory.name + "/weights"
+
+    def publish(self, **what):
+        export = weightcast.publish(self.folder, "engine", 0, 1, version=1, **what)
+        self.addCleanup(export.close)
+        return export
+
+    def entries(self):
+        manifest = json.loads(pathlib.Path(self.folder, "engine-0.json").read_text())
+        return {entry["name"]: entry for entry in manifest["entries"]}
+
+    def expect_refused_and_left(self, says, module, tensors=None):
+        before = addresses(module)
+        with self.assertRaisesRegex(weightcast.Error, says) as refused:
+            weightcast.publish(self.folder, "engine", 0, 1, module=module, tensors=tensors)
+        self.assertEqual(addresses(module), before)
+        self.assertFalse(pathlib.Path(self.folder, "engine-0.json").exists())
+        return refused.exception
+
+    def test_a_module_computes_as_before(self):
+        layer = Layer()
+        x = torch.randn(2, 6)
+        expected = layer(x)
+        parameter = layer.weight
+        table = layer.table.data_ptr()
+        export = self.publish(module=layer)
+        self.assertEqual(set(self.entries()), {"weight", "scale", "count"})
+        self.assertIs(layer.weight, parameter)
+        self.assertTrue(torch.equal(layer(x), expected))
+        # What is written there is what the module reads; its table is its own.
+        export.memory("scale")[:] = torch.full((4,), 2.0).numpy().tobytes()
+        self.assertTrue(torch.equal(layer.scale, torch.full((4,), 2.0)))
+        self.assertEqual(layer.table.data_ptr(), table)
+
+    def test_an_optimizer_goes_on_with_the_same_parameters(self):
+        layer = Layer()
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+        export = self.publish(module=layer)
+        before = bytes(export.memory("weight"))
+        layer(torch.randn(2, 6)).sum().backward()
+        optimizer.step()
+        self.assertNotEqual(bytes(export.memory("weight")), before)
+        self.assertEqual(bytes(export.memory("weight")), layer.weight.detach().numpy().tobytes())
+
+    def test_what_is_tied_stays_tied(self):
+        tied = Tied()
+        export = self.publish(module=tied)
+        entries = self.entries()
+        self.assertEqual(set(entries), {"embedding.weight", "first"})
+        self.assertEqual(entries["embedding.weight"]["aliases"], ["head.weight"])
+        self.assertEqual(entries["first"]["aliases"], ["second"])
+        self.assertIs(tied.head.weight, tied.embedding.weight)
+        export.memory("second")[:] = torch.ones(3).numpy().tobytes()
+        for parameter in (tied.first, tied.second):
+            self.assertTrue(torch.equal(parameter, torch.ones(3)))
+
+    def test_columns_of_a_matrix_and_tensors_without_elements(self):
+        module = nn.Module()
+        module.transposed = nn.Parameter(torch.arange(12.0).reshape(3, 4).T)
+        module.empty = nn.Parameter(torch.empty(0, 5))
+        self.publish(module=module)
+        self.assertEqual(self.entries()["transposed"]["strides"], [3, 1])
+        self.assertEqual(self.entries()["empty"]["shape"], [0, 5])
+        self.assertTrue(torch.equal(module.transposed, torch.arange(12.0).reshape(3, 4).T))
+        self.assertEqual(tuple(module.empty.shape), (0, 5))
+
+    def test_a_parameter_that_gets_other_memory_is_noticed(self):
+        layer = Layer()
+        trainer = weightcast.publish(self.folder, "trainer", 0, 1, module=layer)
+        self.addCleanup(trainer.close)
+        trainer.offer(1, wait=False)
+        layer.scale.data = layer.scale.data.clone()
+        with self.assertRaisesRegex(weightcast.Error, "scale is not in the published memory"):
+            trainer.offer(2, wait=False)
+        other = Layer()
+        engine = self.publish(module=other)
+        other.half()
+        with self.assertRaisesRegex(weightcast.Error, "weight is not in the published memory"):
+            with engine.pause():
+                self.fail("entered")
+
+    def test_afterwards_nothing_reads_what_is_gone(self):
+        tied = Tied()
+        with weightcast.publish(self.folder, "engine", 0, 1, module=tied):
+            tied.second.data = torch.ones(3)
+        with self.assertRaises(RuntimeError):
+            tied.embedding(torch.tensor([1]))
+        self.assertTrue(torch.equal(tied.second, torch.ones(3)))
+
+    def test_names_of_the_callers_choice(self):
+        layer = Layer()
+        own = {"w": layer.weight, "s": layer.scale, "c": layer.count}
+        self.publish(module=layer, tensors=own)
+        self.assertEqual(set(self.entries()), {"w", "s", "c"})
+
+    def test_nothing_that_a_module_reads_is_forgotten(self):
+        layer = Layer()
+        refused = self.expect_refused_and_left("scale", layer, {"weight": layer.weight, "count": layer.count})
+        self.assertEqual(refused.code, 64)
+        # Of another object of the same memory the module would see nothing.
+        self.expect_refused_and_left("weight", layer, {**values(layer), "weight": layer.weight.detach()})
+
+    def test_what_cannot_be_published_is_named(self):
+        layer = Layer()
+        layer.extra = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+        self.expect_refused_and_left("extra is a Tensor of torch.complex64", layer)
+        layer.extra = nn.Parameter(torch.zeros(2, device="meta"))
+        self.expect_refused_and_left("extra is on meta", layer)
+        layer.extra = nn.Parameter(torch.eye(2).to_sparse())
+        self.expect_refused_and_left("extra .*sparse", layer)
+        layer.extra = nn.Parameter(layer.weight.data[1:3])
+        self.expect_refused_and_left("weight and extra share", layer)
+
+    def test_a_publication_that_fails_late_moves_nothing(self):
+        layer = Layer()
+        before = values(layer)
+        # Where the manifest belongs nothing can be renamed to.
+        pathlib.Path(self.folder, "engine-0.json", "x").mkdir(parents=True)
+        shared = set(pathlib.Path("/dev/shm").glob("weightcast-*"))
+        places = addresses(layer)
+        with self.assertRaises(weightcast.Error) as refused:
+            weightcast.publish(self.folder, "engine", 0, 1, module=layer)
+        self.assertEqual(refused.exception.code, 74)
+        self.assertEqual(addresses(layer), places)
+        for name, value in values(layer).items():
+            self.assertTrue(torch.equal(value, before[name]), name)
+        self.assertLessEqual(set(pathlib.Path("/dev/shm").glob("weightcast-*")), shared)
+
+
+if __name__ == "__main__":
+    unittest.main()
