@@ -130,10 +130,18 @@ class PublishedModules(unittest.TestCase):
             trainer.offer(2, wait=False)
         other = Layer()
         engine = self.publish(module=other)
+
+        def expect_noticed(name):
+            with self.assertRaisesRegex(weightcast.Error, f"{name} is not in the published memory"):
+                with engine.pause():
+                    self.fail("entered")
+
+        buffer = other.count
+        other.count = buffer + 1
+        expect_noticed("count")
+        other.count = buffer
         other.half()
-        with self.assertRaisesRegex(weightcast.Error, "weight is not in the published memory"):
-            with engine.pause():
-                self.fail("entered")
+        expect_noticed("weight")
 
     def test_afterwards_nothing_reads_what_is_gone(self):
         tied = Tied()

@@ -50,9 +50,10 @@ class Update:
 class Export:
     """What this process has published. One thread at a time; not for forked children."""
 
-    def __init__(self, handle, memory, moved=()):
+    def __init__(self, handle, memory, module=None, moved=()):
         self._handle = handle
         self._memory = memory
+        self._module = module
         self._moved = [(name, tensor, tensor.data_ptr()) for name, tensor in moved]
 
     def memory(self, name):
@@ -60,10 +61,14 @@ class Export:
         return self._memory[name]
 
     def _require_in_place(self):
-        """Frameworks give a parameter other memory, too: for another dtype, or when they load or offload weights."""
-        for name, tensor, address in self._moved:
-            if tensor.data_ptr() != address:
-                raise Error(64, f"tensor {name} is not in the published memory any more; publish the module again")
+        """Frameworks give a parameter other memory, too, or put another one in its place: for another dtype, or when they
+        load or offload weights."""
+        gone = [name for name, tensor, address in self._moved if tensor.data_ptr() != address]
+        if self._module is not None:
+            objects = {id(tensor) for _, tensor, _ in self._moved}
+            gone += [name for name, tensor in _state_of(self._module).items() if id(tensor) not in objects]
+        if gone:
+            raise Error(64, f"tensor {gone[0]} is not in the published memory any more; publish the module again")
 
     def serve(self, version):
         """Says that an engine's memory holds that version whole, and that it is used."""
@@ -177,7 +182,7 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
         if version is not None:
             _library.call("weightcast_serve", handle, version)
         _library.call("weightcast_publish", handle)
-        return Export(handle, memory, [(name, tensor) for name, tensor in wanted.items() if not isinstance(tensor, Memory)])
+        return Export(handle, memory, module, [(name, tensor) for name, tensor in wanted.items() if not isinstance(tensor, Memory)])
     except BaseException:
         for tensor, data in reversed(before):
             tensor.data = data
@@ -188,10 +193,7 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
 def _tensors_of(module, tensors):
     if module is None:
         return dict(tensors or {})
-    # With all names of what is tied, and without buffers that no checkpoint would have.
-    persistent = module.state_dict().keys()
-    own = dict(module.named_parameters(remove_duplicate=False))
-    own.update((name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if name in persistent)
+    own = _state_of(module)
     if tensors is None:
         return own
     objects = {id(tensor) for tensor in tensors.values()}
@@ -199,6 +201,14 @@ def _tensors_of(module, tensors):
         if id(tensor) not in objects:
             raise Error(64, f"the module's {name} is not among the tensors; give all of them, or the module alone")
     return dict(tensors)
+
+
+def _state_of(module):
+    """By all names that they have, its parameters and the buffers that a checkpoint would have."""
+    own = dict(module.named_parameters(remove_duplicate=False))
+    persistent = module.state_dict().keys()
+    own.update((name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if name in persistent)
+    return own
 
 
 def _identity(tensor):
