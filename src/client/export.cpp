@@ -81,6 +81,19 @@ void* make_memory(const char* name, std::int64_t bytes) {
   return memory;
 }
 
+/// Makes a folder, and those above it that are not there.
+int make_folder(const char* folder) {
+  char path[sizeof weightcast_export::folder];
+  std::snprintf(path, sizeof path, "%s", folder);
+  for (char* at = std::strchr(path, '/'); at != nullptr; at = std::strchr(at + 1, '/')) {
+    if (at == path) continue;
+    *at = '\0';
+    static_cast<void>(::mkdir(path, 0700));  // where that fails, the folder in it cannot be made
+    *at = '/';
+  }
+  return ::mkdir(path, 0700) == 0 || errno == EEXIST ? WEIGHTCAST_OK : fail_with_errno("%s", folder);
+}
+
 /// Makes the control block. It is given its name last, when it is locked: nobody may take it for a dead
 /// exporter's.
 int make_block(weightcast_export& e) {
@@ -320,8 +333,7 @@ extern "C" int weightcast_open(const char* folder, const char* role, int rank, i
   int code = WEIGHTCAST_OK;
   if (static_cast<std::size_t>(length) >= sizeof e->folder)
     code = fail(WEIGHTCAST_BAD_ARGUMENT, "the folder's name is too long");
-  if (code == WEIGHTCAST_OK && ::mkdir(folder, 0700) != 0 && errno != EEXIST)
-    code = fail_with_errno("%s", folder);
+  if (code == WEIGHTCAST_OK) code = make_folder(folder);
   // Whole, because the process may change its working folder.
   char* whole = code == WEIGHTCAST_OK ? ::realpath(folder, nullptr) : nullptr;
   if (code == WEIGHTCAST_OK && whole == nullptr) code = fail_with_errno("%s", folder);

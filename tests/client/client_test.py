@@ -16,7 +16,7 @@ from weightcast import Memory
 class Client(unittest.TestCase):
     def setUp(self):
         self._folder = tempfile.TemporaryDirectory()
-        self.folder = self._folder.name + "/weights"
+        self.folder = self._folder.name + "/run/weights"
 
     def tearDown(self):
         self._folder.cleanup()
