@@ -7,8 +7,8 @@ An engine:
         generate()
         wanted = broadcast(export.wanted() if rank == 0 else None)  # the engine's own broadcast
         if wanted is not None:
-            with export.pause() as update:  # enters when the new weights are in the memory of every rank
-                rebuild_derived(model)      # update.version
+            with export.pause(wanted) as update:  # enters when the new weights are in the memory of every rank
+                rebuild_derived(model)            # update.version
 
 A trainer:
 
@@ -22,21 +22,22 @@ Needs nothing but the client library, and torch only for modules and tensors tha
 
 import contextlib
 import dataclasses
+import typing
 
-from . import _library
+from . import _library, _tensors
 from ._library import Error, Invalid, NoAnswer
+from ._tensors import Memory
 
-__all__ = ["publish", "Export", "Update", "Memory", "Error", "Invalid", "NoAnswer"]
+__all__ = ["publish", "Export", "Wanted", "Update", "Memory", "Error", "Invalid", "NoAnswer"]
 
 _ALIGNMENT = 64
 
 
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """A tensor that the client makes: `dtype` as safetensors names it (``BF16``), `shape` its extents."""
+class Wanted(typing.NamedTuple):
+    """What a job step asks for: to write `version`. `question` is the same number on all ranks of the engine."""
 
-    dtype: str
-    shape: tuple
+    version: int
+    question: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,26 +48,36 @@ class Update:
     changed: tuple
 
 
+# Tensors on a GPU that a job step still has mapped: they are left to it.
+_left = []
+
+
 class Export:
     """What this process has published. One thread at a time; not for forked children."""
 
-    def __init__(self, handle, memory, module=None, moved=()):
+    def __init__(self, handle, tensors, memory, module):
         self._handle = handle
+        self._names = tuple(tensors)
         self._memory = memory
         self._module = module
-        self._moved = [(name, tensor, tensor.data_ptr()) for name, tensor in moved]
+        # Torch's tensors, with where they are: those on a GPU stay for as long as others may have them mapped.
+        self._places = [
+            (name, tensor, _tensors.local(tensor), _tensors.local(tensor).data_ptr())
+            for name, tensor in tensors.items()
+            if not isinstance(tensor, Memory)
+        ]
 
     def memory(self, name):
-        """The bytes of a tensor, as a writable view of the published memory."""
+        """The bytes of a tensor in the host's memory, as a writable view of what is published."""
         return self._memory[name]
 
     def _require_in_place(self):
         """Frameworks give a parameter other memory, too, or put another one in its place: for another dtype, or when they
         load or offload weights."""
-        gone = [name for name, tensor, address in self._moved if tensor.data_ptr() != address]
+        gone = [name for name, tensor, _, address in self._places if _tensors.local(tensor).data_ptr() != address]
         if self._module is not None:
-            objects = {id(tensor) for _, tensor, _ in self._moved}
-            gone += [name for name, tensor in _state_of(self._module).items() if id(tensor) not in objects]
+            objects = {id(tensor) for _, tensor, _, _ in self._places}
+            gone += [name for name, tensor in _tensors.state_of(self._module).items() if id(tensor) not in objects]
         if gone:
             raise Error(64, f"tensor {gone[0]} is not in the published memory any more; publish the module again")
 
@@ -75,8 +86,9 @@ class Export:
         _library.call("weightcast_serve", self._handle, version)
 
     def wanted(self):
-        """The version that a job step asks to write, or None. Never waits."""
-        return _library.wanted(self._handle)
+        """What a job step asks to write, as Wanted, or None. Never waits."""
+        wanted = _library.wanted(self._handle)
+        return None if wanted is None else Wanted(*wanted)
 
     @contextlib.contextmanager
     def pause(self, wanted=None, timeout=600.0):
@@ -84,16 +96,17 @@ class Export:
         follows from the weights. Raises Invalid when the memory holds no version, Error or NoAnswer when it holds
         what it held before. Where the body raises, the engine is invalid until another update.
 
-        `wanted` is what wanted() said, for the reader; another version may have been asked for since."""
+        `wanted` is what wanted() said, on this rank of the engine or another: all of them come back alike when that
+        has been taken back. None waits for whatever is asked next."""
         try:
             self._require_in_place()
         except Error as error:
             if self.wanted() is not None:
                 self.decline(str(error))
             raise
-        version = _library.pause(self._handle, timeout)
+        version = _library.pause(self._handle, 0 if wanted is None else wanted[1], timeout)
         try:
-            yield Update(version, tuple(self._memory))
+            yield Update(version, self._names)
         except BaseException as error:
             _library.call("weightcast_invalidate", self._handle, f"the engine could not use version {version}: {error}".encode())
             raise
@@ -115,14 +128,18 @@ class Export:
 
     def close(self, timeout=60.0):
         """Withdraws the publication. Tensors of torch that lie in its memory lose their elements; views of them, and those
-        of memory(), must not be used afterwards."""
+        of memory(), must not be used afterwards. What is on a GPU stays as it is."""
         handle, self._handle = self._handle, None
         self._memory = {}
-        for _, tensor, address in self._moved:
-            if tensor.data_ptr() == address:
-                tensor.data = tensor.data.new_empty(0)
-        self._moved = []
-        _library.call("weightcast_close", handle, float(timeout))
+        places, self._places = self._places, []
+        for _, _, own, address in places:
+            if own.device.type == "cpu" and own.data_ptr() == address:
+                own.data = own.data.new_empty(0)
+        try:
+            _library.call("weightcast_close", handle, float(timeout))
+        except NoAnswer:
+            _left.append(places)
+            raise
 
     def __enter__(self):
         return self
@@ -133,56 +150,51 @@ class Export:
 
 
 def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, version=None):
-    """Publishes tensors in shared memory as rank `rank` of `ranks` exporters of that role ("trainer" or "engine").
+    """Publishes tensors as rank `rank` of `ranks` exporters of that role ("trainer" or "engine").
 
-    `module`: all parameters and persistent buffers of a torch module on the CPU, under all names that they have; each
-    moves into shared memory and stays the same object. Buffers that are not persistent, such as rotary tables, are no
-    weights: they stay where they are. `tensors`: by name torch tensors, which move in the same way, or Memory. With
-    both, `tensors` gives the names, and all that `module` alone would publish must be among them. `layout` says how the
-    parameters are cut ("hf", "sglang:t2e2"; None: as the job step's options say), `version` what an engine's memory
-    holds already. Where it raises, every tensor is where it was.
+    `module`: all parameters and persistent buffers of a torch module, under all names that they have. What is in the
+    CPU's memory moves into shared memory, what is on a GPU is published where it lies; all stay the same objects. Of a
+    DTensor a trainer publishes its own part, as the box of the whole that it is. Buffers that are not persistent, such
+    as rotary tables, are no weights: they stay where they are. `tensors`: by name torch tensors, which are treated in
+    the same way, or Memory. With both, `tensors` gives the names, and all that `module` alone would publish must be
+    among them. `layout` says how the parameters are cut ("hf", "sglang:t2e2"; None: as the job step's options say),
+    `version` what an engine's memory holds already. Where it raises, every tensor is where it was.
     """
-    wanted = _tensors_of(module, tensors)
-    forms = {name: _form_of(name, tensor) for name, tensor in wanted.items()}
+    wanted = _tensors.tensors_of(module, tensors)
+    forms = {name: _tensors.form_of(name, tensor) for name, tensor in wanted.items()}
     # Before anything moves: what is tied is one memory now.
-    keys = {name: _identity(tensor) for name, tensor in wanted.items()}
+    keys = {name: _tensors.identity(tensor) for name, tensor in wanted.items()}
     first_names = {}
     for name, key in keys.items():
         first_names.setdefault(key, name)
-    offsets = {}
-    total = 0
-    for name in first_names.values():
-        offsets[name] = total
-        total += -(-max(_bytes_of(wanted[name]), 1) // _ALIGNMENT) * _ALIGNMENT
-    if not offsets:
+    if not first_names:
         raise Error(64, "there is nothing to publish")
-    _require_apart({name: wanted[name] for name in offsets})
+    firsts = {name: wanted[name] for name in first_names.values()}
+    _tensors.require_apart(firsts)
     handle = _library.open_export(folder, role, rank, ranks, layout)
     before = []  # tensors that have moved, and where they were
     try:
-        address, segment = _library.add_segment(handle, total)
-        memory = {}
-        for name, offset in offsets.items():
-            dtype, shape = forms[name]
-            _library.add_entry(handle, name, dtype, shape, segment, offset)
-            memory[name] = _library.view(address + offset, _bytes_of(wanted[name]))
-        moved = {}
+        memory = _add_entries(handle, firsts, forms)
+        new = {}
         for name, tensor in wanted.items():
             first = first_names[keys[name]]
             if first != name:
                 _library.add_alias(handle, first, name)
-                memory[name] = memory[first]
+            if first not in memory:
+                continue
+            memory[name] = memory[first]
             if isinstance(tensor, Memory):
                 continue
             # What is tied may be several objects of one memory: each must lead to the new one.
-            if first not in moved:
-                moved[first] = _moved(tensor, memory[first])
-            before.append((tensor, tensor.data))
-            tensor.data = moved[first]
+            own = _tensors.local(tensor)
+            if first not in new:
+                new[first] = _tensors.moved(own, memory[first])
+            before.append((own, own.data))
+            own.data = new[first]
         if version is not None:
             _library.call("weightcast_serve", handle, version)
         _library.call("weightcast_publish", handle)
-        return Export(handle, memory, module, [(name, tensor) for name, tensor in wanted.items() if not isinstance(tensor, Memory)])
+        return Export(handle, wanted, memory, module)
     except BaseException:
         for tensor, data in reversed(before):
             tensor.data = data
@@ -190,90 +202,34 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
         raise
 
 
-def _tensors_of(module, tensors):
-    if module is None:
-        return dict(tensors or {})
-    own = _state_of(module)
-    if tensors is None:
-        return own
-    objects = {id(tensor) for tensor in tensors.values()}
-    for name, tensor in own.items():
-        if id(tensor) not in objects:
-            raise Error(64, f"the module's {name} is not among the tensors; give all of them, or the module alone")
-    return dict(tensors)
-
-
-def _state_of(module):
-    """By all names that they have, its parameters and the buffers that a checkpoint would have."""
-    own = dict(module.named_parameters(remove_duplicate=False))
-    persistent = module.state_dict().keys()
-    own.update((name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if name in persistent)
-    return own
-
-
-def _identity(tensor):
-    if isinstance(tensor, Memory):
-        return id(tensor)
-    return (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype) if tensor.numel() else id(tensor)
-
-
-_TORCH_DTYPES = {
-    "torch.bfloat16": "BF16",
-    "torch.float16": "F16",
-    "torch.float32": "F32",
-    "torch.float64": "F64",
-    "torch.int8": "I8",
-    "torch.uint8": "U8",
-    "torch.int16": "I16",
-    "torch.int32": "I32",
-    "torch.int64": "I64",
-    "torch.bool": "BOOL",
-    "torch.float8_e4m3fn": "F8_E4M3",
-    "torch.float8_e5m2": "F8_E5M2",
-}
-
-
-def _form_of(name, tensor):
-    if isinstance(tensor, Memory):
-        return tensor.dtype, tuple(tensor.shape)
-    if str(tensor.device) != "cpu":
-        raise Error(64, f"tensor {name} is on {tensor.device} and cannot be published; only what is in the CPU's memory can")
-    dtype = _TORCH_DTYPES.get(str(tensor.dtype))
-    kind = type(tensor.data).__name__
-    if dtype is None or kind != "Tensor" or str(tensor.layout) != "torch.strided":
-        raise Error(64, f"tensor {name} is a {kind} of {tensor.dtype}, {tensor.layout}, and cannot be published")
-    return dtype, tuple(tensor.shape)
-
-
-def _require_apart(tensors):
-    """Tensors that share a part of their memory would share nothing once each has moved."""
-    places = []
+def _add_entries(handle, tensors, forms):
+    """Gives every tensor an entry: one in the CPU's memory a place in a new segment, one on a GPU the place where it is.
+    Returns the memory of the former by name."""
+    offsets = {}
+    total = 0
     for name, tensor in tensors.items():
-        if isinstance(tensor, Memory) or not tensor.numel():
-            continue
-        last = sum((extent - 1) * stride for extent, stride in zip(tensor.shape, tensor.stride()))
-        places.append((tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size(), name))
-    places.sort()
-    for (_, end, before), (start, _, name) in zip(places, places[1:]):
-        if start < end:
-            raise Error(64, f"tensors {before} and {name} share a part of their memory; give each its own")
+        if not _tensors.on_gpu(tensor):
+            offsets[name] = total
+            total += -(-max(_tensors.bytes_of(tensor), 1) // _ALIGNMENT) * _ALIGNMENT
+    address, segment = _library.add_segment(handle, total) if total else (None, None)
+    memory = {}
+    empty = []  # on a GPU: without elements they have no place
+    for name, tensor in tensors.items():
+        if name in offsets:
+            _add_entry(handle, name, forms[name], None, segment, offsets[name])
+            memory[name] = _library.view(address + offsets[name], _tensors.bytes_of(tensor))
+        elif _tensors.bytes_of(tensor) == 0:
+            empty.append(name)
+        else:
+            own = _tensors.local(tensor)
+            place = _library.add_gpu_memory(handle, own.data_ptr(), _tensors.span_of(own))
+            _add_entry(handle, name, forms[name], own.stride(), *place)
+    for name in empty:
+        _add_entry(handle, name, forms[name], None, 0, 0)
+    return memory
 
 
-def _bytes_of(tensor):
-    if isinstance(tensor, Memory):
-        count = _library.DTYPE_BYTES.get(tensor.dtype, 0)
-        for extent in tensor.shape:
-            count *= extent
-        return count
-    return tensor.numel() * tensor.element_size()
-
-
-def _moved(tensor, memory):
-    """A torch tensor of the same values in that memory."""
-    import torch
-
-    if tensor.numel() == 0:
-        return tensor.data
-    new = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel()).view(tensor.shape)
-    new.copy_(tensor.data)
-    return new
+def _add_entry(handle, name, form, strides, segment, offset):
+    _library.add_entry(handle, name, form.dtype, form.shape, strides, segment, offset)
+    if form.whole is not None:
+        _library.set_box(handle, name, form.whole, form.start)

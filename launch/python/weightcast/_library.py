@@ -49,6 +49,7 @@ _SIGNATURES = {
     "weightcast_add_gpu_memory": [_POINTER, _POINTER, ctypes.c_int64, ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_int64)],
     "weightcast_add_entry": [_POINTER, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64),
                              ctypes.POINTER(ctypes.c_int64), ctypes.c_int, ctypes.c_int64],
+    "weightcast_set_box": [_POINTER, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_int64)],
     "weightcast_add_alias": [_POINTER, ctypes.c_char_p, ctypes.c_char_p],
     "weightcast_publish": [_POINTER],
     "weightcast_close": [_POINTER, ctypes.c_double],
@@ -104,6 +105,11 @@ def add_entry(handle, name, dtype, shape, strides, segment, offset):
     numbers = ctypes.c_int64 * max(len(shape), 1)
     steps = None if strides is None else numbers(*strides)
     call("weightcast_add_entry", handle, name.encode(), dtype.encode(), len(shape), numbers(*shape), steps, segment, offset)
+
+
+def set_box(handle, name, whole, start):
+    numbers = ctypes.c_int64 * max(len(whole), 1)
+    call("weightcast_set_box", handle, name.encode(), numbers(*whole), numbers(*start))
 
 
 def add_alias(handle, name, alias):

@@ -1,0 +1,166 @@
+"""What can be published of a module's tensors, and where they lie. Torch is needed only for what is torch's."""
+
+import dataclasses
+
+from . import _library
+from ._library import Error
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """A tensor that the client makes: `dtype` as safetensors names it (``BF16``), `shape` its extents."""
+
+    dtype: str
+    shape: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A tensor as this process has it. Where it is a box of a whole one, `whole` is that one's shape and `start` the
+    box's first element in it; else both are None."""
+
+    dtype: str
+    shape: tuple
+    whole: tuple | None = None
+    start: tuple | None = None
+
+
+def tensors_of(module, tensors):
+    """What publish() is to publish, by name."""
+    if module is None:
+        wanted = dict(tensors or {})
+    else:
+        wanted = state_of(module)
+        if tensors is not None:
+            objects = {id(tensor) for tensor in tensors.values()}
+            for name, tensor in wanted.items():
+                if id(tensor) not in objects:
+                    raise Error(64, f"the module's {name} is not among the tensors; give all of them, or the module alone")
+            wanted = dict(tensors)
+    _require_own_memory(module, wanted)
+    return wanted
+
+
+def state_of(module):
+    """By all names that they have, its parameters and the buffers that a checkpoint would have."""
+    own = dict(module.named_parameters(remove_duplicate=False))
+    persistent = module.state_dict().keys()
+    own.update((name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if name in persistent)
+    return own
+
+
+def _require_own_memory(module, tensors):
+    """FSDP gathers from a second view of its parameters, which would stay where it is when those move."""
+    if module is None or not any(type(part).__name__.startswith("FSDP") for part in module.modules()):
+        return
+    for name, tensor in tensors.items():
+        if not on_gpu(tensor):
+            raise Error(64, f"tensor {name} is FSDP's and in the CPU's memory; only on a GPU can FSDP's be published")
+
+
+def local(tensor):
+    """The tensor whose memory this process has: of a DTensor its own part."""
+    if type(getattr(tensor, "data", None)).__name__ != "DTensor":
+        return tensor
+    import torch
+
+    with torch.no_grad():
+        return tensor.to_local()
+
+
+def identity(tensor):
+    """Equal for what is one memory: tied weights, for example."""
+    own = local(tensor)
+    if isinstance(own, Memory) or not own.numel():
+        return id(tensor)
+    return (own.data_ptr(), tuple(own.shape), tuple(own.stride()), own.dtype)
+
+
+_TORCH_DTYPES = {
+    "torch.bfloat16": "BF16",
+    "torch.float16": "F16",
+    "torch.float32": "F32",
+    "torch.float64": "F64",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.int16": "I16",
+    "torch.int32": "I32",
+    "torch.int64": "I64",
+    "torch.bool": "BOOL",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
+}
+
+
+def form_of(name, tensor):
+    """Raises Error naming the tensor when it cannot be published."""
+    if isinstance(tensor, Memory):
+        return Form(tensor.dtype, tuple(tensor.shape))
+    own = local(tensor)
+    if own.device.type not in ("cpu", "cuda"):
+        raise Error(64, f"tensor {name} is on {own.device} and cannot be published; only memory of the CPU and of CUDA's GPUs can")
+    dtype = _TORCH_DTYPES.get(str(own.dtype))
+    kind = type(own.data).__name__
+    if dtype is None or kind != "Tensor" or str(own.layout) != "torch.strided":
+        raise Error(64, f"tensor {name} is a {kind} of {own.dtype}, {own.layout}, and cannot be published")
+    return Form(dtype, tuple(own.shape), *_box_of(name, tensor, own))
+
+
+def _box_of(name, tensor, own):
+    if own is tensor:
+        return None, None
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    for placement in tensor.placements:
+        # Not one that is derived from them: such a part is no box.
+        if type(placement) not in (Replicate, Shard):
+            raise Error(64, f"tensor {name} is placed as {placement}, of which a process has no box; publish it before it is cut so")
+    shape, start = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    if tuple(shape) != tuple(own.shape):
+        raise Error(64, f"tensor {name} has {tuple(own.shape)} here, but its placement says {tuple(shape)}; publish it as it is placed")
+    return tuple(tensor.shape), tuple(start)
+
+
+def on_gpu(tensor):
+    return not isinstance(tensor, Memory) and local(tensor).device.type == "cuda"
+
+
+def bytes_of(tensor):
+    if isinstance(tensor, Memory):
+        count = _library.DTYPE_BYTES.get(tensor.dtype, 0)
+        for extent in tensor.shape:
+            count *= extent
+        return count
+    own = local(tensor)
+    return own.numel() * own.element_size()
+
+
+def span_of(tensor):
+    """Bytes from a tensor's first element up to behind its last; it has elements."""
+    last = sum((extent - 1) * stride for extent, stride in zip(tensor.shape, tensor.stride()))
+    return (last + 1) * tensor.element_size()
+
+
+def require_apart(tensors):
+    """Raises Error for tensors that share a part of their memory: they would share nothing once each has moved."""
+    places = []
+    for name, tensor in tensors.items():
+        own = local(tensor)
+        if not isinstance(own, Memory) and own.numel():
+            places.append((own.data_ptr(), own.data_ptr() + span_of(own), name))
+    places.sort()
+    for (_, end, before), (start, _, name) in zip(places, places[1:]):
+        if start < end:
+            raise Error(64, f"tensors {before} and {name} share a part of their memory; give each its own")
+
+
+def moved(tensor, memory):
+    """A torch tensor of the same values in that memory."""
+    import torch
+
+    if tensor.numel() == 0:
+        return tensor.data
+    new = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel()).view(tensor.shape)
+    new.copy_(tensor.data)
+    return new
