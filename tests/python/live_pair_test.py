@@ -158,7 +158,7 @@ class KilledJobSteps(LivePair):
         generator = random.Random(5)
         served = 0
         version = 1  # that the trainer offers
-        for kill in range(10):
+        for kill in range(6):
             with self.subTest(kill=kill):
                 job = self.job("--bucket-size", "64KiB", "--buffers", "1")
                 while "asked" not in self.running_engines[0].line():

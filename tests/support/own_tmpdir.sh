@@ -5,6 +5,8 @@
 #   own_tmpdir.sh COMMAND [ARGUMENT…]
 TMPDIR=$(mktemp -d /tmp/weightcast-XXXXXX) || exit 1
 export TMPDIR
+# So that what killed ranks share goes with it, too.
+export OMPI_MCA_btl_vader_backing_directory="$TMPDIR"
 trap 'rm -rf "$TMPDIR"' EXIT
 trap 'exit 143' HUP INT TERM
 "$@"
