@@ -7,10 +7,15 @@ namespace weightcast {
 
 namespace {
 
-constexpr std::array<Command, 7> kCommands{{
+constexpr std::array<Command, 9> kCommands{{
     {"sync",
      "mpirun -n N weightcast sync --source PATH … --inference LAYOUT | --alloc ALLOC [--sink hdf5:DIR]",
      "send weights from checkpoints to inference ranks, one update a source", &run_sync, nullptr},
+    {"serve",
+     "mpirun -n N weightcast serve --source live:DIR --sink live:DIR --model CONFIG_JSON --inference LAYOUT",
+     "stay open for updates between running processes", &run_serve, nullptr},
+    {"trigger", "weightcast trigger DIR [--weight-version N]", "ask a server for an update, and wait for it",
+     nullptr, &run_trigger},
     {"plan", "weightcast plan --model CONFIG_JSON --inference LAYOUT | --alloc ALLOC",
      "print what an update would do: routes, buckets, bytes, memory", nullptr, &run_plan},
     {"bench", "mpirun -n N weightcast bench --model CONFIG_JSON --inference LAYOUT",

@@ -13,7 +13,9 @@ namespace weightcast {
 // `json` is the file of `--json`, or null.
 
 void run_sync(Control& control, const Options& options);
+void run_serve(Control& control, const Options& options);
 void run_bench(Control& control, const Options& options);
+void run_trigger(const Options& options, OutputFile* json);
 void run_plan(const Options& options, OutputFile* json);
 void run_inspect(const Options& options, OutputFile* json);
 void run_verify(const Options& options, OutputFile* json);

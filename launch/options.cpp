@@ -132,6 +132,8 @@ void take(const Values& values, std::size_t sources, UpdateOptions& options) {
       values.integer("weight-version", 0, 0, std::numeric_limits<std::int64_t>::max() - more_sources);
   options.no_verify = values.flag("no-verify");
   options.allow_older = values.flag("allow-older");
+  options.on_offer = values.flag("on-offer");
+  options.no_queue = values.flag("no-queue");
   options.timeout = values.integer("timeout", 1800, 1, 100'000'000);
 }
 
@@ -165,7 +167,8 @@ Options take_all(const Values& values, std::string command) {
   Options options;
   options.command = std::move(command);
   options.arguments = values.texts("argument");
-  const bool takes_argument = options.command == "inspect" || options.command == "verify";
+  const bool takes_argument =
+      options.command == "inspect" || options.command == "verify" || options.command == "trigger";
   if (options.arguments.size() > (takes_argument ? 1 : 0)) {
     throw UsageError(fmt::format("'{}' is not expected; weightcast {} --help says what is",
                                  options.arguments.back(), options.command));

@@ -56,6 +56,8 @@ struct UpdateOptions {
   bool has_weight_version = false;
   bool no_verify = false;
   bool allow_older = false;
+  bool on_offer = false;
+  bool no_queue = false;
   std::int64_t timeout = 0;
 };
 

@@ -36,13 +36,6 @@ Manifest manifest_of(const std::string& directory, Role role, std::int64_t rank,
   return manifest;
 }
 
-/// How long an answer may take: so much shorter than a phase, in which there are several, that an update that
-/// gets none ends in good order.
-std::chrono::seconds patience_of(const Options& options) {
-  constexpr std::int64_t kAnswersOfAPhase = 4;
-  return std::chrono::seconds(std::max<std::int64_t>(1, options.timeout / kAnswersOfAPhase));
-}
-
 /// What each trainer holds, on every rank; the first ranks are the trainers. Collective.
 std::vector<std::vector<Holding>> share_holdings(Control& control, const std::vector<Holding>& own,
                                                  std::int64_t trainers) {
@@ -69,6 +62,11 @@ std::vector<std::vector<Holding>> share_holdings(Control& control, const std::ve
 }
 
 }  // namespace
+
+std::chrono::seconds patience_of(const Options& options) {
+  constexpr std::int64_t kAnswersOfAPhase = 4;
+  return std::chrono::seconds(std::max<std::int64_t>(1, options.timeout / kAnswersOfAPhase));
+}
 
 std::optional<std::string> live_directory(const std::string& place) {
   constexpr std::string_view kLive = "live:";

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -20,6 +21,10 @@ namespace weightcast {
 
 /// The folder of `live:DIR`, or nothing for another source or sink.
 std::optional<std::string> live_directory(const std::string& place);
+
+/// How long an exporter's answer may take: so much shorter than a phase, in which there are several, that an
+/// update that gets none ends in good order.
+std::chrono::seconds patience_of(const Options& options);
 
 /// Throws UsageError for options that a live source or sink does not go with.
 void require_live_options(const Options& options);
@@ -54,6 +59,9 @@ class LiveEnds {
   std::unique_ptr<Source> source(const Plan& plan, const Catalog& catalog, const BoundCheckpoint& from) const;
 
   bool has_trainers() const { return has_trainers_; }
+  /// This rank's exporters, null where it has none.
+  const Exporter* trainer() const { return trainer_.get(); }
+  const Exporter* engine() const { return engine_.get(); }
   LiveUpdate& update() { return *update_; }
 
  private:

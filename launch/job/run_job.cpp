@@ -24,10 +24,14 @@ void require_other_file(const std::string& json, const std::string& trace) {
 }  // namespace
 
 void run_job(Control& control, const Options& options, const std::function<void(OutputFile* trace)>& body,
-             const EndReport& report) {
+             const EndReport& report,
+             const std::function<void(ExitCode code, const std::string& line)>& on_failure) {
   std::optional<OutputFile> json;
   std::optional<OutputFile> trace;
-  const auto fail = [&](ExitCode code, const std::string& line) { write_failure(json, report, code, line); };
+  const auto fail = [&](ExitCode code, const std::string& line) {
+    if (on_failure) on_failure(code, line);
+    write_failure(json, report, code, line);
+  };
   control.last_words.on_abort(fail);
   try {
     // The first agreement is the one in which a rank with a wrong command line takes part. That rank's error

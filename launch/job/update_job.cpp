@@ -165,14 +165,14 @@ void UpdateJob::update(const Update& update) {
 
 UpdateRecord UpdateJob::update_unreported(const Update& update) {
   control_.deadline.begin_phase("update to version", update.version);
-  if (sink_) sink_->begin(update.version, options_.command);
-  Source* const source = update.source();
-  if (live_) live_->update().pause(update.version, options_.allow_older);
   UpdateRecord record;
   record.weight_version = update.version;
   record.source = update.label;
   record.verified = update.verify;
   try {
+    if (sink_) sink_->begin(update.version, options_.command);
+    Source* const source = update.source();
+    if (live_) live_->update().pause(update.version, options_.allow_older);
     record.seconds = session_->update(source, update.version, update.verify, progress_);
   } catch (const AgreedFailure& failure) {
     if (live_) live_->update().fail(failure.what(), session_->has_written());
@@ -189,11 +189,20 @@ UpdateRecord UpdateJob::update_unreported(const Update& update) {
   return record;
 }
 
-std::int64_t UpdateJob::begin_live(std::int64_t otherwise, bool& there) {
+std::int64_t UpdateJob::begin_live(std::int64_t otherwise, bool& there, std::optional<std::int64_t> wanted) {
   there = false;
   if (!live_) return otherwise;
   control_.deadline.begin_phase("waiting for trainers and engines");
   const std::int64_t version = live_->update().begin(otherwise);
+  try {
+    control_.agreement.together([&] {
+      if (!wanted || version == *wanted) return;
+      throw UsageError(fmt::format("--weight-version {}: the trainers offer version {}", *wanted, version));
+    });
+  } catch (const AgreedFailure& failure) {
+    live_->update().fail(failure.what());
+    throw;
+  }
   there = live_->update().is_there(version);
   if (there) live_->update().leave();
   return version;

@@ -54,8 +54,10 @@ class UpdateJob {
 
   /// Where trainers or engines are running processes: waits until the trainers offer a version, and gives it;
   /// `otherwise` where none is live. True in `there`: every engine has it already, and nothing is to be done.
-  /// Throws (by agreement) as LiveUpdate::begin. Collective.
-  std::int64_t begin_live(std::int64_t otherwise, bool& there);
+  /// Throws (by agreement) as LiveUpdate::begin, UsageError when it is another version than `wanted`.
+  /// Collective.
+  std::int64_t begin_live(std::int64_t otherwise, bool& there,
+                          std::optional<std::int64_t> wanted = std::nullopt);
 
   /// One update into parameter memory and the sink, its row in the report and on stdout. Throws AgreedFailure
   /// when it failed on all ranks alike: there is no row of it then, and the next update may follow.
@@ -78,6 +80,8 @@ class UpdateJob {
   /// The folder of `--sink`, as in sink_folder(), if there is one.
   const std::optional<std::string>& sink_directory() const { return sink_directory_; }
   const Placement& placement() const { return placement_; }
+  /// The running processes at the job's ends; null where there are none.
+  LiveEnds* live() { return live_ ? &*live_ : nullptr; }
   Model& model() { return model_; }
   Session& session() { return *session_; }
   const Session& session() const { return *session_; }

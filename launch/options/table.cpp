@@ -13,14 +13,15 @@ namespace {
 
 namespace po = boost::program_options;
 
-constexpr std::array<OptionInfo, 48> kOptions{{
+constexpr std::array<OptionInfo, 50> kOptions{{
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors "
      "or .h5 (sync: may repeat), or live:DIR: trainers that have published their memory there",
      kJobs | kVerify | kConvert | kPlan},
     {"model", "CONFIG_JSON",
-     "the model's config.json, or its folder (default: beside the source, if there is one)", kAll},
+     "the model's config.json, or its folder (default: beside the source, if there is one)",
+     kAll & ~kTrigger},
     {"external-data", nullptr,
      "HDF5 sources may have data in other files (external storage, links, virtual datasets) below their "
      "folder",
@@ -89,21 +90,26 @@ constexpr std::array<OptionInfo, 48> kOptions{{
     {"sink", "WHERE",
      "none; hdf5:DIR with one file a rank, {version} in DIR becomes the version; or live:DIR: the memory of "
      "engines that have published it there",
-     kSync | kBench},
+     kUpdates | kBench},
     {"allow-older", nullptr, "engines of live:DIR may be given an older version than they serve",
-     kSync | kBench},
+     kUpdates | kBench},
+    {"on-offer", nullptr,
+     "update whenever all trainers of live:DIR offer one version, also without a trigger", kServe},
+    {"no-queue", nullptr, "do not wait for the end of another update: 74 instead", kTrigger},
     {"weight-version", "N",
      "weight version, in sync of the first source (default: the checkpoint's own, else 0); in verify the one "
      "that "
-     "the shards must have (default: any)",
-     kJobs | kVerify | kSynth | kConvert},
+     "the shards must have, in trigger the one that engines are to have afterwards (default: any)",
+     kSync | kBench | kTrigger | kVerify | kSynth | kConvert},
     {"no-verify", nullptr, "do not compare digests after an update", kJobs},
-    {"timeout", "SECONDS", "longest start and longest update (default 1800)", kJobs},
+    {"timeout", "SECONDS", "longest start and longest update, in trigger the longest wait (default 1800)",
+     kJobs | kTrigger},
     {"progress", "WHEN", "auto, always or never", kJobs, Ranks::kEachItsOwn},
     {"quiet,q", nullptr, "no notes and no progress on stderr; the report and errors stay", kAll,
      Ranks::kEachItsOwn},
     {"json", "FILE", "also write the report as JSON", kJobs | kPlan | kInspect | kVerify, Ranks::kEachItsOwn},
-    {"trace", "FILE", "write a Chrome/Perfetto trace: a lane a rank and stage, a slice a bucket", kJobs},
+    {"trace", "FILE", "write a Chrome/Perfetto trace: a lane a rank and stage, a slice a bucket",
+     kSync | kBench},
     {"rank", "R", "show the share of one world rank alone", kPlan},
     {"segments", nullptr, "list every segment in the JSON", kPlan},
     {"layouts", nullptr,

@@ -11,14 +11,17 @@ namespace weightcast {
 /// Which commands take an option: bits, in the order of commands().
 enum CommandBit : unsigned {
   kSync = 1,
-  kPlan = 2,
-  kBench = 4,
-  kInspect = 8,
-  kVerify = 16,
-  kSynth = 32,
-  kConvert = 64,
-  kAll = 127,
-  kJobs = kSync | kBench,
+  kServe = 2,
+  kTrigger = 4,
+  kPlan = 8,
+  kBench = 16,
+  kInspect = 32,
+  kVerify = 64,
+  kSynth = 128,
+  kConvert = 256,
+  kAll = 511,
+  kUpdates = kSync | kServe,
+  kJobs = kUpdates | kBench,
   kTrainers = kJobs | kPlan | kVerify | kConvert,
 };
 

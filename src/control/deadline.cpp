@@ -64,10 +64,10 @@ void Deadline::poll() {
   // have.
   constexpr int kPollsBetweenProbes = 16;
   if (++polls_ % kPollsBetweenProbes == 0) last_words_.hear();
-  if (const int signal = hard_stop_signal(); signal != 0 && !signals_deferred_) {
+  if (const int signal = hard_stop_signal(); signal != 0 && deferrals_ == 0) {
     throw StoppedError(fmt::format("{}: stopped by {}; {}", phase(), signal_name(signal), left()));
   }
-  if (signals_deferred_ && hard_stop_signal() != 0 && last_words_.another_has_spoken()) {
+  if (deferrals_ > 0 && hard_stop_signal() != 0 && last_words_.another_has_spoken()) {
     // The job has ended, and the signal is the launcher's. What ended it belongs into rank 0's report.
     last_words_.hear();
     leave(ExitCode::kStopped);

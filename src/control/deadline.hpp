@@ -39,8 +39,8 @@ class Deadline {
   /// together.
   class DeferSignals {
    public:
-    explicit DeferSignals(Deadline& deadline) : deadline_(deadline) { deadline_.signals_deferred_ = true; }
-    ~DeferSignals() { deadline_.signals_deferred_ = false; }
+    explicit DeferSignals(Deadline& deadline) : deadline_(deadline) { ++deadline_.deferrals_; }
+    ~DeferSignals() { --deadline_.deferrals_; }
     DeferSignals(const DeferSignals&) = delete;
     DeferSignals& operator=(const DeferSignals&) = delete;
 
@@ -74,7 +74,7 @@ class Deadline {
   const char* phase_name_ = "start";
   std::optional<std::int64_t> phase_number_;
   std::string in_place_;
-  bool signals_deferred_ = false;
+  int deferrals_ = 0;
   Clock::time_point deadline_;
   unsigned polls_ = 0;
 };

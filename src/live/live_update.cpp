@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "client/block.hpp"
+#include "control/signals.hpp"
 #include "core/error.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
@@ -53,6 +54,11 @@ void LiveUpdate::await(const Exporter& exporter, const char* what, Done done) {
                                      exporter.manifest().path, exporter.name(), what, patience_.count()));
     }
     control_.deadline.poll();
+    // Of a rank that defers signals for the sake of what is being written: here nothing is yet.
+    if (const int signal = hard_stop_signal(); signal != 0) {
+      throw StoppedError(fmt::format("stopped by {} while {} had not {}; nothing was written",
+                                     signal_name(signal), exporter.name(), what));
+    }
     exporter.await_change();
   }
 }
@@ -136,6 +142,8 @@ std::int64_t LiveUpdate::begin(std::int64_t otherwise) {
 }
 
 bool LiveUpdate::is_there(std::int64_t version) {
+  // Nobody's memory says what there is.
+  if (directory_.empty()) return false;
   std::array<std::int64_t, 1> missing{0};
   if (engine_ != nullptr)
     missing[0] = engine_->state() == WEIGHTCAST_SERVING && engine_->version() == version ? 0 : 1;

@@ -26,7 +26,7 @@ class LiveUpdate {
   /// where no trainer is live. Throws AgreedFailure; nothing is taken then. Collective.
   std::int64_t begin(std::int64_t otherwise);
 
-  /// Whether every engine serves that version already. Collective.
+  /// Whether every engine serves that version already; false where none is live. Collective.
   bool is_there(std::int64_t version);
 
   /// Ends an update that is not needed: what the trainers offered has been read. Does not communicate.

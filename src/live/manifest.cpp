@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string_view>
@@ -242,13 +241,6 @@ void require_no_overlap(const Manifest& manifest) {
   }
 }
 
-std::string boot_id() {
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
-
 }  // namespace
 
 const char* role_name(Role role) {
@@ -343,7 +335,7 @@ void require_reachable(const Manifest& manifest) {
     throw IoError(fmt::format("{}: is of host {}, and this rank runs on {}; start the rank there",
                               manifest.path, manifest.host, this_host()));
   }
-  if (manifest.boot_id != boot_id()) {
+  if (manifest.boot_id != this_boot()) {
     throw IoError(manifest.path + ": its host has been started anew since; let the exporter publish again");
   }
   if (manifest.uid != static_cast<std::int64_t>(::getuid())) {

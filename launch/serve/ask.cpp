@@ -1,0 +1,55 @@
+#include "launch/serve/ask.hpp"
+
+#include <fmt/format.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <boost/asio.hpp>
+
+#include "core/error.hpp"
+
+namespace weightcast {
+
+UpdateAnswer ask_server(const std::string& socket, const UpdateRequest& request, std::chrono::seconds most,
+                        const std::function<void()>& poll) {
+  namespace asio = boost::asio;
+  using boost::system::error_code;
+  using Protocol = asio::local::stream_protocol;
+  if (socket.size() >= sizeof(sockaddr_un::sun_path)) throw InputError("the socket's name is too long");
+  asio::io_context context;
+  Protocol::socket server(context);
+  error_code error;
+  server.connect(Protocol::endpoint(socket), error);  // NOLINT(bugprone-unused-return-value)
+  if (error) throw IoError(fmt::format("nobody listens at {}: {}", socket, error.message()));
+  ucred peer = {};
+  socklen_t size = sizeof peer;
+  if (::getsockopt(server.native_handle(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 ||
+      peer.uid != ::getuid()) {
+    throw IoError(fmt::format("{}: another user listens there", socket));
+  }
+  const std::string line = line_of(request);
+  asio::write(server, asio::buffer(line), error);
+  std::string answer;
+  bool done = false;
+  // A server that refuses at once may have closed before it was asked.
+  asio::async_read_until(server, asio::dynamic_buffer(answer, kMostAnswerBytes), '\n',
+                         [&](const error_code& ended, std::size_t /*bytes*/) {
+                           error = ended;
+                           done = true;
+                         });
+  const auto give_up = std::chrono::steady_clock::now() + most;
+  while (!done) {
+    constexpr std::chrono::milliseconds kLook{50};
+    context.run_for(kLook);
+    if (done) break;
+    poll();
+    if (std::chrono::steady_clock::now() > give_up) {
+      throw TimeoutError(fmt::format(
+          "no answer within {} s; an update that has begun goes on: raise --timeout", most.count()));
+    }
+  }
+  if (error) throw IoError("the server has ended before its answer; its log says why");
+  return parse_answer(answer);
+}
+
+}  // namespace weightcast

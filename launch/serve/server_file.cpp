@@ -1,0 +1,101 @@
+#include "launch/serve/server_file.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "core/error.hpp"
+#include "core/json_text.hpp"
+#include "launch/serve/socket_folder.hpp"
+#include "report/json_report.hpp"
+#include "storage/durable_file.hpp"
+#include "storage/input_file.hpp"
+#include "sys/host.hpp"
+
+namespace weightcast {
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr int kFormat = 1;
+
+/// Removes the socket of a dead server of this host and user.
+void remove_stale_socket(const std::string& directory) {
+  try {
+    const ServerAddress stale = read_server_file(directory);
+    if (stale.host != this_host() || stale.boot_id != this_boot()) return;
+    remove_socket_folder(stale.socket);
+  } catch (const Error&) {
+    // There is none, or nobody can tell what it meant.
+  }
+}
+
+}  // namespace
+
+std::string server_file_path(const std::string& directory) {
+  return (fs::path(directory) / "server.json").string();
+}
+
+ServerAddress own_address(const std::string& socket) {
+  const char* const job = std::getenv("SLURM_JOB_ID");
+  return {this_host(), this_boot(), ::getpid(), ::getuid(), job == nullptr ? "" : job, socket};
+}
+
+ServerAddress read_server_file(const std::string& directory) {
+  constexpr std::int64_t kMostBytes = 65536;
+  const std::string path = server_file_path(directory);
+  const json object = parse_json(read_text_file(path, kMostBytes), path,
+                                 {.bytes = static_cast<std::size_t>(kMostBytes), .unique_names = true});
+  const auto refuse = [&](const char* name, const char* what) {
+    throw InputError(fmt::format("{}: '{}' {}; start the server again with this version of the program", path,
+                                 name, what));
+  };
+  const auto text = [&](const char* name) {
+    const auto found = object.find(name);
+    if (found == object.end() || !found->is_string()) refuse(name, "is no text");
+    return found->get<std::string>();
+  };
+  const auto number = [&](const char* name) {
+    const auto found = object.find(name);
+    const bool whole =
+        found != object.end() && found->is_number_unsigned() && found->get<std::uint64_t>() <= INT64_MAX;
+    if (!whole) refuse(name, "is no whole number");
+    return found->get<std::int64_t>();
+  };
+  if (number("weightcast") != kFormat) refuse("weightcast", "is not 1");
+  return {text("host"), text("boot_id"), number("pid"), number("uid"), text("job"), text("socket")};
+}
+
+ServerFile::ServerFile(std::string directory, const ServerAddress& address)
+    : directory_(std::move(directory)) {
+  remove_stale_socket(directory_);
+  const std::string path = server_file_path(directory_);
+  const std::string beside = path + ".new";
+  std::error_code error;
+  fs::remove(beside, error);
+  write_durably(beside, json_report({{"weightcast", kFormat},
+                                     {"host", address.host},
+                                     {"boot_id", address.boot_id},
+                                     {"pid", address.pid},
+                                     {"uid", address.uid},
+                                     {"job", address.job},
+                                     {"socket", address.socket}}));
+  fs::permissions(beside, fs::perms::owner_read | fs::perms::owner_write, error);
+  if (!error) fs::rename(beside, path, error);
+  if (!error) return;
+  std::error_code ignored;
+  fs::remove(beside, ignored);
+  throw IoError(fmt::format("cannot write {}: {}; check its folder", path, error.message()));
+}
+
+ServerFile::~ServerFile() {
+  std::error_code ignored;
+  fs::remove(server_file_path(directory_), ignored);
+}
+
+}  // namespace weightcast

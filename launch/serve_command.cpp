@@ -1,0 +1,310 @@
+#include <fmt/format.h>
+
+#include <array>
+#include <chrono>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "control/signals.hpp"
+#include "core/error.hpp"
+#include "launch/commands.hpp"
+#include "launch/files/tensor_copy.hpp"
+#include "launch/job/run_job.hpp"
+#include "launch/job/update_job.hpp"
+#include "launch/layouts.hpp"
+#include "launch/serve/exporter_watch.hpp"
+#include "launch/serve/idle.hpp"
+#include "launch/serve/listener.hpp"
+#include "launch/serve/next_order.hpp"
+#include "launch/serve/server_file.hpp"
+#include "launch/serve/socket_folder.hpp"
+#include "live/manifest.hpp"
+#include "report/log.hpp"
+#include "storage/output_lock.hpp"
+
+namespace weightcast {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+/// Where triggers reach the server; on rank 0.
+struct Door {
+  explicit Door(const std::string& directory)
+      : listener(folder.socket()), file(directory, own_address(folder.socket())) {}
+
+  SocketFolder folder;
+  Listener listener;
+  ServerFile file;
+};
+
+/// A job that stays open: one update after the other, whenever somebody asks for one or the trainers offer
+/// one.
+class Server {
+ public:
+  Server(Control& control, const Options& options)
+      : control_(control), options_(options), next_(options.on_offer) {
+    report_.command = options.command;
+  }
+
+  void run() {
+    run_job(
+        control_, options_, [&](OutputFile* /*trace*/) { serve(); },
+        [&](ExitCode code, const std::string& line) { return report_json(report_, status_name(code), line); },
+        [&](ExitCode code, const std::string& line) {
+          if (door_) door_->listener.close({code, "", "", line});
+          door_.reset();
+        });
+  }
+
+ private:
+  [[noreturn]] void serve() {
+    control_.agreement.together([&] {
+      directory_ = live_folder();
+      watch_.emplace(manifests());
+      if (control_.rank() != 0) return;
+      lock_.emplace(file_lock(server_file_path(directory_)), "live:" + directory_, options_.command);
+      if (!lock_->note().empty()) log_note(lock_->note());
+    });
+    open();
+    Idle idle(control_);
+    control_.agreement.together([&] {
+      if (control_.rank() != 0) return;
+      door_.emplace(directory_);
+      log_note(fmt::format("waiting for weightcast trigger {}{}", directory_,
+                           options_.on_offer ? " and for what trainers offer" : ""));
+    });
+    // What is being written is written to its end, and a server that waits ends in good order.
+    const Deadline::DeferSignals defer(control_.deadline);
+    for (;;) {
+      const Order order = idle.wait([&] { return watch_->look(live()); },
+                                    [&](std::span<const Sight> sights) { return decide(sights); });
+      follow(order);
+    }
+  }
+
+  /// The folder of the manifests and of server.json. Throws UsageError.
+  std::string live_folder() const {
+    if (options_.sources.size() != 1) throw UsageError("--source PATH or live:DIR is needed, once");
+    const auto to = live_directory(options_.sink);
+    const auto from = live_directory(options_.sources.front());
+    if (!to && !from) {
+      throw UsageError("serve is for running processes; name them with --source live:DIR or --sink live:DIR");
+    }
+    return to ? *to : *from;
+  }
+
+  /// Of this rank's exporters.
+  std::vector<std::string> manifests() const {
+    const Topology topology = topology_of(options_);
+    std::vector<std::string> paths;
+    const auto trainer = topology.trainer(control_.rank());
+    const auto engine = topology.inference_rank(control_.rank());
+    const auto from = live_directory(options_.sources.front());
+    const auto to = live_directory(options_.sink);
+    if (from && trainer) paths.push_back(manifest_path(*from, Role::kTrainer, *trainer));
+    if (to && engine) paths.push_back(manifest_path(*to, Role::kEngine, *engine));
+    return paths;
+  }
+
+  const LiveEnds* live() { return job_ ? job_->live() : nullptr; }
+
+  /// Maps what is published now, and opens the session. Throws AgreedFailure; nothing is open then.
+  void open() {
+    job_.reset();
+    control_.deadline.begin_phase("start");
+    watch_->note();
+    job_.emplace(control_, options_);
+    try {
+      job_->open({}, [] {});
+      job_->print_head();
+    } catch (const AgreedFailure&) {
+      job_.reset();
+      throw;
+    }
+    const std::vector<UpdateRecord> updates = std::move(report_.updates);
+    report_ = job_->report();
+    report_.updates = updates;
+  }
+
+  /// On rank 0: what is to be done next; sleeps for a millisecond where that is nothing.
+  Order decide(std::span<const Sight> sights) {
+    constexpr std::chrono::milliseconds kSleep{1};
+    const std::optional<Listener::Waiting> waiting = door_->listener.first(kSleep);
+    const auto now = Clock::now();
+    std::optional<UpdateRequest> request;
+    if (waiting) request = waiting->request;
+    first_ = waiting ? std::optional(waiting->number) : std::nullopt;
+    if (job_ && request) {
+      if (const auto refusal = refusal_of(*request, sights)) {
+        answer_first(*refusal);
+        return {};
+      }
+    }
+    const Order order = next_.next(sights, job_.has_value(), request, now);
+    if (order.what != Order::kNothing || !request) {
+      waits_since_.reset();
+    } else if (!waits_since_) {
+      waits_since_ = now;
+    } else if (now - *waits_since_ > patience_of(options_)) {
+      answer_first({ExitCode::kTimeout, "", "",
+                    fmt::format("no version was offered by all trainers within {} s: {}",
+                                patience_of(options_).count(), offers_text(sights))});
+    }
+    return order;
+  }
+
+  void answer_first(const UpdateAnswer& answer) {
+    waits_since_.reset();
+    door_->listener.begin_update(first_);
+    door_->listener.end_update(answer);
+  }
+
+  /// Collective. Throws AgreedFailure when the server is to end.
+  void follow(const Order& order) {
+    switch (order.what) {
+      case Order::kStop:
+        control_.deadline.begin_phase("end");
+        control_.agreement.together([&] {
+          throw StoppedError(fmt::format("stopped by {} while waiting for a request; {} updates are done",
+                                         signal_name(static_cast<int>(order.signal)), updates_));
+        });
+        break;
+      case Order::kRelease:
+        job_.reset();
+        if (control_.rank() == 0)
+          log_note("a trainer or an engine has gone or published anew; its memory is let go");
+        break;
+      case Order::kOpen:
+        open_for(order);
+        break;
+      default:
+        begin_update(order);
+        end_update(order, update(order));
+    }
+  }
+
+  void open_for(const Order& order) {
+    try {
+      open();
+    } catch (const AgreedFailure& failure) {
+      if (order.for_request == 0) next_.failed(Clock::now());
+      if (order.for_request != 0 && control_.rank() == 0)
+        answer_first({failure.code(), "", "", failure.what()});
+    }
+  }
+
+  void begin_update(const Order& order) {
+    if (control_.rank() != 0) return;
+    door_->listener.begin_update(order.for_request != 0 ? first_ : std::nullopt);
+  }
+
+  void end_update(const Order& order, const UpdateAnswer& answer) {
+    if (order.for_request == 0) {
+      answer.code == ExitCode::kDone ? next_.succeeded() : next_.failed(Clock::now());
+    }
+    if (control_.rank() != 0) return;
+    if (!answer.note.empty()) log_note(answer.note);
+    door_->listener.end_update(answer);
+  }
+
+  /// One update, which may fail without harm to the next one.
+  UpdateAnswer update(const Order& order) {
+    try {
+      control_.deadline.begin_phase("before the update");
+      if (exporters_have_changed()) open();
+      return update_open(order);
+    } catch (const AgreedFailure& failure) {
+      return {failure.code(), "", "", failure.what()};
+    }
+  }
+
+  /// Collective.
+  bool exporters_have_changed() {
+    std::array<std::int64_t, 1> seen{watch_->look_now(live()).exporters};
+    control_.agreement.maximum(std::span<std::int64_t>(seen));
+    return seen.front() != Sight::kMapped;
+  }
+
+  /// Whether nothing is to be done for that version, nor for a trainer that offers it. Collective.
+  bool is_there(std::int64_t version) {
+    const Sight sight = watch_->look(live());
+    const bool served = sight.serves == Sight::kNobody || sight.serves == version;
+    std::array<std::int64_t, 1> needed{!served || sight.offers == version || !live_directory(options_.sink)};
+    control_.agreement.maximum(std::span<std::int64_t>(needed));
+    return needed.front() == 0;
+  }
+
+  UpdateAnswer update_open(const Order& order) {
+    const auto there_already = [](std::int64_t version) {
+      return UpdateAnswer{ExitCode::kDone, "",
+                          fmt::format("version {} is there already; nothing is to be done", version), ""};
+    };
+    std::optional<std::int64_t> wanted;
+    if (order.version != Sight::kNone) wanted = order.version;
+    if (wanted && is_there(*wanted)) return there_already(*wanted);
+    const std::string& path = options_.sources.front();
+    BoundCheckpoint& from = job_->model().sources.front();
+    std::int64_t of_file = 0;
+    if (!live_directory(path)) {
+      // What lies under the source's name may have been replaced.
+      from = job_->load_source(path);
+      control_.agreement.together([&] { of_file = version_of_file(from.checkpoint, wanted); });
+    }
+    bool there = false;
+    const std::int64_t version = job_->begin_live(of_file, there, wanted);
+    if (there) return there_already(version);
+    std::unique_ptr<Source> source;
+    const auto open_source = [&] {
+      control_.agreement.together([&] { source = job_->source_of(from); });
+      return source.get();
+    };
+    job_->update({version, path, !options_.no_verify, open_source});
+    const UpdateRecord record = job_->report().updates.back();
+    job_->report().updates.clear();
+    keep(record);
+    return {ExitCode::kDone, update_text(record, report_.model_bytes), "", ""};
+  }
+
+  /// Throws UsageError when the file says another version than the request.
+  static std::int64_t version_of_file(const Checkpoint& checkpoint, std::optional<std::int64_t> wanted) {
+    const std::optional<std::int64_t> says = checkpoint.weight_version;
+    if (says && wanted && *says != *wanted) {
+      throw UsageError(
+          fmt::format("--weight-version {}: {} is of version {}", *wanted, checkpoint.path, *says));
+    }
+    return says ? *says : wanted.value_or(0);
+  }
+
+  /// The last ones are in the report.
+  void keep(const UpdateRecord& record) {
+    constexpr std::size_t kMostRows = 1000;
+    ++updates_;
+    if (report_.updates.size() == kMostRows) report_.updates.erase(report_.updates.begin());
+    report_.updates.push_back(record);
+  }
+
+  Control& control_;
+  const Options& options_;
+  std::string directory_;
+  std::optional<OutputLock> lock_;  ///< on rank 0, as what follows
+  std::optional<Door> door_;
+  std::optional<std::uint64_t> first_;            ///< number of the request that waits, as decided upon
+  std::optional<Clock::time_point> waits_since_;  ///< the request, for trainers
+  NextOrder next_;
+  std::optional<ExporterWatch> watch_;
+  std::optional<UpdateJob> job_;  ///< nothing while exporters are gone
+  std::int64_t updates_ = 0;
+  JobReport report_;
+};
+
+}  // namespace
+
+void run_serve(Control& control, const Options& options) {
+  Server(control, options).run();
+}
+
+}  // namespace weightcast
