@@ -130,9 +130,10 @@ class Server {
     report_.updates = updates;
   }
 
-  /// On rank 0: what is to be done next; sleeps for a millisecond where that is nothing.
+  /// On rank 0: what is to be done next; sleeps for a moment, from which a request wakes it, where that is
+  /// nothing.
   Order decide(std::span<const Sight> sights) {
-    constexpr std::chrono::milliseconds kSleep{1};
+    constexpr std::chrono::microseconds kSleep{1500};
     const std::optional<Listener::Waiting> waiting = door_->listener.first(kSleep);
     const auto now = Clock::now();
     std::optional<UpdateRequest> request;
@@ -229,13 +230,15 @@ class Server {
     return seen.front() != Sight::kMapped;
   }
 
-  /// Whether nothing is to be done for that version, nor for a trainer that offers it. Collective.
+  /// Whether all engines serve that version, and trainers do not wait for its being read either. Collective.
   bool is_there(std::int64_t version) {
     const Sight sight = watch_->look(live());
-    const bool served = sight.serves == Sight::kNobody || sight.serves == version;
-    std::array<std::int64_t, 1> needed{!served || sight.offers == version || !live_directory(options_.sink)};
-    control_.agreement.maximum(std::span<std::int64_t>(needed));
-    return needed.front() == 0;
+    const bool is_other = sight.serves != Sight::kNobody && sight.serves != version;
+    const bool is_trainer = sight.offers != Sight::kNobody;
+    std::array<std::int64_t, 3> of_some{is_other, is_trainer, is_trainer && sight.offers != version};
+    control_.agreement.maximum(std::span<std::int64_t>(of_some));
+    const auto [others, trainers, do_not_offer] = of_some;
+    return live_directory(options_.sink) && others == 0 && (trainers == 0 || do_not_offer != 0);
   }
 
   UpdateAnswer update_open(const Order& order) {

@@ -11,7 +11,7 @@
 
 namespace weightcast {
 
-/// How ranks wait between updates: asleep but for a look every millisecond. Each tells rank 0 what it sees of
+/// How ranks wait between updates: asleep but for a look every millisecond or so. Each tells rank 0 what it sees of
 /// its exporters, and rank 0 tells all what to do next. It counts against no deadline.
 class Idle {
  public:
@@ -19,7 +19,7 @@ class Idle {
   explicit Idle(Control& control);
 
   /// Waits for an order. `look` says what this rank sees. `decide`, on rank 0, is given what all see, when
-  /// all have said so, and sleeps for about a millisecond before it says that there is nothing to do.
+  /// all have said so, and sleeps for a moment before it says that there is nothing to do.
   /// Collective.
   Order wait(const std::function<Sight()>& look,
              const std::function<Order(std::span<const Sight> sights)>& decide);

@@ -66,7 +66,7 @@ class Listener::Sockets {
   Sockets(const Sockets&) = delete;
   Sockets& operator=(const Sockets&) = delete;
 
-  std::optional<Waiting> first(std::chrono::milliseconds most) {
+  std::optional<Waiting> first(std::chrono::microseconds most) {
     std::unique_lock lock(mutex_);
     arrived_.wait_for(lock, most, [&] { return !waiting_.empty(); });
     if (waiting_.empty()) return std::nullopt;
@@ -221,7 +221,7 @@ Listener::Listener(const std::string& socket) : sockets_(std::make_unique<Socket
 
 Listener::~Listener() = default;
 
-std::optional<Listener::Waiting> Listener::first(std::chrono::milliseconds most) {
+std::optional<Listener::Waiting> Listener::first(std::chrono::microseconds most) {
   return sockets_->first(most);
 }
 

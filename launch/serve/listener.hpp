@@ -27,7 +27,7 @@ class Listener {
   };
 
   /// The first request that waits; none when none has come within `most`.
-  std::optional<Waiting> first(std::chrono::milliseconds most);
+  std::optional<Waiting> first(std::chrono::microseconds most);
 
   /// An update begins, for the request of that number, if it still waits, or for none: from now on who does
   /// not want to wait is refused.

@@ -1,0 +1,133 @@
+#include "serve/live_model.hpp"
+
+#include <chrono>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <utility>
+
+#include "engine/files.hpp"
+#include "storage/checkpoint.hpp"
+#include "support/files.hpp"
+#include "support/process.hpp"
+
+namespace weightcast::test_support {
+
+namespace {
+
+int step_of(std::int64_t version) {
+  return version % 2 == 0 ? 0 : 181;
+}
+
+std::string shard_of(const std::string& scratch, int step, int rank) {
+  return scratch + "/step" + std::to_string(step) + "/rank-" + std::to_string(rank) + ".h5";
+}
+
+}  // namespace
+
+std::string model_of_step(int step) {
+  return std::string(WEIGHTCAST_TEST_DATA "/python-coder-qwen3-moe/step") + std::to_string(step);
+}
+
+LiveModel::LiveModel(std::string folder, const std::string& scratch, int trainers)
+    : folder_(std::move(folder)),
+      scratch_(scratch),
+      trainers_(static_cast<std::size_t>(trainers)),
+      engines_(kEngines) {
+  for (const int step : {0, 181}) {
+    const Outcome cut = run({{WEIGHTCAST_ENGINE_CUT, "--checkpoint", model_of_step(step), "--out",
+                              scratch_ + "/step" + std::to_string(step), "--tp", "2", "--ep", "2",
+                              "--replicas", "2", "--moe-layout", "triton"},
+                             {}});
+    if (cut.exit_code != 0) throw std::runtime_error(describe(cut));
+  }
+  for (int trainer = 0; trainer < trainers; ++trainer) start_trainer(trainer);
+  for (int rank = 0; rank < kEngines; ++rank) start_engine(rank);
+}
+
+void LiveModel::start_trainer(int trainer) {
+  const engine::Exporter exporter{folder_, "trainer", trainer, static_cast<int>(trainers_.size())};
+  trainers_.at(static_cast<std::size_t>(trainer)) =
+      std::make_unique<engine::Published>(exporter, read_checkpoint(model_of_step(0)), 0);
+}
+
+void LiveModel::stop_trainer(int trainer) {
+  trainers_.at(static_cast<std::size_t>(trainer)).reset();
+}
+
+void LiveModel::start_engine(int engine, std::int64_t version) {
+  Engine& started = engines_.at(static_cast<std::size_t>(engine));
+  const std::string shard = shard_of(scratch_, step_of(version), engine);
+  started.published = std::make_unique<engine::Published>(
+      engine::Exporter{folder_, "engine", engine, kEngines}, read_checkpoint(shard), version);
+  started.thread = std::jthread(
+      [this, &published = *started.published](const std::stop_token& stop) { answer(stop, published); });
+}
+
+void LiveModel::stop_engine(int engine) {
+  Engine& stopped = engines_.at(static_cast<std::size_t>(engine));
+  stopped.thread = {};
+  stopped.published.reset();
+}
+
+void LiveModel::answer(const std::stop_token& stop, const engine::Published& published) {
+  constexpr double kSeconds = 60;
+  for (; !stop.stop_requested(); std::this_thread::sleep_for(std::chrono::milliseconds(1))) {
+    std::int64_t version = 0;
+    if (hold_ || weightcast_wanted(published.handle(), &version) != 1) continue;
+    if (declines_) {
+      weightcast_decline(published.handle(), reason_.c_str());
+    } else if (weightcast_pause(published.handle(), kSeconds, &version) == WEIGHTCAST_OK) {
+      weightcast_resume(published.handle());
+    }
+  }
+}
+
+void LiveModel::decline(std::string reason) {
+  reason_ = std::move(reason);
+  declines_ = true;
+}
+
+bool LiveModel::is_asked(int engine) const {
+  std::int64_t version = 0;
+  return weightcast_wanted(engines_.at(static_cast<std::size_t>(engine)).published->handle(), &version) == 1;
+}
+
+void LiveModel::offer(int trainer, std::int64_t version) {
+  engine::Published& published = *trainers_.at(static_cast<std::size_t>(trainer));
+  published.load(read_checkpoint(model_of_step(step_of(version))));
+  engine::check(weightcast_offer(published.handle(), version, 0));
+}
+
+void LiveModel::offer(std::int64_t version) {
+  for (int trainer = 0; trainer < static_cast<int>(trainers_.size()); ++trainer) offer(trainer, version);
+}
+
+bool LiveModel::settle() {
+  constexpr double kSeconds = 60;
+  bool read = true;
+  for (const auto& trainer : trainers_) {
+    read = weightcast_settle(trainer->handle(), kSeconds) == WEIGHTCAST_OK && read;
+  }
+  return read;
+}
+
+std::string LiveModel::memory_of_engine(int engine) const {
+  const auto manifest =
+      nlohmann::json::parse(get_file(folder_ + "/engine-" + std::to_string(engine) + ".json"));
+  return "/dev/shm" + manifest.at("segments").at(0).at("name").get<std::string>();
+}
+
+std::string LiveModel::difference(std::int64_t version) const {
+  for (int rank = 0; rank < kEngines; ++rank) {
+    const engine::FileSource expected(shard_of(scratch_, step_of(version), rank));
+    const engine::Published& published = *engines_.at(static_cast<std::size_t>(rank)).published;
+    for (const std::string& name : expected.names()) {
+      if (published.read(name).values != expected.read(name).values)
+        return name + " of engine " + std::to_string(rank);
+    }
+  }
+  return {};
+}
+
+}  // namespace weightcast::test_support

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine/published.hpp"
+
+namespace weightcast::test_support {
+
+/// A small trained model whose ranks have published their memory, all in this process: trainers, each with
+/// the whole of it, and two engine replicas of tp=2, ep=2. Version v has the weights of step 0 when v is
+/// even, else those of step 181.
+class LiveModel {
+ public:
+  static constexpr int kEngines = 4;
+
+  /// `scratch` is for files; engines serve version 0.
+  LiveModel(std::string folder, const std::string& scratch, int trainers = 2);
+
+  /// All trainers offer that version, and go on.
+  void offer(std::int64_t version);
+  void offer(int trainer, std::int64_t version);
+  /// Waits until it has been read; false when it was not.
+  bool settle();
+
+  /// Engines that hold do not answer; those with a reason decline.
+  void hold(bool yes) { hold_ = yes; }
+  void decline(std::string reason);
+  void accept() { declines_ = false; }
+  bool is_asked(int engine) const;
+
+  /// Goes, and comes back with another memory: an engine as version `version`.
+  void stop_engine(int engine);
+  void start_engine(int engine, std::int64_t version = 0);
+  void stop_trainer(int trainer);
+  void start_trainer(int trainer);
+  /// The name of an engine's shared memory in the list of a process's maps.
+  std::string memory_of_engine(int engine) const;
+
+  /// The first parameter of any engine that is not that version's; empty where all are.
+  std::string difference(std::int64_t version) const;
+
+ private:
+  struct Engine {
+    std::unique_ptr<engine::Published> published;
+    std::jthread thread;
+  };
+
+  void answer(const std::stop_token& stop, const engine::Published& published);
+
+  std::string folder_;
+  std::string scratch_;
+  std::atomic<bool> hold_ = false;
+  std::atomic<bool> declines_ = false;
+  std::string reason_;
+  std::vector<std::unique_ptr<engine::Published>> trainers_;
+  std::vector<Engine> engines_;
+};
+
+/// The model of a step, a folder with config.json.
+std::string model_of_step(int step);
+
+}  // namespace weightcast::test_support

@@ -1,0 +1,119 @@
+// Servers that outlive their trainers and engines, and the other way round.
+
+#include <chrono>
+#include <filesystem>
+#include <thread>
+
+#include "serve/server.hpp"
+#include "support/files.hpp"
+
+namespace weightcast::test_support {
+
+namespace {
+
+using namespace std::chrono_literals;
+
+TEST_F(LiveServers, EnginesAndTrainersComeBack) {
+  const auto server = serve();
+  const std::vector<pid_t> ranks = server->children();
+  ASSERT_NO_FATAL_FAILURE(expect_update(1));
+  model_.stop_engine(1);
+  model_.start_engine(1);
+  ASSERT_NO_FATAL_FAILURE(expect_update(2));
+  model_.stop_trainer(0);
+  model_.start_trainer(0);
+  model_.stop_engine(3);
+  model_.start_engine(3);
+  ASSERT_NO_FATAL_FAILURE(expect_update(3));
+  EXPECT_EQ(server->children(), ranks);
+}
+
+TEST_F(LiveServers, WhoIsGoneIsAFailedUpdate) {
+  const auto server = serve();
+  model_.offer(1);
+  const std::string memory = model_.memory_of_engine(2);
+  model_.stop_engine(2);
+  // Its memory is let go without a request.
+  const auto is_mapped = [&] {
+    const std::vector<pid_t> ranks = server->children();
+    return std::any_of(ranks.begin(), ranks.end(), [&](pid_t rank) {
+      return get_file("/proc/" + std::to_string(rank) + "/maps").find(memory) != std::string::npos;
+    });
+  };
+  const auto give_up = std::chrono::steady_clock::now() + 60s;
+  while (is_mapped() && std::chrono::steady_clock::now() < give_up) std::this_thread::sleep_for(10ms);
+  EXPECT_FALSE(is_mapped());
+  expect_refused(trigger(), 74, "engine-2.json");
+  model_.start_engine(2);
+  ASSERT_NO_FATAL_FAILURE(expect_update(1));
+}
+
+TEST_F(LiveServers, OffersBringBackWhatHadGone) {
+  const auto server = serve({"--on-offer"});
+  model_.offer(1);
+  ASSERT_TRUE(model_.settle());
+  model_.stop_engine(0);
+  model_.offer(2);
+  std::this_thread::sleep_for(500ms);
+  model_.start_engine(0);
+  ASSERT_TRUE(model_.settle());
+  EXPECT_EQ(model_.difference(2), "");
+}
+
+TEST_F(LiveServers, ATrainerThatIsKilledComesBack) {
+  model_.stop_trainer(1);
+  const CommandLine trainer{
+      {WEIGHTCAST_LIVE_TRAINER, "--folder", folder_, "--rank", "1", "--ranks", "2", "--checkpoint",
+       model_of_step(0), "--checkpoint", model_of_step(181), "--patience", "100", "--versions", "3"},
+      {}};
+  const auto start = [&] {
+    auto process = std::make_unique<Process>(trainer);
+    while (!std::filesystem::exists(folder_ + "/trainer-1.json")) std::this_thread::sleep_for(10ms);
+    return process;
+  };
+  auto other = start();
+  const auto server = serve();
+  model_.offer(0, 1);
+  const Outcome outcome = trigger();
+  EXPECT_EQ(outcome.exit_code, 0) << describe(outcome);
+  EXPECT_TRUE(other->wait_for_output("offered 1 0"));
+  other->send(SIGKILL);
+  static_cast<void>(other->wait());
+  expect_refused(trigger(), 74, "trainer-1.json");
+  std::filesystem::remove(folder_ + "/trainer-1.json");
+  other = start();
+  const Outcome again = trigger({"--weight-version", "1"});
+  EXPECT_EQ(again.exit_code, 0) << describe(again);
+}
+
+TEST_F(LiveServers, ADeadServerIsReplaced) {
+  std::string socket_of_dead;
+  {
+    const auto server = serve();
+    ASSERT_NO_FATAL_FAILURE(expect_update(1));
+    model_.hold(true);
+    model_.offer(2);
+    Process waiting(trigger_command());
+    ASSERT_TRUE(wait_until_asked());
+    socket_of_dead = socket();
+    for (const pid_t rank : server->children()) ::kill(rank, SIGKILL);
+    server->send(SIGKILL);
+    static_cast<void>(server->wait());
+    expect_refused(waiting.wait(), 74, "is the server gone?");
+  }
+  EXPECT_TRUE(has_server_file());
+  expect_refused(trigger(), 74, "is the server gone?");
+  model_.hold(false);
+  EXPECT_FALSE(model_.settle());
+  model_.offer(2);
+  const auto server = serve();
+  EXPECT_NE(socket(), socket_of_dead);
+  EXPECT_FALSE(std::filesystem::exists(std::filesystem::path(socket_of_dead).parent_path()));
+  const Outcome outcome = trigger();
+  EXPECT_EQ(outcome.exit_code, 0) << describe(outcome);
+  EXPECT_EQ(model_.difference(2), "");
+}
+
+}  // namespace
+
+}  // namespace weightcast::test_support

@@ -1,0 +1,74 @@
+// How servers end.
+
+#include <csignal>
+#include <filesystem>
+
+#include "serve/server.hpp"
+
+namespace weightcast::test_support {
+
+namespace {
+
+/// A folder that is gone with its socket.
+std::string folder_of(const std::string& socket) {
+  return std::filesystem::path(socket).parent_path();
+}
+
+TEST_F(LiveServers, SignalsEndOneThatWaits) {
+  for (const int signal : {SIGUSR1, SIGTERM}) {
+    SCOPED_TRACE(signal);
+    const auto server = serve();
+    const std::string folder = folder_of(socket());
+    server->send_to_children(signal);
+    expect_refused(server->wait(), 75, "0 updates are done");
+    expect_no_trace();
+    EXPECT_FALSE(std::filesystem::exists(folder));
+  }
+}
+
+TEST_F(LiveServers, ASignalToOneRankEndsAll) {
+  const auto server = serve();
+  Process waiting(trigger_command());
+  // It waits when another one would have to, too.
+  while (trigger({"--no-queue", "--timeout", "1"}).exit_code != 74) ASSERT_TRUE(waiting.running());
+  ::kill(server->children().back(), SIGTERM);
+  expect_refused(server->wait(), 75, "stopped by SIGTERM");
+  expect_refused(waiting.wait(), 75, "stopped by SIGTERM");
+  expect_no_trace();
+}
+
+TEST_F(LiveServers, ASoftSignalLetsTheUpdateEnd) {
+  const auto server = serve();
+  model_.hold(true);
+  model_.offer(1);
+  Process asking(trigger_command());
+  ASSERT_TRUE(wait_until_asked());
+  server->send(SIGUSR1);
+  model_.hold(false);
+  const Outcome outcome = asking.wait();
+  EXPECT_EQ(outcome.exit_code, 0) << describe(outcome);
+  expect_refused(server->wait(), 75, "1 updates are done");
+  EXPECT_TRUE(model_.settle());
+  EXPECT_EQ(model_.difference(1), "");
+  expect_no_trace();
+}
+
+TEST_F(LiveServers, AHardSignalEndsTheWaitForAnswers) {
+  const auto server = serve();
+  model_.hold(true);
+  model_.offer(1);
+  Process asking(trigger_command());
+  ASSERT_TRUE(wait_until_asked());
+  server->send_to_children(SIGTERM);
+  expect_refused(asking.wait(), 75, "nothing was written");
+  const Outcome outcome = server->wait();
+  EXPECT_EQ(outcome.exit_code, 75) << describe(outcome);
+  expect_no_trace();
+  // Nobody waits for the dead.
+  for (int engine = 0; engine < LiveModel::kEngines; ++engine) EXPECT_FALSE(model_.is_asked(engine));
+  EXPECT_EQ(model_.difference(0), "");
+}
+
+}  // namespace
+
+}  // namespace weightcast::test_support
