@@ -45,7 +45,7 @@ Sight::Exporters ExporterWatch::exporters(const LiveEnds* ends) {
 }
 
 Sight ExporterWatch::look(const LiveEnds* ends) {
-  constexpr std::chrono::milliseconds kPeriod{200};
+  constexpr std::chrono::milliseconds kPeriod{500};
   if (Clock::now() >= next_) {
     last_ = exporters(ends);
     next_ = Clock::now() + kPeriod;

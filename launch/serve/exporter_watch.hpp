@@ -19,7 +19,7 @@ class ExporterWatch {
   /// What is published now is about to be mapped.
   void note();
 
-  /// What this rank sees; `ends` are the exporters that are mapped, if any are. Looks at files a few times a
+  /// What this rank sees; `ends` are the exporters that are mapped, if any are. Looks at files twice a
   /// second at most.
   Sight look(const LiveEnds* ends);
   /// The same with a look at the files now.

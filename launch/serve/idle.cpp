@@ -11,7 +11,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kTag = 5;
+constexpr int kSightTag = 5;
+constexpr int kOrderTag = 6;
 
 static_assert(std::is_trivially_copyable_v<Sight> && std::is_trivially_copyable_v<Order>);
 
@@ -27,10 +28,14 @@ Order Idle::wait(const std::function<Sight()>& look,
   ++round_;
   phase_begins_ = {};
   if (control_.rank() != 0) return hear_order(look);
-  Order order = decide_for_all(look, decide);
-  MPI_Request request = MPI_REQUEST_NULL;
-  WEIGHTCAST_MPI(MPI_Ibcast(&order, sizeof order, MPI_BYTE, 0, comm_.get(), &request));
-  control_.agreement.wait(request);
+  const Order order = decide_for_all(look, decide);
+  // To each straight: in a tree every rank on the way would sleep for a while first.
+  std::vector<MPI_Request> requests(static_cast<std::size_t>(control_.size()), MPI_REQUEST_NULL);
+  for (int rank = 1; rank < control_.size(); ++rank) {
+    WEIGHTCAST_MPI(MPI_Isend(&order, sizeof order, MPI_BYTE, rank, kOrderTag, comm_.get(),
+                             &requests[static_cast<std::size_t>(rank)]));
+  }
+  for (MPI_Request& request : requests) control_.agreement.wait(request);
   return order;
 }
 
@@ -56,7 +61,7 @@ Order Idle::hear_order(const std::function<Sight()>& look) {
   constexpr std::chrono::milliseconds kSleep{1};
   Order order;
   MPI_Request request = MPI_REQUEST_NULL;
-  WEIGHTCAST_MPI(MPI_Ibcast(&order, sizeof order, MPI_BYTE, 0, comm_.get(), &request));
+  WEIGHTCAST_MPI(MPI_Irecv(&order, sizeof order, MPI_BYTE, 0, kOrderTag, comm_.get(), &request));
   Sight told;
   for (;;) {
     int done = 0;
@@ -75,17 +80,17 @@ void Idle::hear_sights() {
   for (;;) {
     int there = 0;
     MPI_Status status;
-    WEIGHTCAST_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kTag, comm_.get(), &there, &status));
+    WEIGHTCAST_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kSightTag, comm_.get(), &there, &status));
     if (there == 0) return;
     Sight& sight = sights_.at(static_cast<std::size_t>(status.MPI_SOURCE));
-    WEIGHTCAST_MPI(
-        MPI_Recv(&sight, sizeof sight, MPI_BYTE, status.MPI_SOURCE, kTag, comm_.get(), MPI_STATUS_IGNORE));
+    WEIGHTCAST_MPI(MPI_Recv(&sight, sizeof sight, MPI_BYTE, status.MPI_SOURCE, kSightTag, comm_.get(),
+                            MPI_STATUS_IGNORE));
   }
 }
 
 void Idle::tell(const Sight& sight) {
   MPI_Request request = MPI_REQUEST_NULL;
-  WEIGHTCAST_MPI(MPI_Isend(&sight, sizeof sight, MPI_BYTE, 0, kTag, comm_.get(), &request));
+  WEIGHTCAST_MPI(MPI_Isend(&sight, sizeof sight, MPI_BYTE, 0, kSightTag, comm_.get(), &request));
   control_.agreement.wait(request);
 }
 

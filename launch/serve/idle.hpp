@@ -11,8 +11,8 @@
 
 namespace weightcast {
 
-/// How ranks wait between updates: asleep but for a look every millisecond or so. Each tells rank 0 what it sees of
-/// its exporters, and rank 0 tells all what to do next. It counts against no deadline.
+/// How ranks wait between updates: asleep but for a look every millisecond or so. Each tells rank 0 what it
+/// sees of its exporters, and rank 0 tells all what to do next. It counts against no deadline.
 class Idle {
  public:
   /// Collective. `control` must outlive this.

@@ -1,11 +1,15 @@
 // What a server does for whoever asks it for updates.
 
+#include <unistd.h>
+
 #include <chrono>
 #include <filesystem>
 #include <sstream>
 #include <thread>
 
 #include "serve/server.hpp"
+#include "support/files.hpp"
+#include "sys/host.hpp"
 
 namespace weightcast::test_support {
 
@@ -180,6 +184,19 @@ TEST_F(LiveServers, ASecondOneIsRefused) {
 
 TEST_F(LiveServers, WithoutOneThereIsNothingToAsk) {
   expect_refused(trigger(), 74, "weightcast serve");
+  const auto server_file = [&](const std::string& host, int user) {
+    put_file(folder_ + "/server.json", R"({"weightcast": 1, "host": ")" + host +
+                                           R"(", "boot_id": "b", "pid": 1, "uid": )" + std::to_string(user) +
+                                           R"(, "job": "17", "socket": "/tmp/none"})");
+  };
+  server_file("elsewhere", 0);
+  expect_refused(trigger(), 74, "srun --jobid=17 --overlap -w elsewhere weightcast trigger " + folder_);
+  server_file(this_host(), static_cast<int>(::getuid()) + 1);
+  expect_refused(trigger(), 74, "as that user");
+  server_file(this_host(), static_cast<int>(::getuid()));
+  expect_refused(trigger(), 74, "has been started anew");
+  put_file(folder_ + "/server.json", "{}");
+  expect_refused(trigger(), 65, "server.json");
   EXPECT_EQ(run({{WEIGHTCAST_BINARY, "trigger"}, {}}).exit_code, 64);
 }
 
