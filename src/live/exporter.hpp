@@ -8,6 +8,8 @@
 
 #include "client/control_block.h"
 #include "live/manifest.hpp"
+#include "live/open_block.hpp"
+#include "live/shared_memory.hpp"
 #include "memory/memory.hpp"
 
 namespace weightcast {
@@ -16,11 +18,12 @@ namespace weightcast {
 /// meet. The memory stays mapped, and the exporter keeps it, until this goes.
 class Exporter {
  public:
-  /// Maps everything; what is on a GPU must be on the current device. Throws IoError naming the manifest when
+  /// Maps everything; what is on a GPU must be on the current device. One that is opened to be looked at is
+  /// neither taken nor changed. Throws IoError naming the manifest when
   /// the exporter cannot be reached, is gone, or has published anew since, InputError when a segment is not
   /// as large as the manifest says.
-  explicit Exporter(Manifest manifest);
-  ~Exporter();
+  explicit Exporter(Manifest manifest, Access access = Access::kWrite);
+  ~Exporter() = default;
   Exporter(const Exporter&) = delete;
   Exporter& operator=(const Exporter&) = delete;
 
@@ -38,10 +41,12 @@ class Exporter {
   std::uint64_t update() const;
   std::int64_t version() const { return block_->version; }
   std::int64_t asked() const { return block_->asked; }
-  std::string reason() const;
+  std::string reason() const { return block_.reason(); }
+  /// All of one state.
+  BlockState look() const { return block_.look(); }
 
   /// Whether the exporter's process is alive.
-  bool lives() const;
+  bool lives() const { return block_.lives(); }
 
   /// `process 123 on host a (engine-0.json)`, for messages.
   std::string name() const;
@@ -63,8 +68,7 @@ class Exporter {
 
  private:
   Manifest manifest_;
-  int file_ = -1;
-  weightcast_block* block_ = nullptr;
+  OpenBlock block_;
   bool taken_ = false;
   std::vector<std::shared_ptr<Memory>> segments_;
 };
