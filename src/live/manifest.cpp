@@ -291,6 +291,8 @@ Manifest read_manifest(const std::string& path) {
   manifest.pid = fields.number("pid");
   manifest.uid = fields.number("uid");
   manifest.generation = generation_of(fields);
+  manifest.job = fields.text("job", false);
+  manifest.restart = fields.text("restart", false);
   manifest.layout = fields.text("layout", false);
   manifest.control = memory_name(fields, "control");
   for (const json& segment : fields.list("segments")) {
@@ -330,23 +332,32 @@ std::vector<Manifest> read_manifests(const std::string& directory, Role role) {
   return manifests;
 }
 
-void require_reachable(const Manifest& manifest) {
-  if (manifest.host != this_host()) {
-    throw IoError(fmt::format("{}: is of host {}, and this rank runs on {}; start the rank there",
-                              manifest.path, manifest.host, this_host()));
-  }
-  if (manifest.boot_id != this_boot()) {
-    throw IoError(manifest.path + ": its host has been started anew since; let the exporter publish again");
-  }
-  if (manifest.uid != static_cast<std::int64_t>(::getuid())) {
-    throw IoError(fmt::format("{}: is of user {}, and this rank of {}; run both as one user", manifest.path,
-                              manifest.uid, ::getuid()));
-  }
+Reach reach_of(const Manifest& manifest) {
+  if (manifest.host != this_host()) return Reach::kOtherHost;
+  if (manifest.boot_id != this_boot()) return Reach::kOtherBoot;
+  if (manifest.uid != static_cast<std::int64_t>(::getuid())) return Reach::kOtherUser;
   struct stat shm = {};
-  if (::stat("/dev/shm", &shm) != 0 || static_cast<std::int64_t>(shm.st_dev) != manifest.shm_device) {
-    throw IoError(
-        manifest.path +
-        ": its exporter has another /dev/shm, as in another container; run both in containers that share it");
+  const bool same =
+      ::stat("/dev/shm", &shm) == 0 && static_cast<std::int64_t>(shm.st_dev) == manifest.shm_device;
+  return same ? Reach::kHere : Reach::kOtherShm;
+}
+
+void require_reachable(const Manifest& manifest) {
+  switch (reach_of(manifest)) {
+    case Reach::kHere:
+      return;
+    case Reach::kOtherHost:
+      throw IoError(fmt::format("{}: is of host {}, and this process runs on {}; start it there",
+                                manifest.path, manifest.host, this_host()));
+    case Reach::kOtherBoot:
+      throw IoError(manifest.path + ": its host has been started anew since; let the exporter publish again");
+    case Reach::kOtherUser:
+      throw IoError(fmt::format("{}: is of user {}, and this process of {}; run both as one user",
+                                manifest.path, manifest.uid, ::getuid()));
+    case Reach::kOtherShm:
+      throw IoError(manifest.path +
+                    ": its exporter has another /dev/shm, as in another container; run both in containers "
+                    "that share it");
   }
 }
 

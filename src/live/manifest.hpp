@@ -66,6 +66,8 @@ struct Manifest {
   std::int64_t pid = 0;
   std::int64_t uid = 0;
   std::uint64_t generation = 0;  ///< another one after each publication
+  std::string job;               ///< of Slurm; empty outside
+  std::string restart;           ///< how often Slurm has started that job anew; empty: never
   std::string layout;            ///< empty: as the job's options say
   std::string control;           ///< the shared memory of its control block
   std::vector<LiveSegment> segments;
@@ -85,6 +87,16 @@ Manifest read_manifest(const std::string& path);
 /// All manifests of a role in a folder, by rank. Throws as read_manifest(); InputError when ranks are missing
 /// or disagree about how many they are. Empty when there is none.
 std::vector<Manifest> read_manifests(const std::string& directory, Role role);
+
+/// Where an exporter is, as this process sees it.
+enum class Reach : std::uint8_t {
+  kHere,       ///< its memory can be mapped
+  kOtherHost,  ///< another host's
+  kOtherBoot,  ///< this host's, before it was started anew
+  kOtherUser,  ///< another user's
+  kOtherShm,   ///< another container's, with a /dev/shm of its own
+};
+Reach reach_of(const Manifest& manifest);
 
 /// Throws IoError unless this process can map what the exporter has published: the same host, boot, /dev/shm
 /// and user. Names the one that differs, and what to do.

@@ -1,0 +1,129 @@
+#include "live/folder.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string_view>
+#include <tuple>
+
+#include "core/json_text.hpp"
+#include "storage/input_file.hpp"
+
+namespace weightcast {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+/// The number of `engine-12.json`; nothing for another name.
+std::optional<std::int64_t> number_in(std::string_view name, std::string_view prefix) {
+  constexpr std::string_view kEnd = ".json";
+  if (!name.starts_with(prefix) || !name.ends_with(kEnd)) return std::nullopt;
+  std::int64_t number = 0;
+  const char* const from = name.data() + prefix.size();
+  const char* const to = name.data() + name.size() - kEnd.size();
+  const auto [end, error] = std::from_chars(from, to, number);
+  // As the program writes it, so that two names are two numbers.
+  if (error != std::errc() || end != to || number < 0 || std::to_string(number) != std::string_view(from, to))
+    return std::nullopt;
+  return number;
+}
+
+/// Calls `visit` with the name of every file. Throws IoError.
+template <typename Visit>
+void for_each_name(const std::string& directory, Visit visit) {
+  std::error_code error;
+  fs::directory_iterator entry(directory, error);
+  for (const fs::directory_iterator end; !error && entry != end; entry.increment(error)) {
+    visit(entry->path().filename().string());
+  }
+  if (error) throw IoError(fmt::format("{}: {}; name the folder of manifests", directory, error.message()));
+}
+
+std::int64_t age_of(const std::string& path) {
+  using namespace std::chrono;
+  std::error_code error;
+  const auto written = fs::last_write_time(path, error);
+  if (error) return 0;
+  return std::max<std::int64_t>(0,
+                                duration_cast<seconds>(fs::file_time_type::clock::now() - written).count());
+}
+
+Manifest read_own(const FoundManifest& found) {
+  Manifest manifest = read_manifest(found.path);
+  if (manifest.role == found.role && manifest.rank == found.rank) return manifest;
+  throw InputError(fmt::format("{}: says that it is {} {}; let that rank publish again", found.path,
+                               role_name(manifest.role), manifest.rank));
+}
+
+/// Nothing for a void one. Throws InputError, IoError.
+std::optional<std::int64_t> version_in(const std::string& path) {
+  constexpr std::int64_t kMostBytes = 4096;
+  const std::string text = read_text_file(path, kMostBytes);
+  // Whoever makes a void one may die before its word is there.
+  if (text.empty() || text.front() == 'v') return std::nullopt;
+  const auto record = parse_json(text, path);
+  const auto version = record.find("version");
+  if (version != record.end() && version->is_number_integer()) return version->get<std::int64_t>();
+  throw InputError(path + ": 'version' is no whole number; it is no record of a commit");
+}
+
+}  // namespace
+
+std::vector<FoundManifest> find_manifests(const std::string& directory) {
+  std::vector<FoundManifest> all;
+  for_each_name(directory, [&](const std::string& name) {
+    for (const Role role : {Role::kTrainer, Role::kEngine}) {
+      const auto rank = number_in(name, std::string(role_name(role)) + "-");
+      if (!rank) continue;
+      FoundManifest found;
+      found.path = manifest_path(directory, role, *rank);
+      found.role = role;
+      found.rank = *rank;
+      all.push_back(std::move(found));
+    }
+  });
+  if (all.empty()) {
+    throw InputError(
+        directory +
+        ": has no manifest (trainer-<n>.json, engine-<n>.json); let trainers and engines publish "
+        "there");
+  }
+  std::sort(all.begin(), all.end(), [](const FoundManifest& a, const FoundManifest& b) {
+    return std::tuple(a.role, a.rank) < std::tuple(b.role, b.rank);
+  });
+  for (FoundManifest& found : all) {
+    found.age = age_of(found.path);
+    try {
+      found.manifest = read_own(found);
+    } catch (const Error& error) {
+      found.wrong = error;
+    }
+  }
+  return all;
+}
+
+std::vector<CommitRecord> find_commits(const std::string& directory) {
+  std::vector<CommitRecord> records;
+  for_each_name(directory, [&](const std::string& name) {
+    const auto update = number_in(name, "commit-");
+    if (!update) return;
+    CommitRecord record;
+    record.update = static_cast<std::uint64_t>(*update);
+    try {
+      record.version = version_in(directory + "/" + name);
+    } catch (const Error& error) {
+      record.wrong = error;
+    }
+    records.push_back(std::move(record));
+  });
+  std::sort(records.begin(), records.end(),
+            [](const CommitRecord& a, const CommitRecord& b) { return a.update > b.update; });
+  return records;
+}
+
+}  // namespace weightcast

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/error.hpp"
+#include "live/manifest.hpp"
+
+namespace weightcast {
+
+/// The file of a manifest in a folder, and what it says.
+struct FoundManifest {
+  std::string path;
+  Role role = Role::kTrainer;
+  std::int64_t rank = 0;             ///< as its name says
+  std::int64_t age = 0;              ///< seconds since it was published
+  std::optional<Manifest> manifest;  ///< nothing when it is wrong
+  std::optional<Error> wrong;
+};
+
+/// All manifests of a folder, the trainers' and then the engines', by rank. One that is wrong does not hide
+/// the others. Throws IoError when there is no such folder, InputError when it has no manifest.
+std::vector<FoundManifest> find_manifests(const std::string& directory);
+
+/// What the job step or, where it died, an engine has decided of an update (live/live_update.hpp).
+struct CommitRecord {
+  std::uint64_t update = 0;
+  std::optional<std::int64_t> version;  ///< nothing when the update is void: none of it counts
+  std::optional<Error> wrong;           ///< the file says neither
+};
+
+/// The records of a folder, the latest update first.
+std::vector<CommitRecord> find_commits(const std::string& directory);
+
+}  // namespace weightcast
