@@ -9,6 +9,8 @@
 #include "kernels/digest.hpp"
 #include "launch/commands.hpp"
 #include "launch/files/tensor_copy.hpp"
+#include "launch/job/live_ends.hpp"
+#include "launch/live/inspect_live.hpp"
 #include "launch/model.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
@@ -57,6 +59,7 @@ void print_attributes(const Checkpoint& checkpoint, nlohmann::ordered_json& json
 void run_inspect(const Options& options, OutputFile* json) {
   if (options.arguments.size() != 1) throw UsageError("inspect takes one PATH: weightcast inspect PATH");
   const std::string& path = options.arguments.front();
+  if (const auto live = live_directory(path)) return inspect_live(*live, json);
   const Checkpoint checkpoint = read_source(options, path);
   const CheckpointReader reader(checkpoint);
   nlohmann::ordered_json report;

@@ -1,0 +1,260 @@
+#include "launch/live/inspect_live.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "control/signals.hpp"
+#include "core/error.hpp"
+#include "core/units.hpp"
+#include "live/folder.hpp"
+#include "live/open_block.hpp"
+#include "report/json_report.hpp"
+#include "report/log.hpp"
+#include "report/table.hpp"
+
+namespace weightcast {
+
+namespace {
+
+std::string name_of(Role role, std::int64_t rank) {
+  return fmt::format("{} {}", role_name(role), rank);
+}
+
+/// `4 min`
+std::string age_text(std::int64_t seconds) {
+  constexpr std::int64_t kMinute = 60;
+  constexpr std::int64_t kHour = 60 * kMinute;
+  constexpr std::int64_t kDay = 24 * kHour;
+  if (seconds < 2 * kMinute) return fmt::format("{} s", seconds);
+  if (seconds < 2 * kHour) return fmt::format("{} min", seconds / kMinute);
+  if (seconds < 2 * kDay) return fmt::format("{} h", seconds / kHour);
+  return fmt::format("{} days", seconds / kDay);
+}
+
+std::string memory_text(const Manifest& manifest) {
+  const bool shared = std::any_of(manifest.segments.begin(), manifest.segments.end(),
+                                  [](const LiveSegment& s) { return s.kind == SegmentKind::kShared; });
+  const std::string device = manifest.device();
+  if (device.empty()) return shared ? "shared memory" : "none";
+  return shared ? device + ", shared memory" : device;
+}
+
+std::int64_t bytes_of(const Manifest& manifest) {
+  std::int64_t bytes = 0;
+  for (const LiveSegment& segment : manifest.segments) bytes += segment.bytes;
+  return bytes;
+}
+
+std::string run_text(const std::string& job, const std::string& restart) {
+  return "Slurm job " + job + (restart.empty() || restart == "0" ? "" : ", restart " + restart);
+}
+
+/// Which run of Slurm an exporter is of, when that is another than this process's; empty where either is
+/// none.
+std::string other_run(const Manifest& manifest) {
+  const char* const job = std::getenv("SLURM_JOB_ID");
+  if (job == nullptr || manifest.job.empty()) return "";
+  const char* const restart = std::getenv("SLURM_RESTART_COUNT");
+  const std::string theirs = run_text(manifest.job, manifest.restart);
+  const std::string own = run_text(job, restart == nullptr ? "" : restart);
+  return theirs == own ? "" : fmt::format("of {}, not of this one ({})", theirs, own);
+}
+
+/// What this process sees of an exporter's control block.
+struct Sight {
+  std::string words;
+  std::optional<BlockState> state;
+  bool lives = false;
+  int updater = 0;
+  int mapped_by = 0;
+  std::optional<Error> wrong;
+};
+
+/// Where the block cannot be seen, why.
+std::string hidden_by(const Manifest& manifest) {
+  switch (reach_of(manifest)) {
+    case Reach::kOtherHost:
+      return "not seen from here";
+    case Reach::kOtherBoot:
+      return "gone: its host has been started anew since";
+    case Reach::kOtherUser:
+      return fmt::format("not seen from here: it is of user {}", manifest.uid);
+    case Reach::kOtherShm:
+      return "not seen from here: it has another /dev/shm, as in another container";
+    case Reach::kHere:
+      break;
+  }
+  return "";
+}
+
+Sight look_at(const Manifest& manifest) {
+  Sight sight;
+  sight.words = hidden_by(manifest);
+  if (!sight.words.empty()) return sight;
+  try {
+    const OpenBlock block(manifest, Access::kRead);
+    sight.lives = block.lives();
+    sight.state = block.look();
+    sight.updater = block.updater();
+    sight.mapped_by = block.mapped_by();
+  } catch (const IoError& gone) {
+    sight.words = gone.what();
+    return sight;
+  } catch (const InputError& wrong) {
+    sight.words = wrong.what();
+    sight.wrong = wrong;
+    return sight;
+  }
+  sight.words = in_words(*sight.state);
+  if (!sight.lives) {
+    sight.words = fmt::format("gone: process {} has died; its last state: {}", manifest.pid, sight.words);
+  }
+  if (sight.updater != 0) {
+    sight.words += fmt::format(
+        "; {} ({}) has it for an update", sight.state->owner,
+        sight.updater > 0 ? fmt::format("process {}", sight.updater) : "a process of another container");
+  }
+  if (sight.mapped_by > 0) {
+    sight.words +=
+        fmt::format("; mapped by {} {}", sight.mapped_by, sight.mapped_by == 1 ? "process" : "processes");
+  }
+  return sight;
+}
+
+nlohmann::ordered_json json_of(const FoundManifest& found, const Sight& sight) {
+  const Manifest& manifest = *found.manifest;
+  nlohmann::ordered_json entry = {{"role", role_name(manifest.role)},
+                                  {"rank", manifest.rank},
+                                  {"ranks", manifest.ranks},
+                                  {"host", manifest.host},
+                                  {"process", manifest.pid},
+                                  {"user", manifest.uid},
+                                  {"job", manifest.job},
+                                  {"restart", manifest.restart},
+                                  {"memory", memory_text(manifest)},
+                                  {"bytes", bytes_of(manifest)},
+                                  {"entries", manifest.entries.size()},
+                                  {"layout", manifest.layout},
+                                  {"age_seconds", found.age},
+                                  {"says", sight.words}};
+  if (!sight.state) return entry;
+  entry["lives"] = sight.lives;
+  entry["state"] = in_words(*sight.state);
+  entry["update"] = sight.state->update;
+  entry["version"] = sight.state->version;
+  entry["updated_by"] = sight.updater == 0 ? "" : sight.state->owner;
+  entry["mapped_by"] = sight.mapped_by;
+  return entry;
+}
+
+/// `2 of 4 trainers (missing: 1, 3)`, of those whose manifests can be read.
+std::string presence(const std::vector<FoundManifest>& all, Role role) {
+  std::set<std::int64_t> there;
+  std::set<std::int64_t> said;
+  for (const FoundManifest& found : all) {
+    if (found.role != role) continue;
+    there.insert(found.rank);
+    if (found.manifest) said.insert(found.manifest->ranks);
+  }
+  const std::string plural = fmt::format("{}s", role_name(role));
+  if (there.empty()) return "no " + plural;
+  if (said.size() != 1) {
+    return fmt::format(
+        "{} {}{}", there.size(), plural,
+        said.empty() ? "" : fmt::format(", which disagree how many they are ({})", fmt::join(said, ", ")));
+  }
+  const std::int64_t ranks = *said.begin();
+  std::string text = fmt::format("{} of {} {}", there.size(), ranks, plural);
+  std::vector<std::int64_t> missing;
+  constexpr std::size_t kMostNamed = 8;
+  for (std::int64_t rank = 0; rank < ranks && missing.size() <= kMostNamed; ++rank) {
+    if (!there.contains(rank)) missing.push_back(rank);
+  }
+  if (missing.empty()) return text;
+  const bool more = missing.size() > kMostNamed;
+  if (more) missing.pop_back();
+  return fmt::format("{} (missing: {}{})", text, fmt::join(missing, ", "), more ? ", …" : "");
+}
+
+std::string record_text(const CommitRecord& record) {
+  if (record.wrong) return record.wrong->what();
+  if (!record.version) return fmt::format("update {} is void: its version was not committed", record.update);
+  return fmt::format("version {} was committed by update {}", *record.version, record.update);
+}
+
+/// The records that count: those behind the last commit, and that.
+std::vector<CommitRecord> last_commits(const std::string& directory) {
+  std::vector<CommitRecord> records = find_commits(directory);
+  const auto last = std::find_if(records.begin(), records.end(),
+                                 [](const CommitRecord& record) { return record.version.has_value(); });
+  if (last != records.end()) records.erase(last + 1, records.end());
+  return records;
+}
+
+}  // namespace
+
+void inspect_live(const std::string& directory, OutputFile* json) {
+  const std::vector<FoundManifest> all = find_manifests(directory);
+  nlohmann::ordered_json exporters = nlohmann::ordered_json::array();
+  nlohmann::ordered_json wrong_files = exporters;
+  nlohmann::ordered_json commits = exporters;
+
+  Table table({"exporter", "host", "process", "user", "memory", "bytes", "entries", "layout", "age"});
+  std::vector<std::string> lines;
+  std::optional<Error> wrong;
+  const auto note_wrong = [&](const std::string& path, const Error& error) {
+    wrong_files.push_back({{"path", path}, {"error", error.what()}});
+    if (!wrong) wrong = error;
+  };
+  for (const FoundManifest& found : all) {
+    if (!found.manifest) {
+      lines.push_back(fmt::format("{}: {}", name_of(found.role, found.rank), found.wrong->what()));
+      note_wrong(found.path, *found.wrong);
+      continue;
+    }
+    const Manifest& manifest = *found.manifest;
+    table.add({fmt::format("{} of {}", name_of(found.role, found.rank), manifest.ranks), manifest.host,
+               std::to_string(manifest.pid), std::to_string(manifest.uid), memory_text(manifest),
+               format_bytes(bytes_of(manifest)), std::to_string(manifest.entries.size()),
+               manifest.layout.empty() ? "-" : manifest.layout, age_text(found.age)});
+    const Sight sight = look_at(manifest);
+    if (sight.wrong) note_wrong(found.path, *sight.wrong);
+    const std::string run = other_run(manifest);
+    lines.push_back(fmt::format("{}: {}{}{}", name_of(found.role, found.rank), sight.words,
+                                run.empty() ? "" : "; ", run));
+    exporters.push_back(json_of(found, sight));
+  }
+  require_no_signal("the list was not printed");
+
+  print_line(fmt::format("# live:{}: {}, {}", directory, presence(all, Role::kTrainer),
+                         presence(all, Role::kEngine)));
+  if (!exporters.empty()) print_report(table.text());
+  for (const std::string& line : lines) print_line(line);
+  for (const CommitRecord& record : last_commits(directory)) {
+    print_line("# " + record_text(record));
+    if (record.wrong) {
+      note_wrong(fmt::format("{}/commit-{}.json", directory, record.update), *record.wrong);
+      continue;
+    }
+    nlohmann::ordered_json entry = {{"update", record.update}, {"version", nullptr}};
+    if (record.version) entry["version"] = *record.version;
+    commits.push_back(std::move(entry));
+  }
+  if (json != nullptr) {
+    json->write(json_report({{"weightcast", "inspect"},
+                             {"path", "live:" + directory},
+                             {"exporters", exporters},
+                             {"wrong", wrong_files},
+                             {"commits", commits}}));
+  }
+  if (wrong) throw Error(*wrong);
+}
+
+}  // namespace weightcast
