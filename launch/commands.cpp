@@ -7,7 +7,7 @@ namespace weightcast {
 
 namespace {
 
-constexpr std::array<Command, 9> kCommands{{
+constexpr std::array<Command, 10> kCommands{{
     {"sync",
      "mpirun -n N weightcast sync --source PATH … --inference LAYOUT | --alloc ALLOC [--sink hdf5:DIR]",
      "send weights from checkpoints to inference ranks, one update a source", &run_sync, nullptr},
@@ -29,6 +29,8 @@ constexpr std::array<Command, 9> kCommands{{
      "write a checkpoint of deterministic values", nullptr, &run_synth},
     {"convert", "weightcast convert --source PATH --output PATH [--to megatron|hf --trainer-alloc ALLOC]",
      "safetensors to HDF5 and back, checkpoints to trainers' shards and back", nullptr, &run_convert},
+    {"hosts", "weightcast hosts DIR [--format rankfile|hostlist [--output FILE]] [--colocate] | --clean",
+     "where a job's ranks have to run for the trainers and engines of a folder", nullptr, &run_hosts},
 }};
 
 }  // namespace

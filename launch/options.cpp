@@ -155,12 +155,16 @@ void take(const Values& values, BenchOptions& options) {
   options.min_achieved = values.share("min-achieved");
 }
 
-void take(const Values& values, OutputOptions& options) {
+void take(const Values& values, std::string_view command, OutputOptions& options) {
   options.output = values.text("output", "");
   if (values.has("to")) options.to = values.choice("to", {"hf", "megatron"});
-  if (values.has("format")) options.format = values.choice("format", {"safetensors", "hdf5"});
+  if (values.has("format")) {
+    options.format = command == "hosts" ? values.choice("format", {"rankfile", "hostlist"})
+                                        : values.choice("format", {"safetensors", "hdf5"});
+  }
   options.max_file_size = values.bytes("max-file-size", 5'000'000'000, 1);
   options.has_max_file_size = values.has("max-file-size");
+  options.clean = values.flag("clean");
 }
 
 Options take_all(const Values& values, std::string command) {
@@ -168,7 +172,8 @@ Options take_all(const Values& values, std::string command) {
   options.command = std::move(command);
   options.arguments = values.texts("argument");
   const bool takes_argument =
-      options.command == "inspect" || options.command == "verify" || options.command == "trigger";
+      options.command == "inspect" || options.command == "verify" || options.command == "trigger" ||
+      options.command == "hosts";
   if (options.arguments.size() > (takes_argument ? 1 : 0)) {
     throw UsageError(fmt::format("'{}' is not expected; weightcast {} --help says what is",
                                  options.arguments.back(), options.command));
@@ -178,7 +183,7 @@ Options take_all(const Values& values, std::string command) {
   take(values, options.sources.size(), static_cast<UpdateOptions&>(options));
   take(values, static_cast<ReportOptions&>(options));
   take(values, static_cast<BenchOptions&>(options));
-  take(values, static_cast<OutputOptions&>(options));
+  take(values, options.command, static_cast<OutputOptions&>(options));
   require_values(values);
   options.hash = values.hash(options.command);
   return options;

@@ -80,13 +80,14 @@ struct BenchOptions {
   double min_achieved = 0;
 };
 
-/// What `convert` and `synth` write.
+/// What `convert`, `synth` and `hosts` write.
 struct OutputOptions {
   std::string output;
   std::string to;
   std::optional<std::string> format;
   std::int64_t max_file_size = 0;
   bool has_max_file_size = false;
+  bool clean = false;
 };
 
 /// What the user asked for: command line over environment (`WEIGHTCAST_BUCKET_SIZE`) over `--config FILE`.

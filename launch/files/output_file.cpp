@@ -34,11 +34,12 @@ namespace fs = std::filesystem;
 
 /// How what this program writes begins, today and in all its earlier versions, up to a place that no other
 /// program's file reaches. Reports of jobs and of failures come first; `…` stands for the rest of a line.
-constexpr std::array<std::string_view, 7> kBeginnings{
+constexpr std::array<std::string_view, 8> kBeginnings{
     "{\n  \"weightcast\": \"weightcast …\n  \"command\": \"",
     "{\n  \"weightcast\": \"plan\",\n  \"hash\": \"",
     "{\n  \"weightcast\": \"inspect\",\n  \"path\": \"",
     "{\n  \"weightcast\": \"verify\",\n  \"status\": \"",
+    "# ranks of a weightcast job with live:",
     "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[]}\n",
     "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":0,\"tid\":"
     "0,\"args\":"

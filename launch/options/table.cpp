@@ -13,7 +13,7 @@ namespace {
 
 namespace po = boost::program_options;
 
-constexpr std::array<OptionInfo, 50> kOptions{{
+constexpr std::array<OptionInfo, 51> kOptions{{
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors "
@@ -32,8 +32,8 @@ constexpr std::array<OptionInfo, 50> kOptions{{
      "dropped, as engines do",
      kJobs | kVerify | kConvert | kPlan},
     {"layers", "N", "the same model with N layers", kPlan | kBench | kSynth},
-    {"trainers", "N", "the first N ranks are trainers (default 1)", kJobs | kPlan},
-    {"colocate", nullptr, "every rank is trainer and inference rank", kJobs | kPlan},
+    {"trainers", "N", "the first N ranks are trainers (default 1)", kJobs | kPlan | kHosts},
+    {"colocate", nullptr, "every rank is trainer and inference rank", kJobs | kPlan | kHosts},
     {"inference", "LAYOUT", "tp=2,ep=2,pp=1,replicas=1 (absent = 1); ep divides tp", kJobs | kPlan},
     {"alloc", "ALLOC",
      "both sides' layouts: 'sglang:d4p1t4+megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)', in place of --inference "
@@ -120,13 +120,19 @@ constexpr std::array<OptionInfo, 50> kOptions{{
     {"blocks", "N", "most thread blocks of a GPU kernel (default: a quarter of the multiprocessors)", kBench},
     {"min-achieved", "SHARE", "exit 70 when an unverified update reaches less of the wire's rate", kBench},
     {"no-digests", nullptr, "headers only", kInspect},
-    {"output", "PATH", "what to write: a directory of safetensors, or a file ending in .h5",
-     kSynth | kConvert},
+    {"output", "PATH",
+     "what to write: a directory of safetensors, or a file ending in .h5; of hosts the file of --format "
+     "(default: stdout)",
+     kSynth | kConvert | kHosts},
     {"to", "WHAT",
      "hf: a checkpoint with Hugging Face's names; megatron: trainers' shards; without it names stay as they "
      "are",
      kConvert},
-    {"format", "NAME", "of trainers' shards: safetensors (default) or hdf5", kConvert},
+    {"format", "NAME",
+     "of trainers' shards: safetensors (default) or hdf5; of hosts: rankfile (mpirun -rf FILE) or hostlist "
+     "(SLURM_HOSTFILE=FILE srun --distribution=arbitrary)",
+     kConvert | kHosts},
+    {"clean", nullptr, "remove what exporters of this host and user that are dead have left", kHosts},
     {"max-file-size", "BYTES", "data a safetensors file holds at most (default 5GB)", kSynth | kConvert},
     {"config", "FILE", "read options from FILE (or a pipe), lines of name = value", kAll, Ranks::kEachItsOwn},
     {"help,h", nullptr, "this text", kAll, Ranks::kEachItsOwn},

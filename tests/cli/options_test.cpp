@@ -8,8 +8,8 @@
 namespace weightcast::test_support {
 namespace {
 
-constexpr std::array<const char*, 7> kCommands{"sync",   "plan",  "bench",  "inspect",
-                                               "verify", "synth", "convert"};
+constexpr std::array<const char*, 8> kCommands{"sync",   "plan",  "bench",   "inspect",
+                                               "verify", "synth", "convert", "hosts"};
 
 using OptionsTest = CliTest;
 
