@@ -171,9 +171,8 @@ Options take_all(const Values& values, std::string command) {
   Options options;
   options.command = std::move(command);
   options.arguments = values.texts("argument");
-  const bool takes_argument =
-      options.command == "inspect" || options.command == "verify" || options.command == "trigger" ||
-      options.command == "hosts";
+  const bool takes_argument = options.command == "inspect" || options.command == "verify" ||
+                              options.command == "trigger" || options.command == "hosts";
   if (options.arguments.size() > (takes_argument ? 1 : 0)) {
     throw UsageError(fmt::format("'{}' is not expected; weightcast {} --help says what is",
                                  options.arguments.back(), options.command));
