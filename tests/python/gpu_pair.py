@@ -1,13 +1,14 @@
-"""A trainer and an engine in PyTorch, each on a GPU of its own, and jobs that bring the one's weights into the other.
+"""Trainers and an engine in PyTorch, each on a GPU of its own, and jobs that bring the ones' weights into the other.
 
-The trainer is transformers' Qwen3, which takes optimiser steps. The engine has the parameters that inference engines
+The trainer is transformers' Qwen3, which takes optimiser steps; with --sharded 2 it is two processes, between which FSDP
+has cut it. The engine has the parameters that inference engines
 have (fused projections) and generates with a CUDA graph that was captured once, before the first update. After each
 update its weights are the trainer's bit for bit, at the addresses that they had; its logits from the graph are those
 of a forward pass without one, and the trainer's but for rounding.
 
-    python3 gpu_pair.py --weightcast PATH [--updates N]
+    python3 gpu_pair.py --weightcast PATH [--updates N] [--sharded N]
 
-Needs two GPUs, torch, transformers, mpirun, and the client library (WEIGHTCAST_CLIENT).
+Needs as many GPUs as processes, torch, transformers, mpirun, and the client library (WEIGHTCAST_CLIENT).
 """
 
 import argparse
@@ -38,17 +39,19 @@ def exchange(folder, version):
     return pathlib.Path(folder) / f"offered-{version}.pt"
 
 
-def train(folder, updates):
+def train(folder, updates, rank, ranks):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(1)
-    torch.cuda.set_device(0)
+    torch.cuda.set_device(rank)
     config = Qwen3Config(**{key: value for key, value in CONFIG.items() if key != "architectures"})
     model = Qwen3ForCausalLM(config).to(device="cuda", dtype=torch.bfloat16)
+    if ranks > 1:
+        shard(model, rank, ranks)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     prompt = torch.tensor([PROMPT], device="cuda")
-    addresses = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
-    export = weightcast.publish(folder, role="trainer", rank=0, ranks=1, module=model)
+    addresses = {name: place_of(parameter) for name, parameter in model.named_parameters()}
+    export = weightcast.publish(folder, role="trainer", rank=rank, ranks=ranks, module=model)
     for version in range(1, updates + 1):
         for _ in range(3):
             tokens = torch.randint(VOCABULARY, (8, 64), device="cuda")
@@ -57,13 +60,38 @@ def train(folder, updates):
             optimiser.zero_grad()
         with torch.no_grad():
             logits = model(input_ids=prompt).logits[0].float().cpu()
-        beside = exchange(folder, version).with_suffix(".new")
-        torch.save({"logits": logits, "weights": {k: v.cpu() for k, v in model.state_dict().items()}}, beside)
-        beside.rename(exchange(folder, version))
+        if ranks > 1:
+            model.reshard()  # what the last forward pass has gathered goes; each has its own part again
+        weights = {name: whole_of(parameter) for name, parameter in model.state_dict().items()}
+        if rank == 0:
+            beside = exchange(folder, version).with_suffix(".new")
+            torch.save({"logits": logits, "weights": weights}, beside)
+            beside.rename(exchange(folder, version))
         export.offer(version)
         print("read", version, flush=True)
-    assert addresses == {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    assert addresses == {name: place_of(parameter) for name, parameter in model.named_parameters()}
     export.close()
+
+
+def shard(model, rank, ranks):
+    """Cuts the model between the processes, each decoder layer by itself."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    mesh = init_device_mesh("cuda", (ranks,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def place_of(parameter):
+    with torch.no_grad():
+        return (parameter.to_local() if hasattr(parameter, "to_local") else parameter).data_ptr()
+
+
+def whole_of(parameter):
+    return (parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter).cpu()
 
 
 class Engine:
@@ -129,8 +157,8 @@ class Engine:
         return found
 
 
-def serve(folder, updates):
-    torch.cuda.set_device(1)
+def serve(folder, updates, device):
+    torch.cuda.set_device(device)
     engine = Engine()
     tokens = torch.tensor(PROMPT, device="cuda")
     side = torch.cuda.Stream()
@@ -179,8 +207,9 @@ def refuse_expandable(folder):
     raise AssertionError("published")
 
 
-def start(role, folder, updates, **environment):
-    words = [sys.executable, __file__, "--role", role, "--folder", str(folder), "--updates", str(updates)]
+def start(options, role, folder, rank=0, **environment):
+    words = [sys.executable, __file__, "--role", role, "--folder", str(folder), "--updates", str(options.updates),
+             "--sharded", str(options.sharded), "--rank", str(rank)]  # fmt: skip
     return subprocess.Popen(words, env={**os.environ, **environment})
 
 
@@ -196,28 +225,34 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--weightcast", default="weightcast")
     parser.add_argument("--updates", type=int, default=20)
+    parser.add_argument("--sharded", type=int, default=1)
     parser.add_argument("--role", default="pair")
+    parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--folder")
     options = parser.parse_args()
     if options.role == "trainer":
-        return train(options.folder, options.updates)
+        return train(options.folder, options.updates, options.rank, options.sharded)
     if options.role == "engine":
-        return serve(options.folder, options.updates)
+        return serve(options.folder, options.updates, options.sharded)
     if options.role == "expandable":
         return refuse_expandable(options.folder)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        assert start("expandable", folder / "refused", 0, PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True").wait() == 0
+        expandable = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+        assert start(options, "expandable", folder / "refused", **expandable).wait() == 0
         assert not (folder / "refused" / "engine-0.json").exists()
         live = folder / "weights"
         (folder / "config.json").write_text(json.dumps(CONFIG))
-        processes = [start("trainer", live, options.updates), start("engine", live, options.updates)]
+        port = str(20000 + os.getpid() % 20000)
+        processes = [start(options, "trainer", live, rank, MASTER_PORT=port) for rank in range(options.sharded)]
+        processes.append(start(options, "engine", live))
         try:
-            for name in ("trainer-0.json", "engine-0.json"):
+            for name in [f"trainer-{rank}.json" for rank in range(options.sharded)] + ["engine-0.json"]:
                 wait_for(live / name, *processes)
             for _ in range(options.updates):
-                subprocess.run(["mpirun", "-n", "2", options.weightcast, "sync", "--source", f"live:{live}", "--sink", f"live:{live}",
-                                "--model", str(folder / "config.json"), "--inference", "tp=1"], check=True)  # fmt: skip
+                subprocess.run(["mpirun", "-n", str(options.sharded + 1), options.weightcast, "sync", "--source", f"live:{live}",
+                                "--sink", f"live:{live}", "--model", str(folder / "config.json"), "--trainers", str(options.sharded),
+                                "--inference", "tp=1"], check=True)  # fmt: skip
             for process in processes:
                 if process.wait(timeout=60) != 0:
                     raise SystemExit(f"a process ended with {process.returncode}")
