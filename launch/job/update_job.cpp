@@ -200,7 +200,7 @@ std::int64_t UpdateJob::begin_live(std::int64_t otherwise, bool& there, std::opt
       throw UsageError(fmt::format("--weight-version {}: the trainers offer version {}", *wanted, version));
     });
   } catch (const AgreedFailure& failure) {
-    live_->update().fail(failure.what());
+    live_->update().fail(failure.what(), false);
     throw;
   }
   there = live_->update().is_there(version);
