@@ -286,10 +286,10 @@ TEST(ServerFiles, AStaleOneIsReplacedAndItsSocketRemoved) {
 
 TEST(ServerFiles, NothingInThemIsTrusted) {
   const TempDir dir("/tmp");
+  const char* const negative =
+      R"({"weightcast": 1, "host": "a", "boot_id": "b", "pid": -1, "uid": 0, "job": "", "socket": ""})";
   for (const char* text :
-       {"", "{}", "[]", "{\"weightcast\": 2}", "{\"weightcast\": 1, \"host\": 3}",
-        "{\"weightcast\": 1, \"host\": \"a\", \"boot_id\": \"b\", \"pid\": -1, \"uid\": 0, "
-        "\"job\": \"\", \"socket\": \"\"}"}) {
+       {"", "{}", "[]", "{\"weightcast\": 2}", "{\"weightcast\": 1, \"host\": 3}", negative}) {
     SCOPED_TRACE(text);
     test_support::put_file(server_file_path(dir.string()), text);
     EXPECT_THROW(read_server_file(dir.string()), InputError);
