@@ -94,6 +94,9 @@ class Server {
     if (!to && !from) {
       throw UsageError("serve is for running processes; name them with --source live:DIR or --sink live:DIR");
     }
+    if (options_.on_offer && !from) {
+      throw UsageError("--on-offer: files offer nothing; name trainers with --source live:DIR");
+    }
     return to ? *to : *from;
   }
 
@@ -133,7 +136,7 @@ class Server {
   /// On rank 0: what is to be done next; sleeps for a moment, from which a request wakes it, where that is
   /// nothing.
   Order decide(std::span<const Sight> sights) {
-    constexpr std::chrono::microseconds kSleep{1500};
+    constexpr std::chrono::microseconds kSleep{2500};
     const std::optional<Listener::Waiting> waiting = door_->listener.first(kSleep);
     const auto now = Clock::now();
     std::optional<UpdateRequest> request;

@@ -60,8 +60,8 @@ void LiveModel::start_engine(int engine, std::int64_t version) {
   const std::string shard = shard_of(scratch_, step_of(version), engine);
   started.published = std::make_unique<engine::Published>(
       engine::Exporter{folder_, "engine", engine, kEngines}, read_checkpoint(shard), version);
-  started.thread = std::jthread(
-      [this, &published = *started.published](const std::stop_token& stop) { answer(stop, published); });
+  started.version = version;
+  started.thread = std::jthread([this, &started](const std::stop_token& stop) { answer(stop, started); });
 }
 
 void LiveModel::stop_engine(int engine) {
@@ -70,15 +70,17 @@ void LiveModel::stop_engine(int engine) {
   stopped.published.reset();
 }
 
-void LiveModel::answer(const std::stop_token& stop, const engine::Published& published) {
+void LiveModel::answer(const std::stop_token& stop, Engine& engine) {
+  weightcast_export* const handle = engine.published->handle();
   constexpr double kSeconds = 60;
   for (; !stop.stop_requested(); std::this_thread::sleep_for(std::chrono::milliseconds(1))) {
     std::int64_t version = 0;
-    if (hold_ || weightcast_wanted(published.handle(), &version) != 1) continue;
+    if (hold_ || weightcast_wanted(handle, &version) != 1) continue;
     if (declines_) {
-      weightcast_decline(published.handle(), reason_.c_str());
-    } else if (weightcast_pause(published.handle(), kSeconds, &version) == WEIGHTCAST_OK) {
-      weightcast_resume(published.handle());
+      weightcast_decline(handle, reason_.c_str());
+    } else if (weightcast_pause(handle, kSeconds, &version) == WEIGHTCAST_OK) {
+      engine.version = version;
+      weightcast_resume(handle);
     }
   }
 }
@@ -103,11 +105,10 @@ void LiveModel::offer(std::int64_t version) {
   for (int trainer = 0; trainer < static_cast<int>(trainers_.size()); ++trainer) offer(trainer, version);
 }
 
-bool LiveModel::settle() {
-  constexpr double kSeconds = 60;
+bool LiveModel::settle(double seconds) {
   bool read = true;
   for (const auto& trainer : trainers_) {
-    read = weightcast_settle(trainer->handle(), kSeconds) == WEIGHTCAST_OK && read;
+    read = weightcast_settle(trainer->handle(), seconds) == WEIGHTCAST_OK && read;
   }
   return read;
 }

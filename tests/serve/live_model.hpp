@@ -24,14 +24,18 @@ class LiveModel {
   /// All trainers offer that version, and go on.
   void offer(std::int64_t version);
   void offer(int trainer, std::int64_t version);
-  /// Waits until it has been read; false when it was not.
-  bool settle();
+  /// Waits until it has been read; false when it was not, and it is not offered any more.
+  bool settle(double seconds = 60);
 
   /// Engines that hold do not answer; those with a reason decline.
   void hold(bool yes) { hold_ = yes; }
   void decline(std::string reason);
   void accept() { declines_ = false; }
   bool is_asked(int engine) const;
+  /// The version that an engine serves.
+  std::int64_t version_of_engine(int engine) const {
+    return engines_.at(static_cast<std::size_t>(engine)).version;
+  }
 
   /// Goes, and comes back with another memory: an engine as version `version`.
   void stop_engine(int engine);
@@ -47,10 +51,11 @@ class LiveModel {
  private:
   struct Engine {
     std::unique_ptr<engine::Published> published;
+    std::atomic<std::int64_t> version = 0;
     std::jthread thread;
   };
 
-  void answer(const std::stop_token& stop, const engine::Published& published);
+  void answer(const std::stop_token& stop, Engine& engine);
 
   std::string folder_;
   std::string scratch_;

@@ -1,7 +1,11 @@
 // How servers end.
 
+#include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <filesystem>
+#include <random>
+#include <thread>
 
 #include "serve/server.hpp"
 
@@ -67,6 +71,40 @@ TEST_F(LiveServers, AHardSignalEndsTheWaitForAnswers) {
   // Nobody waits for the dead.
   for (int engine = 0; engine < LiveModel::kEngines; ++engine) EXPECT_FALSE(model_.is_asked(engine));
   EXPECT_EQ(model_.difference(0), "");
+}
+
+TEST_F(LiveServers, SignalsAmidUpdatesLeaveWholeVersions) {
+  std::mt19937 random(5);
+  std::uniform_int_distribution<int> delay(0, 60);
+  std::int64_t version = 0;
+  for (const int signal : {SIGTERM, SIGUSR1, SIGTERM, SIGTERM, SIGINT, SIGTERM}) {
+    SCOPED_TRACE(version);
+    const auto server = serve({"--on-offer"});
+    std::jthread training([&](const std::stop_token& stop) {
+      while (!stop.stop_requested()) {
+        model_.offer(++version);
+        model_.settle(1);
+      }
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(200 + delay(random)));
+    server->send_to_children(signal);
+    const Outcome outcome = server->wait();
+    EXPECT_EQ(outcome.exit_code, 75) << describe(outcome);
+    training = {};
+    expect_no_trace();
+    // An engine may yet have to see that it has been written.
+    std::int64_t served = 0;
+    for (int engine = 0; engine < LiveModel::kEngines; ++engine)
+      served = std::max(served, model_.version_of_engine(engine));
+    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    for (int engine = 0; engine < LiveModel::kEngines; ++engine) {
+      while (model_.version_of_engine(engine) != served && std::chrono::steady_clock::now() < give_up)
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      EXPECT_EQ(model_.version_of_engine(engine), served);
+      EXPECT_FALSE(model_.is_asked(engine));
+    }
+    EXPECT_EQ(model_.difference(served), "");
+  }
 }
 
 }  // namespace

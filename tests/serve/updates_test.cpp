@@ -182,6 +182,18 @@ TEST_F(LiveServers, ASecondOneIsRefused) {
   ASSERT_NO_FATAL_FAILURE(expect_update(1));
 }
 
+TEST_F(LiveServers, WhatMakesNoSenseIsRefused) {
+  const auto refused = [&](const Words& more, const std::string& says) {
+    Words words{WEIGHTCAST_BINARY, "serve", "--inference", "tp=2,ep=2,replicas=2"};
+    words.insert(words.end(), more.begin(), more.end());
+    expect_refused(run(mpirun(1 + LiveModel::kEngines, words)), 64, says);
+  };
+  refused({"--source", model_of_step(0)}, "serve is for running processes");
+  refused({"--sink", "live:" + folder_}, "--source PATH or live:DIR");
+  refused({"--source", model_of_step(0), "--sink", "live:" + folder_, "--on-offer"}, "--on-offer");
+  expect_no_trace();
+}
+
 TEST_F(LiveServers, WithoutOneThereIsNothingToAsk) {
   expect_refused(trigger(), 74, "weightcast serve");
   const auto server_file = [&](const std::string& host, int user) {
