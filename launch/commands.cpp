@@ -23,8 +23,10 @@ constexpr std::array<Command, 10> kCommands{{
      nullptr},
     {"inspect", "weightcast inspect PATH | live:DIR",
      "list a checkpoint's or shard file's tensors, or trainers and engines that run", nullptr, &run_inspect},
-    {"verify", "weightcast verify DIR --source PATH [--trainer-alloc ALLOC]",
-     "compare shard files with a checkpoint", nullptr, &run_verify},
+    {"verify",
+     "weightcast verify DIR --source PATH [--trainer-alloc ALLOC] | live:DIR --source PATH --inference "
+     "LAYOUT",
+     "compare shard files, or what engines of this host serve, with a checkpoint", nullptr, &run_verify},
     {"synth", "weightcast synth --model CONFIG_JSON --output PATH",
      "write a checkpoint of deterministic values", nullptr, &run_synth},
     {"convert", "weightcast convert --source PATH --output PATH [--to megatron|hf --trainer-alloc ALLOC]",

@@ -10,6 +10,7 @@
 
 #include "core/error.hpp"
 #include "launch/commands.hpp"
+#include "launch/job/live_ends.hpp"
 #include "launch/options/help.hpp"
 #include "launch/options/sources.hpp"
 #include "launch/version.hpp"
@@ -52,6 +53,17 @@ void require_values(const Values& values) {
   for (const char* name : {"model", "quantize", "json", "trace", "output"}) {
     if (!values.has(name) || !values.text(name, "").empty()) continue;
     throw UsageError(fmt::format("{}: is empty; give it a value, or leave it out", values.label(name)));
+  }
+}
+
+/// Throws UsageError for what shard files say themselves. What the environment or a file says is for other
+/// commands.
+void refuse_layout_of_shards(const Values& values) {
+  for (const char* option : {"inference", "inference-alloc", "inference-stage-layers", "moe-layout",
+                             "quantize", "activation-scales"}) {
+    if (!values.typed(option)) continue;
+    throw UsageError(fmt::format("{}: is for verify live:DIR; shard files say their layout themselves",
+                                 values.label(option)));
   }
 }
 
@@ -177,6 +189,9 @@ Options take_all(const Values& values, std::string command) {
     throw UsageError(fmt::format("'{}' is not expected; weightcast {} --help says what is",
                                  options.arguments.back(), options.command));
   }
+  const bool shards =
+      options.command == "verify" && !options.arguments.empty() && !live_directory(options.arguments.front());
+  if (shards) refuse_layout_of_shards(values);
   take(values, static_cast<SourceOptions&>(options));
   take(values, static_cast<LayoutOptions&>(options));
   take(values, options.sources.size(), static_cast<UpdateOptions&>(options));

@@ -1,39 +1,31 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
-#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <span>
 
-#include "control/signals.hpp"
 #include "core/error.hpp"
 #include "core/units.hpp"
-#include "kernels/executor.hpp"
 #include "launch/commands.hpp"
-#include "launch/files/plane_reader.hpp"
-#include "launch/files/tensor_copy.hpp"
+#include "launch/files/parameter_verifier.hpp"
+#include "launch/job/live_ends.hpp"
 #include "launch/layouts.hpp"
-#include "launch/model.hpp"
+#include "launch/live/verify_live.hpp"
 #include "model/layer_counts.hpp"
-#include "model/stored_quantization.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
-#include "source/bound_reader.hpp"
 #include "storage/input_file.hpp"
 #include "storage/reader.hpp"
 #include "storage/shard_name.hpp"
 #include "storage/writer.hpp"
-#include "sys/team.hpp"
 
 namespace weightcast {
 
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr const char* kNotCompared = "not all was compared";
 
 /// A shard file and what its attributes say.
 struct Shard {
@@ -182,16 +174,11 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
   return layout;
 }
 
-class ShardVerifier {
+/// What a shard file holds.
+class ShardParameters final : public KeptParameters {
  public:
-  ShardVerifier(const Model& model, const Shard& shard, PlaneReader& source)
-      : catalog_(model.family->catalog()),
-        shard_(shard),
-        source_(source),
-        file_(read_checkpoint(shard.path)),
-        reader_(file_),
-        piece_(static_cast<std::size_t>(kCopyBytes)),
-        stored_piece_(static_cast<std::size_t>(kCopyBytes)) {
+  explicit ShardParameters(const Shard& shard)
+      : shard_(shard), file_(read_checkpoint(shard.path)), reader_(file_) {
     // What the attributes say holds for no other file of that name.
     if (file_.files.front().identity != shard.identity) {
       throw IoError(
@@ -199,30 +186,26 @@ class ShardVerifier {
     }
   }
 
-  /// Bytes compared.
-  std::int64_t verify(const std::vector<Parameter>& parameters) {
-    std::int64_t bytes = 0;
-    for (const Parameter& parameter : parameters) {
-      const StoredTensor* stored = file_.find(parameter.name);
-      if (stored == nullptr) {
-        throw InputError(fmt::format("{}: {} is missing; run the update again", shard_.path, parameter.name));
-      }
-      file_.require_readable(*stored);
-      if (stored->shape != parameter.shape || stored->dtype != parameter.dtype) {
-        throw InputError(fmt::format("{}: {} is {} {} but its layout wants {} {}", shard_.path,
-                                     parameter.name, dtype_name(stored->dtype), stored->shape.to_string(),
-                                     dtype_name(parameter.dtype), parameter.shape.to_string()));
-      }
-      for (const Part& part : parameter.parts) {
-        part.layout.plain() ? verify_part(parameter, *stored, part) : verify_placed(parameter, *stored, part);
-      }
-      if (!parameter.scalars.empty()) verify_scalars(parameter, *stored);
-      for (const Padding& padding : parameter.padding) {
-        padding.layout.plain() ? verify_padding(parameter, *stored, padding)
-                               : verify_placed(parameter, *stored, padding);
-      }
-      bytes += parameter.bytes();
+  const std::string& name() const override { return shard_.path; }
+
+  void require(const Parameter& parameter) const override {
+    const StoredTensor* stored = file_.find(parameter.name);
+    if (stored == nullptr) {
+      throw InputError(fmt::format("{}: {} is missing; run the update again", shard_.path, parameter.name));
     }
+    file_.require_readable(*stored);
+    if (stored->shape == parameter.shape && stored->dtype == parameter.dtype) return;
+    throw InputError(fmt::format("{}: {} is {} {} but its layout wants {} {}", shard_.path, parameter.name,
+                                 dtype_name(stored->dtype), stored->shape.to_string(),
+                                 dtype_name(parameter.dtype), parameter.shape.to_string()));
+  }
+
+  void read(const Parameter& parameter, const Box& box, std::span<std::byte> to) const override {
+    reader_.read(*file_.find(parameter.name), box, to);
+  }
+
+  /// After the last read. Throws InputError when it holds more than these, IoError when it has changed.
+  void require_nothing_else(const std::vector<Parameter>& parameters) const {
     if (file_.tensors.size() != parameters.size()) {
       std::set<std::string_view> others;
       for (const StoredTensor& tensor : file_.tensors) others.insert(tensor.name);
@@ -231,128 +214,12 @@ class ShardVerifier {
                                    shard_.path, others.empty() ? "a dataset twice" : *others.begin()));
     }
     reader_.require_unchanged();
-    return bytes;
   }
 
  private:
-  void verify_part(const Parameter& parameter, const StoredTensor& stored, const Part& part) {
-    const std::int64_t element = dtype_bytes(parameter.dtype);
-    const Box box = part.form.of(part.box);
-    for_each_box({box.rows, box.cols}, bytes_read(part, element), [&](const Box& inner) {
-      require_no_signal(kNotCompared);
-      const Box piece{box.row + inner.row, inner.rows, box.col + inner.col, inner.cols};
-      const auto bytes = static_cast<std::size_t>(piece.area() * element);
-      source_.read(part, piece, element, piece_.data());
-      reader_.read(stored, place_in(parameter, part, piece), std::span(stored_piece_).first(bytes));
-      require_equal(parameter, part, piece);
-    });
-  }
-
-  /// Bytes of the source's values behind one element.
-  static std::int64_t bytes_read(const Part& part, std::int64_t element) {
-    return part.form.plane == Plane::kValues ? element : part.form.block_rows * part.form.block_cols * 2;
-  }
-
-  void verify_scalars(const Parameter& parameter, const StoredTensor& stored) {
-    std::vector<std::byte> held(static_cast<std::size_t>(parameter.bytes()));
-    reader_.read(stored, Box::whole(parameter.shape), held);
-    for (const Scalar& scalar : parameter.scalars) {
-      const float value = scalar.value(source_.scale(scalar.scope));
-      std::uint32_t bits = 0;
-      std::memcpy(&bits, held.data() + scalar.offset, sizeof bits);
-      if (bits == std::bit_cast<std::uint32_t>(value)) continue;
-      throw VerifyError(fmt::format("{}: {} does not hold the scale of tensor {}", shard_.path,
-                                    parameter.name, catalog_[scalar.scope].name));
-    }
-  }
-
-  /// Throws VerifyError unless both pieces hold the same.
-  void require_equal(const Parameter& parameter, const Part& part, const Box& piece) const {
-    const auto bytes = static_cast<std::size_t>(piece.area() * dtype_bytes(parameter.dtype));
-    if (std::memcmp(piece_.data(), stored_piece_.data(), bytes) == 0) return;
-    throw VerifyError(fmt::format("{}: {} does not hold tensor {} ({})", shard_.path, parameter.name,
-                                  catalog_[part.tensor].name, piece.to_string()));
-  }
-
-  void verify_padding(const Parameter& parameter, const StoredTensor& stored, const Padding& padding) {
-    const std::int64_t element = dtype_bytes(parameter.dtype);
-    const std::int64_t cols = parameter.shape.cols();
-    const std::int64_t row_bytes = cols * element;
-    // The padding may begin and end inside rows.
-    const std::int64_t end = padding.offset + padding.bytes;
-    const std::int64_t first = padding.offset / row_bytes;
-    const std::int64_t rows = (end + row_bytes - 1) / row_bytes - first;
-    for_each_box({rows, cols}, element, [&](const Box& inner) {
-      require_no_signal(kNotCompared);
-      const auto bytes = std::span(stored_piece_).first(static_cast<std::size_t>(inner.area() * element));
-      reader_.read(stored, {first + inner.row, inner.rows, inner.col, inner.cols}, bytes);
-      const std::int64_t width = inner.cols * element;
-      for (std::int64_t row = 0; row < inner.rows; ++row) {
-        const std::int64_t start = (first + inner.row + row) * row_bytes + inner.col * element;
-        const std::int64_t from = std::clamp<std::int64_t>(padding.offset - start, 0, width);
-        const std::int64_t to = std::clamp<std::int64_t>(end - start, from, width);
-        const auto part =
-            bytes.subspan(static_cast<std::size_t>(row * width + from), static_cast<std::size_t>(to - from));
-        if (std::any_of(part.begin(), part.end(), [](std::byte b) { return b != std::byte{0}; })) {
-          throw_dirty(parameter);
-        }
-      }
-    });
-  }
-
-  [[noreturn]] void throw_dirty(const Parameter& parameter) const {
-    throw VerifyError(fmt::format("{}: the padding of {} is not zero", shard_.path, parameter.name));
-  }
-
-  /// The same of a part that a layout has placed, through the layout.
-  void verify_placed(const Parameter& parameter, const StoredTensor& stored, const Part& part) {
-    const std::int64_t element = dtype_bytes(parameter.dtype);
-    const Box box = part.form.of(part.box);
-    const std::byte* const matrix =
-        read_matrix(stored, part.offset, part.layout, box.rows, box.cols * element);
-    for_each_box({box.rows, box.cols}, bytes_read(part, element), [&](const Box& inner) {
-      require_no_signal(kNotCompared);
-      const Box piece{box.row + inner.row, inner.rows, box.col + inner.col, inner.cols};
-      source_.read(part, piece, element, piece_.data());
-      Move gather{0, 0, 0, inner.rows, inner.cols * element, 0, MoveOp::kCopy};
-      gather.layout = part.layout;
-      gather.row = inner.row;
-      gather.byte = inner.col * element;
-      executor_->pack({&gather, 1}, {&matrix, 1}, stored_piece_.data());
-      require_equal(parameter, part, piece);
-    });
-  }
-
-  void verify_placed(const Parameter& parameter, const StoredTensor& stored, const Padding& padding) {
-    const std::byte* const matrix = read_matrix(stored, padding.offset, padding.layout,
-                                                padding.row + padding.rows, padding.byte + padding.bytes);
-    Move zero{0, 0, 0, padding.rows, padding.bytes, 0, MoveOp::kZero};
-    zero.layout = padding.layout;
-    zero.row = padding.row;
-    zero.byte = padding.byte;
-    if (executor_->first_not_zero({&zero, 1}, {&matrix, 1}) >= 0) throw_dirty(parameter);
-  }
-
-  /// What lies where a layout places `rows` × `bytes` from byte `offset` of a parameter on, in memory.
-  const std::byte* read_matrix(const StoredTensor& stored, std::int64_t offset, const MatrixLayout& layout,
-                               std::int64_t rows, std::int64_t bytes) {
-    const std::int64_t row_bytes = stored.shape.cols() * dtype_bytes(stored.dtype);
-    const std::int64_t first = offset / row_bytes;
-    const std::int64_t end = (offset + layout.extent(rows, bytes) + row_bytes - 1) / row_bytes;
-    matrix_.resize(static_cast<std::size_t>((end - first) * row_bytes));
-    reader_.read(stored, {first, end - first, 0, stored.shape.cols()}, matrix_);
-    return matrix_.data() + (offset - first * row_bytes);
-  }
-
-  const Catalog& catalog_;
   const Shard& shard_;
-  PlaneReader& source_;
   Checkpoint file_;
   CheckpointReader reader_;
-  std::vector<std::byte> piece_;
-  std::vector<std::byte> stored_piece_;
-  std::vector<std::byte> matrix_;
-  std::unique_ptr<Executor> executor_ = make_host_executor();
 };
 
 }  // namespace
@@ -361,6 +228,7 @@ void run_verify(const Options& options, OutputFile* json) {
   if (options.arguments.size() != 1 || options.sources.size() != 1) {
     throw UsageError("write weightcast verify DIR --source PATH, one of each");
   }
+  if (const auto live = live_directory(options.arguments.front())) return verify_live(*live, options, json);
   const std::string& directory = options.arguments.front();
   const std::vector<Shard> shards = read_shards(directory);
   const EngineLayout layout = common_layout(directory, shards);
@@ -370,30 +238,19 @@ void run_verify(const Options& options, OutputFile* json) {
                                   options.weight_version));
   }
   std::optional<TrainerLayout> trainers = trainer_layout_of(options);
-  const Model model = load_model(options, trainers);
-  if (const auto stored = StoredQuantization::of(*model.config); stored && layout.quantizer) {
-    throw InputError(
-        fmt::format("{}: holds {} made from values, but {} holds {} itself; name the checkpoint that "
-                    "the shards were made from",
-                    directory, quantizer_name(*layout.quantizer), options.sources.front(),
-                    quantizer_name(stored->quantizer())));
-  }
-  Team readers(1);
-  const BoundCheckpoint& from = model.sources.front();
-  require_equal_copies(options, *model.family, from, readers, {}, [] {});
-  BoundReader source(model.family->catalog(), from.checkpoint, from.binding.held);
-  PlaneReader planes(model.family->catalog(), source, layout.quantizer);
+  ReferenceWeights source(options, trainers, layout.quantizer, directory);
   std::int64_t bytes = 0;
   for (const Shard& shard : shards) {
     std::vector<Parameter> parameters;
     try {
-      parameters = model.family->parameters(layout, engine_rank(layout, shard.integer("rank")));
+      parameters = source.family().parameters(layout, engine_rank(layout, shard.integer("rank")));
     } catch (const UsageError& error) {
       // The layout comes from the file, not from an option.
       throw InputError(fmt::format("{}: {}", shard.path, error.what()));
     }
-    planes.add(parameters);
-    bytes += ShardVerifier(model, shard, planes).verify(parameters);
+    const ShardParameters kept(shard);
+    bytes += ParameterVerifier(source.family().catalog(), kept, source.planes()).verify(parameters);
+    kept.require_nothing_else(parameters);
   }
   source.require_unchanged();
   print_line(fmt::format("{}: {} shards of version {} hold {}{} exactly, {} compared", directory,

@@ -34,7 +34,7 @@ constexpr std::array<OptionInfo, 51> kOptions{{
     {"layers", "N", "the same model with N layers", kPlan | kBench | kSynth},
     {"trainers", "N", "the first N ranks are trainers (default 1)", kJobs | kPlan | kHosts},
     {"colocate", nullptr, "every rank is trainer and inference rank", kJobs | kPlan | kHosts},
-    {"inference", "LAYOUT", "tp=2,ep=2,pp=1,replicas=1 (absent = 1); ep divides tp", kJobs | kPlan},
+    {"inference", "LAYOUT", "tp=2,ep=2,pp=1,replicas=1 (absent = 1); ep divides tp", kJobs | kPlan | kVerify},
     {"alloc", "ALLOC",
      "both sides' layouts: 'sglang:d4p1t4+megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)', in place of --inference "
      "and "
@@ -43,9 +43,9 @@ constexpr std::array<OptionInfo, 51> kOptions{{
     {"inference-alloc", "ALLOC",
      "the inference side alone: sglang:d4p1t4 or vllm:d4p1t4 (e cuts experts), or hf: whole tensors as a "
      "Hugging Face module has them, hf:d4 of four replicas",
-     kJobs | kPlan},
+     kJobs | kPlan | kVerify},
     {"inference-stage-layers", "N,N,...", "layers of each of the engine's stages (default: all equal)",
-     kJobs | kPlan},
+     kJobs | kPlan | kVerify},
     {"trainer-alloc", "ALLOC", "the trainers' side alone: 'megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)'",
      kTrainers},
     {"stage-layers", "N,N,...",
@@ -62,20 +62,20 @@ constexpr std::array<OptionInfo, 51> kOptions{{
      "where experts' kernels read them: triton (gate first, default), triton-kernels (transposed), cutlass "
      "(up "
      "first), trtllm, trtllm-shuffled, deepgemm, deepgemm-mega or cute-dsl",
-     kJobs | kPlan},
+     kJobs | kPlan | kVerify},
     {"quantize", "NAME[:VARIANT]",
      "what linear layers and experts are quantised to: fp8-block[:slime|deepgemm|flashinfer|ue8m0], "
      "fp8-tensor[:sglang|miles], fp8-channel, mxfp8, nvfp4[:te|unit], "
      "mxfp4[:round-up|round-up-ties-down|ocp] (the first variant where none is named), or none: as in the "
      "model (default)",
-     kJobs | kPlan},
+     kJobs | kPlan | kVerify},
     {"quantize-at", "SIDE", "source (default): codes travel; destination: values do. Both give the same bits",
      kJobs | kPlan},
     {"activation-scales", "A,B",
      "calibrated scales of what goes into w13 and w2, for the factors that trtllm keeps beside nvfp4 and "
      "fp8-tensor "
      "(default 1,1)",
-     kJobs | kPlan},
+     kJobs | kPlan | kVerify},
     {"fan-out", "WHAT", "needed: each rank what it needs; all: everybody everything", kJobs | kPlan},
     {"bucket-size", "BYTES", "most bytes of a bucket (default 256MiB, least 64KiB)", kJobs | kPlan},
     {"buffers", "N", "staging buffers of a rank (default 3)", kJobs | kPlan},

@@ -3,8 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -14,20 +12,6 @@
 namespace weightcast {
 
 namespace {
-
-/// The entries of a manifest by all names that they have.
-std::map<std::string, const LiveEntry*, std::less<>> entries_by_name(const Manifest& manifest) {
-  std::map<std::string, const LiveEntry*, std::less<>> entries;
-  for (const LiveEntry& entry : manifest.entries) {
-    std::vector<std::string> names = entry.aliases;
-    names.push_back(entry.name);
-    for (const std::string& name : names) {
-      if (entries.emplace(name, &entry).second) continue;
-      throw InputError(fmt::format("{}: tensor {} is there twice; publish it once", manifest.path, name));
-    }
-  }
-  return entries;
-}
 
 void require_contiguous(const Manifest& manifest, const LiveEntry& entry) {
   if (entry.contiguous()) return;
@@ -117,48 +101,59 @@ class LiveParameters final : public ParameterMemory {
   std::int64_t bytes_to_allocate(const Share& /*share*/) const override { return 0; }
 
   void open(const Share& share) override {
-    const Manifest& manifest = exporter_->manifest();
-    const auto entries = entries_by_name(manifest);
+    const PublishedTensors published(exporter_->manifest());
     for (const Parameter& parameter : share.parameters) {
-      const auto found = entries.find(parameter.name);
-      if (found == entries.end()) {
-        throw InputError(fmt::format("{}: parameter {} is not published; publish the whole module",
-                                     manifest.path, parameter.name));
-      }
-      const LiveEntry& entry = *found->second;
-      if (entry.dtype != parameter.dtype || entry.shape != parameter.shape) {
-        throw InputError(
-            fmt::format("{}: parameter {} is {} {} there, but {} {} in the engine's layout; let --inference, "
-                        "--moe-layout and --quantize say what the engine has",
-                        manifest.path, parameter.name, dtype_name(entry.dtype), entry.shape.to_string(),
-                        dtype_name(parameter.dtype), parameter.shape.to_string()));
-      }
-      require_contiguous(manifest, entry);
-      require_in_same_memory(entry);
+      const LiveEntry& entry = published.parameter(parameter);
       place(entry.segment, entry.offset, parameter.bytes());
     }
   }
 
  private:
-  /// All parameters are where the wire ends: on the host, or on the GPU where there is one.
-  void require_in_same_memory(const LiveEntry& entry) const {
-    const Manifest& manifest = exporter_->manifest();
-    if (manifest.device().empty() || manifest.segments[entry.segment].kind == SegmentKind::kCudaIpc) return;
-    throw InputError(
-        fmt::format("{}: parameter {} is in the host's memory, others on {}; move the whole model there",
-                    manifest.path, entry.name, manifest.device()));
-  }
-
   std::shared_ptr<Exporter> exporter_;
 };
 
 }  // namespace
 
+PublishedTensors::PublishedTensors(const Manifest& manifest) : manifest_(manifest) {
+  for (const LiveEntry& entry : manifest.entries) {
+    std::vector<std::string> names = entry.aliases;
+    names.push_back(entry.name);
+    for (const std::string& name : names) {
+      if (by_name_.emplace(name, &entry).second) continue;
+      throw InputError(fmt::format("{}: tensor {} is there twice; publish it once", manifest.path, name));
+    }
+  }
+}
+
+const LiveEntry& PublishedTensors::parameter(const Parameter& parameter) const {
+  const auto found = by_name_.find(parameter.name);
+  if (found == by_name_.end()) {
+    throw InputError(fmt::format("{}: parameter {} is not published; publish the whole module",
+                                 manifest_.path, parameter.name));
+  }
+  const LiveEntry& entry = *found->second;
+  if (entry.dtype != parameter.dtype || entry.shape != parameter.shape) {
+    throw InputError(
+        fmt::format("{}: parameter {} is {} {} there, but {} {} in the engine's layout; let --inference, "
+                    "--moe-layout and --quantize say what the engine has",
+                    manifest_.path, parameter.name, dtype_name(entry.dtype), entry.shape.to_string(),
+                    dtype_name(parameter.dtype), parameter.shape.to_string()));
+  }
+  require_contiguous(manifest_, entry);
+  // All parameters are where the wire ends: on the host, or on the GPU where there is one.
+  if (manifest_.device().empty() || manifest_.segments[entry.segment].kind == SegmentKind::kCudaIpc)
+    return entry;
+  throw InputError(
+      fmt::format("{}: parameter {} is in the host's memory, others on {}; move the whole model there",
+                  manifest_.path, entry.name, manifest_.device()));
+}
+
 Checkpoint checkpoint_of(const Manifest& manifest) {
   Checkpoint checkpoint;
   checkpoint.path = manifest.path;
   checkpoint.host = manifest.host;
-  for (const auto& [name, entry] : entries_by_name(manifest)) {
+  const PublishedTensors published(manifest);
+  for (const auto& [name, entry] : published.by_name()) {
     require_contiguous(manifest, *entry);
     StoredTensor tensor;
     tensor.name = name;

@@ -1,10 +1,14 @@
 #pragma once
 
+#include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
 #include "live/exporter.hpp"
+#include "live/manifest.hpp"
 #include "model/family.hpp"
+#include "model/parameter.hpp"
 #include "model/trainer.hpp"
 #include "plan/held_weights.hpp"
 #include "session/parameter_memory.hpp"
@@ -45,6 +49,23 @@ class LiveSource final : public HeldSource {
   const Exporter& exporter_;
 };
 
+/// The tensors that an exporter has published, by all names that they have.
+class PublishedTensors {
+ public:
+  /// `manifest` must outlive this. Throws InputError naming a tensor that is there twice.
+  explicit PublishedTensors(const Manifest& manifest);
+
+  const std::map<std::string, const LiveEntry*, std::less<>>& by_name() const { return by_name_; }
+
+  /// An engine's parameter. Throws InputError naming it when it is not published, or is of another dtype or
+  /// shape, or does not lie row by row, or not in the kind of memory where others are.
+  const LiveEntry& parameter(const Parameter& parameter) const;
+
+ private:
+  const Manifest& manifest_;
+  std::map<std::string, const LiveEntry*, std::less<>> by_name_;
+};
+
 /// The model's tensors in the memory of a running engine that has them whole, under Hugging Face's names,
 /// experts single or stacked. Throws InputError naming the first one that is missing, of another dtype or
 /// shape, not row by row, or in the memory of another; what is published beside them must be no weight of the
@@ -53,9 +74,7 @@ std::shared_ptr<ParameterMemory> live_canonical_memory(const std::shared_ptr<Exp
                                                        const Family& family);
 
 /// Parameters in the memory of a running engine, on the host or on its GPU, found by their names. `exporter`
-/// is kept by the memory. `open` throws InputError naming the first parameter that the engine has not
-/// published, or has of another dtype or shape, or not row by row, or not in the kind of memory where its
-/// others are.
+/// is kept by the memory. `open` throws as PublishedTensors::parameter() does.
 std::shared_ptr<ParameterMemory> live_parameter_memory(std::shared_ptr<Exporter> exporter);
 
 }  // namespace weightcast

@@ -1,0 +1,194 @@
+#include "launch/live/verify_live.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "core/error.hpp"
+#include "core/units.hpp"
+#include "launch/files/parameter_verifier.hpp"
+#include "launch/layouts.hpp"
+#include "live/exporter.hpp"
+#include "live/live_weights.hpp"
+#include "live/manifest.hpp"
+#include "report/json_report.hpp"
+#include "report/log.hpp"
+#include "session/gpu.hpp"
+
+namespace weightcast {
+
+namespace {
+
+/// Makes the GPU that an engine's memory is on the current device.
+void use_gpu_of(const Manifest& manifest) {
+  const std::string uuid = manifest.device();
+  if (uuid.empty()) return;
+  const VisibleGpus visible = visible_gpus();
+  const auto found = std::find_if(visible.gpus.begin(), visible.gpus.end(),
+                                  [&](const VisibleGpu& gpu) { return gpu.uuid == uuid; });
+  if (found != visible.gpus.end()) {
+    use_gpu(*found);
+    return;
+  }
+  throw IoError(fmt::format("{}: is on {}, which this process does not see ({})", manifest.path, uuid,
+                            visible.gpus.empty() ? visible.why_none : "CUDA_VISIBLE_DEVICES"));
+}
+
+/// Maps an engine's memory to look at it.
+std::unique_ptr<Exporter> open_engine(const Manifest& manifest) {
+  require_reachable(manifest);
+  use_gpu_of(manifest);
+  return std::make_unique<Exporter>(manifest, Access::kRead);
+}
+
+/// What an engine serves while it is compared.
+class ServedParameters final : public KeptParameters {
+ public:
+  /// Throws IoError, InputError when it serves no version.
+  explicit ServedParameters(const Manifest& manifest)
+      : exporter_(open_engine(manifest)), published_(exporter_->manifest()), served_(exporter_->look()) {
+    switch (served_.state) {
+      case WEIGHTCAST_SERVING:
+        return;
+      case WEIGHTCAST_NONE:
+      case WEIGHTCAST_INVALID:
+        throw InputError(fmt::format("{}: {}: {}; give it a version with sync", manifest.path,
+                                     exporter_->name(), in_words(served_)));
+      default:
+        throw IoError(fmt::format("{}: {} is in an update ({}); wait for its end", manifest.path,
+                                  exporter_->name(), in_words(served_)));
+    }
+  }
+
+  std::int64_t version() const { return served_.version; }
+
+  /// Throws IoError unless it has served that version, of that update, all the time.
+  void require_served_on() const {
+    const BlockState now = exporter_->look();
+    if (!exporter_->lives()) {
+      throw IoError(fmt::format("{}: {} has died meanwhile", name(), exporter_->name()));
+    }
+    if (now.state == served_.state && now.update == served_.update && now.version == served_.version) return;
+    throw IoError(fmt::format("{}: {} was written meanwhile ({}); run verify again", name(),
+                              exporter_->name(), in_words(now)));
+  }
+
+  const std::string& name() const override { return exporter_->manifest().path; }
+
+  void require(const Parameter& parameter) const override { published_.parameter(parameter); }
+
+  void read(const Parameter& parameter, const Box& box, std::span<std::byte> to) const override {
+    const LiveEntry& entry = published_.parameter(parameter);
+    const Memory& segment = *exporter_->segments()[entry.segment];
+    const std::int64_t element = dtype_bytes(parameter.dtype);
+    const std::int64_t pitch = parameter.shape.cols() * element;
+    // Whole rows lie one behind the other.
+    const std::int64_t runs = box.cols == parameter.shape.cols() ? 1 : box.rows;
+    const std::size_t bytes = to.size() / static_cast<std::size_t>(std::max<std::int64_t>(runs, 1));
+    for (std::int64_t run = 0; run < runs; ++run) {
+      const std::int64_t from = entry.offset + (box.row + run) * pitch + box.col * element;
+      segment.read(from, to.subspan(static_cast<std::size_t>(run) * bytes, bytes));
+    }
+  }
+
+ private:
+  std::unique_ptr<Exporter> exporter_;
+  PublishedTensors published_;
+  BlockState served_;
+};
+
+/// The engines of this host, and the names of the others'.
+struct Engines {
+  std::vector<std::unique_ptr<ServedParameters>> here;
+  std::vector<std::int64_t> ranks;  ///< of those
+  std::vector<std::string> elsewhere;
+};
+
+Engines open_engines(const std::string& directory, const EngineLayout& layout) {
+  const std::vector<Manifest> manifests = read_manifests(directory, Role::kEngine);
+  if (manifests.empty()) {
+    throw InputError(directory +
+                     ": has no manifest of an engine (engine-<n>.json); let engines publish there");
+  }
+  if (static_cast<std::int64_t>(manifests.size()) != layout.ranks()) {
+    throw InputError(
+        fmt::format("{}: has {} engines, but {} has {}; let --inference or --alloc say what runs", directory,
+                    manifests.size(), layout.option, layout.ranks()));
+  }
+  Engines engines;
+  for (const Manifest& manifest : manifests) {
+    if (reach_of(manifest) == Reach::kOtherHost) {
+      engines.elsewhere.push_back(fmt::format("engine {} on {}", manifest.rank, manifest.host));
+      continue;
+    }
+    engines.here.push_back(std::make_unique<ServedParameters>(manifest));
+    engines.ranks.push_back(manifest.rank);
+  }
+  return engines;
+}
+
+std::int64_t common_version(const Engines& engines) {
+  const std::int64_t version = engines.here.front()->version();
+  for (const auto& engine : engines.here) {
+    if (engine->version() == version) continue;
+    throw InputError(fmt::format("{} serves version {}, {} version {}; run the update again",
+                                 engines.here.front()->name(), version, engine->name(), engine->version()));
+  }
+  return version;
+}
+
+void refuse_elsewhere(const std::string& directory, const Engines& engines) {
+  if (engines.elsewhere.empty()) return;
+  throw IoError(fmt::format("live:{}: not compared: {}; run verify there", directory,
+                            fmt::join(engines.elsewhere, ", ")));
+}
+
+}  // namespace
+
+void verify_live(const std::string& directory, const Options& options, OutputFile* json) {
+  Topology topology = topology_of(options);
+  const EngineLayout& layout = topology.engine;
+  const Engines engines = open_engines(directory, layout);
+  if (engines.here.empty()) refuse_elsewhere(directory, engines);
+  const std::int64_t version = common_version(engines);
+  if (options.has_weight_version && options.weight_version != version) {
+    throw VerifyError(fmt::format("live:{}: version {} is served, not {}; the engines are stale", directory,
+                                  version, options.weight_version));
+  }
+  ReferenceWeights source(options, topology.trainer_layout, layout.quantizer, "live:" + directory);
+  std::int64_t bytes = 0;
+  for (std::size_t i = 0; i < engines.here.size(); ++i) {
+    const ServedParameters& engine = *engines.here[i];
+    const auto parameters = source.family().parameters(layout, engine_rank(layout, engines.ranks[i]));
+    try {
+      bytes += ParameterVerifier(source.family().catalog(), engine, source.planes()).verify(parameters);
+    } catch (const VerifyError&) {
+      // What an update has just written is no fault.
+      engine.require_served_on();
+      throw;
+    }
+  }
+  for (const auto& engine : engines.here) engine->require_served_on();
+  source.require_unchanged();
+  print_line(fmt::format("live:{}: {} of {} engines serve version {} and hold {}{} exactly, {} compared",
+                         directory, engines.here.size(), layout.ranks(), version, options.sources.front(),
+                         layout.quantizer ? " quantised to " + quantizer_name(*layout.quantizer) : "",
+                         format_bytes(bytes)));
+  refuse_elsewhere(directory, engines);
+  if (json != nullptr) {
+    json->write(json_report({{"weightcast", "verify"},
+                             {"status", "done"},
+                             {"weight_version", version},
+                             {"engines", engines.here.size()},
+                             {"bytes", bytes},
+                             {"error", nullptr}}));
+  }
+}
+
+}  // namespace weightcast
