@@ -276,7 +276,7 @@ Model load_model(const Options& options, std::optional<TrainerLayout>& trainers)
   model.config = make_config(text, options);
   model.family = make_family(*model.config);
   for (const std::string& source : options.sources) {
-    if (live_directory(source)) throw UsageError(source + ": live memory is for sync; name a checkpoint");
+    if (live_directory(source)) throw UsageError(source + ": live memory is for sync, bench and plan; name a checkpoint");
     if (is_sharded(source, trainers)) {
       load_shards(options, source, *trainers, model);
     } else {

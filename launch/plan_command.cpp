@@ -4,12 +4,16 @@
 #include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
+#include <vector>
 
 #include "control/signals.hpp"
 #include "core/error.hpp"
 #include "core/units.hpp"
 #include "launch/commands.hpp"
+#include "launch/job/live_ends.hpp"
+#include "launch/job/update_job.hpp"
 #include "launch/layouts.hpp"
+#include "launch/live/plan_live.hpp"
 #include "launch/model.hpp"
 #include "plan/share.hpp"
 #include "plan/steps.hpp"
@@ -122,14 +126,21 @@ void print_share(const Plan& plan, const Share& share, std::int64_t rank) {
 }  // namespace
 
 void run_plan(const Options& options, OutputFile* json) {
+  require_live_options(options);
+  // The plan is the same for every sink; what is none is refused.
+  static_cast<void>(shard_directory(options.sink));
   Topology topology = topology_of(options);
-  const Model model = load_model(options, topology.trainer_layout);
+  Options files = options;
+  std::erase_if(files.sources, [](const std::string& source) { return live_directory(source).has_value(); });
+  const Model model = load_model(files, topology.trainer_layout);
+  LivePlan live(options, *model.family, topology);
   require_no_signal(kNotPrinted);
   if (options.rank && *options.rank >= topology.ranks()) {
     throw UsageError(fmt::format("--rank {}: there are {} ranks", *options.rank, topology.ranks()));
   }
   const auto start = std::chrono::steady_clock::now();
   const Plan plan = make_plan(*model.family, topology, limits_of(options));
+  live.require_published(plan, *model.family);
   std::optional<Share> share;
   require_no_signal(kNotPrinted);
   if (options.rank) share = make_share(plan, *model.family, *options.rank);
@@ -155,6 +166,7 @@ void run_plan(const Options& options, OutputFile* json) {
     print_routes(plan);
     print_ranks(plan);
   }
+  live.print(plan, model.family->catalog(), options.rank);
   if (json != nullptr) json->write(json_report(plan_json(plan, model.family->catalog(), options.segments)));
 }
 

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <span>
 #include <string_view>
+#include <utility>
 
 #include "core/error.hpp"
 #include "core/text.hpp"
@@ -20,20 +21,27 @@ namespace weightcast {
 
 namespace {
 
-/// The manifest of number `rank` of `ranks` exporters. Throws InputError when there are more or fewer.
-Manifest manifest_of(const std::string& directory, Role role, std::int64_t rank, std::int64_t ranks) {
-  Manifest manifest = read_manifest(manifest_path(directory, role, rank));
-  if (manifest.role != role || manifest.rank != rank) {
-    throw InputError(fmt::format("{}: is of {} {}; let all publish again", manifest.path,
-                                 role_name(manifest.role), manifest.rank));
-  }
-  if (manifest.ranks != ranks) {
-    throw InputError(fmt::format(
-        "{}: is one of {} {}s, but the job's layout has {}; let --trainers, --inference or --alloc "
-        "say what runs",
-        manifest.path, manifest.ranks, role_name(role), ranks));
-  }
-  return manifest;
+Binding bind_live(const Family& family, const Topology& topology, std::int64_t trainer,
+                  const Checkpoint& published) {
+  return topology.trainer_layout ? bind_trainer(family, *topology.trainer_layout, trainer, published)
+                                 : bind(family, published);
+}
+
+/// Throws InputError for a trainer that has boxes of tensors where a layout says what it holds.
+void require_no_boxes(const Manifest& manifest, const TrainerLayout& layout) {
+  if (!has_boxes(manifest)) return;
+  throw InputError(
+      fmt::format("{}: has boxes of tensors, but {} says what each trainer holds; leave it out, or let "
+                  "trainers publish their own tensors",
+                  manifest.path, layout.option));
+}
+
+std::vector<Holding> holding_of(const Manifest& manifest, const BoundCheckpoint& weights,
+                                const Catalog& catalog) {
+  std::vector<Holding> holding;
+  const HeldWeights held = held_in_segments(manifest, weights.checkpoint, weights.binding.held, catalog);
+  for (const HeldBox& box : held.boxes()) holding.push_back({box.tensor, box.box});
+  return holding;
 }
 
 /// What each trainer holds, on every rank; the first ranks are the trainers. Collective.
@@ -93,6 +101,21 @@ void require_live_options(const Options& options) {
   }
 }
 
+Manifest read_manifest_of(const std::string& directory, Role role, std::int64_t rank, std::int64_t ranks) {
+  Manifest manifest = read_manifest(manifest_path(directory, role, rank));
+  if (manifest.role != role || manifest.rank != rank) {
+    throw InputError(fmt::format("{}: is of {} {}; let all publish again", manifest.path,
+                                 role_name(manifest.role), manifest.rank));
+  }
+  if (manifest.ranks != ranks) {
+    throw InputError(fmt::format(
+        "{}: is one of {} {}s, but the job's layout has {}; let --trainers, --inference or --alloc "
+        "say what runs",
+        manifest.path, manifest.ranks, role_name(role), ranks));
+  }
+  return manifest;
+}
+
 BoundCheckpoint load_live_source(Control& control, const std::string& directory, const Family& family,
                                  Topology& topology) {
   const auto trainer = topology.trainer(control.rank());
@@ -101,35 +124,55 @@ BoundCheckpoint load_live_source(Control& control, const std::string& directory,
   std::array<std::int64_t, 2> learnt{0, 0};  // rows of the padded vocabulary; whether tensors are cut
   control.agreement.together([&] {
     if (!trainer) return;
-    manifest = manifest_of(directory, Role::kTrainer, *trainer, topology.trainers);
+    manifest = read_manifest_of(directory, Role::kTrainer, *trainer, topology.trainers);
     loaded.checkpoint = checkpoint_of(*manifest);
     learnt[1] = has_boxes(*manifest) ? 1 : 0;
     if (!topology.trainer_layout) return;
+    require_no_boxes(*manifest, *topology.trainer_layout);
     learnt[0] = padded_vocabulary_of(*topology.trainer_layout, loaded.checkpoint);
-    if (learnt[1] == 0) return;
-    throw InputError(
-        fmt::format("{}: has boxes of tensors, but {} says what each trainer holds; leave it out, or let "
-                    "trainers publish their own tensors",
-                    manifest->path, topology.trainer_layout->option));
   });
   control.agreement.maximum(std::span<std::int64_t>(learnt));
   if (topology.trainer_layout) topology.trainer_layout->padded_vocabulary = learnt[0];
   control.agreement.together([&] {
     if (!trainer) return;
-    loaded.binding = topology.trainer_layout
-                         ? bind_trainer(family, *topology.trainer_layout, *trainer, loaded.checkpoint)
-                         : bind(family, loaded.checkpoint);
+    loaded.binding = bind_live(family, topology, *trainer, loaded.checkpoint);
   });
   if (learnt[1] == 0) return loaded;
   std::vector<Holding> own;
   control.agreement.together([&] {
     if (!trainer) return;
-    const HeldWeights held =
-        held_in_segments(*manifest, loaded.checkpoint, loaded.binding.held, family.catalog());
-    for (const HeldBox& box : held.boxes()) own.push_back({box.tensor, box.box});
+    own = holding_of(*manifest, loaded, family.catalog());
   });
   topology.holdings = share_holdings(control, own, topology.trainers);
   return loaded;
+}
+
+std::vector<LiveTrainer> load_live_trainers(const std::string& directory, const Family& family,
+                                            Topology& topology) {
+  std::vector<LiveTrainer> trainers;
+  std::int64_t padded = 0;
+  for (std::int64_t rank = 0; rank < topology.trainers; ++rank) {
+    LiveTrainer trainer;
+    trainer.manifest = read_manifest_of(directory, Role::kTrainer, rank, topology.trainers);
+    trainer.weights.checkpoint = checkpoint_of(trainer.manifest);
+    if (topology.trainer_layout) {
+      require_no_boxes(trainer.manifest, *topology.trainer_layout);
+      padded = std::max(padded, padded_vocabulary_of(*topology.trainer_layout, trainer.weights.checkpoint));
+    }
+    trainers.push_back(std::move(trainer));
+  }
+  if (topology.trainer_layout) topology.trainer_layout->padded_vocabulary = padded;
+  for (std::size_t i = 0; i < trainers.size(); ++i) {
+    BoundCheckpoint& weights = trainers[i].weights;
+    weights.binding = bind_live(family, topology, static_cast<std::int64_t>(i), weights.checkpoint);
+  }
+  if (std::any_of(trainers.begin(), trainers.end(),
+                  [](const LiveTrainer& trainer) { return has_boxes(trainer.manifest); })) {
+    for (const LiveTrainer& trainer : trainers) {
+      topology.holdings.push_back(holding_of(trainer.manifest, trainer.weights, family.catalog()));
+    }
+  }
+  return trainers;
 }
 
 LiveEnds::LiveEnds(Control& control, const Options& options, const Topology& topology)
@@ -142,9 +185,10 @@ LiveEnds::LiveEnds(Control& control, const Options& options, const Topology& top
   control.agreement.together([&] {
     if (from && trainer) {
       trainer_number_ = *trainer;
-      trainer_manifest_ = manifest_of(*from, Role::kTrainer, *trainer, topology.trainers);
+      trainer_manifest_ = read_manifest_of(*from, Role::kTrainer, *trainer, topology.trainers);
     }
-    if (to && engine) engine_manifest_ = manifest_of(*to, Role::kEngine, *engine, topology.engine.ranks());
+    if (to && engine)
+      engine_manifest_ = read_manifest_of(*to, Role::kEngine, *engine, topology.engine.ranks());
   });
 }
 

@@ -5,12 +5,14 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "control/control.hpp"
 #include "launch/model.hpp"
 #include "launch/options.hpp"
 #include "live/exporter.hpp"
 #include "live/live_update.hpp"
+#include "live/manifest.hpp"
 #include "plan/plan.hpp"
 #include "plan/topology.hpp"
 #include "session/parameter_memory.hpp"
@@ -33,6 +35,20 @@ void require_live_options(const Options& options);
 /// vocabulary is padded, and which boxes of tensors trainers hold. Collective.
 BoundCheckpoint load_live_source(Control& control, const std::string& directory, const Family& family,
                                  Topology& topology);
+
+/// A trainer as it has published itself, and its tensors matched with the model.
+struct LiveTrainer {
+  Manifest manifest;
+  BoundCheckpoint weights;
+};
+
+/// All trainers of a folder, for a command without ranks; nothing is mapped. `topology` learns how the
+/// vocabulary is padded. Throws InputError, IoError.
+std::vector<LiveTrainer> load_live_trainers(const std::string& directory, const Family& family,
+                                            Topology& topology);
+
+/// The manifest of number `rank` of `ranks` exporters. Throws InputError when there are more or fewer.
+Manifest read_manifest_of(const std::string& directory, Role role, std::int64_t rank, std::int64_t ranks);
 
 /// The running processes at the ends of a job: the trainer that this rank reads, the engine that it writes.
 class LiveEnds {

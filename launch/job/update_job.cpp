@@ -27,14 +27,6 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// The directory of `--sink hdf5:DIR`, or nothing for `none`.
-std::optional<std::string> directory_of(const std::string& sink) {
-  constexpr std::string_view kHdf5 = "hdf5:";
-  if (sink == "none" || live_directory(sink)) return std::nullopt;
-  if (sink.starts_with(kHdf5) && sink.size() > kHdf5.size()) return sink.substr(kHdf5.size());
-  throw UsageError(fmt::format("--sink {}: write none, hdf5:DIR or live:DIR", sink));
-}
-
 /// With stages that overlap perfectly an update takes as long as its slowest stage; that is the limit it is
 /// compared with, because nobody has measured the wire.
 LimitRecord stage_limit(const UpdateSeconds& s, std::int64_t model_bytes) {
@@ -94,6 +86,13 @@ void describe_start(Control& control, const Session& session, const Placement& p
 
 }  // namespace
 
+std::optional<std::string> shard_directory(const std::string& sink) {
+  constexpr std::string_view kHdf5 = "hdf5:";
+  if (sink == "none" || live_directory(sink)) return std::nullopt;
+  if (sink.starts_with(kHdf5) && sink.size() > kHdf5.size()) return sink.substr(kHdf5.size());
+  throw UsageError(fmt::format("--sink {}: write none, hdf5:DIR or live:DIR", sink));
+}
+
 UpdateJob::UpdateJob(Control& control, const Options& options)
     : control_(control), options_(options), progress_(options.progress, control.rank() == 0) {
   report_.versions = version_line();
@@ -103,7 +102,7 @@ UpdateJob::UpdateJob(Control& control, const Options& options)
 void UpdateJob::open(SessionOptions session, const std::function<void()>& check) {
   const auto start = Clock::now();
   control_.agreement.together([&] {
-    sink_directory_ = directory_of(options_.sink);
+    sink_directory_ = shard_directory(options_.sink);
     require_live_options(options_);
     topology_ = topology_of(options_);
     require_world_size(topology_, control_.size());

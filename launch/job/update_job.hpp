@@ -23,6 +23,9 @@
 
 namespace weightcast {
 
+/// The directory of `--sink hdf5:DIR`, nothing for `none` and live memory. Throws UsageError for anything else.
+std::optional<std::string> shard_directory(const std::string& sink);
+
 /// What differs from one update to the next.
 struct Update {
   std::int64_t version = 0;

@@ -89,8 +89,8 @@ constexpr std::array<OptionInfo, 51> kOptions{{
      Ranks::kEachItsOwn},
     {"sink", "WHERE",
      "none; hdf5:DIR with one file a rank, {version} in DIR becomes the version; or live:DIR: the memory of "
-     "engines that have published it there",
-     kUpdates | kBench},
+     "engines that have published it there (plan: compares what they have published with the layout)",
+     kUpdates | kBench | kPlan},
     {"allow-older", nullptr, "engines of live:DIR may be given an older version than they serve",
      kUpdates | kBench},
     {"on-offer", nullptr,

@@ -168,11 +168,11 @@ Checkpoint checkpoint_of(const Manifest& manifest) {
 
 HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpoint, const HeldWeights& held,
                              const Catalog& catalog) {
-  const auto entries = entries_by_name(manifest);
+  const PublishedTensors published(manifest);
   std::vector<HeldBox> boxes;
   for (const HeldBox& box : held.boxes()) {
     const StoredTensor& stored = checkpoint.tensors.at(box.buffer);
-    const LiveEntry& entry = *entries.find(stored.name)->second;
+    const LiveEntry& entry = *published.by_name().at(stored.name);
     const Tensor& tensor = catalog[box.tensor];
     if (dtype_bytes(stored.dtype) != dtype_bytes(tensor.dtype)) {
       throw InputError(

@@ -1,0 +1,101 @@
+#include "launch/live/plan_live.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "live/live_weights.hpp"
+#include "model/catalog.hpp"
+#include "report/log.hpp"
+#include "report/table.hpp"
+
+namespace weightcast {
+
+namespace {
+
+/// The first of a trainer's boxes that has any of a box of the tensor; null when there is none.
+const HeldBox* feeding(const HeldWeights& held, std::uint32_t tensor, const Box& box) {
+  for (const HeldBox& candidate : held.of(tensor)) {
+    const Box& has = candidate.box;
+    if (has.row < box.row + box.rows && box.row < has.row + has.rows && has.col < box.col + box.cols &&
+        box.col < has.col + has.cols) {
+      return &candidate;
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+LivePlan::LivePlan(const Options& options, const Family& family, Topology& topology) {
+  const auto from = options.sources.empty() ? std::nullopt : live_directory(options.sources.front());
+  if (from) trainers_ = load_live_trainers(*from, family, topology);
+  const auto to = live_directory(options.sink);
+  for (std::int64_t rank = 0; to && rank < topology.engine.ranks(); ++rank) {
+    engines_.push_back(read_manifest_of(*to, Role::kEngine, rank, topology.engine.ranks()));
+  }
+}
+
+void LivePlan::require_published(const Plan& plan, const Family& family) const {
+  for (const LiveTrainer& trainer : trainers_) {
+    const BoundCheckpoint& weights = trainer.weights;
+    static_cast<void>(
+        held_in_segments(trainer.manifest, weights.checkpoint, weights.binding.held, family.catalog()));
+  }
+  const EngineLayout& layout = plan.topology.engine;
+  for (const Manifest& engine : engines_) {
+    if (layout.canonical) {
+      const Checkpoint tensors = checkpoint_of(engine);
+      static_cast<void>(held_in_segments(engine, tensors, bind(family, tensors).held, family.catalog()));
+      continue;
+    }
+    const PublishedTensors published(engine);
+    for (const Parameter& parameter : family.parameters(layout, engine_rank(layout, engine.rank))) {
+      published.parameter(parameter);
+    }
+  }
+}
+
+void LivePlan::print(const Plan& plan, const Catalog& catalog, std::optional<std::int64_t> rank) const {
+  if (trainers_.empty() && engines_.empty()) return;
+  constexpr std::size_t kMostRows = 64;
+  Table table({"live", "rank", "host", "process", "device", "tensors"});
+  std::size_t rows = 0;
+  const auto add = [&](const Manifest& manifest, std::int64_t world_rank) {
+    if (++rows > kMostRows) return;
+    table.add({fmt::format("{} {}", role_name(manifest.role), manifest.rank), std::to_string(world_rank),
+               manifest.host, std::to_string(manifest.pid),
+               manifest.device().empty() ? "cpu" : manifest.device(),
+               std::to_string(manifest.entries.size())});
+  };
+  for (const LiveTrainer& trainer : trainers_) add(trainer.manifest, trainer.manifest.rank);
+  for (const Manifest& engine : engines_) add(engine, plan.topology.world_rank_of_inference(engine.rank));
+  print_report(table.text());
+  if (rows > kMostRows) print_line(fmt::format("# {} more", rows - kMostRows));
+  if (rank && !trainers_.empty()) print_boxes(plan, catalog, *rank);
+}
+
+void LivePlan::print_boxes(const Plan& plan, const Catalog& catalog, std::int64_t rank) const {
+  constexpr std::size_t kMostRows = 256;
+  Table table({"box of a tensor", "of", "trainer", "published as", "from byte"});
+  std::size_t rows = 0;
+  for (const Bucket& bucket : plan.buckets) {
+    const auto receivers = plan.destination_ranks(bucket.destinations);
+    if (bucket.root != rank && !std::binary_search(receivers.begin(), receivers.end(), rank)) continue;
+    const BoundCheckpoint& weights = trainers_.at(bucket.root).weights;
+    for (std::uint32_t i = 0; i < bucket.segments; ++i) {
+      const Segment& segment = plan.segments[bucket.first_segment + i];
+      const HeldBox* held = feeding(weights.binding.held, segment.tensor, segment.box);
+      if (held == nullptr || ++rows > kMostRows) continue;
+      const StoredTensor& stored = weights.checkpoint.tensors.at(held->buffer);
+      const std::int64_t row = std::max(segment.box.row, held->box.row);
+      const std::int64_t col = std::max(segment.box.col, held->box.col);
+      table.add({segment.box.to_string(), catalog[segment.tensor].name, std::to_string(bucket.root),
+                 stored.name, std::to_string(held->at(row, col, dtype_bytes(stored.dtype)))});
+    }
+  }
+  print_report(table.text());
+  if (rows > kMostRows) print_line(fmt::format("# {} more boxes", rows - kMostRows));
+}
+
+}  // namespace weightcast
