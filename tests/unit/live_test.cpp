@@ -7,14 +7,12 @@
 #include <signal.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <memory>
 #include <set>
 #include <string>
@@ -24,6 +22,7 @@
 #include "core/error.hpp"
 #include "live/exporter.hpp"
 #include "live/manifest.hpp"
+#include "support/child.hpp"
 #include "support/files.hpp"
 #include "support/temp_dir.hpp"
 #include "weightcast/client.h"
@@ -33,37 +32,12 @@ namespace weightcast {
 namespace {
 
 using namespace std::chrono_literals;
+using test_support::Child;
 using test_support::get_file;
 using test_support::put_file;
 using test_support::TempDir;
 
 constexpr std::int64_t kElements = 1000;
-
-/// A process that runs `body`, with the exit code that it returns; killed when this goes.
-class Child {
- public:
-  explicit Child(const std::function<int()>& body) : pid_(::fork()) {
-    if (pid_ == 0) ::_exit(body());
-  }
-  ~Child() { kill(); }
-  Child(const Child&) = delete;
-  Child& operator=(const Child&) = delete;
-
-  void kill() {
-    if (pid_ > 0) ::kill(pid_, SIGKILL);
-    static_cast<void>(wait());
-  }
-  int wait() {
-    int status = 0;
-    if (pid_ <= 0) return -1;
-    ::waitpid(pid_, &status, 0);
-    pid_ = -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  }
-
- private:
-  pid_t pid_;
-};
 
 /// Publishes two tensors of one segment, one of which has a second name. Null on failure.
 weightcast_export* publish(const std::string& folder, const char* role, std::uint16_t value = 0) {
