@@ -45,40 +45,44 @@ LiveUpdate::~LiveUpdate() {
 }
 
 template <typename Done>
-void LiveUpdate::await(const Exporter& exporter, const char* what, Done done) {
+void LiveUpdate::await(const Exporter* exporter, const char* what, Done done) {
   const auto give_up = Clock::now() + patience_;
-  while (!done()) {
-    require_alive(exporter);
+  const auto look = [&] {
+    if (exporter == nullptr || done()) return true;
+    require_alive(*exporter);
     if (Clock::now() > give_up) {
       throw TimeoutError(fmt::format("{}: {} has not {} within {} s; nothing was written",
-                                     exporter.manifest().path, exporter.name(), what, patience_.count()));
+                                     exporter->manifest().path, exporter->name(), what, patience_.count()));
     }
     control_.deadline.poll();
     // Of a rank that defers signals for the sake of what is being written: here nothing is yet.
     if (const int signal = hard_stop_signal(); signal != 0) {
       throw StoppedError(fmt::format("stopped by {} while {} had not {}; nothing was written",
-                                     signal_name(signal), exporter.name(), what));
+                                     signal_name(signal), exporter->name(), what));
     }
-    exporter.await_change();
+    exporter->await_change();
+    return false;
+  };
+  // All look in step: where one need not go on waiting, because its exporter declines or has died, none does.
+  bool seen = false;
+  for (std::array<std::int64_t, 1> waiting{1}; waiting[0] != 0;) {
+    control_.agreement.together([&] { seen = seen || look(); });
+    waiting[0] = seen ? 0 : 1;
+    control_.agreement.maximum(std::span<std::int64_t>(waiting));
   }
 }
 
 void LiveUpdate::take() {
   const std::string owner = fmt::format("rank {} on {}", control_.rank(), control_.host());
   const auto take = [&](Exporter* exporter) {
-    if (exporter == nullptr) return;
-    await(*exporter, "seen that an earlier job is gone", [&] { return exporter->take(owner); });
+    await(exporter, "seen that an earlier job is gone", [=] { return exporter->take(owner); });
   };
   // The first of each role before all others: of two jobs that begin at once one finds all of the rest free.
   for (Exporter* exporter : {engine_, trainer_}) {
-    control_.agreement.together([&] {
-      if (exporter != nullptr && exporter->manifest().rank == 0) take(exporter);
-    });
+    take(exporter != nullptr && exporter->manifest().rank == 0 ? exporter : nullptr);
   }
-  control_.agreement.together([&] {
-    take(trainer_);
-    take(engine_);
-  });
+  take(trainer_);
+  take(engine_);
 }
 
 void LiveUpdate::give_back() noexcept {
@@ -101,10 +105,7 @@ std::int64_t LiveUpdate::begin(std::int64_t otherwise) {
       while (std::filesystem::exists(record_path(update_))) ++update_;
     }
     update_ = std::stoull(control_.agreement.broadcast(std::to_string(update_)));
-    control_.agreement.together([&] {
-      if (trainer_ == nullptr) return;
-      await(*trainer_, "offered a version", [&] { return trainer_->state() == WEIGHTCAST_OFFERS; });
-    });
+    await(trainer_, "offered a version", [&] { return trainer_->state() == WEIGHTCAST_OFFERS; });
     // The greatest, and the negative of the least: a trainer whose offer is older may still be about to offer
     // the version of the others.
     std::int64_t version = otherwise;
@@ -159,9 +160,9 @@ void LiveUpdate::leave() {
 
 void LiveUpdate::pause(std::int64_t version, bool allow_older) {
   try {
+    await(engine_, "ended what it was doing", [&] { return is_at_rest(engine_->state()); });
     control_.agreement.together([&] {
       if (engine_ == nullptr) return;
-      await(*engine_, "ended what it was doing", [&] { return is_at_rest(engine_->state()); });
       rest_ = engine_->state();
       if (rest_ == WEIGHTCAST_SERVING && engine_->version() > version && !allow_older) {
         throw UsageError(
@@ -176,8 +177,10 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
         throw IoError(engine_->manifest().path + ": " + engine_->name() +
                       " has changed its state; try again");
       }
-      await(*engine_, "paused", [&] { return engine_->state() != WEIGHTCAST_ASKED; });
-      if (engine_->state() == WEIGHTCAST_PAUSED) return;
+    });
+    await(engine_, "paused", [&] {
+      if (engine_->state() == WEIGHTCAST_ASKED) return false;
+      if (engine_->state() == WEIGHTCAST_PAUSED) return true;
       throw IoError(fmt::format("{}: {} has declined: {}", engine_->manifest().path, engine_->name(),
                                 engine_->reason()));
     });

@@ -49,10 +49,10 @@ class LiveUpdate {
  private:
   void take();
   void give_back() noexcept;
-  /// Waits for `done` to say so, until the patience is over. Throws IoError when the exporter dies,
-  /// TimeoutError.
+  /// Waits for `done` to say so of each rank's exporter, of which it may have none, until the patience is
+  /// over. Throws AgreedFailure as soon as one dies or `done` throws. Collective.
   template <typename Done>
-  void await(const Exporter& exporter, const char* what, Done done);
+  void await(const Exporter* exporter, const char* what, Done done);
   void write_record(std::int64_t version) const;
   void remove_earlier_records() const;
   /// `DIR/commit-12.json`
