@@ -1,13 +1,10 @@
 // Fully sharded trainers: each publishes boxes of tensors, and an engine receives the whole.
 
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <functional>
 #include <thread>
 
 #include "cli/cli.hpp"
+#include "support/child.hpp"
 #include "weightcast/client.h"
 
 namespace weightcast::test_support {
@@ -16,30 +13,6 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr double kPatience = 100;
-
-/// A process of its own, because what is published is a process's. Killed when this goes.
-class Child {
- public:
-  explicit Child(const std::function<int()>& body) : pid_(::fork()) {
-    if (pid_ == 0) ::_exit(body());
-  }
-  ~Child() {
-    if (pid_ > 0) ::kill(pid_, SIGKILL);
-    static_cast<void>(wait());
-  }
-  Child(const Child&) = delete;
-  Child& operator=(const Child&) = delete;
-
-  int wait() {
-    int status = 0;
-    if (pid_ <= 0) return -1;
-    ::waitpid(std::exchange(pid_, -1), &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  }
-
- private:
-  pid_t pid_;
-};
 
 /// Which box of a tensor trainer `rank` of `ranks` holds.
 struct Cut {
