@@ -13,6 +13,7 @@
 #include "launch/commands.hpp"
 #include "launch/files/output_file.hpp"
 #include "live/dead_exporters.hpp"
+#include "live/folder.hpp"
 #include "live/manifest.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"

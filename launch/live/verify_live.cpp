@@ -15,6 +15,7 @@
 #include "launch/files/parameter_verifier.hpp"
 #include "launch/layouts.hpp"
 #include "live/exporter.hpp"
+#include "live/folder.hpp"
 #include "live/live_weights.hpp"
 #include "live/manifest.hpp"
 #include "report/json_report.hpp"

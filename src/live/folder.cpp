@@ -6,6 +6,7 @@
 #include <charconv>
 #include <chrono>
 #include <filesystem>
+#include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <tuple>
@@ -53,6 +54,33 @@ std::int64_t age_of(const std::string& path) {
                                 duration_cast<seconds>(fs::file_time_type::clock::now() - written).count());
 }
 
+/// The names of manifests of these roles, by role and rank; they are not read. Throws IoError.
+std::vector<FoundManifest> named_in(const std::string& directory, std::initializer_list<Role> roles) {
+  std::vector<FoundManifest> all;
+  for_each_name(directory, [&](const std::string& name) {
+    for (const Role role : roles) {
+      const auto rank = number_in(name, std::string(role_name(role)) + "-");
+      if (!rank) continue;
+      FoundManifest found;
+      found.path = manifest_path(directory, role, *rank);
+      found.role = role;
+      found.rank = *rank;
+      all.push_back(std::move(found));
+    }
+  });
+  std::sort(all.begin(), all.end(), [](const FoundManifest& a, const FoundManifest& b) {
+    return std::tuple(a.role, a.rank) < std::tuple(b.role, b.rank);
+  });
+  return all;
+}
+
+[[noreturn]] void refuse_missing(const std::string& directory, Role role, std::int64_t rank,
+                                 const Manifest& first) {
+  throw InputError(
+      fmt::format("{}: is missing, though {} says that there are {}; wait until all have published",
+                  manifest_path(directory, role, rank), first.path, first.ranks));
+}
+
 Manifest read_own(const FoundManifest& found) {
   Manifest manifest = read_manifest(found.path);
   if (manifest.role == found.role && manifest.rank == found.rank) return manifest;
@@ -75,27 +103,13 @@ std::optional<std::int64_t> version_in(const std::string& path) {
 }  // namespace
 
 std::vector<FoundManifest> find_manifests(const std::string& directory) {
-  std::vector<FoundManifest> all;
-  for_each_name(directory, [&](const std::string& name) {
-    for (const Role role : {Role::kTrainer, Role::kEngine}) {
-      const auto rank = number_in(name, std::string(role_name(role)) + "-");
-      if (!rank) continue;
-      FoundManifest found;
-      found.path = manifest_path(directory, role, *rank);
-      found.role = role;
-      found.rank = *rank;
-      all.push_back(std::move(found));
-    }
-  });
+  std::vector<FoundManifest> all = named_in(directory, {Role::kTrainer, Role::kEngine});
   if (all.empty()) {
     throw InputError(
         directory +
         ": has no manifest (trainer-<n>.json, engine-<n>.json); let trainers and engines publish "
         "there");
   }
-  std::sort(all.begin(), all.end(), [](const FoundManifest& a, const FoundManifest& b) {
-    return std::tuple(a.role, a.rank) < std::tuple(b.role, b.rank);
-  });
   for (FoundManifest& found : all) {
     found.age = age_of(found.path);
     try {
@@ -105,6 +119,25 @@ std::vector<FoundManifest> find_manifests(const std::string& directory) {
     }
   }
   return all;
+}
+
+std::vector<Manifest> read_manifests(const std::string& directory, Role role) {
+  std::vector<Manifest> manifests;
+  for (const FoundManifest& found : named_in(directory, {role})) manifests.push_back(read_own(found));
+  for (std::size_t i = 0; i < manifests.size(); ++i) {
+    const Manifest& first = manifests.front();
+    const Manifest& manifest = manifests[i];
+    if (manifest.ranks != first.ranks) {
+      throw InputError(fmt::format("{}: says that there are {}, {} that there are {}; let all publish again",
+                                   manifest.path, manifest.ranks, first.path, first.ranks));
+    }
+    if (manifest.rank == static_cast<std::int64_t>(i)) continue;
+    refuse_missing(directory, role, static_cast<std::int64_t>(i), first);
+  }
+  if (!manifests.empty() && static_cast<std::int64_t>(manifests.size()) < manifests.front().ranks) {
+    refuse_missing(directory, role, static_cast<std::int64_t>(manifests.size()), manifests.front());
+  }
+  return manifests;
 }
 
 std::vector<CommitRecord> find_commits(const std::string& directory) {

@@ -24,6 +24,10 @@ struct FoundManifest {
 /// the others. Throws IoError when there is no such folder, InputError when it has no manifest.
 std::vector<FoundManifest> find_manifests(const std::string& directory);
 
+/// All manifests of a role, by rank; empty when there is none. Throws as read_manifest(); IoError when there
+/// is no such folder, InputError when ranks are missing or disagree about how many they are.
+std::vector<Manifest> read_manifests(const std::string& directory, Role role);
+
 /// What the job step or, where it died, an engine has decided of an update (live/live_update.hpp).
 struct CommitRecord {
   std::uint64_t update = 0;

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string_view>
@@ -309,27 +308,6 @@ Manifest read_manifest(const std::string& path) {
   require_one_device(manifest);
   require_no_overlap(manifest);
   return manifest;
-}
-
-std::vector<Manifest> read_manifests(const std::string& directory, Role role) {
-  std::vector<Manifest> manifests;
-  if (!std::filesystem::exists(manifest_path(directory, role, 0))) return manifests;
-  manifests.push_back(read_manifest(manifest_path(directory, role, 0)));
-  // How many there are is one manifest's word: it is not trusted before all others say the same.
-  for (std::int64_t rank = 1; rank < manifests.front().ranks; ++rank) {
-    const std::string path = manifest_path(directory, role, rank);
-    if (!std::filesystem::exists(path)) {
-      throw InputError(
-          fmt::format("{}: is missing, though {} says that there are {}; wait until all have published", path,
-                      manifests.front().path, manifests.front().ranks));
-    }
-    manifests.push_back(read_manifest(path));
-    if (manifests.back().ranks == manifests.front().ranks && manifests.back().rank == rank) continue;
-    throw InputError(fmt::format(
-        "{}: says that it is rank {} of {}, {} that there are {}; let all publish again", path,
-        manifests.back().rank, manifests.back().ranks, manifests.front().path, manifests.front().ranks));
-  }
-  return manifests;
 }
 
 Reach reach_of(const Manifest& manifest) {

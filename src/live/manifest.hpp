@@ -84,10 +84,6 @@ std::string manifest_path(const std::string& directory, Role role, std::int64_t 
 /// file and the field or entry that is wrong, IoError when there is no such file.
 Manifest read_manifest(const std::string& path);
 
-/// All manifests of a role in a folder, by rank. Throws as read_manifest(); InputError when ranks are missing
-/// or disagree about how many they are. Empty when there is none.
-std::vector<Manifest> read_manifests(const std::string& directory, Role role);
-
 /// Where an exporter is, as this process sees it.
 enum class Reach : std::uint8_t {
   kHere,       ///< its memory can be mapped

@@ -21,6 +21,7 @@
 
 #include "core/error.hpp"
 #include "live/exporter.hpp"
+#include "live/folder.hpp"
 #include "live/manifest.hpp"
 #include "support/child.hpp"
 #include "support/files.hpp"
