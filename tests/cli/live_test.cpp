@@ -1,0 +1,439 @@
+// Plain commands that look at trainers and engines that run. Each exporter is a process of its own.
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <utility>
+
+#include "cli/cli.hpp"
+#include "engine/published.hpp"
+#include "support/child.hpp"
+#include "weightcast/client.h"
+
+namespace weightcast::test_support {
+namespace {
+
+using namespace std::chrono_literals;
+
+class LiveCommands : public CliTest {
+ protected:
+  ~LiveCommands() override {
+    for (auto& child : children_) child->kill();
+    // Of killed exporters, whatever became of their manifests.
+    for (const std::string& stem : stems_) {
+      for (const char* what : {"0", "control"}) ::shm_unlink((stem + what).c_str());
+    }
+  }
+
+  /// Publishes a checkpoint's tensors, as version 1, and does `then` for ever.
+  Child& start(const char* role, int rank, int ranks, const std::string& checkpoint,
+               const std::function<void(engine::Published&)>& then = {}) {
+    children_.push_back(std::make_unique<Child>([&] {
+      engine::Published published({folder_, role, rank, ranks}, read_checkpoint(checkpoint), 1);
+      if (then) then(published);
+      for (;;) ::pause();
+      return 0;
+    }));
+    const std::string path = manifest(role, rank);
+    const auto give_up = std::chrono::steady_clock::now() + 30s;
+    while (!std::filesystem::exists(path)) {
+      if (std::chrono::steady_clock::now() > give_up) throw std::runtime_error("no " + path);
+      std::this_thread::sleep_for(1ms);
+    }
+    const auto control = read_json(path).at("control").get<std::string>();
+    stems_.push_back(control.substr(0, control.size() - std::strlen("control")));
+    return *children_.back();
+  }
+
+  /// Two engines with the trained model's shards.
+  void start_engines(const std::function<void(engine::Published&)>& then = {}) {
+    EXPECT_TRUE(done(run_job(3, sync_words(trained(0)))));
+    for (int rank = 0; rank < 2; ++rank) {
+      start("engine", rank, 2, sink_ + "/rank-" + std::to_string(rank) + ".h5", then);
+    }
+  }
+
+  std::string manifest(const std::string& role, int rank) const {
+    return folder_ + "/" + role + "-" + std::to_string(rank) + ".json";
+  }
+
+  /// Changes the first such text of a manifest.
+  static void change(const std::string& path, const std::string& from, const std::string& to) {
+    std::string text = get_file(path);
+    const std::size_t at = text.find(from);
+    ASSERT_NE(at, std::string::npos) << from << " in " << text;
+    put_file(path, text.replace(at, from.size(), to));
+  }
+
+  /// `before` are words in front of the command.
+  Outcome inspect(const Words& before = {}) const {
+    return run({before + Words{WEIGHTCAST_BINARY, "inspect", "live:" + folder_}, {}});
+  }
+  Outcome verify(const Words& more = {"--inference", "tp=2,ep=2"}) const {
+    return run_plain(Words{"verify", "live:" + folder_, "--source", trained(0)} + more);
+  }
+
+  std::string folder_ = dir_ / "weights";
+  std::vector<std::unique_ptr<Child>> children_;
+  std::vector<std::string> stems_;
+};
+
+/// Waits until a command says it.
+template <typename Command>
+::testing::AssertionResult says_in_time(Command command, const std::string& words) {
+  const auto give_up = std::chrono::steady_clock::now() + 30s;
+  Outcome outcome = command();
+  while (outcome.out.find(words) == std::string::npos && std::chrono::steady_clock::now() < give_up) {
+    outcome = command();
+  }
+  return has(outcome.out, {words});
+}
+
+TEST_F(LiveCommands, InspectSaysWhoHoldsWhat) {
+  start("engine", 1, 2, trained(0));
+  start("trainer", 0, 1, trained(0), [](auto& trainer) { weightcast_offer(trainer.handle(), 4, 100); });
+  EXPECT_TRUE(says_in_time([&] { return inspect(); }, "trainer 0: offers version 4\n"));
+  put_file(folder_ + "/commit-7.json", "{\"weightcast\": 1, \"update\": 7, \"version\": 1}\n");
+  put_file(folder_ + "/commit-8.json", "void\n");
+  const std::string json = dir_ / "report.json";
+  const Outcome outcome = run_plain({"inspect", "live:" + folder_, "--json", json});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"1 of 1 trainers, 1 of 2 engines (missing: 0)", "shared memory",
+                                "engine 1: serves version 1\n", "# update 8 is void",
+                                "# version 1 was committed by update 7"}));
+  const auto report = read_json(json);
+  ASSERT_EQ(report.at("exporters").size(), 2);
+  const auto& engine = report.at("exporters").at(1);
+  EXPECT_EQ(engine.at("role"), "engine");
+  EXPECT_EQ(engine.at("rank"), 1);
+  EXPECT_EQ(engine.at("process"), read_json(manifest("engine", 1)).at("pid"));
+  EXPECT_EQ(engine.at("entries"), 102);
+  EXPECT_EQ(engine.at("version"), 1);
+  EXPECT_TRUE(engine.at("lives"));
+  EXPECT_EQ(report.at("commits").size(), 2);
+  // An earlier report may be replaced.
+  EXPECT_TRUE(done(run_plain({"inspect", "live:" + folder_, "--json", json})));
+}
+
+TEST_F(LiveCommands, InspectOfWhatIsNotThere) {
+  EXPECT_TRUE(refused(inspect(), 74, {folder_, "No such file"}));
+  std::filesystem::create_directory(folder_);
+  EXPECT_TRUE(refused(inspect(), 65, {folder_, "no manifest", "engine-<n>.json"}));
+  EXPECT_TRUE(refused(run_plain({"inspect", "live:"}), 64, {"live:", "folder"}));
+}
+
+TEST_F(LiveCommands, InspectOfExportersThatAreElsewhereOrGone) {
+  Child& engine = start("engine", 0, 1, trained(0));
+  const std::string path = manifest("engine", 0);
+  const std::string own = get_file(path);
+  const auto says = [&](const std::string& from, const std::string& to, const std::string& words,
+                        const Words& before = {}) {
+    change(path, from, to);
+    const Outcome outcome = inspect(before);
+    EXPECT_TRUE(done(outcome));
+    EXPECT_TRUE(has(outcome.out, {words}));
+    put_file(path, own);
+  };
+  says("\"host\": \"", "\"host\": \"x\\u001b[2J", "engine 0: not seen from here\n");
+  says("\"boot_id\": \"", "\"boot_id\": \"x", "started anew");
+  says("\"uid\": ", "\"uid\": 9", "not seen from here: it is of user 9");
+  says("\"shm\": ", "\"shm\": 9", "another /dev/shm");
+  says("\"uid\": ", "\"job\": \"77\", \"uid\": ", "of Slurm job 77, not of this one (Slurm job 78)",
+       {"env", "SLURM_JOB_ID=78"});
+  says("\"uid\": ", "\"job\": \"78\", \"restart\": \"1\", \"uid\": ",
+       "of Slurm job 78, restart 1, not of this one", {"env", "SLURM_JOB_ID=78"});
+  says("\"generation\": \"", "\"layout\": \"\\u001b[2J\", \"generation\": \"", "\\x1b[2J");
+  engine.kill();
+  const Outcome outcome = inspect();
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"engine 0: ", "gone"}));
+}
+
+TEST_F(LiveCommands, WhatAControlBlockHoldsReachesNoTerminal) {
+  start("engine", 0, 1, trained(0));
+  const std::string control = "/dev/shm" + read_json(manifest("engine", 0)).at("control").get<std::string>();
+  // Its reason: behind magic, generation, word, two versions, two numbers and the owner.
+  constexpr std::size_t kReason = 5 * 8 + 2 * 4 + 256;
+  std::fstream block(control, std::ios::in | std::ios::out | std::ios::binary);
+  block.seekp(kReason);
+  block << "\x1b[2J\nweightcast: error: forged";
+  block.close();
+  const Outcome outcome = inspect();
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {R"(\x1b[2J\nweightcast: error: forged)"}));
+  EXPECT_EQ(outcome.out.find('\x1b'), std::string::npos);
+}
+
+TEST_F(LiveCommands, AWrongManifestHidesNoOther) {
+  start("engine", 0, 2, trained(0));
+  start("engine", 1, 2, trained(0));
+  const std::string path = manifest("engine", 0);
+  const std::string own = get_file(path);
+  const std::vector<std::array<std::string, 3>> wrongs{
+      {"\"weightcast\": 1", "\"weightcast\": 2", "'weightcast'"},
+      {"\"bytes\": ", "\"bytes\": 1, \"was\": ", "beyond its segment"},
+      {"\"strides\": [", "\"strides\": [1, ", "'strides'"},
+      {"\"shape\": [", "\"shape\": [4000000000, ", "'strides'"},
+      {"\"rank\": 0", "\"rank\": 1", "says that it is engine 1"},
+      {"\"entries\"", "entries", "line"}};
+  for (const auto& [from, to, says] : wrongs) {
+    change(path, from, to);
+    const Outcome outcome = inspect();
+    EXPECT_TRUE(refused(outcome, 65, {path, says}));
+    EXPECT_TRUE(has(outcome.out, {"engine 0: " + path, "engine 1: serves version 1\n"}));
+    // Other commands need all of them.
+    EXPECT_TRUE(refused(run_plain({"hosts", folder_}), 65, {path}));
+    put_file(path, own);
+  }
+  // An entry that begins inside another.
+  auto overlapping = read_json(path);
+  overlapping.at("entries").at(1).at("offset") = overlapping.at("entries").at(0).at("offset");
+  put_file(path, overlapping.dump());
+  EXPECT_TRUE(refused(inspect(), 65, {path, "overlap"}));
+}
+
+TEST_F(LiveCommands, HostsPutsTrainersInFrontOfEngines) {
+  start("engine", 0, 2, trained(0));
+  start("engine", 1, 2, trained(0));
+  start("trainer", 0, 1, trained(0));
+  for (const auto& [path, host] : {std::pair(manifest("engine", 0), "b.site"),
+                                   {manifest("engine", 1), "a-1"},
+                                   {manifest("trainer", 0), "c_2"}}) {
+    change(path, "\"host\": \"" + read_json(path).at("host").get<std::string>(),
+           std::string("\"host\": \"") + host);
+  }
+  const Outcome outcome = run_plain({"hosts", folder_});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(
+      has(outcome.out, {"0     trainer 0     c_2", "1      engine 0  b.site", "2      engine 1     a-1"}));
+  const std::string file = dir_ / "ranks";
+  const Outcome rankfile = run_plain({"hosts", folder_, "--format", "rankfile"});
+  EXPECT_TRUE(done(rankfile));
+  EXPECT_TRUE(has(rankfile.out, {"\nrank 0=c_2 slot=S*\nrank 1=b.site slot=S*\nrank 2=a-1 slot=S*\n"}));
+  EXPECT_TRUE(done(run_plain({"hosts", folder_, "--format", "rankfile", "--output", file})));
+  EXPECT_EQ(get_file(file), rankfile.out);
+  // One's own file may be replaced, nobody else's.
+  EXPECT_TRUE(done(run_plain({"hosts", folder_, "--format", "hostlist", "--output", file})));
+  EXPECT_TRUE(has(get_file(file), {"\nc_2\nb.site\na-1\n"}));
+  put_file(file, "mine");
+  EXPECT_TRUE(refused(run_plain({"hosts", folder_, "--format", "rankfile", "--output", file}), 64, {file}));
+  EXPECT_EQ(get_file(file), "mine");
+}
+
+TEST_F(LiveCommands, HostsWhereTrainersReadFilesOrAreEngines) {
+  start("engine", 0, 1, trained(0));
+  const std::string host = read_json(manifest("engine", 0)).at("host");
+  EXPECT_TRUE(has(run_plain({"hosts", folder_, "--trainers", "2", "--format", "hostlist"}).out,
+                  {"\n" + host + "\n" + host + "\n" + host + "\n"}));
+  EXPECT_TRUE(has(run_plain({"hosts", folder_, "--colocate", "--format", "rankfile"}).out,
+                  {"\nrank 0=" + host + " slot=S*\n"}));
+  start("trainer", 0, 1, trained(0));
+  EXPECT_TRUE(has(run_plain({"hosts", folder_, "--colocate"}).out, {"trainer 0 + engine 0"}));
+  const std::string path = manifest("trainer", 0);
+  const std::string own = get_file(path);
+  change(path, "\"host\": \"" + host, "\"host\": \"elsewhere");
+  EXPECT_TRUE(refused(run_plain({"hosts", folder_, "--colocate"}), 65, {path, "elsewhere", "--colocate"}));
+  put_file(path, own);
+  // A line of its own in a launcher's file.
+  change(path, "\"host\": \"", "\"host\": \"a slot=0\\nrank 1=");
+  EXPECT_TRUE(refused(run_plain({"hosts", folder_, "--format", "rankfile"}), 65, {path, "'host'"}));
+  put_file(path, own);
+  change(path, "\"ranks\": 1", "\"ranks\": 2");
+  EXPECT_TRUE(refused(run_plain({"hosts", folder_}), 65, {"trainer-1.json", "missing"}));
+}
+
+TEST_F(LiveCommands, HostsRefusesRanksThatShareAGpu) {
+  start("engine", 0, 1, trained(0));
+  start("trainer", 0, 1, trained(0));
+  for (const char* role : {"engine", "trainer"}) {
+    auto text = read_json(manifest(role, 0));
+    auto& segment = text.at("segments").at(0);
+    segment = {{"kind", "cuda_ipc"},
+               {"handle", std::string(128, '0')},
+               {"bytes", segment.at("bytes")},
+               {"device", "GPU-00000000-0000-0000-0000-000000000000"}};
+    put_file(manifest(role, 0), text.dump());
+  }
+  EXPECT_TRUE(refused(run_plain({"hosts", folder_}), 65, {"GPU-00000000", "trainer 0", "--colocate"}));
+  const Outcome outcome = run_plain({"hosts", folder_, "--colocate"});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"GPU-00000000-0000-0000-0000-000000000000"}));
+}
+
+TEST_F(LiveCommands, WrongWordsForHosts) {
+  EXPECT_TRUE(refused(run_plain({"hosts"}), 64, {"DIR"}));
+  EXPECT_TRUE(refused(run_plain({"hosts", folder_, "--format", "tape"}), 64, {"--format", "rankfile"}));
+  EXPECT_TRUE(refused(run_plain({"hosts", folder_, "--output", "x"}), 64, {"--output", "--format"}));
+  EXPECT_TRUE(
+      refused(run_plain({"hosts", folder_, "--clean", "--format", "rankfile"}), 64, {"--clean", "--format"}));
+  EXPECT_TRUE(refused(run_plain({"hosts", folder_, "--clean"}), 74, {folder_}));
+}
+
+TEST_F(LiveCommands, AJobRunsWhereTheRankfileSays) {
+  start_engines([](auto& engine) {
+    std::int64_t version = 0;
+    if (weightcast_pause(engine.handle(), 100, &version) == 0) weightcast_resume(engine.handle());
+  });
+  start("trainer", 0, 1, trained(181), [](auto& trainer) { weightcast_offer(trainer.handle(), 5, 100); });
+  const std::string file = dir_ / "ranks";
+  EXPECT_TRUE(done(run_plain({"hosts", folder_, "--format", "rankfile", "--output", file})));
+  CommandLine command = mpirun(3, {});
+  command.words = {command.words.front(),
+                   "-rf",
+                   file,
+                   "-n",
+                   "3",
+                   WEIGHTCAST_BINARY,
+                   "sync",
+                   "--source",
+                   "live:" + folder_,
+                   "--sink",
+                   "live:" + folder_,
+                   "--model",
+                   trained(0),
+                   "--inference",
+                   "tp=2,ep=2"};
+  EXPECT_TRUE(done(run(command)));
+  EXPECT_TRUE(says_in_time([&] { return inspect(); }, "engine 1: serves version 5\n"));
+  EXPECT_TRUE(has(inspect().out, {"# version 5 was committed by update 1"}));
+  EXPECT_TRUE(says_in_time(
+      [&] {
+        return run_plain({"verify", "live:" + folder_, "--source", trained(181), "--inference", "tp=2,ep=2"});
+      },
+      "2 of 2 engines serve version 5"));
+}
+
+TEST_F(LiveCommands, CleaningTakesTheDeadAlone) {
+  start("engine", 0, 2, trained(0)).kill();
+  start("engine", 1, 2, trained(0));
+  start("trainer", 0, 1, trained(0)).kill();
+  change(manifest("trainer", 0), "\"host\": \"", "\"host\": \"x");
+  const Outcome outcome = run_plain({"hosts", folder_, "--clean"});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"removed " + manifest("engine", 0), "kept: " + manifest("trainer", 0)}));
+  EXPECT_FALSE(std::filesystem::exists(manifest("engine", 0)));
+  EXPECT_FALSE(std::filesystem::exists("/dev/shm" + stems_[0] + "control"));
+  EXPECT_TRUE(std::filesystem::exists(manifest("engine", 1)));
+  EXPECT_TRUE(std::filesystem::exists("/dev/shm" + stems_[1] + "0"));
+  EXPECT_TRUE(std::filesystem::exists(manifest("trainer", 0)));
+}
+
+TEST_F(LiveCommands, VerifyComparesWhatEnginesServe) {
+  start_engines();
+  const std::string json = dir_ / "report.json";
+  EXPECT_TRUE(done(verify({"--inference", "tp=2,ep=2", "--json", json, "--weight-version", "1"})));
+  EXPECT_EQ(read_json(json).at("engines"), 2);
+  EXPECT_EQ(read_json(json).at("weight_version"), 1);
+  EXPECT_TRUE(
+      refused(verify({"--inference", "tp=2,ep=2", "--weight-version", "2"}), 66, {"version 1", "not 2"}));
+  EXPECT_TRUE(refused(verify({"--inference", "tp=4,ep=2"}), 65, {folder_, "2 engines", "--inference"}));
+  EXPECT_TRUE(refused(verify({"--inference", "tp=2,ep=1"}), 65, {manifest("engine", 0), "w13_weight"}));
+  EXPECT_TRUE(
+      refused(run_plain({"verify", "live:" + folder_, "--source", trained(1), "--inference", "tp=2,ep=2"}),
+              66, {manifest("engine", 0), "does not hold tensor"}));
+  // Its memory, through the file.
+  const auto entries = read_json(manifest("engine", 1)).at("entries");
+  for (const auto& entry : entries) {
+    if (entry.at("name") != "model.layers.1.mlp.gate.weight") continue;
+    flip_bit("/dev/shm" + stems_[1] + "0", entry.at("offset").get<std::size_t>() + 5);
+  }
+  EXPECT_TRUE(refused(verify(), 66, {manifest("engine", 1), "model.layers.1.mlp.gate.weight"}));
+}
+
+TEST_F(LiveCommands, VerifyOfEnginesThatAreElsewhereOrGone) {
+  start_engines();
+  const std::string path = manifest("engine", 1);
+  const std::string own = get_file(path);
+  change(path, "\"host\": \"", "\"host\": \"x");
+  const Outcome outcome = verify();
+  EXPECT_TRUE(refused(outcome, 74, {"engine 1 on x", "run verify there"}));
+  EXPECT_TRUE(has(outcome.out, {"1 of 2 engines serve version 1"}));
+  put_file(path, own);
+  for (const auto& [from, to] : {std::pair("\"boot_id\": \"", "\"boot_id\": \"x"),
+                                 {"\"uid\": ", "\"uid\": 9"},
+                                 {"\"shm\": ", "\"shm\": 9"}}) {
+    change(path, from, to);
+    EXPECT_TRUE(refused(verify(), 74, {path}));
+    put_file(path, own);
+  }
+  children_[1]->kill();
+  EXPECT_TRUE(refused(verify(), 74, {path, "gone"}));
+  std::filesystem::remove(path);
+  EXPECT_TRUE(refused(verify(), 65, {"engine-1.json", "missing"}));
+}
+
+TEST_F(LiveCommands, VerifyOfEnginesThatServeNothingOrChange) {
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(0)))));
+  start("engine", 0, 2, sink_ + "/rank-0.h5");
+  start("engine", 1, 2, sink_ + "/rank-1.h5", [](auto& engine) {
+    std::int64_t version = 0;
+    static_cast<void>(weightcast_pause(engine.handle(), 100, &version));
+  });
+  // A job that is killed amid an update leaves an engine that nobody may use.
+  const std::string control = "/dev/shm" + stems_[1] + "control";
+  const auto set_state = [&](char state) {
+    constexpr std::size_t kWord = 2 * 8;
+    std::fstream block(control, std::ios::in | std::ios::out | std::ios::binary);
+    block.seekp(kWord);
+    block.put(state);
+  };
+  constexpr char kInvalid = 1;
+  set_state(kInvalid);
+  EXPECT_TRUE(refused(verify(), 65, {manifest("engine", 1), "invalid", "sync"}));
+  constexpr char kNone = 0;
+  set_state(kNone);
+  EXPECT_TRUE(refused(verify(), 65, {manifest("engine", 1), "no version"}));
+}
+
+TEST_F(LiveCommands, VerifyOfAnEngineThatIsWrittenMeanwhile) {
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(0)))));
+  const std::string other = dir_ / "other";
+  EXPECT_TRUE(done(run_job(2, {"sync", "--source", trained(0), "--sink", "hdf5:" + other})));
+  start("engine", 0, 1, other + "/rank-0.h5", [](auto& engine) {
+    for (std::int64_t version = 2;; ++version) weightcast_serve(engine.handle(), version);
+  });
+  EXPECT_TRUE(refused(verify({}), 74, {manifest("engine", 0), "meanwhile", "again"}));
+}
+
+TEST_F(LiveCommands, ShardsSayTheirLayoutThemselves) {
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(0)))));
+  const Words words{"verify", sink_, "--source", trained(0)};
+  for (const Words& option :
+       {Words{"--inference", "tp=2"}, {"--moe-layout", "trtllm"}, {"--quantize", "fp8-block"}}) {
+    EXPECT_TRUE(refused(run_plain(words + option), 64, {option.front(), "live:DIR"}));
+  }
+  // What the environment says may be for other commands.
+  EXPECT_TRUE(done(run_plain(words, {{"WEIGHTCAST_INFERENCE", "tp=4"}})));
+}
+
+TEST_F(LiveCommands, PlanReadsManifests) {
+  start_engines();
+  start("trainer", 0, 2, trained(0));
+  const Words words{"plan",        "--source", "live:" + folder_, "--sink", "live:" + folder_,
+                    "--inference", "tp=2,ep=2"};
+  const Words model{"--model", trained(0), "--trainers", "2"};
+  EXPECT_TRUE(refused(run_plain(words), 64, {"live:DIR", "--model"}));
+  EXPECT_TRUE(refused(run_plain(words + model), 74, {"trainer-1.json"}));
+  // The same manifest for another rank: nothing is mapped.
+  std::string text = get_file(manifest("trainer", 0));
+  put_file(manifest("trainer", 1), text.replace(text.find("\"rank\": 0"), 9, "\"rank\": 1"));
+  const Outcome outcome = run_plain(words + model);
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"4 ranks", "trainer 1", "engine 1", "cpu"}));
+  const Outcome share = run_plain(words + model + Words{"--rank", "3"});
+  EXPECT_TRUE(done(share));
+  EXPECT_TRUE(has(share.out, {"published as", "model.layers.2.mlp.experts.7.up_proj.weight"}));
+  EXPECT_TRUE(refused(run_plain(words + model + Words{"--moe-layout", "triton-kernels"}), 65,
+                      {manifest("engine", 0), "w2_weight", "--moe-layout"}));
+  EXPECT_TRUE(refused(run_plain({"plan", "--sink", "tape", "--model", trained(0)}), 64, {"--sink tape"}));
+  change(manifest("trainer", 1), "\"name\": \"lm_head.weight\"", "\"name\": \"lm_heap.weight\"");
+  EXPECT_TRUE(refused(run_plain(words + model), 65, {manifest("trainer", 1), "lm_hea"}));
+}
+
+}  // namespace
+}  // namespace weightcast::test_support
