@@ -15,6 +15,7 @@
 #include "live/dead_exporters.hpp"
 #include "live/folder.hpp"
 #include "live/manifest.hpp"
+#include "live/slurm_run.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
 
@@ -84,6 +85,11 @@ void require_own_gpus(const std::vector<Place>& places) {
 std::vector<Place> places_of(const std::string& directory, bool colocate, std::int64_t readers) {
   const std::vector<Manifest> trainers = read_manifests(directory, Role::kTrainer);
   const std::vector<Manifest> engines = read_manifests(directory, Role::kEngine);
+  for (const auto* manifests : {&trainers, &engines}) {
+    for (const Manifest& manifest : *manifests) {
+      if (const std::string run = other_run(manifest); !run.empty()) log_note(manifest.path + ": is " + run);
+    }
+  }
   if (trainers.empty() && engines.empty()) {
     throw InputError(
         directory +

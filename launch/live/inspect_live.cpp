@@ -4,7 +4,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
@@ -15,6 +14,7 @@
 #include "core/units.hpp"
 #include "live/folder.hpp"
 #include "live/open_block.hpp"
+#include "live/slurm_run.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
@@ -50,21 +50,6 @@ std::int64_t bytes_of(const Manifest& manifest) {
   std::int64_t bytes = 0;
   for (const LiveSegment& segment : manifest.segments) bytes += segment.bytes;
   return bytes;
-}
-
-std::string run_text(const std::string& job, const std::string& restart) {
-  return "Slurm job " + job + (restart.empty() || restart == "0" ? "" : ", restart " + restart);
-}
-
-/// Which run of Slurm an exporter is of, when that is another than this process's; empty where either is
-/// none.
-std::string other_run(const Manifest& manifest) {
-  const char* const job = std::getenv("SLURM_JOB_ID");
-  if (job == nullptr || manifest.job.empty()) return "";
-  const char* const restart = std::getenv("SLURM_RESTART_COUNT");
-  const std::string theirs = run_text(manifest.job, manifest.restart);
-  const std::string own = run_text(job, restart == nullptr ? "" : restart);
-  return theirs == own ? "" : fmt::format("of {}, not of this one ({})", theirs, own);
 }
 
 /// What this process sees of an exporter's control block.

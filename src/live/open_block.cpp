@@ -36,7 +36,7 @@ const Manifest& reachable(const Manifest& manifest) {
 }  // namespace
 
 std::string in_words(const BlockState& state) {
-  const auto with_reason = [&](std::string words) {
+  const auto with_reason = [&](const std::string& words) {
     return state.reason.empty() ? words
                                 : words + " (the last update did not take place: " + state.reason + ")";
   };

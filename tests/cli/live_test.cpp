@@ -147,6 +147,11 @@ TEST_F(LiveCommands, InspectOfExportersThatAreElsewhereOrGone) {
        {"env", "SLURM_JOB_ID=78"});
   says("\"uid\": ", "\"job\": \"78\", \"restart\": \"1\", \"uid\": ",
        "of Slurm job 78, restart 1, not of this one", {"env", "SLURM_JOB_ID=78"});
+  change(path, "\"uid\": ", "\"job\": \"77\", \"uid\": ");
+  const Outcome hosts = run({{"env", "SLURM_JOB_ID=78", WEIGHTCAST_BINARY, "hosts", folder_}, {}});
+  EXPECT_TRUE(done(hosts));
+  EXPECT_TRUE(has(hosts.err, {path, "of Slurm job 77"}));
+  put_file(path, own);
   says("\"generation\": \"", "\"layout\": \"\\u001b[2J\", \"generation\": \"", "\\x1b[2J");
   engine.kill();
   const Outcome outcome = inspect();

@@ -1,0 +1,26 @@
+#include "live/slurm_run.hpp"
+
+#include <fmt/format.h>
+
+#include <cstdlib>
+
+namespace weightcast {
+
+namespace {
+
+std::string run_text(const std::string& job, const std::string& restart) {
+  return "Slurm job " + job + (restart.empty() || restart == "0" ? "" : ", restart " + restart);
+}
+
+}  // namespace
+
+std::string other_run(const Manifest& manifest) {
+  const char* const job = std::getenv("SLURM_JOB_ID");
+  if (job == nullptr || manifest.job.empty()) return "";
+  const char* const restart = std::getenv("SLURM_RESTART_COUNT");
+  const std::string theirs = run_text(manifest.job, manifest.restart);
+  const std::string own = run_text(job, restart == nullptr ? "" : restart);
+  return theirs == own ? "" : fmt::format("of {}, not of this one ({})", theirs, own);
+}
+
+}  // namespace weightcast

@@ -1,0 +1,13 @@
+#pragma once
+
+#include <string>
+
+#include "live/manifest.hpp"
+
+namespace weightcast {
+
+/// `of Slurm job 77, not of this one (Slurm job 78)` when an exporter is of another run than this process;
+/// empty where either is of none.
+std::string other_run(const Manifest& manifest);
+
+}  // namespace weightcast
