@@ -124,7 +124,7 @@ Cleaning remove_dead_exporters(const std::string& directory) {
     if (found.manifest) {
       clean_manifest(*found.manifest, cleaning);
     } else {
-      cleaning.kept.push_back(found.wrong->what());
+      cleaning.kept.emplace_back(found.wrong->what());
     }
   }
   const std::string own = fmt::format("weightcast-{}-", ::getuid());

@@ -22,7 +22,7 @@ using namespace std::chrono_literals;
 
 class LiveCommands : public CliTest {
  protected:
-  ~LiveCommands() override {
+  void TearDown() override {
     for (auto& child : children_) child->kill();
     // Of killed exporters, whatever became of their manifests.
     for (const std::string& stem : stems_) {
@@ -382,7 +382,7 @@ TEST_F(LiveCommands, VerifyOfEnginesThatServeNothingOrChange) {
   // A job that is killed amid an update leaves an engine that nobody may use.
   const std::string control = "/dev/shm" + stems_[1] + "control";
   const auto set_state = [&](char state) {
-    constexpr std::size_t kWord = 2 * 8;
+    constexpr std::size_t kWord = 16;
     std::fstream block(control, std::ios::in | std::ios::out | std::ios::binary);
     block.seekp(kWord);
     block.put(state);

@@ -50,7 +50,7 @@ bool publish(const std::string& folder, const char* role, int rank, int ranks) {
 class LiveLook : public ::testing::Test {
  protected:
   /// What is left of killed exporters goes, whatever became of their manifests.
-  ~LiveLook() override {
+  void TearDown() override {
     for (auto& child : children_) child->kill();
     for (const std::string& stem : stems_) {
       for (const char* what : {"0", "control"}) ::shm_unlink((stem + what).c_str());
