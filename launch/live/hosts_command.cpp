@@ -12,6 +12,7 @@
 #include "core/text.hpp"
 #include "launch/commands.hpp"
 #include "launch/files/output_file.hpp"
+#include "launch/job/live_ends.hpp"
 #include "live/dead_exporters.hpp"
 #include "live/folder.hpp"
 #include "live/manifest.hpp"
@@ -150,7 +151,8 @@ void clean(const std::string& directory) {
 
 void run_hosts(const Options& options, OutputFile* /*json*/) {
   if (options.arguments.size() != 1) throw UsageError("write weightcast hosts DIR, with one folder");
-  const std::string& directory = options.arguments.front();
+  const std::string& named = options.arguments.front();
+  const std::string directory = live_directory(named).value_or(named);
   if (options.clean) {
     if (options.format || !options.output.empty()) {
       throw UsageError("--clean: removes, and writes no file; leave --format and --output out");

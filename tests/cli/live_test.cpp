@@ -214,6 +214,7 @@ TEST_F(LiveCommands, HostsPutsTrainersInFrontOfEngines) {
   }
   const Outcome outcome = run_plain({"hosts", folder_});
   EXPECT_TRUE(done(outcome));
+  EXPECT_EQ(run_plain({"hosts", "live:" + folder_}).out, outcome.out);
   EXPECT_TRUE(
       has(outcome.out, {"0     trainer 0     c_2", "1      engine 0  b.site", "2      engine 1     a-1"}));
   const std::string file = dir_ / "ranks";
