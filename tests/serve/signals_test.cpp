@@ -47,7 +47,7 @@ TEST_F(LiveServers, ASoftSignalLetsTheUpdateEnd) {
   model_.offer(1);
   Process asking(trigger_command());
   ASSERT_TRUE(wait_until_asked());
-  server->send(SIGUSR1);
+  server->send_to_children(SIGUSR1);
   model_.hold(false);
   const Outcome outcome = asking.wait();
   EXPECT_EQ(outcome.exit_code, 0) << describe(outcome);

@@ -41,7 +41,7 @@ TEST_F(LiveServers, OneServerBringsManyVersions) {
   model_.offer(7);
   expect_refused(trigger(), 64, "--allow-older");
   EXPECT_EQ(server->children(), ranks);
-  server->send(SIGUSR1);
+  server->send_to_children(SIGUSR1);
   const Outcome outcome = server->wait();
   EXPECT_EQ(outcome.exit_code, 75) << describe(outcome);
   EXPECT_EQ(rows_in(outcome.out), kUpdates);
