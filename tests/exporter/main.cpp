@@ -4,10 +4,12 @@
 #include <fmt/format.h>
 
 #include <boost/program_options.hpp>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <exception>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "core/error.hpp"
@@ -138,7 +140,12 @@ void serve(const Options& options, const std::vector<Checkpoint>& checkpoints) {
   say("published");
   for (;;) {
     std::int64_t version = 0;
+    while (weightcast_wanted(published.handle(), &version) != 1) {
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
+    const auto start = std::chrono::steady_clock::now();
     const int code = weightcast_pause(published.handle(), options.patience, &version);
+    const std::chrono::duration<double> paused = std::chrono::steady_clock::now() - start;
     if (code != WEIGHTCAST_OK) {
       say(fmt::format("paused {} {}", code, weightcast_last_error()));
       continue;
@@ -150,6 +157,7 @@ void serve(const Options& options, const std::vector<Checkpoint>& checkpoints) {
                       difference.empty() ? "is there" : "differs in " + difference));
     }
     check(weightcast_resume(published.handle()));
+    say(fmt::format("version {} after a pause of {:.4f} s", version, paused.count()));
   }
 }
 
