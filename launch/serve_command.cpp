@@ -117,7 +117,7 @@ class Server {
 
   /// Maps what is published now, and opens the session. Throws AgreedFailure; nothing is open then.
   void open() {
-    job_.reset();
+    close();
     control_.deadline.begin_phase("start");
     watch_->note();
     job_.emplace(control_, options_);
@@ -125,12 +125,17 @@ class Server {
       job_->open({}, [] {});
       job_->print_head();
     } catch (const AgreedFailure&) {
-      job_.reset();
+      close();
       throw;
     }
     const std::vector<UpdateRecord> updates = std::move(report_.updates);
     report_ = job_->report();
     report_.updates = updates;
+  }
+
+  void close() {
+    source_.reset();
+    job_.reset();
   }
 
   /// On rank 0: what is to be done next; sleeps for a moment, from which a request wakes it, where that is
@@ -178,7 +183,7 @@ class Server {
         });
         break;
       case Order::kRelease:
-        job_.reset();
+        close();
         if (control_.rank() == 0)
           log_note("a trainer or an engine has gone or published anew; its memory is let go");
         break;
@@ -263,10 +268,13 @@ class Server {
     bool there = false;
     const std::int64_t version = job_->begin_live(of_file, there, wanted);
     if (there) return there_already(version);
-    std::unique_ptr<Source> source;
+    // What has been compiled for trainers' memory stays true for as long as that is mapped.
+    if (!live_directory(path)) source_.reset();
     const auto open_source = [&] {
-      control_.agreement.together([&] { source = job_->source_of(from); });
-      return source.get();
+      control_.agreement.together([&] {
+        if (!source_) source_ = job_->source_of(from);
+      });
+      return source_.get();
     };
     job_->update({version, path, !options_.no_verify, open_source});
     const UpdateRecord record = job_->report().updates.back();
@@ -302,7 +310,8 @@ class Server {
   std::optional<Clock::time_point> waits_since_;  ///< the request, for trainers
   NextOrder next_;
   std::optional<ExporterWatch> watch_;
-  std::optional<UpdateJob> job_;  ///< nothing while exporters are gone
+  std::optional<UpdateJob> job_;    ///< nothing while exporters are gone
+  std::unique_ptr<Source> source_;  ///< of the last update
   std::int64_t updates_ = 0;
   JobReport report_;
 };
