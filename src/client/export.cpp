@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -199,6 +200,70 @@ std::uint64_t generation_in(const char* path, char* host, std::size_t size) {
   return generation;
 }
 
+/// The segment in which an allocation lies, which is made where there is none; negative when there is no
+/// memory.
+int find_gpu_segment(weightcast_export& e, const GpuAllocation& found) {
+  for (int i = 0; i < e.segments.size; ++i) {
+    const Segment& known = e.segments.items[i];
+    const auto bytes = static_cast<std::uint64_t>(known.bytes);
+    if (known.gpu.bytes != 0 && found.address >= known.gpu.address &&
+        found.address < known.gpu.address + bytes) {
+      return i;
+    }
+  }
+  Segment* added = append(e.segments);
+  if (added == nullptr) return -1;
+  added->gpu = found;
+  if (found.has_handle) added->bytes = static_cast<std::int64_t>(found.bytes);
+  return e.segments.size - 1;
+}
+
+/// The descriptor of a piece that another segment has, too; negative when none has.
+int known_file(const weightcast_export& e, std::uint64_t address) {
+  for (int i = 0; i < e.segments.size; ++i) {
+    const List<Piece>& pieces = e.segments.items[i].pieces;
+    for (int p = 0; p < pieces.size; ++p) {
+      if (pieces.items[p].address == address) return pieces.items[p].file;
+    }
+  }
+  return -1;
+}
+
+/// Lets a segment that is made of pieces reach up to `end`.
+int add_pieces(const weightcast_export& e, Segment& segment, std::uint64_t end) {
+  for (;;) {
+    const std::uint64_t next = segment.gpu.address + static_cast<std::uint64_t>(segment.bytes);
+    if (next >= end) return WEIGHTCAST_OK;
+    GpuAllocation found;
+    if (const int code = find_gpu_allocation(next, &found); code != WEIGHTCAST_OK) return code;
+    Piece piece;
+    piece.address = found.address;
+    piece.bytes = static_cast<std::int64_t>(found.bytes);
+    piece.file = known_file(e, found.address);
+    if (piece.file < 0) {
+      if (const int code = export_gpu_allocation(found, &piece.file); code != WEIGHTCAST_OK) return code;
+    }
+    Piece* added = append(segment.pieces);
+    if (added == nullptr) return fail_with_errno("a piece of a segment");
+    *added = piece;
+    segment.bytes += piece.bytes;
+  }
+}
+
+/// A descriptor that several segments have is closed once.
+void close_pieces(weightcast_export& e) {
+  for (int i = 0; i < e.segments.size; ++i) {
+    List<Piece>& pieces = e.segments.items[i].pieces;
+    for (int p = 0; p < pieces.size; ++p) {
+      const Piece piece = pieces.items[p];
+      pieces.items[p].address = 0;
+      if (known_file(e, piece.address) < 0) ::close(piece.file);
+    }
+    ::free(pieces.items);
+    pieces = {};
+  }
+}
+
 void free_all(weightcast_export* e) {
   for (int i = 0; i < e->entries.size; ++i) {
     Entry& entry = e->entries.items[i];
@@ -207,6 +272,8 @@ void free_all(weightcast_export* e) {
     ::free(entry.name);
   }
   ::free(e->entries.items);
+  close_pieces(*e);
+  for (int i = 0; i < e->segments.size; ++i) ::free(e->segments.items[i].pieces.items);
   ::free(e->segments.items);
   ::free(e);
 }
@@ -382,26 +449,28 @@ extern "C" int weightcast_add_gpu_memory(weightcast_export* e, const void* addre
                                          int* segment, int64_t* offset) {
   if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
   if (bytes <= 0) return fail(WEIGHTCAST_BAD_ARGUMENT, "memory of %" PRId64 " bytes", bytes);
+  const auto first = reinterpret_cast<std::uintptr_t>(address);
   GpuAllocation found;
-  if (const int code = find_gpu_allocation(address, bytes, &found); code != WEIGHTCAST_OK) return code;
-  *offset = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(address) - found.address);
+  if (const int code = find_gpu_allocation(first, &found); code != WEIGHTCAST_OK) return code;
   for (int i = 0; i < e->segments.size; ++i) {
     const GpuAllocation& known = e->segments.items[i].gpu;
-    if (known.bytes == 0) continue;
-    if (std::strcmp(known.device, found.device) != 0) {
-      return fail(WEIGHTCAST_BAD_ARGUMENT,
-                  "memory on %s beside memory on %s: publish one GPU's from a process of its own",
-                  found.device, known.device);
-    }
-    if (known.address != found.address) continue;
-    *segment = i;
-    return WEIGHTCAST_OK;
+    if (known.bytes == 0 || std::strcmp(known.device, found.device) == 0) continue;
+    return fail(WEIGHTCAST_BAD_ARGUMENT,
+                "memory on %s beside memory on %s: publish one GPU's from a process of its own", found.device,
+                known.device);
   }
-  Segment* added = append(e->segments);
-  if (added == nullptr) return fail_with_errno("a segment");
-  added->gpu = found;
-  added->bytes = static_cast<std::int64_t>(found.bytes);
-  *segment = e->segments.size - 1;
+  const int number = find_gpu_segment(*e, found);
+  if (number < 0) return fail_with_errno("a segment");
+  Segment& in = e->segments.items[number];
+  const std::uint64_t end = first + static_cast<std::uint64_t>(bytes);
+  if (!found.has_handle) {
+    if (const int code = add_pieces(*e, in, end); code != WEIGHTCAST_OK) return code;
+  } else if (end > found.address + found.bytes) {
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "memory on a GPU: %" PRId64 " bytes end behind their allocation",
+                bytes);
+  }
+  *segment = number;
+  *offset = static_cast<std::int64_t>(first - in.gpu.address);
   return WEIGHTCAST_OK;
 }
 
@@ -481,6 +550,11 @@ extern "C" int weightcast_publish(weightcast_export* e) {
   if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
   // Somebody else may have published the rank since it was opened here.
   if (const int code = clear_place(*e); code != WEIGHTCAST_OK) return code;
+  for (int i = 0; i < e->segments.size; ++i) {
+    // A rank takes the descriptors from this process, which a hardened kernel allows nobody else. Where it is
+    // not hardened this fails, and need not succeed.
+    if (e->segments.items[i].pieces.size > 0) ::prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);
+  }
   if (const int code = write_manifest(*e); code != WEIGHTCAST_OK) return code;
   e->published = true;
   return WEIGHTCAST_OK;

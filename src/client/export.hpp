@@ -17,12 +17,20 @@ struct List {
   int size = 0;
 };
 
-/// Shared memory that the client has made, or an allocation on a GPU that its owner has.
+/// A piece of physical memory on a GPU.
+struct Piece {
+  std::uint64_t address = 0;
+  std::int64_t bytes = 0;
+  int file = -1;  ///< stands for it; several segments may have the same
+};
+
+/// Shared memory that the client has made, or memory on a GPU that its owner has.
 struct Segment {
   char name[64] = "";  ///< of shared memory; empty on a GPU
   void* memory = nullptr;
   std::int64_t bytes = 0;
-  GpuAllocation gpu;
+  GpuAllocation gpu;   ///< that of the first byte
+  List<Piece> pieces;  ///< on a GPU, where there is no handle: one behind the other
 };
 
 constexpr int kMostDims = 8;

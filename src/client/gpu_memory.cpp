@@ -1,6 +1,7 @@
 #include "client/gpu_memory.hpp"
 
 #include <dlfcn.h>
+#include <fcntl.h>
 
 #include <cinttypes>
 #include <cstddef>
@@ -24,16 +25,22 @@ struct Uuid {
 struct IpcHandle {
   unsigned char bytes[64];
 };
+using Allocation = unsigned long long;
 constexpr int kAttributeContext = 1;
 constexpr int kAttributeMemoryType = 2;
 constexpr int kAttributeDeviceOrdinal = 9;
 constexpr unsigned kTypeDevice = 2;
+constexpr int kHandleOfFile = 1;
 
 struct Driver {
   Result (*pointer_attribute)(void*, int, Address) = nullptr;
   Result (*address_range)(Address*, std::size_t*, Address) = nullptr;
   Result (*ipc_handle)(IpcHandle*, Address) = nullptr;
+  Result (*retain)(Allocation*, void*) = nullptr;
+  Result (*export_allocation)(void*, Allocation, int, unsigned long long) = nullptr;
+  Result (*release)(Allocation) = nullptr;
   Result (*device_uuid)(Uuid*, Device) = nullptr;
+  Result (*primary_context)(Context*, Device) = nullptr;
   Result (*push_context)(Context) = nullptr;
   Result (*pop_context)(Context*) = nullptr;
   Result (*synchronize)() = nullptr;
@@ -59,7 +66,11 @@ const Driver* driver() {
   if (!find(library, "cuPointerGetAttribute", &found.pointer_attribute) ||
       !find(library, "cuMemGetAddressRange_v2", &found.address_range) ||
       !find(library, "cuIpcGetMemHandle", &found.ipc_handle) ||
+      !find(library, "cuMemRetainAllocationHandle", &found.retain) ||
+      !find(library, "cuMemExportToShareableHandle", &found.export_allocation) ||
+      !find(library, "cuMemRelease", &found.release) ||
       !find(library, "cuDeviceGetUuid_v2", &found.device_uuid) ||
+      !find(library, "cuDevicePrimaryCtxRetain", &found.primary_context) ||
       !find(library, "cuCtxPushCurrent_v2", &found.push_context) ||
       !find(library, "cuCtxPopCurrent_v2", &found.pop_context) ||
       !find(library, "cuCtxSynchronize", &found.synchronize) ||
@@ -89,12 +100,11 @@ void print_uuid(const Uuid& uuid, char* text, std::size_t size) {
 
 }  // namespace
 
-int find_gpu_allocation(const void* address, std::int64_t bytes, GpuAllocation* found) {
+int find_gpu_allocation(std::uint64_t address, GpuAllocation* found) {
   const Driver* cuda = driver();
   if (cuda == nullptr) return WEIGHTCAST_REFUSED;
-  const auto at = static_cast<Address>(reinterpret_cast<std::uintptr_t>(address));
   unsigned type = 0;
-  Result result = cuda->pointer_attribute(&type, kAttributeMemoryType, at);
+  Result result = cuda->pointer_attribute(&type, kAttributeMemoryType, address);
   if (result != 0) return fail_with_cuda(*cuda, result, "memory on a GPU: its address is not known to CUDA");
   if (type != kTypeDevice) {
     return fail(WEIGHTCAST_BAD_ARGUMENT,
@@ -102,14 +112,17 @@ int find_gpu_allocation(const void* address, std::int64_t bytes, GpuAllocation* 
   }
   Device device = 0;
   Uuid uuid{};
-  result = cuda->pointer_attribute(&device, kAttributeDeviceOrdinal, at);
-  if (result == 0) result = cuda->pointer_attribute(&found->context, kAttributeContext, at);
+  result = cuda->pointer_attribute(&device, kAttributeDeviceOrdinal, address);
   if (result == 0) result = cuda->device_uuid(&uuid, device);
   if (result != 0) return fail_with_cuda(*cuda, result, "memory on a GPU: its device is not known");
   print_uuid(uuid, found->device, sizeof found->device);
+  // Physical memory that was mapped belongs to no context: the device's own is the one that frameworks use.
+  if (cuda->pointer_attribute(&found->context, kAttributeContext, address) != 0 || found->context == nullptr)
+    result = cuda->primary_context(&found->context, device);
+  if (result != 0) return fail_with_cuda(*cuda, result, "memory on a GPU: its device has no context");
   Address base = 0;
   std::size_t size = 0;
-  result = cuda->address_range(&base, &size, at);
+  result = cuda->address_range(&base, &size, address);
   if (result != 0) return fail_with_cuda(*cuda, result, "memory on a GPU: its allocation is not known");
   found->address = base;
   found->bytes = size;
@@ -117,20 +130,31 @@ int find_gpu_allocation(const void* address, std::int64_t bytes, GpuAllocation* 
   result = cuda->push_context(found->context);
   if (result == 0) {
     Context popped = nullptr;
-    result = cuda->ipc_handle(&handle, base);
+    found->has_handle = cuda->ipc_handle(&handle, base) == 0;
     cuda->pop_context(&popped);
-  }
-  const std::uint64_t end = at - base + static_cast<std::uint64_t>(bytes);
-  if (result != 0 || end > size) {
-    return fail(
-        WEIGHTCAST_REFUSED,
-        "memory on %s that no other process can open: its allocator maps physical memory piece by piece; "
-        "switch off PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, a sleep mode (vLLM's "
-        "enable_sleep_mode) or torch_memory_saver for the weights",
-        found->device);
   }
   std::memcpy(found->handle, handle.bytes, sizeof found->handle);
   return WEIGHTCAST_OK;
+}
+
+int export_gpu_allocation(const GpuAllocation& allocation, int* file) {
+  const Driver* cuda = driver();
+  if (cuda == nullptr) return WEIGHTCAST_REFUSED;
+  Allocation handle = 0;
+  Result result = cuda->retain(&handle, reinterpret_cast<void*>(allocation.address));
+  if (result == 0) {
+    result = cuda->export_allocation(file, handle, kHandleOfFile, 0);
+    cuda->release(handle);
+  }
+  if (result == 0) {
+    ::fcntl(*file, F_SETFD, FD_CLOEXEC);
+    return WEIGHTCAST_OK;
+  }
+  return fail(WEIGHTCAST_REFUSED,
+              "memory on %s that no other process can open (CUDA error %d): its allocator has made it so; "
+              "switch off a sleep mode (vLLM's enable_sleep_mode) or torch_memory_saver for the weights, and "
+              "where there are many gigabytes in expandable segments raise ulimit -n",
+              allocation.device, result);
 }
 
 int synchronize_context(void* context) {

@@ -71,11 +71,20 @@ void put_segment(FILE* out, const Segment& segment) {
   if (segment.memory != nullptr) {
     std::fputs("{\"kind\": \"shm\"", out);
     put_field(out, "name", segment.name);
-  } else {
+  } else if (segment.gpu.has_handle) {
     std::fputs("{\"kind\": \"cuda_ipc\", \"handle\": \"", out);
     for (const unsigned char byte : segment.gpu.handle) std::fprintf(out, "%02x", byte);
     std::fputc('"', out);
     put_field(out, "device", segment.gpu.device);
+  } else {
+    std::fputs("{\"kind\": \"cuda_fd\"", out);
+    put_field(out, "device", segment.gpu.device);
+    std::fputs(", \"pieces\": [", out);
+    for (int i = 0; i < segment.pieces.size; ++i) {
+      std::fprintf(out, "%s{\"fd\": %d, \"bytes\": %" PRId64 "}", i == 0 ? "" : ", ",
+                   segment.pieces.items[i].file, segment.pieces.items[i].bytes);
+    }
+    std::fputc(']', out);
   }
   std::fprintf(out, ", \"bytes\": %" PRId64 "}", segment.bytes);
 }

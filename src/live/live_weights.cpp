@@ -141,7 +141,7 @@ const LiveEntry& PublishedTensors::parameter(const Parameter& parameter) const {
   }
   require_contiguous(manifest_, entry);
   // All parameters are where the wire ends: on the host, or on the GPU where there is one.
-  if (manifest_.device().empty() || manifest_.segments[entry.segment].kind == SegmentKind::kCudaIpc)
+  if (manifest_.device().empty() || manifest_.segments[entry.segment].kind != SegmentKind::kShared)
     return entry;
   throw InputError(
       fmt::format("{}: parameter {} is in the host's memory, others on {}; move the whole model there",

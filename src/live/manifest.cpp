@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string_view>
@@ -113,6 +114,21 @@ bool names_gpu(std::string_view text) {
   return std::equal(text.begin(), text.end(), kForm.begin(), kForm.end(), fits);
 }
 
+std::vector<LivePiece> pieces_of(const Fields& fields, std::int64_t bytes) {
+  std::vector<LivePiece> pieces;
+  std::int64_t end = 0;
+  bool fits = true;
+  for (const json& object : fields.list("pieces")) {
+    const Fields piece(object, fmt::format("{}: piece {}", fields.where(), pieces.size()));
+    const std::int64_t file = piece.number("fd");
+    if (file > std::numeric_limits<int>::max()) piece.refuse("fd", "is no file descriptor");
+    pieces.push_back({static_cast<int>(file), piece.number("bytes", 1)});
+    fits = fits && !__builtin_add_overflow(end, pieces.back().bytes, &end);
+  }
+  if (!fits || end != bytes) fields.refuse("pieces", "do not add up to 'bytes'");
+  return pieces;
+}
+
 LiveSegment segment_of(const Fields& fields) {
   LiveSegment segment;
   segment.bytes = fields.number("bytes", 1);
@@ -121,11 +137,17 @@ LiveSegment segment_of(const Fields& fields) {
     segment.name = memory_name(fields, "name");
     return segment;
   }
-  if (kind != "cuda_ipc") fields.refuse("kind", "is not known here: 'shm' and 'cuda_ipc' are");
-  segment.kind = SegmentKind::kCudaIpc;
+  if (kind != "cuda_ipc" && kind != "cuda_fd")
+    fields.refuse("kind", "is not known here: 'shm', 'cuda_ipc' and 'cuda_fd' are");
   const std::string device = fields.text("device");
   if (!names_gpu(device)) fields.refuse("device", "is no GPU's UUID");
   segment.device = device;
+  if (kind == "cuda_fd") {
+    segment.kind = SegmentKind::kCudaFd;
+    segment.pieces = pieces_of(fields, segment.bytes);
+    return segment;
+  }
+  segment.kind = SegmentKind::kCudaIpc;
   const std::string hex = fields.text("handle");
   constexpr int kHex = 16;
   bool good = hex.size() == 2 * segment.handle.size();
@@ -248,7 +270,7 @@ const char* role_name(Role role) {
 
 std::string Manifest::device() const {
   const auto on_gpu = std::find_if(segments.begin(), segments.end(), [](const LiveSegment& segment) {
-    return segment.kind == SegmentKind::kCudaIpc;
+    return segment.kind != SegmentKind::kShared;
   });
   return on_gpu == segments.end() ? "" : on_gpu->device;
 }

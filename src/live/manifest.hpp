@@ -20,6 +20,13 @@ const char* role_name(Role role);
 enum class SegmentKind : std::uint8_t {
   kShared,   ///< shared memory of the system
   kCudaIpc,  ///< an allocation on a GPU, opened by a handle of CUDA's
+  kCudaFd,   ///< pieces of physical memory on a GPU, each behind a file descriptor of the exporter's process
+};
+
+/// One of them.
+struct LivePiece {
+  int file = 0;  ///< number in the exporter's process
+  std::int64_t bytes = 0;
 };
 
 /// Memory of an exporter that a rank of its host can map.
@@ -30,6 +37,7 @@ struct LiveSegment {
   std::string name;  ///< of shared memory: `/weightcast-…`
   std::int64_t bytes = 0;
   std::array<std::byte, kHandleBytes> handle{};  ///< of an allocation on a GPU
+  std::vector<LivePiece> pieces;                 ///< on a GPU, one behind the other
   std::string device;                            ///< its GPU: `GPU-` and a UUID
 };
 

@@ -74,7 +74,7 @@ std::byte* SharedFile::map(const Manifest& manifest, std::int64_t bytes) const {
 }
 
 std::shared_ptr<Memory> map_segment(const Manifest& manifest, const LiveSegment& segment, Access access) {
-  if (segment.kind == SegmentKind::kCudaIpc) return open_gpu_segment(manifest, segment);
+  if (segment.kind != SegmentKind::kShared) return open_gpu_segment(manifest, segment);
   const SharedFile file(manifest, segment.name, access);
   return std::make_shared<MappedMemory>(file.map(manifest, segment.bytes), segment.bytes);
 }

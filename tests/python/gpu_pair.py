@@ -8,10 +8,13 @@ of a forward pass without one, and the trainer's but for rounding.
 
     python3 gpu_pair.py --weightcast PATH [--updates N] [--sharded N]
 
+PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment is that of all of them.
+
 Needs as many GPUs as processes, torch, transformers, mpirun, and the client library (WEIGHTCAST_CLIENT).
 """
 
 import argparse
+import ctypes
 import json
 import os
 import pathlib
@@ -23,6 +26,7 @@ import time
 import torch
 
 import weightcast
+from weightcast import _library
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCABULARY = 512, 4, 8, 4, 64, 1408, 4096
 CONFIG = {
@@ -196,12 +200,28 @@ def serve(folder, updates, device):
     export.close()
 
 
-def refuse_expandable(folder):
-    """Memory that nobody else can open is refused, with what to switch off, and nothing is published."""
+class AllocationForm(ctypes.Structure):
+    """CUmemAllocationProp of CUDA's driver."""
+
+    _fields_ = [("type", ctypes.c_int), ("handle_types", ctypes.c_int), ("location_type", ctypes.c_int), ("device", ctypes.c_int),
+                ("windows", ctypes.c_void_p), ("flags", ctypes.c_ubyte * 8)]  # fmt: skip
+
+
+def refuse_unexportable(folder):
+    """Memory as sleep modes make it is refused, with what to switch off, and nothing is published."""
+    torch.cuda.init()
+    cuda = ctypes.CDLL("libcuda.so.1")
+    size = 2 << 20
+    form = AllocationForm(type=1, handle_types=0, location_type=1, device=0)
+    handle, address = ctypes.c_ulonglong(), ctypes.c_ulonglong()
+    assert cuda.cuMemCreate(ctypes.byref(handle), ctypes.c_size_t(size), ctypes.byref(form), ctypes.c_ulonglong(0)) == 0
+    assert cuda.cuMemAddressReserve(ctypes.byref(address), ctypes.c_size_t(size), ctypes.c_size_t(0), ctypes.c_ulonglong(0), ctypes.c_ulonglong(0)) == 0
+    assert cuda.cuMemMap(address, ctypes.c_size_t(size), ctypes.c_size_t(0), handle, ctypes.c_ulonglong(0)) == 0
+    export = _library.open_export(str(folder), "engine", 0, 1, None)
     try:
-        weightcast.publish(folder, role="engine", rank=0, ranks=1, tensors={"a": torch.zeros(1 << 20, device="cuda")})
+        _library.add_gpu_memory(export, address.value, size)
     except weightcast.Error as error:
-        assert error.code == 74 and "expandable_segments" in str(error), error
+        assert error.code == 74 and "sleep mode" in str(error), error
         print(error, flush=True)
         return
     raise AssertionError("published")
@@ -234,12 +254,11 @@ def main():
         return train(options.folder, options.updates, options.rank, options.sharded)
     if options.role == "engine":
         return serve(options.folder, options.updates, options.sharded)
-    if options.role == "expandable":
-        return refuse_expandable(options.folder)
+    if options.role == "unexportable":
+        return refuse_unexportable(options.folder)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        expandable = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-        assert start(options, "expandable", folder / "refused", **expandable).wait() == 0
+        assert start(options, "unexportable", folder / "refused").wait() == 0
         assert not (folder / "refused" / "engine-0.json").exists()
         live = folder / "weights"
         (folder / "config.json").write_text(json.dumps(CONFIG))

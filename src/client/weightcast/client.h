@@ -58,8 +58,10 @@ WEIGHTCAST_API int weightcast_add_segment(weightcast_export* e, int64_t bytes, v
 
 /* Memory that the caller has on a GPU: `bytes` from `address` on, which CUDA's driver in this process knows.
    The allocation that they lie in becomes a segment, the same for all that lies in it, and `offset` is where
-   they begin in it. It must stay until the export is closed. What an allocator has made so that no other
-   process can open it is refused, with what to switch off. All GPU memory of an export is one GPU's. */
+   they begin in it. Where an allocator has mapped pieces of physical memory one behind the other (PyTorch's
+   expandable segments), a segment is the pieces that are needed, each with a file descriptor of this process.
+   The memory must stay until the export is closed. What an allocator has made so that no other process can
+   open it is refused, with what to switch off. All GPU memory of an export is one GPU's. */
 WEIGHTCAST_API int weightcast_add_gpu_memory(weightcast_export* e, const void* address, int64_t bytes,
                                              int* segment, int64_t* offset);
 
