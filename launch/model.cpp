@@ -10,6 +10,7 @@
 #include "core/error.hpp"
 #include "core/json_text.hpp"
 #include "launch/job/live_ends.hpp"
+#include "live/live_weights.hpp"
 #include "source/shard_copies.hpp"
 #include "source/trainer_binding.hpp"
 #include "storage/foreign_file.hpp"
@@ -276,7 +277,8 @@ Model load_model(const Options& options, std::optional<TrainerLayout>& trainers)
   model.config = make_config(text, options);
   model.family = make_family(*model.config);
   for (const std::string& source : options.sources) {
-    if (live_directory(source)) throw UsageError(source + ": live memory is for sync, bench and plan; name a checkpoint");
+    if (live_directory(source))
+      throw UsageError(source + ": live memory is for sync, serve, bench and plan; name a checkpoint");
     if (is_sharded(source, trainers)) {
       load_shards(options, source, *trainers, model);
     } else {
@@ -314,7 +316,14 @@ Model load_model(Control& control, const Options& options, Topology& topology) {
 
 BoundCheckpoint load_source(Control& control, const Options& options, const std::string& source,
                             const Family& family, Topology& topology) {
-  if (const auto live = live_directory(source)) return load_live_source(control, *live, family, topology);
+  if (const auto live = live_directory(source)) {
+    BoundCheckpoint published = load_live_source(control, *live, family, topology);
+    control.agreement.together([&] {
+      if (compares_tied_head(options))
+        require_tied(published.checkpoint, published.binding, family.catalog());
+    });
+    return published;
+  }
   // A thousand ranks that open the same headers would be a burden for a file system; one is none.
   std::vector<std::byte> headers;  // none: the trainers' shards
   std::vector<CheckpointFile> texts;

@@ -92,24 +92,52 @@ std::vector<std::byte*> addresses_of(const Exporter& exporter) {
   return addresses;
 }
 
+/// An exporter's segments, each of which keeps the exporter for as long as it is there itself.
+std::vector<std::shared_ptr<Memory>> segments_of(const std::shared_ptr<Exporter>& exporter) {
+  std::vector<std::shared_ptr<Memory>> segments;
+  for (const auto& segment : exporter->segments()) segments.emplace_back(exporter, segment.get());
+  return segments;
+}
+
+/// Whether a tensor of an engine is a parameter by its name. Others are tables that it has made itself:
+/// scales of its cache, maps of experts, frequencies.
+bool is_parameter(std::string_view name) {
+  return name.ends_with("weight") || name.ends_with("bias");
+}
+
 class LiveParameters final : public ParameterMemory {
  public:
-  explicit LiveParameters(std::shared_ptr<Exporter> exporter) : exporter_(std::move(exporter)) {
-    allocations_.assign(exporter_->segments().begin(), exporter_->segments().end());
+  explicit LiveParameters(const std::shared_ptr<Exporter>& exporter) : manifest_(exporter->manifest()) {
+    allocations_ = segments_of(exporter);
   }
 
   std::int64_t bytes_to_allocate(const Share& /*share*/) const override { return 0; }
 
   void open(const Share& share) override {
-    const PublishedTensors published(exporter_->manifest());
+    const PublishedTensors published(manifest_);
+    std::map<const LiveEntry*, std::string> placed;
     for (const Parameter& parameter : share.parameters) {
       const LiveEntry& entry = published.parameter(parameter);
+      const auto [there, is_new] = placed.emplace(&entry, parameter.name);
+      if (!is_new) {
+        throw InputError(
+            fmt::format("{}: parameters {} and {} are one memory, but two in the model; is --model "
+                        "the engine's config.json?",
+                        manifest_.path, there->second, parameter.name));
+      }
       place(entry.segment, entry.offset, parameter.bytes());
+    }
+    for (const LiveEntry& entry : manifest_.entries) {
+      if (placed.contains(&entry) || !is_parameter(entry.name)) continue;
+      throw InputError(
+          fmt::format("{}: parameter {} {} is published, but nothing of the model goes there, so that it "
+                      "would stay as it is; let --model and --inference say what the engine has",
+                      manifest_.path, entry.name, entry.shape.to_string()));
     }
   }
 
  private:
-  std::shared_ptr<Exporter> exporter_;
+  const Manifest& manifest_;
 };
 
 }  // namespace
@@ -197,6 +225,19 @@ HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpo
   return {std::move(boxes), catalog.size()};
 }
 
+void require_tied(const Checkpoint& published, const Binding& binding, const Catalog& catalog) {
+  for (const Copy& copy : binding.copies) {
+    const StoredTensor& stored = published.tensors.at(copy.stored);
+    const auto boxes = binding.held.of(copy.tensor);
+    if (!boxes.empty() && same_bytes(stored, published.tensors.at(boxes.front().buffer))) continue;
+    throw InputError(fmt::format(
+        "{}: tensor {} is tied to {} by the model's config, but has memory of its own, which may differ; tie "
+        "them "
+        "before they are published, or keep the embedding of a trainer with --tied-head embedding",
+        published.path, stored.name, catalog[copy.tensor].name));
+  }
+}
+
 bool has_boxes(const Manifest& manifest) {
   return std::any_of(manifest.entries.begin(), manifest.entries.end(),
                      [](const LiveEntry& entry) { return entry.box.has_value(); });
@@ -231,23 +272,12 @@ std::shared_ptr<ParameterMemory> live_canonical_memory(const std::shared_ptr<Exp
     }
     given.push_back({tensor.name, box.buffer, box.offset, tensor.bytes()});
   }
-  for (const Copy& copy : binding.copies) {
-    const StoredTensor& stored = checkpoint.tensors.at(copy.stored);
-    const auto there = tensors_at.find({stored.file, stored.offset});
-    if (there != tensors_at.end() && there->second == copy.tensor) continue;
-    throw InputError(fmt::format(
-        "{}: tensor {} is tied to {}, but has memory of its own, which nothing would write; tie them before "
-        "they are published",
-        manifest.path, stored.name, catalog[copy.tensor].name));
-  }
-  std::vector<std::shared_ptr<Memory>> segments;
-  // The exporter stays for as long as one of them.
-  for (const auto& segment : exporter->segments()) segments.emplace_back(exporter, segment.get());
-  return given_parameter_memory(std::move(segments), std::move(given));
+  require_tied(checkpoint, binding, catalog);
+  return given_parameter_memory(segments_of(exporter), std::move(given));
 }
 
-std::shared_ptr<ParameterMemory> live_parameter_memory(std::shared_ptr<Exporter> exporter) {
-  return std::make_shared<LiveParameters>(std::move(exporter));
+std::shared_ptr<ParameterMemory> live_parameter_memory(const std::shared_ptr<Exporter>& exporter) {
+  return std::make_shared<LiveParameters>(exporter);
 }
 
 }  // namespace weightcast

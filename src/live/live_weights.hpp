@@ -12,6 +12,7 @@
 #include "model/trainer.hpp"
 #include "plan/held_weights.hpp"
 #include "session/parameter_memory.hpp"
+#include "source/binding.hpp"
 #include "source/memory_source.hpp"
 #include "storage/checkpoint.hpp"
 
@@ -27,6 +28,10 @@ Checkpoint checkpoint_of(const Manifest& manifest);
 /// model's: what is read in place is not converted.
 HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpoint, const HeldWeights& held,
                              const Catalog& catalog);
+
+/// Throws InputError naming a tensor that has memory of its own though the model's config ties it to another
+/// one, when `binding` is that of checkpoint_of().
+void require_tied(const Checkpoint& published, const Binding& binding, const Catalog& catalog);
 
 /// Whether a trainer has boxes of tensors, so that others have the rest.
 bool has_boxes(const Manifest& manifest);
@@ -74,7 +79,8 @@ std::shared_ptr<ParameterMemory> live_canonical_memory(const std::shared_ptr<Exp
                                                        const Family& family);
 
 /// Parameters in the memory of a running engine, on the host or on its GPU, found by their names. `exporter`
-/// is kept by the memory. `open` throws as PublishedTensors::parameter() does.
-std::shared_ptr<ParameterMemory> live_parameter_memory(std::shared_ptr<Exporter> exporter);
+/// is kept by the memory. `open` throws as PublishedTensors::parameter() does, and InputError naming two
+/// parameters of one memory, or one that is published though nothing of the model goes there.
+std::shared_ptr<ParameterMemory> live_parameter_memory(const std::shared_ptr<Exporter>& exporter);
 
 }  // namespace weightcast

@@ -247,10 +247,13 @@ void require_castable(const Checkpoint& checkpoint, const StoredTensor& stored, 
       (cast == Cast::kWiden && scale)) {
     return;
   }
-  const std::string& file = checkpoint.files[stored.file].path;
+  // What a running process has published is in no file.
+  const std::string remedy =
+      checkpoint.files.empty()
+          ? fmt::format("publish the copy that is {}", dtype_name(wanted))
+          : dtype_remedy(stored.dtype, wanted, ends_as_hdf5(checkpoint.files[stored.file].path));
   throw InputError(fmt::format("{}: tensor {} is {} but the model's config says {}; {}", checkpoint.path,
-                               excerpt(stored.name), dtype_name(stored.dtype), dtype_name(wanted),
-                               dtype_remedy(stored.dtype, wanted, ends_as_hdf5(file))));
+                               excerpt(stored.name), dtype_name(stored.dtype), dtype_name(wanted), remedy));
 }
 
 HeldBox held_in(const StoredTensor& stored, std::uint32_t buffer, std::uint32_t tensor, const Box& box,

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "core/error.hpp"
 #include "live/live_weights.hpp"
 #include "live/manifest.hpp"
 #include "source/binding.hpp"
@@ -111,6 +112,56 @@ TEST(LiveBoxes, OfEveryCutOfSmallTensorsAreFoundElementByElement) {
     }
   }
   EXPECT_GT(cuts, 3000);
+}
+
+TEST(LiveTensors, OfAnotherTypeThanTheModelsAreRefusedByName) {
+  Manifest manifest;
+  manifest.path = "trainer-0.json";
+  manifest.segments.emplace_back().bytes = 1 << 20;
+  LiveEntry entry = entry_of({2, 3}, {0, 0}, {2, 3});
+  entry.box.reset();
+  entry.dtype = DType::kF16;
+  manifest.entries.push_back(entry);
+  const Checkpoint published = checkpoint_of(manifest);
+  try {
+    require_castable(published, published.tensors.front(), DType::kBF16);
+    FAIL() << "accepted";
+  } catch (const InputError& error) {
+    EXPECT_NE(std::string(error.what()).find("trainer-0.json: tensor whole is float16"), std::string::npos)
+        << error.what();
+    EXPECT_NE(std::string(error.what()).find("publish the copy that is bfloat16"), std::string::npos)
+        << error.what();
+  }
+}
+
+TEST(LiveTensors, ThatAreTiedAreOneMemory) {
+  Manifest manifest;
+  manifest.path = "trainer-0.json";
+  manifest.segments.emplace_back().bytes = 1 << 20;
+  LiveEntry entry = entry_of({2, 3}, {0, 0}, {2, 3});
+  entry.box.reset();
+  entry.aliases = {"head"};
+  manifest.entries.push_back(entry);
+  Catalog catalog;
+  catalog.add("whole", entry.dtype, {2, 3});
+  const auto bound = [&](const Checkpoint& published) {
+    Binding binding;
+    const auto number = [&](const char* name) {
+      return static_cast<std::uint32_t>(published.find(name) - published.tensors.data());
+    };
+    binding.held = HeldWeights({held_in(*published.find("whole"), number("whole"), 0, {0, 2, 0, 3})}, 1);
+    binding.copies.push_back({number("head"), 0});
+    return binding;
+  };
+  const Checkpoint tied = checkpoint_of(manifest);
+  EXPECT_NO_THROW(require_tied(tied, bound(tied), catalog));
+  manifest.entries.front().aliases.clear();
+  entry.aliases.clear();
+  entry.name = "head";
+  entry.offset = 4096;
+  manifest.entries.push_back(entry);
+  const Checkpoint apart = checkpoint_of(manifest);
+  EXPECT_THROW(require_tied(apart, bound(apart), catalog), InputError);
 }
 
 }  // namespace
