@@ -122,17 +122,18 @@ int find_gpu_allocation(std::uint64_t address, GpuAllocation* found) {
   if (result != 0) return fail_with_cuda(*cuda, result, "memory on a GPU: its device has no context");
   Address base = 0;
   std::size_t size = 0;
-  result = cuda->address_range(&base, &size, address);
-  if (result != 0) return fail_with_cuda(*cuda, result, "memory on a GPU: its allocation is not known");
-  found->address = base;
-  found->bytes = size;
   IpcHandle handle{};
+  // The thread may have none: the driver asks for one.
   result = cuda->push_context(found->context);
   if (result == 0) {
     Context popped = nullptr;
-    found->has_handle = cuda->ipc_handle(&handle, base) == 0;
+    result = cuda->address_range(&base, &size, address);
+    found->has_handle = result == 0 && cuda->ipc_handle(&handle, base) == 0;
     cuda->pop_context(&popped);
   }
+  if (result != 0) return fail_with_cuda(*cuda, result, "memory on a GPU: its allocation is not known");
+  found->address = base;
+  found->bytes = size;
   std::memcpy(found->handle, handle.bytes, sizeof found->handle);
   return WEIGHTCAST_OK;
 }
