@@ -217,6 +217,8 @@ def refuse_unexportable(folder):
     assert cuda.cuMemCreate(ctypes.byref(handle), ctypes.c_size_t(size), ctypes.byref(form), ctypes.c_ulonglong(0)) == 0
     assert cuda.cuMemAddressReserve(ctypes.byref(address), ctypes.c_size_t(size), ctypes.c_size_t(0), ctypes.c_ulonglong(0), ctypes.c_ulonglong(0)) == 0
     assert cuda.cuMemMap(address, ctypes.c_size_t(size), ctypes.c_size_t(0), handle, ctypes.c_ulonglong(0)) == 0
+    access = (ctypes.c_int * 3)(1, 0, 3)  # the device 0, to be read and written
+    assert cuda.cuMemSetAccess(address, ctypes.c_size_t(size), ctypes.byref(access), ctypes.c_size_t(1)) == 0
     export = _library.open_export(str(folder), "engine", 0, 1, None)
     try:
         _library.add_gpu_memory(export, address.value, size)
