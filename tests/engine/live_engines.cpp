@@ -225,8 +225,8 @@ void LiveEngines::bury_engine(int replica) {
   process.reset();
 }
 
-CommandLine LiveEngines::sync_command(const Words& more) const {
-  Words words{WEIGHTCAST_BINARY, "sync",    "--source", "live:" + folder_, "--sink",
+CommandLine LiveEngines::sync_command(const Words& more, const std::string& command) const {
+  Words words{WEIGHTCAST_BINARY, command,   "--source", "live:" + folder_, "--sink",
               "live:" + folder_, "--model", step(0),    "--inference",     "tp=2,ep=2,replicas=2",
               "--bucket-size",   "64KiB"};
   words.insert(words.end(), more.begin(), more.end());

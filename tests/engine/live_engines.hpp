@@ -84,8 +84,8 @@ class LiveEngines : public ::testing::Test {
   /// Kills what is left of an engine. Its texts are those of their versions up to then.
   void bury_engine(int replica);
 
-  /// `mpirun … sync` from the trainer to the engines.
-  test_support::CommandLine sync_command(const Words& more = {}) const;
+  /// `mpirun … sync` from the trainer to the engines, or another command that takes the same.
+  test_support::CommandLine sync_command(const Words& more = {}, const std::string& command = "sync") const;
 
   /// Ends all engines.
   void end_engines();

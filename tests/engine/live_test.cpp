@@ -1,4 +1,4 @@
-// Engines that generate text from their published memory while updates arrive, every update a job of its own.
+// Engines that generate text from their published memory while updates arrive, from jobs and from a server.
 
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -14,16 +14,29 @@ namespace {
 using namespace test_support;
 
 constexpr int kUpdates = 200;
+constexpr int kJobs = 40;  ///< of them, each by a job of its own; the others by one server
 
 TEST_F(LiveEngines, GenerateFromOneVersionWhileUpdatesArrive) {
   start_trainer(1, kUpdates);
-  for (int version = 1; version <= kUpdates; ++version) {
-    const Outcome outcome = run(sync_command());
-    ASSERT_EQ(outcome.exit_code, 0) << describe(outcome) << describe_all();
+  const auto expect_texts_of = [&](int version) {
     for (const auto& process : engines_) {
       ASSERT_TRUE(process->wait_for_output("version " + std::to_string(version) + ": ")) << describe_all();
     }
+  };
+  for (int version = 1; version <= kJobs; ++version) {
+    const Outcome outcome = run(sync_command());
+    ASSERT_EQ(outcome.exit_code, 0) << describe(outcome) << describe_all();
+    ASSERT_NO_FATAL_FAILURE(expect_texts_of(version));
   }
+  CommandLine serve = sync_command({"--on-offer"}, "serve");
+  serve.timeout = std::chrono::seconds(600);
+  Process server(serve);
+  for (int version = kJobs + 1; version <= kUpdates; ++version) {
+    ASSERT_NO_FATAL_FAILURE(expect_texts_of(version)) << describe(server.wait());
+  }
+  server.send_to_children(SIGUSR1);
+  const Outcome served = server.wait();
+  EXPECT_EQ(served.exit_code, 75) << describe(served);
   const Outcome offered = trainer_->wait();
   EXPECT_EQ(offered.exit_code, 0) << describe(offered);
   EXPECT_NE(offered.out.find("offered " + std::to_string(kUpdates) + " 0"), std::string::npos)
