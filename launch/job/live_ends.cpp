@@ -15,6 +15,7 @@
 #include "live/gpu_live.hpp"
 #include "live/live_weights.hpp"
 #include "live/manifest.hpp"
+#include "live/slurm_run.hpp"
 #include "source/trainer_binding.hpp"
 
 namespace weightcast {
@@ -113,6 +114,7 @@ Manifest read_manifest_of(const std::string& directory, Role role, std::int64_t 
         "say what runs",
         manifest.path, manifest.ranks, role_name(role), ranks));
   }
+  require_this_start(manifest);
   return manifest;
 }
 

@@ -4,6 +4,8 @@
 
 #include <cstdlib>
 
+#include "core/error.hpp"
+
 namespace weightcast {
 
 namespace {
@@ -21,6 +23,15 @@ std::string other_run(const Manifest& manifest) {
   const std::string theirs = run_text(manifest.job, manifest.restart);
   const std::string own = run_text(job, restart == nullptr ? "" : restart);
   return theirs == own ? "" : fmt::format("of {}, not of this one ({})", theirs, own);
+}
+
+void require_this_start(const Manifest& manifest) {
+  const std::string run = other_run(manifest);
+  if (run.empty() || manifest.job != std::getenv("SLURM_JOB_ID")) return;
+  throw IoError(fmt::format(
+      "{}: is {}; its process has ended with that start: wait until all have published anew, or give every "
+      "start a folder of its own",
+      manifest.path, run));
 }
 
 }  // namespace weightcast

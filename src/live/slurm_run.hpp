@@ -10,4 +10,8 @@ namespace weightcast {
 /// empty where either is of none.
 std::string other_run(const Manifest& manifest);
 
+/// Throws IoError when an exporter is of another start of this process's job: Slurm ended it before it
+/// started the job anew. Another job may run beside this one.
+void require_this_start(const Manifest& manifest);
+
 }  // namespace weightcast

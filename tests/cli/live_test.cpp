@@ -437,6 +437,14 @@ TEST_F(LiveCommands, PlanReadsManifests) {
   EXPECT_TRUE(refused(run_plain(words + model + Words{"--moe-layout", "triton-kernels"}), 65,
                       {manifest("engine", 0), "w2_weight", "--moe-layout"}));
   EXPECT_TRUE(refused(run_plain({"plan", "--sink", "tape", "--model", trained(0)}), 64, {"--sink tape"}));
+  // What Slurm ended before it started the job anew is no exporter; that of another job may be one.
+  const auto started = [&](const char* job, const char* restart) {
+    return run_plain(words + model, {{"SLURM_JOB_ID", job}, {"SLURM_RESTART_COUNT", restart}});
+  };
+  change(manifest("engine", 1), "\"uid\": ", "\"job\": \"77\", \"restart\": \"1\", \"uid\": ");
+  EXPECT_TRUE(done(started("77", "1")));
+  EXPECT_TRUE(done(started("78", "2")));
+  EXPECT_TRUE(refused(started("77", "2"), 74, {manifest("engine", 1), "of Slurm job 77, restart 1, not of"}));
   change(manifest("trainer", 1), "\"name\": \"lm_head.weight\"", "\"name\": \"lm_heap.weight\"");
   EXPECT_TRUE(refused(run_plain(words + model), 65, {manifest("trainer", 1), "lm_hea"}));
 }
