@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # Runs the batch scripts of slurm/ with a real Slurm: munged, slurmctld and two slurmd on the loopback interface, which live
-# as long as this script. Usage: run_test.sh WEIGHTCAST SOURCE — the program, and a small checkpoint of an MoE model.
+# as long as this script. Usage: run_test.sh WEIGHTCAST MODELS PROGRAMS — the program, a folder with the checkpoints step0 and
+# step181 of a small MoE model, and the folder of weightcast-live-trainer and its like.
 # Exit codes: 0 passed · 1 failed · 77 skipped, because a Slurm cannot be started here.
 set -euo pipefail
 
-weightcast=$(realpath "${1:?usage: run_test.sh WEIGHTCAST SOURCE}")
-source_dir=$(realpath "${2:?usage: run_test.sh WEIGHTCAST SOURCE}")
+usage='usage: run_test.sh WEIGHTCAST MODELS PROGRAMS'
+weightcast=$(realpath "${1:?$usage}")
+models=$(realpath "${2:?$usage}")
+programs=$(realpath "${3:?$usage}")
+source_dir=$models/step0
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 scripts=$(cd "$here/../../slurm" && pwd)
 # shellcheck source-path=SCRIPTDIR source=slurm_cluster.sh
@@ -30,7 +34,7 @@ export OMPI_MCA_btl_vader_single_copy_mechanism=none
 
 work=$(mktemp -d /tmp/wc-slurm.XXXXXX)
 chmod 755 "$work"  # munged wants everybody to be able to reach its socket
-deadline=$((SECONDS + 200))
+deadline=$((SECONDS + 250))
 failures=0
 
 exec 3>&1
@@ -274,6 +278,111 @@ step "rl-loop.sbatch: a training that fails"
 job=$(TRAIN_COMMAND='exit 9' WC_STATE=broken.state WEIGHTCAST_SINK=hdf5:broken submit broken rl-loop.sbatch)
 expect_job broken "$job" 30 FAILED 9
 expect_lines "$work/broken.out" 1 'iteration 1: TRAIN_COMMAND failed with exit code 9'
+
+# ---- live ----------------------------------------------------------------------------------------------------------------
+
+# A trainer that goes on behind the last version that was read, for ever in the first start and for four versions in the next
+# one, and an engine of two ranks that says something, over and over. Versions have the weights of step 0 where they are even,
+# else those of step 181.
+export PROGRAMS=$programs MODELS=$models
+# shellcheck disable=SC2016  # for the job to expand
+live_trainer='first=$(($(grep -c "^offered [0-9]* 0" $NAME.trainer) + 1))
+  exec srun --ntasks=1 $PROGRAMS/weightcast-live-trainer --folder "$WEIGHTS" --checkpoint $MODELS/step0 \
+    --checkpoint $MODELS/step181 --first $first --versions $((SLURM_RESTART_COUNT ? 4 : 1000000)) >>$NAME.trainer'
+# shellcheck disable=SC2016
+live_engine='exec srun --mpi=pmix --ntasks=2 $PROGRAMS/weightcast-live-engine --folder "$WEIGHTS" --shards cut0 --tokens 8 \
+  --config $MODELS/step0/config.json --reference $MODELS/step0/reference.safetensors >>$NAME.engine'
+
+# submit_live NAME [SBATCH OPTION…]
+submit_live() {
+  : >"$work/$1.trainer"
+  NAME=$1 TRAINER_COMMAND=${TRAINER_COMMAND-$live_trainer} ENGINE_COMMAND=${ENGINE_COMMAND-$live_engine} \
+    WEIGHTCAST_MODEL=$models/step0 submit "$1" rl-loop.sbatch "${@:2}"
+}
+versions_read() { grep -c '^offered [0-9]* 0' "$work/$1.trainer"; }
+has_read() { (($(versions_read "$1") >= $2)); }
+# What these jobs have in memory now, and whether none of it is left. Other processes have memory of such names, too.
+note_memory() { sed -nE 's/.*"control": "([^"]*)control".*/\1/p' "$work"/weights/*/*.json >>"$work/memory"; }
+no_memory_is_left() {
+  local stem
+  while read -r stem; do [[ -z $(compgen -G "/dev/shm$stem*") ]] || return 1; done <"$work/memory"
+}
+
+# What an engine says of the weights of a step.
+text_of() {
+  "$programs/weightcast-engine-cut" --checkpoint "$models/step$1" --out "$work/cut$1" --tp 2 --ep 2 --replicas 1 \
+    --moe-layout triton >&2
+  srun --mpi=pmix --ntasks=2 "$programs/weightcast-engine" --shards "$work/cut$1" --config "$models/step$1/config.json" \
+    --reference "$models/step$1/reference.safetensors" --generate 8 | sed -n 's/^replica 0, version 0: //p'
+}
+
+# Every text of an engine is that of its version, and it has said one of each version from 1 to LAST: expect_texts NAME LAST
+expect_texts() {
+  local wrong
+  wrong=$(awk -v even="$even_text" -v odd="$odd_text" -v last="$2" '
+    /^version / {
+      version = $2 + 0
+      said = substr($0, index($0, ": ") + 2)
+      if (said != (version % 2 ? odd : even)) print
+      seen[version] = 1
+    }
+    END { for (version = 1; version <= last; ++version) if (!seen[version]) print "nothing of version " version }' \
+    "$work/$1.engine")
+  if [[ -z $wrong ]]; then echo "  ok: $1: true texts of versions 1 to $2"; else fail "$1: $wrong"; fi
+}
+
+step "rl-loop.sbatch: live, stopped between two versions, requeued, and finished"
+even_text=$(text_of 0)
+odd_text=$(text_of 181)
+expect "the two steps say something, and not the same" test -n "$even_text" -a -n "$odd_text" -a "$even_text" != "$odd_text"
+if ((slurm_cluster_hosts)); then
+  # The trainer on the first host, the engine on the second one.
+  job=$(WC_REQUEUE=1 ENGINE_COMMAND=${live_engine/srun/srun --nodes=1 --relative=1} OMPI_MCA_btl=self,tcp \
+    OMPI_MCA_btl_tcp_if_include=lo submit_live live --nodes=2 --ntasks-per-node=2)
+else
+  job=$(WC_REQUEUE=1 submit_live live)
+fi
+expect "some versions are brought" poll 60 has_read live 3
+note_memory
+scancel --batch --signal=USR1 "$job"
+expect "the job goes back into the queue" poll 60 job_requeued "$job"
+before=$(versions_read live)
+expect_job live "$job" 60 COMPLETED 0
+expect_lines "$work/live.out" 1 'stopped by a signal'
+expect_lines "$work/live.out" 1 'TRAINER_COMMAND has ended; the loop is done'
+expect "the next start brought four versions more" test "$(versions_read live)" == $((before + 4))
+expect_texts live $((before + 4))
+expect "each start had its folder" test -d "$work/weights/$job.0" -a -d "$work/weights/$job.1"
+
+step "rl-loop.sbatch: live, an engine that dies, a layout that is wrong, commands that end"
+job=$(submit_live dead-engine)
+expect "a version is brought" poll 60 has_read dead-engine 1
+note_memory
+for victim in $(slurm_cluster_processes); do
+  [[ $(readlink "/proc/$victim/exe") != "$programs/weightcast-live-engine" ]] || break
+done
+expect "engine process $victim is killed" kill -KILL "$victim"
+expect_job dead-engine "$job" 60 FAILED 137
+expect_lines "$work/dead-engine.out" 1 'ENGINE_COMMAND failed with exit code 137'
+job=$(WEIGHTCAST_INFERENCE=tp=3 submit_live wrong-layout)
+expect_job wrong-layout "$job" 60 FAILED 64
+expect_lines "$work/wrong-layout.out" 1 '^weightcast: error: '
+expect_lines "$work/wrong-layout.out" 1 'the server failed with exit code 64'
+job=$(TRAINER_COMMAND='exit 9' ENGINE_COMMAND='srun --ntasks=1 sleep 100' submit_live broken-trainer)
+expect_job broken-trainer "$job" 30 FAILED 9
+job=$(TRAINER_COMMAND='srun --ntasks=1 sleep 100' ENGINE_COMMAND='exit 0' submit_live ended-engine)
+expect_job ended-engine "$job" 30 FAILED 74
+expect_lines "$work/ended-engine.out" 1 'ENGINE_COMMAND has ended before TRAINER_COMMAND'
+job=$(ENGINE_COMMAND='' submit_live half-named)
+expect_job half-named "$job" 30 FAILED 64
+
+step "rl-loop.sbatch: live, stopped before anything has published"
+job=$(TRAINER_COMMAND='touch waiting; srun --ntasks=1 sleep 100' ENGINE_COMMAND='srun --ntasks=1 sleep 100' submit_live waiting)
+expect "the commands begin" poll 30 test -e "$work/waiting"
+scancel --batch --signal=USR1 "$job"
+expect_job waiting "$job" 60 FAILED 75
+expect "six exporters are known" test "$(wc -l <"$work/memory")" == 6
+expect "nothing is left in memory" no_memory_is_left
 
 step "rl-loop.sbatch: the loop that Slurm warned"
 expect_job warned "$warned" 90 FAILED 75

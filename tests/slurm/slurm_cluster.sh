@@ -12,6 +12,7 @@
 slurm_cluster_dir=
 slurm_cluster_pids=()
 slurm_cluster_up=0
+slurm_cluster_hosts=0  # 1: each node is a host of its own name, for all that runs there
 
 slurm_cluster_missing() {
   local tool lacking=()
@@ -55,7 +56,7 @@ slurm_cluster_nodes_idle() {
 }
 
 slurm_cluster_start() {
-  local dir=$1 nodes=${2:-2} cpus=${3:-16} i ports munge_socket
+  local dir=$1 nodes=${2:-2} cpus=${3:-16} i ports munge_socket as_host=()
   slurm_cluster_dir=$dir
   slurm_cluster_pids=()
   slurm_cluster_up=0
@@ -115,6 +116,9 @@ CONF
     done
     echo "PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO"
   } >"$dir/slurm.conf"
+  # Some containers forbid namespaces; then all nodes have this host's name.
+  if unshare --uts --mount true 2>/dev/null; then slurm_cluster_hosts=1; fi
+  for ((i = 1; i <= nodes; ++i)); do echo "127.0.0.1 wc$i"; done | cat /etc/hosts - >"$dir/hosts"
   : >"$dir/plugstack.conf"
   : >"$dir/log/slurmctld.log"
   export SLURM_CONF=$dir/slurm.conf
@@ -124,7 +128,10 @@ CONF
   slurm_cluster_pids+=($!)
   for ((i = 1; i <= nodes; ++i)); do
     mkdir -p "$dir"/{spool,tmp}-wc"$i"
-    slurmd -D -N "wc$i" -f "$SLURM_CONF" >>"$dir/log/slurmd-wc$i.log" 2>&1 &
+    # shellcheck disable=SC2016  # for the shell inside to expand
+    ((!slurm_cluster_hosts)) || as_host=(unshare --uts --mount sh -c \
+      'hostname "$1" && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"' sh "wc$i" "$dir/hosts")
+    ${as_host[@]+"${as_host[@]}"} slurmd -D -N "wc$i" -f "$SLURM_CONF" >>"$dir/log/slurmd-wc$i.log" 2>&1 &
     slurm_cluster_pids+=($!)
   done
   slurm_cluster_wait 30 "the cluster of $nodes nodes" slurm_cluster_nodes_idle "$nodes" || return 1
