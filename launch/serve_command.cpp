@@ -251,8 +251,8 @@ class Server {
 
   UpdateAnswer update_open(const Order& order) {
     const auto there_already = [](std::int64_t version) {
-      return UpdateAnswer{ExitCode::kDone, "",
-                          fmt::format("version {} is there already; nothing is to be done", version), ""};
+      const std::string note = fmt::format("version {} is there already; nothing is to be done", version);
+      return UpdateAnswer{ExitCode::kDone, "", note, "", version, true};
     };
     std::optional<std::int64_t> wanted;
     if (order.version != Sight::kNone) wanted = order.version;
@@ -280,7 +280,7 @@ class Server {
     const UpdateRecord record = job_->report().updates.back();
     job_->report().updates.clear();
     keep(record);
-    return {ExitCode::kDone, update_text(record, report_.model_bytes), "", ""};
+    return {ExitCode::kDone, update_text(record, report_.model_bytes), "", "", version};
   }
 
   /// Throws UsageError when the file says another version than the request.

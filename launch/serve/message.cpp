@@ -43,6 +43,23 @@ std::string text(const json& object, const char* origin, const char* name) {
   return found->get<std::string>();
 }
 
+/// `otherwise` where it is not said.
+bool truth(const json& object, const char* origin, const char* name, bool otherwise) {
+  const auto found = object.find(name);
+  if (found == object.end()) return otherwise;
+  if (!found->is_boolean()) refuse(origin, name, "true or false");
+  return found->get<bool>();
+}
+
+/// A number of a version, nothing where there is none.
+std::optional<std::int64_t> version_in(const json& object, const char* origin) {
+  const auto found = object.find("version");
+  if (found == object.end() || found->is_null()) return std::nullopt;
+  const bool whole = found->is_number_unsigned() && found->get<std::uint64_t>() <= INT64_MAX;
+  if (!whole) refuse(origin, "version", "a whole number of at least 0");
+  return found->get<std::int64_t>();
+}
+
 /// Texts of an answer have a share each of its line, in which a byte may take six.
 std::string cut(const std::string& text) {
   return text.substr(0, kMostAnswerBytes / 24);
@@ -58,12 +75,12 @@ std::string line_of(const UpdateRequest& request) {
 }
 
 std::string line_of(const UpdateAnswer& answer) {
-  return json_report({{"weightcast", kFormat},
-                      {"code", static_cast<int>(answer.code)},
-                      {"report", cut(answer.report)},
-                      {"note", cut(answer.note)},
-                      {"error", cut(answer.error)}},
-                     -1);
+  nlohmann::ordered_json object{{"weightcast", kFormat},        {"code", static_cast<int>(answer.code)},
+                                {"version", nullptr},           {"was_there", answer.was_there},
+                                {"report", cut(answer.report)}, {"note", cut(answer.note)},
+                                {"error", cut(answer.error)}};
+  if (answer.version) object["version"] = *answer.version;
+  return json_report(object, -1);
 }
 
 UpdateRequest parse_request(const std::string& line) {
@@ -71,15 +88,8 @@ UpdateRequest parse_request(const std::string& line) {
   const json object = object_of(line, kOrigin, kMostRequestBytes);
   if (text(object, kOrigin, "request") != "update") refuse(kOrigin, "request", "update");
   UpdateRequest request;
-  if (const auto found = object.find("version"); found != object.end() && !found->is_null()) {
-    const bool whole = found->is_number_unsigned() && found->get<std::uint64_t>() <= INT64_MAX;
-    if (!whole) refuse(kOrigin, "version", "a whole number of at least 0");
-    request.version = found->get<std::int64_t>();
-  }
-  if (const auto found = object.find("queue"); found != object.end()) {
-    if (!found->is_boolean()) refuse(kOrigin, "queue", "true or false");
-    request.queue = found->get<bool>();
-  }
+  request.version = version_in(object, kOrigin);
+  request.queue = truth(object, kOrigin, "queue", true);
   return request;
 }
 
@@ -95,8 +105,12 @@ UpdateAnswer parse_answer(const std::string& line) {
                                 : std::find_if(kCodes.begin(), kCodes.end(),
                                                [&](ExitCode one) { return *code == static_cast<int>(one); });
   if (known == kCodes.end()) refuse(kOrigin, "code", "an exit code of this program");
-  return {*known, text(object, kOrigin, "report"), text(object, kOrigin, "note"),
-          text(object, kOrigin, "error")};
+  return {*known,
+          text(object, kOrigin, "report"),
+          text(object, kOrigin, "note"),
+          text(object, kOrigin, "error"),
+          version_in(object, kOrigin),
+          truth(object, kOrigin, "was_there", false)};
 }
 
 }  // namespace weightcast

@@ -24,9 +24,11 @@ struct UpdateRequest {
 /// How the update has ended.
 struct UpdateAnswer {
   ExitCode code = ExitCode::kDone;
-  std::string report;  ///< lines for stdout
-  std::string note;    ///< a line for the log
-  std::string error;   ///< the line of a failure
+  std::string report;                                  ///< lines for stdout
+  std::string note;                                    ///< a line for the log
+  std::string error;                                   ///< the line of a failure
+  std::optional<std::int64_t> version = std::nullopt;  ///< what all engines have; nothing after a failure
+  bool was_there = false;                              ///< before the request already
 };
 
 /// With the line break. Texts that are too long for a line of an answer are cut.

@@ -103,10 +103,14 @@ TEST_F(ListenerTest, AnswersReachWhoeverAsked) {
   const UpdateAnswer answer = failed.get();
   EXPECT_EQ(answer.code, ExitCode::kInputOutput);
   EXPECT_EQ(answer.error, "engine 3 has declined: \"no\"\n\x1b");
+  EXPECT_EQ(answer.version, std::nullopt);
   waiting = first();
   listener_.begin_update(waiting.number);
-  listener_.end_update({});
-  EXPECT_EQ(next.get().code, ExitCode::kDone);
+  listener_.end_update({ExitCode::kDone, "", "", "", 5, true});
+  const UpdateAnswer there = next.get();
+  EXPECT_EQ(there.code, ExitCode::kDone);
+  EXPECT_EQ(there.version, 5);
+  EXPECT_TRUE(there.was_there);
   EXPECT_FALSE(listener_.first(1ms));
 }
 

@@ -17,6 +17,8 @@ A trainer:
         train()
         export.offer(version)  # returns when every rank has read the parameters
 
+Where a server runs, an update can also be asked for: weightcast.trigger("run/weights").
+
 Needs nothing but the client library, and torch only for modules and tensors that are torch's.
 """
 
@@ -26,9 +28,10 @@ import typing
 
 from . import _library, _tensors
 from ._library import Error, Invalid, NoAnswer
+from ._server import Answer, trigger
 from ._tensors import Memory
 
-__all__ = ["publish", "Export", "Wanted", "Update", "Memory", "Error", "Invalid", "NoAnswer"]
+__all__ = ["publish", "trigger", "Export", "Wanted", "Update", "Answer", "Memory", "Error", "Invalid", "NoAnswer"]
 
 _ALIGNMENT = 64
 
