@@ -6,10 +6,13 @@
 #include <unistd.h>
 
 #include <boost/asio/buffer.hpp>
+#include <boost/asio/error.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/read_until.hpp>
 #include <boost/asio/write.hpp>
+#include <chrono>
+#include <thread>
 
 #include "core/error.hpp"
 
@@ -24,8 +27,25 @@ UpdateAnswer ask_server(const std::string& socket, const UpdateRequest& request,
   asio::io_context context;
   Protocol::socket server(context);
   error_code error;
-  server.connect(Protocol::endpoint(socket), error);  // NOLINT(bugprone-unused-return-value)
+  const auto give_up = std::chrono::steady_clock::now() + most;
+  constexpr std::chrono::milliseconds kLook{50};
+  const auto look = [&] {
+    poll();
+    if (std::chrono::steady_clock::now() <= give_up) return;
+    throw TimeoutError(fmt::format("no answer within {} s; an update that has begun goes on: raise --timeout",
+                                   most.count()));
+  };
+  server.open(Protocol(), error);    // NOLINT(bugprone-unused-return-value)
+  server.non_blocking(true, error);  // NOLINT(bugprone-unused-return-value)
+  for (;;) {
+    server.connect(Protocol::endpoint(socket), error);  // NOLINT(bugprone-unused-return-value)
+    // What Asio makes of a full queue: others wait there for a server that does not take them just now.
+    if (error != asio::error::no_buffer_space) break;
+    std::this_thread::sleep_for(kLook);
+    look();
+  }
   if (error) throw IoError(fmt::format("nobody listens at {}: {}", socket, error.message()));
+  server.non_blocking(false, error);  // NOLINT(bugprone-unused-return-value)
   ucred peer = {};
   socklen_t size = sizeof peer;
   if (::getsockopt(server.native_handle(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 ||
@@ -42,16 +62,9 @@ UpdateAnswer ask_server(const std::string& socket, const UpdateRequest& request,
                            error = ended;
                            done = true;
                          });
-  const auto give_up = std::chrono::steady_clock::now() + most;
   while (!done) {
-    constexpr std::chrono::milliseconds kLook{50};
     context.run_for(kLook);
-    if (done) break;
-    poll();
-    if (std::chrono::steady_clock::now() > give_up) {
-      throw TimeoutError(fmt::format(
-          "no answer within {} s; an update that has begun goes on: raise --timeout", most.count()));
-    }
+    if (!done) look();
   }
   if (error) throw IoError("the server has ended before its answer; its log says why");
   return parse_answer(answer);

@@ -233,6 +233,21 @@ TEST(Ask, ThereMustBeSomebody) {
   EXPECT_THROW(ask_server(folder.socket(), {}, 60s, [] { throw StoppedError("told to"); }), StoppedError);
 }
 
+TEST(Ask, AQueueThatNobodyEmptiesIsNotWaitedForWithoutEnd) {
+  const TempDir dir("/tmp");
+  const std::string path = dir / "socket";
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, sizeof address.sun_path - 1);
+  const int server = ::socket(AF_UNIX, SOCK_STREAM, 0);
+  ASSERT_EQ(::bind(server, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  ASSERT_EQ(::listen(server, 0), 0);
+  const RawClient first(path);  // and the queue is full
+  EXPECT_THROW(ask_server(path, {}, 0s, [] {}), TimeoutError);
+  EXPECT_THROW(ask_server(path, {}, 60s, [] { throw StoppedError("told to"); }), StoppedError);
+  ::close(server);
+}
+
 TEST(Socket, ItsFolderIsOwnAndGoesWithIt) {
   std::string socket;
   {
