@@ -56,7 +56,8 @@ void drop_lock(int file, weightcast_lock byte) {
 
 int holder_of_lock(int file, weightcast_lock byte) {
   struct flock range = byte_range(byte, F_WRLCK);
-  if (::fcntl(file, F_GETLK, &range) != 0 || range.l_type == F_UNLCK) return 0;
+  if (::fcntl(file, F_GETLK, &range) != 0) return -1;
+  if (range.l_type == F_UNLCK) return 0;
   return range.l_pid > 0 ? range.l_pid : -1;
 }
 

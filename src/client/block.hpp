@@ -28,7 +28,7 @@ bool take_lock(int file, weightcast_lock byte, bool shared = false);
 void drop_lock(int file, weightcast_lock byte);
 
 /// The process that keeps this one from taking the lock; 0 when there is none, -1 where it is in another
-/// namespace.
+/// namespace, or nobody can say.
 int holder_of_lock(int file, weightcast_lock byte);
 
 /// Copies a line into a field of the block, cut where it is too long; control characters become blanks.

@@ -61,7 +61,9 @@ void name_of_memory(char* name, std::size_t size, std::uint64_t generation, cons
 /// a signal later. Null when it refuses.
 void* reserve(int file, std::int64_t bytes) {
   void* memory = MAP_FAILED;
-  errno = ::posix_fallocate(file, 0, bytes);
+  do {
+    errno = ::posix_fallocate(file, 0, bytes);
+  } while (errno == EINTR);
   if (errno == 0)
     memory = ::mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (memory != MAP_FAILED) return memory;
@@ -122,48 +124,74 @@ int make_block(weightcast_export& e) {
 }
 
 /// Calls `visit(rest)` with what follows `prefix` in the name of each shared memory that begins with it.
+/// False when some may not have been seen.
 template <typename Visit>
-void for_each_memory(const char* prefix, Visit visit) {
+bool for_each_memory(const char* prefix, Visit visit) {
   DIR* folder = ::opendir("/dev/shm");
-  if (folder == nullptr) return;
+  if (folder == nullptr) return false;
   // Names of memory begin with a slash, names of files do not.
   const std::size_t length = std::strlen(prefix + 1);
+  errno = 0;
   while (const dirent* entry = ::readdir(folder)) {
     if (std::strncmp(entry->d_name, prefix + 1, length) == 0) visit(entry->d_name + length);
+    errno = 0;
   }
+  const bool all = errno == 0;
   ::closedir(folder);
+  return all;
 }
 
-/// Takes away the memory of a dead exporter, by its control block at last: where this is cut short, whoever
-/// comes next still finds it.
+/// Whether no shared memory has that name any more.
+bool unlink_memory(const char* name) {
+  return ::shm_unlink(name) == 0 || errno == ENOENT;
+}
+
+/// Takes away the memory of a dead exporter. The control block goes last, and only behind all the rest: by it
+/// whoever comes next finds what is left.
 void remove_memory(std::uint64_t generation) {
   char prefix[64];
   name_of_memory(prefix, sizeof prefix, generation, "");
   char name[320];
-  for_each_memory(prefix, [&](const char* what) {
+  bool gone = true;
+  const bool all = for_each_memory(prefix, [&](const char* what) {
     std::snprintf(name, sizeof name, "%s%s", prefix, what);
-    if (std::strcmp(what, "control") != 0) ::shm_unlink(name);
+    if (std::strcmp(what, "control") != 0) gone = unlink_memory(name) && gone;
   });
   std::snprintf(name, sizeof name, "%scontrol", prefix);
-  ::shm_unlink(name);
+  if (all && gone) unlink_memory(name);
 }
 
-/// The process that has that generation published or will; 0 when it is dead, -1 where it is in another
-/// container.
-int exporter_of(std::uint64_t generation) {
+/// The same for an export of this process.
+void remove_memory(const weightcast_export& e) {
+  bool gone = true;
+  for (int i = 0; i < e.segments.size; ++i) {
+    const Segment& segment = e.segments.items[i];
+    if (segment.memory != nullptr) gone = unlink_memory(segment.name) && gone;
+  }
+  if (gone) unlink_memory(e.block_name);
+}
+
+/// Whether an exporter lives.
+enum class Life { kDead, kLives, kUnknown };
+
+/// Of the exporter that has that generation published or will. `process` is the one that lives, -1 where it
+/// is in another container; where nothing is known, errno says why.
+Life life_of(std::uint64_t generation, int* process) {
   char name[64];
   name_of_memory(name, sizeof name, generation, "control");
   const int file = ::shm_open(name, O_RDWR | O_CLOEXEC, 0);
-  if (file < 0) return 0;
-  const int holder = holder_of_lock(file, WEIGHTCAST_LOCK_EXPORTER);
+  // A block that merely cannot be opened, for want of descriptors for example, may be a living exporter's.
+  if (file < 0) return errno == ENOENT ? Life::kDead : Life::kUnknown;
+  *process = holder_of_lock(file, WEIGHTCAST_LOCK_EXPORTER);
   ::close(file);
-  return holder;
+  return *process == 0 ? Life::kDead : Life::kLives;
 }
 
-/// An export of this process, whose locks a look at its file would drop.
+/// An export of this process, whose locks a look at its file would drop. A forked child has none of its
+/// parent's.
 const weightcast_export* own_export(std::uint64_t generation) {
   const weightcast_export* e = exports;
-  while (e != nullptr && e->generation != generation) e = e->next;
+  while (e != nullptr && (e->generation != generation || e->process != ::getpid())) e = e->next;
   return e;
 }
 
@@ -176,28 +204,10 @@ void remove_what_is_dead() {
     std::uint64_t generation = 0;
     int length = 0;
     if (std::sscanf(rest, "%16" SCNx64 "-control%n", &generation, &length) != 1 || length == 0) return;
-    if (own_export(generation) == nullptr && exporter_of(generation) == 0) remove_memory(generation);
+    int process = 0;
+    if (own_export(generation) == nullptr && life_of(generation, &process) == Life::kDead)
+      remove_memory(generation);
   });
-}
-
-/// The generation that the manifest at `path` names, and its host; 0 when there is none.
-std::uint64_t generation_in(const char* path, char* host, std::size_t size) {
-  std::uint64_t generation = 0;
-  FILE* file = std::fopen(path, "re");
-  if (file == nullptr) return 0;
-  // It is on the first line, which this library has written.
-  char line[4096];
-  const char* found =
-      std::fgets(line, sizeof line, file) != nullptr ? std::strstr(line, "\"generation\": \"") : nullptr;
-  if (found != nullptr && std::sscanf(found, "\"generation\": \"%16" SCNx64, &generation) != 1)
-    generation = 0;
-  const char* at = found != nullptr ? std::strstr(line, "\"host\": \"") : nullptr;
-  if (at != nullptr) {
-    at += std::strlen("\"host\": \"");
-    std::snprintf(host, size, "%.*s", static_cast<int>(std::strcspn(at, "\"")), at);
-  }
-  std::fclose(file);
-  return generation;
 }
 
 /// The segment in which an allocation lies, which is made where there is none; negative when there is no
@@ -309,32 +319,43 @@ int clear_place(const weightcast_export& e) {
   char path[4200];
   manifest_path(e, path, sizeof path);
   if (::access(path, F_OK) != 0) return WEIGHTCAST_OK;
-  char host[256] = "";
-  const std::uint64_t generation = generation_in(path, host, sizeof host);
-  if (generation == 0) return fail(WEIGHTCAST_REFUSED, "%s: is no manifest; remove it", path);
-  char here[256] = "";
-  ::gethostname(here, sizeof here - 1);
-  if (std::strcmp(host, here) != 0) {
+  Publication there;
+  if (const int code = read_publication(path, &there); code != WEIGHTCAST_OK) return code;
+  const Publication here = publication_from_here();
+  if (std::strcmp(there.host, here.host) != 0) {
     return fail(WEIGHTCAST_REFUSED,
                 "%s: was published on host %s, and from here nobody sees whether it lives; remove the file "
                 "if it does not",
-                path, host);
+                path, there.host);
   }
-  if (own_export(generation) != nullptr) {
+  // Shared memory does not outlive its host's boot.
+  const bool same_boot = std::strcmp(there.boot_id, here.boot_id) == 0;
+  if (same_boot && there.shm != here.shm) {
+    return fail(WEIGHTCAST_REFUSED,
+                "%s: was published where there is another /dev/shm, as in another container, and from here "
+                "nobody sees whether it lives; remove the file if it does not",
+                path);
+  }
+  if (same_boot && own_export(there.generation) != nullptr) {
     return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: this process has published it already; close that export first",
                 path);
   }
-  const int holder = exporter_of(generation);
-  if (holder > 0) {
-    return fail(WEIGHTCAST_REFUSED,
-                "%s: process %d has published this rank and is alive; stop it, or use another folder", path,
-                holder);
+  int process = 0;
+  switch (same_boot ? life_of(there.generation, &process) : Life::kDead) {
+    case Life::kUnknown:
+      return fail_with_errno("%s: whether its exporter lives cannot be seen in /dev/shm", path);
+    case Life::kLives:
+      if (process > 0) {
+        return fail(WEIGHTCAST_REFUSED,
+                    "%s: process %d has published this rank and is alive; stop it, or use another folder",
+                    path, process);
+      }
+      return fail(WEIGHTCAST_REFUSED,
+                  "%s: a process of another container has published this rank and is alive", path);
+    case Life::kDead:
+      break;
   }
-  if (holder < 0) {
-    return fail(WEIGHTCAST_REFUSED, "%s: a process of another container has published this rank and is alive",
-                path);
-  }
-  remove_memory(generation);
+  if (same_boot) remove_memory(there.generation);
   ::unlink(path);
   return WEIGHTCAST_OK;
 }
@@ -566,8 +587,9 @@ extern "C" int weightcast_close(weightcast_export* e, double seconds) {
   char path[4200];
   manifest_path(*e, path, sizeof path);
   // A successor's is not this one's to take away.
-  char host[256] = "";
-  if (e->published && generation_in(path, host, sizeof host) == e->generation) ::unlink(path);
+  Publication there;
+  if (e->published && read_publication(path, &there) == WEIGHTCAST_OK && there.generation == e->generation)
+    ::unlink(path);
   const double give_up = now() + seconds;
   bool free_memory = false;
   // The lock of those who have it mapped: from here on nobody new can come.
@@ -575,7 +597,7 @@ extern "C" int weightcast_close(weightcast_export* e, double seconds) {
     constexpr double kPeriod = 0.01;
     await_change(*e->block, load_word(*e->block), kPeriod);
   }
-  remove_memory(e->generation);
+  remove_memory(*e);
   for (int i = 0; i < e->segments.size && free_memory; ++i) {
     const Segment& segment = e->segments.items[i];
     if (segment.memory != nullptr) ::munmap(segment.memory, static_cast<std::size_t>(segment.bytes));

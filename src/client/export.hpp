@@ -90,7 +90,22 @@ int synchronize_gpus(const weightcast_export& e);
 /// `FOLDER/engine-3.json`
 void manifest_path(const weightcast_export& e, char* path, std::uint64_t size);
 
-/// Fails when the rank has been published by somebody who lives; otherwise what a dead one has left goes.
+/// Which publication a manifest is of, and where its exporter sees shared memory.
+struct Publication {
+  std::uint64_t generation = 0;
+  char host[256] = "";
+  char boot_id[64] = "";
+  unsigned long long shm = 0;  ///< the device of /dev/shm
+};
+
+/// Of the manifest at `path`; fails when it cannot be read or is none.
+int read_publication(const char* path, Publication* publication);
+
+/// What a manifest says that this process writes, less the generation.
+Publication publication_from_here();
+
+/// Fails when the rank has been published by somebody who lives, or of whom nobody here can see whether he
+/// does; otherwise what a dead one has left goes.
 int clear_place(const weightcast_export& e);
 
 /// Writes the manifest beside its name, which it gets whole; fails when there is one by now.

@@ -46,15 +46,6 @@ void put_numbers(FILE* out, const char* name, const std::int64_t* numbers, int c
   put_list(out, numbers, count);
 }
 
-void put_file(FILE* out, const char* name, const char* path) {
-  char text[128] = "";
-  if (FILE* file = std::fopen(path, "re"); file != nullptr) {
-    if (std::fgets(text, sizeof text, file) != nullptr) text[std::strcspn(text, "\n")] = '\0';
-    std::fclose(file);
-  }
-  put_field(out, name, text);
-}
-
 void put_link(FILE* out, const char* name, const char* path) {
   char text[128] = "";
   const ssize_t length = ::readlink(path, text, sizeof text - 1);
@@ -111,15 +102,12 @@ void put_entry(FILE* out, const Entry& entry) {
 }
 
 void put_manifest(FILE* out, const weightcast_export& e) {
-  char host[256] = "";
-  ::gethostname(host, sizeof host - 1);
-  struct stat shm = {};
-  ::stat("/dev/shm", &shm);
+  const Publication here = publication_from_here();
   std::fprintf(out, "{\"weightcast\": 1, \"role\": \"%s\", \"rank\": %d, \"ranks\": %d",
                e.engine ? "engine" : "trainer", e.rank, e.ranks);
-  put_field(out, "host", host);
-  put_file(out, "boot_id", "/proc/sys/kernel/random/boot_id");
-  std::fprintf(out, ", \"namespaces\": {\"shm\": %llu", static_cast<unsigned long long>(shm.st_dev));
+  put_field(out, "host", here.host);
+  put_field(out, "boot_id", here.boot_id);
+  std::fprintf(out, ", \"namespaces\": {\"shm\": %llu", here.shm);
   put_link(out, "pid", "/proc/self/ns/pid");
   put_link(out, "ipc", "/proc/self/ns/ipc");
   std::fprintf(out, "}, \"pid\": %ld, \"uid\": %ld", static_cast<long>(::getpid()),
@@ -142,7 +130,48 @@ void put_manifest(FILE* out, const weightcast_export& e) {
   std::fputs("]}\n", out);
 }
 
+/// What stands behind `field` in a line, up to the next quote: nothing where there is no such field.
+void get_text(const char* line, const char* field, char* text, std::size_t size) {
+  const char* at = std::strstr(line, field);
+  if (at == nullptr) return;
+  at += std::strlen(field);
+  std::snprintf(text, size, "%.*s", static_cast<int>(std::strcspn(at, "\"")), at);
+}
+
 }  // namespace
+
+Publication publication_from_here() {
+  Publication here;
+  ::gethostname(here.host, sizeof here.host - 1);
+  if (FILE* file = std::fopen("/proc/sys/kernel/random/boot_id", "re"); file != nullptr) {
+    if (std::fgets(here.boot_id, sizeof here.boot_id, file) != nullptr)
+      here.boot_id[std::strcspn(here.boot_id, "\n")] = '\0';
+    std::fclose(file);
+  }
+  struct stat shm = {};
+  if (::stat("/dev/shm", &shm) == 0) here.shm = shm.st_dev;
+  return here;
+}
+
+int read_publication(const char* path, Publication* publication) {
+  FILE* file = std::fopen(path, "re");
+  if (file == nullptr) return fail_with_errno("%s", path);
+  // All of it is on the first line, which this library has written.
+  char line[4096] = "";
+  static_cast<void>(std::fgets(line, sizeof line, file));
+  std::fclose(file);
+  *publication = Publication();
+  char generation[32] = "";
+  get_text(line, "\"generation\": \"", generation, sizeof generation);
+  get_text(line, "\"host\": \"", publication->host, sizeof publication->host);
+  get_text(line, "\"boot_id\": \"", publication->boot_id, sizeof publication->boot_id);
+  const char* shm = std::strstr(line, "\"shm\": ");
+  if (std::sscanf(generation, "%16" SCNx64, &publication->generation) != 1 || shm == nullptr ||
+      std::sscanf(shm, "\"shm\": %llu", &publication->shm) != 1) {
+    return fail(WEIGHTCAST_REFUSED, "%s: is no manifest; remove it", path);
+  }
+  return WEIGHTCAST_OK;
+}
 
 void manifest_path(const weightcast_export& e, char* path, std::uint64_t size) {
   std::snprintf(path, size, "%s/%s-%d.json", e.folder, e.engine ? "engine" : "trainer", e.rank);

@@ -310,6 +310,71 @@ TEST_F(Live, WhoDiesBeforeItHasPublishedLeavesNothingForLong) {
   for (const std::string& name : living) EXPECT_TRUE(after.contains(name)) << name;
 }
 
+TEST_F(Live, WhatCannotBeOpenedIsNotTakenForDead) {
+  const Child engine([&] {
+    publish(folder_, "engine");
+    ::pause();
+    return 0;
+  });
+  const Manifest found = manifest(Role::kEngine);
+  // One descriptor is left: for the list of all memory, and for none that is on it.
+  Child other([&] {
+    const int next = ::open("/dev/null", O_RDONLY);
+    ::close(next);
+    const rlimit one{static_cast<rlim_t>(next) + 1, static_cast<rlim_t>(next) + 1};
+    if (::setrlimit(RLIMIT_NOFILE, &one) != 0) return -1;
+    weightcast_export* e = nullptr;
+    return weightcast_open((dir_ / "elsewhere").c_str(), "trainer", 0, 1, nullptr, &e);
+  });
+  EXPECT_EQ(other.wait(), 0);
+  EXPECT_TRUE(std::filesystem::exists("/dev/shm" + found.control));
+  EXPECT_TRUE(std::filesystem::exists("/dev/shm" + found.segments.front().name));
+}
+
+TEST_F(Live, MemoryThatCannotBeRemovedIsFoundAgain) {
+  Child engine([&] {
+    publish(folder_, "engine");
+    ::pause();
+    return 0;
+  });
+  const Manifest found = manifest(Role::kEngine);
+  const std::string segment = "/dev/shm" + found.segments.front().name;
+  const auto publish_again = [&] {
+    Child next([&] { return publish(folder_, "engine") == nullptr ? 1 : 0; });
+    return next.wait();
+  };
+  // A folder cannot be unlinked.
+  ASSERT_TRUE(std::filesystem::remove(segment) && std::filesystem::create_directory(segment));
+  engine.kill();
+  EXPECT_EQ(publish_again(), 0);
+  EXPECT_TRUE(std::filesystem::exists("/dev/shm" + found.control));
+  std::filesystem::remove(segment);
+  EXPECT_EQ(publish_again(), 0);
+  EXPECT_FALSE(std::filesystem::exists("/dev/shm" + found.control));
+}
+
+TEST_F(Live, AnExporterOfAnotherContainerIsNotTakenForDead) {
+  Child engine([&] { return publish(folder_, "engine") == nullptr ? 1 : 0; });
+  ASSERT_EQ(engine.wait(), 0);
+  const std::string path = manifest_path(folder_, Role::kEngine, 0);
+  const std::string published = get_file(path);
+  const auto open_after = [&](const std::string& from, const std::string& to) {
+    std::string text = published;
+    put_file(path, text.replace(text.find(from), from.size(), to));
+    Child next([&] {
+      weightcast_export* e = nullptr;
+      const int code = weightcast_open(folder_.c_str(), "engine", 0, 1, nullptr, &e);
+      return code == WEIGHTCAST_OK ? weightcast_close(e, 0) : code;
+    });
+    return next.wait();
+  };
+  EXPECT_EQ(open_after("\"shm\": ", "\"shm\": 9"), WEIGHTCAST_REFUSED);
+  EXPECT_TRUE(std::filesystem::exists(path));
+  // Nothing lives since the host has been started anew.
+  EXPECT_EQ(open_after("\"boot_id\": \"", "\"boot_id\": \"x"), WEIGHTCAST_OK);
+  EXPECT_FALSE(std::filesystem::exists(path));
+}
+
 TEST_F(Live, OfTwoWhoOpenARankTheSecondToPublishIsRefused) {
   int go[2];
   int ready[2];
@@ -527,6 +592,18 @@ TEST_F(Live, AForkedChildIsNoExporter) {
     return forked.wait();
   });
   EXPECT_EQ(engine.wait(), WEIGHTCAST_BAD_ARGUMENT);
+}
+
+TEST_F(Live, AForkedChildIsToldThatItsParentLives) {
+  Child engine([&] {
+    publish(folder_, "engine");
+    Child forked([&] {
+      weightcast_export* e = nullptr;
+      return weightcast_open(folder_.c_str(), "engine", 0, 1, nullptr, &e);
+    });
+    return forked.wait();
+  });
+  EXPECT_EQ(engine.wait(), WEIGHTCAST_REFUSED);
 }
 
 /// What is wrong with a manifest, and what the line says of it.
