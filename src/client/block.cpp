@@ -36,6 +36,14 @@ bool change_word(weightcast_block& block, std::uint64_t from, std::uint64_t to) 
   return true;
 }
 
+bool invalidate(weightcast_block& block, std::uint64_t word, weightcast_written written, const char* cause) {
+  block.lost = block.asked;
+  block.written = written;
+  put_text(block.cause, sizeof block.cause, cause);
+  block.reason[0] = '\0';
+  return change_word(block, word, WEIGHTCAST_WORD(WEIGHTCAST_INVALID, WEIGHTCAST_UPDATE_OF(word)));
+}
+
 void await_change(const weightcast_block& block, std::uint64_t word, double seconds) {
   if (seconds <= 0) return;
   timespec time = {};

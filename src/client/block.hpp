@@ -19,6 +19,10 @@ inline bool is_at_rest(weightcast_state state) {
 /// False when the word is not `from` any more. Wakes whoever waits for a change.
 bool change_word(weightcast_block& block, std::uint64_t from, std::uint64_t to);
 
+/// Makes an engine invalid that was to get version `asked`: `written` of it is in memory, for that cause.
+/// Only for who alone may change `word`; false when it is another one.
+bool invalidate(weightcast_block& block, std::uint64_t word, weightcast_written written, const char* cause);
+
 /// Sleeps until the word is not `word` any more, or for `seconds`.
 void await_change(const weightcast_block& block, std::uint64_t word, double seconds);
 

@@ -8,7 +8,7 @@
 
 #define WEIGHTCAST_BLOCK_BYTES 4096
 /* "WCLIVE", a version of the layout, a zero. */
-#define WEIGHTCAST_BLOCK_MAGIC UINT64_C(0x00014556494c4357)
+#define WEIGHTCAST_BLOCK_MAGIC UINT64_C(0x00024556494c4357)
 
 /* Bytes of the block's file on which record locks say who is there. A lock goes with its process, and a child
  * has none. */
@@ -33,7 +33,7 @@ enum weightcast_state {
   WEIGHTCAST_READ
 };
 
-/* How much of the version that was to come is in an invalid engine's memory. */
+/* How much of `lost` is in an invalid engine's memory. */
 enum weightcast_written { WEIGHTCAST_WRITTEN_NONE = 0, WEIGHTCAST_WRITTEN_SOME, WEIGHTCAST_WRITTEN_ALL };
 
 struct weightcast_block {
@@ -49,7 +49,10 @@ struct weightcast_block {
   uint32_t
       rest; /* of an engine that is asked: its state before, to which it goes back where nothing is written */
   char owner[256];  /* the rank of the job step that holds the update's lock, for messages */
-  char reason[512]; /* why an update was declined or failed, or why the memory is invalid */
+  char reason[512]; /* why the last update was declined or failed; empty while one is under way */
+  /* Of an invalid engine, whatever it has been asked since: the version that was to come, and why it did not. */
+  int64_t lost;
+  char cause[512];
 };
 
 #define WEIGHTCAST_STATE_OF(word) ((enum weightcast_state)((word)&0xff))

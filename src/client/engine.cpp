@@ -42,12 +42,6 @@ std::uint64_t rest_word(const weightcast_block& block, std::uint64_t word) {
   return WEIGHTCAST_WORD(static_cast<weightcast_state>(block.rest), WEIGHTCAST_UPDATE_OF(word));
 }
 
-void invalidate(weightcast_block& block, std::uint64_t word, weightcast_written written, const char* reason) {
-  put_text(block.reason, sizeof block.reason, reason);
-  block.written = written;
-  change_word(block, word, WEIGHTCAST_WORD(WEIGHTCAST_INVALID, WEIGHTCAST_UPDATE_OF(word)));
-}
-
 /// What an update of a job step that is gone leaves: see the states' rules in the project's pages. Only while
 /// this process holds the update's lock, so that no other job step begins.
 void settle_after_death(weightcast_export& e) {
@@ -61,15 +55,17 @@ void settle_after_death(weightcast_export& e) {
       change_word(block, word, rest_word(block, word));
       return;
     case WEIGHTCAST_WRITING:
-      return invalidate(block, word, WEIGHTCAST_WRITTEN_SOME, "the job step died while it wrote");
+      invalidate(block, word, WEIGHTCAST_WRITTEN_SOME, "the job step died while it wrote");
+      return;
     case WEIGHTCAST_WRITTEN:
       switch (decide(e, update)) {
         case Decision::kCommitted:
           change_word(block, word, WEIGHTCAST_WORD(WEIGHTCAST_COMMITTED, update));
           return;
         case Decision::kVoid:
-          return invalidate(block, word, WEIGHTCAST_WRITTEN_ALL,
-                            "the job step died before the version was committed; all of it is written");
+          invalidate(block, word, WEIGHTCAST_WRITTEN_ALL,
+                     "the job step died before the version was committed; all of it is written");
+          return;
         case Decision::kUnknown:
           return;  // the folder cannot be read just now: it is looked at again
       }
@@ -94,7 +90,7 @@ void await_job_step(weightcast_export& e, std::uint64_t word, double until) {
 
 int not_paused(const weightcast_export& e, weightcast_state state) {
   if (state == WEIGHTCAST_INVALID) {
-    return fail(WEIGHTCAST_IS_INVALID, "no version is in memory: %s", e.block->reason);
+    return fail(WEIGHTCAST_IS_INVALID, "no version is in memory: %s", e.block->cause);
   }
   return fail(WEIGHTCAST_REFUSED, "the update did not take place: %s", e.block->reason);
 }
@@ -225,11 +221,8 @@ extern "C" int weightcast_decline(weightcast_export* e, const char* reason) {
 extern "C" int weightcast_invalidate(weightcast_export* e, const char* reason) {
   if (const int code = require_engine(e); code != WEIGHTCAST_OK) return code;
   const std::uint64_t word = load_word(*e->block);
-  put_text(e->block->reason, sizeof e->block->reason, reason);
-  e->block->written = WEIGHTCAST_WRITTEN_ALL;
-  if (WEIGHTCAST_STATE_OF(word) != WEIGHTCAST_COMMITTED ||
-      !change_word(*e->block, word, WEIGHTCAST_WORD(WEIGHTCAST_INVALID, WEIGHTCAST_UPDATE_OF(word)))) {
+  if (WEIGHTCAST_STATE_OF(word) != WEIGHTCAST_COMMITTED)
     return fail(WEIGHTCAST_BAD_ARGUMENT, "nothing has been committed");
-  }
+  invalidate(*e->block, word, WEIGHTCAST_WRITTEN_ALL, reason);
   return WEIGHTCAST_OK;
 }

@@ -90,10 +90,9 @@ bool Exporter::ask(weightcast_state from, std::uint64_t update, std::int64_t ver
 }
 
 bool Exporter::invalidate(weightcast_state from, weightcast_written written, const std::string& reason) {
-  if (state() != from) return false;
-  give_reason(reason);
-  block_->written = written;
-  return change(from, WEIGHTCAST_INVALID);
+  const std::uint64_t word = client::load_word(*block_);
+  if (WEIGHTCAST_STATE_OF(word) != from) return false;
+  return client::invalidate(*block_, word, written, reason.c_str());
 }
 
 void Exporter::give_reason(const std::string& reason) {

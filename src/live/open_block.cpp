@@ -44,8 +44,8 @@ std::string in_words(const BlockState& state) {
     case WEIGHTCAST_NONE:
       return with_reason("holds no version yet");
     case WEIGHTCAST_INVALID:
-      return fmt::format("invalid: {} of version {} is written: {}", how_much(state.written), state.asked,
-                         state.reason);
+      return with_reason(fmt::format("invalid: {} of version {} is written: {}", how_much(state.written),
+                                     state.lost, state.cause));
     case WEIGHTCAST_SERVING:
       return with_reason(fmt::format("serves version {}", state.version));
     case WEIGHTCAST_ASKED:
@@ -91,7 +91,8 @@ BlockState OpenBlock::look() const {
   for (int looks = 0; looks < kMostLooks && (looks == 0 || client::load_word(*block_) != word); ++looks) {
     word = client::load_word(*block_);
     state = {WEIGHTCAST_STATE_OF(word), WEIGHTCAST_UPDATE_OF(word), block_->version, block_->asked,
-             block_->written,           text_of(block_->owner),     reason()};
+             block_->written,           text_of(block_->owner),     reason(),        block_->lost,
+             text_of(block_->cause)};
   }
   return state;
 }

@@ -15,9 +15,11 @@ struct BlockState {
   std::uint64_t update = 0;
   std::int64_t version = 0;
   std::int64_t asked = 0;
-  std::uint32_t written = 0;  ///< weightcast_written
+  std::uint32_t written = 0;  ///< weightcast_written, of `lost`
   std::string owner;
-  std::string reason;  ///< printable, as `owner`
+  std::string reason;     ///< printable, as `owner`
+  std::int64_t lost = 0;  ///< of an invalid engine: the version that was to come
+  std::string cause;      ///< and why it did not; printable
 };
 
 /// `serves version 7`, `is asked for version 8`, `invalid: some of version 8 is written: …`

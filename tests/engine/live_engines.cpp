@@ -260,7 +260,7 @@ void LiveEngines::expect_true_memory(int rank) {
   const Watched& watched = engine(rank);
   if (watched.state() != WEIGHTCAST_SERVING) {
     EXPECT_EQ(watched.state(), WEIGHTCAST_INVALID) << describe_all();
-    EXPECT_STRNE(watched.block().reason, "") << describe_all();
+    EXPECT_STRNE(watched.block().cause, "") << describe_all();
     return;
   }
   const std::int64_t version = watched.block().version;

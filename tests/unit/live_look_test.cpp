@@ -158,9 +158,13 @@ TEST_F(LiveLook, WordsOfStates) {
   }
   state.state = static_cast<weightcast_state>(15);
   EXPECT_NE(in_words(state).find("15"), std::string::npos);
-  state.reason = "a test";
+  state.lost = 6;
+  state.cause = "a cause";
   state.state = WEIGHTCAST_INVALID;
-  EXPECT_EQ(in_words(state), "invalid: some of version 8 is written: a test");
+  EXPECT_EQ(in_words(state), "invalid: some of version 6 is written: a cause");
+  state.reason = "a test";
+  EXPECT_EQ(in_words(state),
+            "invalid: some of version 6 is written: a cause (the last update did not take place: a test)");
   state.state = WEIGHTCAST_SERVING;
   EXPECT_EQ(in_words(state), "serves version 7 (the last update did not take place: a test)");
 }

@@ -189,8 +189,8 @@ TEST_F(Live, AnEngineIsToldThatTheJobStepHasInvalidatedIt) {
     // No answer to another question brings the old version back.
     while (weightcast_wanted(e, &version) != 1) std::this_thread::sleep_for(1ms);
     if (weightcast_decline(e, "not now") != 0) return 2;
-    ::pause();
-    return 0;
+    if (weightcast_pause(e, 0.05, &version) != WEIGHTCAST_IS_INVALID) return 3;
+    return std::strstr(weightcast_last_error(), ": a test") == nullptr ? 4 : 0;
   });
   Exporter exporter(manifest(Role::kEngine));
   while (!exporter.take("rank 0")) exporter.await_change();
@@ -200,9 +200,13 @@ TEST_F(Live, AnEngineIsToldThatTheJobStepHasInvalidatedIt) {
   ASSERT_TRUE(exporter.invalidate(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN_SOME, "a test"));
   // One that still waits when it is asked again goes on waiting.
   std::this_thread::sleep_for(300ms);
-  ASSERT_TRUE(exporter.ask(WEIGHTCAST_INVALID, 4, 2));
+  ASSERT_TRUE(exporter.ask(WEIGHTCAST_INVALID, 4, 6));
   EXPECT_EQ(after(exporter, WEIGHTCAST_ASKED), WEIGHTCAST_INVALID);
   EXPECT_EQ(exporter.reason(), "not now");
+  EXPECT_EQ(engine.wait(), 0);
+  // Whatever it was asked since: what was lost is the earlier version.
+  EXPECT_EQ(in_words(exporter.look()),
+            "invalid: some of version 2 is written: a test (the last update did not take place: not now)");
 }
 
 INSTANTIATE_TEST_SUITE_P(In, DeathOfTheJobStep,
