@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -130,6 +131,19 @@ void put_manifest(FILE* out, const weightcast_export& e) {
   std::fputs("]}\n", out);
 }
 
+/// Gives a file a second name. Where an answer of NFS is lost, what has succeeded is done again, and says
+/// that the name is taken.
+bool link_to(const char* file, const char* name) {
+  if (::link(file, name) == 0) return true;
+  const int error = errno;
+  struct stat of_file = {};
+  struct stat of_name = {};
+  const bool same = error == EEXIST && ::stat(file, &of_file) == 0 && ::stat(name, &of_name) == 0 &&
+                    of_file.st_dev == of_name.st_dev && of_file.st_ino == of_name.st_ino;
+  errno = error;
+  return same;
+}
+
 /// What stands behind `field` in a line, up to the next quote: nothing where there is no such field.
 void get_text(const char* line, const char* field, char* text, std::size_t size) {
   const char* at = std::strstr(line, field);
@@ -185,12 +199,18 @@ int write_manifest(const weightcast_export& e) {
   const int file = ::open(beside, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (file < 0) return fail_with_errno("%s", beside);
   FILE* out = ::fdopen(file, "w");
+  if (out == nullptr) {
+    const int code = fail_with_errno("%s", beside);
+    ::close(file);
+    ::unlink(beside);
+    return code;
+  }
   put_manifest(out, e);
   bool written = std::ferror(out) == 0 && std::fflush(out) == 0 && ::fsync(file) == 0;
   written = std::fclose(out) == 0 && written;
   // Not a rename, which would take the place of somebody who has just published.
   int code = WEIGHTCAST_OK;
-  if (!written || ::link(beside, path) != 0) code = fail_with_errno("%s", path);
+  if (!written || !link_to(beside, path)) code = fail_with_errno("%s", path);
   ::unlink(beside);
   return code;
 }
