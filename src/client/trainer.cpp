@@ -11,9 +11,10 @@ extern "C" int weightcast_offer(weightcast_export* e, int64_t version, double se
   // Whatever still runs on a GPU may write the weights.
   if (const int code = synchronize_gpus(*e); code != WEIGHTCAST_OK) return code;
   weightcast_block& block = *e->block;
-  // An offer that nobody has begun to read is replaced; one that is being read has to be settled first.
+  // An offer that nobody has begun to read is replaced, one that has been read is settled; one that is being
+  // read has to be settled first.
   std::uint64_t word = load_word(block);
-  if (WEIGHTCAST_STATE_OF(word) == WEIGHTCAST_OFFERS) {
+  if (WEIGHTCAST_STATE_OF(word) == WEIGHTCAST_OFFERS || WEIGHTCAST_STATE_OF(word) == WEIGHTCAST_READ) {
     const std::uint64_t training = WEIGHTCAST_WORD(WEIGHTCAST_TRAINING, WEIGHTCAST_UPDATE_OF(word));
     if (change_word(block, word, training)) word = training;
   }

@@ -570,6 +570,26 @@ TEST_F(Live, ATrainersOfferIsReadOrWithdrawn) {
   EXPECT_EQ(trainer.wait(), 0);
 }
 
+TEST_F(Live, AnOfferThatHasBeenReadIsSettledByTheNext) {
+  int go[2];
+  ASSERT_EQ(::pipe(go), 0);
+  Child trainer([&] {
+    weightcast_export* e = publish(folder_, "trainer");
+    std::int64_t version = 0;
+    char byte = 0;
+    if (weightcast_wanted(e, &version) != -WEIGHTCAST_BAD_ARGUMENT) return 1;
+    if (weightcast_offer(e, 1, 0) != 0 || ::read(go[0], &byte, 1) != 1) return 2;
+    return weightcast_offer(e, 2, 0);
+  });
+  Exporter exporter(manifest(Role::kTrainer));
+  ASSERT_EQ(after(exporter, WEIGHTCAST_TRAINING), WEIGHTCAST_OFFERS);
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_OFFERS, WEIGHTCAST_BEING_READ));
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_BEING_READ, WEIGHTCAST_READ));
+  ASSERT_EQ(::write(go[1], "x", 1), 1);
+  EXPECT_EQ(trainer.wait(), 0);
+  EXPECT_EQ(in_words(exporter.look()), "offers version 2");
+}
+
 TEST_F(Live, MemoryThatNoGpuHasIsNotPublishedAsItsOwn) {
   Child engine([&] {
     weightcast_export* e = nullptr;
