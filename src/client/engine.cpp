@@ -125,15 +125,18 @@ extern "C" int weightcast_serve(weightcast_export* e, int64_t version) {
   if (!is_at_rest(state)) {
     return fail(WEIGHTCAST_BAD_ARGUMENT, "an update is under way");
   }
+  const std::int64_t before = e->block->version;
   e->block->version = version;
   if (!change_word(*e->block, word, WEIGHTCAST_WORD(WEIGHTCAST_SERVING, WEIGHTCAST_UPDATE_OF(word)))) {
+    // What it goes back to when it declines.
+    e->block->version = before;
     return fail(WEIGHTCAST_REFUSED, "a job step has just asked; answer it first");
   }
   return WEIGHTCAST_OK;
 }
 
 extern "C" int weightcast_wanted(const weightcast_export* e, int64_t* version) {
-  if (e == nullptr || e->process != ::getpid() || !e->published || !e->engine) return -require_engine(e);
+  if (const int code = require_engine(e); code != WEIGHTCAST_OK) return -code;
   if (WEIGHTCAST_STATE_OF(load_word(*e->block)) != WEIGHTCAST_ASKED) return 0;
   *version = e->block->asked;
   return 1;
@@ -210,11 +213,10 @@ extern "C" int weightcast_resume(weightcast_export* e) {
 extern "C" int weightcast_decline(weightcast_export* e, const char* reason) {
   if (const int code = require_engine(e); code != WEIGHTCAST_OK) return code;
   const std::uint64_t word = load_word(*e->block);
+  if (WEIGHTCAST_STATE_OF(word) != WEIGHTCAST_ASKED) return fail(WEIGHTCAST_BAD_ARGUMENT, "nobody asks");
   put_text(e->block->reason, sizeof e->block->reason, reason);
-  if (WEIGHTCAST_STATE_OF(word) != WEIGHTCAST_ASKED ||
-      !change_word(*e->block, word, rest_word(*e->block, word))) {
-    return fail(WEIGHTCAST_BAD_ARGUMENT, "nobody asks");
-  }
+  if (!change_word(*e->block, word, rest_word(*e->block, word)))
+    return fail(WEIGHTCAST_REFUSED, "the question has just been taken back");
   return WEIGHTCAST_OK;
 }
 

@@ -606,6 +606,40 @@ TEST_F(Live, MemoryThatNoGpuHasIsNotPublishedAsItsOwn) {
   EXPECT_EQ(engine.wait(), 0);
 }
 
+TEST_F(Live, AnswersToNobodyChangeNothing) {
+  int go[2];
+  ASSERT_EQ(::pipe(go), 0);
+  Child engine([&] {
+    weightcast_export* e = publish(folder_, "engine");
+    char byte = 0;
+    if (::read(go[0], &byte, 1) != 1) return 1;
+    if (weightcast_decline(e, "nobody") != WEIGHTCAST_BAD_ARGUMENT) return 2;
+    return weightcast_invalidate(e, "nothing") == WEIGHTCAST_BAD_ARGUMENT ? 0 : 3;
+  });
+  const Exporter exporter(manifest(Role::kEngine));
+  ASSERT_EQ(::write(go[1], "x", 1), 1);
+  EXPECT_EQ(engine.wait(), 0);
+  EXPECT_EQ(in_words(exporter.look()), "serves version 1");
+  EXPECT_EQ(exporter.look().written, WEIGHTCAST_WRITTEN_NONE);
+}
+
+TEST_F(Live, AnInvalidEngineMayLoadItselfAnew) {
+  Child engine([&] {
+    weightcast_export* e = publish(folder_, "engine");
+    std::int64_t version = 0;
+    if (weightcast_pause(e, 20, &version) != WEIGHTCAST_IS_INVALID) return 1;
+    return weightcast_serve(e, 9);
+  });
+  Exporter exporter(manifest(Role::kEngine));
+  ASSERT_TRUE(comes([&] { return exporter.take("rank 0"); }));
+  ASSERT_TRUE(exporter.ask(WEIGHTCAST_SERVING, 3, 2));
+  ASSERT_EQ(after(exporter, WEIGHTCAST_ASKED), WEIGHTCAST_PAUSED);
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_PAUSED, WEIGHTCAST_WRITING));
+  ASSERT_TRUE(exporter.invalidate(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN_SOME, "a test"));
+  EXPECT_EQ(engine.wait(), 0);
+  EXPECT_EQ(in_words(exporter.look()), "serves version 9");
+}
+
 TEST_F(Live, AForkedChildIsNoExporter) {
   Child engine([&] {
     weightcast_export* e = publish(folder_, "engine");

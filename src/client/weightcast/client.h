@@ -89,10 +89,12 @@ WEIGHTCAST_API int weightcast_publish(weightcast_export* e);
    export is gone all the same. */
 WEIGHTCAST_API int weightcast_close(weightcast_export* e, double seconds);
 
-/* Of an engine: its memory holds version `version` whole, and it uses it. */
+/* Of an engine that is in no update: its memory holds version `version` whole, and it uses it. An invalid one,
+   too, may say so, when it has loaded itself anew, from a file for example; on all its ranks. */
 WEIGHTCAST_API int weightcast_serve(weightcast_export* e, int64_t version);
 
-/* Of an engine: 1 and the version when a job step asks to write a new one, else 0. Never waits. */
+/* Of an engine: 1 and the version when a job step asks to write a new one, else 0. Never waits. A call that makes no
+   sense gives its code as a negative number. */
 WEIGHTCAST_API int weightcast_wanted(const weightcast_export* e, int64_t* version);
 
 /* Of an engine, which from here on neither reads nor writes its parameters: tells the job step, and waits up
@@ -102,7 +104,7 @@ WEIGHTCAST_API int weightcast_wanted(const weightcast_export* e, int64_t* versio
 WEIGHTCAST_API int weightcast_pause(weightcast_export* e, double seconds, int64_t* version);
 
 /* Of an engine that has several ranks, and on which one of them polls: the number of what wanted() tells of,
-   the same on all ranks; 0 when nobody asks. */
+   the same on all ranks; 0 when nobody asks, or when the call makes no sense. */
 WEIGHTCAST_API uint64_t weightcast_question(const weightcast_export* e);
 
 /* weightcast_pause() for that question alone, which this rank may be asked later than the one that polled, or
