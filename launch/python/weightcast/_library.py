@@ -121,16 +121,15 @@ def view(address, size):
     return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
 
 
-_version = ctypes.c_int64()
-_version_at = ctypes.byref(_version)
-
-
 def wanted(handle):
-    answer = _library.weightcast_wanted(handle, _version_at)
+    """The version that is asked for and the question's number; None when nobody asks. Of two questions that follow one
+    another the number is the earlier one's, so that it is over by the time it is answered."""
+    version = ctypes.c_int64()
+    question = _library.weightcast_question(handle)
+    answer = _library.weightcast_wanted(handle, ctypes.byref(version))
     if answer < 0:
         check(-answer)
-    question = _library.weightcast_question(handle) if answer == 1 else 0
-    return (_version.value, question) if question != 0 else None
+    return (version.value, question) if answer == 1 and question != 0 else None
 
 
 def pause(handle, question, timeout):
