@@ -77,6 +77,29 @@ class Client(unittest.TestCase):
         with self.assertRaisesRegex(weightcast.Error, "nothing to publish"):
             weightcast.publish(self.folder, "engine", 0, 1)
 
+    def test_what_is_published_stays_so_without_its_object(self):
+        kept = set(weightcast._published)
+        export = self.publish()
+        name = export._handle
+        del export
+        self.assertEqual(len(set(weightcast._published) - kept), 1)
+        self.assertTrue(os.listdir(self.folder))
+        weightcast._library.close_quietly(name)
+
+    def test_a_forked_child_closes_nothing(self):
+        with self.publish() as export:
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    export.close()
+                except weightcast.Error as error:
+                    code = 0 if error.code == 64 and export.memory("a").nbytes == 64 else 2
+                finally:
+                    os._exit(code)
+            self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
+            self.assertEqual(os.listdir(self.folder), ["engine-0.json"])
+
     def test_a_rank_is_published_once_and_a_dead_ones_place_is_free(self):
         program = "import sys, time, weightcast\n" + (
             "export = weightcast.publish(sys.argv[1], 'engine', 0, 1, tensors={'a': weightcast.Memory('F32', (2,))})\n"

@@ -24,6 +24,7 @@ Needs nothing but the client library, and torch only for modules and tensors tha
 
 import contextlib
 import dataclasses
+import os
 import typing
 
 from . import _library, _tensors
@@ -51,24 +52,28 @@ class Update:
     changed: tuple
 
 
-# Tensors on a GPU that a job step still has mapped: they are left to it.
-_left = []
+# The places of all exports that have not been closed, and of those that a job step still had mapped then: memory on a GPU
+# is its tensors', and must stay for as long as others may read and write it.
+_published = {}
 
 
 class Export:
-    """What this process has published. One thread at a time; not for forked children."""
+    """What this process has published. One thread at a time; not for forked children. It stays published until close(),
+    also when nothing refers to this object any more."""
 
     def __init__(self, handle, tensors, memory, module):
         self._handle = handle
+        self._process = os.getpid()
         self._names = tuple(tensors)
         self._memory = memory
         self._module = module
-        # Torch's tensors, with where they are: those on a GPU stay for as long as others may have them mapped.
+        # Torch's tensors, with where they are.
         self._places = [
             (name, tensor, _tensors.local(tensor), _tensors.local(tensor).data_ptr())
             for name, tensor in tensors.items()
             if not isinstance(tensor, Memory)
         ]
+        _published[id(self._places)] = self._places
 
     def memory(self, name):
         """The bytes of a tensor in the host's memory, as a writable view of what is published."""
@@ -111,13 +116,14 @@ class Export:
         try:
             yield Update(version, self._names)
         except BaseException as error:
-            _library.call("weightcast_invalidate", self._handle, f"the engine could not use version {version}: {error}".encode())
+            cause = f"the engine could not use version {version}: {error}"
+            _library.call("weightcast_invalidate", self._handle, cause.encode(errors="replace"))
             raise
         _library.call("weightcast_resume", self._handle)
 
     def decline(self, reason):
         """Answers a job step that asks that the engine will not be written now."""
-        _library.call("weightcast_decline", self._handle, reason.encode())
+        _library.call("weightcast_decline", self._handle, reason.encode(errors="replace"))
 
     def offer(self, version, timeout=600.0, wait=True):
         """Of a trainer: its parameters are that version. Waits until every rank has read them; with wait=False returns
@@ -132,17 +138,16 @@ class Export:
     def close(self, timeout=60.0):
         """Withdraws the publication. Tensors of torch that lie in its memory lose their elements; views of them, and those
         of memory(), must not be used afterwards. What is on a GPU stays as it is."""
+        if self._process != os.getpid():
+            raise Error(64, f"the export belongs to process {self._process}; a forked child cannot close it")
         handle, self._handle = self._handle, None
         self._memory = {}
         places, self._places = self._places, []
         for _, _, own, address in places:
             if own.device.type == "cpu" and own.data_ptr() == address:
                 own.data = own.data.new_empty(0)
-        try:
-            _library.call("weightcast_close", handle, float(timeout))
-        except NoAnswer:
-            _left.append(places)
-            raise
+        _library.call("weightcast_close", handle, float(timeout))
+        _published.pop(id(places), None)
 
     def __enter__(self):
         return self
