@@ -164,6 +164,24 @@ class PublishedModules(unittest.TestCase):
         # Of another object of the same memory the module would see nothing.
         self.expect_refused_and_left("weight", layer, {**values(layer), "weight": layer.weight.detach()})
 
+    def test_copies_of_a_modules_tensors_are_not_published_in_their_place(self):
+        layer = Layer()
+        before = addresses(layer)
+        for tensors in (layer.state_dict(), {"row": layer.weight.data[0]}):
+            with self.assertRaisesRegex(weightcast.Error, "(weight|row) shares its memory with one that is not given") as refused:
+                weightcast.publish(self.folder, "engine", 0, 1, tensors=tensors)
+            self.assertEqual(refused.exception.code, 64)
+        del tensors
+        self.assertEqual(addresses(layer), before)
+        # Its own objects, and tensors that nobody else has, move. Two of one memory are tied.
+        alone = torch.ones(3)
+        own = {**layer.state_dict(keep_vars=True), "alone": alone, "tied": alone.view(3)}
+        export = self.publish(tensors=own)
+        export.memory("weight")[:] = bytes(4 * 24)
+        export.memory("alone")[:] = bytes(4 * 3)
+        self.assertTrue(torch.equal(layer.weight, torch.zeros(4, 6)))
+        self.assertTrue(torch.equal(own["tied"], torch.zeros(3)))
+
     def test_what_cannot_be_published_is_named(self):
         layer = Layer()
         layer.extra = nn.Parameter(torch.zeros(2, dtype=torch.complex64))

@@ -164,9 +164,11 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
     CPU's memory moves into shared memory, what is on a GPU is published where it lies; all stay the same objects. Of a
     DTensor a trainer publishes its own part, as the box of the whole that it is. Buffers that are not persistent, such
     as rotary tables, are no weights: they stay where they are. `tensors`: by name torch tensors, which are treated in
-    the same way, or Memory. With both, `tensors` gives the names, and all that `module` alone would publish must be
-    among them. `layout` says how the parameters are cut ("hf", "sglang:t2e2"; None: as the job step's options say),
-    `version` what an engine's memory holds already. Where it raises, every tensor is where it was.
+    the same way, or Memory. Without `module` nothing else may have the memory of a tensor on the CPU, because only the
+    given objects move: what a module's state_dict() gives is refused. With both, `tensors` gives the names, and all
+    that `module` alone would publish must be among them. `layout` says how the parameters are cut ("hf", "sglang:t2e2";
+    None: as the job step's options say), `version` what an engine's memory holds already. Where it raises, every tensor
+    is where it was.
     """
     wanted = _tensors.tensors_of(module, tensors)
     forms = {name: _tensors.form_of(name, tensor) for name, tensor in wanted.items()}
@@ -179,6 +181,8 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
         raise Error(64, "there is nothing to publish")
     firsts = {name: wanted[name] for name in first_names.values()}
     _tensors.require_apart(firsts)
+    if module is None:
+        _tensors.require_alone(wanted)
     handle = _library.open_export(folder, role, rank, ranks, layout)
     before = []  # tensors that have moved, and where they were
     try:

@@ -1,6 +1,7 @@
 """What can be published of a module's tensors, and where they lie. Torch is needed only for what is torch's."""
 
 import dataclasses
+import sys
 
 from . import _library
 from ._library import Error
@@ -47,6 +48,37 @@ def state_of(module):
     persistent = module.state_dict().keys()
     own.update((name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if name in persistent)
     return own
+
+
+def require_alone(tensors):
+    """Raises Error for tensors in the CPU's memory whose memory something else has, too: it would keep the old one when
+    they move. What state_dict() gives, for example, are other objects than the module's parameters."""
+    own = {name: local(tensor) for name, tensor in tensors.items() if not isinstance(tensor, Memory) and not on_gpu(tensor)}
+    own = {name: tensor for name, tensor in own.items() if tensor.numel()}
+    if not own:
+        return
+    import torch
+
+    def holders_of(tensor):
+        return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+
+    def references_to(base):
+        return sys.getrefcount(base)
+
+    # What a look itself adds.
+    looking = holders_of(torch.empty(1)) - 1
+    view = torch.empty(2)[:1]
+    unheld = references_to(view._base)
+    known = {}  # by storage, the objects that have it: the given ones, and those of which they are views and nobody else is
+    for tensor in own.values():
+        of_storage = known.setdefault(tensor.untyped_storage()._cdata, set())
+        of_storage.add(id(tensor))
+        if tensor._base is not None and references_to(tensor._base) <= unheld:
+            of_storage.add(id(tensor._base))
+    for name, tensor in own.items():
+        if holders_of(tensor) - looking > len(known[tensor.untyped_storage()._cdata]):
+            raise Error(64, f"tensor {name} shares its memory with one that is not given, such as a module's parameter, which would "
+                        "not move with it; give the module, or state_dict(keep_vars=True)")  # fmt: skip
 
 
 def _require_own_memory(module, tensors):
