@@ -1,13 +1,19 @@
 """Modules of PyTorch in published memory, without a job step."""
 
+import glob
 import json
 import pathlib
+import re
 import tempfile
 import unittest
+import unittest.mock
+import warnings
 
 import torch
+import torch.distributed as dist
 import weightcast
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 
 class Layer(nn.Module):
@@ -156,6 +162,24 @@ class PublishedModules(unittest.TestCase):
         own = {"w": layer.weight, "s": layer.scale, "c": layer.count}
         self.publish(module=layer, tensors=own)
         self.assertEqual(set(self.entries()), {"w", "s", "c"})
+
+    def test_a_module_that_is_published_is_not_copied_at_every_offer(self):
+        layer = Layer()
+        trainer = weightcast.publish(self.folder, "trainer", 0, 1, module=layer)
+        self.addCleanup(trainer.close)
+        layer.register_state_dict_post_hook(lambda *_: self.fail("copied"))
+        trainer.offer(1, wait=False)
+
+    def test_parameters_that_fsdp_gathers_from_elsewhere_are_refused(self):
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        self.addCleanup(dist.destroy_process_group)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of one process nothing is sharded
+            first = FullyShardedDataParallel(nn.Linear(3, 3), device_id=torch.device("cpu"))
+        second = fully_shard(nn.Linear(3, 3), mesh=dist.device_mesh.init_device_mesh("cpu", (1,)))
+        for module in (first, second):
+            with self.assertRaisesRegex(weightcast.Error, "is FSDP's and in the CPU's memory"):
+                weightcast.publish(self.folder, "trainer", 0, 1, module=module)
 
     def test_nothing_that_a_module_reads_is_forgotten(self):
         layer = Layer()

@@ -61,12 +61,12 @@ class Export:
     """What this process has published. One thread at a time; not for forked children. It stays published until close(),
     also when nothing refers to this object any more."""
 
-    def __init__(self, handle, tensors, memory, module):
+    def __init__(self, handle, tensors, memory, state):
         self._handle = handle
         self._process = os.getpid()
         self._names = tuple(tensors)
         self._memory = memory
-        self._module = module
+        self._state = state
         # Torch's tensors, with where they are.
         self._places = [
             (name, tensor, _tensors.local(tensor), _tensors.local(tensor).data_ptr())
@@ -83,9 +83,9 @@ class Export:
         """Frameworks give a parameter other memory, too, or put another one in its place: for another dtype, or when they
         load or offload weights."""
         gone = [name for name, tensor, _, address in self._places if _tensors.local(tensor).data_ptr() != address]
-        if self._module is not None:
+        if self._state is not None:
             objects = {id(tensor) for _, tensor, _, _ in self._places}
-            gone += [name for name, tensor in _tensors.state_of(self._module).items() if id(tensor) not in objects]
+            gone += [name for name, tensor in self._state.tensors().items() if id(tensor) not in objects]
         if gone:
             raise Error(64, f"tensor {gone[0]} is not in the published memory any more; publish the module again")
 
@@ -170,7 +170,8 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
     None: as the job step's options say), `version` what an engine's memory holds already. Where it raises, every tensor
     is where it was.
     """
-    wanted = _tensors.tensors_of(module, tensors)
+    state = None if module is None else _tensors.State(module)
+    wanted = _tensors.tensors_of(state, tensors)
     forms = {name: _tensors.form_of(name, tensor) for name, tensor in wanted.items()}
     # Before anything moves: what is tied is one memory now.
     keys = {name: _tensors.identity(tensor) for name, tensor in wanted.items()}
@@ -206,7 +207,7 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
         if version is not None:
             _library.call("weightcast_serve", handle, version)
         _library.call("weightcast_publish", handle)
-        return Export(handle, wanted, memory, module)
+        return Export(handle, wanted, memory, state)
     except BaseException:
         for tensor, data in reversed(before):
             tensor.data = data

@@ -26,28 +26,36 @@ class Form:
     start: tuple | None = None
 
 
-def tensors_of(module, tensors):
-    """What publish() is to publish, by name."""
-    if module is None:
+class State:
+    """What a checkpoint would have of a module: its parameters and its persistent buffers."""
+
+    def __init__(self, module):
+        _require_own_memory(module)
+        self._module = module
+        # Asked once: state_dict() makes another object of each tensor, and some modules gather them for it.
+        self._names = frozenset(module.state_dict())
+
+    def tensors(self):
+        """By all names that they have."""
+        own = dict(self._module.named_parameters(remove_duplicate=False))
+        buffers = self._module.named_buffers(remove_duplicate=False)
+        own.update((name, buffer) for name, buffer in buffers if name in self._names)
+        return own
+
+
+def tensors_of(state, tensors):
+    """What publish() is to publish, by name. `state` is None without a module."""
+    if state is None:
         wanted = dict(tensors or {})
     else:
-        wanted = state_of(module)
+        wanted = state.tensors()
         if tensors is not None:
             objects = {id(tensor) for tensor in tensors.values()}
             for name, tensor in wanted.items():
                 if id(tensor) not in objects:
                     raise Error(64, f"the module's {name} is not among the tensors; give all of them, or the module alone")
             wanted = dict(tensors)
-    _require_own_memory(module, wanted)
     return wanted
-
-
-def state_of(module):
-    """By all names that they have, its parameters and the buffers that a checkpoint would have."""
-    own = dict(module.named_parameters(remove_duplicate=False))
-    persistent = module.state_dict().keys()
-    own.update((name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if name in persistent)
-    return own
 
 
 def require_alone(tensors):
@@ -81,11 +89,12 @@ def require_alone(tensors):
                         "not move with it; give the module, or state_dict(keep_vars=True)")  # fmt: skip
 
 
-def _require_own_memory(module, tensors):
-    """FSDP gathers from a second view of its parameters, which would stay where it is when those move."""
-    if module is None or not any(type(part).__name__.startswith("FSDP") for part in module.modules()):
+def _require_own_memory(module):
+    """FSDP, of both kinds, gathers from a second view of its parameters, which would stay where it is when those move."""
+    kinds = {kind.__name__ for part in module.modules() for kind in type(part).__mro__}
+    if kinds.isdisjoint({"FullyShardedDataParallel", "FSDPModule"}):
         return
-    for name, tensor in tensors.items():
+    for name, tensor in module.named_parameters():
         if not on_gpu(tensor):
             raise Error(64, f"tensor {name} is FSDP's and in the CPU's memory; only on a GPU can FSDP's be published")
 
