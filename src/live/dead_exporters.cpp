@@ -7,9 +7,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <filesystem>
+#include <optional>
 #include <string_view>
 
 #include "client/block.hpp"
@@ -25,59 +28,84 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kSharedMemory = "/dev/shm";
-constexpr std::string_view kControl = "-control";
+constexpr std::string_view kControl = "control";
 
 enum class Life { kLives, kDead, kUnknown };
 
-/// Of the exporter with that control block, a name of shared memory. Only locks are looked at.
-Life life_of(const std::string& control) {
-  const int file = ::shm_open(control.c_str(), O_RDONLY | O_CLOEXEC, 0);
+/// The name of memory of this user's exporter of that generation.
+std::string own_memory(std::uint64_t generation, std::string_view what) {
+  return name_of_memory(::getuid(), generation, what);
+}
+
+/// Of the exporter of that generation. Only locks are looked at.
+Life life_of(std::uint64_t generation) {
+  const int file = ::shm_open(own_memory(generation, kControl).c_str(), O_RDONLY | O_CLOEXEC, 0);
   if (file < 0) return Life::kUnknown;
   Life life = Life::kUnknown;
   struct stat status = {};
-  std::uint64_t magic = 0;
+  std::array<std::uint64_t, 2> head{};  // of weightcast_block
   if (::fstat(file, &status) == 0 && status.st_uid == ::getuid() &&
-      ::pread(file, &magic, sizeof magic, 0) == static_cast<ssize_t>(sizeof magic) &&
+      ::pread(file, head.data(), sizeof head, 0) == static_cast<ssize_t>(sizeof head) &&
       // Before that the exporter has yet to take its lock.
-      magic == WEIGHTCAST_BLOCK_MAGIC) {
+      head[0] == WEIGHTCAST_BLOCK_MAGIC && head[1] == generation) {
     life = client::holder_of_lock(file, WEIGHTCAST_LOCK_EXPORTER) == 0 ? Life::kDead : Life::kLives;
   }
   ::close(file);
   return life;
 }
 
-/// `weightcast-1000-00ff00ff00ff00ff-` of a control block's name, with which all memory of its exporter
-/// begins.
-std::string stem_of(std::string_view control) {
-  return std::string(control.substr(0, control.size() - kControl.size() + 1));
-}
-
-/// Removes the memory of a dead exporter, its control block last, so that what is interrupted can be done
-/// again. What was removed, for people.
-std::string remove_memory(const std::string& stem) {
-  std::vector<std::string> names;
+/// What a dead exporter has left in memory.
+struct Remains {
+  std::vector<std::string> names;  ///< of files in /dev/shm, the control block's last
   std::int64_t bytes = 0;
+};
+
+Remains remains_of(std::uint64_t generation) {
+  const std::string stem = own_memory(generation, "").substr(1);
+  Remains remains;
   for (const auto& entry : fs::directory_iterator(kSharedMemory)) {
     const std::string name = entry.path().filename().string();
     if (!name.starts_with(stem)) continue;
     struct stat status = {};
     if (::lstat(entry.path().c_str(), &status) != 0 || status.st_uid != ::getuid()) continue;
-    bytes += status.st_size;
-    name.ends_with(kControl) ? names.push_back(name) : static_cast<void>(names.insert(names.begin(), name));
+    remains.bytes += status.st_size;
+    const bool is_control = name.substr(stem.size()) == kControl;
+    remains.names.insert(is_control ? remains.names.end() : remains.names.begin(), name);
   }
-  for (const std::string& name : names) {
+  return remains;
+}
+
+/// Removes the memory of a dead exporter. What was removed, for people.
+std::string remove_memory(std::uint64_t generation) {
+  const Remains remains = remains_of(generation);
+  // Where this is cut short the block stays, by which the next one finds the rest.
+  for (const std::string& name : remains.names) {
     if (::shm_unlink(("/" + name).c_str()) == 0 || errno == ENOENT) continue;
     throw IoError(fmt::format("{}/{} cannot be removed: {}", kSharedMemory, name, std::strerror(errno)));
   }
-  return fmt::format("{} files of shared memory ({})", names.size(), format_bytes(bytes));
+  return fmt::format("{} files of shared memory ({})", remains.names.size(), format_bytes(remains.bytes));
 }
 
 /// Removes a manifest, unless another has taken its place.
 void remove_manifest(const Manifest& manifest) {
-  if (read_manifest(manifest.path).generation != manifest.generation) return;
   std::error_code error;
+  if (!fs::exists(manifest.path, error) || read_manifest(manifest.path).generation != manifest.generation) {
+    return;
+  }
   fs::remove(manifest.path, error);
   if (error) throw IoError(fmt::format("{} cannot be removed: {}", manifest.path, error.message()));
+}
+
+/// The generation in the name of this user's control block in /dev/shm; nothing for another name.
+std::optional<std::uint64_t> generation_in(const std::string& name) {
+  const std::string stem = fmt::format("weightcast-{}-", ::getuid());
+  if (!name.starts_with(stem)) return std::nullopt;
+  std::uint64_t generation = 0;
+  constexpr int kHex = 16;
+  static_cast<void>(std::from_chars(name.data() + stem.size(), name.data() + name.size(), generation, kHex));
+  // As the client writes it.
+  if ("/" + name != own_memory(generation, kControl)) return std::nullopt;
+  return generation;
 }
 
 const char* why_not_seen(Reach reach) {
@@ -101,17 +129,17 @@ void clean_manifest(const Manifest& manifest, Cleaning& cleaning) {
     cleaning.kept.push_back(fmt::format("{} is {}", manifest.path, why));
   };
   if (const Reach reach = reach_of(manifest); reach != Reach::kHere) return keep(why_not_seen(reach));
-  const bool there = fs::exists(kSharedMemory + manifest.control);
-  const Life life = there ? life_of(manifest.control) : Life::kDead;
+  const bool there = fs::exists(kSharedMemory + own_memory(manifest.generation, kControl));
+  const Life life = there ? life_of(manifest.generation) : Life::kDead;
   if (life == Life::kLives) return;
   if (life == Life::kUnknown) return keep("of an exporter whose control block is not readable: try again");
   // Without its block nobody can say whether the exporter has closed or lost its memory.
   if (!there && (::kill(static_cast<pid_t>(manifest.pid), 0) == 0 || errno != ESRCH)) {
     return keep(fmt::format("without shared memory, but a process {} lives: stop it", manifest.pid));
   }
-  // First what others would find.
+  // The manifest last: where this is cut short, the next one finds it.
+  const std::string memory = remove_memory(manifest.generation);
   remove_manifest(manifest);
-  const std::string memory = remove_memory(stem_of(std::string_view(manifest.control).substr(1)));
   cleaning.removed.push_back(
       fmt::format("{} of process {}, which is dead, and {}", manifest.path, manifest.pid, memory));
 }
@@ -127,17 +155,14 @@ Cleaning remove_dead_exporters(const std::string& directory) {
       cleaning.kept.emplace_back(found.wrong->what());
     }
   }
-  const std::string own = fmt::format("weightcast-{}-", ::getuid());
-  std::vector<std::string> dead;
+  std::vector<std::uint64_t> dead;
   for (const auto& entry : fs::directory_iterator(kSharedMemory)) {
-    const std::string name = entry.path().filename().string();
-    if (name.starts_with(own) && name.ends_with(kControl) && life_of("/" + name) == Life::kDead) {
-      dead.push_back(stem_of(name));
-    }
+    const auto generation = generation_in(entry.path().filename().string());
+    if (generation && life_of(*generation) == Life::kDead) dead.push_back(*generation);
   }
-  for (const std::string& stem : dead) {
-    cleaning.removed.push_back(
-        fmt::format("{}/{}*, which a dead process has left: {}", kSharedMemory, stem, remove_memory(stem)));
+  for (const std::uint64_t generation : dead) {
+    cleaning.removed.push_back(fmt::format("{}{}*, which a dead process has left: {}", kSharedMemory,
+                                           own_memory(generation, ""), remove_memory(generation)));
   }
   return cleaning;
 }

@@ -81,15 +81,12 @@ class Fields {
   std::string where_;
 };
 
-/// Names of shared memory: one component, as the client makes them.
-std::string memory_name(const Fields& fields, const char* name) {
+/// The name of shared memory, which is that of the exporter itself: another one's is not reached from here.
+std::string memory_of(const Fields& fields, const char* name, const Manifest& manifest,
+                      std::string_view what) {
   std::string text = fields.text(name);
-  constexpr std::string_view kPrefix = "/weightcast-";
-  constexpr std::size_t kLongest = 60;
-  const bool plain = std::all_of(text.begin() + (text.empty() ? 0 : 1), text.end(),
-                                 [](unsigned char c) { return std::isalnum(c) != 0 || c == '-'; });
-  if (!text.starts_with(kPrefix) || text.size() > kLongest || !plain) {
-    fields.refuse(name, "names no shared memory of a client");
+  if (text != name_of_memory(manifest.uid, manifest.generation, what)) {
+    fields.refuse(name, "names no shared memory of this exporter");
   }
   return text;
 }
@@ -129,12 +126,17 @@ std::vector<LivePiece> pieces_of(const Fields& fields, std::int64_t bytes) {
   return pieces;
 }
 
-LiveSegment segment_of(const Fields& fields) {
+/// The next one of that exporter.
+LiveSegment segment_of(const Fields& fields, const Manifest& manifest) {
   LiveSegment segment;
   segment.bytes = fields.number("bytes", 1);
   const std::string kind = fields.text("kind");
   if (kind == "shm") {
-    segment.name = memory_name(fields, "name");
+    // Counted as they are made, so that no two are one memory.
+    const auto before =
+        std::count_if(manifest.segments.begin(), manifest.segments.end(),
+                      [](const LiveSegment& other) { return other.kind == SegmentKind::kShared; });
+    segment.name = memory_of(fields, "name", manifest, std::to_string(before));
     return segment;
   }
   if (kind != "cuda_ipc" && kind != "cuda_fd")
@@ -284,6 +286,10 @@ bool LiveEntry::contiguous() const {
   return true;
 }
 
+std::string name_of_memory(std::int64_t uid, std::uint64_t generation, std::string_view what) {
+  return fmt::format("/weightcast-{}-{:016x}-{}", uid, generation, what);
+}
+
 std::string manifest_path(const std::string& directory, Role role, std::int64_t rank) {
   return fmt::format("{}/{}-{}.json", directory, role_name(role), rank);
 }
@@ -315,10 +321,10 @@ Manifest read_manifest(const std::string& path) {
   manifest.job = fields.text("job", false);
   manifest.restart = fields.text("restart", false);
   manifest.layout = fields.text("layout", false);
-  manifest.control = memory_name(fields, "control");
+  manifest.control = memory_of(fields, "control", manifest, "control");
   for (const json& segment : fields.list("segments")) {
     const Fields of(segment, fmt::format("{}: segment {}", path, manifest.segments.size()));
-    manifest.segments.push_back(segment_of(of));
+    manifest.segments.push_back(segment_of(of, manifest));
   }
   for (const json& entry : fields.list("entries")) {
     manifest.entries.push_back(entry_of(entry, manifest.segments, path, manifest.entries.size()));

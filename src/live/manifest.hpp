@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/dtype.hpp"
@@ -84,6 +85,10 @@ struct Manifest {
   /// The GPU on which it has segments; empty when it has none there.
   std::string device() const;
 };
+
+/// The name that shared memory of an exporter has, after what it is: its number, or `control`.
+/// `/weightcast-1000-00ff00ff00ff00ff-control`
+std::string name_of_memory(std::int64_t uid, std::uint64_t generation, std::string_view what);
 
 /// `DIR/engine-3.json`
 std::string manifest_path(const std::string& directory, Role role, std::int64_t rank);

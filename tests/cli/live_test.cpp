@@ -141,6 +141,10 @@ TEST_F(LiveCommands, InspectOfExportersThatAreElsewhereOrGone) {
   };
   says("\"host\": \"", "\"host\": \"x\\u001b[2J", "engine 0: not seen from here\n");
   says("\"boot_id\": \"", "\"boot_id\": \"x", "started anew");
+  const std::string user = std::to_string(::getuid());
+  for (const char* memory : {"\"control\": \"/weightcast-", "\"name\": \"/weightcast-"}) {
+    change(path, memory + user, memory + ("9" + user));
+  }
   says("\"uid\": ", "\"uid\": 9", "not seen from here: it is of user 9");
   says("\"shm\": ", "\"shm\": 9", "another /dev/shm");
   says("\"uid\": ", "\"job\": \"77\", \"uid\": ", "of Slurm job 77, not of this one (Slurm job 78)",

@@ -222,6 +222,25 @@ TEST_F(LiveLook, RecordsOfCommits) {
   EXPECT_EQ(records[3].version, 4);
 }
 
+TEST_F(LiveLook, AManifestCannotNameAnothersMemory) {
+  start("engine", 0, 2);
+  start("engine", 1, 2);
+  children_[0]->kill();
+  const Manifest dead = read_manifest(folder_ + engine_);
+  const Manifest living = read_manifest(folder_ + "/engine-1.json");
+  const std::string own = get_file(folder_ + engine_);
+  for (const std::string& control : {std::string("/weightcast-"), living.control}) {
+    put_file(folder_ + engine_, own);
+    change_engine(dead.control, control);
+    const Cleaning cleaning = remove_dead_exporters(folder_);
+    ASSERT_EQ(cleaning.kept.size(), 1);
+    EXPECT_NE(cleaning.kept.front().find("'control'"), std::string::npos) << cleaning.kept.front();
+    EXPECT_TRUE(std::filesystem::exists("/dev/shm" + living.control));
+    EXPECT_TRUE(std::filesystem::exists("/dev/shm" + living.segments.front().name));
+    EXPECT_TRUE(std::filesystem::exists(folder_ + engine_));
+  }
+}
+
 TEST_F(LiveLook, OnlyWhatIsKnownToBeDeadIsRemoved) {
   start("engine", 0, 2);
   start("engine", 1, 2);
@@ -238,10 +257,7 @@ TEST_F(LiveLook, OnlyWhatIsKnownToBeDeadIsRemoved) {
                                  {"\"uid\": ", "\"uid\": 9"},
                                  {"\"shm\": ", "\"shm\": 9"}}) {
     put_file(folder_ + engine_, own);
-    // Its memory is this host's all the same; it would be found by its lock.
-    const Manifest found = read_manifest(folder_ + engine_);
     change_engine(from, to);
-    change_engine(found.control, "/weightcast-0-0-control");
     const Cleaning cleaning = remove_dead_exporters(folder_);
     ASSERT_EQ(cleaning.kept.size(), 1);
     EXPECT_NE(cleaning.kept.front().find(folder_ + engine_), std::string::npos);
