@@ -91,12 +91,7 @@ std::vector<Place> places_of(const std::string& directory, bool colocate, std::i
       if (const std::string run = other_run(manifest); !run.empty()) log_note(manifest.path + ": is " + run);
     }
   }
-  if (trainers.empty() && engines.empty()) {
-    throw InputError(
-        directory +
-        ": has no manifest (trainer-<n>.json, engine-<n>.json); let trainers and engines publish "
-        "there");
-  }
+  if (trainers.empty() && engines.empty()) refuse_empty(directory);
   std::vector<Place> places;
   if (colocate && !trainers.empty() && !engines.empty()) {
     if (trainers.size() != engines.size()) {
@@ -144,7 +139,9 @@ void clean(const std::string& directory) {
   const Cleaning cleaning = remove_dead_exporters(directory);
   for (const std::string& line : cleaning.removed) print_line("removed " + line);
   for (const std::string& line : cleaning.kept) print_line("kept: " + line);
-  if (cleaning.removed.empty()) print_line("no exporter of this host and user is dead; nothing was removed");
+  if (!cleaning.removed.empty()) return;
+  print_line(cleaning.kept.empty() ? "no exporter of this host and user is dead; nothing was removed"
+                                   : "nothing was removed");
 }
 
 }  // namespace

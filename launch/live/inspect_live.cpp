@@ -187,6 +187,7 @@ std::vector<CommitRecord> last_commits(const std::string& directory) {
 
 void inspect_live(const std::string& directory, OutputFile* json) {
   const std::vector<FoundManifest> all = find_manifests(directory);
+  if (all.empty()) refuse_empty(directory);
   nlohmann::ordered_json exporters = nlohmann::ordered_json::array();
   nlohmann::ordered_json wrong_files = exporters;
   nlohmann::ordered_json commits = exporters;

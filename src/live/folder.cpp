@@ -104,12 +104,6 @@ std::optional<std::int64_t> version_in(const std::string& path) {
 
 std::vector<FoundManifest> find_manifests(const std::string& directory) {
   std::vector<FoundManifest> all = named_in(directory, {Role::kTrainer, Role::kEngine});
-  if (all.empty()) {
-    throw InputError(
-        directory +
-        ": has no manifest (trainer-<n>.json, engine-<n>.json); let trainers and engines publish "
-        "there");
-  }
   for (FoundManifest& found : all) {
     found.age = age_of(found.path);
     try {
@@ -119,6 +113,12 @@ std::vector<FoundManifest> find_manifests(const std::string& directory) {
     }
   }
   return all;
+}
+
+void refuse_empty(const std::string& directory) {
+  throw InputError(directory +
+                   ": has no manifest (trainer-<n>.json, engine-<n>.json); let trainers and engines publish "
+                   "there");
 }
 
 std::vector<Manifest> read_manifests(const std::string& directory, Role role) {

@@ -21,8 +21,11 @@ struct FoundManifest {
 };
 
 /// All manifests of a folder, the trainers' and then the engines', by rank. One that is wrong does not hide
-/// the others. Throws IoError when there is no such folder, InputError when it has no manifest.
+/// the others. Throws IoError when there is no such folder.
 std::vector<FoundManifest> find_manifests(const std::string& directory);
+
+/// Throws InputError: the folder has no manifest.
+[[noreturn]] void refuse_empty(const std::string& directory);
 
 /// All manifests of a role, by rank; empty when there is none. Throws as read_manifest(); IoError when there
 /// is no such folder, InputError when ranks are missing or disagree about how many they are.

@@ -333,6 +333,15 @@ TEST_F(LiveCommands, CleaningTakesTheDeadAlone) {
   EXPECT_TRUE(std::filesystem::exists(manifest("trainer", 0)));
 }
 
+TEST_F(LiveCommands, MemoryWhoseManifestIsGoneIsCleaned) {
+  start("engine", 0, 1, trained(0)).kill();
+  std::filesystem::remove(manifest("engine", 0));
+  const Outcome outcome = run_plain({"hosts", folder_, "--clean"});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"removed ", stems_[0]}));
+  EXPECT_FALSE(std::filesystem::exists("/dev/shm" + stems_[0] + "control"));
+}
+
 TEST_F(LiveCommands, VerifyComparesWhatEnginesServe) {
   start_engines();
   const std::string json = dir_ / "report.json";

@@ -181,7 +181,7 @@ TEST_F(LiveLook, MemoryThatIsLookedAtCannotBeWritten) {
 TEST_F(LiveLook, AFolderIsListedWhateverIsWrongInIt) {
   EXPECT_THROW(find_manifests(folder_), IoError);
   std::filesystem::create_directory(folder_);
-  EXPECT_THROW(find_manifests(folder_), InputError);
+  EXPECT_TRUE(find_manifests(folder_).empty());
   start("trainer", 1, 2);
   for (const char* name : {"/engine-0.json", "/engine-10.json", "/engine-9.json", "/engine-01.json",
                            "/engine-.json", "/engine--1.json", "/engine-1.json.new", "/server.json"}) {
