@@ -226,7 +226,7 @@ void inspect_live(const std::string& directory, OutputFile* json) {
   for (const CommitRecord& record : last_commits(directory)) {
     print_line("# " + record_text(record));
     if (record.wrong) {
-      note_wrong(fmt::format("{}/commit-{}.json", directory, record.update), *record.wrong);
+      note_wrong(commit_path(directory, record.update), *record.wrong);
       continue;
     }
     nlohmann::ordered_json entry = {{"update", record.update}, {"version", nullptr}};

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <string_view>
@@ -19,6 +20,8 @@ namespace weightcast {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr std::string_view kCommit = "commit-";
 
 /// The number of `engine-12.json`; nothing for another name.
 std::optional<std::int64_t> number_in(std::string_view name, std::string_view prefix) {
@@ -140,22 +143,31 @@ std::vector<Manifest> read_manifests(const std::string& directory, Role role) {
   return manifests;
 }
 
+std::string commit_path(const std::string& directory, std::uint64_t update) {
+  return fmt::format("{}/{}{}.json", directory, kCommit, update);
+}
+
+std::vector<std::uint64_t> updates_recorded(const std::string& directory) {
+  std::vector<std::uint64_t> updates;
+  for_each_name(directory, [&](const std::string& name) {
+    if (const auto update = number_in(name, kCommit)) updates.push_back(static_cast<std::uint64_t>(*update));
+  });
+  std::sort(updates.begin(), updates.end(), std::greater<>());
+  return updates;
+}
+
 std::vector<CommitRecord> find_commits(const std::string& directory) {
   std::vector<CommitRecord> records;
-  for_each_name(directory, [&](const std::string& name) {
-    const auto update = number_in(name, "commit-");
-    if (!update) return;
+  for (const std::uint64_t update : updates_recorded(directory)) {
     CommitRecord record;
-    record.update = static_cast<std::uint64_t>(*update);
+    record.update = update;
     try {
-      record.version = version_in(directory + "/" + name);
+      record.version = version_in(commit_path(directory, update));
     } catch (const Error& error) {
       record.wrong = error;
     }
     records.push_back(std::move(record));
-  });
-  std::sort(records.begin(), records.end(),
-            [](const CommitRecord& a, const CommitRecord& b) { return a.update > b.update; });
+  }
   return records;
 }
 

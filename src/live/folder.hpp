@@ -38,7 +38,14 @@ struct CommitRecord {
   std::optional<Error> wrong;           ///< the file says neither
 };
 
-/// The records of a folder, the latest update first.
+/// `DIR/commit-12.json`, where the record of an update is.
+std::string commit_path(const std::string& directory, std::uint64_t update);
+
+/// The updates of which a folder has a record, the latest first; the records are not read. Throws IoError
+/// when there is no such folder.
+std::vector<std::uint64_t> updates_recorded(const std::string& directory);
+
+/// The records of a folder, the latest update first. Throws IoError when there is no such folder.
 std::vector<CommitRecord> find_commits(const std::string& directory);
 
 }  // namespace weightcast

@@ -4,16 +4,17 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "client/block.hpp"
 #include "control/signals.hpp"
 #include "core/error.hpp"
+#include "live/folder.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "storage/durable_file.hpp"
@@ -90,21 +91,31 @@ void LiveUpdate::give_back() noexcept {
   if (engine_ != nullptr) engine_->give_back();
 }
 
+std::uint64_t LiveUpdate::next_update() {
+  // Above all that any exporter has heard of, and above all records: none stands for this update.
+  std::array<std::int64_t, 1> last{0};
+  control_.agreement.together([&] {
+    for (const Exporter* exporter : {trainer_, engine_}) {
+      if (exporter != nullptr) last[0] = std::max(last[0], static_cast<std::int64_t>(exporter->update()));
+    }
+    if (control_.rank() != 0 || directory_.empty()) return;
+    const std::vector<std::uint64_t> recorded = updates_recorded(directory_);
+    if (recorded.empty()) return;
+    constexpr std::uint64_t kMost = std::uint64_t{1} << 55;  // a state's word has room for it and the next
+    if (recorded.front() > kMost) {
+      throw InputError(commit_path(directory_, recorded.front()) +
+                       ": no update has that number; remove the file");
+    }
+    last[0] = std::max(last[0], static_cast<std::int64_t>(recorded.front()));
+  });
+  control_.agreement.maximum(std::span<std::int64_t>(last));
+  return static_cast<std::uint64_t>(last[0]) + 1;
+}
+
 std::int64_t LiveUpdate::begin(std::int64_t otherwise) {
   try {
     take();
-    // Above all that any exporter has heard of: a record of an earlier update must not stand for this one.
-    std::array<std::int64_t, 1> last{0};
-    for (const Exporter* exporter : {trainer_, engine_}) {
-      if (exporter == nullptr) continue;
-      last[0] = std::max(last[0], static_cast<std::int64_t>(exporter->update()));
-    }
-    control_.agreement.maximum(std::span<std::int64_t>(last));
-    update_ = static_cast<std::uint64_t>(last[0]) + 1;
-    if (control_.rank() == 0 && !directory_.empty()) {
-      while (std::filesystem::exists(record_path(update_))) ++update_;
-    }
-    update_ = std::stoull(control_.agreement.broadcast(std::to_string(update_)));
+    update_ = next_update();
     await(trainer_, "offered a version", [&] { return trainer_->state() == WEIGHTCAST_OFFERS; });
     // The greatest, and the negative of the least: a trainer whose offer is older may still be about to offer
     // the version of the others.
@@ -199,13 +210,9 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
   }
 }
 
-std::string LiveUpdate::record_path(std::uint64_t update) const {
-  return fmt::format("{}/commit-{}.json", directory_, update);
-}
-
 void LiveUpdate::write_record(std::int64_t version) const {
   const std::string text = json_report({{"weightcast", 1}, {"update", update_}, {"version", version}}) + "\n";
-  const std::string path = record_path(update_);
+  const std::string path = commit_path(directory_, update_);
   const std::string beside = path + ".new";
   std::error_code ignored;
   std::filesystem::remove(beside, ignored);
@@ -224,16 +231,14 @@ void LiveUpdate::write_record(std::int64_t version) const {
   }
 }
 
-void LiveUpdate::remove_earlier_records() const {
-  std::error_code error;
-  std::filesystem::directory_iterator entry(directory_, error);
-  for (const std::filesystem::directory_iterator end; !error && entry != end; entry.increment(error)) {
-    const std::string name = entry->path().filename().string();
-    unsigned long long number = 0;
-    int length = 0;
-    if (std::sscanf(name.c_str(), "commit-%llu.json%n", &number, &length) != 1 || length == 0) continue;
-    std::error_code ignored;
-    if (number < update_) std::filesystem::remove(entry->path(), ignored);
+void LiveUpdate::remove_earlier_records() const noexcept {
+  try {
+    for (const std::uint64_t update : updates_recorded(directory_)) {
+      std::error_code ignored;
+      if (update < update_) std::filesystem::remove(commit_path(directory_, update), ignored);
+    }
+  } catch (const std::exception&) {
+    // They stay, and stand for no other update.
   }
 }
 

@@ -53,10 +53,10 @@ class LiveUpdate {
   /// over. Throws AgreedFailure as soon as one dies or `done` throws. Collective.
   template <typename Done>
   void await(const Exporter* exporter, const char* what, Done done);
+  /// The number of this update. Throws AgreedFailure. Collective.
+  std::uint64_t next_update();
   void write_record(std::int64_t version) const;
-  void remove_earlier_records() const;
-  /// `DIR/commit-12.json`
-  std::string record_path(std::uint64_t update) const;
+  void remove_earlier_records() const noexcept;
 
   Control& control_;
   std::string directory_;

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "engine/live_engines.hpp"
+#include "support/files.hpp"
 
 namespace weightcast::engine {
 
@@ -81,6 +82,13 @@ TEST_F(LiveAnswers, OfTwoJobsThatBeginAtOnceOneAtLeastSucceeds) {
     expect_all_serve(engine(0).block().version);
     if (HasFatalFailure()) return;
   }
+  end_engines();
+}
+
+TEST_F(LiveAnswers, ARecordThatIsLeftStandsForNoLaterUpdate) {
+  put_file(folder_ + "/commit-900.json", "void\n");
+  expect_a_good_update();
+  EXPECT_EQ(engine(0).update(), 901);
   end_engines();
 }
 
