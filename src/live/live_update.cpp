@@ -25,7 +25,6 @@ namespace weightcast {
 namespace {
 
 using client::is_at_rest;
-using Clock = std::chrono::steady_clock;
 
 void require_alive(const Exporter& exporter) {
   if (!exporter.lives()) throw IoError(exporter.manifest().path + ": " + exporter.name() + " has died");
@@ -45,23 +44,27 @@ LiveUpdate::~LiveUpdate() {
   fail("the job step has ended amid the update", true);
 }
 
+void LiveUpdate::wait_on(const Exporter& exporter, Clock::time_point give_up, const std::string& what) {
+  require_alive(exporter);
+  if (Clock::now() > give_up) {
+    throw TimeoutError(fmt::format("{}: {} has not {} within {} s; nothing was written",
+                                   exporter.manifest().path, exporter.name(), what, patience_.count()));
+  }
+  control_.deadline.poll();
+  // Of a rank that defers signals for the sake of what is being written: here nothing is yet.
+  if (const int signal = hard_stop_signal(); signal != 0) {
+    throw StoppedError(fmt::format("stopped by {} while {} had not {}; nothing was written",
+                                   signal_name(signal), exporter.name(), what));
+  }
+  exporter.await_change();
+}
+
 template <typename Done>
 void LiveUpdate::await(const Exporter* exporter, const char* what, Done done) {
   const auto give_up = Clock::now() + patience_;
   const auto look = [&] {
     if (exporter == nullptr || done()) return true;
-    require_alive(*exporter);
-    if (Clock::now() > give_up) {
-      throw TimeoutError(fmt::format("{}: {} has not {} within {} s; nothing was written",
-                                     exporter->manifest().path, exporter->name(), what, patience_.count()));
-    }
-    control_.deadline.poll();
-    // Of a rank that defers signals for the sake of what is being written: here nothing is yet.
-    if (const int signal = hard_stop_signal(); signal != 0) {
-      throw StoppedError(fmt::format("stopped by {} while {} had not {}; nothing was written",
-                                     signal_name(signal), exporter->name(), what));
-    }
-    exporter->await_change();
+    wait_on(*exporter, give_up, what);
     return false;
   };
   // All look in step: where one need not go on waiting, because its exporter declines or has died, none does.
@@ -112,33 +115,39 @@ std::uint64_t LiveUpdate::next_update() {
   return static_cast<std::uint64_t>(last[0]) + 1;
 }
 
+std::optional<std::int64_t> LiveUpdate::await_one_version() {
+  constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::min();
+  const auto give_up = Clock::now() + patience_;
+  for (;;) {
+    // Whether a trainer offers nothing; the greatest offer, and the negative of the least.
+    std::array<std::int64_t, 3> seen{0, kNone, kNone};
+    BlockState own;
+    if (trainer_ != nullptr) {
+      own = trainer_->look();
+      seen = {1, kNone, kNone};
+      if (own.state == WEIGHTCAST_OFFERS) seen = {0, own.version, -own.version};
+    }
+    control_.agreement.maximum(std::span<std::int64_t>(seen));
+    const auto [missing, greatest, minus_least] = seen;
+    if (missing == 0 && greatest == kNone) return std::nullopt;
+    if (missing == 0 && greatest == -minus_least) return greatest;
+    control_.agreement.together([&] {
+      if (trainer_ == nullptr) return;
+      // An older one may be about to become the others'.
+      if (own.state == WEIGHTCAST_OFFERS && own.version == greatest) return require_alive(*trainer_);
+      const std::string of_others = greatest == kNone
+                                        ? "a version"
+                                        : fmt::format("version {}, which another trainer offers,", greatest);
+      wait_on(*trainer_, give_up, fmt::format("offered {} ({})", of_others, in_words(own)));
+    });
+  }
+}
+
 std::int64_t LiveUpdate::begin(std::int64_t otherwise) {
   try {
     take();
     update_ = next_update();
-    await(trainer_, "offered a version", [&] { return trainer_->state() == WEIGHTCAST_OFFERS; });
-    // The greatest, and the negative of the least: a trainer whose offer is older may still be about to offer
-    // the version of the others.
-    std::int64_t version = otherwise;
-    const auto give_up = Clock::now() + patience_;
-    for (bool same = false; !same;) {
-      constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::min();
-      std::array<std::int64_t, 2> extremes{kNone, kNone};
-      if (trainer_ != nullptr) extremes = {trainer_->version(), -trainer_->version()};
-      control_.agreement.maximum(std::span<std::int64_t>(extremes));
-      if (extremes[0] == kNone) break;
-      version = extremes[0];
-      same = extremes[0] == -extremes[1];
-      control_.agreement.together([&] {
-        if (same || trainer_ == nullptr || trainer_->version() == version) return;
-        if (Clock::now() > give_up) {
-          throw TimeoutError(
-              fmt::format("{}: {} offers version {}, but another trainer {}; offer one version on all ranks",
-                          trainer_->manifest().path, trainer_->name(), trainer_->version(), version));
-        }
-        trainer_->await_change();
-      });
-    }
+    const std::int64_t version = await_one_version().value_or(otherwise);
     control_.agreement.together([&] {
       if (trainer_ == nullptr) return;
       reading_ = trainer_->change(WEIGHTCAST_OFFERS, WEIGHTCAST_BEING_READ);
@@ -220,6 +229,8 @@ void LiveUpdate::write_record(std::int64_t version) const {
   // The name is the decision. An engine that takes this job step for dead gives it to a void record.
   std::error_code error;
   std::filesystem::create_hard_link(beside, path, error);
+  // A server of files that answers a second time says that the name is there, though it is this one's.
+  if (error && std::filesystem::equivalent(beside, path, ignored)) error.clear();
   std::filesystem::remove(beside, ignored);
   if (error) {
     throw IoError(fmt::format("{}: the version cannot be committed: {}", path, error.message()));

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "control/control.hpp"
@@ -49,6 +50,14 @@ class LiveUpdate {
  private:
   void take();
   void give_back() noexcept;
+  using Clock = std::chrono::steady_clock;
+
+  /// A moment of a wait for an exporter that has not done `what`. Throws IoError when it has died,
+  /// TimeoutError behind `give_up`, StoppedError on a signal.
+  void wait_on(const Exporter& exporter, Clock::time_point give_up, const std::string& what);
+  /// Waits until all live trainers offer one version, which it returns; nothing where no trainer is live.
+  /// Throws AgreedFailure as soon as one dies. Collective.
+  std::optional<std::int64_t> await_one_version();
   /// Waits for `done` to say so of each rank's exporter, of which it may have none, until the patience is
   /// over. Throws AgreedFailure as soon as one dies or `done` throws. Collective.
   template <typename Done>
