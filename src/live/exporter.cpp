@@ -34,9 +34,9 @@ Exporter::Exporter(Manifest manifest, Access access)
 
 bool Exporter::take(const std::string& owner) {
   if (!client::take_lock(block_.file(), WEIGHTCAST_LOCK_UPDATE)) {
+    const int holder = block_.updater();
     // Nobody by now, or the exporter itself, which looks for a moment whether a job step is gone.
-    const int holder = client::holder_of_lock(block_.file(), WEIGHTCAST_LOCK_UPDATE);
-    if (holder == 0 || holder == manifest_.pid) return false;
+    if (holder == 0) return false;
     throw IoError(fmt::format("{}: is in an update of another job ({}, {}); wait for its end", manifest_.path,
                               process_of(holder), block_.look().owner));
   }
@@ -87,6 +87,14 @@ bool Exporter::ask(weightcast_state from, std::uint64_t update, std::int64_t ver
   block_->rest = from;
   block_->reason[0] = '\0';
   return client::change_word(*block_, word, WEIGHTCAST_WORD(WEIGHTCAST_ASKED, update));
+}
+
+void Exporter::renumber(std::uint64_t update) {
+  std::uint64_t word = client::load_word(*block_);
+  while (client::is_at_rest(WEIGHTCAST_STATE_OF(word)) &&
+         !client::change_word(*block_, word, WEIGHTCAST_WORD(WEIGHTCAST_STATE_OF(word), update))) {
+    word = client::load_word(*block_);
+  }
 }
 
 bool Exporter::invalidate(weightcast_state from, weightcast_written written, const std::string& reason) {

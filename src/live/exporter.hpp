@@ -35,12 +35,10 @@ class Exporter {
   /// lock for that, which is why nothing is taken then.
   bool take(const std::string& owner);
   void give_back() noexcept;
-  bool taken() const { return taken_; }
 
   weightcast_state state() const;
   std::uint64_t update() const;
   std::int64_t version() const { return block_->version; }
-  std::int64_t asked() const { return block_->asked; }
   std::string reason() const { return block_.reason(); }
   /// All of one state.
   BlockState look() const { return block_.look(); }
@@ -58,6 +56,8 @@ class Exporter {
   bool change(weightcast_state from, weightcast_state to);
   /// Asks an engine that rests in state `from` for update number `update` to `version`.
   bool ask(weightcast_state from, std::uint64_t update, std::int64_t version);
+  /// Gives an engine that rests the number of an update that will not ask it: earlier questions are over.
+  void renumber(std::uint64_t update);
   /// Says that the memory holds no version, and how much of the new one.
   bool invalidate(weightcast_state from, weightcast_written written, const std::string& reason);
   /// For whoever reads the state that follows.

@@ -96,10 +96,18 @@ void LiveUpdate::give_back() noexcept {
 
 std::uint64_t LiveUpdate::next_update() {
   // Above all that any exporter has heard of, and above all records: none stands for this update.
-  std::array<std::int64_t, 1> last{0};
+  constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::min();
+  // The last one; the greatest that an engine has heard of, and the negative of the least.
+  std::array<std::int64_t, 3> seen{0, kNone, kNone};
+  std::int64_t& last = seen[0];
   control_.agreement.together([&] {
     for (const Exporter* exporter : {trainer_, engine_}) {
-      if (exporter != nullptr) last[0] = std::max(last[0], static_cast<std::int64_t>(exporter->update()));
+      if (exporter != nullptr) last = std::max(last, static_cast<std::int64_t>(exporter->update()));
+    }
+    if (engine_ != nullptr) {
+      const auto heard = static_cast<std::int64_t>(engine_->update());
+      seen[1] = heard;
+      seen[2] = -heard;
     }
     if (control_.rank() != 0 || directory_.empty()) return;
     const std::vector<std::uint64_t> recorded = updates_recorded(directory_);
@@ -109,10 +117,15 @@ std::uint64_t LiveUpdate::next_update() {
       throw InputError(commit_path(directory_, recorded.front()) +
                        ": no update has that number; remove the file");
     }
-    last[0] = std::max(last[0], static_cast<std::int64_t>(recorded.front()));
+    last = std::max(last, static_cast<std::int64_t>(recorded.front()));
   });
-  control_.agreement.maximum(std::span<std::int64_t>(last));
-  return static_cast<std::uint64_t>(last[0]) + 1;
+  control_.agreement.maximum(std::span<std::int64_t>(seen));
+  const auto next = static_cast<std::uint64_t>(last) + 1;
+  if (directory_.empty() || seen[1] == -seen[2]) return next;
+  // A job step that died had asked some ranks of an engine, and others may still wait for that question: from
+  // a greater number they see that it is over.
+  if (engine_ != nullptr) engine_->renumber(next);
+  return next + 1;
 }
 
 std::optional<std::int64_t> LiveUpdate::await_one_version() {

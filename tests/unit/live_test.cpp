@@ -534,6 +534,23 @@ TEST_F(Live, AnEngineThatWasInvalidStaysSoWhenNothingComes) {
   EXPECT_EQ(exporter.state(), WEIGHTCAST_INVALID);
 }
 
+TEST_F(Live, ANewNumberEndsTheWaitForAnEarlierQuestion) {
+  Child engine([&] {
+    weightcast_export* e = publish(folder_, "engine");
+    std::int64_t version = 0;
+    // The next job step has the lock already, and may ask nobody for long.
+    if (!comes([&] { return std::filesystem::exists(dir_ / "taken"); })) return 1;
+    return weightcast_pause_for(e, 3, 600, &version);
+  });
+  Exporter exporter(manifest(Role::kEngine));
+  ASSERT_TRUE(comes([&] { return exporter.take("rank 0"); }));
+  put_file(dir_ / "taken", "");
+  exporter.renumber(4);
+  EXPECT_EQ(engine.wait(), WEIGHTCAST_REFUSED);
+  EXPECT_EQ(exporter.state(), WEIGHTCAST_SERVING);
+  EXPECT_EQ(exporter.update(), 4);
+}
+
 TEST_F(Live, AQuestionOfADeadJobStepIsTakenBackByTheNext) {
   const Child engine([&] {
     publish(folder_, "engine");
