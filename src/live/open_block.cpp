@@ -6,10 +6,12 @@
 #include <sys/sysmacros.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <string_view>
+#include <thread>
 
 #include "client/block.hpp"
 #include "core/error.hpp"
@@ -71,8 +73,7 @@ std::string in_words(const BlockState& state) {
 }
 
 OpenBlock::OpenBlock(const Manifest& manifest, Access access)
-    : exporter_(manifest.pid),
-      file_(reachable(manifest), manifest.control, access),
+    : file_(reachable(manifest), manifest.control, access),
       block_(reinterpret_cast<weightcast_block*>(file_.map(manifest, WEIGHTCAST_BLOCK_BYTES))) {
   if (block_->magic == WEIGHTCAST_BLOCK_MAGIC && block_->generation == manifest.generation) return;
   ::munmap(block_, WEIGHTCAST_BLOCK_BYTES);
@@ -106,8 +107,16 @@ bool OpenBlock::lives() const {
 }
 
 int OpenBlock::updater() const {
-  const int holder = client::holder_of_lock(file(), WEIGHTCAST_LOCK_UPDATE);
-  return holder == exporter_ ? 0 : holder;
+  constexpr int kMostLooks = 5;
+  for (int looks = 0; looks < kMostLooks; ++looks) {
+    const int holder = client::holder_of_lock(file(), WEIGHTCAST_LOCK_UPDATE);
+    // By its lock, as its number is another one in another namespace.
+    const int exporter = client::holder_of_lock(file(), WEIGHTCAST_LOCK_EXPORTER);
+    if (holder >= 0 || exporter >= 0) return holder == exporter ? 0 : holder;
+    // Both are in another container, be they one process or two: an exporter has it for a moment only.
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return -1;
 }
 
 int OpenBlock::mapped_by() const {

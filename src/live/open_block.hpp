@@ -58,7 +58,6 @@ class OpenBlock {
   int mapped_by() const;
 
  private:
-  std::int64_t exporter_;  ///< its process
   SharedFile file_;
   weightcast_block* block_;
 };

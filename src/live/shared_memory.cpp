@@ -48,7 +48,14 @@ class MappedMemory final : public Memory {
 SharedFile::SharedFile(const Manifest& manifest, const std::string& name, Access access)
     : access_(access),
       fd_(::shm_open(name.c_str(), (access == Access::kWrite ? O_RDWR : O_RDONLY) | O_CLOEXEC, 0)) {
-  if (fd_ >= 0) return;
+  struct stat status = {};
+  if (fd_ >= 0 && ::fstat(fd_, &status) == 0 && status.st_uid == ::getuid()) return;
+  if (fd_ >= 0) {
+    ::close(fd_);
+    throw IoError(
+        fmt::format("{}: its shared memory {} is of user {}; let that user remove it, and publish again",
+                    manifest.path, name, status.st_uid));
+  }
   throw IoError(fmt::format(
       "{}: its shared memory {} cannot be opened ({}); its exporter is gone, or has published anew",
       manifest.path, name, std::strerror(errno)));

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "client/block.hpp"
 #include "core/error.hpp"
 #include "live/dead_exporters.hpp"
 #include "live/exporter.hpp"
@@ -176,6 +177,43 @@ TEST_F(LiveLook, MemoryThatIsLookedAtCannotBeWritten) {
   exporter.segments().front()->read(0, std::span(&byte, 1));
   EXPECT_EQ(byte, std::byte{0});
   EXPECT_DEATH(exporter.segments().front()->write(0, std::span(&byte, 1)), "");
+}
+
+TEST_F(LiveLook, AnExporterOfAnotherNamespaceIsNoJobStep) {
+  int ready[2];
+  ASSERT_EQ(::pipe(ready), 0);
+  children_.push_back(std::make_unique<Child>([&] {
+    if (!publish(folder_, "engine", 0, 1)) return 1;
+    // As it does for a moment, to see whether a job step is gone.
+    const int file = ::shm_open(read_manifest(folder_ + engine_).control.c_str(), O_RDWR | O_CLOEXEC, 0);
+    if (!client::take_lock(file, WEIGHTCAST_LOCK_UPDATE)) return 2;
+    static_cast<void>(!::write(ready[1], "x", 1));
+    ::pause();
+    return 0;
+  }));
+  char byte = 0;
+  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  // There it has another number.
+  change_engine("}, \"pid\": ", "}, \"pid\": 9");
+  const Manifest found = read_manifest(folder_ + engine_);
+  stems_.push_back(found.control.substr(0, found.control.size() - std::strlen("control")));
+  EXPECT_EQ(OpenBlock(found, Access::kRead).updater(), 0);
+  EXPECT_FALSE(Exporter(found).take("rank 0"));
+}
+
+TEST_F(LiveLook, MemoryOfAnotherUserIsRefused) {
+  if (::getuid() != 0) GTEST_SKIP() << "needs root, who can give a file away";
+  start("engine");
+  const Manifest found = read_manifest(folder_ + engine_);
+  const std::string memory = "/dev/shm" + found.segments.front().name;
+  constexpr uid_t kNobody = 65534;
+  ASSERT_EQ(::chown(memory.c_str(), kNobody, static_cast<gid_t>(-1)), 0);
+  try {
+    const Exporter exporter(found);
+    FAIL() << "mapped";
+  } catch (const IoError& error) {
+    EXPECT_NE(std::string(error.what()).find("is of user 65534"), std::string::npos) << error.what();
+  }
 }
 
 TEST_F(LiveLook, AFolderIsListedWhateverIsWrongInIt) {
