@@ -45,8 +45,7 @@ void LivePlan::require_published(const Plan& plan, const Family& family) const {
   const EngineLayout& layout = plan.topology.engine;
   for (const Manifest& engine : engines_) {
     if (layout.canonical) {
-      const Checkpoint tensors = checkpoint_of(engine);
-      static_cast<void>(held_in_segments(engine, tensors, bind(family, tensors).held, family.catalog()));
+      static_cast<void>(canonical_parameters(engine, family));
       continue;
     }
     const PublishedTensors published(engine);

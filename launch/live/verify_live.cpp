@@ -4,6 +4,8 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <functional>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <span>
@@ -82,26 +84,45 @@ class ServedParameters final : public KeptParameters {
 
   const std::string& name() const override { return exporter_->manifest().path; }
 
-  void require(const Parameter& parameter) const override { published_.parameter(parameter); }
+  /// Of an engine that has the model's own tensors: finds them as an update does. Throws InputError.
+  void find_tensors(const Family& family) {
+    for (const GivenParameter& tensor : canonical_parameters(exporter_->manifest(), family)) {
+      tensors_.emplace(tensor.name, Place{tensor.allocation, tensor.offset});
+    }
+  }
+
+  void require(const Parameter& parameter) const override { static_cast<void>(place_of(parameter)); }
 
   void read(const Parameter& parameter, const Box& box, std::span<std::byte> to) const override {
-    const LiveEntry& entry = published_.parameter(parameter);
-    const Memory& segment = *exporter_->segments()[entry.segment];
+    const Place place = place_of(parameter);
+    const Memory& segment = *exporter_->segments()[place.segment];
     const std::int64_t element = dtype_bytes(parameter.dtype);
     const std::int64_t pitch = parameter.shape.cols() * element;
     // Whole rows lie one behind the other.
     const std::int64_t runs = box.cols == parameter.shape.cols() ? 1 : box.rows;
     const std::size_t bytes = to.size() / static_cast<std::size_t>(std::max<std::int64_t>(runs, 1));
     for (std::int64_t run = 0; run < runs; ++run) {
-      const std::int64_t from = entry.offset + (box.row + run) * pitch + box.col * element;
+      const std::int64_t from = place.offset + (box.row + run) * pitch + box.col * element;
       segment.read(from, to.subspan(static_cast<std::size_t>(run) * bytes, bytes));
     }
   }
 
  private:
+  struct Place {
+    std::size_t segment = 0;
+    std::int64_t offset = 0;
+  };
+
+  Place place_of(const Parameter& parameter) const {
+    if (const auto found = tensors_.find(parameter.name); found != tensors_.end()) return found->second;
+    const LiveEntry& entry = published_.parameter(parameter);
+    return {entry.segment, entry.offset};
+  }
+
   std::unique_ptr<Exporter> exporter_;
   PublishedTensors published_;
   BlockState served_;
+  std::map<std::string, Place, std::less<>> tensors_;  ///< the model's own, by name
 };
 
 /// The engines of this host, and the names of the others'.
@@ -165,7 +186,8 @@ void verify_live(const std::string& directory, const Options& options, OutputFil
   ReferenceWeights source(options, topology.trainer_layout, layout.quantizer, "live:" + directory);
   std::int64_t bytes = 0;
   for (std::size_t i = 0; i < engines.here.size(); ++i) {
-    const ServedParameters& engine = *engines.here[i];
+    ServedParameters& engine = *engines.here[i];
+    if (layout.canonical) engine.find_tensors(source.family());
     const auto parameters = source.family().parameters(layout, engine_rank(layout, engines.ranks[i]));
     try {
       bytes += ParameterVerifier(source.family().catalog(), engine, source.planes()).verify(parameters);

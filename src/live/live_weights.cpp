@@ -253,9 +253,7 @@ void require_being_read(const Exporter& exporter) {
                             exporter.manifest().path, role_name(exporter.manifest().role)));
 }
 
-std::shared_ptr<ParameterMemory> live_canonical_memory(const std::shared_ptr<Exporter>& exporter,
-                                                       const Family& family) {
-  const Manifest& manifest = exporter->manifest();
+std::vector<GivenParameter> canonical_parameters(const Manifest& manifest, const Family& family) {
   const Catalog& catalog = family.catalog();
   const Checkpoint checkpoint = checkpoint_of(manifest);
   const Binding binding = bind(family, checkpoint);
@@ -273,7 +271,12 @@ std::shared_ptr<ParameterMemory> live_canonical_memory(const std::shared_ptr<Exp
     given.push_back({tensor.name, box.buffer, box.offset, tensor.bytes()});
   }
   require_tied(checkpoint, binding, catalog);
-  return given_parameter_memory(segments_of(exporter), std::move(given));
+  return given;
+}
+
+std::shared_ptr<ParameterMemory> live_canonical_memory(const std::shared_ptr<Exporter>& exporter,
+                                                       const Family& family) {
+  return given_parameter_memory(segments_of(exporter), canonical_parameters(exporter->manifest(), family));
 }
 
 std::shared_ptr<ParameterMemory> live_parameter_memory(const std::shared_ptr<Exporter>& exporter) {

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "live/exporter.hpp"
 #include "live/manifest.hpp"
@@ -71,10 +72,13 @@ class PublishedTensors {
   std::map<std::string, const LiveEntry*, std::less<>> by_name_;
 };
 
-/// The model's tensors in the memory of a running engine that has them whole, under Hugging Face's names,
-/// experts single or stacked. Throws InputError naming the first one that is missing, of another dtype or
-/// shape, not row by row, or in the memory of another; what is published beside them must be no weight of the
-/// model.
+/// Where a running engine that has the model's tensors whole, under Hugging Face's names, experts single or
+/// stacked, has each of them; allocation number s is segment number s. Throws InputError naming the first one
+/// that is missing, of another dtype or shape, not row by row, or in the memory of another; what is published
+/// beside them must be no weight of the model.
+std::vector<GivenParameter> canonical_parameters(const Manifest& manifest, const Family& family);
+
+/// Those tensors in the engine's memory. Throws as canonical_parameters().
 std::shared_ptr<ParameterMemory> live_canonical_memory(const std::shared_ptr<Exporter>& exporter,
                                                        const Family& family);
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <string_view>
 #include <thread>
 #include <utility>
 
@@ -68,6 +69,13 @@ class LiveCommands : public CliTest {
     const std::size_t at = text.find(from);
     ASSERT_NE(at, std::string::npos) << from << " in " << text;
     put_file(path, text.replace(at, from.size(), to));
+  }
+
+  /// The names of memory in a manifest become those of a user whose number has a 9 in front.
+  static void name_memory_of_user_9(const std::string& path) {
+    for (const std::string memory : {"\"control\": \"/weightcast-", "\"name\": \"/weightcast-"}) {
+      change(path, memory, memory + "9");
+    }
   }
 
   /// `before` are words in front of the command.
@@ -141,10 +149,7 @@ TEST_F(LiveCommands, InspectOfExportersThatAreElsewhereOrGone) {
   };
   says("\"host\": \"", "\"host\": \"x\\u001b[2J", "engine 0: not seen from here\n");
   says("\"boot_id\": \"", "\"boot_id\": \"x", "started anew");
-  const std::string user = std::to_string(::getuid());
-  for (const char* memory : {"\"control\": \"/weightcast-", "\"name\": \"/weightcast-"}) {
-    change(path, memory + user, memory + ("9" + user));
-  }
+  name_memory_of_user_9(path);
   says("\"uid\": ", "\"uid\": 9", "not seen from here: it is of user 9");
   says("\"shm\": ", "\"shm\": 9", "another /dev/shm");
   says("\"uid\": ", "\"job\": \"77\", \"uid\": ", "of Slurm job 77, not of this one (Slurm job 78)",
@@ -364,6 +369,23 @@ TEST_F(LiveCommands, VerifyComparesWhatEnginesServe) {
   EXPECT_TRUE(refused(verify(), 66, {manifest("engine", 1), "model.layers.1.mlp.gate.weight"}));
 }
 
+TEST_F(LiveCommands, TheModelsOwnTensorsAreFoundAsAnUpdateFindsThem) {
+  start("engine", 0, 1, trained(0));
+  const Words hf{"--inference-alloc", "hf"};
+  const Words plan{"plan", "--sink", "live:" + folder_, "--model", trained(0)};
+  EXPECT_TRUE(done(verify(hf)));
+  // Below a module of the engine's own.
+  std::string text = get_file(manifest("engine", 0));
+  for (std::size_t at = 0; (at = text.find("{\"name\": \"", at)) != std::string::npos; at += 10)
+    text.insert(at + 10, "actor.");
+  put_file(manifest("engine", 0), text);
+  EXPECT_TRUE(done(verify(hf)));
+  EXPECT_TRUE(done(run_plain(plan + hf)));
+  const auto entry = read_json(manifest("engine", 0)).at("entries").at(5);
+  flip_bit("/dev/shm" + stems_[0] + "0", entry.at("offset").get<std::size_t>());
+  EXPECT_TRUE(refused(verify(hf), 66, {manifest("engine", 0)}));
+}
+
 TEST_F(LiveCommands, VerifyOfEnginesThatAreElsewhereOrGone) {
   start_engines();
   const std::string path = manifest("engine", 1);
@@ -376,6 +398,7 @@ TEST_F(LiveCommands, VerifyOfEnginesThatAreElsewhereOrGone) {
   for (const auto& [from, to] : {std::pair("\"boot_id\": \"", "\"boot_id\": \"x"),
                                  {"\"uid\": ", "\"uid\": 9"},
                                  {"\"shm\": ", "\"shm\": 9"}}) {
+    if (std::string_view(from) == "\"uid\": ") name_memory_of_user_9(path);
     change(path, from, to);
     EXPECT_TRUE(refused(verify(), 74, {path}));
     put_file(path, own);
@@ -446,7 +469,7 @@ TEST_F(LiveCommands, PlanReadsManifests) {
   EXPECT_TRUE(has(outcome.out, {"4 ranks", "trainer 1", "engine 1", "cpu"}));
   const Outcome share = run_plain(words + model + Words{"--rank", "3"});
   EXPECT_TRUE(done(share));
-  EXPECT_TRUE(has(share.out, {"published as", "model.layers.2.mlp.experts.7.up_proj.weight"}));
+  EXPECT_TRUE(has(share.out, {"from byte", "model.layers.2.mlp.experts.7.up_proj.weight"}));
   EXPECT_TRUE(refused(run_plain(words + model + Words{"--moe-layout", "triton-kernels"}), 65,
                       {manifest("engine", 0), "w2_weight", "--moe-layout"}));
   EXPECT_TRUE(refused(run_plain({"plan", "--sink", "tape", "--model", trained(0)}), 64, {"--sink tape"}));
