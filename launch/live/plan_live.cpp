@@ -76,21 +76,27 @@ void LivePlan::print(const Plan& plan, const Catalog& catalog, std::optional<std
 
 void LivePlan::print_boxes(const Plan& plan, const Catalog& catalog, std::int64_t rank) const {
   constexpr std::size_t kMostRows = 256;
-  Table table({"box of a tensor", "of", "trainer", "published as", "from byte"});
+  Table table({"box of a tensor", "of", "trainer", "segment", "from byte"});
   std::size_t rows = 0;
+  // Where it is in the trainers' memory, be it a tensor or a box of one.
+  std::vector<HeldWeights> held;
+  for (const LiveTrainer& trainer : trainers_) {
+    held.push_back(held_in_segments(trainer.manifest, trainer.weights.checkpoint,
+                                    trainer.weights.binding.held, catalog));
+  }
   for (const Bucket& bucket : plan.buckets) {
     const auto receivers = plan.destination_ranks(bucket.destinations);
     if (bucket.root != rank && !std::binary_search(receivers.begin(), receivers.end(), rank)) continue;
-    const BoundCheckpoint& weights = trainers_.at(bucket.root).weights;
+    const HeldWeights& weights = held.at(bucket.root);
     for (std::uint32_t i = 0; i < bucket.segments; ++i) {
       const Segment& segment = plan.segments[bucket.first_segment + i];
-      const HeldBox* held = feeding(weights.binding.held, segment.tensor, segment.box);
-      if (held == nullptr || ++rows > kMostRows) continue;
-      const StoredTensor& stored = weights.checkpoint.tensors.at(held->buffer);
-      const std::int64_t row = std::max(segment.box.row, held->box.row);
-      const std::int64_t col = std::max(segment.box.col, held->box.col);
+      const HeldBox* from = feeding(weights, segment.tensor, segment.box);
+      if (from == nullptr || ++rows > kMostRows) continue;
+      const std::int64_t row = std::max(segment.box.row, from->box.row);
+      const std::int64_t col = std::max(segment.box.col, from->box.col);
       table.add({segment.box.to_string(), catalog[segment.tensor].name, std::to_string(bucket.root),
-                 stored.name, std::to_string(held->at(row, col, dtype_bytes(stored.dtype)))});
+                 std::to_string(from->buffer),
+                 std::to_string(from->at(row, col, dtype_bytes(catalog[segment.tensor].dtype)))});
     }
   }
   print_report(table.text());

@@ -24,8 +24,8 @@ class LivePlan {
   /// it, or a tensor that the trainers have in another type.
   void require_published(const Plan& plan, const Family& family) const;
 
-  /// Who the trainers and engines are; for one rank from which tensor of which trainer each box comes that it
-  /// sends or receives.
+  /// Who the trainers and engines are; for one rank from where in which trainer's memory each box comes that
+  /// it sends or receives.
   void print(const Plan& plan, const Catalog& catalog, std::optional<std::int64_t> rank) const;
 
  private:
