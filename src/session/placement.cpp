@@ -82,11 +82,15 @@ Placement choose_placement(Control& control, const std::string& transport, const
       gather_identities(control, node, uuid.empty() ? "" : identity(own_gpu(visible, uuid, {}, node.rank())));
   const VisibleGpu* own = own_gpu(visible, uuid, named, node.rank());
   const std::string why_not = obstacle(visible, uuid, own, gather_identities(control, node, identity(own)));
+  std::array<std::int64_t, 1> uuids{uuid.empty() ? 0 : 1};
+  control.agreement.maximum(std::span<std::int64_t>(uuids));
   control.agreement.together([&] {
     if (transport != "nccl" || why_not.empty()) return;
-    throw UsageError(
-        fmt::format("--transport nccl: rank {} ({}): {}; start one rank for each GPU, or use --transport mpi",
-                    control.rank(), control.host(), why_not));
+    // Live memory is reached where it is, whatever else could carry it.
+    const char* const instead = uuids[0] > 0 ? "" : ", or use --transport mpi";
+    throw UsageError(fmt::format("{}: rank {} ({}): {}; start one rank for each GPU{}",
+                                 uuids[0] > 0 ? "live memory on GPUs" : "--transport nccl", control.rank(),
+                                 control.host(), why_not, instead));
   });
   std::array<std::int64_t, 1> obstacles{why_not.empty() ? 0 : 1};
   control.agreement.maximum(std::span<std::int64_t>(obstacles));
