@@ -195,6 +195,12 @@ Options take_all(const Values& values, std::string command) {
   take(values, static_cast<SourceOptions&>(options));
   take(values, static_cast<LayoutOptions&>(options));
   take(values, options.sources.size(), static_cast<UpdateOptions&>(options));
+  const bool from_trainers = !options.sources.empty() && live_directory(options.sources.front());
+  // What the environment or a file names is for the commands that write there.
+  if (options.command == "bench" && !values.typed("sink") &&
+      !(from_trainers && live_directory(options.sink))) {
+    options.sink = "none";
+  }
   take(values, static_cast<ReportOptions&>(options));
   take(values, static_cast<BenchOptions&>(options));
   take(values, options.command, static_cast<OutputOptions&>(options));

@@ -90,6 +90,14 @@ TEST_F(BadOptions, ModelMissing) {
   EXPECT_TRUE(refused(run_plain({"synth", "--output", dir_ / "x"}), 64, {"--model CONFIG_JSON"}));
 }
 
+TEST_F(BadOptions, ASinkOfOtherCommandsIsNotForBench) {
+  const Words bench{"bench", "--model", model_folder("tiny-qwen3"), "--iterations", "1"};
+  const std::string sink = "hdf5:" + (dir_ / "shards");
+  EXPECT_TRUE(refused(run_job(2, bench + Words{"--sink", sink}), 64, {"--sink", "bench writes no files"}));
+  EXPECT_TRUE(done(run_job(2, bench, {{"WEIGHTCAST_SINK", sink}})));
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "shards"));
+}
+
 TEST_F(BadOptions, OutputMissing) {
   EXPECT_TRUE(
       refused(run_plain({"synth", "--model", model_folder("tiny-qwen3")}), 64, {"--output PATH", ".h5"}));
