@@ -70,4 +70,14 @@ UpdateAnswer ask_server(const std::string& socket, const UpdateRequest& request,
   return parse_answer(answer);
 }
 
+bool is_listened_to(const std::string& socket) {
+  using Protocol = boost::asio::local::stream_protocol;
+  if (socket.size() >= sizeof(sockaddr_un::sun_path)) return false;
+  boost::asio::io_context context;
+  boost::system::error_code error;
+  Protocol::socket(context).connect(Protocol::endpoint(socket),
+                                    error);  // NOLINT(bugprone-unused-return-value)
+  return !error;
+}
+
 }  // namespace weightcast

@@ -14,4 +14,7 @@ namespace weightcast {
 UpdateAnswer ask_server(const std::string& socket, const UpdateRequest& request, std::chrono::seconds most,
                         const std::function<void()>& poll);
 
+/// Whether somebody listens at a socket.
+bool is_listened_to(const std::string& socket);
+
 }  // namespace weightcast

@@ -9,6 +9,7 @@
 
 #include "core/error.hpp"
 #include "core/json_text.hpp"
+#include "launch/serve/ask.hpp"
 #include "launch/serve/socket_folder.hpp"
 #include "report/json_report.hpp"
 #include "storage/durable_file.hpp"
@@ -29,7 +30,8 @@ void remove_stale_socket(const std::string& directory) {
   try {
     const ServerAddress stale = read_server_file(directory);
     if (stale.host != this_host() || stale.boot_id != this_boot()) return;
-    remove_socket_folder(stale.socket);
+    // A copy of the folder names a server that lives.
+    if (!is_listened_to(stale.socket)) remove_socket_folder(stale.socket);
   } catch (const Error&) {
     // There is none, or nobody can tell what it meant.
   }

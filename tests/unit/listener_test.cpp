@@ -303,6 +303,20 @@ TEST(ServerFiles, AStaleOneIsReplacedAndItsSocketRemoved) {
   EXPECT_TRUE(std::filesystem::exists(dir / "notes/socket"));
 }
 
+TEST(ServerFiles, ACopyOfOneTakesNoSocketAway) {
+  const TempDir dir("/tmp");
+  const SocketFolder folder;
+  const Listener listener(folder.socket());
+  std::string text;
+  {
+    const ServerFile file(dir.string(), own_address(folder.socket()));
+    text = test_support::get_file(server_file_path(dir.string()));
+  }
+  test_support::put_file(dir / "copy/server.json", text);
+  const ServerFile file(dir / "copy", own_address("/tmp/other"));
+  EXPECT_TRUE(RawClient(folder.socket()).connected());
+}
+
 TEST(ServerFiles, NothingInThemIsTrusted) {
   const TempDir dir("/tmp");
   const char* const negative =
