@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -21,11 +22,27 @@ namespace {
 constexpr std::string_view kPrefix = "weightcast-";
 constexpr std::string_view kName = "socket";
 
+/// Makes a socket of that name and removes it: file systems of a network may have none. The system's error
+/// number; 0 where it has been there.
+int why_no_socket(const std::string& path) {
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  path.copy(static_cast<char*>(address.sun_path), sizeof address.sun_path - 1);
+  const int made = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const bool bound =
+      made >= 0 && ::bind(made, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+  const int error = bound ? 0 : errno;
+  if (made >= 0) ::close(made);
+  if (bound) ::unlink(path.c_str());
+  return error;
+}
+
 }  // namespace
 
 SocketFolder::SocketFolder() {
   std::string refusal = "no folder is named";
-  for (const char* variable : {"XDG_RUNTIME_DIR", "TMPDIR", ""}) {
+  // The last one goes when its user logs out, though a server may stay.
+  for (const char* variable : {"TMPDIR", "", "XDG_RUNTIME_DIR"}) {
     const char* const named = *variable == '\0' ? "/tmp" : std::getenv(variable);
     if (named == nullptr || *named != '/') continue;
     std::string folder = fmt::format("{}/{}XXXXXX", named, kPrefix);
@@ -35,7 +52,10 @@ SocketFolder::SocketFolder() {
       refusal = fmt::format("{}: {}", named, system_error_text(errno));
     } else {
       socket_ = fmt::format("{}/{}", folder, kName);
-      return;
+      const int error = why_no_socket(socket_);
+      if (error == 0) return;
+      ::rmdir(folder.c_str());
+      refusal = fmt::format("{}: {}", named, system_error_text(error));
     }
   }
   throw IoError(fmt::format("no folder can be made for the socket: {}; name one in TMPDIR", refusal));

@@ -4,7 +4,7 @@
 
 namespace weightcast {
 
-/// A fresh folder that no other user may enter, for a socket: `/run/user/1000/weightcast-XXXXXX`. The names
+/// A fresh folder that no other user may enter, for a socket: `/tmp/weightcast-XXXXXX`. The names
 /// of sockets are short. It goes with this.
 class SocketFolder {
  public:
