@@ -146,7 +146,9 @@ class Server {
     const auto now = Clock::now();
     std::optional<UpdateRequest> request;
     if (waiting) request = waiting->request;
-    first_ = waiting ? std::optional(waiting->number) : std::nullopt;
+    const auto first = waiting ? std::optional(waiting->number) : std::nullopt;
+    if (first != first_) waits_since_.reset();
+    first_ = first;
     if (job_ && request) {
       if (const auto refusal = refusal_of(*request, sights)) {
         answer_first(*refusal);
@@ -217,18 +219,29 @@ class Server {
     }
     if (control_.rank() != 0) return;
     if (!answer.note.empty()) log_note(answer.note);
+    try {
+      print_report(answer.report);
+    } catch (const IoError& unwritten) {
+      // The version is committed, and whoever asked is told.
+      log_note(unwritten.what());
+    }
     door_->listener.end_update(answer);
   }
 
   /// One update, which may fail without harm to the next one.
   UpdateAnswer update(const Order& order) {
+    UpdateAnswer answer;
     try {
       control_.deadline.begin_phase("before the update");
       if (exporters_have_changed()) open();
-      return update_open(order);
+      answer = update_open(order);
     } catch (const AgreedFailure& failure) {
-      return {failure.code(), "", "", failure.what()};
+      answer = {failure.code(), "", "", failure.what()};
     }
+    // What has been compiled for trainers' memory stays true for as long as that is mapped; files are not
+    // kept open.
+    if (!live_directory(options_.sources.front())) source_.reset();
+    return answer;
   }
 
   /// Collective.
@@ -268,17 +281,14 @@ class Server {
     bool there = false;
     const std::int64_t version = job_->begin_live(of_file, there, wanted);
     if (there) return there_already(version);
-    // What has been compiled for trainers' memory stays true for as long as that is mapped.
-    if (!live_directory(path)) source_.reset();
     const auto open_source = [&] {
       control_.agreement.together([&] {
         if (!source_) source_ = job_->source_of(from);
       });
       return source_.get();
     };
-    job_->update({version, path, !options_.no_verify, open_source});
-    const UpdateRecord record = job_->report().updates.back();
-    job_->report().updates.clear();
+    UpdateRecord record = job_->update_unreported({version, path, !options_.no_verify, open_source});
+    record.limit = stage_limit(record.seconds, report_.model_bytes);
     keep(record);
     return {ExitCode::kDone, update_text(record, report_.model_bytes), "", "", version};
   }
@@ -307,7 +317,7 @@ class Server {
   std::optional<OutputLock> lock_;  ///< on rank 0, as what follows
   std::optional<Door> door_;
   std::optional<std::uint64_t> first_;            ///< number of the request that waits, as decided upon
-  std::optional<Clock::time_point> waits_since_;  ///< the request, for trainers
+  std::optional<Clock::time_point> waits_since_;  ///< that request, for trainers
   NextOrder next_;
   std::optional<ExporterWatch> watch_;
   std::optional<UpdateJob> job_;    ///< nothing while exporters are gone

@@ -27,18 +27,6 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// With stages that overlap perfectly an update takes as long as its slowest stage; that is the limit it is
-/// compared with, because nobody has measured the wire.
-LimitRecord stage_limit(const UpdateSeconds& s, std::int64_t model_bytes) {
-  LimitRecord limit{"read alone", s.read, 0};
-  if (s.transport > limit.gb_s) limit = {"wire alone", s.transport, 0};
-  if (s.unpack + s.verify > limit.gb_s) limit = {"unpack and verify alone", s.unpack + s.verify, 0};
-  const double slowest = std::max(limit.gb_s, 1e-9);
-  limit.gb_s = static_cast<double>(model_bytes) / slowest / 1e9;
-  limit.achieved = slowest / std::max(s.update, 1e-9);
-  return limit;
-}
-
 /// What the report says of a model and its plan.
 void describe(const Options& options, const Model& model, const Plan& plan, const Placement& placement,
               JobReport& report) {
@@ -91,6 +79,16 @@ std::optional<std::string> shard_directory(const std::string& sink) {
   if (sink == "none" || live_directory(sink)) return std::nullopt;
   if (sink.starts_with(kHdf5) && sink.size() > kHdf5.size()) return sink.substr(kHdf5.size());
   throw UsageError(fmt::format("--sink {}: write none, hdf5:DIR or live:DIR", sink));
+}
+
+LimitRecord stage_limit(const UpdateSeconds& s, std::int64_t model_bytes) {
+  LimitRecord limit{"read alone", s.read, 0};
+  if (s.transport > limit.gb_s) limit = {"wire alone", s.transport, 0};
+  if (s.unpack + s.verify > limit.gb_s) limit = {"unpack and verify alone", s.unpack + s.verify, 0};
+  const double slowest = std::max(limit.gb_s, 1e-9);
+  limit.gb_s = static_cast<double>(model_bytes) / slowest / 1e9;
+  limit.achieved = slowest / std::max(s.update, 1e-9);
+  return limit;
 }
 
 UpdateJob::UpdateJob(Control& control, const Options& options)

@@ -23,7 +23,8 @@
 
 namespace weightcast {
 
-/// The directory of `--sink hdf5:DIR`, nothing for `none` and live memory. Throws UsageError for anything else.
+/// The directory of `--sink hdf5:DIR`, nothing for `none` and live memory. Throws UsageError for anything
+/// else.
 std::optional<std::string> shard_directory(const std::string& sink);
 
 /// What differs from one update to the next.
@@ -36,6 +37,10 @@ struct Update {
   /// agreement. Collective.
   std::function<Source*()> source;
 };
+
+/// With stages that overlap perfectly an update takes as long as its slowest stage; that is the limit it is
+/// compared with where nobody has measured the wire.
+LimitRecord stage_limit(const UpdateSeconds& s, std::int64_t model_bytes);
 
 /// A job of updates: opens once what they share, and runs one update after the other, whoever asks for them.
 class UpdateJob {
