@@ -31,11 +31,13 @@ Decision decide(const weightcast_export& e, std::uint64_t update) {
   }
   if (errno != EEXIST) return Decision::kUnknown;
   char first = 'v';
-  const int found = ::open(path, O_RDONLY | O_CLOEXEC);
+  const int found = ::open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
   const ssize_t got = found < 0 ? -1 : ::read(found, &first, 1);
+  const int error = errno;
   if (found >= 0) ::close(found);
-  if (got < 0) return Decision::kUnknown;
-  return first == 'v' ? Decision::kVoid : Decision::kCommitted;
+  // What is no file has kept the record from its name.
+  if (got < 0) return error == EISDIR || error == ELOOP ? Decision::kVoid : Decision::kUnknown;
+  return first == '{' ? Decision::kCommitted : Decision::kVoid;
 }
 
 std::uint64_t rest_word(const weightcast_block& block, std::uint64_t word) {
@@ -43,8 +45,9 @@ std::uint64_t rest_word(const weightcast_block& block, std::uint64_t word) {
 }
 
 /// What an update of a job step that is gone leaves: see the states' rules in the project's pages. Only while
-/// this process holds the update's lock, so that no other job step begins.
-void settle_after_death(weightcast_export& e) {
+/// this process holds the update's lock, so that no other job step begins. A folder that cannot be read is
+/// looked at again until the time `until`.
+void settle_after_death(weightcast_export& e, double until) {
   weightcast_block& block = *e.block;
   const std::uint64_t word = load_word(block);
   const std::uint64_t update = WEIGHTCAST_UPDATE_OF(word);
@@ -67,7 +70,10 @@ void settle_after_death(weightcast_export& e) {
                      "the job step died before the version was committed; all of it is written");
           return;
         case Decision::kUnknown:
-          return;  // the folder cannot be read just now: it is looked at again
+          if (now() < until) return;
+          invalidate(block, word, WEIGHTCAST_WRITTEN_ALL,
+                     "the job step died, and its folder does not say whether the version was committed");
+          return;
       }
       return;
     default:
@@ -77,14 +83,16 @@ void settle_after_death(weightcast_export& e) {
 
 /// Sleeps for a change of `word`; settles what a job step that is gone has left.
 void await_job_step(weightcast_export& e, std::uint64_t word, double until) {
+  const weightcast_state state = WEIGHTCAST_STATE_OF(word);
+  const bool written = state == WEIGHTCAST_WRITING || state == WEIGHTCAST_WRITTEN;
   const double left = until - now();
-  await_change(*e.block, word, left < kLook ? left : kLook);
+  await_change(*e.block, word, !written && left < kLook ? left : kLook);
   // At rest there is no update whose job step could be gone, and its lock is not to be in a new one's way.
   if (is_at_rest(WEIGHTCAST_STATE_OF(word)) || load_word(*e.block) != word ||
       !take_lock(e.block_file, WEIGHTCAST_LOCK_UPDATE)) {
     return;
   }
-  settle_after_death(e);
+  settle_after_death(e, until);
   drop_lock(e.block_file, WEIGHTCAST_LOCK_UPDATE);
 }
 
@@ -192,11 +200,7 @@ extern "C" int weightcast_pause_for(weightcast_export* e, uint64_t question, dou
         if (now() >= until) return nothing_came(*e, WEIGHTCAST_STATE_OF(word), seconds);
         break;
     }
-    await_job_step(
-        *e, word,
-        WEIGHTCAST_STATE_OF(word) == WEIGHTCAST_WRITING || WEIGHTCAST_STATE_OF(word) == WEIGHTCAST_WRITTEN
-            ? now() + kLook
-            : until);
+    await_job_step(*e, word, until);
   }
 }
 

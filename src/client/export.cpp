@@ -179,7 +179,7 @@ enum class Life { kDead, kLives, kUnknown };
 Life life_of(std::uint64_t generation, int* process) {
   char name[64];
   name_of_memory(name, sizeof name, generation, "control");
-  const int file = ::shm_open(name, O_RDWR | O_CLOEXEC, 0);
+  const int file = ::shm_open(name, O_RDWR | O_CLOEXEC | O_NONBLOCK, 0);
   // A block that merely cannot be opened, for want of descriptors for example, may be a living exporter's.
   if (file < 0) return errno == ENOENT ? Life::kDead : Life::kUnknown;
   *process = holder_of_lock(file, WEIGHTCAST_LOCK_EXPORTER);

@@ -39,7 +39,7 @@ std::string own_memory(std::uint64_t generation, std::string_view what) {
 
 /// Of the exporter of that generation. Only locks are looked at.
 Life life_of(std::uint64_t generation) {
-  const int file = ::shm_open(own_memory(generation, kControl).c_str(), O_RDONLY | O_CLOEXEC, 0);
+  const int file = ::shm_open(own_memory(generation, kControl).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0);
   if (file < 0) return Life::kUnknown;
   Life life = Life::kUnknown;
   struct stat status = {};

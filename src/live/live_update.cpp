@@ -203,6 +203,10 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
                         engine_->manifest().path, engine_->name(), engine_->version(), version));
       }
     });
+    // A folder that takes no record is noticed while every engine still has what it had.
+    control_.agreement.together([&] {
+      if (control_.rank() == 0 && !directory_.empty()) prepare_record(version);
+    });
     control_.agreement.together([&] {
       if (engine_ == nullptr) return;
       asked_ = engine_->ask(rest_, update_, version);
@@ -232,14 +236,25 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
   }
 }
 
-void LiveUpdate::write_record(std::int64_t version) const {
-  const std::string text = json_report({{"weightcast", 1}, {"update", update_}, {"version", version}}) + "\n";
+std::string LiveUpdate::prepared_path() const {
+  return commit_path(directory_, update_) + ".new";
+}
+
+void LiveUpdate::prepare_record(std::int64_t version) const {
   const std::string path = commit_path(directory_, update_);
-  const std::string beside = path + ".new";
   std::error_code ignored;
-  std::filesystem::remove(beside, ignored);
-  write_durably(beside, text);
+  if (std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) {
+    throw IoError(path + ": is in the way of the record of this update; remove it");
+  }
+  std::filesystem::remove(prepared_path(), ignored);
+  write_durably(prepared_path(), json_report({{"weightcast", 1}, {"update", update_}, {"version", version}}));
+}
+
+void LiveUpdate::name_record() const {
+  const std::string path = commit_path(directory_, update_);
+  const std::string beside = prepared_path();
   // The name is the decision. An engine that takes this job step for dead gives it to a void record.
+  std::error_code ignored;
   std::error_code error;
   std::filesystem::create_hard_link(beside, path, error);
   // A server of files that answers a second time says that the name is there, though it is this one's.
@@ -277,7 +292,7 @@ void LiveUpdate::commit(std::int64_t version) {
     });
     // The decision: from here on the version is every engine's, whoever dies.
     control_.agreement.together([&] {
-      if (control_.rank() == 0 && !directory_.empty()) write_record(version);
+      if (control_.rank() == 0 && !directory_.empty()) name_record();
     });
   } catch (const AgreedFailure& failure) {
     fail(failure.what(), true);
@@ -310,6 +325,10 @@ void LiveUpdate::fail(const std::string& reason, bool written) noexcept {
       if (!written) engine_->change(WEIGHTCAST_WRITING, rest_);
       engine_->invalidate(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN_SOME, reason);
       engine_->invalidate(WEIGHTCAST_WRITTEN, WEIGHTCAST_WRITTEN_ALL, reason);
+    }
+    if (control_.rank() == 0 && !directory_.empty() && update_ != 0) {
+      std::error_code ignored;
+      std::filesystem::remove(prepared_path(), ignored);
     }
     if (reading_) {
       trainer_->give_reason(reason);

@@ -64,7 +64,12 @@ class LiveUpdate {
   void await(const Exporter* exporter, const char* what, Done done);
   /// The number of this update. Throws AgreedFailure. Collective.
   std::uint64_t next_update();
-  void write_record(std::int64_t version) const;
+  /// Writes the record of a commit under a name of its own, `DIR/commit-12.json.new`, which is not yet a
+  /// decision. Throws IoError when the folder takes no file, or its name is taken.
+  void prepare_record(std::int64_t version) const;
+  /// Gives it its name.
+  void name_record() const;
+  std::string prepared_path() const;
   void remove_earlier_records() const noexcept;
 
   Control& control_;

@@ -47,11 +47,18 @@ class MappedMemory final : public Memory {
 
 SharedFile::SharedFile(const Manifest& manifest, const std::string& name, Access access)
     : access_(access),
-      fd_(::shm_open(name.c_str(), (access == Access::kWrite ? O_RDWR : O_RDONLY) | O_CLOEXEC, 0)) {
+      // A pipe in its place must not hold anybody up.
+      fd_(::shm_open(name.c_str(), (access == Access::kWrite ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK,
+                     0)) {
   struct stat status = {};
-  if (fd_ >= 0 && ::fstat(fd_, &status) == 0 && status.st_uid == ::getuid()) return;
+  if (fd_ >= 0 && ::fstat(fd_, &status) == 0 && S_ISREG(status.st_mode) && status.st_uid == ::getuid())
+    return;
   if (fd_ >= 0) {
     ::close(fd_);
+    if (!S_ISREG(status.st_mode)) {
+      throw InputError(fmt::format("{}: its shared memory {} is no file; remove it, and publish again",
+                                   manifest.path, name));
+    }
     throw IoError(
         fmt::format("{}: its shared memory {} is of user {}; let that user remove it, and publish again",
                     manifest.path, name, status.st_uid));
