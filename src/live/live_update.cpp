@@ -148,9 +148,8 @@ std::optional<std::int64_t> LiveUpdate::await_one_version() {
       if (trainer_ == nullptr) return;
       // An older one may be about to become the others'.
       if (own.state == WEIGHTCAST_OFFERS && own.version == greatest) return require_alive(*trainer_);
-      const std::string of_others = greatest == kNone
-                                        ? "a version"
-                                        : fmt::format("version {}, which another trainer offers,", greatest);
+      const std::string of_others =
+          greatest == kNone ? "a version" : fmt::format("version {} as another trainer has", greatest);
       wait_on(*trainer_, give_up, fmt::format("offered {} ({})", of_others, in_words(own)));
     });
   }

@@ -129,6 +129,26 @@ TEST_F(LiveServers, OffersAreEnoughWhereThatIsAskedFor) {
   EXPECT_TRUE(model_.settle());
 }
 
+TEST_F(LiveServers, AJobWaitsForOneVersionOfAllTrainers) {
+  const auto sync = [&](const char* timeout) {
+    return mpirun(
+        2 + LiveModel::kEngines,
+        {WEIGHTCAST_BINARY, "sync", "--source", "live:" + folder_, "--sink", "live:" + folder_, "--model",
+         model_of_step(0), "--trainers", "2", "--inference", "tp=2,ep=2,replicas=2", "--timeout", timeout});
+  };
+  model_.offer(0, 8);
+  model_.offer(1, 7);
+  expect_refused(run(sync("8")), 76,
+                 "has not offered version 8 as another trainer has (offers version 7) within 2 s");
+  Process job(sync("100000"));
+  std::this_thread::sleep_for(2s);
+  job.send_to_children(SIGTERM);
+  expect_refused(job.wait(), 75, "stopped by SIGTERM");
+  model_.offer(1, 8);
+  EXPECT_EQ(run(sync("100")).exit_code, 0);
+  EXPECT_EQ(model_.difference(8), "");
+}
+
 TEST_F(LiveServers, FilesAreASourceToo) {
   const std::string source = dir_ / "source";
   std::filesystem::create_directory_symlink(model_of_step(181), source);
