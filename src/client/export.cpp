@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <search.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -274,7 +275,33 @@ void close_pieces(weightcast_export& e) {
   }
 }
 
+/// The number of an entry, by its name. Models have tens of thousands of them.
+struct Named {
+  const char* name;
+  int number;
+};
+
+int by_name(const void* a, const void* b) {
+  return std::strcmp(static_cast<const Named*>(a)->name, static_cast<const Named*>(b)->name);
+}
+
+bool add_name(weightcast_export& e, const char* name, int number) {
+  auto* named = static_cast<Named*>(::malloc(sizeof(Named)));
+  if (named == nullptr) return false;
+  *named = {name, number};
+  if (::tsearch(named, &e.names, by_name) != nullptr) return true;
+  ::free(named);
+  return false;
+}
+
+Entry* find_entry(weightcast_export& e, const char* name) {
+  const Named wanted = {name, 0};
+  void* found = ::tfind(&wanted, &e.names, by_name);
+  return found == nullptr ? nullptr : &e.entries.items[(*static_cast<Named**>(found))->number];
+}
+
 void free_all(weightcast_export* e) {
+  ::tdestroy(e->names, ::free);
   for (int i = 0; i < e->entries.size; ++i) {
     Entry& entry = e->entries.items[i];
     for (int a = 0; a < entry.aliases.size; ++a) ::free(entry.aliases.items[a].name);
@@ -286,13 +313,6 @@ void free_all(weightcast_export* e) {
   for (int i = 0; i < e->segments.size; ++i) ::free(e->segments.items[i].pieces.items);
   ::free(e->segments.items);
   ::free(e);
-}
-
-Entry* find_entry(weightcast_export& e, const char* name) {
-  for (int i = 0; i < e.entries.size; ++i) {
-    if (std::strcmp(e.entries.items[i].name, name) == 0) return &e.entries.items[i];
-  }
-  return nullptr;
 }
 
 /// Checks what an entry says against its segment.
@@ -521,18 +541,17 @@ extern "C" int weightcast_add_entry(weightcast_export* e, const char* name, cons
     }
   }
   entry.name = ::strdup(name);
-  Entry* added = entry.name == nullptr ? nullptr : append(e->entries);
-  if (added == nullptr) {
-    ::free(entry.name);
-    return fail_with_errno("an entry");
+  if (entry.name == nullptr) return fail_with_errno("an entry");
+  int code = require_inside(*e, entry, bytes);
+  Entry* added = code == WEIGHTCAST_OK ? append(e->entries) : nullptr;
+  if (added != nullptr && add_name(*e, entry.name, e->entries.size - 1)) {
+    *added = entry;
+    return WEIGHTCAST_OK;
   }
-  *added = entry;
-  if (const int code = require_inside(*e, *added, bytes); code != WEIGHTCAST_OK) {
-    ::free(added->name);
-    --e->entries.size;
-    return code;
-  }
-  return WEIGHTCAST_OK;
+  if (code == WEIGHTCAST_OK) code = fail_with_errno("an entry");
+  if (added != nullptr) --e->entries.size;
+  ::free(entry.name);
+  return code;
 }
 
 extern "C" int weightcast_add_alias(weightcast_export* e, const char* name, const char* alias) {
