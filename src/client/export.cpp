@@ -433,7 +433,7 @@ extern "C" int weightcast_open(const char* folder, const char* role, int rank, i
   if (e == nullptr) return fail_with_errno("an export");
   *e = weightcast_export();
   const int length = std::snprintf(e->folder, sizeof e->folder, "%s", folder);
-  std::snprintf(e->layout, sizeof e->layout, "%s", layout == nullptr ? "" : layout);
+  const int layout_length = std::snprintf(e->layout, sizeof e->layout, "%s", layout == nullptr ? "" : layout);
   e->engine = engine;
   e->rank = rank;
   e->ranks = ranks;
@@ -441,6 +441,10 @@ extern "C" int weightcast_open(const char* folder, const char* role, int rank, i
   int code = WEIGHTCAST_OK;
   if (static_cast<std::size_t>(length) >= sizeof e->folder)
     code = fail(WEIGHTCAST_BAD_ARGUMENT, "the folder's name is too long");
+  if (static_cast<std::size_t>(layout_length) >= sizeof e->layout) {
+    code = fail(WEIGHTCAST_BAD_ARGUMENT, "a layout of %d characters; up to %d are possible", layout_length,
+                static_cast<int>(sizeof e->layout) - 1);
+  }
   if (code == WEIGHTCAST_OK) code = make_folder(folder);
   // Whole, because the process may change its working folder.
   char* whole = code == WEIGHTCAST_OK ? ::realpath(folder, nullptr) : nullptr;

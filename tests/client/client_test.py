@@ -72,6 +72,8 @@ class Client(unittest.TestCase):
             with self.assertRaises(weightcast.Error) as refused:
                 weightcast.publish(self.folder, *arguments, tensors={"a": Memory("BF16", (1,))})
             self.assertEqual(refused.exception.code, 64)
+        with self.assertRaisesRegex(weightcast.Error, "layout of 600 characters"):
+            self.publish(layout=600 * "x")
         with self.assertRaisesRegex(weightcast.Error, "BF61"):
             weightcast.publish(self.folder, "engine", 0, 1, tensors={"a": Memory("BF61", (1,))})
         with self.assertRaisesRegex(weightcast.Error, "nothing to publish"):

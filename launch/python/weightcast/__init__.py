@@ -90,7 +90,8 @@ class Export:
             raise Error(64, f"tensor {gone[0]} is not in the published memory any more; publish the module again")
 
     def serve(self, version):
-        """Says that an engine's memory holds that version whole, and that it is used."""
+        """Says that an engine's memory holds that version whole, and that it is used. An invalid engine, too, may say so,
+        when it has loaded itself anew; on all its ranks."""
         _library.call("weightcast_serve", self._handle, version)
 
     def wanted(self):

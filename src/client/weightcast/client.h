@@ -18,8 +18,8 @@
      }
 
    Functions return 0, or a code below; weightcast_last_error() then says in a line what was wrong and what to
-   do. One thread at a time may use an export; a forked child may not use its parent's. Nothing here starts a
-   thread. */
+   do. One thread at a time may use an export, and one of a process may open, publish or close any; a forked
+   child may not use its parent's. Nothing here starts a thread. */
 #ifndef WEIGHTCAST_CLIENT_H
 #define WEIGHTCAST_CLIENT_H
 
@@ -89,12 +89,12 @@ WEIGHTCAST_API int weightcast_publish(weightcast_export* e);
    export is gone all the same. */
 WEIGHTCAST_API int weightcast_close(weightcast_export* e, double seconds);
 
-/* Of an engine that is in no update: its memory holds version `version` whole, and it uses it. An invalid one,
-   too, may say so, when it has loaded itself anew, from a file for example; on all its ranks. */
+/* Of an engine that is in no update: its memory holds version `version` whole, and it uses it. An invalid
+   one, too, may say so, when it has loaded itself anew, from a file for example; on all its ranks. */
 WEIGHTCAST_API int weightcast_serve(weightcast_export* e, int64_t version);
 
-/* Of an engine: 1 and the version when a job step asks to write a new one, else 0. Never waits. A call that makes no
-   sense gives its code as a negative number. */
+/* Of an engine: 1 and the version when a job step asks to write a new one, else 0. Never waits. A call that
+   makes no sense gives its code as a negative number. */
 WEIGHTCAST_API int weightcast_wanted(const weightcast_export* e, int64_t* version);
 
 /* Of an engine, which from here on neither reads nor writes its parameters: tells the job step, and waits up
