@@ -231,9 +231,8 @@ void require_tied(const Checkpoint& published, const Binding& binding, const Cat
     const auto boxes = binding.held.of(copy.tensor);
     if (!boxes.empty() && same_bytes(stored, published.tensors.at(boxes.front().buffer))) continue;
     throw InputError(fmt::format(
-        "{}: tensor {} is tied to {} by the model's config, but has memory of its own, which may differ; tie "
-        "them "
-        "before they are published, or keep the embedding of a trainer with --tied-head embedding",
+        "{}: tensor {} is tied to {}, but has memory of its own, which may differ; tie them before they are "
+        "published (--tied-head embedding: take a trainer's embedding alone)",
         published.path, stored.name, catalog[copy.tensor].name));
   }
 }
