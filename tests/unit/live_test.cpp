@@ -2,6 +2,7 @@
 // locks are a process's.
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <signal.h>
@@ -9,16 +10,17 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <memory>
-#include <set>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "client/export.hpp"
 #include "core/error.hpp"
 #include "live/exporter.hpp"
 #include "live/folder.hpp"
@@ -264,25 +266,24 @@ TEST_F(Live, ExportersThatAreGoneAreRefusedAndTheirPlaceIsTaken) {
   EXPECT_FALSE(std::filesystem::exists("/dev/shm" + found.segments.front().name));
 }
 
-/// The names of all shared memory of this user's exporters, by their beginnings up to the generation.
-std::set<std::string> generations() {
-  const std::string prefix = "weightcast-" + std::to_string(::getuid()) + "-";
-  std::set<std::string> found;
-  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
-    const std::string name = entry.path().filename().string();
-    if (name.starts_with(prefix)) found.insert(name.substr(0, name.rfind('-')));
-  }
-  return found;
+/// Whether an exporter of that generation has any shared memory. Others come and go meanwhile.
+bool has_memory(std::uint64_t generation) {
+  const std::string prefix = fmt::format("weightcast-{}-{:016x}-", ::getuid(), generation);
+  const std::filesystem::directory_iterator all("/dev/shm");
+  return std::any_of(begin(all), end(all),
+                     [&](const auto& entry) { return entry.path().filename().string().starts_with(prefix); });
 }
 
-/// An exporter that has memory, but does not come to publish it; `ready` is written to when it has.
+/// An exporter that has memory, but does not come to publish it; its generation is written to `ready` when it
+/// has.
 int open_alone(const std::string& folder, int ready) {
   constexpr std::int64_t kBytes = 1 << 20;
   weightcast_export* e = nullptr;
   void* memory = nullptr;
   int segment = 0;
   if (weightcast_open(folder.c_str(), "engine", 0, 1, nullptr, &e) != 0) return 1;
-  if (weightcast_add_segment(e, kBytes, &memory, &segment) != 0 || ::write(ready, "x", 1) != 1) return 1;
+  if (weightcast_add_segment(e, kBytes, &memory, &segment) != 0) return 1;
+  if (::write(ready, &e->generation, sizeof e->generation) != sizeof e->generation) return 1;
   ::pause();
   return 0;
 }
@@ -290,28 +291,19 @@ int open_alone(const std::string& folder, int ready) {
 TEST_F(Live, WhoDiesBeforeItHasPublishedLeavesNothingForLong) {
   int ready[2];
   ASSERT_EQ(::pipe(ready), 0);
-  char byte = 0;
-  const std::set<std::string> before = generations();
-  const auto new_ones = [&](const std::set<std::string>& known) {
-    std::set<std::string> all = generations();
-    std::erase_if(all, [&](const std::string& name) { return known.contains(name); });
-    return all;
-  };
+  std::uint64_t living = 0;
+  std::uint64_t dead = 0;
   const Child lives([&] { return open_alone(folder_, ready[1]); });
-  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
-  const std::set<std::string> living = new_ones(before);
+  ASSERT_EQ(::read(ready[0], &living, sizeof living), static_cast<ssize_t>(sizeof living));
   Child dies([&] { return open_alone(folder_, ready[1]); });
-  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
-  std::set<std::string> dead = new_ones(before);
-  for (const std::string& name : living) dead.erase(name);
-  ASSERT_FALSE(living.empty() || dead.empty());
+  ASSERT_EQ(::read(ready[0], &dead, sizeof dead), static_cast<ssize_t>(sizeof dead));
+  EXPECT_TRUE(has_memory(living) && has_memory(dead));
   dies.kill();
   // Of whatever rank and folder the next one is.
   Child next([&] { return publish(dir_ / "elsewhere", "trainer") == nullptr ? 1 : 0; });
   EXPECT_EQ(next.wait(), 0);
-  const std::set<std::string> after = generations();
-  for (const std::string& name : dead) EXPECT_FALSE(after.contains(name)) << name;
-  for (const std::string& name : living) EXPECT_TRUE(after.contains(name)) << name;
+  EXPECT_FALSE(has_memory(dead));
+  EXPECT_TRUE(has_memory(living));
 }
 
 TEST_F(Live, WhatCannotBeOpenedIsNotTakenForDead) {
@@ -410,16 +402,14 @@ int publish_without_room(const std::string& folder) {
   weightcast_export* e = nullptr;
   void* memory = nullptr;
   int segment = 0;
-  const std::set<std::string> before = generations();
   if (weightcast_open(folder.c_str(), "engine", 0, 1, nullptr, &e) != 0) return 1;
+  const std::uint64_t generation = e->generation;
   const int code = weightcast_add_segment(e, kBytes, &memory, &segment);
   const std::string line = weightcast_last_error();
   if (line.find("1048576 bytes in /dev/shm") == std::string::npos || line.find('\n') != std::string::npos)
     return 2;
   if (weightcast_close(e, 0) != 0) return 3;
-  for (const std::string& name : generations()) {
-    if (!before.contains(name)) return 4;
-  }
+  if (has_memory(generation)) return 4;
   return std::filesystem::is_empty(folder) ? code : 5;
 }
 
