@@ -134,7 +134,7 @@ bool for_each_memory(const char* prefix, Visit visit) {
   const std::size_t length = std::strlen(prefix + 1);
   errno = 0;
   while (const dirent* entry = ::readdir(folder)) {
-    if (std::strncmp(entry->d_name, prefix + 1, length) == 0) visit(entry->d_name + length);
+    if (std::strstr(entry->d_name, prefix + 1) == entry->d_name) visit(entry->d_name + length);
     errno = 0;
   }
   const bool all = errno == 0;

@@ -142,7 +142,9 @@ int export_gpu_allocation(const GpuAllocation& allocation, int* file) {
   const Driver* cuda = driver();
   if (cuda == nullptr) return WEIGHTCAST_REFUSED;
   Allocation handle = 0;
-  Result result = cuda->retain(&handle, reinterpret_cast<void*>(allocation.address));
+  // The driver takes the device's address as a pointer here.
+  void* const address = reinterpret_cast<void*>(allocation.address);  // NOLINT(performance-no-int-to-ptr)
+  Result result = cuda->retain(&handle, address);
   if (result == 0) {
     result = cuda->export_allocation(file, handle, kHandleOfFile, 0);
     cuda->release(handle);

@@ -222,7 +222,10 @@ Allocation parse_allocation(const std::string& option, std::string_view text) {
   std::optional<EngineLayout> inference;
   std::optional<TrainerLayout> trainers;
   do {
-    if (!inference && (inference = take_inference(from))) continue;
+    if (!inference) {
+      inference = take_inference(from);
+      if (inference) continue;
+    }
     if (!trainers && from.take("megatron:")) {
       trainers = trainer_sizes(from);
     } else {

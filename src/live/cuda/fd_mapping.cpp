@@ -89,7 +89,8 @@ void FdMapping::map(const Manifest& manifest, const LiveSegment& segment) {
   CUmemAccessDesc access{};
   int device = 0;
   WEIGHTCAST_CUDA(cudaGetDevice(&device));
-  access.location = {CU_MEM_LOCATION_TYPE_DEVICE, {device}};
+  access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+  access.location.id = device;
   access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
   check(driver().set_access(address, bytes, &access, 1), manifest, "made accessible");
 }
@@ -105,7 +106,8 @@ void FdMapping::map_piece(const Manifest& manifest, const LivePiece& piece, int 
   }
   CUmemGenericAllocationHandle handle = 0;
   // CUDA's interface takes a descriptor as a pointer.
-  void* const number = reinterpret_cast<void*>(static_cast<std::uintptr_t>(file.number()));
+  const auto value = static_cast<std::uintptr_t>(file.number());
+  void* const number = reinterpret_cast<void*>(value);  // NOLINT(performance-no-int-to-ptr)
   check(driver().import(&handle, number, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR), manifest, "opened");
   const auto bytes = static_cast<std::size_t>(piece.bytes);
   const CUresult mapped = driver().map(address_ + mapped_, bytes, 0, handle, 0);
