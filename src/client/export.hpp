@@ -1,7 +1,9 @@
 #pragma once
 
+#include <stdlib.h>
 #include <sys/types.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #include "client/control_block.h"
@@ -16,6 +18,17 @@ struct List {
   Item* items = nullptr;
   int size = 0;
 };
+
+/// One more item at the end; null when there is no memory.
+template <typename Item>
+Item* append(List<Item>& list) {
+  auto* items =
+      static_cast<Item*>(::realloc(list.items, sizeof(Item) * static_cast<std::size_t>(list.size + 1)));
+  if (items == nullptr) return nullptr;
+  list.items = items;
+  items[list.size] = Item();
+  return &items[list.size++];
+}
 
 /// A piece of physical memory on a GPU.
 struct Piece {
@@ -84,6 +97,12 @@ namespace weightcast::client {
 int require_usable(const weightcast_export* e, bool published);
 int require_engine(const weightcast_export* e);
 int require_trainer(const weightcast_export* e);
+
+/// Frees what an export knows of its entries.
+void free_entries(weightcast_export& e);
+
+/// Closes the descriptors of pieces, each once though several segments may have it.
+void close_pieces(weightcast_export& e);
 
 /// Waits until the GPUs have done all that was asked of them in the contexts that hold published memory.
 int synchronize_gpus(const weightcast_export& e);

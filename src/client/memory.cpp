@@ -1,0 +1,146 @@
+#include "client/memory.hpp"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+
+#include "client/block.hpp"
+#include "client/error.hpp"
+
+namespace weightcast::client {
+
+namespace {
+
+/// Maps `bytes` of a new file, all of them reserved: what the system has no room for is an error now and not
+/// a signal later. Null when it refuses.
+void* reserve(int file, std::int64_t bytes) {
+  void* memory = MAP_FAILED;
+  do {
+    errno = ::posix_fallocate(file, 0, bytes);
+  } while (errno == EINTR);
+  if (errno == 0)
+    memory = ::mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (memory != MAP_FAILED) return memory;
+  fail_with_errno("shared memory of %" PRId64 " bytes in /dev/shm", bytes);
+  return nullptr;
+}
+
+/// Calls `visit(rest)` with what follows `prefix` in the name of each shared memory that begins with it.
+/// False when some may not have been seen.
+template <typename Visit>
+bool for_each_memory(const char* prefix, Visit visit) {
+  DIR* folder = ::opendir("/dev/shm");
+  if (folder == nullptr) return false;
+  // Names of memory begin with a slash, names of files do not.
+  const std::size_t length = std::strlen(prefix + 1);
+  errno = 0;
+  while (const dirent* entry = ::readdir(folder)) {
+    if (std::strstr(entry->d_name, prefix + 1) == entry->d_name) visit(entry->d_name + length);
+    errno = 0;
+  }
+  const bool all = errno == 0;
+  ::closedir(folder);
+  return all;
+}
+
+/// Whether no shared memory has that name any more.
+bool unlink_memory(const char* name) {
+  return ::shm_unlink(name) == 0 || errno == ENOENT;
+}
+
+}  // namespace
+
+void name_of_memory(char* name, std::size_t size, std::uint64_t generation, const char* what) {
+  std::snprintf(name, size, "/weightcast-%ld-%016" PRIx64 "-%s", static_cast<long>(::getuid()), generation,
+                what);
+}
+
+void* make_memory(const char* name, std::int64_t bytes) {
+  const int file = ::shm_open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (file < 0) {
+    fail_with_errno("shared memory %s", name);
+    return nullptr;
+  }
+  void* memory = reserve(file, bytes);
+  if (memory == nullptr) ::shm_unlink(name);
+  ::close(file);
+  return memory;
+}
+
+int make_block(weightcast_export& e) {
+  name_of_memory(e.block_name, sizeof e.block_name, e.generation, "control");
+  e.block_file = ::open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  if (e.block_file < 0) return fail_with_errno("shared memory in /dev/shm");
+  e.block = static_cast<weightcast_block*>(reserve(e.block_file, WEIGHTCAST_BLOCK_BYTES));
+  int code = e.block == nullptr ? WEIGHTCAST_REFUSED : WEIGHTCAST_OK;
+  if (code == WEIGHTCAST_OK) {
+    e.block->magic = WEIGHTCAST_BLOCK_MAGIC;
+    e.block->generation = e.generation;
+    e.block->word = WEIGHTCAST_WORD(e.engine ? WEIGHTCAST_NONE : WEIGHTCAST_TRAINING, 0);
+    char file[64];
+    char path[128];
+    std::snprintf(file, sizeof file, "/proc/self/fd/%d", e.block_file);
+    std::snprintf(path, sizeof path, "/dev/shm%s", e.block_name);
+    if (!take_lock(e.block_file, WEIGHTCAST_LOCK_EXPORTER) ||
+        ::linkat(AT_FDCWD, file, AT_FDCWD, path, AT_SYMLINK_FOLLOW) != 0) {
+      code = fail_with_errno("shared memory %s", e.block_name);
+      ::munmap(e.block, WEIGHTCAST_BLOCK_BYTES);
+    }
+  }
+  if (code != WEIGHTCAST_OK) ::close(e.block_file);
+  return code;
+}
+
+void remove_memory(std::uint64_t generation) {
+  char prefix[64];
+  name_of_memory(prefix, sizeof prefix, generation, "");
+  char name[320];
+  bool gone = true;
+  const bool all = for_each_memory(prefix, [&](const char* what) {
+    std::snprintf(name, sizeof name, "%s%s", prefix, what);
+    if (std::strcmp(what, "control") != 0) gone = unlink_memory(name) && gone;
+  });
+  std::snprintf(name, sizeof name, "%scontrol", prefix);
+  if (all && gone) unlink_memory(name);
+}
+
+void remove_memory(const weightcast_export& e) {
+  bool gone = true;
+  for (int i = 0; i < e.segments.size; ++i) {
+    const Segment& segment = e.segments.items[i];
+    if (segment.memory != nullptr) gone = unlink_memory(segment.name) && gone;
+  }
+  if (gone) unlink_memory(e.block_name);
+}
+
+Life life_of(std::uint64_t generation, int* process) {
+  char name[64];
+  name_of_memory(name, sizeof name, generation, "control");
+  const int file = ::shm_open(name, O_RDWR | O_CLOEXEC | O_NONBLOCK, 0);
+  // A block that merely cannot be opened, for want of descriptors for example, may be a living exporter's.
+  if (file < 0) return errno == ENOENT ? Life::kDead : Life::kUnknown;
+  *process = holder_of_lock(file, WEIGHTCAST_LOCK_EXPORTER);
+  ::close(file);
+  return *process == 0 ? Life::kDead : Life::kLives;
+}
+
+void remove_what_is_dead(bool (*is_own)(std::uint64_t generation)) {
+  char prefix[64];
+  std::snprintf(prefix, sizeof prefix, "/weightcast-%ld-", static_cast<long>(::getuid()));
+  for_each_memory(prefix, [&](const char* rest) {
+    std::uint64_t generation = 0;
+    int length = 0;
+    if (std::sscanf(rest, "%16" SCNx64 "-control%n", &generation, &length) != 1 || length == 0) return;
+    int process = 0;
+    if (!is_own(generation) && life_of(generation, &process) == Life::kDead) remove_memory(generation);
+  });
+}
+
+}  // namespace weightcast::client

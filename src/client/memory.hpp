@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "client/export.hpp"
+
+namespace weightcast::client {
+
+/// `/weightcast-1000-0123456789abcdef-WHAT`: shared memory of this user's exporter of that generation.
+void name_of_memory(char* name, std::size_t size, std::uint64_t generation, const char* what);
+
+/// Shared memory of that name, made here; null, having called fail(), when the system refuses.
+void* make_memory(const char* name, std::int64_t bytes);
+
+/// Makes the control block. It is given its name last, when it is locked: nobody may take it for a dead
+/// exporter's. Returns a code, having called fail().
+int make_block(weightcast_export& e);
+
+/// Takes away the memory of a dead exporter. The control block goes last, and only behind all the rest: by it
+/// whoever comes next finds what is left.
+void remove_memory(std::uint64_t generation);
+/// The same for an export of this process.
+void remove_memory(const weightcast_export& e);
+
+/// Whether an exporter lives.
+enum class Life { kDead, kLives, kUnknown };
+
+/// Of the exporter that has that generation published or will. `process` is the one that lives, -1 where it
+/// is in another container; where nothing is known, errno says why.
+Life life_of(std::uint64_t generation, int* process);
+
+/// Takes away what dead exporters of this user have left in memory, those that died before they had
+/// published, too. `is_own` says of a generation that it is an export of this process.
+void remove_what_is_dead(bool (*is_own)(std::uint64_t generation));
+
+}  // namespace weightcast::client
