@@ -48,7 +48,6 @@ ResidentSource::ResidentSource(const Plan& plan, const Catalog& catalog, std::in
   for (std::size_t i = 0; i < programs.moves.size(); ++i) {
     places_[programs.segments[i]].push_back(programs.moves[i]);
   }
-  WEIGHTCAST_CUDA(cudaDeviceSynchronize());
 }
 
 Move ResidentSource::place(std::uint32_t segment) const {
