@@ -102,9 +102,8 @@ Sight look_at(const Manifest& manifest) {
     sight.words = fmt::format("gone: process {} has died; its last state: {}", manifest.pid, sight.words);
   }
   if (sight.updater != 0) {
-    sight.words += fmt::format(
-        "; {} ({}) has it for an update", sight.state->owner,
-        sight.updater > 0 ? fmt::format("process {}", sight.updater) : "a process of another container");
+    sight.words +=
+        fmt::format("; {} ({}) has it for an update", sight.state->owner, process_of(sight.updater));
   }
   if (sight.mapped_by > 0) {
     sight.words +=

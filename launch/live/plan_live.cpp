@@ -16,11 +16,7 @@ namespace {
 /// The first of a trainer's boxes that has any of a box of the tensor; null when there is none.
 const HeldBox* feeding(const HeldWeights& held, std::uint32_t tensor, const Box& box) {
   for (const HeldBox& candidate : held.of(tensor)) {
-    const Box& has = candidate.box;
-    if (has.row < box.row + box.rows && box.row < has.row + has.rows && has.col < box.col + box.cols &&
-        box.col < has.col + has.cols) {
-      return &candidate;
-    }
+    if (!candidate.box.intersect(box).empty()) return &candidate;
   }
   return nullptr;
 }

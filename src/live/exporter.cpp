@@ -9,14 +9,6 @@
 
 namespace weightcast {
 
-namespace {
-
-std::string process_of(int pid) {
-  return pid > 0 ? fmt::format("process {}", pid) : "a process of another container";
-}
-
-}  // namespace
-
 Exporter::Exporter(Manifest manifest, Access access)
     : manifest_(std::move(manifest)), block_(manifest_, access) {
   // Before the look at the exporter: from here on it keeps its memory.

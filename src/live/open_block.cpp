@@ -37,6 +37,10 @@ const Manifest& reachable(const Manifest& manifest) {
 
 }  // namespace
 
+std::string process_of(int holder) {
+  return holder > 0 ? fmt::format("process {}", holder) : "a process of another container";
+}
+
 std::string in_words(const BlockState& state) {
   const auto with_reason = [&](const std::string& words) {
     return state.reason.empty() ? words

@@ -25,6 +25,10 @@ struct BlockState {
 /// `serves version 7`, `is asked for version 8`, `invalid: some of version 8 is written: …`
 std::string in_words(const BlockState& state);
 
+/// Who holds a lock, for messages: `process 123`, or that it is of another container where `holder` is no
+/// number.
+std::string process_of(int holder);
+
 /// An exporter's control block, opened. A process has one of an exporter at a time: the kernel drops all
 /// locks that a process has on a file when it closes any descriptor of it.
 class OpenBlock {

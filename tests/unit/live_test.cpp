@@ -60,6 +60,13 @@ weightcast_export* publish(const std::string& folder, const char* role, std::uin
   return weightcast_publish(e) == 0 ? e : nullptr;
 }
 
+/// An engine that looks at nothing any more.
+int serve_for_ever(const std::string& folder) {
+  publish(folder, "engine");
+  ::pause();
+  return 0;
+}
+
 class Live : public ::testing::Test {
  protected:
   /// What killed exporters have left goes with the next of their rank.
@@ -92,11 +99,7 @@ class Live : public ::testing::Test {
 };
 
 TEST_F(Live, ManifestsSayWhatWasPublished) {
-  const Child engine([&] {
-    publish(folder_, "engine");
-    ::pause();
-    return 0;
-  });
+  const Child engine([&] { return serve_for_ever(folder_); });
   const Manifest found = manifest(Role::kEngine);
   EXPECT_EQ(found.ranks, 1);
   EXPECT_EQ(found.layout, "hf");
@@ -219,11 +222,7 @@ INSTANTIATE_TEST_SUITE_P(In, DeathOfTheJobStep,
                                            Death{WEIGHTCAST_WRITTEN, true, WEIGHTCAST_COMMITTED, 0}));
 
 TEST_F(Live, OneJobStepAtATime) {
-  const Child engine([&] {
-    publish(folder_, "engine");
-    ::pause();
-    return 0;
-  });
+  const Child engine([&] { return serve_for_ever(folder_); });
   const Manifest found = manifest(Role::kEngine);
   int ready[2];
   ASSERT_EQ(::pipe(ready), 0);
@@ -248,11 +247,7 @@ TEST_F(Live, OneJobStepAtATime) {
 }
 
 TEST_F(Live, ExportersThatAreGoneAreRefusedAndTheirPlaceIsTaken) {
-  Child engine([&] {
-    publish(folder_, "engine");
-    ::pause();
-    return 0;
-  });
+  Child engine([&] { return serve_for_ever(folder_); });
   const Manifest found = manifest(Role::kEngine);
   // While it lives nobody else has its place.
   Child second([&] { return publish(folder_, "engine") == nullptr ? 0 : 1; });
@@ -307,11 +302,7 @@ TEST_F(Live, WhoDiesBeforeItHasPublishedLeavesNothingForLong) {
 }
 
 TEST_F(Live, WhatCannotBeOpenedIsNotTakenForDead) {
-  const Child engine([&] {
-    publish(folder_, "engine");
-    ::pause();
-    return 0;
-  });
+  const Child engine([&] { return serve_for_ever(folder_); });
   const Manifest found = manifest(Role::kEngine);
   // One descriptor is left: for the list of all memory, and for none that is on it.
   Child other([&] {
@@ -328,11 +319,7 @@ TEST_F(Live, WhatCannotBeOpenedIsNotTakenForDead) {
 }
 
 TEST_F(Live, MemoryThatCannotBeRemovedIsFoundAgain) {
-  Child engine([&] {
-    publish(folder_, "engine");
-    ::pause();
-    return 0;
-  });
+  Child engine([&] { return serve_for_ever(folder_); });
   const Manifest found = manifest(Role::kEngine);
   const std::string segment = "/dev/shm" + found.segments.front().name;
   const auto publish_again = [&] {
@@ -385,11 +372,7 @@ TEST_F(Live, OfTwoWhoOpenARankTheSecondToPublishIsRefused) {
   });
   char byte = 0;
   ASSERT_EQ(::read(ready[0], &byte, 1), 1);
-  const Child first([&] {
-    publish(folder_, "engine");
-    ::pause();
-    return 0;
-  });
+  const Child first([&] { return serve_for_ever(folder_); });
   const Manifest found = manifest(Role::kEngine);
   ASSERT_EQ(::write(go[1], "x", 1), 1);
   EXPECT_EQ(late.wait(), WEIGHTCAST_REFUSED);
@@ -542,11 +525,7 @@ TEST_F(Live, ANewNumberEndsTheWaitForAnEarlierQuestion) {
 }
 
 TEST_F(Live, AQuestionOfADeadJobStepIsTakenBackByTheNext) {
-  const Child engine([&] {
-    publish(folder_, "engine");
-    ::pause();
-    return 0;
-  });
+  const Child engine([&] { return serve_for_ever(folder_); });
   const Manifest found = manifest(Role::kEngine);
   Child job([&] {
     Exporter exporter(found);
