@@ -19,6 +19,17 @@ void set_details(const Options& options, TrainerLayout& layout) {
   layout.stage_layers = options.stage_layers;
 }
 
+/// Throws UsageError where the allocation names another engine.
+void set_engine(const Options& options, EngineLayout& layout) {
+  if (options.engine.empty()) return;
+  const bool allocated = options.alloc || options.inference_alloc;
+  if (allocated && engine_name(layout.engine) != options.engine) {
+    throw UsageError(fmt::format("--engine {}: {} says {}; leave one of them out", options.engine,
+                                 layout.option, engine_name(layout.engine)));
+  }
+  layout.engine = find_engine(options.engine).value_or(layout.engine);
+}
+
 /// `layers 0..11 | 12..23`; several ranges a stage where it has several chunks.
 std::string explain_stages(const TrainerLayout& layout, std::int64_t layers) {
   std::vector<std::string> stages;
@@ -57,6 +68,7 @@ Topology topology_of(const Options& options) {
   } else {
     topology.engine = parse_engine_layout(options.inference, options.moe_layout);
   }
+  set_engine(options, topology.engine);
   topology.engine.moe_layout = find_moe_layout(options.moe_layout).name();
   topology.engine.stage_layers = options.inference_stage_layers;
   topology.engine.activations = parse_activation_scales(options.activation_scales);
@@ -72,7 +84,7 @@ Topology topology_of(const Options& options) {
   }
   const bool as_options_say = find_moe_layout(options.moe_layout).name() == EngineLayout().moe_layout &&
                               !topology.engine.quantizer && topology.engine.stage_layers.empty();
-  if (topology.engine.canonical && !as_options_say) {
+  if (topology.engine.canonical() && !as_options_say) {
     throw UsageError(
         topology.engine.option +
         ": hf is the model as it is; leave --moe-layout, --quantize and --inference-stage-layers out");
@@ -115,7 +127,8 @@ std::string explain(const Topology& topology, std::int64_t layers) {
   }
   text += fmt::format("# inference  {} ranks: {} replicas × pp {} × tp {}, ep {}{}{}\n", engine.ranks(),
                       engine.replicas, engine.pp, engine.tp, engine.ep,
-                      engine.canonical ? "; tensors whole, by Hugging Face name" : "",
+                      engine.canonical() ? "; tensors whole, by Hugging Face name"
+                                         : fmt::format("; names of {}", engine_name(engine.engine)),
                       topology.colocate ? "; the same ranks as the trainers" : "");
   return text;
 }

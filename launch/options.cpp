@@ -59,7 +59,7 @@ void require_values(const Values& values) {
 /// Throws UsageError for what shard files say themselves. What the environment or a file says is for other
 /// commands.
 void refuse_layout_of_shards(const Values& values) {
-  for (const char* option : {"inference", "inference-alloc", "inference-stage-layers", "moe-layout",
+  for (const char* option : {"inference", "engine", "inference-alloc", "inference-stage-layers", "moe-layout",
                              "quantize", "activation-scales"}) {
     if (!values.typed(option)) continue;
     throw UsageError(fmt::format("{}: is for verify live:DIR; shard files say their layout themselves",
@@ -124,6 +124,7 @@ void take(const Values& values, LayoutOptions& options) {
   options.inference_stage_layers = values.layer_counts("inference-stage-layers");
   options.source_split = values.choice("source-split", {"catalog", "expert", "row"});
   options.inference = values.text("inference", "tp=1");
+  if (values.has("engine")) options.engine = values.choice("engine", {"sglang", "vllm"});
   options.moe_layout = values.text("moe-layout", values.flag("layouts") ? "" : "triton");
   options.quantize = values.text("quantize", "");
   if (options.quantize == "none") options.quantize.clear();

@@ -32,6 +32,7 @@ struct LayoutOptions {
   bool colocate = false;
   std::string source_split = "catalog";
   std::string inference = "tp=1";
+  std::string engine;  ///< empty: as the allocation says
   std::optional<Named> alloc;
   std::optional<Named> trainer_alloc;
   std::optional<Named> inference_alloc;

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "core/units.hpp"
 #include "launch/commands.hpp"
 #include "launch/files/parameter_verifier.hpp"
@@ -95,6 +96,19 @@ void require_own_place(const EngineLayout& layout, const Shard& shard) {
   }
 }
 
+/// Whose names a shard's parameters have. Shards of before this was recorded are SGLang's, or say that they
+/// are canonical.
+Engine engine_of(const Shard& shard) {
+  const std::string name = shard.optional_text("engine");
+  if (name.empty()) return shard.optional_text("parameters") == "canonical" ? Engine::kHf : Engine::kSglang;
+  const auto engine = find_engine(name);
+  if (!engine) {
+    throw InputError(fmt::format("{}: has the parameters of engine {}, which is not known here", shard.path,
+                                 excerpt(name)));
+  }
+  return *engine;
+}
+
 /// Throws InputError unless the files are all ranks of one update.
 EngineLayout common_layout(const std::string& directory, const std::vector<Shard>& shards) {
   const Shard& first = shards.front();
@@ -109,7 +123,7 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
       }
     }
     for (const char* name :
-         {"parameters", "quantizer", "activation_scales", "stage_layers", "expert_placement"}) {
+         {"engine", "parameters", "quantizer", "activation_scales", "stage_layers", "expert_placement"}) {
       if (shard.optional_text(name) != first.optional_text(name)) {
         throw InputError(fmt::format("{}: mixed shards: {} '{}' and '{}'", directory, name,
                                      first.optional_text(name), shard.optional_text(name)));
@@ -131,7 +145,7 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
   layout.tp = first.integer("tp_size");
   layout.ep = first.integer("ep_size");
   layout.moe_layout = first.text("moe_layout");
-  layout.canonical = first.optional_text("parameters") == "canonical";
+  layout.engine = engine_of(first);
   if (const std::string name = first.optional_text("quantizer"); !name.empty()) {
     try {
       layout.quantizer = parse_quantizer(name);

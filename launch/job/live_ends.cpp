@@ -15,6 +15,7 @@
 #include "live/gpu_live.hpp"
 #include "live/live_weights.hpp"
 #include "live/manifest.hpp"
+#include "live/published_layout.hpp"
 #include "live/slurm_run.hpp"
 #include "source/trainer_binding.hpp"
 
@@ -235,12 +236,8 @@ void LiveEnds::open() {
 std::shared_ptr<ParameterMemory> LiveEnds::parameters(const Family& family,
                                                       const EngineLayout& layout) const {
   if (!engine_) return nullptr;
-  const Manifest& manifest = engine_->manifest();
-  if (!manifest.layout.empty() && (manifest.layout == "hf") != layout.canonical) {
-    throw UsageError(fmt::format("{}: was published with layout {}; give it with --inference-alloc",
-                                 manifest.path, excerpt(manifest.layout)));
-  }
-  return layout.canonical ? live_canonical_memory(engine_, family) : live_parameter_memory(engine_);
+  require_published_layout(engine_->manifest(), layout);
+  return layout.canonical() ? live_canonical_memory(engine_, family) : live_parameter_memory(engine_);
 }
 
 std::unique_ptr<Source> LiveEnds::source(const Plan& plan, const Catalog& catalog,

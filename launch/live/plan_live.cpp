@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "live/live_weights.hpp"
+#include "live/published_layout.hpp"
 #include "model/catalog.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
@@ -40,7 +41,8 @@ void LivePlan::require_published(const Plan& plan, const Family& family) const {
   }
   const EngineLayout& layout = plan.topology.engine;
   for (const Manifest& engine : engines_) {
-    if (layout.canonical) {
+    require_published_layout(engine, layout);
+    if (layout.canonical()) {
       static_cast<void>(canonical_parameters(engine, family));
       continue;
     }

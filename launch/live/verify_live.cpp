@@ -20,6 +20,7 @@
 #include "live/folder.hpp"
 #include "live/live_weights.hpp"
 #include "live/manifest.hpp"
+#include "live/published_layout.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "session/gpu.hpp"
@@ -145,6 +146,7 @@ Engines open_engines(const std::string& directory, const EngineLayout& layout) {
   }
   Engines engines;
   for (const Manifest& manifest : manifests) {
+    require_published_layout(manifest, layout);
     if (reach_of(manifest) == Reach::kOtherHost) {
       engines.elsewhere.push_back(fmt::format("engine {} on {}", manifest.rank, manifest.host));
       continue;
@@ -187,7 +189,7 @@ void verify_live(const std::string& directory, const Options& options, OutputFil
   std::int64_t bytes = 0;
   for (std::size_t i = 0; i < engines.here.size(); ++i) {
     ServedParameters& engine = *engines.here[i];
-    if (layout.canonical) engine.find_tensors(source.family());
+    if (layout.canonical()) engine.find_tensors(source.family());
     const auto parameters = source.family().parameters(layout, engine_rank(layout, engines.ranks[i]));
     try {
       bytes += ParameterVerifier(source.family().catalog(), engine, source.planes()).verify(parameters);

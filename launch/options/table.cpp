@@ -13,7 +13,7 @@ namespace {
 
 namespace po = boost::program_options;
 
-constexpr std::array<OptionInfo, 51> kOptions{{
+constexpr std::array<OptionInfo, 52> kOptions{{
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors "
@@ -35,6 +35,8 @@ constexpr std::array<OptionInfo, 51> kOptions{{
     {"trainers", "N", "the first N ranks are trainers (default 1)", kJobs | kPlan | kHosts},
     {"colocate", nullptr, "every rank is trainer and inference rank", kJobs | kPlan | kHosts},
     {"inference", "LAYOUT", "tp=2,ep=2,pp=1,replicas=1 (absent = 1); ep divides tp", kJobs | kPlan | kVerify},
+    {"engine", "NAME", "whose names parameters have: sglang (default) or vllm; an allocation says it itself",
+     kJobs | kPlan | kVerify},
     {"alloc", "ALLOC",
      "both sides' layouts: 'sglang:d4p1t4+megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)', in place of --inference "
      "and "
@@ -61,7 +63,7 @@ constexpr std::array<OptionInfo, 51> kOptions{{
     {"moe-layout", "NAME",
      "where experts' kernels read them: triton (gate first, default), triton-kernels (transposed), cutlass "
      "(up "
-     "first), trtllm, trtllm-shuffled, deepgemm, deepgemm-mega or cute-dsl",
+     "first), trtllm, trtllm-shuffled, deepgemm, deepgemm-mega, cute-dsl or vllm-cpu",
      kJobs | kPlan | kVerify},
     {"quantize", "NAME[:VARIANT]",
      "what linear layers and experts are quantised to: fp8-block[:slime|deepgemm|flashinfer|ue8m0], "

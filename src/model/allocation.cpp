@@ -113,14 +113,15 @@ std::int64_t product(const Scanner& from, std::initializer_list<std::int64_t> si
 EngineLayout canonical_sizes(Scanner& from) {
   EngineLayout layout;
   layout.option = from.option();
-  layout.canonical = true;
+  layout.engine = Engine::kHf;
   if (from.take(":")) layout.replicas = from.sizes("d", "hf").d.value_or(1);
   return layout;
 }
 
-EngineLayout cut_sizes(Scanner& from) {
+EngineLayout cut_sizes(Scanner& from, Engine engine) {
   const Sizes sizes = from.sizes("dpte", "the inference side");
   EngineLayout layout;
+  layout.engine = engine;
   layout.option = from.option();
   layout.replicas = sizes.d.value_or(1);
   layout.pp = sizes.p.value_or(1);
@@ -138,7 +139,9 @@ EngineLayout cut_sizes(Scanner& from) {
 
 /// Nothing where no inference side begins.
 std::optional<EngineLayout> take_inference(Scanner& from) {
-  if (from.take("sglang:") || from.take("vllm:")) return cut_sizes(from);
+  for (const Engine engine : {Engine::kSglang, Engine::kVllm}) {
+    if (from.take(fmt::format("{}:", engine_name(engine)))) return cut_sizes(from, engine);
+  }
   if (from.take("hf")) return canonical_sizes(from);
   return std::nullopt;
 }

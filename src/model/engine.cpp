@@ -4,15 +4,38 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "core/error.hpp"
 #include "model/layouts/moe_layout.hpp"
 
 namespace weightcast {
+
+namespace {
+
+constexpr std::array<std::pair<Engine, std::string_view>, 3> kEngines{
+    {{Engine::kSglang, "sglang"}, {Engine::kVllm, "vllm"}, {Engine::kHf, "hf"}}};
+
+}  // namespace
+
+std::string_view engine_name(Engine engine) {
+  for (const auto& [one, name] : kEngines) {
+    if (one == engine) return name;
+  }
+  throw InternalError("an engine without a name");
+}
+
+std::optional<Engine> find_engine(std::string_view name) {
+  for (const auto& [engine, its_name] : kEngines) {
+    if (its_name == name) return engine;
+  }
+  return std::nullopt;
+}
 
 EngineRank engine_rank(const EngineLayout& layout, std::int64_t rank) {
   const std::int64_t tp = rank % layout.tp;

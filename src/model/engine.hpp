@@ -25,12 +25,23 @@ ActivationScales parse_activation_scales(std::string_view text);
 /// The shortest text that is read as the same scales.
 std::string to_string(const ActivationScales& scales);
 
+/// Whose parameters these are: how an engine calls them, and whether it fuses and cuts them.
+enum class Engine : std::uint8_t {
+  kSglang,
+  kVllm,  ///< fused and cut as SGLang's, experts one module deeper
+  kHf,    ///< a Hugging Face module: the catalog's tensors, whole and by their own names
+};
+
+/// `sglang`, `vllm` or `hf`.
+std::string_view engine_name(Engine engine);
+
+/// The engine of that name, or nothing.
+std::optional<Engine> find_engine(std::string_view name);
+
 /// How the inference engine cuts a model, as `--inference tp=2,ep=2,pp=1,replicas=1` says it.
 /// `ep` divides `tp`: experts are cut `ep` ways, each expert's inner size `tp/ep` ways.
 struct EngineLayout {
-  /// Parameters are the catalog's tensors, whole and by their own names, as a Hugging Face module has them;
-  /// otherwise fused and cut as SGLang and vLLM do.
-  bool canonical = false;
+  Engine engine = Engine::kSglang;
   std::int64_t tp = 1;
   std::int64_t ep = 1;
   std::int64_t pp = 1;
@@ -42,12 +53,14 @@ struct EngineLayout {
   ActivationScales activations = {};        ///< in what kernels multiply results with
   std::string option = "--inference";       ///< what to change, in error messages
 
+  /// Parameters are the catalog's tensors.
+  bool canonical() const { return engine == Engine::kHf; }
   std::int64_t expert_tp() const { return tp / ep; }
   /// Ranks of one replica. A rank's coordinate in it is `pp rank × tp + tp rank`.
   std::int64_t replica_ranks() const { return pp * tp; }
   std::int64_t ranks() const { return replicas * replica_ranks(); }
   /// How experts lie, for people.
-  const char* experts_text() const { return canonical ? "as in the model" : moe_layout.c_str(); }
+  const char* experts_text() const { return canonical() ? "as in the model" : moe_layout.c_str(); }
 };
 
 /// Where a rank stands: its replica, its stage, and its places among the ranks of the stage that cut MLPs,

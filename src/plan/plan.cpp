@@ -47,7 +47,7 @@ std::uint64_t hash_plan(const Plan& plan, const Catalog& catalog) {
     hasher.add(held.size());
     for (const Holding& holding : held) add(hasher.add(holding.tensor), holding.box);
   }
-  hasher.add(engine.canonical)
+  hasher.add(engine.engine)
       .add(engine.tp)
       .add(engine.ep)
       .add(engine.pp)

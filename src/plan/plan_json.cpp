@@ -16,7 +16,7 @@ nlohmann::ordered_json plan_json(const Plan& plan, const Catalog& catalog, bool 
   root["trainers"] = plan.topology.trainers;
   if (plan.topology.trainer_layout) root["trainer_layout"] = plan.topology.trainer_layout->to_string();
   root["colocate"] = plan.topology.colocate;
-  root["inference"] = {{"canonical", engine.canonical},
+  root["inference"] = {{"engine", engine_name(engine.engine)},
                        {"tp", engine.tp},
                        {"ep", engine.ep},
                        {"pp", engine.pp},

@@ -54,8 +54,8 @@ Attributes shard_attributes(const Topology& topology, std::int64_t inference_ran
                         {"ep_size", engine.ep},
                         {"expert_epoch", engine.experts.epoch},
                         {"expert_placement", engine.experts.fingerprint()},
+                        {"engine", std::string(engine_name(engine.engine))},
                         {"moe_layout", engine.moe_layout}};
-  if (engine.canonical) attributes.emplace("parameters", std::string("canonical"));
   if (!engine.stage_layers.empty()) {
     attributes.emplace("stage_layers", fmt::format("{}", fmt::join(engine.stage_layers, ",")));
   }

@@ -89,7 +89,7 @@ TEST(EngineLayouts, CanonicalParametersAreTheTensors) {
     model.bias = true;
     const auto family = model.family();
     EngineLayout layout;
-    layout.canonical = true;
+    layout.engine = Engine::kHf;
     const std::vector<Parameter> parameters = family->parameters(layout, {});
     const auto& tensors = family->catalog().tensors();
     ASSERT_EQ(parameters.size(), tensors.size());

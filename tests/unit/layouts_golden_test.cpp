@@ -455,6 +455,10 @@ std::int64_t by_k_blocks(std::int64_t n, std::int64_t x, std::int64_t m, std::in
 std::int64_t by_columns(std::int64_t n, std::int64_t x, std::int64_t m, std::int64_t /*k*/, std::int64_t e) {
   return (x / e * m + n) * e + x % e;
 }
+std::int64_t by_blocks_of_16(std::int64_t n, std::int64_t x, std::int64_t /*m*/, std::int64_t k,
+                             std::int64_t e) {
+  return (n / 16 * (k / e) + x / e) * 16 * e + n % 16 * e + x % e;
+}
 std::int64_t by_tiles(std::int64_t r, std::int64_t c, std::int64_t /*m*/, std::int64_t k,
                       std::int64_t /*e*/) {
   return (r / 128 * ((k + 3) / 4) + c / 4) * 512 + r % 32 * 16 + r % 128 / 32 * 4 + c % 4;
@@ -492,6 +496,7 @@ constexpr Formula kFormulas[] = {
     {"triton", "fp8-channel", 3, 3, gate_then_up, same, by_rows, gate_then_up, same, by_rows},
     {"triton", "mxfp8", 32, 32, gate_then_up, same, by_rows, gate_then_up, same, by_rows},
     {"triton-kernels", "", 1, 1, gate_then_up, same, by_columns, {}, {}, {}},
+    {"vllm-cpu", "", 1, 32, gate_then_up, same, by_blocks_of_16, {}, {}, {}},
     {"cutlass", "", 8, 8, up_then_gate, same, by_rows, {}, {}, {}},
     {"cutlass", "fp8-block", 128, 16, up_then_gate, same, by_rows, up_then_gate, same, by_rows},
     {"cutlass", "fp8-tensor", 16, 16, up_then_gate, same, by_rows, {}, {}, {}},
@@ -524,9 +529,12 @@ class Comparison {
  public:
   Comparison(const Formula& formula, const Experts& experts, std::int64_t parts, std::int64_t part)
       : formula_(formula), experts_(experts) {
-    const bool pads = std::string(formula.layout).starts_with("trtllm");
-    padded_ = round_up(experts.inner / parts, pads ? 128 : 1);
-    start_ = part * padded_;
+    const std::string layout = formula.layout;
+    const std::int64_t share = experts.inner / parts;
+    padded_ = round_up(share, layout.starts_with("trtllm") ? 128 : layout == "vllm-cpu" ? 32 : 1);
+    // vLLM cuts first and pads then.
+    start_ = part * (layout == "vllm-cpu" ? share : padded_);
+    end_ = layout == "vllm-cpu" ? start_ + share : experts.inner;
     find_moe_layout(formula.layout).add_parameters(experts.catalog, experts.rank(parts, part), parameters_);
   }
 
@@ -576,11 +584,11 @@ class Comparison {
             const HalfRow from = (scales ? formula_.w13_scales : formula_.w13)(n, inner);
             tensor = from.half == kGate ? experts_.slots[e].gate : experts_.slots[e].up;
             row = start_ / block_rows + from.row;
-            padding = row * block_rows >= experts_.inner;
+            padding = row * block_rows >= end_;
           } else {
             row = (scales ? formula_.w2_scales : formula_.w2)(n);
             if (block_cols > 0) col = start_ / block_cols + c;
-            padding = col * block_cols >= experts_.inner;
+            padding = col * block_cols >= end_;
           }
           if (padding) continue;
           const std::int64_t at = address(n, c * element, rows, cols * element, element) / element;
@@ -609,6 +617,7 @@ class Comparison {
   const Experts& experts_;
   std::int64_t padded_ = 0;
   std::int64_t start_ = 0;
+  std::int64_t end_ = 0;
   std::vector<Parameter> parameters_;
   std::size_t next_ = 0;
 };
@@ -921,6 +930,7 @@ TEST(Layouts, SizesThatDoNotFitAreNamedAndWhatWouldDo) {
       {"deepgemm-mega", "", 24, 2, 64, {"12 = 24/2", "of 8", "turns", "tp/ep may be 1, 3"}},
       {"deepgemm-mega", "mxfp4", 96, 1, 128, {"96 = 96/1", "of 64", "no tp/ep"}},
       {"deepgemm-mega", "mxfp4", 128, 1, 64, {"hidden size 64", "of 128"}},
+      {"vllm-cpu", "", 48, 1, 80, {"hidden size 80", "of 32"}},
       {"cute-dsl", "nvfp4", 192, 2, 128, {"96 = 192/2", "of 64", "tp/ep may be 1, 3"}},
       {"cute-dsl", "nvfp4", 192, 1, 64, {"hidden size 64", "of 128"}},
       // Kernels and quantisers that do not go together.
@@ -949,6 +959,7 @@ TEST(Layouts, SizesThatDoNotFitAreNamedAndWhatWouldDo) {
       {"deepgemm", "mxfp8", 128, 1, 128, {"deepgemm", "fp8-block or none", "mxfp8"}},
       {"deepgemm-mega", "fp8-block", 128, 1, 128, {"deepgemm-mega", "mxfp4 or none", "fp8-block"}},
       {"cute-dsl", "", 128, 1, 128, {"cute-dsl", "--quantize nvfp4"}},
+      {"vllm-cpu", "fp8-block", 128, 1, 128, {"vllm-cpu", "weights as in the model", "fp8-block"}},
       {"cute-dsl", "fp8-block", 128, 1, 128, {"cute-dsl", "--quantize nvfp4", "fp8-block"}},
   };
   for (const Refusal& refusal : refusals) {

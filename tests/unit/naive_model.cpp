@@ -353,12 +353,15 @@ class Rank {
       experts.ups.push_back(tensor(expert + "up_proj.weight"));
       experts.downs.push_back(tensor(expert + "down_proj.weight"));
     }
+    const std::string weights = at + (layout_.engine == Engine::kVllm ? "routed_experts." : "");
     if (layout_.quantizer) {
-      quantized_experts(at, experts);
+      quantized_experts(weights, experts);
     } else if (layout_.moe_layout == "trtllm") {
-      shuffled_in_blocks(at, experts);
+      shuffled_in_blocks(weights, experts);
+    } else if (layout_.moe_layout == "vllm-cpu") {
+      blocks_of_rows(weights, experts);
     } else {
-      stacked(at, experts, layout_.moe_layout == "triton-kernels");
+      stacked(weights, experts);
     }
   }
 
@@ -406,7 +409,8 @@ class Rank {
   }
 
   /// triton stacks gate first, cutlass up first; triton-kernels has the matrices of triton transposed.
-  void stacked(const std::string& at, const Experts& experts, bool transposed) {
+  void stacked(const std::string& at, const Experts& experts) {
+    const bool transposed = layout_.moe_layout == "triton-kernels";
     const std::int64_t it = model_.expert_inner / experts.moe_tp;
     const std::int64_t start = experts.inner_rank * it;
     const bool up_first = layout_.moe_layout == "cutlass";
@@ -425,6 +429,29 @@ class Rank {
     });
     add(at + "w2_weight", model_.hidden, it, [&](std::size_t e, auto h, auto j) {
       return Element{experts.downs[e], h, start + j};
+    });
+  }
+
+  /// Of a matrix [N, K] element (n, k) lies at n/16·16K + 16k + n%16. w13 is [gate ; up] of Ip rows each,
+  /// Ip = up(I/T, 32), zero from I/T on.
+  void blocks_of_rows(const std::string& at, const Experts& experts) {
+    const std::int64_t share = model_.expert_inner / experts.moe_tp;
+    const std::int64_t start = experts.inner_rank * share;
+    const std::int64_t ip = up(share, 32);
+    const auto add = [&](const std::string& name, std::int64_t rows, std::int64_t cols, auto element) {
+      build(name, {experts.count, rows, cols}, [&](auto r, auto c) {
+        const std::int64_t place = r % rows * cols + c;
+        const std::int64_t in_block = place % (16 * cols);
+        return element(static_cast<std::size_t>(r / rows), place / (16 * cols) * 16 + in_block % 16,
+                       in_block / 16);
+      });
+    };
+    add(at + "w13_weight", 2 * ip, model_.hidden, [&](std::size_t e, auto n, auto h) {
+      if (n % ip >= share) return kZero;
+      return Element{n < ip ? experts.gates[e] : experts.ups[e], start + n % ip, h};
+    });
+    add(at + "w2_weight", model_.hidden, ip, [&](std::size_t e, auto h, auto j) {
+      return j >= share ? kZero : Element{experts.downs[e], h, start + j};
     });
   }
 

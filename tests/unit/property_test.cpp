@@ -64,7 +64,11 @@ class Cases {
     if (!c.model.moe || (c.model.hidden % 64 == 0 && c.model.dtype == DType::kBF16)) {
       moe_layouts.emplace_back("trtllm");
     }
+    if (!c.model.moe || c.model.hidden % 32 == 0) {
+      moe_layouts.emplace_back("vllm-cpu");
+    }
     engine.moe_layout = one_of(moe_layouts);
+    if (chance(2)) engine.engine = Engine::kVllm;
     c.limits = limits();
     if (chance(3)) engine.stage_layers = uneven(c.model.layers, engine.pp);
     if (c.model.moe && chance(3)) engine.experts = placement(c.model, engine.ep);

@@ -52,13 +52,13 @@ TEST(Allocations, WhatIsAbsentFollows) {
 
 TEST(Allocations, TheModelAsItIs) {
   const EngineLayout one = parse_inference_allocation("--inference-alloc", "hf");
-  EXPECT_TRUE(one.canonical);
+  EXPECT_TRUE(one.canonical());
   EXPECT_EQ(one.ranks(), 1);
   const Allocation both = parse_allocation("--alloc", "hf:d3+megatron:t2");
-  EXPECT_TRUE(both.inference.canonical);
+  EXPECT_TRUE(both.inference.canonical());
   EXPECT_EQ(both.inference.replicas, 3);
   EXPECT_EQ(both.inference.ranks(), 3);
-  EXPECT_FALSE(parse_inference_allocation("--inference-alloc", "vllm:d3").canonical);
+  EXPECT_FALSE(parse_inference_allocation("--inference-alloc", "vllm:d3").canonical());
 }
 
 TEST(Allocations, ThePlaceThatIsWrongIsNamed) {

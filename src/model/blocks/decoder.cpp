@@ -36,7 +36,7 @@ Decoder::Decoder(DecoderParts parts) : parts_(std::move(parts)) {
 }
 
 std::vector<Parameter> Decoder::parameters(const EngineLayout& layout, const EngineRank& rank) const {
-  if (layout.canonical) return canonical_parameters(catalog_);
+  if (layout.canonical()) return canonical_parameters(catalog_);
   const Linears linears(catalog_, layout, stored_quantizer());
   const EngineCut cut{catalog_,
                       layout,

@@ -16,6 +16,11 @@ constexpr const char* kGate = "gate_proj";
 constexpr const char* kUp = "up_proj";
 constexpr const char* kDown = "down_proj";
 
+/// The module inside of an engine's experts that holds their weights: none in SGLang, one in vLLM since 0.24.
+const char* weights_module(Engine engine) {
+  return engine == Engine::kVllm ? ".routed_experts" : "";
+}
+
 std::string weight(const std::string& experts, std::int64_t expert, const char* matrix) {
   return fmt::format("{}.{}.{}.weight", experts, expert, matrix);
 }
@@ -55,8 +60,8 @@ void RoutedExperts::add_parameters(const Site& site, const EngineCut& cut,
   moe_layout.require({sizes_.inner, layout.expert_tp(), sizes_.hidden, sizes_.dtype,
                       quantization ? std::optional(quantization->quantizer()) : std::nullopt});
   moe_layout.add_parameters(cut.catalog,
-                            {site.engine + names_.engine, slots, layout.expert_tp(), cut.rank.expert_tp,
-                             quantization, layout.activations},
+                            {site.engine + names_.engine + weights_module(layout.engine), slots,
+                             layout.expert_tp(), cut.rank.expert_tp, quantization, layout.activations},
                             parameters);
 }
 

@@ -25,8 +25,9 @@ class ExpertParameters {
     inner_ = shape.rows();
     hidden_ = shape.cols();
     padded_ = round_up(inner_ / experts.inner_parts, matrices.inner_unit);
-    start_ = std::min(inner_, experts.inner_rank * padded_);
-    count_ = std::min(inner_, start_ + padded_) - start_;
+    const std::int64_t stride = matrices.padded_after_cut ? inner_ / experts.inner_parts : padded_;
+    start_ = std::min(inner_, experts.inner_rank * stride);
+    count_ = std::min(inner_, start_ + stride) - start_;
     if (matrices.scale_for_each_row && quantization_ != nullptr &&
         quantization_->origin() == Quantization::Origin::kStored) {
       throw UsageError(

@@ -23,7 +23,7 @@ struct ExpertTensors {
 
 /// The experts that one rank holds of one layer, in the order of its slots.
 struct LocalExperts {
-  std::string prefix;                    ///< `model.layers.0.mlp.experts`
+  std::string prefix;                    ///< `model.layers.0.mlp.experts`, or a module in it
   std::span<const ExpertTensors> slots;  ///< contiguous placement: slot e holds expert ep_rank × slots + e
   std::int64_t inner_parts = 1;  ///< each expert's inner size is cut this many ways, a divisor (tp/ep)
   std::int64_t inner_rank = 0;   ///< and this rank holds this part
@@ -69,6 +69,8 @@ struct ExpertMatrices {
   /// The part I/T of a rank is padded to a multiple of this, Ip. Rank t has [t·Ip, (t+1)·Ip) of the inner
   /// size, zeros from I on: the padded size is the stride.
   std::int64_t inner_unit = 1;
+  /// The inner size is cut before it is padded: rank t has [t·I/T, (t+1)·I/T), zeros behind.
+  bool padded_after_cut = false;
   /// Scales are kept as exponent bytes (float8_e8m0fnu), one for each row of a block.
   bool scale_for_each_row = false;
   OutputScalars scalars = {};  ///< unset: the kernels have none

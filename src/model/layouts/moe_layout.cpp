@@ -116,10 +116,10 @@ void MoeLayout::add_parameters(const Catalog& catalog, const LocalExperts& exper
 }
 
 std::span<const MoeLayout* const> moe_layouts() {
-  static const std::array<const MoeLayout*, 8> layouts{
+  static const std::array<const MoeLayout*, 9> layouts{
       &triton_moe_layout(),        &triton_kernels_moe_layout(),  &cutlass_moe_layout(),
       &trtllm_moe_layout(),        &trtllm_shuffled_moe_layout(), &deepgemm_moe_layout(),
-      &deepgemm_mega_moe_layout(), &cute_dsl_moe_layout()};
+      &deepgemm_mega_moe_layout(), &cute_dsl_moe_layout(),        &vllm_cpu_moe_layout()};
   return layouts;
 }
 

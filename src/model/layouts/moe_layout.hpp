@@ -78,6 +78,7 @@ const MoeLayout& trtllm_shuffled_moe_layout();
 const MoeLayout& deepgemm_moe_layout();
 const MoeLayout& deepgemm_mega_moe_layout();
 const MoeLayout& cute_dsl_moe_layout();
+const MoeLayout& vllm_cpu_moe_layout();
 
 /// What several kernels want: whole blocks of scales on each rank, in rows of w13 and in columns of w2; and
 /// rows of K that are whole units of 128 bits, as TMA loads them.

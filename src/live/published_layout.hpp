@@ -1,0 +1,13 @@
+#pragma once
+
+#include "live/manifest.hpp"
+#include "model/engine.hpp"
+
+namespace weightcast {
+
+/// Throws UsageError where an engine has published that it is another engine than the job's `layout` says, or
+/// one that is cut otherwise; InputError where what it has published cannot be read. How many replicas there
+/// are is not compared: an engine need not know of the others.
+void require_published_layout(const Manifest& engine, const EngineLayout& layout);
+
+}  // namespace weightcast
