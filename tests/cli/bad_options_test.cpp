@@ -158,6 +158,19 @@ TEST_F(BadOptions, Choices) {
                       64, {"--moe-layout marble", "triton, triton-kernels, cutlass, trtllm"}));
 }
 
+TEST_F(BadOptions, EngineThatTheAllocationContradicts) {
+  const Words plan{"plan", "--model", model_folder("tiny-qwen3-moe"), "--engine"};
+  EXPECT_TRUE(done(run_plain(plan + Words{"vllm"})));
+  EXPECT_TRUE(done(run_plain(plan + Words{"vllm", "--alloc", "vllm:t2+megatron:t2"})));
+  for (const std::string allocation : {"sglang:t2", "hf"}) {
+    EXPECT_TRUE(refused(run_plain(plan + Words{"vllm", "--inference-alloc", allocation}), 64,
+                        {"--engine vllm", "--inference-alloc", "leave one"}));
+  }
+  EXPECT_TRUE(refused(run_plain(plan + Words{"sglang", "--alloc", "megatron:t2+vllm:t2"}), 64,
+                      {"--engine sglang", "--alloc", "vllm"}));
+  expect_refused_job({"--engine", "steam"}, {"--engine steam", "sglang, vllm"});
+}
+
 TEST_F(BadOptions, MinAchieved) {
   const Words bench{"bench", "--model", model_folder("tiny-qwen3"), "--min-achieved"};
   for (const std::string share : {"most", "-1", ""}) {

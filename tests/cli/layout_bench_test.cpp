@@ -22,7 +22,8 @@ std::set<std::string> all_pairs() {
       {"trtllm-shuffled", {"fp8-block"}},
       {"deepgemm", {"none", "fp8-block", "fp8-block:ue8m0"}},
       {"deepgemm-mega", {"none", "mxfp4"}},
-      {"cute-dsl", {"nvfp4"}}};
+      {"cute-dsl", {"nvfp4"}},
+      {"vllm-cpu", {"none"}}};
   std::set<std::string> pairs;
   for (const auto& [layout, quantizers] : taken) {
     for (const std::string& quantizer : quantizers) pairs.insert(pair_text(layout, quantizer));

@@ -472,6 +472,21 @@ TEST_F(LiveCommands, PlanReadsManifests) {
   EXPECT_TRUE(has(share.out, {"from byte", "model.layers.2.mlp.experts.7.up_proj.weight"}));
   EXPECT_TRUE(refused(run_plain(words + model + Words{"--moe-layout", "triton-kernels"}), 65,
                       {manifest("engine", 0), "w2_weight", "--moe-layout"}));
+  // What an engine says of itself: another engine, other sizes, and what nobody can read.
+  const auto published = [&](const std::string& layout) {
+    const std::string own = get_file(manifest("engine", 1));
+    change(manifest("engine", 1), "\"generation\"", "\"layout\": \"" + layout + "\", \"generation\"");
+    const Outcome planned = run_plain(words + model);
+    put_file(manifest("engine", 1), own);
+    return planned;
+  };
+  EXPECT_TRUE(done(published("sglang:t2e2")));
+  for (const std::string layout : {"vllm:t2e2", "sglang:t2", "sglang:t2e2p2", "hf"}) {
+    EXPECT_TRUE(refused(published(layout), 64, {manifest("engine", 1), layout, "--inference-alloc"}));
+  }
+  for (const std::string layout : {"tgi:t2e2", "sglang:t2e2x", "\\u001b[2J"}) {
+    EXPECT_TRUE(refused(published(layout), 65, {manifest("engine", 1), "layout", "publish anew"}));
+  }
   EXPECT_TRUE(refused(run_plain({"plan", "--sink", "tape", "--model", trained(0)}), 64, {"--sink tape"}));
   // What Slurm ended before it started the job anew is no exporter; that of another job may be one.
   const auto started = [&](const char* job, const char* restart) {

@@ -1,5 +1,8 @@
+#include <hdf5.h>
+
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <map>
 
 #include "cli/cli.hpp"
@@ -15,6 +18,23 @@ class Verify : public CliTest {
     EXPECT_TRUE(done(run_job(ranks, Words{"sync", "--source", trained(0), "--sink", "hdf5:" + sink,
                                           "--weight-version", std::to_string(version)} +
                                         layout)));
+  }
+  /// Makes a shard say whose names it has, or nothing about that.
+  static void set_engine(const std::string& shard, const char* engine) {
+    const hid_t file = H5Fopen(shard.c_str(), H5F_ACC_RDWR, H5P_DEFAULT);
+    ASSERT_GE(file, 0);
+    EXPECT_GE(H5Adelete(file, "weightcast.engine"), 0);
+    if (engine != nullptr) {
+      const hid_t type = H5Tcopy(H5T_C_S1);
+      H5Tset_size(type, std::strlen(engine));
+      const hid_t space = H5Screate(H5S_SCALAR);
+      const hid_t attribute = H5Acreate2(file, "weightcast.engine", type, space, H5P_DEFAULT, H5P_DEFAULT);
+      EXPECT_GE(H5Awrite(attribute, type, engine), 0);
+      H5Aclose(attribute);
+      H5Sclose(space);
+      H5Tclose(type);
+    }
+    EXPECT_GE(H5Fclose(file), 0);
   }
   Outcome verify() const { return run_plain({"verify", sink_, "--source", trained(0)}); }
 
@@ -82,6 +102,24 @@ TEST_F(Verify, SizesThatNoLayoutHas) {
   // Products that come back to one, or to none.
   refuses({{"tp_size", std::int64_t{1} << 32}, {"pp_size", std::int64_t{1} << 32}, {"replicas", kHuge}});
   refuses({{"tp_size", -1}, {"pp_size", -1}});
+}
+
+TEST_F(Verify, ShardsOfBeforeTheEngineWasRecorded) {
+  sync(sink_, 1);
+  for (const std::string shard : {"/rank-0.h5", "/rank-1.h5"}) set_engine(sink_ + shard, nullptr);
+  EXPECT_TRUE(done(verify()));
+}
+
+TEST_F(Verify, ShardsOfAnotherEngine) {
+  sync(sink_, 1, {"--inference-alloc", "vllm:t2e2"});
+  EXPECT_TRUE(done(verify()));
+  // Names that are not that engine's.
+  for (const std::string shard : {"/rank-0.h5", "/rank-1.h5"}) set_engine(sink_ + shard, "sglang");
+  EXPECT_TRUE(refused(verify(), 65, {sink_, "w13_weight"}));
+  set_engine(sink_ + "/rank-1.h5", "vllm");
+  EXPECT_TRUE(refused(verify(), 65, {sink_, "mixed", "sglang", "vllm"}));
+  for (const std::string shard : {"/rank-0.h5", "/rank-1.h5"}) set_engine(sink_ + shard, "v\x1bllm");
+  EXPECT_TRUE(refused(verify(), 65, {sink_, "v\\x1bllm", "not known"}));
 }
 
 TEST_F(Verify, AnotherCheckpoint) {
