@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <charconv>
 #include <chrono>
 #include <cstdlib>
 #include <string>
@@ -48,6 +49,16 @@ void require_launcher() {
   throw UsageError("started without a launcher; use mpirun -n N weightcast … or srun --mpi=pmix");
 }
 
+/// This process's number among those of the job, as the launcher says it; 0 where there is none.
+int rank_by_launcher() {
+  constexpr std::array<const char*, 4> kRanks{"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID",
+                                              "PMI_RANK"};
+  const char* const text = first_set(kRanks);
+  int rank = 0;
+  if (text != nullptr) std::from_chars(text, text + std::string_view(text).size(), rank);
+  return rank;
+}
+
 /// A launcher of another MPI version leaves each process in a world of one.
 bool is_alone(int size) {
   const char* tasks = first_set(kTasks);
@@ -61,10 +72,7 @@ bool has_mpi_launcher() {
 }
 
 bool speaks_for_all() {
-  constexpr std::array<const char*, 4> kRanks{"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID",
-                                              "PMI_RANK"};
-  const char* rank = first_set(kRanks);
-  return rank == nullptr || std::string_view(rank) == "0";
+  return rank_by_launcher() == 0;
 }
 
 bool others_have_ended() {
@@ -79,8 +87,8 @@ bool others_have_ended() {
 
 int run_as_rank(const std::function<void(Control&)>& job, std::chrono::seconds timeout) {
   require_launcher();
-  // MPI waits for ever for a task that died before it got there.
-  Watchdog watchdog("starting MPI", timeout, speaks_for_all());
+  // MPI waits for ever for a task that hangs or died before it got there, be it the first one.
+  Watchdog watchdog("starting MPI", timeout, rank_by_launcher());
   const MpiEnvironment mpi;
   Control control(MPI_COMM_WORLD, timeout, watchdog);
   if (is_alone(control.size())) {

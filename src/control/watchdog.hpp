@@ -12,16 +12,13 @@ namespace weightcast {
 /// Of the processes of a job that hang together not all need to speak.
 class Watchdog {
  public:
-  /// Watches the phase `name` (a literal) for `limit` from now. `speaks`: whether this process prints a line.
-  Watchdog(const char* name, std::chrono::seconds limit, bool speaks);
+  /// As watch_rank().
+  Watchdog(const char* name, std::chrono::seconds limit, int rank);
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 
-  /// From now on watches another phase.
-  void watch(const char* name, std::chrono::seconds limit, bool speaks);
-
-  /// The same for a rank of a job; the first ranks are ended one behind the other, so that
-  /// the lowest that hangs speaks first.
+  /// Watches the phase `name` (a literal) of a rank for `limit` from now. The first ranks are ended one
+  /// behind the other, so that the lowest that hangs speaks first; those behind them end without a line.
   void watch_rank(int rank, const char* name, std::chrono::seconds limit);
 
  private:
@@ -32,7 +29,7 @@ class Watchdog {
   std::condition_variable_any changed_;
   const char* name_;
   std::chrono::seconds limit_;
-  bool speaks_;
+  int rank_;
   Clock::time_point deadline_;
   std::jthread thread_;  // last: it ends before what it uses
 };

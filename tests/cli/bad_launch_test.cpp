@@ -49,6 +49,15 @@ TEST_F(BadLaunch, WorldOfOne) {
   EXPECT_FALSE(std::filesystem::exists(sink_));
 }
 
+TEST_F(BadLaunch, AFirstRankThatDoesNotStart) {
+  // The others wait for it where nobody can look at a clock, and one of them speaks in its place.
+  const std::string late = R"([ "$OMPI_COMM_WORLD_RANK" != 0 ] || sleep 600; exec "$0" "$@")";
+  const CommandLine command = mpirun(
+      3, Words{"sh", "-c", late, WEIGHTCAST_BINARY} + sync_words(trained(0)) + Words{"--timeout", "2"});
+  EXPECT_TRUE(refused(run(command), 76, {"rank 1: starting MPI", "has hung", "--timeout"}));
+  EXPECT_FALSE(std::filesystem::exists(sink_));
+}
+
 TEST_F(BadLaunch, TooFewRanks) {
   put_old_shards();
   const auto before = folder_contents(sink_);

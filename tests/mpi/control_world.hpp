@@ -15,7 +15,7 @@ inline void under_control(int ranks, const std::function<void(Control&)>& body,
                           std::chrono::seconds timeout = std::chrono::seconds(60),
                           std::size_t piece = Agreement::kMostElements) {
   on_ranks(ranks, [&](MPI_Comm comm) {
-    Watchdog watchdog("test", timeout, true);
+    Watchdog watchdog("test", timeout, 0);
     Control control(comm, timeout, watchdog, piece);
     body(control);
   });
