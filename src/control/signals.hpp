@@ -8,7 +8,8 @@
 namespace weightcast {
 
 /// From here on SIGUSR1 asks to stop after the update in progress, SIGTERM and SIGINT (or a second SIGUSR1)
-/// to stop at once. Handlers only take note; whoever polls acts on it. Where nobody comes to poll, because a
+/// to stop at once, and so does SIGHUP, which a terminal sends that is closed, unless it is ignored already
+/// (nohup). Handlers only take note; whoever polls acts on it. Where nobody comes to poll, because a
 /// call into a library or the system does not return, a thread ends the process as `set_last_resort` says.
 void watch_signals();
 

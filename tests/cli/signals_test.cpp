@@ -223,6 +223,24 @@ TEST_F(Signals, StopAPlan) {
   }
 }
 
+TEST_F(Signals, AClosedTerminalStopsWhatDoesNotIgnoreIt) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer wants to be loaded first";
+#endif
+  for (const bool ignores : {false, true}) {
+    CommandLine command =
+        plain_command({"plan", "--model", trained(0)}, {{"LD_PRELOAD", WEIGHTCAST_SLOW_DISK},
+                                                        {"SLOW_DISK_FILE", "config.json"},
+                                                        {"SLOW_DISK_MILLISECONDS", "700"}});
+    if (ignores) command.words = Words{"nohup"} + command.words;
+    Process plan(command);
+    std::this_thread::sleep_for(300ms);
+    plan.send(SIGHUP);
+    const Outcome outcome = plan.wait();
+    EXPECT_TRUE(ignores ? done(outcome) : refused(outcome, 75, {"stopped by SIGHUP"}));
+  }
+}
+
 TEST_F(Signals, IntToOneRankStopsAll) {
   const auto job = start();
   ::kill(job->children().at(1), SIGINT);

@@ -19,7 +19,7 @@ std::string folder_of(const std::string& socket) {
 }
 
 TEST_F(LiveServers, SignalsEndOneThatWaits) {
-  for (const int signal : {SIGUSR1, SIGTERM}) {
+  for (const int signal : {SIGUSR1, SIGTERM, SIGHUP}) {
     SCOPED_TRACE(signal);
     const auto server = serve();
     const std::string folder = folder_of(socket());
