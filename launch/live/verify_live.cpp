@@ -74,6 +74,7 @@ class ServedParameters final : public KeptParameters {
 
   /// Throws IoError unless it has served that version, of that update, all the time.
   void require_served_on() const {
+    exporter_->require_whole();
     const BlockState now = exporter_->look();
     if (!exporter_->lives()) {
       throw IoError(fmt::format("{}: {} has died meanwhile", name(), exporter_->name()));

@@ -6,6 +6,7 @@
 
 #include "client/block.hpp"
 #include "core/error.hpp"
+#include "live/gpu_live.hpp"
 
 namespace weightcast {
 
@@ -20,8 +21,22 @@ Exporter::Exporter(Manifest manifest, Access access)
         fmt::format("{}: its exporter, process {}, is gone; start it again", manifest_.path, manifest_.pid));
   }
   for (const LiveSegment& segment : manifest_.segments) {
-    segments_.push_back(map_segment(manifest_, segment, access));
+    if (segment.kind == SegmentKind::kShared) {
+      segments_.push_back(std::make_shared<SharedMemory>(manifest_, segment, access));
+    } else {
+      segments_.push_back(open_gpu_segment(manifest_, segment));
+    }
   }
+}
+
+void Exporter::require_whole() const {
+  weightcast::require_whole(manifest_, block_.mapping());
+  for (const auto& segment : segments_) segment->require_whole();
+}
+
+void Exporter::require_there() const {
+  if (!lives()) throw IoError(manifest_.path + ": " + name() + " has died; start it again");
+  require_whole();
 }
 
 bool Exporter::take(const std::string& owner) {

@@ -45,6 +45,10 @@ class Exporter {
 
   /// Whether the exporter's process is alive.
   bool lives() const { return block_.lives(); }
+  /// Throws IoError when a file of its memory has been cut: what was read or written here is not what it has.
+  void require_whole() const;
+  /// The same, and when it is dead.
+  void require_there() const;
 
   /// `process 123 on host a (engine-0.json)`, for messages.
   std::string name() const;

@@ -26,10 +26,6 @@ namespace {
 
 using client::is_at_rest;
 
-void require_alive(const Exporter& exporter) {
-  if (!exporter.lives()) throw IoError(exporter.manifest().path + ": " + exporter.name() + " has died");
-}
-
 }  // namespace
 
 LiveUpdate::LiveUpdate(Control& control, std::string directory, Exporter* trainer, Exporter* engine,
@@ -45,7 +41,7 @@ LiveUpdate::~LiveUpdate() {
 }
 
 void LiveUpdate::wait_on(const Exporter& exporter, Clock::time_point give_up, const std::string& what) {
-  require_alive(exporter);
+  exporter.require_there();
   if (Clock::now() > give_up) {
     throw TimeoutError(fmt::format("{}: {} has not {} within {} s; nothing was written",
                                    exporter.manifest().path, exporter.name(), what, patience_.count()));
@@ -147,7 +143,7 @@ std::optional<std::int64_t> LiveUpdate::await_one_version() {
     control_.agreement.together([&] {
       if (trainer_ == nullptr) return;
       // An older one may be about to become the others'.
-      if (own.state == WEIGHTCAST_OFFERS && own.version == greatest) return require_alive(*trainer_);
+      if (own.state == WEIGHTCAST_OFFERS && own.version == greatest) return trainer_->require_there();
       const std::string of_others =
           greatest == kNone ? "a version" : fmt::format("version {} as another trainer has", greatest);
       wait_on(*trainer_, give_up, fmt::format("offered {} ({})", of_others, in_words(own)));
@@ -223,7 +219,7 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
     control_.agreement.together([&] {
       // While nothing has been written the others keep what they have.
       for (const Exporter* exporter : {trainer_, engine_}) {
-        if (exporter != nullptr) require_alive(*exporter);
+        if (exporter != nullptr) exporter->require_there();
       }
       if (engine_ == nullptr || engine_->change(WEIGHTCAST_PAUSED, WEIGHTCAST_WRITING)) return;
       throw IoError(fmt::format("{}: {} did not wait: {}", engine_->manifest().path, engine_->name(),
@@ -285,7 +281,9 @@ void LiveUpdate::commit(std::int64_t version) {
   const Deadline::DeferSignals defer(control_.deadline);
   try {
     control_.agreement.together([&] {
-      if (engine_ == nullptr || engine_->change(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN)) return;
+      if (engine_ == nullptr) return;
+      engine_->require_whole();
+      if (engine_->change(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN)) return;
       throw IoError(engine_->manifest().path + ": " + engine_->name() +
                     " is in another state than this update left it in");
     });

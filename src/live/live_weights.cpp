@@ -247,6 +247,7 @@ LiveSource::LiveSource(const Plan& plan, const Catalog& catalog, std::int64_t tr
     : HeldSource(plan, catalog, trainer, held, addresses_of(exporter)), exporter_(exporter) {}
 
 void require_being_read(const Exporter& exporter) {
+  exporter.require_whole();
   if (exporter.state() == WEIGHTCAST_BEING_READ && exporter.lives()) return;
   throw IoError(fmt::format("{}: the {} has died or gone on while its weights were read",
                             exporter.manifest().path, role_name(exporter.manifest().role)));

@@ -37,8 +37,8 @@ void require_tied(const Checkpoint& published, const Binding& binding, const Cat
 /// Whether a trainer has boxes of tensors, so that others have the rest.
 bool has_boxes(const Manifest& manifest);
 
-/// Throws IoError unless the exporter, a trainer, lives and its weights are being read: they have stayed as
-/// they were.
+/// Throws IoError unless the exporter, a trainer, lives, has all of its memory and its weights are being
+/// read: they have stayed as they were.
 void require_being_read(const Exporter& exporter);
 
 /// A trainer's live weights in the host's memory. They must stay as they are for as long as the update reads

@@ -1,7 +1,6 @@
 #include "live/open_block.hpp"
 
 #include <fmt/format.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
@@ -78,32 +77,35 @@ std::string in_words(const BlockState& state) {
 
 OpenBlock::OpenBlock(const Manifest& manifest, Access access)
     : file_(reachable(manifest), manifest.control, access),
-      block_(reinterpret_cast<weightcast_block*>(file_.map(manifest, WEIGHTCAST_BLOCK_BYTES))) {
-  if (block_->magic == WEIGHTCAST_BLOCK_MAGIC && block_->generation == manifest.generation) return;
-  ::munmap(block_, WEIGHTCAST_BLOCK_BYTES);
+      mapping_(file_.map(manifest, WEIGHTCAST_BLOCK_BYTES)) {
+  const weightcast_block& block = *get();
+  if (block.magic == WEIGHTCAST_BLOCK_MAGIC && block.generation == manifest.generation) return;
   throw IoError(manifest.path + ": its control block is of another publication or client; publish again");
 }
 
-OpenBlock::~OpenBlock() {
-  ::munmap(block_, WEIGHTCAST_BLOCK_BYTES);
-}
-
 BlockState OpenBlock::look() const {
+  const weightcast_block& block = *get();
   BlockState state;
   std::uint64_t word = 0;
   // What is beside the word is stored before it changes. One that never rests is taken as it is.
   constexpr int kMostLooks = 100;
-  for (int looks = 0; looks < kMostLooks && (looks == 0 || client::load_word(*block_) != word); ++looks) {
-    word = client::load_word(*block_);
-    state = {WEIGHTCAST_STATE_OF(word), WEIGHTCAST_UPDATE_OF(word), block_->version, block_->asked,
-             block_->written,           text_of(block_->owner),     reason(),        block_->lost,
-             text_of(block_->cause)};
+  for (int looks = 0; looks < kMostLooks && (looks == 0 || client::load_word(block) != word); ++looks) {
+    word = client::load_word(block);
+    state = {WEIGHTCAST_STATE_OF(word),
+             WEIGHTCAST_UPDATE_OF(word),
+             block.version,
+             block.asked,
+             block.written,
+             text_of(block.owner),
+             reason(),
+             block.lost,
+             text_of(block.cause)};
   }
   return state;
 }
 
 std::string OpenBlock::reason() const {
-  return text_of(block_->reason);
+  return text_of(get()->reason);
 }
 
 bool OpenBlock::lives() const {

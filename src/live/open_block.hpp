@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "client/control_block.h"
@@ -36,13 +37,13 @@ class OpenBlock {
   /// Throws IoError naming the manifest when the exporter cannot be reached or the block is none of this
   /// publication.
   OpenBlock(const Manifest& manifest, Access access);
-  ~OpenBlock();
+  ~OpenBlock() = default;
   OpenBlock(const OpenBlock&) = delete;
   OpenBlock& operator=(const OpenBlock&) = delete;
 
   /// What another process may change at any moment. To be written only where the block was opened for that.
-  weightcast_block& operator*() const { return *block_; }
-  weightcast_block* operator->() const { return block_; }
+  weightcast_block& operator*() const { return *get(); }
+  weightcast_block* operator->() const { return get(); }
 
   /// For client/block.hpp's locks.
   int file() const { return file_.descriptor(); }
@@ -61,9 +62,13 @@ class OpenBlock {
   /// How many processes have the memory mapped, as far as this one sees them.
   int mapped_by() const;
 
+  const FileMapping& mapping() const { return *mapping_; }
+
  private:
+  weightcast_block* get() const { return reinterpret_cast<weightcast_block*>(mapping_->data()); }
+
   SharedFile file_;
-  weightcast_block* block_;
+  std::unique_ptr<FileMapping> mapping_;
 };
 
 }  // namespace weightcast

@@ -9,41 +9,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <system_error>
 
 #include "core/error.hpp"
-#include "live/gpu_live.hpp"
 
 namespace weightcast {
-
-namespace {
-
-/// Memory of another process.
-class MappedMemory final : public Memory {
- public:
-  MappedMemory(std::byte* data, std::int64_t bytes) : data_(data), bytes_(bytes) {}
-  ~MappedMemory() override { ::munmap(data_, static_cast<std::size_t>(bytes_)); }
-  MappedMemory(const MappedMemory&) = delete;
-  MappedMemory& operator=(const MappedMemory&) = delete;
-
-  std::byte* data() const override { return data_; }
-  std::int64_t bytes() const override { return bytes_; }
-  bool on_host() const override { return true; }
-  void read(std::int64_t offset, std::span<std::byte> to) const override {
-    std::memcpy(to.data(), data_ + offset, to.size());
-  }
-  void write(std::int64_t offset, std::span<const std::byte> from) override {
-    std::memcpy(data_ + offset, from.data(), from.size());
-  }
-  void fill(std::int64_t offset, std::int64_t bytes, std::byte value) override {
-    std::fill_n(data_ + offset, bytes, value);
-  }
-
- private:
-  std::byte* data_;
-  std::int64_t bytes_;
-};
-
-}  // namespace
 
 SharedFile::SharedFile(const Manifest& manifest, const std::string& name, Access access)
     : access_(access),
@@ -64,7 +34,8 @@ SharedFile::SharedFile(const Manifest& manifest, const std::string& name, Access
                     manifest.path, name, status.st_uid));
   }
   throw IoError(fmt::format(
-      "{}: its shared memory {} cannot be opened ({}); its exporter is gone, or has published anew",
+      "{}: its shared memory {} cannot be opened ({}); its exporter is gone, or has published anew: "
+      "run it again",
       manifest.path, name, std::strerror(errno)));
 }
 
@@ -72,25 +43,41 @@ SharedFile::~SharedFile() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-std::byte* SharedFile::map(const Manifest& manifest, std::int64_t bytes) const {
+std::unique_ptr<FileMapping> SharedFile::map(const Manifest& manifest, std::int64_t bytes) const {
   struct stat status = {};
   if (::fstat(fd_, &status) != 0 || status.st_size < bytes) {
     throw InputError(fmt::format("{}: its shared memory has {} bytes and not {}; publish again",
                                  manifest.path, status.st_size, bytes));
   }
-  const int protection = access_ == Access::kWrite ? PROT_READ | PROT_WRITE : PROT_READ;
-  void* memory = ::mmap(nullptr, static_cast<std::size_t>(bytes), protection, MAP_SHARED, fd_, 0);
-  if (memory == MAP_FAILED) {
-    throw IoError(fmt::format("{}: {} bytes of its shared memory cannot be mapped: {}", manifest.path, bytes,
-                              std::strerror(errno)));
+  try {
+    return std::make_unique<FileMapping>(fd_, bytes, access_ == Access::kWrite);
+  } catch (const std::system_error& error) {
+    throw IoError(fmt::format("{}: {} bytes of its shared memory cannot be mapped: {}; look at ulimit -v",
+                              manifest.path, bytes, error.code().message()));
   }
-  return static_cast<std::byte*>(memory);
 }
 
-std::shared_ptr<Memory> map_segment(const Manifest& manifest, const LiveSegment& segment, Access access) {
-  if (segment.kind != SegmentKind::kShared) return open_gpu_segment(manifest, segment);
-  const SharedFile file(manifest, segment.name, access);
-  return std::make_shared<MappedMemory>(file.map(manifest, segment.bytes), segment.bytes);
+void require_whole(const Manifest& manifest, const FileMapping& mapping) {
+  if (!mapping.has_shrunk()) return;
+  throw IoError(manifest.path +
+                ": memory that its exporter has published has shrunk: somebody has cut its file in /dev/shm; "
+                "let the exporter publish anew");
+}
+
+SharedMemory::SharedMemory(const Manifest& manifest, const LiveSegment& segment, Access access)
+    : manifest_(manifest),
+      mapping_(SharedFile(manifest, segment.name, access).map(manifest, segment.bytes)) {}
+
+void SharedMemory::read(std::int64_t offset, std::span<std::byte> to) const {
+  std::memcpy(to.data(), data() + offset, to.size());
+}
+
+void SharedMemory::write(std::int64_t offset, std::span<const std::byte> from) {
+  std::memcpy(data() + offset, from.data(), from.size());
+}
+
+void SharedMemory::fill(std::int64_t offset, std::int64_t bytes, std::byte value) {
+  std::fill_n(data() + offset, bytes, value);
 }
 
 }  // namespace weightcast

@@ -3,10 +3,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "live/manifest.hpp"
 #include "memory/memory.hpp"
+#include "sys/file_mapping.hpp"
 
 namespace weightcast {
 
@@ -24,17 +26,34 @@ class SharedFile {
 
   int descriptor() const { return fd_; }
 
-  /// Its first `bytes`, to be unmapped by the caller. Throws InputError when the file is shorter, IoError
-  /// when the system refuses.
-  std::byte* map(const Manifest& manifest, std::int64_t bytes) const;
+  /// Its first `bytes`. Throws InputError when the file is shorter, IoError when the system refuses.
+  std::unique_ptr<FileMapping> map(const Manifest& manifest, std::int64_t bytes) const;
 
  private:
   Access access_;
   int fd_;
 };
 
-/// Maps a segment; one on a GPU must be on the current device. Throws IoError when it cannot be opened,
-/// InputError when it is smaller than the manifest says.
-std::shared_ptr<Memory> map_segment(const Manifest& manifest, const LiveSegment& segment, Access access);
+/// Throws IoError naming the manifest when a file of its memory has been cut since it was mapped.
+void require_whole(const Manifest& manifest, const FileMapping& mapping);
+
+/// A segment of shared memory, mapped. `manifest` must outlive it.
+class SharedMemory final : public Memory {
+ public:
+  /// Throws as SharedFile and its map().
+  SharedMemory(const Manifest& manifest, const LiveSegment& segment, Access access);
+
+  std::byte* data() const override { return mapping_->data(); }
+  std::int64_t bytes() const override { return mapping_->bytes(); }
+  bool on_host() const override { return true; }
+  void read(std::int64_t offset, std::span<std::byte> to) const override;
+  void write(std::int64_t offset, std::span<const std::byte> from) override;
+  void fill(std::int64_t offset, std::int64_t bytes, std::byte value) override;
+  void require_whole() const override { weightcast::require_whole(manifest_, *mapping_); }
+
+ private:
+  const Manifest& manifest_;
+  std::unique_ptr<FileMapping> mapping_;
+};
 
 }  // namespace weightcast

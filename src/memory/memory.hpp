@@ -28,6 +28,10 @@ class Memory {
 
   /// Sets every byte of [offset, offset + bytes). Waits.
   virtual void fill(std::int64_t offset, std::int64_t bytes, std::byte value) = 0;
+
+  /// Throws IoError when some of it was somebody else's and is no more, so that what was read or written is
+  /// not what the other one has.
+  virtual void require_whole() const {}
 };
 
 /// Throws IoError when the system refuses; `purpose` says what for.

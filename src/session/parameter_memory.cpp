@@ -91,6 +91,10 @@ bool ParameterMemory::on_host() const {
                      [](const auto& allocation) { return allocation->on_host(); });
 }
 
+void ParameterMemory::require_whole() const {
+  for (const auto& allocation : allocations_) allocation->require_whole();
+}
+
 void ParameterMemory::read(std::size_t p, std::int64_t offset, std::span<std::byte> to) const {
   places_.at(p).memory->read(places_[p].offset + offset, to);
 }

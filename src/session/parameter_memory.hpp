@@ -31,6 +31,9 @@ class ParameterMemory {
   virtual void begin(std::int64_t /*version*/) {}
   virtual void commit(std::int64_t /*version*/) {}
 
+  /// Throws IoError when some of it is lost, as Memory::require_whole().
+  void require_whole() const;
+
   /// The memory of parameter p, on the host or on the GPU.
   std::span<std::byte> parameter(std::size_t p) const { return places_.at(p).bytes; }
 

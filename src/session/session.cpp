@@ -183,6 +183,7 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
     control_.agreement.together([&] {
       if (failure) std::rethrow_exception(failure);
       if (source != nullptr) source->require_unchanged();
+      memory_->require_whole();
     });
   } catch (const AgreedFailure&) {
     mend_wire();

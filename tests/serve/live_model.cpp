@@ -113,7 +113,7 @@ bool LiveModel::settle(double seconds) {
   return read;
 }
 
-std::string LiveModel::memory_of_engine(int engine) const {
+std::string LiveModel::memory_of(const std::string& role, int rank) const {
   const auto manifest =
       nlohmann::json::parse(get_file(folder_ + "/engine-" + std::to_string(engine) + ".json"));
   return "/dev/shm" + manifest.at("segments").at(0).at("name").get<std::string>();

@@ -42,8 +42,9 @@ class LiveModel {
   void start_engine(int engine, std::int64_t version = 0);
   void stop_trainer(int trainer);
   void start_trainer(int trainer);
-  /// The name of an engine's shared memory in the list of a process's maps.
-  std::string memory_of_engine(int engine) const;
+  /// The file of an exporter's shared memory, as in the list of a process's maps.
+  std::string memory_of_engine(int engine) const { return memory_of("engine", engine); }
+  std::string memory_of_trainer(int trainer) const { return memory_of("trainer", trainer); }
 
   /// The first parameter of any engine that is not that version's; empty where all are.
   std::string difference(std::int64_t version) const;
@@ -56,6 +57,7 @@ class LiveModel {
   };
 
   void answer(const std::stop_token& stop, Engine& engine);
+  std::string memory_of(const std::string& role, int rank) const;
 
   std::string folder_;
   std::string scratch_;

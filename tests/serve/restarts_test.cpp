@@ -48,6 +48,37 @@ TEST_F(LiveServers, WhoIsGoneIsAFailedUpdate) {
   ASSERT_NO_FATAL_FAILURE(expect_update(1));
 }
 
+TEST_F(LiveServers, MemoryThatIsCutFailsUpdatesUntilItIsPublishedAnew) {
+  const auto server = serve();
+  const std::vector<pid_t> ranks = server->children();
+  ASSERT_NO_FATAL_FAILURE(expect_update(1));
+  const auto expect_shrunk = [&](const std::string& memory, const std::string& manifest) {
+    std::filesystem::resize_file(memory, 4096);
+    const Outcome outcome = trigger();
+    expect_refused(outcome, 74, "has shrunk");
+    EXPECT_NE(outcome.err.find(manifest), std::string::npos) << describe(outcome);
+    EXPECT_NE(outcome.err.find("rank "), std::string::npos) << describe(outcome);
+  };
+  model_.offer(2);
+  expect_shrunk(model_.memory_of_trainer(1), "trainer-1.json");
+  model_.stop_trainer(1);
+  model_.start_trainer(1);
+  ASSERT_NO_FATAL_FAILURE(expect_update(2));
+  model_.offer(3);
+  expect_shrunk(model_.memory_of_engine(2), "engine-2.json");
+  // No version was committed, and none that was written by half is served.
+  const Outcome inspected = run({{WEIGHTCAST_BINARY, "inspect", "live:" + folder_}, {}});
+  for (int engine = 0; engine < LiveModel::kEngines; ++engine) {
+    const std::string invalid = "engine " + std::to_string(engine) + ": invalid: ";
+    EXPECT_NE(inspected.out.find(invalid), std::string::npos) << describe(inspected);
+  }
+  expect_refused(trigger(), 74, "has shrunk");
+  model_.stop_engine(2);
+  model_.start_engine(2);
+  ASSERT_NO_FATAL_FAILURE(expect_update(3));
+  EXPECT_EQ(server->children(), ranks);
+}
+
 TEST_F(LiveServers, OffersBringBackWhatHadGone) {
   const auto server = serve({"--on-offer"});
   model_.offer(1);

@@ -179,6 +179,29 @@ TEST_F(LiveLook, MemoryThatIsLookedAtCannotBeWritten) {
   EXPECT_DEATH(exporter.segments().front()->write(0, std::span(&byte, 1)), "");
 }
 
+TEST_F(LiveLook, MemoryThatHasBeenCutIsNoticedAndSurvived) {
+  for (const char* what : {"control", "0"}) {
+    SCOPED_TRACE(what);
+    start("engine");
+    const Exporter exporter(read_manifest(folder_ + engine_), Access::kRead);
+    EXPECT_NO_THROW(exporter.require_there());
+    std::filesystem::resize_file("/dev/shm" + stems_.back() + what, 0);
+    std::byte byte{1};
+    exporter.segments().front()->read(0, std::span(&byte, 1));
+    EXPECT_EQ(byte, std::byte{0});
+    static_cast<void>(exporter.look());
+    try {
+      exporter.require_there();
+      FAIL() << "it is taken for whole";
+    } catch (const IoError& error) {
+      for (const std::string& words : {folder_ + engine_, std::string("has shrunk"), std::string("anew")})
+        EXPECT_NE(std::string(error.what()).find(words), std::string::npos) << error.what();
+    }
+    children_.back()->kill();
+    std::filesystem::remove(folder_ + engine_);
+  }
+}
+
 TEST_F(LiveLook, AnExporterOfAnotherNamespaceIsNoJobStep) {
   int ready[2];
   ASSERT_EQ(::pipe(ready), 0);
