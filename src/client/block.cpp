@@ -1,12 +1,17 @@
 #include "client/block.hpp"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <climits>
+
+#include "client/memory_names.hpp"
 
 namespace weightcast::client {
 
@@ -67,6 +72,22 @@ int holder_of_lock(int file, weightcast_lock byte) {
   if (::fcntl(file, F_GETLK, &range) != 0) return -1;
   if (range.l_type == F_UNLCK) return 0;
   return range.l_pid > 0 ? range.l_pid : -1;
+}
+
+Life life_of(std::uint64_t generation, int* process) {
+  char name[64];
+  name_of_memory(name, sizeof name, ::getuid(), generation, "control");
+  const int file = ::shm_open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0);
+  // A block that merely cannot be opened, for want of descriptors for example, may be a living exporter's.
+  if (file < 0) return errno == ENOENT ? Life::kDead : Life::kUnknown;
+  struct stat status = {};
+  const bool is_own = ::fstat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_uid == ::getuid();
+  const int holder = is_own ? holder_of_lock(file, WEIGHTCAST_LOCK_EXPORTER) : 0;
+  ::close(file);
+  if (process != nullptr) *process = holder;
+  errno = EACCES;
+  if (!is_own) return Life::kUnknown;
+  return holder == 0 ? Life::kDead : Life::kLives;
 }
 
 void put_text(char* field, std::uint64_t size, const char* text) {

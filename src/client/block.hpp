@@ -35,6 +35,14 @@ void drop_lock(int file, weightcast_lock byte);
 /// namespace, or nobody can say.
 int holder_of_lock(int file, weightcast_lock byte);
 
+/// Whether an exporter lives.
+enum class Life { kDead, kLives, kUnknown };
+
+/// Of this user's exporter that has that generation published or will: its lock says so, which is not taken.
+/// `process`, if given, is the one that lives, -1 where it is in another container; where nothing is known,
+/// errno says why. Not for a process's own exporters, whose locks the look would drop.
+Life life_of(std::uint64_t generation, int* process = nullptr);
+
 /// Copies a line into a field of the block, cut where it is too long; control characters become blanks.
 void put_text(char* field, std::uint64_t size, const char* text);
 

@@ -17,6 +17,7 @@
 #include "client/error.hpp"
 #include "client/memory.hpp"
 
+#include "client/memory_names.hpp"
 namespace weightcast::client {
 
 namespace {
@@ -185,7 +186,7 @@ extern "C" int weightcast_add_segment(weightcast_export* e, int64_t bytes, void*
   if (added == nullptr) return fail_with_errno("a segment");
   char number[16];
   std::snprintf(number, sizeof number, "%d", e->shared_segments);
-  name_of_memory(added->name, sizeof added->name, e->generation, number);
+  name_of_memory(added->name, sizeof added->name, ::getuid(), e->generation, number);
   added->bytes = bytes;
   added->memory = make_memory(added->name, bytes);
   if (added->memory == nullptr) {

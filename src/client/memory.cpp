@@ -13,6 +13,7 @@
 
 #include "client/block.hpp"
 #include "client/error.hpp"
+#include "client/memory_names.hpp"
 
 namespace weightcast::client {
 
@@ -57,11 +58,6 @@ bool unlink_memory(const char* name) {
 
 }  // namespace
 
-void name_of_memory(char* name, std::size_t size, std::uint64_t generation, const char* what) {
-  std::snprintf(name, size, "/weightcast-%ld-%016" PRIx64 "-%s", static_cast<long>(::getuid()), generation,
-                what);
-}
-
 void* make_memory(const char* name, std::int64_t bytes) {
   const int file = ::shm_open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (file < 0) {
@@ -75,7 +71,7 @@ void* make_memory(const char* name, std::int64_t bytes) {
 }
 
 int make_block(weightcast_export& e) {
-  name_of_memory(e.block_name, sizeof e.block_name, e.generation, "control");
+  name_of_memory(e.block_name, sizeof e.block_name, ::getuid(), e.generation, "control");
   e.block_file = ::open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
   if (e.block_file < 0) return fail_with_errno("shared memory in /dev/shm");
   e.block = static_cast<weightcast_block*>(reserve(e.block_file, WEIGHTCAST_BLOCK_BYTES));
@@ -100,7 +96,7 @@ int make_block(weightcast_export& e) {
 
 void remove_memory(std::uint64_t generation) {
   char prefix[64];
-  name_of_memory(prefix, sizeof prefix, generation, "");
+  name_of_memory(prefix, sizeof prefix, ::getuid(), generation, "");
   char name[320];
   bool gone = true;
   const bool all = for_each_memory(prefix, [&](const char* what) {
@@ -120,26 +116,11 @@ void remove_memory(const weightcast_export& e) {
   if (gone) unlink_memory(e.block_name);
 }
 
-Life life_of(std::uint64_t generation, int* process) {
-  char name[64];
-  name_of_memory(name, sizeof name, generation, "control");
-  const int file = ::shm_open(name, O_RDWR | O_CLOEXEC | O_NONBLOCK, 0);
-  // A block that merely cannot be opened, for want of descriptors for example, may be a living exporter's.
-  if (file < 0) return errno == ENOENT ? Life::kDead : Life::kUnknown;
-  *process = holder_of_lock(file, WEIGHTCAST_LOCK_EXPORTER);
-  ::close(file);
-  return *process == 0 ? Life::kDead : Life::kLives;
-}
-
 void remove_what_is_dead(bool (*is_own)(std::uint64_t generation)) {
-  char prefix[64];
-  std::snprintf(prefix, sizeof prefix, "/weightcast-%ld-", static_cast<long>(::getuid()));
-  for_each_memory(prefix, [&](const char* rest) {
+  for_each_memory("/", [&](const char* file) {
     std::uint64_t generation = 0;
-    int length = 0;
-    if (std::sscanf(rest, "%16" SCNx64 "-control%n", &generation, &length) != 1 || length == 0) return;
-    int process = 0;
-    if (!is_own(generation) && life_of(generation, &process) == Life::kDead) remove_memory(generation);
+    if (!is_own_block(file, &generation) || is_own(generation)) return;
+    if (life_of(generation) == Life::kDead) remove_memory(generation);
   });
 }
 

@@ -7,9 +7,6 @@
 
 namespace weightcast::client {
 
-/// `/weightcast-1000-0123456789abcdef-WHAT`: shared memory of this user's exporter of that generation.
-void name_of_memory(char* name, std::size_t size, std::uint64_t generation, const char* what);
-
 /// Shared memory of that name, made here; null, having called fail(), when the system refuses.
 void* make_memory(const char* name, std::int64_t bytes);
 
@@ -22,13 +19,6 @@ int make_block(weightcast_export& e);
 void remove_memory(std::uint64_t generation);
 /// The same for an export of this process.
 void remove_memory(const weightcast_export& e);
-
-/// Whether an exporter lives.
-enum class Life { kDead, kLives, kUnknown };
-
-/// Of the exporter that has that generation published or will. `process` is the one that lives, -1 where it
-/// is in another container; where nothing is known, errno says why.
-Life life_of(std::uint64_t generation, int* process);
 
 /// Takes away what dead exporters of this user have left in memory, those that died before they had
 /// published, too. `is_own` says of a generation that it is an export of this process.

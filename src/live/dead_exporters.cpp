@@ -1,21 +1,18 @@
 #include "live/dead_exporters.hpp"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
-#include <charconv>
 #include <cstring>
 #include <filesystem>
-#include <optional>
 #include <string_view>
 
 #include "client/block.hpp"
+#include "client/memory_names.hpp"
 #include "core/error.hpp"
 #include "core/units.hpp"
 #include "live/folder.hpp"
@@ -26,32 +23,14 @@ namespace weightcast {
 namespace {
 
 namespace fs = std::filesystem;
+using client::Life;
 
 constexpr const char* kSharedMemory = "/dev/shm";
 constexpr std::string_view kControl = "control";
 
-enum class Life { kLives, kDead, kUnknown };
-
 /// The name of memory of this user's exporter of that generation.
 std::string own_memory(std::uint64_t generation, std::string_view what) {
   return name_of_memory(::getuid(), generation, what);
-}
-
-/// Of the exporter of that generation. Only locks are looked at.
-Life life_of(std::uint64_t generation) {
-  const int file = ::shm_open(own_memory(generation, kControl).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0);
-  if (file < 0) return Life::kUnknown;
-  Life life = Life::kUnknown;
-  struct stat status = {};
-  std::array<std::uint64_t, 2> head{};  // of weightcast_block
-  if (::fstat(file, &status) == 0 && status.st_uid == ::getuid() &&
-      ::pread(file, head.data(), sizeof head, 0) == static_cast<ssize_t>(sizeof head) &&
-      // Before that the exporter has yet to take its lock.
-      head[0] == WEIGHTCAST_BLOCK_MAGIC && head[1] == generation) {
-    life = client::holder_of_lock(file, WEIGHTCAST_LOCK_EXPORTER) == 0 ? Life::kDead : Life::kLives;
-  }
-  ::close(file);
-  return life;
 }
 
 /// What a dead exporter has left in memory.
@@ -93,19 +72,8 @@ void remove_manifest(const Manifest& manifest) {
     return;
   }
   fs::remove(manifest.path, error);
-  if (error) throw IoError(fmt::format("{} cannot be removed: {}", manifest.path, error.message()));
-}
-
-/// The generation in the name of this user's control block in /dev/shm; nothing for another name.
-std::optional<std::uint64_t> generation_in(const std::string& name) {
-  const std::string stem = fmt::format("weightcast-{}-", ::getuid());
-  if (!name.starts_with(stem)) return std::nullopt;
-  std::uint64_t generation = 0;
-  constexpr int kHex = 16;
-  static_cast<void>(std::from_chars(name.data() + stem.size(), name.data() + name.size(), generation, kHex));
-  // As the client writes it.
-  if ("/" + name != own_memory(generation, kControl)) return std::nullopt;
-  return generation;
+  if (error)
+    throw IoError(fmt::format("{} cannot be removed, do it by hand: {}", manifest.path, error.message()));
 }
 
 const char* why_not_seen(Reach reach) {
@@ -130,7 +98,7 @@ void clean_manifest(const Manifest& manifest, Cleaning& cleaning) {
   };
   if (const Reach reach = reach_of(manifest); reach != Reach::kHere) return keep(why_not_seen(reach));
   const bool there = fs::exists(kSharedMemory + own_memory(manifest.generation, kControl));
-  const Life life = there ? life_of(manifest.generation) : Life::kDead;
+  const Life life = client::life_of(manifest.generation);
   if (life == Life::kLives) return;
   if (life == Life::kUnknown) return keep("of an exporter whose control block is not readable: try again");
   // Without its block nobody can say whether the exporter has closed or lost its memory.
@@ -157,8 +125,9 @@ Cleaning remove_dead_exporters(const std::string& directory) {
   }
   std::vector<std::uint64_t> dead;
   for (const auto& entry : fs::directory_iterator(kSharedMemory)) {
-    const auto generation = generation_in(entry.path().filename().string());
-    if (generation && life_of(*generation) == Life::kDead) dead.push_back(*generation);
+    std::uint64_t generation = 0;
+    if (!client::is_own_block(entry.path().filename().c_str(), &generation)) continue;
+    if (client::life_of(generation) == Life::kDead) dead.push_back(generation);
   }
   for (const std::uint64_t generation : dead) {
     cleaning.removed.push_back(fmt::format("{}{}*, which a dead process has left: {}", kSharedMemory,

@@ -11,6 +11,7 @@
 #include <optional>
 #include <string_view>
 
+#include "client/memory_names.hpp"
 #include "core/error.hpp"
 #include "core/json_text.hpp"
 #include "storage/input_file.hpp"
@@ -287,7 +288,9 @@ bool LiveEntry::contiguous() const {
 }
 
 std::string name_of_memory(std::int64_t uid, std::uint64_t generation, std::string_view what) {
-  return fmt::format("/weightcast-{}-{:016x}-{}", uid, generation, what);
+  char name[128];
+  client::name_of_memory(name, sizeof name, uid, generation, std::string(what).c_str());
+  return name;
 }
 
 std::string manifest_path(const std::string& directory, Role role, std::int64_t rank) {
