@@ -22,6 +22,7 @@
 #include "engine/mpi_group.hpp"
 #include "engine/published.hpp"
 #include "engine/vocabulary.hpp"
+#include "support/client_call.hpp"
 #include "sys/mpi.hpp"
 
 namespace weightcast::engine {
@@ -75,7 +76,7 @@ void serve(const Options& options, MpiGroup& group, MPI_Comm comm) {
       std::int64_t brought = 0;
       const int code = weightcast_pause_for(published.handle(), told[1], kSeconds, &brought);
       if (code == WEIGHTCAST_OK) {
-        check(weightcast_resume(published.handle()));
+        test_support::check(weightcast_resume(published.handle()));
         version = brought;
       }
       // One rank may have been told otherwise than another: none of them then has a version to serve.

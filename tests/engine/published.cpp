@@ -10,12 +10,11 @@
 #include "core/float_bits.hpp"
 #include "core/units.hpp"
 #include "storage/reader.hpp"
+#include "support/client_call.hpp"
 
 namespace weightcast::engine {
 
-void check(int code) {
-  if (code != WEIGHTCAST_OK) throw IoError(fmt::format("client: {} ({})", weightcast_last_error(), code));
-}
+using test_support::check;
 
 Published::Published(const Exporter& exporter, const Checkpoint& checkpoint, std::int64_t version) {
   constexpr std::int64_t kAlignment = 64;

@@ -52,7 +52,4 @@ class Published final : public ParameterSource {
   std::map<std::string, Place> places_;
 };
 
-/// Throws IoError with the client's words when `code`, which a call of the client returned, is not 0.
-void check(int code);
-
 }  // namespace weightcast::engine

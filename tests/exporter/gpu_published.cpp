@@ -1,18 +1,14 @@
 #include "exporter/gpu_published.hpp"
 
-#include <fmt/format.h>
-
 #include <span>
 #include <utility>
 
-#include "core/error.hpp"
 #include "core/units.hpp"
+#include "support/client_call.hpp"
 
 namespace weightcast::gpu_test {
 
-void check(int code) {
-  if (code != WEIGHTCAST_OK) throw IoError(fmt::format("client: {} ({})", weightcast_last_error(), code));
-}
+using test_support::check;
 
 GpuPublished::GpuPublished(const std::string& folder, const char* role, int rank, int ranks,
                            std::vector<GpuTensor> tensors)

@@ -45,7 +45,4 @@ class GpuPublished {
   weightcast_export* export_ = nullptr;
 };
 
-/// Throws IoError with the client's words when `code`, which a call of the client returned, is not 0.
-void check(int code);
-
 }  // namespace weightcast::gpu_test

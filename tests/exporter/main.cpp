@@ -22,6 +22,7 @@
 #include "storage/checkpoint.hpp"
 #include "storage/input_file.hpp"
 #include "storage/reader.hpp"
+#include "support/client_call.hpp"
 #include "sys/cuda.hpp"
 
 namespace weightcast::gpu_test {
@@ -156,7 +157,7 @@ void serve(const Options& options, const std::vector<Checkpoint>& checkpoints) {
       say(fmt::format("version {} {}", version,
                       difference.empty() ? "is there" : "differs in " + difference));
     }
-    check(weightcast_resume(published.handle()));
+    test_support::check(weightcast_resume(published.handle()));
     say(fmt::format("version {} after a pause of {:.4f} s", version, paused.count()));
   }
 }

@@ -8,6 +8,7 @@
 
 #include "engine/files.hpp"
 #include "storage/checkpoint.hpp"
+#include "support/client_call.hpp"
 #include "support/files.hpp"
 #include "support/process.hpp"
 
@@ -98,7 +99,7 @@ bool LiveModel::is_asked(int engine) const {
 void LiveModel::offer(int trainer, std::int64_t version) {
   engine::Published& published = *trainers_.at(static_cast<std::size_t>(trainer));
   published.load(read_checkpoint(model_of_step(step_of(version))));
-  engine::check(weightcast_offer(published.handle(), version, 0));
+  check(weightcast_offer(published.handle(), version, 0));
 }
 
 void LiveModel::offer(std::int64_t version) {
@@ -115,7 +116,7 @@ bool LiveModel::settle(double seconds) {
 
 std::string LiveModel::memory_of(const std::string& role, int rank) const {
   const auto manifest =
-      nlohmann::json::parse(get_file(folder_ + "/engine-" + std::to_string(engine) + ".json"));
+      nlohmann::json::parse(get_file(folder_ + "/" + role + "-" + std::to_string(rank) + ".json"));
   return "/dev/shm" + manifest.at("segments").at(0).at("name").get<std::string>();
 }
 
