@@ -10,7 +10,6 @@
 #include "core/error.hpp"
 #include "core/json_text.hpp"
 #include "launch/job/live_ends.hpp"
-#include "live/live_weights.hpp"
 #include "source/shard_copies.hpp"
 #include "source/trainer_binding.hpp"
 #include "storage/foreign_file.hpp"
@@ -139,10 +138,6 @@ OtherFiles other_files_of(const Options& options) {
   return options.external_data ? OtherFiles::kBelowFolder : OtherFiles::kRefused;
 }
 
-bool compares_tied_head(const Options& options) {
-  return options.tied_head == "refuse";
-}
-
 /// Raises each of the values to the other's.
 void raise(std::vector<std::int64_t>& values, const std::vector<std::int64_t>& others) {
   std::ranges::transform(values, others, values.begin(),
@@ -265,6 +260,10 @@ Checkpoint read_source(const Options& options, const std::string& path) {
   return read_checkpoint(path, other_files_of(options));
 }
 
+bool compares_tied_head(const Options& options) {
+  return options.tied_head == "refuse";
+}
+
 void require_equal_copies(const Options& options, const Family& family, const BoundCheckpoint& source,
                           Team& readers, const WorkShare& share, const std::function<void()>& poll) {
   if (!compares_tied_head(options)) return;
@@ -293,7 +292,7 @@ Model load_model(const Options& options, std::optional<TrainerLayout>& trainers)
   return model;
 }
 
-Model load_model(Control& control, const Options& options, Topology& topology) {
+Model load_model(Control& control, const Options& options, Topology& topology, LiveEnds* live) {
   ConfigText text;
   control.agreement.together([&] {
     if (control.rank() != 0) return;
@@ -307,7 +306,9 @@ Model load_model(Control& control, const Options& options, Topology& topology) {
     model.family = make_family(*model.config);
   });
   for (const std::string& source : options.sources) {
-    model.sources.push_back(load_source(control, options, source, *model.family, topology));
+    const bool is_live = live != nullptr && live->has_trainers();
+    model.sources.push_back(is_live ? live->load_weights(*model.family, topology)
+                                    : load_source(control, options, source, *model.family, topology));
   }
   // The first rank alone has read it. As a trainer it compares after its last read.
   if (!model.sources.empty()) add_texts(model.sources.front().checkpoint, text.files);
@@ -316,14 +317,6 @@ Model load_model(Control& control, const Options& options, Topology& topology) {
 
 BoundCheckpoint load_source(Control& control, const Options& options, const std::string& source,
                             const Family& family, Topology& topology) {
-  if (const auto live = live_directory(source)) {
-    BoundCheckpoint published = load_live_source(control, *live, family, topology);
-    control.agreement.together([&] {
-      if (compares_tied_head(options))
-        require_tied(published.checkpoint, published.binding, family.catalog());
-    });
-    return published;
-  }
   // A thousand ranks that open the same headers would be a burden for a file system; one is none.
   std::vector<std::byte> headers;  // none: the trainers' shards
   std::vector<CheckpointFile> texts;

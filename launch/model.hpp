@@ -16,6 +16,8 @@
 
 namespace weightcast {
 
+class LiveEnds;
+
 /// A source as its headers describe it, and what it has of the model. A source is a whole checkpoint or the
 /// trainers' shards; in a job, of these this rank's own alone.
 struct BoundCheckpoint {
@@ -43,8 +45,9 @@ void add_texts(Checkpoint& checkpoint, const std::vector<CheckpointFile>& files)
 /// vocabulary. Throws UsageError for shards without a layout.
 Model load_model(const Options& options, std::optional<TrainerLayout>& trainers);
 
-/// The same for a job, as load_source(). Collective.
-Model load_model(Control& control, const Options& options, Topology& topology);
+/// The same for a job, as load_source(); of running trainers, where `live` is given and has any, what they
+/// have published. Collective.
+Model load_model(Control& control, const Options& options, Topology& topology, LiveEnds* live);
 
 /// One source of a job alone: rank 0 reads a whole checkpoint's headers and broadcasts, every trainer reads
 /// those of its own shard. Collective.
@@ -53,6 +56,9 @@ BoundCheckpoint load_source(Control& control, const Options& options, const std:
 
 /// Reads the headers of a checkpoint as the options allow.
 Checkpoint read_source(const Options& options, const std::string& path);
+
+/// Whether a head that the model ties to the embedding must equal it (`--tied-head refuse`).
+bool compares_tied_head(const Options& options);
 
 /// Compares what a source keeps beside the model's tensors and must equal them (source/copies.hpp), unless
 /// `--tied-head` says otherwise.

@@ -96,7 +96,7 @@ void require_live_options(const Options& options) {
     throw UsageError("--source live:DIR: needs --model CONFIG_JSON, which says what the model is");
   }
   if (source && options.has_weight_version) {
-    throw UsageError("--weight-version: a live source has the version that the trainers offer");
+    throw UsageError("--weight-version: a live source has the version that the trainers offer; leave it out");
   }
   if (sink && options.no_verify) {
     throw UsageError("--no-verify: an engine is given nothing that was not verified; leave it out");
@@ -117,37 +117,6 @@ Manifest read_manifest_of(const std::string& directory, Role role, std::int64_t 
   }
   require_this_start(manifest);
   return manifest;
-}
-
-BoundCheckpoint load_live_source(Control& control, const std::string& directory, const Family& family,
-                                 Topology& topology) {
-  const auto trainer = topology.trainer(control.rank());
-  BoundCheckpoint loaded;
-  std::optional<Manifest> manifest;
-  std::array<std::int64_t, 2> learnt{0, 0};  // rows of the padded vocabulary; whether tensors are cut
-  control.agreement.together([&] {
-    if (!trainer) return;
-    manifest = read_manifest_of(directory, Role::kTrainer, *trainer, topology.trainers);
-    loaded.checkpoint = checkpoint_of(*manifest);
-    learnt[1] = has_boxes(*manifest) ? 1 : 0;
-    if (!topology.trainer_layout) return;
-    require_no_boxes(*manifest, *topology.trainer_layout);
-    learnt[0] = padded_vocabulary_of(*topology.trainer_layout, loaded.checkpoint);
-  });
-  control.agreement.maximum(std::span<std::int64_t>(learnt));
-  if (topology.trainer_layout) topology.trainer_layout->padded_vocabulary = learnt[0];
-  control.agreement.together([&] {
-    if (!trainer) return;
-    loaded.binding = bind_live(family, topology, *trainer, loaded.checkpoint);
-  });
-  if (learnt[1] == 0) return loaded;
-  std::vector<Holding> own;
-  control.agreement.together([&] {
-    if (!trainer) return;
-    own = holding_of(*manifest, loaded, family.catalog());
-  });
-  topology.holdings = share_holdings(control, own, topology.trainers);
-  return loaded;
 }
 
 std::vector<LiveTrainer> load_live_trainers(const std::string& directory, const Family& family,
@@ -222,6 +191,34 @@ Placement LiveEnds::choose_placement() {
     }
   });
   return weightcast::choose_placement(control_, gpu ? "nccl" : "mpi", from.empty() ? to : from);
+}
+
+BoundCheckpoint LiveEnds::load_weights(const Family& family, Topology& topology) {
+  BoundCheckpoint loaded;
+  std::array<std::int64_t, 2> learnt{0, 0};  // rows of the padded vocabulary; whether tensors are cut
+  control_.agreement.together([&] {
+    if (!trainer_manifest_) return;
+    loaded.checkpoint = checkpoint_of(*trainer_manifest_);
+    learnt[1] = has_boxes(*trainer_manifest_) ? 1 : 0;
+    if (!topology.trainer_layout) return;
+    require_no_boxes(*trainer_manifest_, *topology.trainer_layout);
+    learnt[0] = padded_vocabulary_of(*topology.trainer_layout, loaded.checkpoint);
+  });
+  control_.agreement.maximum(std::span<std::int64_t>(learnt));
+  if (topology.trainer_layout) topology.trainer_layout->padded_vocabulary = learnt[0];
+  control_.agreement.together([&] {
+    if (!trainer_manifest_) return;
+    loaded.binding = bind_live(family, topology, trainer_number_, loaded.checkpoint);
+    if (compares_tied_head(options_)) require_tied(loaded.checkpoint, loaded.binding, family.catalog());
+  });
+  if (learnt[1] == 0) return loaded;
+  std::vector<Holding> own;
+  control_.agreement.together([&] {
+    if (!trainer_manifest_) return;
+    own = holding_of(*trainer_manifest_, loaded, family.catalog());
+  });
+  topology.holdings = share_holdings(control_, own, topology.trainers);
+  return loaded;
 }
 
 void LiveEnds::open() {

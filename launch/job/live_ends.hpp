@@ -31,11 +31,6 @@ std::chrono::seconds patience_of(const Options& options);
 /// Throws UsageError for options that a live source or sink does not go with.
 void require_live_options(const Options& options);
 
-/// What a trainer has published, matched with the model; of other ranks nothing. `topology` learns how the
-/// vocabulary is padded, and which boxes of tensors trainers hold. Collective.
-BoundCheckpoint load_live_source(Control& control, const std::string& directory, const Family& family,
-                                 Topology& topology);
-
 /// A trainer as it has published itself, and its tensors matched with the model.
 struct LiveTrainer {
   Manifest manifest;
@@ -62,6 +57,11 @@ class LiveEnds {
   /// would go from a GPU to the host. Collective.
   Placement choose_placement();
 
+  /// What this rank's trainer has published, matched with the model; nothing on other ranks. `topology`
+  /// learns how the vocabulary is padded, and which boxes of tensors trainers hold. Throws (by agreement)
+  /// InputError. Collective.
+  BoundCheckpoint load_weights(const Family& family, Topology& topology);
+
   /// Maps their memory. Throws (by agreement) IoError, InputError. Collective.
   void open();
 
@@ -71,7 +71,7 @@ class LiveEnds {
   /// published another layout, InputError where it has not all parameters. Does not communicate.
   std::shared_ptr<ParameterMemory> parameters(const Family& family, const EngineLayout& layout) const;
 
-  /// The trainer's weights; null on a rank that is no trainer. `from` is what load_live_source() gave. Does
+  /// The trainer's weights; null on a rank that is no trainer. `from` is what load_weights() gave. Does
   /// not communicate.
   std::unique_ptr<Source> source(const Plan& plan, const Catalog& catalog, const BoundCheckpoint& from) const;
 

@@ -105,11 +105,11 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
     topology_ = topology_of(options_);
     require_world_size(topology_, control_.size());
   });
-  const bool live = live_directory(options_.sink) ||
-                    (!options_.sources.empty() && live_directory(options_.sources.front()));
-  if (live) live_.emplace(control_, options_, topology_);
+  const bool is_live = live_directory(options_.sink) ||
+                       (!options_.sources.empty() && live_directory(options_.sources.front()));
+  if (is_live) live_.emplace(control_, options_, topology_);
   placement_ = live_ ? live_->choose_placement() : choose_placement(control_, options_.transport);
-  model_ = load_model(control_, options_, topology_);
+  model_ = load_model(control_, options_, topology_, live());
   control_.agreement.together(check);
   session.wire = placement_.wire;
   if (live_) {
