@@ -27,6 +27,10 @@ const HeldBox* feeding(const HeldWeights& held, std::uint32_t tensor, const Box&
 LivePlan::LivePlan(const Options& options, const Family& family, Topology& topology) {
   const auto from = options.sources.empty() ? std::nullopt : live_directory(options.sources.front());
   if (from) trainers_ = load_live_trainers(*from, family, topology);
+  for (const LiveTrainer& trainer : trainers_) {
+    if (compares_tied_head(options))
+      require_tied(trainer.weights.checkpoint, trainer.weights.binding, family.catalog());
+  }
   const auto to = live_directory(options.sink);
   for (std::int64_t rank = 0; to && rank < topology.engine.ranks(); ++rank) {
     engines_.push_back(read_manifest_of(*to, Role::kEngine, rank, topology.engine.ranks()));
@@ -46,10 +50,7 @@ void LivePlan::require_published(const Plan& plan, const Family& family) const {
       static_cast<void>(canonical_parameters(engine, family));
       continue;
     }
-    const PublishedTensors published(engine);
-    for (const Parameter& parameter : family.parameters(layout, engine_rank(layout, engine.rank))) {
-      published.parameter(parameter);
-    }
+    static_cast<void>(parameter_entries(engine, family.parameters(layout, engine_rank(layout, engine.rank))));
   }
 }
 

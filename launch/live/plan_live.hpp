@@ -17,11 +17,13 @@ namespace weightcast {
 class LivePlan {
  public:
   /// Reads what the trainers have published; `topology` learns how the vocabulary is padded. Throws
-  /// InputError where it is not what the model or the trainers' layout has, IoError.
+  /// InputError where it is not what the model or the trainers' layout has, or a tied head has memory of its
+  /// own, IoError.
   LivePlan(const Options& options, const Family& family, Topology& topology);
 
-  /// Throws InputError naming the first parameter of an engine that has not been published as the plan writes
-  /// it, or a tensor that the trainers have in another type.
+  /// Throws InputError, as an update would: naming the first parameter of an engine that has not been
+  /// published as the plan writes it, or a tensor that the trainers have in another type; UsageError for an
+  /// engine of another layout.
   void require_published(const Plan& plan, const Family& family) const;
 
   /// Who the trainers and engines are; for one rank from where in which trainer's memory each box comes that

@@ -40,8 +40,9 @@ void use_gpu_of(const Manifest& manifest) {
     use_gpu(*found);
     return;
   }
-  throw IoError(fmt::format("{}: is on {}, which this process does not see ({})", manifest.path, uuid,
-                            visible.gpus.empty() ? visible.why_none : "CUDA_VISIBLE_DEVICES"));
+  throw IoError(
+      fmt::format("{}: is on {}, which this process does not see ({})", manifest.path, uuid,
+                  visible.gpus.empty() ? visible.why_none : "set CUDA_VISIBLE_DEVICES so that it does"));
 }
 
 /// Maps an engine's memory to look at it.
@@ -77,7 +78,7 @@ class ServedParameters final : public KeptParameters {
     exporter_->require_whole();
     const BlockState now = exporter_->look();
     if (!exporter_->lives()) {
-      throw IoError(fmt::format("{}: {} has died meanwhile", name(), exporter_->name()));
+      throw IoError(fmt::format("{}: {} has died meanwhile; start it again", name(), exporter_->name()));
     }
     if (now.state == served_.state && now.update == served_.update && now.version == served_.version) return;
     throw IoError(fmt::format("{}: {} was written meanwhile ({}); run verify again", name(),
@@ -183,8 +184,9 @@ void verify_live(const std::string& directory, const Options& options, OutputFil
   if (engines.here.empty()) refuse_elsewhere(directory, engines);
   const std::int64_t version = common_version(engines);
   if (options.has_weight_version && options.weight_version != version) {
-    throw VerifyError(fmt::format("live:{}: version {} is served, not {}; the engines are stale", directory,
-                                  version, options.weight_version));
+    throw VerifyError(
+        fmt::format("live:{}: version {} is served, not {}; the engines are stale: run the update", directory,
+                    version, options.weight_version));
   }
   ReferenceWeights source(options, topology.trainer_layout, layout.quantizer, "live:" + directory);
   std::int64_t bytes = 0;

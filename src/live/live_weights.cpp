@@ -114,25 +114,8 @@ class LiveParameters final : public ParameterMemory {
   std::int64_t bytes_to_allocate(const Share& /*share*/) const override { return 0; }
 
   void open(const Share& share) override {
-    const PublishedTensors published(manifest_);
-    std::map<const LiveEntry*, std::string> placed;
-    for (const Parameter& parameter : share.parameters) {
-      const LiveEntry& entry = published.parameter(parameter);
-      const auto [there, is_new] = placed.emplace(&entry, parameter.name);
-      if (!is_new) {
-        throw InputError(
-            fmt::format("{}: parameters {} and {} are one memory, but two in the model; is --model "
-                        "the engine's config.json?",
-                        manifest_.path, there->second, parameter.name));
-      }
-      place(entry.segment, entry.offset, parameter.bytes());
-    }
-    for (const LiveEntry& entry : manifest_.entries) {
-      if (placed.contains(&entry) || !is_parameter(entry.name)) continue;
-      throw InputError(
-          fmt::format("{}: parameter {} {} is published, but nothing of the model goes there, so that it "
-                      "would stay as it is; let --model and --inference say what the engine has",
-                      manifest_.path, entry.name, entry.shape.to_string()));
+    for (const LiveEntry* entry : parameter_entries(manifest_, share.parameters)) {
+      place(entry->segment, entry->offset, entry->shape.elements() * dtype_bytes(entry->dtype));
     }
   }
 
@@ -249,8 +232,9 @@ LiveSource::LiveSource(const Plan& plan, const Catalog& catalog, std::int64_t tr
 void require_being_read(const Exporter& exporter) {
   exporter.require_whole();
   if (exporter.state() == WEIGHTCAST_BEING_READ && exporter.lives()) return;
-  throw IoError(fmt::format("{}: the {} has died or gone on while its weights were read",
-                            exporter.manifest().path, role_name(exporter.manifest().role)));
+  throw IoError(
+      fmt::format("{}: the {} has died or gone on while its weights were read; run the update again",
+                  exporter.manifest().path, role_name(exporter.manifest().role)));
 }
 
 std::vector<GivenParameter> canonical_parameters(const Manifest& manifest, const Family& family) {
@@ -272,6 +256,30 @@ std::vector<GivenParameter> canonical_parameters(const Manifest& manifest, const
   }
   require_tied(checkpoint, binding, catalog);
   return given;
+}
+
+std::vector<const LiveEntry*> parameter_entries(const Manifest& manifest,
+                                                std::span<const Parameter> parameters) {
+  const PublishedTensors published(manifest);
+  std::vector<const LiveEntry*> entries;
+  std::map<const LiveEntry*, std::string> placed;
+  for (const Parameter& parameter : parameters) {
+    entries.push_back(&published.parameter(parameter));
+    const auto [there, is_new] = placed.emplace(entries.back(), parameter.name);
+    if (is_new) continue;
+    throw InputError(
+        fmt::format("{}: parameters {} and {} are one memory, but two in the model; is --model "
+                    "the engine's config.json?",
+                    manifest.path, there->second, parameter.name));
+  }
+  for (const LiveEntry& entry : manifest.entries) {
+    if (placed.contains(&entry) || !is_parameter(entry.name)) continue;
+    throw InputError(
+        fmt::format("{}: parameter {} {} is published, but nothing of the model goes there, so that it "
+                    "would stay as it is; let --model and --inference say what the engine has",
+                    manifest.path, entry.name, entry.shape.to_string()));
+  }
+  return entries;
 }
 
 std::shared_ptr<ParameterMemory> live_canonical_memory(const std::shared_ptr<Exporter>& exporter,

@@ -3,6 +3,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -82,9 +83,14 @@ std::vector<GivenParameter> canonical_parameters(const Manifest& manifest, const
 std::shared_ptr<ParameterMemory> live_canonical_memory(const std::shared_ptr<Exporter>& exporter,
                                                        const Family& family);
 
+/// Where a running engine has the parameters of its layout, in their order. Throws as
+/// PublishedTensors::parameter(), and InputError naming two parameters of one memory, or one that is
+/// published though nothing of the model goes there.
+std::vector<const LiveEntry*> parameter_entries(const Manifest& manifest,
+                                                std::span<const Parameter> parameters);
+
 /// Parameters in the memory of a running engine, on the host or on its GPU, found by their names. `exporter`
-/// is kept by the memory. `open` throws as PublishedTensors::parameter() does, and InputError naming two
-/// parameters of one memory, or one that is published though nothing of the model goes there.
+/// is kept by the memory. `open` throws as parameter_entries().
 std::shared_ptr<ParameterMemory> live_parameter_memory(const std::shared_ptr<Exporter>& exporter);
 
 }  // namespace weightcast

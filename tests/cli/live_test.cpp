@@ -500,5 +500,37 @@ TEST_F(LiveCommands, PlanReadsManifests) {
   EXPECT_TRUE(refused(run_plain(words + model), 65, {manifest("trainer", 1), "lm_hea"}));
 }
 
+TEST_F(LiveCommands, PlanRefusesWhatAnUpdateWould) {
+  start_engines();
+  const std::string path = manifest("engine", 0);
+  const auto own = read_json(path);
+  const Words words{"plan", "--sink", "live:" + folder_, "--model", trained(0), "--inference", "tp=2,ep=2"};
+  EXPECT_TRUE(done(run_plain(words)));
+  // Two parameters in one memory: the update of one would be the other's.
+  const std::string norm = "model.layers.0.input_layernorm.weight";
+  const std::string other = "model.layers.1.input_layernorm.weight";
+  auto tied = own;
+  auto& entries = tied.at("entries");
+  for (std::size_t i = entries.size(); i-- > 0;) {
+    if (entries[i].at("name") == other) entries.erase(i);
+  }
+  for (auto& entry : entries) {
+    if (entry.at("name") == norm) entry["aliases"] = {other};
+  }
+  put_file(path, tied.dump());
+  EXPECT_TRUE(refused(run_plain(words), 65, {path, norm, other, "one memory"}));
+  // One that nothing writes, and that would stay as it is.
+  auto more = own;
+  more.at("entries").push_back(own.at("entries").at(0));
+  more.at("entries").back().update({{"name", "model.extra.weight"}, {"shape", {0}}, {"strides", {1}}});
+  put_file(path, more.dump());
+  EXPECT_TRUE(refused(run_plain(words), 65, {path, "model.extra.weight", "nothing of the model goes there"}));
+  auto whole = own;
+  whole["layout"] = "hf";
+  put_file(path, whole.dump());
+  EXPECT_TRUE(refused(run_plain(words), 64, {path, "layout hf", "--inference-alloc"}));
+  EXPECT_TRUE(refused(verify(), 64, {path, "layout hf", "--inference-alloc"}));
+}
+
 }  // namespace
 }  // namespace weightcast::test_support
