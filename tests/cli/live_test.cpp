@@ -323,6 +323,43 @@ TEST_F(LiveCommands, AJobRunsWhereTheRankfileSays) {
       "2 of 2 engines serve version 5"));
 }
 
+TEST_F(LiveCommands, AJobThatDiesWhileItWaitsForOffersLeavesAllAsItWas) {
+  start_engines([](auto& engine) {
+    std::int64_t version = 0;
+    if (weightcast_pause(engine.handle(), 100, &version) == 0) weightcast_resume(engine.handle());
+  });
+  const std::string go = dir_ / "go";
+  start("trainer", 0, 1, trained(181), [&](auto& trainer) {
+    while (!std::filesystem::exists(go)) std::this_thread::sleep_for(1ms);
+    weightcast_offer(trainer.handle(), 5, 100);
+  });
+  const CommandLine command =
+      job_command(3, {"sync", "--source", "live:" + folder_, "--sink", "live:" + folder_, "--model",
+                      trained(0), "--inference", "tp=2,ep=2"});
+  for (const int victim : {0, 2, -1}) {
+    SCOPED_TRACE(victim);
+    Process job(command);
+    // Engines are taken behind trainers; what is left to do is the wait.
+    EXPECT_TRUE(says_in_time([&] { return inspect(); }, "engine 1: serves version 1; rank 2 on "));
+    std::this_thread::sleep_for(300ms);
+    if (victim < 0) {
+      job.send_to_children(SIGKILL);
+    } else {
+      ::kill(job.children().at(static_cast<std::size_t>(victim)), SIGKILL);
+    }
+    EXPECT_NE(job.wait().exit_code, 0);
+    const Outcome outcome = inspect();
+    EXPECT_TRUE(done(outcome));
+    EXPECT_TRUE(has(outcome.out,
+                    {"trainer 0: trains\n", "engine 0: serves version 1\n", "engine 1: serves version 1\n"}));
+    for (const auto& entry : std::filesystem::directory_iterator(folder_))
+      EXPECT_FALSE(entry.path().filename().string().starts_with("commit-")) << entry.path();
+  }
+  put_file(go, "");
+  EXPECT_TRUE(done(run(command)));
+  EXPECT_TRUE(says_in_time([&] { return inspect(); }, "engine 1: serves version 5\n"));
+}
+
 TEST_F(LiveCommands, CleaningTakesTheDeadAlone) {
   start("engine", 0, 2, trained(0)).kill();
   start("engine", 1, 2, trained(0));
