@@ -93,12 +93,18 @@ void LiveUpdate::give_back() noexcept {
 std::uint64_t LiveUpdate::next_update() {
   // Above all that any exporter has heard of, and above all records: none stands for this update.
   constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::min();
+  constexpr std::uint64_t kMost = std::uint64_t{1} << 55;  // a state's word has room for it and the next
   // The last one; the greatest that an engine has heard of, and the negative of the least.
   std::array<std::int64_t, 3> seen{0, kNone, kNone};
   std::int64_t& last = seen[0];
   control_.agreement.together([&] {
     for (const Exporter* exporter : {trainer_, engine_}) {
-      if (exporter != nullptr) last = std::max(last, static_cast<std::int64_t>(exporter->update()));
+      if (exporter == nullptr) continue;
+      if (exporter->update() > kMost) {
+        throw InputError(fmt::format("{}: its control block has number {}, which no update has; publish anew",
+                                     exporter->manifest().path, exporter->update()));
+      }
+      last = std::max(last, static_cast<std::int64_t>(exporter->update()));
     }
     if (engine_ != nullptr) {
       const auto heard = static_cast<std::int64_t>(engine_->update());
@@ -108,7 +114,6 @@ std::uint64_t LiveUpdate::next_update() {
     if (control_.rank() != 0 || directory_.empty()) return;
     const std::vector<std::uint64_t> recorded = updates_recorded(directory_);
     if (recorded.empty()) return;
-    constexpr std::uint64_t kMost = std::uint64_t{1} << 55;  // a state's word has room for it and the next
     if (recorded.front() > kMost) {
       throw InputError(commit_path(directory_, recorded.front()) +
                        ": no update has that number; remove the file");
@@ -134,7 +139,8 @@ std::optional<std::int64_t> LiveUpdate::await_one_version() {
     if (trainer_ != nullptr) {
       own = trainer_->look();
       seen = {1, kNone, kNone};
-      if (own.state == WEIGHTCAST_OFFERS) seen = {0, own.version, -own.version};
+      // What a process has stored there need not be a version: those count from 0.
+      if (own.state == WEIGHTCAST_OFFERS && own.version >= 0) seen = {0, own.version, -own.version};
     }
     control_.agreement.maximum(std::span<std::int64_t>(seen));
     const auto [missing, greatest, minus_least] = seen;

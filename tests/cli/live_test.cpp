@@ -360,6 +360,19 @@ TEST_F(LiveCommands, AJobThatDiesWhileItWaitsForOffersLeavesAllAsItWas) {
   EXPECT_TRUE(says_in_time([&] { return inspect(); }, "engine 1: serves version 5\n"));
 }
 
+TEST_F(LiveCommands, AJobBelievesNoNumberThatABlockCannotHave) {
+  start_engines();
+  std::fstream block("/dev/shm" + stems_[1] + "control", std::ios::in | std::ios::out | std::ios::binary);
+  // The update's number, above the eight bits of the state.
+  constexpr std::size_t kNumber = 16 + 1;
+  block.seekp(kNumber);
+  block << std::string(7, '\xff');
+  block.close();
+  EXPECT_TRUE(refused(run_job(3, {"sync", "--source", trained(181), "--sink", "live:" + folder_,
+                                  "--inference", "tp=2,ep=2", "--weight-version", "5"}),
+                      65, {manifest("engine", 1), "no update has", "publish anew"}));
+}
+
 TEST_F(LiveCommands, CleaningTakesTheDeadAlone) {
   start("engine", 0, 2, trained(0)).kill();
   start("engine", 1, 2, trained(0));
