@@ -5,6 +5,7 @@
 #include <cinttypes>
 #include <cstdio>
 
+#include "client/arguments.hpp"
 #include "client/block.hpp"
 #include "client/error.hpp"
 #include "client/export.hpp"
@@ -98,15 +99,18 @@ void await_job_step(weightcast_export& e, std::uint64_t word, double until) {
 
 int not_paused(const weightcast_export& e, weightcast_state state) {
   if (state == WEIGHTCAST_INVALID) {
-    return fail(WEIGHTCAST_IS_INVALID, "no version is in memory: %s", e.block->cause);
+    return fail(WEIGHTCAST_IS_INVALID,
+                "no version is in memory: %s; wait for an update, or load one and call weightcast_serve",
+                e.block->cause);
   }
-  return fail(WEIGHTCAST_REFUSED, "the update did not take place: %s", e.block->reason);
+  return fail(WEIGHTCAST_REFUSED, "the update did not take place, go on with what was there: %s",
+              e.block->reason);
 }
 
 /// Nothing came in time: what the engine had it still has, be it no version.
 int nothing_came(const weightcast_export& e, weightcast_state rest, double seconds) {
   if (rest == WEIGHTCAST_INVALID) return not_paused(e, rest);
-  return fail(WEIGHTCAST_NO_ANSWER, "no new weights came within %g s; the old ones are untouched", seconds);
+  return fail(WEIGHTCAST_NO_ANSWER, "no new weights came within %g s; go on with the old ones", seconds);
 }
 
 /// Whether that question, which an engine has been asked on some of its ranks, will not be asked on this one
@@ -128,10 +132,11 @@ using namespace weightcast::client;
 extern "C" int weightcast_serve(weightcast_export* e, int64_t version) {
   if (const int code = require_usable(e, e != nullptr && e->published); code != WEIGHTCAST_OK) return code;
   if (!e->engine) return require_engine(e);
+  if (const int code = require_version(version); code != WEIGHTCAST_OK) return code;
   const std::uint64_t word = load_word(*e->block);
   const weightcast_state state = WEIGHTCAST_STATE_OF(word);
   if (!is_at_rest(state)) {
-    return fail(WEIGHTCAST_BAD_ARGUMENT, "an update is under way");
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "an update is under way; say so when it has ended");
   }
   const std::int64_t before = e->block->version;
   e->block->version = version;
@@ -163,6 +168,7 @@ extern "C" int weightcast_pause(weightcast_export* e, double seconds, int64_t* v
 extern "C" int weightcast_pause_for(weightcast_export* e, uint64_t question, double seconds,
                                     int64_t* version) {
   if (const int code = require_engine(e); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_seconds(seconds); code != WEIGHTCAST_OK) return code;
   // Whatever still runs on a GPU may read the weights.
   if (const int code = synchronize_gpus(*e); code != WEIGHTCAST_OK) return code;
   weightcast_block& block = *e->block;
@@ -175,7 +181,8 @@ extern "C" int weightcast_pause_for(weightcast_export* e, uint64_t question, dou
       const weightcast_state state = WEIGHTCAST_STATE_OF(word);
       const auto rest = is_at_rest(state) ? state : static_cast<weightcast_state>(block.rest);
       if (WEIGHTCAST_UPDATE_OF(word) == question || rest == WEIGHTCAST_INVALID) return not_paused(*e, rest);
-      return fail(WEIGHTCAST_REFUSED, "the update did not take place: it ended before this rank was asked");
+      return fail(WEIGHTCAST_REFUSED,
+                  "the update ended before this rank was asked; go on with what was there");
     }
     switch (WEIGHTCAST_STATE_OF(word)) {
       case WEIGHTCAST_ASKED:
@@ -208,7 +215,7 @@ extern "C" int weightcast_resume(weightcast_export* e) {
   if (const int code = require_engine(e); code != WEIGHTCAST_OK) return code;
   const std::uint64_t word = load_word(*e->block);
   if (WEIGHTCAST_STATE_OF(word) != WEIGHTCAST_COMMITTED)
-    return fail(WEIGHTCAST_BAD_ARGUMENT, "nothing has been committed");
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "nothing has been committed; call weightcast_pause first");
   e->block->version = e->block->asked;
   change_word(*e->block, word, WEIGHTCAST_WORD(WEIGHTCAST_SERVING, WEIGHTCAST_UPDATE_OF(word)));
   return WEIGHTCAST_OK;
@@ -217,10 +224,11 @@ extern "C" int weightcast_resume(weightcast_export* e) {
 extern "C" int weightcast_decline(weightcast_export* e, const char* reason) {
   if (const int code = require_engine(e); code != WEIGHTCAST_OK) return code;
   const std::uint64_t word = load_word(*e->block);
-  if (WEIGHTCAST_STATE_OF(word) != WEIGHTCAST_ASKED) return fail(WEIGHTCAST_BAD_ARGUMENT, "nobody asks");
+  if (WEIGHTCAST_STATE_OF(word) != WEIGHTCAST_ASKED)
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "nobody asks; call weightcast_wanted first");
   put_text(e->block->reason, sizeof e->block->reason, reason);
   if (!change_word(*e->block, word, rest_word(*e->block, word)))
-    return fail(WEIGHTCAST_REFUSED, "the question has just been taken back");
+    return fail(WEIGHTCAST_REFUSED, "the question has just been taken back; go on");
   return WEIGHTCAST_OK;
 }
 
@@ -228,7 +236,7 @@ extern "C" int weightcast_invalidate(weightcast_export* e, const char* reason) {
   if (const int code = require_engine(e); code != WEIGHTCAST_OK) return code;
   const std::uint64_t word = load_word(*e->block);
   if (WEIGHTCAST_STATE_OF(word) != WEIGHTCAST_COMMITTED)
-    return fail(WEIGHTCAST_BAD_ARGUMENT, "nothing has been committed");
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "nothing has been committed; call weightcast_pause first");
   invalidate(*e->block, word, WEIGHTCAST_WRITTEN_ALL, reason);
   return WEIGHTCAST_OK;
 }

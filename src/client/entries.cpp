@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "client/arguments.hpp"
 #include "client/error.hpp"
 #include "client/export.hpp"
 
@@ -30,7 +31,7 @@ int bytes_of(const char* dtype) {
   return 0;
 }
 
-/// The number of an entry, by its name. Models have tens of thousands of them.
+/// The number of an entry, by one of its names. Models have tens of thousands of them.
 struct Named {
   const char* name;
   int number;
@@ -49,31 +50,70 @@ bool add_name(weightcast_export& e, const char* name, int number) {
   return false;
 }
 
-Entry* find_entry(weightcast_export& e, const char* name) {
+/// Null when there is none.
+const Named* find_name(const weightcast_export& e, const char* name) {
   const Named wanted = {name, 0};
   void* found = ::tfind(&wanted, &e.names, by_name);
-  return found == nullptr ? nullptr : &e.entries.items[(*static_cast<Named**>(found))->number];
+  return found == nullptr ? nullptr : *static_cast<Named**>(found);
 }
 
-/// Checks what an entry says against its segment.
-int require_inside(const weightcast_export& e, const Entry& entry, int bytes) {
-  const Segment& segment = e.segments.items[entry.segment];
-  std::int64_t end = 1;  // elements up to the last one
-  bool fits = true;
-  for (int i = 0; i < entry.dims; ++i) {
-    if (entry.shape[i] == 0) return WEIGHTCAST_OK;
-    std::int64_t step = 0;
-    fits = fits && !__builtin_mul_overflow(entry.shape[i] - 1, entry.strides[i], &step) &&
-           !__builtin_add_overflow(end, step, &end);
-  }
-  fits = fits && !__builtin_mul_overflow(end, static_cast<std::int64_t>(bytes), &end) &&
-         !__builtin_add_overflow(end, entry.offset, &end) && end <= segment.bytes;
-  if (fits) return WEIGHTCAST_OK;
-  return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: ends behind its segment of %" PRId64 " bytes", entry.name,
-              segment.bytes);
+/// Fails for a name that an entry has already.
+int require_new(const weightcast_export& e, const char* name) {
+  if (find_name(e, name) == nullptr) return WEIGHTCAST_OK;
+  return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: is there twice; give every tensor a name of its own", name);
+}
+
+int find_entry(weightcast_export& e, const char* name, Entry** entry) {
+  if (const int code = require_text(name, "the name of an entry"); code != WEIGHTCAST_OK) return code;
+  const Named* found = find_name(e, name);
+  if (found == nullptr)
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: there is no such entry; add it first", name);
+  *entry = &e.entries.items[found->number];
+  return WEIGHTCAST_OK;
+}
+
+int bytes_of(const Entry& entry) {
+  return bytes_of(entry.dtype);
+}
+
+std::int64_t end_of(const Entry& entry) {
+  return weightcast_end_of_entry(entry.dims, entry.shape, entry.strides, entry.offset, bytes_of(entry));
+}
+
+/// By segment and by where they begin.
+int by_place(const void* a, const void* b) {
+  const Entry& first = **static_cast<const Entry* const*>(a);
+  const Entry& second = **static_cast<const Entry* const*>(b);
+  if (first.segment != second.segment) return first.segment < second.segment ? -1 : 1;
+  if (first.offset != second.offset) return first.offset < second.offset ? -1 : 1;
+  return 0;
 }
 
 }  // namespace
+
+int require_apart(const weightcast_export& e) {
+  const auto most = static_cast<std::size_t>(e.entries.size);
+  if (most == 0) return WEIGHTCAST_OK;
+  auto** sorted = static_cast<const Entry**>(::malloc(most * sizeof(const Entry*)));
+  if (sorted == nullptr) return fail_with_errno("the entries");
+  std::size_t count = 0;
+  for (int i = 0; i < e.entries.size; ++i) {
+    const Entry& entry = e.entries.items[i];
+    if (end_of(entry) > entry.offset) sorted[count++] = &entry;
+  }
+  ::qsort(sorted, count, sizeof(const Entry*), by_place);
+  int code = WEIGHTCAST_OK;
+  for (std::size_t i = 1; i < count && code == WEIGHTCAST_OK; ++i) {
+    const Entry& before = *sorted[i - 1];
+    const Entry& entry = *sorted[i];
+    if (before.segment != entry.segment || end_of(before) <= entry.offset) continue;
+    code = fail(WEIGHTCAST_BAD_ARGUMENT,
+                "%s: overlaps %s; publish one with the other's name as an alias, or in memory of its own",
+                entry.name, before.name);
+  }
+  ::free(sorted);
+  return code;
+}
 
 void free_entries(weightcast_export& e) {
   ::tdestroy(e.names, ::free);
@@ -94,14 +134,20 @@ extern "C" int weightcast_add_entry(weightcast_export* e, const char* name, cons
                                     const int64_t* shape, const int64_t* strides, int segment,
                                     int64_t offset) {
   if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
-  const int bytes = bytes_of(dtype);
-  if (bytes == 0) return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: dtype '%s' is not known", name, dtype);
-  if (dims < 0 || dims > kMostDims) return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: has %d dimensions", name, dims);
-  if (segment < 0 || segment >= e->segments.size || offset < 0) {
-    return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: there is no segment %d, or its offset %" PRId64 " is negative",
-                name, segment, offset);
+  if (const int code = require_text(name, "the name of an entry"); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_text(dtype, "the dtype of an entry"); code != WEIGHTCAST_OK) return code;
+  if (bytes_of(dtype) == 0) {
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: dtype '%s' is not known; write it as safetensors does (BF16)",
+                name, dtype);
   }
-  if (find_entry(*e, name) != nullptr) return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: is there twice", name);
+  if (dims < 0 || dims > WEIGHTCAST_MOST_DIMS) {
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: has %d dimensions; publish a view with %d at most", name, dims,
+                WEIGHTCAST_MOST_DIMS);
+  }
+  if (segment < 0 || segment >= e->segments.size) {
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: there is no segment %d; add it first", name, segment);
+  }
+  if (const int code = require_new(*e, name); code != WEIGHTCAST_OK) return code;
   Entry entry;
   std::snprintf(entry.dtype, sizeof entry.dtype, "%s", dtype);
   entry.dims = dims;
@@ -111,19 +157,29 @@ extern "C" int weightcast_add_entry(weightcast_export* e, const char* name, cons
   for (int i = dims - 1; i >= 0; --i) {
     entry.shape[i] = shape[i];
     entry.strides[i] = strides == nullptr ? stride : strides[i];
-    if (shape[i] < 0 || entry.strides[i] < 0 || __builtin_mul_overflow(stride, shape[i], &stride)) {
-      return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: its shape or strides are negative or too large", name);
-    }
+    // What is too large or negative here is refused below.
+    if (__builtin_mul_overflow(stride, shape[i] > 1 ? shape[i] : 1, &stride)) stride = -1;
+  }
+  const std::int64_t end = end_of(entry);
+  if (end < 0) {
+    return fail(WEIGHTCAST_BAD_ARGUMENT,
+                "%s: its shape, strides or offset are negative or too large; give those of what lies there",
+                name);
+  }
+  if (end > e->segments.items[segment].bytes) {
+    return fail(WEIGHTCAST_BAD_ARGUMENT,
+                "%s: ends behind its segment of %" PRId64
+                " bytes; give it a place within, or a larger segment",
+                name, e->segments.items[segment].bytes);
   }
   entry.name = ::strdup(name);
   if (entry.name == nullptr) return fail_with_errno("an entry");
-  int code = require_inside(*e, entry, bytes);
-  Entry* added = code == WEIGHTCAST_OK ? append(e->entries) : nullptr;
+  Entry* added = append(e->entries);
   if (added != nullptr && add_name(*e, entry.name, e->entries.size - 1)) {
     *added = entry;
     return WEIGHTCAST_OK;
   }
-  if (code == WEIGHTCAST_OK) code = fail_with_errno("an entry");
+  const int code = fail_with_errno("an entry");
   if (added != nullptr) --e->entries.size;
   ::free(entry.name);
   return code;
@@ -131,29 +187,40 @@ extern "C" int weightcast_add_entry(weightcast_export* e, const char* name, cons
 
 extern "C" int weightcast_add_alias(weightcast_export* e, const char* name, const char* alias) {
   if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
-  Entry* entry = find_entry(*e, name);
-  if (entry == nullptr) return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: there is no such entry", name);
+  Entry* entry = nullptr;
+  if (const int code = find_entry(*e, name, &entry); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_text(alias, "an alias"); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_new(*e, alias); code != WEIGHTCAST_OK) return code;
   char* copy = ::strdup(alias);
   Alias* added = copy == nullptr ? nullptr : append(entry->aliases);
-  if (added == nullptr) {
-    ::free(copy);
-    return fail_with_errno("an alias");
+  if (added != nullptr && add_name(*e, copy, static_cast<int>(entry - e->entries.items))) {
+    added->name = copy;
+    return WEIGHTCAST_OK;
   }
-  added->name = copy;
-  return WEIGHTCAST_OK;
+  const int code = fail_with_errno("an alias");
+  if (added != nullptr) --entry->aliases.size;
+  ::free(copy);
+  return code;
 }
 
 extern "C" int weightcast_set_box(weightcast_export* e, const char* name, const int64_t* whole,
                                   const int64_t* start) {
   if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
-  Entry* entry = find_entry(*e, name);
-  if (entry == nullptr) return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: there is no such entry", name);
-  if (e->engine) return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: only a trainer publishes a box of a tensor", name);
+  Entry* entry = nullptr;
+  if (const int code = find_entry(*e, name, &entry); code != WEIGHTCAST_OK) return code;
+  if (e->engine) {
+    return fail(WEIGHTCAST_BAD_ARGUMENT,
+                "%s: only a trainer publishes a box of a tensor; publish what the engine computes with",
+                name);
+  }
+  if (!weightcast_is_box(entry->dims, entry->shape, whole, start)) {
+    return fail(
+        WEIGHTCAST_BAD_ARGUMENT,
+        "%s: its box goes beyond the whole tensor, or that is too large; give the whole tensor's shape "
+        "and where the entry begins in it",
+        name);
+  }
   for (int i = 0; i < entry->dims; ++i) {
-    if (start[i] < 0 || whole[i] < 0 || start[i] > whole[i] - entry->shape[i]) {
-      return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: its box goes beyond the whole tensor in dimension %d", name,
-                  i);
-    }
     entry->whole[i] = whole[i];
     entry->start[i] = start[i];
   }

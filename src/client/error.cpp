@@ -12,6 +12,15 @@ namespace {
 constexpr std::size_t kLongest = 1024;
 thread_local char last_error[kLongest] = "";
 
+/// Names come from elsewhere, and may hold what a terminal would follow.
+void make_one_line() {
+  for (char& character : last_error) {
+    if (character == '\0') return;
+    const auto byte = static_cast<unsigned char>(character);
+    if (byte < 0x20 || byte == 0x7f) character = ' ';
+  }
+}
+
 }  // namespace
 
 int fail(int code, const char* format, ...) {
@@ -19,6 +28,7 @@ int fail(int code, const char* format, ...) {
   va_start(arguments, format);
   std::vsnprintf(last_error, kLongest, format, arguments);
   va_end(arguments);
+  make_one_line();
   return code;
 }
 
@@ -32,6 +42,7 @@ int fail_with_errno(const char* format, ...) {
     std::snprintf(last_error + length, kLongest - static_cast<std::size_t>(length), ": %s",
                   std::strerror(number));
   }
+  make_one_line();
   return WEIGHTCAST_REFUSED;
 }
 

@@ -13,11 +13,12 @@
 #include <cstdio>
 #include <cstring>
 
+#include "client/arguments.hpp"
 #include "client/block.hpp"
 #include "client/error.hpp"
 #include "client/memory.hpp"
-
 #include "client/memory_names.hpp"
+
 namespace weightcast::client {
 
 namespace {
@@ -35,7 +36,9 @@ int make_folder(const char* folder) {
     static_cast<void>(::mkdir(path, 0700));  // where that fails, the folder in it cannot be made
     *at = '/';
   }
-  return ::mkdir(path, 0700) == 0 || errno == EEXIST ? WEIGHTCAST_OK : fail_with_errno("%s", folder);
+  return ::mkdir(path, 0700) == 0 || errno == EEXIST
+             ? WEIGHTCAST_OK
+             : fail_with_errno("%s: cannot be made; name a folder that can", folder);
 }
 
 /// An export of this process, whose locks a look at its file would drop. A forked child has none of its
@@ -83,15 +86,21 @@ int clear_place(const weightcast_export& e) {
   int process = 0;
   switch (same_boot ? life_of(there.generation, &process) : Life::kDead) {
     case Life::kUnknown:
-      return fail_with_errno("%s: whether its exporter lives cannot be seen in /dev/shm", path);
+      return fail_with_errno(
+          "%s: whether its exporter lives cannot be seen in /dev/shm; remove the file if it does "
+          "not",
+          path);
     case Life::kLives:
       if (process > 0) {
         return fail(WEIGHTCAST_REFUSED,
                     "%s: process %d has published this rank and is alive; stop it, or use another folder",
                     path, process);
       }
-      return fail(WEIGHTCAST_REFUSED,
-                  "%s: a process of another container has published this rank and is alive", path);
+      return fail(
+          WEIGHTCAST_REFUSED,
+          "%s: a process of another container has published this rank and is alive; stop it, or use another "
+          "folder",
+          path);
     case Life::kDead:
       break;
   }
@@ -101,27 +110,31 @@ int clear_place(const weightcast_export& e) {
 }
 
 int require_usable(const weightcast_export* e, bool published) {
-  if (e == nullptr) return fail(WEIGHTCAST_BAD_ARGUMENT, "the export is NULL");
+  if (e == nullptr) return fail(WEIGHTCAST_BAD_ARGUMENT, "the export is NULL; open one first");
   if (e->process != ::getpid()) {
-    return fail(WEIGHTCAST_BAD_ARGUMENT, "the export belongs to process %ld; a forked child cannot use it",
+    return fail(WEIGHTCAST_BAD_ARGUMENT,
+                "the export belongs to process %ld; a forked child cannot use it, "
+                "and has to publish its own",
                 static_cast<long>(e->process));
   }
   if (e->published != published) {
     return fail(WEIGHTCAST_BAD_ARGUMENT,
-                published ? "the export has not been published yet" : "the export is published already");
+                published ? "the export has not been published yet; call weightcast_publish first"
+                          : "the export is published already; close it, and open another");
   }
   return WEIGHTCAST_OK;
 }
 
 int require_engine(const weightcast_export* e) {
   if (const int code = require_usable(e, true); code != WEIGHTCAST_OK) return code;
-  return e->engine ? WEIGHTCAST_OK
-                   : fail(WEIGHTCAST_BAD_ARGUMENT, "a trainer offers; only an engine is asked");
+  return e->engine
+             ? WEIGHTCAST_OK
+             : fail(WEIGHTCAST_BAD_ARGUMENT, "only an engine is asked; a trainer calls weightcast_offer");
 }
 
 int require_trainer(const weightcast_export* e) {
   if (const int code = require_usable(e, true); code != WEIGHTCAST_OK) return code;
-  return e->engine ? fail(WEIGHTCAST_BAD_ARGUMENT, "an engine is asked; only a trainer offers")
+  return e->engine ? fail(WEIGHTCAST_BAD_ARGUMENT, "only a trainer offers; an engine calls weightcast_pause")
                    : WEIGHTCAST_OK;
 }
 
@@ -132,12 +145,18 @@ using namespace weightcast::client;
 extern "C" int weightcast_open(const char* folder, const char* role, int rank, int ranks, const char* layout,
                                weightcast_export** out) {
   *out = nullptr;
+  if (const int code = require_text(role, "the role"); code != WEIGHTCAST_OK) return code;
+  if (folder == nullptr) return fail(WEIGHTCAST_BAD_ARGUMENT, "the folder is NULL; name one");
+  if (layout != nullptr) {
+    if (const int code = require_text(layout, "the layout"); code != WEIGHTCAST_OK) return code;
+  }
   const bool engine = std::strcmp(role, "engine") == 0;
   if (!engine && std::strcmp(role, "trainer") != 0) {
     return fail(WEIGHTCAST_BAD_ARGUMENT, "role '%s': write \"trainer\" or \"engine\"", role);
   }
   if (rank < 0 || rank >= ranks)
-    return fail(WEIGHTCAST_BAD_ARGUMENT, "rank %d of %d: ranks count from 0", rank, ranks);
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "rank %d of %d: ranks count from 0; give one below %d", rank, ranks,
+                ranks);
   auto* e = static_cast<weightcast_export*>(::malloc(sizeof(weightcast_export)));
   if (e == nullptr) return fail_with_errno("an export");
   *e = weightcast_export();
@@ -149,15 +168,16 @@ extern "C" int weightcast_open(const char* folder, const char* role, int rank, i
   e->process = ::getpid();
   int code = WEIGHTCAST_OK;
   if (static_cast<std::size_t>(length) >= sizeof e->folder)
-    code = fail(WEIGHTCAST_BAD_ARGUMENT, "the folder's name is too long");
+    code = fail(WEIGHTCAST_BAD_ARGUMENT, "the folder's name is too long; give another");
   if (static_cast<std::size_t>(layout_length) >= sizeof e->layout) {
-    code = fail(WEIGHTCAST_BAD_ARGUMENT, "a layout of %d characters; up to %d are possible", layout_length,
+    code = fail(WEIGHTCAST_BAD_ARGUMENT, "a layout of %d characters; give one of %d at most", layout_length,
                 static_cast<int>(sizeof e->layout) - 1);
   }
   if (code == WEIGHTCAST_OK) code = make_folder(folder);
   // Whole, because the process may change its working folder.
   char* whole = code == WEIGHTCAST_OK ? ::realpath(folder, nullptr) : nullptr;
-  if (code == WEIGHTCAST_OK && whole == nullptr) code = fail_with_errno("%s", folder);
+  if (code == WEIGHTCAST_OK && whole == nullptr)
+    code = fail_with_errno("%s: cannot be entered; name another folder", folder);
   if (whole != nullptr) std::snprintf(e->folder, sizeof e->folder, "%s", whole);
   ::free(whole);
   if (code == WEIGHTCAST_OK) code = clear_place(*e);
@@ -181,7 +201,7 @@ extern "C" int weightcast_open(const char* folder, const char* role, int rank, i
 
 extern "C" int weightcast_add_segment(weightcast_export* e, int64_t bytes, void** memory, int* segment) {
   if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
-  if (bytes <= 0) return fail(WEIGHTCAST_BAD_ARGUMENT, "a segment of %" PRId64 " bytes", bytes);
+  if (bytes <= 0) return fail(WEIGHTCAST_BAD_ARGUMENT, "a segment of %" PRId64 " bytes; ask for some", bytes);
   Segment* added = append(e->segments);
   if (added == nullptr) return fail_with_errno("a segment");
   char number[16];
@@ -201,6 +221,7 @@ extern "C" int weightcast_add_segment(weightcast_export* e, int64_t bytes, void*
 
 extern "C" int weightcast_publish(weightcast_export* e) {
   if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_apart(*e); code != WEIGHTCAST_OK) return code;
   // Somebody else may have published the rank since it was opened here.
   if (const int code = clear_place(*e); code != WEIGHTCAST_OK) return code;
   for (int i = 0; i < e->segments.size; ++i) {
@@ -216,6 +237,7 @@ extern "C" int weightcast_publish(weightcast_export* e) {
 extern "C" int weightcast_close(weightcast_export* e, double seconds) {
   if (e == nullptr) return WEIGHTCAST_OK;
   if (e->process != ::getpid()) return require_usable(e, true);
+  if (const int code = require_seconds(seconds); code != WEIGHTCAST_OK) return code;
   char path[4200];
   manifest_path(*e, path, sizeof path);
   // A successor's is not this one's to take away.

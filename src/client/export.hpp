@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "client/control_block.h"
+#include "client/entry_rules.h"
 #include "client/gpu_memory.hpp"
 #include "client/weightcast/client.h"
 
@@ -46,8 +47,6 @@ struct Segment {
   List<Piece> pieces;  ///< on a GPU, where there is no handle: one behind the other
 };
 
-constexpr int kMostDims = 8;
-
 /// Seconds that a wait sleeps before it looks whether the job step is still there.
 constexpr double kLook = 0.05;
 
@@ -59,13 +58,13 @@ struct Entry {
   char* name = nullptr;
   char dtype[16] = "";
   int dims = 0;
-  std::int64_t shape[kMostDims] = {};
-  std::int64_t strides[kMostDims] = {};
+  std::int64_t shape[WEIGHTCAST_MOST_DIMS] = {};
+  std::int64_t strides[WEIGHTCAST_MOST_DIMS] = {};
   int segment = 0;
   std::int64_t offset = 0;
   bool is_box = false;  ///< of a tensor of shape `whole`, from element `start` on
-  std::int64_t whole[kMostDims] = {};
-  std::int64_t start[kMostDims] = {};
+  std::int64_t whole[WEIGHTCAST_MOST_DIMS] = {};
+  std::int64_t start[WEIGHTCAST_MOST_DIMS] = {};
   List<Alias> aliases;
 };
 
@@ -87,7 +86,7 @@ struct weightcast_export {
   weightcast::client::List<weightcast::client::Segment> segments;
   int shared_segments = 0;  ///< made by the client, named by their numbers among themselves
   weightcast::client::List<weightcast::client::Entry> entries;
-  void* names = nullptr;              ///< the entries' by name: a tree of tsearch()
+  void* names = nullptr;              ///< of the entries, aliases too: a tree of tsearch()
   weightcast_export* next = nullptr;  ///< of this process
 };
 
@@ -97,6 +96,9 @@ namespace weightcast::client {
 int require_usable(const weightcast_export* e, bool published);
 int require_engine(const weightcast_export* e);
 int require_trainer(const weightcast_export* e);
+
+/// Fails for entries that lie in one another's memory.
+int require_apart(const weightcast_export& e);
 
 /// Frees what an export knows of its entries.
 void free_entries(weightcast_export& e);

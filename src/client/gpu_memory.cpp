@@ -60,7 +60,8 @@ const Driver* driver() {
   // Never unloaded: whoever has GPU memory has it loaded anyway.
   void* library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
-    fail(WEIGHTCAST_REFUSED, "memory on a GPU: CUDA's driver cannot be loaded: %s", ::dlerror());
+    fail(WEIGHTCAST_REFUSED, "memory on a GPU: CUDA's driver cannot be loaded; run where it is installed: %s",
+         ::dlerror());
     return nullptr;
   }
   if (!find(library, "cuPointerGetAttribute", &found.pointer_attribute) ||
@@ -76,7 +77,7 @@ const Driver* driver() {
       !find(library, "cuCtxSynchronize", &found.synchronize) ||
       !find(library, "cuGetErrorString", &found.error_string)) {
     found.error_string = nullptr;
-    fail(WEIGHTCAST_REFUSED, "memory on a GPU: CUDA's driver is too old: %s", ::dlerror());
+    fail(WEIGHTCAST_REFUSED, "memory on a GPU: CUDA's driver is too old; update it: %s", ::dlerror());
     return nullptr;
   }
   return &found;
@@ -105,7 +106,9 @@ int find_gpu_allocation(std::uint64_t address, GpuAllocation* found) {
   if (cuda == nullptr) return WEIGHTCAST_REFUSED;
   unsigned type = 0;
   Result result = cuda->pointer_attribute(&type, kAttributeMemoryType, address);
-  if (result != 0) return fail_with_cuda(*cuda, result, "memory on a GPU: its address is not known to CUDA");
+  if (result != 0)
+    return fail_with_cuda(
+        *cuda, result, "memory on a GPU: its address is not known to CUDA; give one that this process has");
   if (type != kTypeDevice) {
     return fail(WEIGHTCAST_BAD_ARGUMENT,
                 "memory on a GPU: the address is of the host's memory; publish the host's memory as such");

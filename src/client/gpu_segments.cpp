@@ -94,7 +94,7 @@ using namespace weightcast::client;
 extern "C" int weightcast_add_gpu_memory(weightcast_export* e, const void* address, int64_t bytes,
                                          int* segment, int64_t* offset) {
   if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
-  if (bytes <= 0) return fail(WEIGHTCAST_BAD_ARGUMENT, "memory of %" PRId64 " bytes", bytes);
+  if (bytes <= 0) return fail(WEIGHTCAST_BAD_ARGUMENT, "memory of %" PRId64 " bytes; publish some", bytes);
   const auto first = reinterpret_cast<std::uintptr_t>(address);
   GpuAllocation found;
   if (const int code = find_gpu_allocation(first, &found); code != WEIGHTCAST_OK) return code;
@@ -112,7 +112,10 @@ extern "C" int weightcast_add_gpu_memory(weightcast_export* e, const void* addre
   if (!found.has_handle) {
     if (const int code = add_pieces(*e, in, end); code != WEIGHTCAST_OK) return code;
   } else if (end > found.address + found.bytes) {
-    return fail(WEIGHTCAST_BAD_ARGUMENT, "memory on a GPU: %" PRId64 " bytes end behind their allocation",
+    return fail(WEIGHTCAST_BAD_ARGUMENT,
+                "memory on a GPU: %" PRId64
+                " bytes end behind their allocation; give "
+                "its own size",
                 bytes);
   }
   *segment = number;

@@ -169,7 +169,7 @@ Publication publication_from_here() {
 
 int read_publication(const char* path, Publication* publication) {
   FILE* file = std::fopen(path, "re");
-  if (file == nullptr) return fail_with_errno("%s", path);
+  if (file == nullptr) return fail_with_errno("%s: cannot be read; let its owner remove it", path);
   // All of it is on the first line, which this library has written.
   char line[4096] = "";
   static_cast<void>(std::fgets(line, sizeof line, file));
@@ -197,7 +197,7 @@ int write_manifest(const weightcast_export& e) {
   manifest_path(e, path, sizeof path);
   std::snprintf(beside, sizeof beside, "%s.%016" PRIx64, path, e.generation);
   const int file = ::open(beside, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  if (file < 0) return fail_with_errno("%s", beside);
+  if (file < 0) return fail_with_errno("%s: cannot be made; look at its folder", beside);
   FILE* out = ::fdopen(file, "w");
   if (out == nullptr) {
     const int code = fail_with_errno("%s", beside);
@@ -210,7 +210,8 @@ int write_manifest(const weightcast_export& e) {
   written = std::fclose(out) == 0 && written;
   // Not a rename, which would take the place of somebody who has just published.
   int code = WEIGHTCAST_OK;
-  if (!written || !link_to(beside, path)) code = fail_with_errno("%s", path);
+  if (!written || !link_to(beside, path))
+    code = fail_with_errno("%s: cannot be written; look at its folder", path);
   ::unlink(beside);
   return code;
 }

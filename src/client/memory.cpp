@@ -29,7 +29,8 @@ void* reserve(int file, std::int64_t bytes) {
   if (errno == 0)
     memory = ::mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (memory != MAP_FAILED) return memory;
-  fail_with_errno("shared memory of %" PRId64 " bytes in /dev/shm", bytes);
+  fail_with_errno("shared memory of %" PRId64 " bytes in /dev/shm; make room there, or make it larger",
+                  bytes);
   return nullptr;
 }
 
@@ -61,7 +62,7 @@ bool unlink_memory(const char* name) {
 void* make_memory(const char* name, std::int64_t bytes) {
   const int file = ::shm_open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (file < 0) {
-    fail_with_errno("shared memory %s", name);
+    fail_with_errno("shared memory %s; look at /dev/shm", name);
     return nullptr;
   }
   void* memory = reserve(file, bytes);
@@ -73,7 +74,8 @@ void* make_memory(const char* name, std::int64_t bytes) {
 int make_block(weightcast_export& e) {
   name_of_memory(e.block_name, sizeof e.block_name, ::getuid(), e.generation, "control");
   e.block_file = ::open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-  if (e.block_file < 0) return fail_with_errno("shared memory in /dev/shm");
+  if (e.block_file < 0)
+    return fail_with_errno("shared memory in /dev/shm; mount it as a tmpfs that this user may write");
   e.block = static_cast<weightcast_block*>(reserve(e.block_file, WEIGHTCAST_BLOCK_BYTES));
   int code = e.block == nullptr ? WEIGHTCAST_REFUSED : WEIGHTCAST_OK;
   if (code == WEIGHTCAST_OK) {
@@ -86,7 +88,7 @@ int make_block(weightcast_export& e) {
     std::snprintf(path, sizeof path, "/dev/shm%s", e.block_name);
     if (!take_lock(e.block_file, WEIGHTCAST_LOCK_EXPORTER) ||
         ::linkat(AT_FDCWD, file, AT_FDCWD, path, AT_SYMLINK_FOLLOW) != 0) {
-      code = fail_with_errno("shared memory %s", e.block_name);
+      code = fail_with_errno("shared memory %s; look at /dev/shm", e.block_name);
       ::munmap(e.block, WEIGHTCAST_BLOCK_BYTES);
     }
   }

@@ -1,5 +1,6 @@
 #include <cinttypes>
 
+#include "client/arguments.hpp"
 #include "client/block.hpp"
 #include "client/error.hpp"
 #include "client/export.hpp"
@@ -8,6 +9,8 @@ using namespace weightcast::client;
 
 extern "C" int weightcast_offer(weightcast_export* e, int64_t version, double seconds) {
   if (const int code = require_trainer(e); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_version(version); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_seconds(seconds); code != WEIGHTCAST_OK) return code;
   // Whatever still runs on a GPU may write the weights.
   if (const int code = synchronize_gpus(*e); code != WEIGHTCAST_OK) return code;
   weightcast_block& block = *e->block;
@@ -30,6 +33,7 @@ extern "C" int weightcast_offer(weightcast_export* e, int64_t version, double se
 
 extern "C" int weightcast_settle(weightcast_export* e, double seconds) {
   if (const int code = require_trainer(e); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_seconds(seconds); code != WEIGHTCAST_OK) return code;
   weightcast_block& block = *e->block;
   const double until = now() + seconds;
   for (;;) {
@@ -42,12 +46,13 @@ extern "C" int weightcast_settle(weightcast_export* e, double seconds) {
       case WEIGHTCAST_OFFERS:
         if (now() < until) break;
         if (!change_word(block, word, training)) continue;
-        return fail(WEIGHTCAST_NO_ANSWER, "version %" PRId64 " was not read within %g s%s%s", block.version,
-                    seconds, block.reason[0] == '\0' ? "" : ": ", block.reason);
+        return fail(WEIGHTCAST_NO_ANSWER,
+                    "version %" PRId64 " was not read within %g s; offer it again, or go on%s%s",
+                    block.version, seconds, block.reason[0] == '\0' ? "" : ": ", block.reason);
       case WEIGHTCAST_BEING_READ:
         break;
       default:
-        return fail(WEIGHTCAST_BAD_ARGUMENT, "nothing is offered");
+        return fail(WEIGHTCAST_BAD_ARGUMENT, "nothing is offered; call weightcast_offer first");
     }
     await_change(block, word, kLook);
     if (WEIGHTCAST_STATE_OF(word) != WEIGHTCAST_BEING_READ || load_word(block) != word ||
@@ -57,6 +62,7 @@ extern "C" int weightcast_settle(weightcast_export* e, double seconds) {
     const bool gone = change_word(block, word, training);
     drop_lock(e->block_file, WEIGHTCAST_LOCK_UPDATE);
     if (gone)
-      return fail(WEIGHTCAST_REFUSED, "the job step died while it read version %" PRId64, block.version);
+      return fail(WEIGHTCAST_REFUSED, "the job step died while it read version %" PRId64 "; offer it again",
+                  block.version);
   }
 }

@@ -11,6 +11,7 @@
 #include <optional>
 #include <string_view>
 
+#include "client/entry_rules.h"
 #include "client/memory_names.hpp"
 #include "core/error.hpp"
 #include "core/json_text.hpp"
@@ -24,12 +25,20 @@ namespace {
 using nlohmann::json;
 
 constexpr std::int64_t kFormat = 1;
+static_assert(WEIGHTCAST_MOST_DIMS == Shape::kMaxDims);
+
+/// Whether it is a whole number that fits, of at least `least`.
+bool is_number(const json& value, std::int64_t least = 0) {
+  const bool fits = !value.is_number_unsigned() || value.get<std::uint64_t>() <= INT64_MAX;
+  return value.is_number_integer() && fits && value.get<std::int64_t>() >= least;
+}
 
 /// Reads the fields of an object in a manifest, whose errors say where they are.
 class Fields {
  public:
   Fields(const json& object, std::string where) : object_(object), where_(std::move(where)) {
-    if (!object.is_object()) throw InputError(where_ + ": is no object");
+    if (!object.is_object())
+      throw InputError(where_ + ": is no object; publish again with a matching client");
   }
 
   std::string text(const char* name, bool needed = true) const {
@@ -41,9 +50,7 @@ class Fields {
 
   std::int64_t number(const char* name, std::int64_t least = 0) const {
     const json& value = *find(name, true);
-    if (!value.is_number_integer() || value.get<double>() > 9e18 || value.get<std::int64_t>() < least) {
-      refuse(name, fmt::format("is no whole number of at least {}", least));
-    }
+    if (!is_number(value, least)) refuse(name, fmt::format("is no whole number of at least {}", least));
     return value.get<std::int64_t>();
   }
 
@@ -56,9 +63,7 @@ class Fields {
   std::vector<std::int64_t> numbers(const char* name) const {
     std::vector<std::int64_t> numbers;
     for (const json& value : list(name)) {
-      if (!value.is_number_integer() || value.get<double>() > 9e18 || value.get<std::int64_t>() < 0) {
-        refuse(name, "holds what is no size");
-      }
+      if (!is_number(value)) refuse(name, "holds what is no size");
       numbers.push_back(value.get<std::int64_t>());
     }
     return numbers;
@@ -182,13 +187,11 @@ LiveBox box_of(const json& object, const Shape& shape, const Fields& entry) {
   LiveBox box;
   const std::vector<std::int64_t> whole = fields.numbers("shape");
   box.start = fields.numbers("offset");
-  bool fits = whole.size() == shape.dims() && box.start.size() == shape.dims();
-  std::int64_t elements = 1;
-  for (std::size_t i = 0; fits && i < shape.dims(); ++i) {
-    fits = whole[i] >= shape[i] && box.start[i] <= whole[i] - shape[i] &&
-           !__builtin_mul_overflow(elements, std::max<std::int64_t>(whole[i], 1), &elements);
+  if (whole.size() != shape.dims() || box.start.size() != shape.dims() ||
+      weightcast_is_box(static_cast<int>(shape.dims()), shape.extents().data(), whole.data(),
+                        box.start.data()) == 0) {
+    entry.refuse("box", "goes beyond the whole tensor");
   }
-  if (!fits) entry.refuse("box", "goes beyond the whole tensor");
   box.whole = Shape(std::span<const std::int64_t>(whole));
   return box;
 }
@@ -217,33 +220,22 @@ LiveEntry entry_of(const json& object, const std::vector<LiveSegment>& segments,
     fields.refuse("segment", "does not exist");
   }
   entry.offset = fields.number("offset");
-  // The byte behind the last element, with numbers that cannot overflow unseen.
-  std::int64_t elements = 1;
-  std::int64_t end = 1;
-  bool fits = true;
-  bool empty = false;
-  for (std::size_t i = 0; i < shape.size(); ++i) {
-    std::int64_t step = 0;
-    empty = empty || shape[i] == 0;
-    fits = fits && !__builtin_mul_overflow(elements, std::max<std::int64_t>(shape[i], 1), &elements) &&
-           !__builtin_mul_overflow(std::max<std::int64_t>(shape[i], 1) - 1, entry.strides[i], &step) &&
-           !__builtin_add_overflow(end, step, &end);
+  const std::int64_t end =
+      weightcast_end_of_entry(static_cast<int>(shape.size()), shape.data(), entry.strides.data(),
+                              entry.offset, dtype_bytes(entry.dtype));
+  if (end < 0 || end > segments[entry.segment].bytes) {
+    fields.refuse("offset", "or the shape goes beyond its segment");
   }
-  fits = fits && !__builtin_mul_overflow(empty ? 0 : end, dtype_bytes(entry.dtype), &end) &&
-         !__builtin_add_overflow(end, entry.offset, &end) && end <= segments[entry.segment].bytes;
-  if (!fits) fields.refuse("offset", "or the shape goes beyond its segment");
   entry.shape = Shape(std::span<const std::int64_t>(shape));
   if (const json* box = fields.find("box", false); box != nullptr)
     entry.box = box_of(*box, entry.shape, fields);
   return entry;
 }
 
-/// The first byte of an entry in its segment and the one behind its last.
-std::pair<std::int64_t, std::int64_t> extent(const LiveEntry& entry) {
-  if (entry.shape.elements() == 0) return {entry.offset, entry.offset};
-  std::int64_t last = 0;
-  for (std::size_t i = 0; i < entry.strides.size(); ++i) last += (entry.shape[i] - 1) * entry.strides[i];
-  return {entry.offset, entry.offset + (last + 1) * dtype_bytes(entry.dtype)};
+/// The byte behind an entry's last in its segment.
+std::int64_t end_of(const LiveEntry& entry) {
+  return weightcast_end_of_entry(static_cast<int>(entry.shape.dims()), entry.shape.extents().data(),
+                                 entry.strides.data(), entry.offset, dtype_bytes(entry.dtype));
 }
 
 void require_no_overlap(const Manifest& manifest) {
@@ -257,7 +249,7 @@ void require_no_overlap(const Manifest& manifest) {
   for (std::size_t i = 1; i < entries.size(); ++i) {
     const LiveEntry& before = *entries[i - 1];
     const LiveEntry& entry = *entries[i];
-    if (before.segment != entry.segment || extent(before).second <= entry.offset) continue;
+    if (before.segment != entry.segment || end_of(before) <= entry.offset) continue;
     throw InputError(
         fmt::format("{}: tensors {} and {} overlap; publish one with the other's name as an alias, or in "
                     "memory of its own",
@@ -279,6 +271,7 @@ std::string Manifest::device() const {
 }
 
 bool LiveEntry::contiguous() const {
+  if (shape.elements() == 0) return true;
   std::int64_t stride = 1;
   for (std::size_t i = strides.size(); i-- > 0;) {
     if (shape[i] != 1 && strides[i] != stride) return false;

@@ -1,5 +1,6 @@
 """The Python package without a job step: what publishing makes, and what calls refuse."""
 
+import fractions
 import json
 import os
 import pathlib
@@ -78,6 +79,63 @@ class Client(unittest.TestCase):
             weightcast.publish(self.folder, "engine", 0, 1, tensors={"a": Memory("BF61", (1,))})
         with self.assertRaisesRegex(weightcast.Error, "nothing to publish"):
             weightcast.publish(self.folder, "engine", 0, 1)
+
+    def test_arguments_that_c_would_take_otherwise(self):
+        def refuse(says, *arguments, **more):
+            with self.assertRaisesRegex(weightcast.Error, says) as refused:
+                weightcast.publish(self.folder, *arguments, **{"tensors": {"a": Memory("BF16", (1,))}, **more})
+            self.assertEqual(refused.exception.code, 64)
+            self.assertFalse(os.path.exists(self.folder) and os.listdir(self.folder))
+
+        for rank, ranks in ((2**32, 2**32 + 1), (0, 2**31), (0.5, 2), (True, 2), ("0", 1), (None, 1)):
+            refuse("give a whole number from 0", "engine", rank, ranks)
+        for version in (2**63, 2**64 + 5, -1, 1.0, "3", False):
+            refuse("version .* give a whole number", "engine", 0, 1, version=version)
+        for text in ("a\0b", "\ud800", 7):
+            refuse("NUL|UTF-8", "engine", 0, 1, tensors={text: Memory("BF16", (1,))})
+            refuse("NUL|UTF-8", "engine", 0, 1, layout=text)
+        refuse("NUL", "eng\0ine", 0, 1)
+        refuse("UTF-8", 5, 0, 1)
+        refuse("dtype", "engine", 0, 1, tensors={"a": Memory("BF16\0", (1,))})
+        refuse("5 dimensions", "engine", 0, 1, tensors={"a": Memory("BF16", (1,) * 5)})
+        refuse("so many bytes", "engine", 0, 1, tensors={"a": Memory("BF16", (2**62, 4))})
+        with self.assertRaisesRegex(weightcast.Error, "NUL"):
+            weightcast.publish(self.folder + "\0x", "engine", 0, 1, tensors={"a": Memory("BF16", (1,))})
+        for extent in (2**64, -1, 1.5, "1"):
+            with self.assertRaisesRegex(weightcast.Error, "extent"):
+                Memory("BF16", (extent,))
+
+    def test_waits_and_versions_that_are_none(self):
+        nothing = (float("nan"), -1, -0.5, float("inf"), 10**400, 1e300, "3", None, True)
+        with self.publish() as engine, self.publish("trainer") as trainer:
+
+            def refuse(call, says):
+                with self.assertRaisesRegex(weightcast.Error, says) as refused:
+                    call()
+                self.assertEqual(refused.exception.code, 64)
+
+            def pause(*arguments, **more):
+                with engine.pause(*arguments, **more):
+                    self.fail("entered")
+
+            for timeout in nothing:
+                says = "a timeout of .* give a number of seconds"
+                refuse(lambda: pause(timeout=timeout), says)
+                refuse(lambda: trainer.offer(1, timeout=timeout), says)
+                refuse(lambda: trainer.settle(timeout=timeout), says)
+                refuse(lambda: engine.close(timeout=timeout), says)
+                refuse(lambda: weightcast.trigger(self.folder, timeout=timeout), says)
+            for version in (2**63, -1, 1.0, "3", None, True):
+                refuse(lambda: engine.serve(version), "version .* give a whole number")
+                refuse(lambda: trainer.offer(version), "version .* give a whole number")
+            for wanted in (7, (7,), (1, 2, 3), "x"):
+                refuse(lambda: pause(wanted), "give what wanted")
+            for question in (-1, 2**64, 0.5):
+                refuse(lambda: pause((7, question)), "question .* give a whole number")
+            # Nothing was closed, and numbers of other kinds are numbers.
+            with self.assertRaises(weightcast.NoAnswer):
+                pause(timeout=fractions.Fraction(1, 100))
+            refuse(lambda: engine.decline("a\0b"), "nobody asks")
 
     def test_what_is_published_stays_so_without_its_object(self):
         kept = set(weightcast._published)

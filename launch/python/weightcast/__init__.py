@@ -92,7 +92,7 @@ class Export:
     def serve(self, version):
         """Says that an engine's memory holds that version whole, and that it is used. An invalid engine, too, may say so,
         when it has loaded itself anew; on all its ranks."""
-        _library.call("weightcast_serve", self._handle, version)
+        _library.call("weightcast_serve", self._handle, _library.whole(version, "version"))
 
     def wanted(self):
         """What a job step asks to write, as Wanted, or None. Never waits."""
@@ -107,47 +107,51 @@ class Export:
 
         `wanted` is what wanted() said, on this rank of the engine or another: all of them come back alike when that
         has been taken back. None waits for whatever is asked next."""
+        question = 0 if wanted is None else _question_of(wanted)
+        timeout = _library.seconds(timeout)
         try:
             self._require_in_place()
         except Error as error:
             if self.wanted() is not None:
                 self.decline(str(error))
             raise
-        version = _library.pause(self._handle, 0 if wanted is None else wanted[1], timeout)
+        version = _library.pause(self._handle, question, timeout)
         try:
             yield Update(version, self._names)
         except BaseException as error:
             cause = f"the engine could not use version {version}: {error}"
-            _library.call("weightcast_invalidate", self._handle, cause.encode(errors="replace"))
+            _library.call("weightcast_invalidate", self._handle, _library.reason(cause))
             raise
         _library.call("weightcast_resume", self._handle)
 
     def decline(self, reason):
         """Answers a job step that asks that the engine will not be written now."""
-        _library.call("weightcast_decline", self._handle, reason.encode(errors="replace"))
+        _library.call("weightcast_decline", self._handle, _library.reason(reason))
 
     def offer(self, version, timeout=600.0, wait=True):
         """Of a trainer: its parameters are that version. Waits until every rank has read them; with wait=False returns
         at once, and settle() says when they may change. Raises NoAnswer when nobody has read them in time."""
         self._require_in_place()
-        _library.call("weightcast_offer", self._handle, version, float(timeout) if wait else 0.0)
+        timeout = _library.seconds(timeout)
+        _library.call("weightcast_offer", self._handle, _library.whole(version, "version"), timeout if wait else 0.0)
 
     def settle(self, timeout=600.0):
         """Waits for the end of what was offered; afterwards the parameters may change."""
-        _library.call("weightcast_settle", self._handle, float(timeout))
+        _library.call("weightcast_settle", self._handle, _library.seconds(timeout))
 
     def close(self, timeout=60.0):
         """Withdraws the publication. Tensors of torch that lie in its memory lose their elements; views of them, and those
         of memory(), must not be used afterwards. What is on a GPU stays as it is."""
         if self._process != os.getpid():
-            raise Error(64, f"the export belongs to process {self._process}; a forked child cannot close it")
+            raise Error(64, f"the export belongs to process {self._process}; a forked child leaves it open")
+        timeout = _library.seconds(timeout)
         handle, self._handle = self._handle, None
         self._memory = {}
         places, self._places = self._places, []
         for _, _, own, address in places:
             if own.device.type == "cpu" and own.data_ptr() == address:
                 own.data = own.data.new_empty(0)
-        _library.call("weightcast_close", handle, float(timeout))
+        _library.call("weightcast_close", handle, timeout)
         _published.pop(id(places), None)
 
     def __enter__(self):
@@ -156,6 +160,14 @@ class Export:
     def __exit__(self, *_):
         if self._handle is not None:
             self.close()
+
+
+def _question_of(wanted):
+    try:
+        _, question = wanted
+    except (TypeError, ValueError):
+        raise Error(64, f"wanted is {wanted!r}; give what wanted() said") from None
+    return _library.whole(question, "the question of wanted is", 2**64 - 1)
 
 
 def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, version=None):
@@ -171,6 +183,8 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
     None: as the job step's options say), `version` what an engine's memory holds already. Where it raises, every tensor
     is where it was.
     """
+    if version is not None:
+        version = _library.whole(version, "version")
     state = None if module is None else _tensors.State(module)
     wanted = _tensors.tensors_of(state, tensors)
     forms = {name: _tensors.form_of(name, tensor) for name, tensor in wanted.items()}
@@ -180,7 +194,7 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
     for name, key in keys.items():
         first_names.setdefault(key, name)
     if not first_names:
-        raise Error(64, "there is nothing to publish")
+        raise Error(64, "there is nothing to publish; give a module or tensors")
     firsts = {name: wanted[name] for name in first_names.values()}
     _tensors.require_apart(firsts)
     if module is None:

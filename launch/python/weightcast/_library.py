@@ -2,6 +2,8 @@
 
 import ctypes
 import ctypes.util
+import numbers
+import operator
 import os
 import pathlib
 
@@ -79,16 +81,64 @@ def call(name, *arguments):
     check(getattr(_library, name)(*arguments))
 
 
+# What C would take otherwise than it was meant: a number that does not fit is cut there, and a text ends at its first NUL.
+
+
+def whole(value, what, most=2**63 - 1):
+    """The number, where it is a whole one from 0 to `most`; `what` it is of, for the line."""
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number <= most:
+        raise Error(64, f"{what} {value!r}; give a whole number from 0 to {most}")
+    return number
+
+
+def seconds(value):
+    """How long a call may wait."""
+    most = 1e9
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= most:
+        raise Error(64, f"a timeout of {value!r}; give a number of seconds from 0 to {most:g}")
+    return float(value)
+
+
+def text(value, what):
+    """The bytes of a text that goes into a manifest."""
+    try:
+        encoded = value.encode()
+    except (AttributeError, UnicodeError):
+        raise Error(64, f"{what} {value!r} is no text that UTF-8 has; give another") from None
+    if b"\0" in encoded:
+        raise Error(64, f"{what} {value!r} has a NUL in it; leave that out")
+    return encoded
+
+
+def reason(value):
+    """The bytes of a text for people, whatever is in it."""
+    return str(value).replace("\0", " ").encode(errors="replace")
+
+
+def path(folder):
+    """The name of a folder."""
+    name = os.fsdecode(folder)
+    if "\0" in name:
+        raise Error(64, f"folder {name!r} has a NUL in it; name another")
+    return name
+
+
 def open_export(folder, role, rank, ranks, layout):
     handle = _POINTER()
-    call("weightcast_open", os.fsencode(folder), role.encode(), rank, ranks, layout.encode() if layout else None,
-         ctypes.byref(handle))  # fmt: skip
+    most = 2**31 - 1
+    call("weightcast_open", os.fsencode(path(folder)), text(role, "role"), whole(rank, "rank", most), whole(ranks, "ranks", most),
+         text(layout, "layout") if layout else None, ctypes.byref(handle))  # fmt: skip
     return handle
 
 
 def add_segment(handle, size):
     address = _POINTER()
     number = ctypes.c_int()
+    size = whole(size, "tensors of so many bytes:")
     call("weightcast_add_segment", handle, size, ctypes.byref(address), ctypes.byref(number))
     return address.value, number.value
 
@@ -102,18 +152,19 @@ def add_gpu_memory(handle, address, size):
 
 def add_entry(handle, name, dtype, shape, strides, segment, offset):
     """`strides` in elements; None where there are no gaps."""
-    numbers = ctypes.c_int64 * max(len(shape), 1)
-    steps = None if strides is None else numbers(*strides)
-    call("weightcast_add_entry", handle, name.encode(), dtype.encode(), len(shape), numbers(*shape), steps, segment, offset)
+    list_of = ctypes.c_int64 * max(len(shape), 1)
+    steps = None if strides is None else list_of(*strides)
+    call("weightcast_add_entry", handle, text(name, "tensor"), text(dtype, "dtype"), len(shape), list_of(*shape), steps,
+         segment, offset)  # fmt: skip
 
 
 def set_box(handle, name, whole, start):
-    numbers = ctypes.c_int64 * max(len(whole), 1)
-    call("weightcast_set_box", handle, name.encode(), numbers(*whole), numbers(*start))
+    list_of = ctypes.c_int64 * max(len(whole), 1)
+    call("weightcast_set_box", handle, text(name, "tensor"), list_of(*whole), list_of(*start))
 
 
 def add_alias(handle, name, alias):
-    call("weightcast_add_alias", handle, name.encode(), alias.encode())
+    call("weightcast_add_alias", handle, text(name, "tensor"), text(alias, "tensor"))
 
 
 def view(address, size):
@@ -134,7 +185,7 @@ def wanted(handle):
 
 def pause(handle, question, timeout):
     version = ctypes.c_int64()
-    call("weightcast_pause_for", handle, question, float(timeout), ctypes.byref(version))
+    call("weightcast_pause_for", handle, question, seconds(timeout), ctypes.byref(version))
     return version.value
 
 

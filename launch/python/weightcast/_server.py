@@ -8,7 +8,8 @@ import struct
 import time
 import typing
 
-from ._library import Error, NoAnswer
+from ._library import Error, NoAnswer, seconds, whole
+from ._library import path as path_of
 
 # As launch/serve/message.hpp has them.
 _FORMAT = 1
@@ -33,9 +34,10 @@ def trigger(folder, version=None, queue=True, timeout=1800.0):
     under way this one waits for its turn, with queue=False it is refused. Where it raises, Error has the code with which
     `weightcast trigger` would end, and the server's own line. NoAnswer after `timeout` seconds: an update that has begun
     goes on. Only on the host of the server's rank 0, and as its user."""
-    if version is not None and (isinstance(version, bool) or not isinstance(version, int) or not 0 <= version < 2**63):
-        raise Error(64, f"version {version!r} is not a whole number of at least 0")
-    path = os.path.join(os.fsdecode(folder), "server.json")
+    if version is not None:
+        version = whole(version, "version")
+    timeout = seconds(timeout)
+    path = os.path.join(path_of(folder), "server.json")
     server = _find(path)
     request = {"weightcast": _FORMAT, "request": "update", "version": version, "queue": bool(queue)}
     try:
@@ -122,14 +124,14 @@ def _ask(name, request, timeout):
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
 
         def left():
-            seconds = give_up - time.monotonic()
-            if seconds <= 0:
+            remaining = give_up - time.monotonic()
+            if remaining <= 0:
                 raise silent
-            server.settimeout(seconds)
+            server.settimeout(remaining)
 
         try:
             if len(os.fsencode(name)) > _MOST_PATH_BYTES:
-                raise Error(65, "the socket's name is too long")
+                raise Error(65, "the socket's name is too long; start the server again with a shorter TMPDIR")
             left()
             server.connect(name)
         except socket.timeout:

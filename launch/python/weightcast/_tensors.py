@@ -14,6 +14,9 @@ class Memory:
     dtype: str
     shape: tuple
 
+    def __post_init__(self):
+        object.__setattr__(self, "shape", tuple(_library.whole(extent, "an extent of") for extent in self.shape))
+
 
 @dataclasses.dataclass(frozen=True)
 class Form:
@@ -96,7 +99,7 @@ def _require_own_memory(module):
         return
     for name, tensor in module.named_parameters():
         if not on_gpu(tensor):
-            raise Error(64, f"tensor {name} is FSDP's and in the CPU's memory; only on a GPU can FSDP's be published")
+            raise Error(64, f"tensor {name} is FSDP's and in the CPU's memory; move the module to a GPU, where FSDP's can be published")
 
 
 def local(tensor):
@@ -139,11 +142,11 @@ def form_of(name, tensor):
         return Form(tensor.dtype, tuple(tensor.shape))
     own = local(tensor)
     if own.device.type not in ("cpu", "cuda"):
-        raise Error(64, f"tensor {name} is on {own.device} and cannot be published; only memory of the CPU and of CUDA's GPUs can")
+        raise Error(64, f"tensor {name} is on {own.device} and cannot be published; move it to the CPU or a GPU of CUDA")
     dtype = _TORCH_DTYPES.get(str(own.dtype))
     kind = type(own.data).__name__
     if dtype is None or kind != "Tensor" or str(own.layout) != "torch.strided":
-        raise Error(64, f"tensor {name} is a {kind} of {own.dtype}, {own.layout}, and cannot be published")
+        raise Error(64, f"tensor {name} is a {kind} of {own.dtype}, {own.layout}, and cannot be published; publish a plain tensor")
     return Form(dtype, tuple(own.shape), *_box_of(name, tensor, own))
 
 

@@ -18,8 +18,10 @@
      }
 
    Functions return 0, or a code below; weightcast_last_error() then says in a line what was wrong and what to
-   do. One thread at a time may use an export, and one of a process may open, publish or close any; a forked
-   child may not use its parent's. Nothing here starts a thread. */
+   do. What a job step would refuse to read is refused here. Texts are UTF-8, versions count from 0, and no
+   wait is negative, endless or longer than 1e9 seconds. One thread at a time may use an export, and one of a
+   process may open, publish or close any; a forked child may not use its parent's. Nothing here starts a
+   thread. */
 #ifndef WEIGHTCAST_CLIENT_H
 #define WEIGHTCAST_CLIENT_H
 
@@ -66,7 +68,8 @@ WEIGHTCAST_API int weightcast_add_gpu_memory(weightcast_export* e, const void* a
                                              int* segment, int64_t* offset);
 
 /* A tensor in a segment: `dtype` as safetensors names it (BF16, F32, F8_E4M3, …), `shape` and `strides` (in
-   elements; NULL: without gaps) of `dims` numbers, `offset` in bytes. */
+   elements; NULL: without gaps) of `dims` numbers, four at most, `offset` in bytes. No two have one name, or
+   lie in one another. */
 WEIGHTCAST_API int weightcast_add_entry(weightcast_export* e, const char* name, const char* dtype, int dims,
                                         const int64_t* shape, const int64_t* strides, int segment,
                                         int64_t offset);

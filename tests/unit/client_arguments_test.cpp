@@ -1,0 +1,184 @@
+// What the client refuses at the call: all that a job step would refuse to read, and waits that are none.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "client/entry_rules.h"
+#include "core/dtype.hpp"
+#include "core/error.hpp"
+#include "live/live_weights.hpp"
+#include "live/manifest.hpp"
+#include "support/temp_dir.hpp"
+#include "weightcast/client.h"
+
+namespace weightcast {
+
+namespace {
+
+using Numbers = std::vector<std::int64_t>;
+constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+
+class ClientArguments : public ::testing::Test {
+ protected:
+  static constexpr std::int64_t kBytes = 1 << 16;
+
+  ~ClientArguments() override { weightcast_close(export_, 0); }
+
+  void open(const char* role = "trainer") {
+    void* memory = nullptr;
+    ASSERT_EQ(weightcast_open(folder_.c_str(), role, 0, 1, nullptr, &export_), 0);
+    ASSERT_EQ(weightcast_add_segment(export_, kBytes, &memory, &segment_), 0);
+  }
+
+  int add(const char* name, const Numbers& shape, const Numbers& strides = {}, std::int64_t offset = 0,
+          const char* dtype = "BF16") {
+    return weightcast_add_entry(export_, name, dtype, static_cast<int>(shape.size()), shape.data(),
+                                strides.empty() ? nullptr : strides.data(), segment_, offset);
+  }
+
+  /// Expects a refusal that says so in one line.
+  static void expect_refused(int code, const std::string& says) {
+    EXPECT_EQ(code, WEIGHTCAST_BAD_ARGUMENT);
+    const std::string line = weightcast_last_error();
+    EXPECT_NE(line.find(says), std::string::npos) << line;
+    for (const char c : line) EXPECT_GE(static_cast<unsigned char>(c), 0x20U) << line;
+  }
+
+  /// Expects that a job step can read what is published, and match it by its names.
+  void expect_readable(Role role = Role::kTrainer) {
+    ASSERT_EQ(weightcast_publish(export_), 0) << weightcast_last_error();
+    const Manifest manifest = read_manifest(manifest_path(folder_, role, 0));
+    EXPECT_NO_THROW(PublishedTensors{manifest});
+  }
+
+  test_support::TempDir dir_;
+  std::string folder_ = dir_ / "weights";
+  weightcast_export* export_ = nullptr;
+  int segment_ = 0;
+};
+
+TEST_F(ClientArguments, ShapesThatNoJobStepReads) {
+  open();
+  expect_refused(add("five", {1, 1, 1, 1, 1}), "five: has 5 dimensions");
+  expect_refused(add("long", {kBytes}), "long: ends behind its segment");
+  expect_refused(add("huge", {kMost, 3}), "huge: its shape");
+  // Without elements, too.
+  expect_refused(add("none", {kMost, kMost, 0}), "none: its shape");
+  expect_refused(add("behind", {0}, {}, kBytes + 1), "behind: ends behind its segment");
+  expect_refused(add("negative", {-1, -1}), "negative: its shape");
+  expect_refused(add("strides", {2, 2}, {-2, 1}), "strides: its shape");
+  expect_refused(add("far", {2}, {kMost}), "far: its shape");
+  expect_refused(add("before", {2}, {}, -2), "before: its shape, strides or offset");
+  expect_refused(add("wide", {kMost / 2, 4}, {0, 0}), "wide: its shape");
+  EXPECT_EQ(add("four", {2, 3, 4, 5}), 0);
+  EXPECT_EQ(add("scalar", {}, {}, 1024), 0);
+  // Of a dimension of one element the stride says nothing.
+  EXPECT_EQ(add("one", {1, 2}, {kMost, 1}, 2048), 0);
+  EXPECT_EQ(add("empty", {2, 0, 3}), 0);
+  expect_readable();
+}
+
+TEST_F(ClientArguments, TextsThatAManifestDoesNotTake) {
+  expect_refused(weightcast_open(folder_.c_str(), "trainer", 0, 1, "\xff", &export_), "the layout");
+  expect_refused(weightcast_open(nullptr, "trainer", 0, 1, nullptr, &export_), "folder is NULL");
+  expect_refused(weightcast_open(folder_.c_str(), nullptr, 0, 1, nullptr, &export_), "the role is NULL");
+  EXPECT_EQ(export_, nullptr);
+  open();
+  for (const char* name : {"\xff", "a\x80", "\xc3", "\xc0\xaf", "\xe0\x80\xaf", "\xed\xa0\x80",
+                           "\xf0\x80\x80\xaf", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xe2\x82"}) {
+    expect_refused(add(name, {1}), "is no UTF-8");
+  }
+  expect_refused(add(nullptr, {1}), "is NULL");
+  expect_refused(add("a", {1}, {}, 0, nullptr), "is NULL");
+  expect_refused(add("a\x1b[2J", {1}, {}, 0, "BF61"), "dtype 'BF61' is not known");
+  std::int64_t offset = 0;
+  for (const char* name : {"", "é€𝄞", "\"\\\x01\x7f", "\xed\x9f\xbf\xee\x80\x80\xf4\x8f\xbf\xbf"}) {
+    EXPECT_EQ(add(name, {1}, {}, offset += 64), 0) << weightcast_last_error();
+  }
+  expect_refused(weightcast_add_alias(export_, "", "\xff"), "is no UTF-8");
+  expect_readable();
+}
+
+TEST_F(ClientArguments, NamesThatAreTakenAlready) {
+  open();
+  ASSERT_EQ(add("a", {1}), 0);
+  ASSERT_EQ(add("b", {1}, {}, 64), 0);
+  ASSERT_EQ(weightcast_add_alias(export_, "a", "c"), 0);
+  expect_refused(add("b", {1}, {}, 128), "b: is there twice");
+  expect_refused(add("c", {1}, {}, 128), "c: is there twice");
+  for (const char* alias : {"a", "b", "c"})
+    expect_refused(weightcast_add_alias(export_, "b", alias), "is there twice");
+  expect_refused(weightcast_add_alias(export_, "d", "e"), "no such entry");
+  EXPECT_EQ(weightcast_add_alias(export_, "c", "d"), 0);
+  expect_readable();
+}
+
+TEST_F(ClientArguments, EntriesThatLieInOneAnother) {
+  open();
+  ASSERT_EQ(add("a", {8}), 0);
+  ASSERT_EQ(add("b", {8}, {}, 14), 0);
+  expect_refused(weightcast_publish(export_), "b: overlaps a");
+}
+
+TEST_F(ClientArguments, BoxesThatAreNone) {
+  open();
+  ASSERT_EQ(add("a", {2, 3}), 0);
+  const auto box = [&](const Numbers& whole, const Numbers& start) {
+    return weightcast_set_box(export_, "a", whole.data(), start.data());
+  };
+  expect_refused(box({2, 3}, {1, 0}), "a: its box goes beyond");
+  expect_refused(box({2, 3}, {0, -1}), "a: its box goes beyond");
+  expect_refused(box({1, 3}, {0, 0}), "a: its box goes beyond");
+  expect_refused(box({kMost, 3}, {kMost, 0}), "a: its box goes beyond");
+  expect_refused(box({kMost, 3}, {0, 0}), "or that is too large");
+  EXPECT_EQ(box({kMost / 3, 3}, {kMost / 3 - 2, 0}), 0);
+  expect_readable();
+}
+
+TEST_F(ClientArguments, WaitsAndVersionsThatAreNone) {
+  open();
+  ASSERT_EQ(add("a", {1}), 0);
+  expect_readable();
+  for (const double seconds : {std::nan(""), -1.0, static_cast<double>(INFINITY), 1e300}) {
+    expect_refused(weightcast_offer(export_, 1, seconds), "give a number from 0 to");
+    expect_refused(weightcast_settle(export_, seconds), "give a number from 0 to");
+    expect_refused(weightcast_close(export_, seconds), "give a number from 0 to");
+  }
+  expect_refused(weightcast_offer(export_, -1, 0), "version -1; versions count from 0");
+  // Nothing was offered, and nothing closed.
+  expect_refused(weightcast_settle(export_, 0), "nothing is offered");
+}
+
+TEST_F(ClientArguments, WaitsAndVersionsOfAnEngineThatAreNone) {
+  open("engine");
+  ASSERT_EQ(add("a", {1}), 0);
+  expect_refused(weightcast_serve(export_, -1), "version -1; versions count from 0");
+  expect_readable(Role::kEngine);
+  std::int64_t version = 0;
+  for (const double seconds : {std::nan(""), -1.0, static_cast<double>(INFINITY), 1e300}) {
+    expect_refused(weightcast_pause(export_, seconds, &version), "give a number from 0 to");
+    expect_refused(weightcast_pause_for(export_, 3, seconds, &version), "give a number from 0 to");
+  }
+}
+
+TEST_F(ClientArguments, EveryDtypeIsReadWithItsSize) {
+  open();
+  int known = 0;
+  for (const DTypeInfo& info : dtype_table()) {
+    const std::string dtype(info.safetensors);
+    const std::int64_t elements = kBytes / info.bytes;
+    if (add(dtype.c_str(), {elements}, {}, 0, dtype.c_str()) != 0) continue;
+    ++known;
+    expect_refused(add("larger", {elements + 1}, {}, 0, dtype.c_str()), "ends behind its segment");
+  }
+  EXPECT_EQ(known, 16);
+}
+
+}  // namespace
+
+}  // namespace weightcast
