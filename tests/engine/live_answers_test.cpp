@@ -3,8 +3,11 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <chrono>
+#include <filesystem>
 #include <memory>
 #include <string>
+#include <thread>
 
 #include "engine/live_engines.hpp"
 #include "support/files.hpp"
@@ -60,6 +63,39 @@ TEST_F(LiveAnswers, AJobThatFindsAnotherNamesItAndGoes) {
   const Outcome outcome = first.wait();
   EXPECT_EQ(outcome.exit_code, 0) << describe(outcome);
   expect_all_serve(2);
+  end_engines();
+}
+
+TEST_F(LiveAnswers, ATrainersMemoryThatIsCutAmidAnUpdateIsNoVersion) {
+  CommandLine command = sync_command();
+  command.environment["LD_PRELOAD"] = WEIGHTCAST_STOP_AT_STATE;
+  command.environment["STOP_RANK"] = "2";
+  command.environment["STOP_AT"] = std::to_string(WEIGHTCAST_WRITING);
+  Process job(command);
+  ASSERT_TRUE(within(kPatience, [&] { return engine(1).state() == WEIGHTCAST_WRITING; })) << describe_all();
+  // Nobody has read it; by now all should have looked whether it is there.
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  std::filesystem::resize_file("/dev/shm" + trainer().manifest().segments.front().name, 4096);
+  ASSERT_TRUE(within(kPatience, [&] {
+    job.send_to_children(SIGCONT);
+    return !job.running();
+  })) << describe_all();
+  const Outcome outcome = job.wait();
+  EXPECT_EQ(outcome.exit_code, 74) << describe(outcome);
+  EXPECT_EQ(error_lines(outcome.err).size(), 1) << describe(outcome);
+  EXPECT_NE(outcome.err.find("trainer-0.json: memory that its exporter has published has shrunk"),
+            std::string::npos)
+      << describe(outcome);
+  for (int rank = 0; rank < kEngineRanks; ++rank) {
+    ASSERT_TRUE(within(kPatience, [&] { return engine(rank).at_rest(); })) << describe_all();
+    // One that has looked only now finds it before anything is written.
+    if (engine(rank).state() == WEIGHTCAST_SERVING) EXPECT_EQ(engine(rank).block().version, 1);
+    expect_true_memory(rank);
+  }
+  trainer_->send(SIGKILL);
+  static_cast<void>(trainer_->wait());
+  start_trainer(3, 1'000'000);
+  expect_a_good_update();
   end_engines();
 }
 
