@@ -297,8 +297,8 @@ class Server {
   static std::int64_t version_of_file(const Checkpoint& checkpoint, std::optional<std::int64_t> wanted) {
     const std::optional<std::int64_t> says = checkpoint.weight_version;
     if (says && wanted && *says != *wanted) {
-      throw UsageError(
-          fmt::format("--weight-version {}: {} is of version {}", *wanted, checkpoint.path, *says));
+      throw UsageError(fmt::format("--weight-version {}: {} is of version {}; ask for that one, or for none",
+                                   *wanted, checkpoint.path, *says));
     }
     return says ? *says : wanted.value_or(0);
   }

@@ -194,7 +194,9 @@ std::int64_t UpdateJob::begin_live(std::int64_t otherwise, bool& there, std::opt
   try {
     control_.agreement.together([&] {
       if (!wanted || version == *wanted) return;
-      throw UsageError(fmt::format("--weight-version {}: the trainers offer version {}", *wanted, version));
+      throw UsageError(
+          fmt::format("--weight-version {}: the trainers offer version {}; ask for that one, or for none",
+                      *wanted, version));
     });
   } catch (const AgreedFailure& failure) {
     live_->update().fail(failure.what(), false);

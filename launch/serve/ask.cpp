@@ -23,7 +23,8 @@ UpdateAnswer ask_server(const std::string& socket, const UpdateRequest& request,
   namespace asio = boost::asio;
   using boost::system::error_code;
   using Protocol = asio::local::stream_protocol;
-  if (socket.size() >= sizeof(sockaddr_un::sun_path)) throw InputError("the socket's name is too long");
+  if (socket.size() >= sizeof(sockaddr_un::sun_path))
+    throw InputError("the socket's name is too long; start the server again with a shorter TMPDIR");
   asio::io_context context;
   Protocol::socket server(context);
   error_code error;

@@ -56,7 +56,9 @@ class Listener::Sockets {
     if (!error) acceptor_.bind(endpoint, error);
     if (!error) acceptor_.listen(kMostConnections, error);
     // NOLINTEND(bugprone-unused-return-value)
-    if (error) throw IoError(fmt::format("{}: cannot listen: {}", path, error.message()));
+    if (error)
+      throw IoError(fmt::format("{}: cannot listen, set TMPDIR to a folder that takes sockets: {}", path,
+                                error.message()));
     accept();
     thread_ = std::thread([this] { context_.run(); });
   }

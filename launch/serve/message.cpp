@@ -32,7 +32,8 @@ json object_of(const std::string& line, const char* origin, std::size_t most_byt
 }
 
 [[noreturn]] void refuse(const char* origin, const char* name, const char* expected) {
-  throw InputError(fmt::format("{}: '{}' is not {}", origin, name, expected));
+  throw InputError(fmt::format("{}: '{}' is not {}; use one version of the program on both sides", origin,
+                               name, expected));
 }
 
 /// A text, empty where there is none.

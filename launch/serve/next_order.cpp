@@ -38,7 +38,8 @@ std::optional<UpdateAnswer> refusal_of(const UpdateRequest& request, std::span<c
   }
   return UpdateAnswer{
       ExitCode::kUsage, "", "",
-      fmt::format("--weight-version {}: the trainers offer version {}", *request.version, *offered)};
+      fmt::format("--weight-version {}: the trainers offer version {}; ask for that one, or for none",
+                  *request.version, *offered)};
 }
 
 bool has_trainers(std::span<const Sight> sights) {

@@ -60,7 +60,8 @@ std::string remove_memory(std::uint64_t generation) {
   // Where this is cut short the block stays, by which the next one finds the rest.
   for (const std::string& name : remains.names) {
     if (::shm_unlink(("/" + name).c_str()) == 0 || errno == ENOENT) continue;
-    throw IoError(fmt::format("{}/{} cannot be removed: {}", kSharedMemory, name, std::strerror(errno)));
+    throw IoError(
+        fmt::format("{}/{} cannot be removed, do it by hand: {}", kSharedMemory, name, std::strerror(errno)));
   }
   return fmt::format("{} files of shared memory ({})", remains.names.size(), format_bytes(remains.bytes));
 }

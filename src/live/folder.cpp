@@ -100,7 +100,7 @@ std::optional<std::int64_t> version_in(const std::string& path) {
   const auto record = parse_json(text, path);
   const auto version = record.find("version");
   if (version != record.end() && version->is_number_integer()) return version->get<std::int64_t>();
-  throw InputError(path + ": 'version' is no whole number; it is no record of a commit");
+  throw InputError(path + ": 'version' is no whole number; it is no record of a commit: remove the file");
 }
 
 }  // namespace

@@ -43,8 +43,10 @@ LiveUpdate::~LiveUpdate() {
 void LiveUpdate::wait_on(const Exporter& exporter, Clock::time_point give_up, const std::string& what) {
   exporter.require_there();
   if (Clock::now() > give_up) {
-    throw TimeoutError(fmt::format("{}: {} has not {} within {} s; nothing was written",
-                                   exporter.manifest().path, exporter.name(), what, patience_.count()));
+    throw TimeoutError(fmt::format(
+        "{}: {} has not {} within {} s; nothing was written: look what it does (weightcast inspect "
+        "live:DIR), or raise --timeout",
+        exporter.manifest().path, exporter.name(), what, patience_.count()));
   }
   control_.deadline.poll();
   // Of a rank that defers signals for the sake of what is being written: here nothing is yet.
@@ -167,7 +169,8 @@ std::int64_t LiveUpdate::begin(std::int64_t otherwise) {
       reading_ = trainer_->change(WEIGHTCAST_OFFERS, WEIGHTCAST_BEING_READ);
       // It may have offered another version since all agreed on this one.
       if (reading_ && trainer_->version() == version) return;
-      throw IoError(trainer_->manifest().path + ": " + trainer_->name() + " has withdrawn what it offered");
+      throw IoError(trainer_->manifest().path + ": " + trainer_->name() +
+                    " has withdrawn what it offered; run the update again");
     });
     return version;
   } catch (const AgreedFailure& failure) {
@@ -219,8 +222,8 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
     await(engine_, "paused", [&] {
       if (engine_->state() == WEIGHTCAST_ASKED) return false;
       if (engine_->state() == WEIGHTCAST_PAUSED) return true;
-      throw IoError(fmt::format("{}: {} has declined: {}", engine_->manifest().path, engine_->name(),
-                                engine_->reason()));
+      throw IoError(fmt::format("{}: {} has declined: {}; ask again when it can be written",
+                                engine_->manifest().path, engine_->name(), engine_->reason()));
     });
     control_.agreement.together([&] {
       // While nothing has been written the others keep what they have.
@@ -228,8 +231,8 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
         if (exporter != nullptr) exporter->require_there();
       }
       if (engine_ == nullptr || engine_->change(WEIGHTCAST_PAUSED, WEIGHTCAST_WRITING)) return;
-      throw IoError(fmt::format("{}: {} did not wait: {}", engine_->manifest().path, engine_->name(),
-                                engine_->reason()));
+      throw IoError(fmt::format("{}: {} did not wait: {}; run the update again", engine_->manifest().path,
+                                engine_->name(), engine_->reason()));
     });
   } catch (const AgreedFailure& failure) {
     fail(failure.what(), false);
@@ -262,7 +265,8 @@ void LiveUpdate::name_record() const {
   if (error && std::filesystem::equivalent(beside, path, ignored)) error.clear();
   std::filesystem::remove(beside, ignored);
   if (error) {
-    throw IoError(fmt::format("{}: the version cannot be committed: {}", path, error.message()));
+    throw IoError(
+        fmt::format("{}: the version cannot be committed, look at the folder: {}", path, error.message()));
   }
   try {
     sync_directory(directory_);
@@ -291,7 +295,7 @@ void LiveUpdate::commit(std::int64_t version) {
       engine_->require_whole();
       if (engine_->change(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN)) return;
       throw IoError(engine_->manifest().path + ": " + engine_->name() +
-                    " is in another state than this update left it in");
+                    " is in another state than this update left it in; run the update again");
     });
     // The decision: from here on the version is every engine's, whoever dies.
     control_.agreement.together([&] {
