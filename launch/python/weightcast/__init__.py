@@ -67,6 +67,7 @@ class Export:
         self._names = tuple(tensors)
         self._memory = memory
         self._state = state
+        self._state_names = frozenset() if state is None else frozenset(state.tensors())
         # Torch's tensors, with where they are.
         self._places = [
             (name, tensor, _tensors.local(tensor), _tensors.local(tensor).data_ptr())
@@ -79,13 +80,16 @@ class Export:
         """The bytes of a tensor in the host's memory, as a writable view of what is published."""
         return self._memory[name]
 
-    def _require_in_place(self):
-        """Frameworks give a parameter other memory, too, or put another one in its place: for another dtype, or when they
-        load or offload weights."""
+    def require_in_place(self):
+        """Raises Error naming a tensor that is not where it was published, or has another name now. Frameworks give a
+        parameter other memory, too, or put another one in its place: for another dtype, when they load or offload weights,
+        or when they wrap a layer in an adapter."""
         gone = [name for name, tensor, _, address in self._places if _tensors.local(tensor).data_ptr() != address]
         if self._state is not None:
             objects = {id(tensor) for _, tensor, _, _ in self._places}
-            gone += [name for name, tensor in self._state.tensors().items() if id(tensor) not in objects]
+            now = self._state.tensors()
+            gone += [name for name, tensor in now.items() if id(tensor) not in objects]
+            gone += sorted(self._state_names.symmetric_difference(now))
         if gone:
             raise Error(64, f"tensor {gone[0]} is not in the published memory any more; publish the module again")
 
@@ -110,7 +114,7 @@ class Export:
         question = 0 if wanted is None else _question_of(wanted)
         timeout = _library.seconds(timeout)
         try:
-            self._require_in_place()
+            self.require_in_place()
         except Error as error:
             if self.wanted() is not None:
                 self.decline(str(error))
@@ -131,7 +135,7 @@ class Export:
     def offer(self, version, timeout=600.0, wait=True):
         """Of a trainer: its parameters are that version. Waits until every rank has read them; with wait=False returns
         at once, and settle() says when they may change. Raises NoAnswer when nobody has read them in time."""
-        self._require_in_place()
+        self.require_in_place()
         timeout = _library.seconds(timeout)
         _library.call("weightcast_offer", self._handle, _library.whole(version, "version"), timeout if wait else 0.0)
 
@@ -139,18 +143,23 @@ class Export:
         """Waits for the end of what was offered; afterwards the parameters may change."""
         _library.call("weightcast_settle", self._handle, _library.seconds(timeout))
 
-    def close(self, timeout=60.0):
-        """Withdraws the publication. Tensors of torch that lie in its memory lose their elements; views of them, and those
-        of memory(), must not be used afterwards. What is on a GPU stays as it is."""
+    def close(self, timeout=60.0, keep=False):
+        """Withdraws the publication. Tensors of torch that lie in its memory lose their elements, or with `keep` get memory
+        of their own again, for which there must be room; views of them, and those of memory(), must not be used
+        afterwards. What is on a GPU stays as it is."""
         if self._process != os.getpid():
             raise Error(64, f"the export belongs to process {self._process}; a forked child leaves it open")
         timeout = _library.seconds(timeout)
         handle, self._handle = self._handle, None
         self._memory = {}
         places, self._places = self._places, []
+        new = {}  # by address: what is tied stays so
         for _, _, own, address in places:
-            if own.device.type == "cpu" and own.data_ptr() == address:
-                own.data = own.data.new_empty(0)
+            if own.device.type != "cpu" or own.data_ptr() != address:
+                continue
+            if address not in new:
+                new[address] = own.data.clone() if keep else own.data.new_empty(0)
+            own.data = new[address]
         _library.call("weightcast_close", handle, timeout)
         _published.pop(id(places), None)
 

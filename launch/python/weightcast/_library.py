@@ -24,12 +24,20 @@ class Error(RuntimeError):
 class Invalid(Error):
     """The memory holds no whole version."""
 
+    CODE = 65
+
 
 class NoAnswer(Error):
     """Nothing came in time."""
 
+    CODE = 76
 
-_ERRORS = {65: Invalid, 76: NoAnswer}
+
+def error_of(code, message):
+    """The error that has that code."""
+    return {Invalid.CODE: Invalid, NoAnswer.CODE: NoAnswer}.get(code, Error)(code, message)
+
+
 _FILE = "libweightcast.so.1"
 
 
@@ -74,7 +82,7 @@ _library.weightcast_question.restype = ctypes.c_uint64
 def check(code):
     """Raises what a call's code says."""
     if code != 0:
-        raise _ERRORS.get(code, Error)(code, _library.weightcast_last_error().decode(errors="replace"))
+        raise error_of(code, _library.weightcast_last_error().decode(errors="replace"))
 
 
 def call(name, *arguments):
