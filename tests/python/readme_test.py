@@ -22,33 +22,44 @@ class Readme(unittest.TestCase):
         self.addCleanup(directory.cleanup)
         self.directory = pathlib.Path(directory.name)
 
-    def installed(self):
-        """Where pip has put the package, beside which the library is not."""
+    def installed(self, **more):
+        """Where pip has put the package of a folder beside which no library has been built."""
         # pip builds in the folder that it is given.
-        shutil.copytree(ROOT / "launch" / "python", self.directory / "package")
-        target = self.directory / "installed"
+        package = self.directory / "package"
+        shutil.copytree(ROOT / "launch" / "python", package, ignore=shutil.ignore_patterns("build"), dirs_exist_ok=True)
+        target = pathlib.Path(tempfile.mkdtemp(dir=self.directory))
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-build-isolation"]
-        subprocess.run([*command, "--target", target, self.directory / "package"], check=True)
+        environment = {name: value for name, value in os.environ.items() if name != "WEIGHTCAST_CLIENT"}
+        subprocess.run([*command, "--target", target, package], env={**environment, **more}, check=True)
         return target
 
     def test_the_installed_package_finds_its_library(self):
-        installed = self.installed()
-        program = "import weightcast; print(weightcast.__file__)"
-        environment = {**os.environ, "PYTHONPATH": str(installed)}
-        library = environment.pop("WEIGHTCAST_CLIENT")
+        library = os.environ["WEIGHTCAST_CLIENT"]
+        program = "import sys, weightcast; print(weightcast.__file__, *{'torch', 'vllm'}.intersection(sys.modules))"
 
-        def run(**more):
-            return subprocess.run(
-                [sys.executable, "-c", program], env={**environment, **more}, capture_output=True, text=True
-            )
+        def run(installed, **more):
+            environment = {name: value for name, value in os.environ.items() if name != "WEIGHTCAST_CLIENT"}
+            environment.update(more, PYTHONPATH=str(installed))
+            return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
 
-        missing = run()
+        alone = self.installed()
+        missing = run(alone)
         self.assertNotEqual(missing.returncode, 0)
         self.assertIn("set WEIGHTCAST_CLIENT", missing.stderr)
-        self.assertIn(str(installed), run(WEIGHTCAST_CLIENT=library).stdout)
-        self.assertIn(str(installed), run(LD_LIBRARY_PATH=str(pathlib.Path(library).parent)).stdout)
-        shutil.copy(library, installed / "weightcast" / "libweightcast.so.1")
-        self.assertIn(str(installed), run().stdout)
+        expected = f"{alone}/weightcast/__init__.py\n"
+        self.assertEqual(run(alone, WEIGHTCAST_CLIENT=library).stdout, expected)
+        self.assertEqual(run(alone, LD_LIBRARY_PATH=str(pathlib.Path(library).parent)).stdout, expected)
+        whole = self.installed(WEIGHTCAST_CLIENT=library)
+        self.assertEqual(run(whole).stdout, f"{whole}/weightcast/__init__.py\n")
+        self.assertIn("/nowhere.so", run(whole, WEIGHTCAST_CLIENT="/nowhere.so").stderr)
+
+    def test_a_library_without_a_function_is_refused_by_name(self):
+        library = self.directory / "libother.so"
+        subprocess.run(["cc", "-shared", "-o", library, "-x", "c", "-"], input=b"int weightcast_open(void) {return 0;}", check=True)
+        said = subprocess.run(
+            [sys.executable, "-c", "import weightcast"], env={**os.environ, "WEIGHTCAST_CLIENT": str(library)}, capture_output=True, text=True
+        )
+        self.assertIn(f"{library} has no weightcast_add_segment: it is of another version of weightcast than the package", said.stderr)
 
     def test_the_example_runs(self):
         config = self.directory / "model"

@@ -74,6 +74,8 @@ _SIGNATURES = {
     "weightcast_settle": [_POINTER, ctypes.c_double],
 }  # fmt: skip
 for _name, _arguments in _SIGNATURES.items():
+    if not hasattr(_library, _name):
+        raise ImportError(f"{_library._name} has no {_name}: it is of another version of weightcast than the package; install both anew")
     getattr(_library, _name).argtypes = _arguments
 _library.weightcast_last_error.restype = ctypes.c_char_p
 _library.weightcast_question.restype = ctypes.c_uint64
