@@ -194,6 +194,8 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
     """
     if version is not None:
         version = _library.whole(version, "version")
+    if module is not None:
+        _tensors.require_own_memory(module)
     state = None if module is None else _tensors.State(module)
     wanted = _tensors.tensors_of(state, tensors)
     forms = {name: _tensors.form_of(name, tensor) for name, tensor in wanted.items()}

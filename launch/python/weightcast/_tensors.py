@@ -33,7 +33,6 @@ class State:
     """What a checkpoint would have of a module: its parameters and its persistent buffers."""
 
     def __init__(self, module):
-        _require_own_memory(module)
         self._module = module
         # Asked once: state_dict() makes another object of each tensor, and some modules gather them for it.
         self._names = frozenset(module.state_dict())
@@ -92,7 +91,7 @@ def require_alone(tensors):
                         "not move with it; give the module, or state_dict(keep_vars=True)")  # fmt: skip
 
 
-def _require_own_memory(module):
+def require_own_memory(module):
     """FSDP, of both kinds, gathers from a second view of its parameters, which would stay where it is when those move."""
     kinds = {kind.__name__ for part in module.modules() for kind in type(part).__mro__}
     if kinds.isdisjoint({"FullyShardedDataParallel", "FSDPModule"}):

@@ -1,0 +1,78 @@
+"""Trainers of torch: what optimisers keep in float32 is published in the type of the engines.
+
+    export = weightcast.torch.publish("run/weights", rank=rank, ranks=ranks, module=model, dtype=torch.bfloat16)
+    for version in itertools.count(1):
+        train()
+        export.offer(version)
+
+A module whose parameters have the engines' type needs nothing of this: weightcast.publish publishes them where they are.
+"""
+
+import contextlib
+
+import torch
+
+from . import _tensors
+from . import publish as _publish
+from ._library import Error
+
+
+def publish(folder, rank, ranks, module, dtype, layout=None):
+    """Publishes a module's parameters and persistent buffers as trainer `rank` of `ranks`: a copy in `dtype` of what has
+    another floating type, the rest where it is. The copy lies where the original does; of a DTensor, such as FSDP2's, it
+    is this process's part. `layout` as of weightcast.publish."""
+    state = _tensors.State(module)
+    tensors = state.tensors()
+    copy_of = {}  # by the original's identity: what is tied is one copy
+    copies = {}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.dtype != dtype:
+            if id(tensor) not in copy_of:
+                copy_of[id(tensor)] = torch.empty_like(tensor.detach(), dtype=dtype)
+            copies[name] = copy_of[id(tensor)]
+    if len(copies) < len(tensors):
+        _tensors.require_own_memory(module)
+    export = _publish(folder, "trainer", rank, ranks, tensors={**tensors, **copies}, layout=layout)
+    return CastExport(export, state, copies)
+
+
+class CastExport:
+    """What a trainer has published, some of it as copies of another type."""
+
+    def __init__(self, export, state, copies):
+        self._export = export
+        self._state = state
+        self._copies = copies
+
+    def offer(self, version, timeout=600.0, wait=True):
+        """The parameters, as they are now, are that version: fills the copies and offers them, as Export.offer does. With
+        wait=False what has a copy may change as soon as this returns."""
+        # No copy may change while it is read; an offer that nobody has begun to read is replaced.
+        with contextlib.suppress(Error):
+            self._export.settle(0.0)
+        now = self._state.tensors()
+        with torch.no_grad():
+            for name, copy in self._copies.items():
+                own = _tensors.local(now[name]) if name in now else None
+                if own is None or own.shape != _tensors.local(copy).shape:
+                    raise Error(64, f"tensor {name} is not in the module any more as it was published; publish the module again")
+                _tensors.local(copy).copy_(own)
+        self._export.offer(version, timeout, wait)
+
+    def memory(self, name):
+        """The bytes of what is published under that name, in the host's memory."""
+        return self._export.memory(name)
+
+    def settle(self, timeout=600.0):
+        """Waits for the end of what was offered, as Export.settle."""
+        self._export.settle(timeout)
+
+    def close(self, timeout=60.0):
+        """Withdraws the publication, as Export.close; what has no copy gets memory of its own again."""
+        self._export.close(timeout, keep=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
