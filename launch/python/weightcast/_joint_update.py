@@ -1,0 +1,136 @@
+"""An update of an engine that may have several ranks: all of them take it, or none does."""
+
+import contextlib
+import dataclasses
+import threading
+import time
+
+from ._library import Error, Invalid, NoAnswer, error_of
+
+_LOOK = 0.002  # seconds between two looks whether a job step asks
+
+
+class Ranks:
+    """The ranks of one engine, each of which calls the same methods in the same order. `gather` gives all ranks' values, in
+    their order, for this rank's; `index` is this rank's place."""
+
+    def __init__(self, index=0, gather=lambda value: [value]):
+        self.index = index
+        self._gather = gather
+
+    def from_first(self, action):
+        """What `action` returns on the first rank, or raises there."""
+        return self._agree(*_outcome(action if self.index == 0 else lambda: None), decisive=slice(0, 1))[0]
+
+    def together(self, action):
+        """What `action` returns here; raises on all ranks alike when it has raised on any."""
+        return self._agree(*_outcome(action))[self.index]
+
+    def _agree(self, value, failure, decisive=slice(None)):
+        """The values of all ranks, or the gravest failure: where a memory holds no version, that one."""
+        answers = self._gather((value, failure))
+        failed = [(rank, of) for rank, (_, of) in enumerate(answers[decisive]) if of is not None]
+        if failed:
+            rank, (code, message) = min(failed, key=lambda item: (item[1][0] != Invalid.CODE, item[0]))
+            raise error_of(code, message if len(answers) == 1 else f"engine rank {rank}: {message}")
+        return [value for value, _ in answers]
+
+
+def _outcome(action):
+    """What an action returns, and the code and text of what it raises."""
+    try:
+        return action(), None
+    except Error as error:
+        return None, (error.code, str(error))
+    except Exception as error:
+        return None, (70, f"{type(error).__name__}: {error}")
+
+
+@dataclasses.dataclass
+class _Wish:
+    """What the engine's caller waits for: a version, None for whichever comes, and until when a job step may ask."""
+
+    version: int | None
+    until: float
+
+
+class JointUpdate:
+    """Acknowledges a job step's question as soon as there is one, in a thread of its own, which alone uses the export until
+    wait() has returned. The first rank looks for it and tells the others."""
+
+    def __init__(self, export, ranks, served, timeout):
+        """`served` is the version that the memory holds, None when it is not known; `timeout` is how many seconds a job
+        step that has been answered may take."""
+        self._export = export
+        self._ranks = ranks
+        self._served = served
+        self._timeout = timeout
+        self._wish = None
+        self._pause = None  # entered when a version has been committed
+        self._result = None
+        self._thread = threading.Thread(target=self._run, name="weightcast update", daemon=True)
+        self._thread.start()
+
+    def _run(self):
+        self._result = _outcome(self._take)
+
+    def _take(self):
+        question = self._ranks.from_first(self._await_question)
+        if question is None:
+            return self._served
+        pause = self._export.pause(question, self._timeout)
+        own = _outcome(lambda: pause.__enter__().version)
+        if own[1] is None:
+            self._pause = pause
+        try:
+            return self._ranks.together(lambda: _give_back(own))
+        except Error as error:
+            self.abandon(error)
+            raise
+
+    def _await_question(self):
+        """What a job step asks; None when the wished version is there already."""
+        while True:
+            wanted = self._export.wanted()
+            if wanted is not None:
+                return wanted
+            wish = self._wish
+            if wish is not None:
+                if wish.version is not None and wish.version == self._served:
+                    return None
+                if time.monotonic() >= wish.until:
+                    raise NoAnswer(NoAnswer.CODE, "no job step has asked in time; the weights are as they were")
+            time.sleep(_LOOK)
+
+    def wait(self, version, seconds):
+        """The version that the memory of all ranks holds now; called again, the same. `seconds` is how long a job step may
+        still take to ask. Raises what is said of Export.pause, on all ranks alike."""
+        self._wish = _Wish(version, time.monotonic() + seconds)
+        self._thread.join()
+        return _give_back(self._result)
+
+    def cancel(self, seconds):
+        """Ends the wait for a question. False when the thread still runs after so many seconds, in a job step's update."""
+        self._wish = _Wish(None, time.monotonic())
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def use(self):
+        """The engine uses the version."""
+        pause, self._pause = self._pause, None
+        if pause is not None:
+            pause.__exit__(None, None, None)
+
+    def abandon(self, error):
+        """The engine cannot use the version: it is invalid until another update."""
+        pause, self._pause = self._pause, None
+        if pause is not None:
+            with contextlib.suppress(Error):
+                pause.__exit__(type(error), error, None)
+
+
+def _give_back(outcome):
+    value, failure = outcome
+    if failure is not None:
+        raise error_of(*failure)
+    return value

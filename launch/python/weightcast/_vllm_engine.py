@@ -1,0 +1,332 @@
+"""The backend "weightcast" of vLLM's weight transfer. Each worker publishes its parameters; an update is
+
+    start_weight_update     answers the job step that asks, now or later
+    update_weights          returns when the version is in the memory of every worker
+    finish_weight_update    rebuilds what follows from the weights; from here on the engine serves the version
+
+vLLM's executor of several processes reads the workers' answers in order and stops at the first failure; answers behind it would
+be taken for those of the next call. So what fails on any rank is made every rank's failure, and the last one alone raises it.
+"""
+
+import dataclasses
+import datetime
+import inspect
+import os
+
+import torch
+import vllm
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.logger import init_logger
+from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.platforms import current_platform
+from vllm.v1.worker.gpu_worker import Worker
+
+import weightcast
+
+from ._joint_update import JointUpdate, Ranks
+
+logger = init_logger("vllm.weightcast")
+
+# vLLM's whose interface was read and which were run; README.md says with what.
+_TESTED = ("0.32.0",)
+_OTHERS = "WEIGHTCAST_VLLM_VERSION"
+
+# Job steps' --moe-layout by what vLLM calls its kernels of unquantised experts.
+_MOE_LAYOUTS = {"TRITON": "triton", "BATCHED_TRITON": "triton", "FlashInfer CUTLASS": "cutlass", "CPU": "vllm-cpu"}
+
+# Executors of which each worker's failure reaches the caller by itself.
+_SEPARATE_ANSWERS = ("uni", "ray", "external_launcher")
+
+
+@dataclasses.dataclass
+class InitInfo(WeightTransferInitInfo):
+    """`folder` is where all publish; `timeout` how many seconds an update may take once it has been asked for; `layout` how
+    the parameters are cut, None: as this engine's configuration says; `version` what its memory holds already. Where
+    several servers are replicas of one engine, this one is number `replica` of `replicas`."""
+
+    folder: str
+    timeout: float = 600.0
+    layout: str | None = None
+    version: int | None = None
+    replica: int = 0
+    replicas: int = 1
+
+
+@dataclasses.dataclass
+class UpdateInfo(WeightTransferUpdateInfo):
+    """`version` is which one must come, None: whichever comes. `timeout` is how many seconds a job step may take to ask."""
+
+    version: int | None = None
+    timeout: float = 600.0
+
+
+class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
+    """Of one worker. Raises weightcast.Error."""
+
+    init_info_cls = InitInfo
+    update_info_cls = UpdateInfo
+    supports_draft_weight_update = False
+
+    def __init__(self, config, vllm_config, device, model):
+        _require_tested_version()
+        super().__init__(config, vllm_config, device, model)
+        _require_writable(vllm_config, model)
+        self._vllm_config = vllm_config
+        self._world = self.parallel_config.world_size
+        self._ranks = Ranks(self.parallel_config.rank, _gather_of(self._world)) if self._world > 1 else Ranks()
+        self._export = None
+        self._update = None
+        self._version = None  # that this worker's memory holds
+        self._kept = None  # a failure of the start that the next step answers
+        self._timeout = InitInfo.timeout
+
+    def parse_init_info(self, init_dict):
+        # A failure here would be raised on every rank.
+        try:
+            return super().parse_init_info(init_dict)
+        except ValueError as error:
+            return error
+
+    def init_transfer_engine(self, init_info):
+        """Publishes the worker's parameters and persistent buffers under vLLM's names."""
+        before = self._export
+        try:
+            self._ranks.together(lambda: self._publish(init_info))
+        except weightcast.Error as error:
+            if before is None:
+                self._close()
+            self._raise(error)
+
+    def _publish(self, info):
+        if isinstance(info, ValueError):
+            raise weightcast.Error(64, str(info))
+        if self._export is not None:
+            raise weightcast.Error(64, "the parameters are published already; call /shutdown_weight_transfer_engine first")
+        replica = info.replica + self.parallel_config.data_parallel_index
+        if not 0 <= replica < info.replicas:
+            raise weightcast.Error(
+                64, f"this is replica {replica} of {info.replicas}; let 'replica' and 'replicas' of init_info count servers, and "
+                "data-parallel ranks inside them")  # fmt: skip
+        layout = info.layout or _layout_of(self.parallel_config, info.replicas)
+        self._timeout = info.timeout
+        self._version = info.version
+        self._export = weightcast.publish(
+            info.folder,
+            role="engine",
+            rank=replica * self._world + self.parallel_config.rank,
+            ranks=info.replicas * self._world,
+            module=self.model,
+            layout=layout,
+            version=info.version,
+        )
+        logger.info(
+            "Parameters are published in %s. A job step needs --inference-alloc %s%s",
+            info.folder,
+            layout,
+            "".join(f" --moe-layout {name}" for name in _moe_layouts(self.model)),
+        )
+
+    def start_weight_update(self):
+        """From here on a job step that asks is answered: nothing may be generated until the update is over."""
+        self._kept = None
+        try:
+            self._ranks.together(self._require_ready)
+        except weightcast.Error as error:
+            self._decline(error)
+            if self._answers_apart():
+                raise
+            self._kept = error  # the other workers' start would make them wait for an update
+            return
+        self._update = JointUpdate(self._export, self._ranks, self._version, self._timeout)
+
+    def _require_ready(self):
+        if self._export is None:
+            raise weightcast.Error(64, "nothing is published; call /init_weight_transfer_engine first")
+        self._export.require_in_place()
+
+    def _decline(self, error):
+        """Tells a job step that asks."""
+        if self._export is not None and self._export.wanted() is not None:
+            try:
+                self._export.decline(str(error))
+            except weightcast.Error:
+                pass  # it has taken its question back
+
+    def update_weights(self, update_info):
+        # Not the base's, which would raise what is wrong with update_info on every rank.
+        info, wrong = UpdateInfo(timeout=0), None
+        try:
+            info = self.parse_update_info(update_info)
+        except ValueError as error:
+            wrong = weightcast.Error(64, str(error))
+        try:
+            self._receive(info, wrong)
+        except weightcast.Error as error:
+            self._update = None
+            self._raise(error, _calling_worker())
+
+    def receive_weights(self, update_info):
+        self._receive(update_info, None)
+
+    def _receive(self, info, wrong):
+        version = None
+        try:
+            version = self._waited(info.version, info.timeout)
+        except weightcast.Error as error:
+            wrong = wrong or error
+        try:
+            self._ranks.together(lambda: _require_wished(info, wrong, version))
+        except weightcast.Error:
+            if version is not None:
+                self._use(version)  # what has come is whole
+            raise
+
+    def _waited(self, version, seconds):
+        """The version that has come."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            raise kept
+        return self._update.wait(version, seconds)
+
+    def finish_weight_update(self):
+        """The engine serves what was received. Where a rank cannot, all are invalid until another update."""
+        try:
+            self._use(self._waited(None, 0.0))
+        except weightcast.Error as error:
+            self._update = None
+            self._raise(error, _calling_worker())
+
+    def _use(self, version):
+        update, self._update = self._update, None
+        try:
+            self._ranks.together(self._rebuild_derived)
+            self._ranks.together(update.use)
+        except weightcast.Error as error:
+            update.abandon(error)
+            self._version = None
+            raise
+        self._version = version
+
+    def _rebuild_derived(self):
+        """What vLLM computes from weights when it has loaded them: the absorbed weights of MLA. In place."""
+        for module in self.model.modules():
+            if is_deferred_attention_layer(module):
+                module.process_weights_after_loading(self.model_config.dtype)
+        self._export.require_in_place()
+
+    def shutdown(self):
+        """Withdraws the parameters, which stay what they are, in memory that is the worker's alone."""
+        update, self._update = self._update, None
+        if update is None or update.cancel(5.0):
+            self._close()
+
+    def _close(self):
+        export, self._export = self._export, None
+        if export is not None:
+            export.close(keep=True)
+
+    def _answers_apart(self):
+        return self._world == 1 or self.parallel_config.distributed_executor_backend in _SEPARATE_ANSWERS
+
+    def _raise(self, error, worker=None):
+        """Raises where the caller hears it once. `worker` is vLLM's, which counts the update as over where it has raised:
+        on the other ranks, too."""
+        if worker is not None:
+            worker._weight_update_active = False
+        if self._answers_apart() or self.parallel_config.rank == self._world - 1:
+            raise error
+        logger.error("%s", error)
+
+
+def _calling_worker():
+    """The worker that has called the engine's method that calls this."""
+    caller = inspect.currentframe().f_back.f_back.f_locals.get("self")
+    return caller if isinstance(caller, Worker) else None
+
+
+def _require_wished(info, wrong, version):
+    if wrong is not None:
+        raise wrong
+    if info.version is not None and info.version != version:
+        raise weightcast.Error(64, f"version {info.version} was to come, but {version} has; the engine serves that one")
+
+
+def _require_tested_version():
+    version = vllm.__version__.split("+")[0]
+    if version in (*_TESTED, os.environ.get(_OTHERS)):
+        return
+    raise weightcast.Error(
+        64, f"vLLM {version} was never tried with weightcast, only {', '.join(_TESTED)}; install that one, or set {_OTHERS}={version} "
+        "to try it")  # fmt: skip
+
+
+def _require_writable(config, model):
+    """Refuses what cannot be written in place, or lies where the plan does not know it."""
+    parallel = config.parallel_config
+    offload = config.offload_config
+    refused = [
+        (config.model_config.quantization, "quantised weights are repacked by vLLM's kernels", "serve an unquantised model"),
+        (config.model_config.enable_sleep_mode, "memory of the sleep mode cannot be opened by another process, and must not "
+         "be written while the engine is asleep", "start without --enable-sleep-mode"),
+        (config.lora_config, "adapters wrap the layers", "start without --enable-lora"),
+        (config.speculative_config and config.speculative_config.method not in ("ngram", "suffix"), "a draft model would keep its weights", "start without --speculative-config"),
+        (offload.uva.cpu_offload_gb or offload.prefetch.offload_group_size, "offloaded weights move", "start without offloading"),
+        (parallel.enable_eplb, "experts move between ranks", "start without --enable-eplb"),
+        (parallel.enable_expert_parallel and parallel.expert_placement_strategy != "linear", "experts must be placed linearly",
+         "start without --expert-placement-strategy"),
+        (parallel.data_parallel_size > 1, "experts are cut over data-parallel ranks",
+         "start a server for each, with 'replica' and 'replicas' in init_info"),
+        (parallel.prefill_context_parallel_size > 1, "ranks of context parallelism have the same weights",
+         "start without --prefill-context-parallel-size"),
+        (hasattr(model, "process_weights_after_loading"), f"{type(model).__name__} derives weights of its own",
+         "serve another model"),
+    ]  # fmt: skip
+    for found, why, remedy in refused:
+        if found:
+            raise weightcast.Error(64, f"{why}; {remedy}")
+    for name, parameter in model.named_parameters():
+        if parameter.numel() == 0:
+            raise weightcast.Error(64, f"parameter {name} is empty: vLLM has packed it for a kernel; serve another model")
+    _moe_layouts(model)
+
+
+def _moe_layouts(model):
+    """The --moe-layout of the experts: one at most."""
+    found = set()
+    for name, module in model.named_modules():
+        method = getattr(module, "quant_method", None)
+        backend = getattr(method, "unquantized_backend", None)
+        if backend is None:
+            continue
+        kernel = method.experts_cls.__name__
+        layout = _MOE_LAYOUTS.get(backend.value)
+        if layout is None or (backend.value == "CPU" and (kernel != "CPUUnquantizedExperts" or current_platform.is_zen_cpu())):
+            raise weightcast.Error(
+                64, f"{name}: experts lie as {backend.value} ({kernel}) reads them, which no --moe-layout says; choose --moe-backend triton"
+            )  # fmt: skip
+        found.add(layout)
+    return sorted(found)
+
+
+def _layout_of(parallel, replicas):
+    """As --inference-alloc takes it, such as vllm:t2. vLLM cuts the list of experts as often as its ranks, or not at all."""
+    tensor = parallel.tensor_parallel_size
+    sizes = {
+        "d": replicas,
+        "p": parallel.pipeline_parallel_size,
+        "t": tensor,
+        "e": tensor if parallel.enable_expert_parallel else 1,
+    }
+    return "vllm:" + "".join(f"{letter}{size}" for letter, size in sizes.items() if size > 1 or letter == "t")
+
+
+def _gather_of(world):
+    """Gathers a value of each worker. A group of its own: an update waits while the workers do other things."""
+    group = torch.distributed.new_group(backend="gloo", timeout=datetime.timedelta(days=7))
+
+    def gather(value):
+        values = [None] * world
+        torch.distributed.all_gather_object(values, value, group=group)
+        return values
+
+    return gather

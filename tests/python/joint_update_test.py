@@ -1,0 +1,126 @@
+"""All ranks of an engine take an update, or none does: threads with exports that do as they are told."""
+
+import contextlib
+import threading
+import unittest
+
+import weightcast
+from weightcast import Invalid, NoAnswer, Update, Wanted
+from weightcast._joint_update import JointUpdate, Ranks
+
+RANKS = 3
+
+
+class Exports:
+    """What a rank has published. The question is asked of the first rank alone, as far as this one knows."""
+
+    def __init__(self, asked=None, failure=None):
+        self.asked = asked
+        self.failure = failure
+        self.state = "serving"
+
+    def wanted(self):
+        return self.asked
+
+    @contextlib.contextmanager
+    def pause(self, wanted, timeout):
+        self.state = f"paused for {wanted.question}"
+        if self.failure is not None:
+            raise self.failure
+        try:
+            yield Update(wanted.version, ())
+        except BaseException as error:
+            self.state = f"invalid: {error}"
+            raise
+        self.state = f"serving {wanted.version}"
+
+
+class Group:
+    """Gathers values of threads."""
+
+    def __init__(self):
+        self.barrier = threading.Barrier(RANKS, timeout=60)
+        self.values = [None] * RANKS
+
+    def ranks(self, index):
+        def gather(value):
+            self.values[index] = value
+            self.barrier.wait()
+            values = list(self.values)
+            self.barrier.wait()
+            return values
+
+        return Ranks(index, gather)
+
+
+class Together(unittest.TestCase):
+    def updates(self, exports, served=0):
+        group = Group()
+        return [JointUpdate(export, group.ranks(rank), served, 60) for rank, export in enumerate(exports)]
+
+    def outcomes(self, updates, version=None, seconds=60.0):
+        """What each rank's wait returns or raises."""
+
+        def outcome(update):
+            try:
+                return update.wait(version, seconds)
+            except weightcast.Error as error:
+                return error
+
+        for update in updates:
+            # As vLLM's workers, which are told at about the same time.
+            threading.Thread(target=outcome, args=(update,), daemon=True).start()
+        return [outcome(update) for update in updates]
+
+    def test_all_take_the_version_that_the_first_is_asked_for(self):
+        exports = [Exports(Wanted(5, 17)), Exports(), Exports(Wanted(4, 16))]
+        updates = self.updates(exports)
+        self.assertEqual(self.outcomes(updates), [5] * RANKS)
+        self.assertEqual([export.state for export in exports], ["paused for 17"] * RANKS)
+        for update in updates:
+            update.use()
+        self.assertEqual([export.state for export in exports], ["serving 5"] * RANKS)
+
+    def test_one_rank_that_fails_makes_all_fail_alike(self):
+        exports = [Exports(Wanted(5, 17)), Exports(failure=weightcast.Error(74, "taken back")), Exports()]
+        for error in self.outcomes(self.updates(exports)):
+            self.assertEqual((error.code, str(error)), (74, "engine rank 1: taken back"))
+        cause = "invalid: engine rank 1: taken back"
+        self.assertEqual([export.state for export in exports], [cause, "paused for 17", cause])
+
+    def test_a_memory_without_a_version_is_what_is_told(self):
+        failures = [NoAnswer(76, "late"), None, Invalid(65, "half")]
+        exports = [Exports(Wanted(5, 17), failure) for failure in failures]
+        for error in self.outcomes(self.updates(exports)):
+            self.assertIsInstance(error, Invalid)
+            self.assertEqual(str(error), "engine rank 2: half")
+
+    def test_nobody_asks(self):
+        exports = [Exports() for _ in range(RANKS)]
+        for error in self.outcomes(self.updates(exports), version=1, seconds=0.05):
+            self.assertIsInstance(error, NoAnswer)
+        self.assertEqual([export.state for export in exports], ["serving"] * RANKS)
+
+    def test_a_version_that_is_there_need_not_be_asked_for(self):
+        exports = [Exports() for _ in range(RANKS)]
+        updates = self.updates(exports, served=8)
+        self.assertEqual(self.outcomes(updates, version=8), [8] * RANKS)
+        for update in updates:
+            update.use()
+        self.assertEqual([export.state for export in exports], ["serving"] * RANKS)
+
+    def test_an_update_that_waits_is_cancelled(self):
+        updates = self.updates([Exports() for _ in range(RANKS)])
+        self.assertTrue(all(update.cancel(60) for update in updates))
+
+    def test_what_is_no_error_of_weightcast_is_told_with_its_kind(self):
+        def divide():
+            return 1 / 0
+
+        with self.assertRaisesRegex(weightcast.Error, "ZeroDivisionError: division by zero") as caught:
+            Ranks().together(divide)
+        self.assertEqual(caught.exception.code, 70)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,102 @@
+"""A vLLM that does what it is asked, until its input ends.
+
+vllm_program.py MODEL RANKS
+
+Each line of its input is a list of a name below and arguments, in JSON; each is answered by a line: what the call returns, or
+{"error": its text}. All of them run in this process and, with two ranks or more, in vLLM's workers.
+"""
+
+import json
+import os
+import sys
+
+PROMPT = [103, 104, 105, 35, 98]  # "def _"
+
+
+class Engine:
+    def __init__(self, model, ranks):
+        from vllm import LLM
+
+        self.llm = LLM(
+            model,
+            tensor_parallel_size=ranks,
+            skip_tokenizer_init=True,
+            max_model_len=128,
+            dtype="bfloat16",
+            enforce_eager=True,
+            weight_transfer_config={"backend": "weightcast"},
+        )
+
+    def generate(self):
+        """The likeliest ids behind a fixed prompt."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(temperature=0, max_tokens=32, detokenize=False, ignore_eos=True)
+        (result,) = self.llm.generate({"prompt_token_ids": PROMPT}, parameters, use_tqdm=False)
+        self.llm.reset_prefix_cache()
+        return list(result.outputs[0].token_ids)
+
+    def checksums(self):
+        """SHA-256 of every parameter on every rank, by vLLM."""
+        return {key: value for of in self.llm.collective_rpc("compute_weight_checksums") for key, value in of.items()}
+
+    def places(self):
+        return self.llm.collective_rpc(_places)
+
+    def move(self, name, rank):
+        """Gives a parameter other memory on a rank, as a reload might."""
+        self.llm.collective_rpc(_move, args=(name, rank))
+
+    def put_back(self):
+        self.llm.collective_rpc(_put_back)
+
+    def init(self, info):
+        self.llm.init_weight_transfer_engine({"init_info": info})
+
+    def start(self):
+        self.llm.start_weight_update()
+
+    def update(self, info):
+        self.llm.update_weights({"update_info": info})
+
+    def finish(self):
+        self.llm.finish_weight_update()
+
+    def shutdown(self):
+        self.llm.collective_rpc("shutdown_weight_transfer_engine")
+
+
+def _places(worker):
+    return {name: parameter.data_ptr() for name, parameter in worker.model_runner.model.named_parameters()}
+
+
+def _move(worker, name, rank):
+    if worker.rank == rank:
+        parameter = worker.model_runner.model.get_parameter(name)
+        worker.moved = parameter, parameter.data
+        parameter.data = parameter.data.clone()
+
+
+def _put_back(worker):
+    if hasattr(worker, "moved"):
+        parameter, data = worker.moved
+        parameter.data = data
+        del worker.moved
+
+
+def main(model, ranks):
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # vLLM's log
+    engine = Engine(model, int(ranks))
+    print(json.dumps("ready"), file=answers, flush=True)
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        try:
+            answer = getattr(engine, name)(*arguments)
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,317 @@
+"""vLLM, as it is installed, takes the weights of a running trainer in place: on a CPU, with one worker and with two.
+
+After an update every parameter's SHA-256, as vLLM computes it, and the ids that it generates are those of a vLLM that has loaded
+the same weights from a file.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+import unittest.mock
+from types import SimpleNamespace as Settings
+
+import torch
+import weightcast
+import wide_heads
+from safetensors.torch import load_file
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent
+MODELS = ROOT / "tests" / "data" / "python-coder-qwen3-moe"
+PATIENCE = 300  # seconds, on a machine that has other work
+SETTINGS = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+class Refused(Exception):
+    """What vLLM's call raised."""
+
+
+class Vllm:
+    """vllm_program.py, with pipes."""
+
+    def __init__(self, model, ranks, package):
+        environment = {**os.environ, **SETTINGS, "PYTHONPATH": str(package)}
+        command = [sys.executable, "-B", HERE / "vllm_program.py", model, str(ranks)]
+        self.log = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
+        )
+        self.answer()
+
+    def begin(self, name, *arguments):
+        self.process.stdin.write(json.dumps([name, *arguments]) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"vLLM has ended with {self.process.wait()}:\n{self.logged()[-8000:]}")
+        said = json.loads(line)
+        if isinstance(said, dict) and "error" in said:
+            raise Refused(said["error"])
+        return said
+
+    def ask(self, name, *arguments):
+        self.begin(name, *arguments)
+        return self.answer()
+
+    def logged(self):
+        self.log.seek(0)
+        return self.log.read()
+
+    def end(self):
+        self.process.stdin.close()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.log.close()
+
+
+class Trainer:
+    """Tensors of a checkpoint in live memory, of which a job step reads a version."""
+
+    def __init__(self, folder, checkpoint):
+        self.tensors = load_file(checkpoint / "model.safetensors")
+        self.export = weightcast.publish(folder, role="trainer", rank=0, ranks=1, tensors=self.tensors, layout="hf")
+
+    def offer(self, version, checkpoint):
+        with contextlib.suppress(weightcast.Error):  # nothing was offered, or nobody has read it
+            self.export.settle(timeout=0)
+        for name, tensor in load_file(checkpoint / "model.safetensors").items():
+            self.tensors[name].copy_(tensor)
+        self.export.offer(version, wait=False)
+
+
+def model(step):
+    """The folder of a checkpoint that vLLM can serve on a CPU."""
+    return Live.directory / f"step{step}"
+
+
+class Live(unittest.TestCase):
+    """One engine for all tests of a class: they leave it as the next one needs it, serving some version."""
+
+    ranks = None
+
+    @classmethod
+    def setUpClass(cls):
+        if cls.ranks is None:
+            raise unittest.SkipTest("of no number of ranks")
+        directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(directory.cleanup)
+        Live.directory = pathlib.Path(directory.name)
+        for step in (0, 1, 181):
+            wide_heads.widen_checkpoint(MODELS / f"step{step}", model(step))
+        # With what pip installs vLLM finds the backend.
+        cls.package = cls.directory / "package"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-build-isolation", "--no-deps"]
+        subprocess.run([*command, "--target", cls.package, ROOT / "launch" / "python"], check=True)
+        cls.engine = cls.start_engine(0)
+        cls.loaded = {0: cls.state()}
+        cls.folder = str(cls.directory / "weights")
+        cls.engine.ask("init", {"folder": cls.folder, "version": 0, "timeout": PATIENCE})
+        cls.trainer = Trainer(cls.folder, model(0))
+        cls.addClassCleanup(cls.trainer.export.close)
+        cls.version = 0  # that the trainer offers
+
+    @classmethod
+    def start_engine(cls, step):
+        engine = Vllm(model(step), cls.ranks, cls.package)
+        cls.addClassCleanup(engine.end)
+        return engine
+
+    @classmethod
+    def state(cls):
+        return {"checksums": cls.engine.ask("checksums"), "ids": cls.engine.ask("generate")}
+
+    def start_job(self, *more):
+        command = [os.environ["WEIGHTCAST_MPIRUN"], "--oversubscribe", "--bind-to", "none", "-n", str(1 + self.ranks)]
+        command += [os.environ["WEIGHTCAST_BINARY"], "sync", "--source", f"live:{self.folder}", "--sink", f"live:{self.folder}"]
+        command += ["--model", model(0), "--inference-alloc", f"vllm:t{self.ranks}", "--moe-layout", "vllm-cpu", *more]
+        job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.addCleanup(job.stdout.close)
+        self.addCleanup(job.wait)
+        self.addCleanup(job.kill)
+        return job
+
+    def expect_done(self, job):
+        said = job.communicate(timeout=PATIENCE)[0]
+        self.assertEqual(job.returncode, 0, said)
+
+    def offer(self, step):
+        """A new version with the weights of that step."""
+        type(self).version += 1
+        self.trainer.offer(self.version, model(step))
+        return self.version
+
+    def update(self, step):
+        version = self.offer(step)
+        self.engine.ask("start")
+        job = self.start_job()
+        self.engine.ask("update", {"version": version})
+        self.engine.ask("finish")
+        self.expect_done(job)
+
+    def refused(self, name, *arguments):
+        with self.assertRaises(Refused) as caught:
+            self.engine.ask(name, *arguments)
+        return str(caught.exception)
+
+    def refused_in_session(self, *calls):
+        """What is refused by one of these calls, which with several workers is one later than with one."""
+        for name, *arguments in calls:
+            try:
+                self.engine.ask(name, *arguments)
+            except Refused as error:
+                return str(error)
+        self.fail(f"none of {calls} was refused")
+
+    def test_what_comes_is_what_a_file_would_have_brought(self):
+        places = self.engine.ask("places")
+        fresh = self.start_engine(181)
+        expected = {"checksums": fresh.ask("checksums"), "ids": fresh.ask("generate")}
+        fresh.end()
+        self.assertNotEqual(expected, self.loaded[0])
+        self.update(181)
+        self.assertEqual(self.state(), expected)
+        self.update(0)
+        self.assertEqual(self.state(), self.loaded[0])
+        self.assertEqual(self.engine.ask("places"), places)
+
+    def test_an_engine_is_asked_before_it_starts_an_update(self):
+        before = self.state()
+        version = self.offer(1)
+        job = self.start_job()
+        self.engine.ask("start")
+        self.expect_done(job)  # it needs no more of the engine
+        self.engine.ask("update", {"version": version})
+        self.engine.ask("finish")
+        self.assertNotEqual(self.state(), before)
+        # It is there, and nobody has to ask.
+        self.engine.ask("start")
+        self.engine.ask("update", {"version": version})
+        self.engine.ask("finish")
+
+    def test_a_parameter_that_has_moved_on_one_rank_is_refused_by_name(self):
+        name = "model.layers.1.self_attn.qkv_proj.weight"
+        for rank in range(self.ranks):
+            with self.subTest(rank=rank):
+                self.engine.ask("move", name, rank)
+                said = self.refused_in_session(["start"], ["update", {}])
+                self.assertIn(f"tensor {name} is not in the published memory any more", said)
+                self.engine.ask("put_back")
+        self.update(0)
+        self.assertEqual(self.state(), self.loaded[0])
+
+    def test_what_is_wrong_is_said_once(self):
+        self.assertIn("published already", self.refused("init", {"folder": self.folder}))
+        self.assertIn("unexpected keyword", self.refused("init", {"directory": self.folder}))
+        self.engine.ask("start")
+        self.assertIn("no job step has asked", self.refused("update", {"timeout": 0.1}))
+        self.engine.ask("start")
+        self.assertIn("no job step has asked", self.refused("finish"))
+        # What has come is served, though it is another version than the caller named.
+        version = self.offer(0)
+        self.engine.ask("start")
+        job = self.start_job()
+        said = self.refused("update", {"version": version + 1})
+        self.assertIn(f"version {version + 1} was to come, but {version} has", said)
+        self.expect_done(job)
+        version = self.offer(0)
+        self.engine.ask("start")
+        job = self.start_job()
+        self.assertIn("unexpected keyword", self.refused("update", {"names": []}))
+        job.kill()
+        self.update(0)
+        self.assertEqual(self.state(), self.loaded[0])
+
+
+class Refusals(unittest.TestCase):
+    """What is refused when a worker starts, before anything is published."""
+
+    def setUp(self):
+        os.environ.update(SETTINGS)
+        from weightcast import _vllm_engine
+
+        self.engine = _vllm_engine
+
+    def test_a_version_that_was_never_tried(self):
+        with unittest.mock.patch("vllm.__version__", "0.33.0+cpu"):
+            with self.assertRaisesRegex(weightcast.Error, "vLLM 0.33.0 was never tried .*set WEIGHTCAST_VLLM_VERSION=0.33.0"):
+                self.engine._require_tested_version()
+            with unittest.mock.patch.dict(os.environ, WEIGHTCAST_VLLM_VERSION="0.33.0"):
+                self.engine._require_tested_version()
+        with unittest.mock.patch("vllm.__version__", "0.32.0+cpu"):
+            self.engine._require_tested_version()
+
+    def settings(self, **more):
+        """vLLM's configuration, as far as it is asked for."""
+        parallel = {"enable_eplb": False, "enable_expert_parallel": False, "data_parallel_size": 1}
+        parallel.update(prefill_context_parallel_size=1, expert_placement_strategy="linear")
+        parallel.update({name: value for name, value in more.items() if name in parallel})
+        model = {"quantization": None, "enable_sleep_mode": False}
+        model.update({name: value for name, value in more.items() if name in model})
+        offloaded = more.get("cpu_offload_gb", 0)
+        return Settings(
+            parallel_config=Settings(**parallel),
+            model_config=Settings(**model),
+            offload_config=Settings(uva=Settings(cpu_offload_gb=offloaded), prefetch=Settings(offload_group_size=0)),
+            lora_config=more.get("lora_config"),
+            speculative_config=more.get("speculative_config"),
+        )
+
+    def test_what_cannot_be_written_in_place(self):
+        module = torch.nn.Linear(2, 2)
+        self.engine._require_writable(self.settings(), module)
+        self.engine._require_writable(self.settings(speculative_config=Settings(method="ngram")), module)
+        for setting, value, said in [
+            ("quantization", "fp8", "serve an unquantised model"),
+            ("enable_sleep_mode", True, "start without --enable-sleep-mode"),
+            ("cpu_offload_gb", 2.0, "start without offloading"),
+            ("lora_config", Settings(), "start without --enable-lora"),
+            ("speculative_config", Settings(method="eagle"), "start without --speculative-config"),
+            ("enable_eplb", True, "start without --enable-eplb"),
+            ("data_parallel_size", 2, "start a server for each"),
+            ("prefill_context_parallel_size", 2, "start without --prefill-context-parallel-size"),
+        ]:
+            with self.subTest(setting=setting), self.assertRaisesRegex(weightcast.Error, said):
+                self.engine._require_writable(self.settings(**{setting: value}), module)
+        module.weight = torch.nn.Parameter(torch.empty(0))
+        with self.assertRaisesRegex(weightcast.Error, "parameter weight is empty"):
+            self.engine._require_writable(self.settings(), module)
+
+    def test_layouts_are_written_as_allocations(self):
+        def layout(replicas, pp, tp, ep):
+            parallel = Settings(tensor_parallel_size=tp, pipeline_parallel_size=pp, enable_expert_parallel=ep)
+            return self.engine._layout_of(parallel, replicas)
+
+        self.assertEqual(layout(1, 1, 1, False), "vllm:t1")
+        self.assertEqual(layout(2, 3, 4, False), "vllm:d2p3t4")
+        self.assertEqual(layout(1, 1, 4, True), "vllm:t4e4")
+
+
+class OneRank(Live):
+    ranks = 1
+
+
+class TwoRanks(Live):
+    ranks = 2
+
+
+if __name__ == "__main__":
+    unittest.main()
