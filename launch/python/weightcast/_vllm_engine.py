@@ -9,7 +9,6 @@ be taken for those of the next call. So what fails on any rank is made every ran
 """
 
 import dataclasses
-import datetime
 import inspect
 import os
 
@@ -23,7 +22,7 @@ from vllm.v1.worker.gpu_worker import Worker
 
 import weightcast
 
-from ._joint_update import JointUpdate, Ranks
+from ._joint_update import JointUpdate, Ranks, gather_objects
 
 logger = init_logger("vllm.weightcast")
 
@@ -73,7 +72,7 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         _require_writable(vllm_config, model)
         self._vllm_config = vllm_config
         self._world = self.parallel_config.world_size
-        self._ranks = Ranks(self.parallel_config.rank, _gather_of(self._world)) if self._world > 1 else Ranks()
+        self._ranks = Ranks(self.parallel_config.rank, gather_objects(self._world)) if self._world > 1 else Ranks()
         self._export = None
         self._update = None
         self._version = None  # that this worker's memory holds
@@ -318,15 +317,3 @@ def _layout_of(parallel, replicas):
         "e": tensor if parallel.enable_expert_parallel else 1,
     }
     return "vllm:" + "".join(f"{letter}{size}" for letter, size in sizes.items() if size > 1 or letter == "t")
-
-
-def _gather_of(world):
-    """Gathers a value of each worker. A group of its own: an update waits while the workers do other things."""
-    group = torch.distributed.new_group(backend="gloo", timeout=datetime.timedelta(days=7))
-
-    def gather(value):
-        values = [None] * world
-        torch.distributed.all_gather_object(values, value, group=group)
-        return values
-
-    return gather
