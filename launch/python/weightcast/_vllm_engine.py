@@ -12,7 +12,6 @@ import dataclasses
 import inspect
 import os
 
-import torch
 import vllm
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.logger import init_logger
