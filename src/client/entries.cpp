@@ -80,10 +80,16 @@ std::int64_t end_of(const Entry& entry) {
   return weightcast_end_of_entry(entry.dims, entry.shape, entry.strides, entry.offset, bytes_of(entry));
 }
 
+/// An entry and the byte behind its last.
+struct Placed {
+  const Entry* entry;
+  std::int64_t end;
+};
+
 /// By segment and by where they begin.
 int by_place(const void* a, const void* b) {
-  const Entry& first = **static_cast<const Entry* const*>(a);
-  const Entry& second = **static_cast<const Entry* const*>(b);
+  const Entry& first = *static_cast<const Placed*>(a)->entry;
+  const Entry& second = *static_cast<const Placed*>(b)->entry;
   if (first.segment != second.segment) return first.segment < second.segment ? -1 : 1;
   if (first.offset != second.offset) return first.offset < second.offset ? -1 : 1;
   return 0;
@@ -94,19 +100,20 @@ int by_place(const void* a, const void* b) {
 int require_apart(const weightcast_export& e) {
   const auto most = static_cast<std::size_t>(e.entries.size);
   if (most == 0) return WEIGHTCAST_OK;
-  auto** sorted = static_cast<const Entry**>(::malloc(most * sizeof(const Entry*)));
+  auto* sorted = static_cast<Placed*>(::malloc(most * sizeof(Placed)));
   if (sorted == nullptr) return fail_with_errno("the entries");
   std::size_t count = 0;
   for (int i = 0; i < e.entries.size; ++i) {
     const Entry& entry = e.entries.items[i];
-    if (end_of(entry) > entry.offset) sorted[count++] = &entry;
+    const std::int64_t end = end_of(entry);
+    if (end > entry.offset) sorted[count++] = {&entry, end};
   }
-  ::qsort(sorted, count, sizeof(const Entry*), by_place);
+  ::qsort(sorted, count, sizeof(Placed), by_place);
   int code = WEIGHTCAST_OK;
   for (std::size_t i = 1; i < count && code == WEIGHTCAST_OK; ++i) {
-    const Entry& before = *sorted[i - 1];
-    const Entry& entry = *sorted[i];
-    if (before.segment != entry.segment || end_of(before) <= entry.offset) continue;
+    const Entry& before = *sorted[i - 1].entry;
+    const Entry& entry = *sorted[i].entry;
+    if (before.segment != entry.segment || sorted[i - 1].end <= entry.offset) continue;
     code = fail(WEIGHTCAST_BAD_ARGUMENT,
                 "%s: overlaps %s; publish one with the other's name as an alias, or in memory of its own",
                 entry.name, before.name);

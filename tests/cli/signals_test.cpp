@@ -163,6 +163,7 @@ TEST_F(Signals, ACallThatDoesNotReturnIsNoProtection) {
   for (const Words& words : commands) {
     for (const auto& [signals, limit] : {std::pair(1, 15s), std::pair(2, 3s)}) {
       Process command(plain_command(words, slow));
+      ASSERT_TRUE(command.wait_until_it_catches(SIGTERM)) << describe(command.wait());
       std::this_thread::sleep_for(500ms);
       const auto start = std::chrono::steady_clock::now();
       for (int i = 0; i < signals; ++i) {
@@ -217,7 +218,7 @@ TEST_F(Signals, StopAPlan) {
     Process plan(plain_command({"plan", "--model", trained(0)}, {{"LD_PRELOAD", WEIGHTCAST_SLOW_DISK},
                                                                  {"SLOW_DISK_FILE", "config.json"},
                                                                  {"SLOW_DISK_MILLISECONDS", "700"}}));
-    std::this_thread::sleep_for(300ms);
+    ASSERT_TRUE(plan.wait_until_it_catches(signal)) << describe(plan.wait());
     plan.send(signal);
     EXPECT_TRUE(refused(plan.wait(), 75, {"stopped by SIG", "the plan was not printed"}));
   }
@@ -234,7 +235,7 @@ TEST_F(Signals, AClosedTerminalStopsWhatDoesNotIgnoreIt) {
                                                         {"SLOW_DISK_MILLISECONDS", "700"}});
     if (ignores) command.words = Words{"nohup"} + command.words;
     Process plan(command);
-    std::this_thread::sleep_for(300ms);
+    ASSERT_TRUE(plan.wait_until_it_catches(ignores ? SIGTERM : SIGHUP)) << describe(plan.wait());
     plan.send(SIGHUP);
     const Outcome outcome = plan.wait();
     EXPECT_TRUE(ignores ? done(outcome) : refused(outcome, 75, {"stopped by SIGHUP"}));

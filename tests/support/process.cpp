@@ -145,6 +145,20 @@ bool Process::wait_for_output(std::string_view text) {
   return true;
 }
 
+bool Process::wait_until_it_catches(int signal) {
+  const std::string path = "/proc/" + std::to_string(id_) + "/status";
+  for (; running(); std::this_thread::sleep_for(std::chrono::milliseconds(1))) {
+    std::ifstream status(path);
+    for (std::string line; std::getline(status, line);) {
+      constexpr std::string_view kCaught = "SigCgt:";
+      constexpr int kHex = 16;
+      if (!line.starts_with(kCaught)) continue;
+      if (std::stoull(line.substr(kCaught.size()), nullptr, kHex) >> (signal - 1) & 1) return true;
+    }
+  }
+  return false;
+}
+
 std::vector<pid_t> Process::children() const {
   std::vector<pid_t> result;
   std::error_code error;

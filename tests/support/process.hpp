@@ -44,6 +44,9 @@ class Process {
   /// Waits until stdout contains the text; false when the command ends or the time is over before.
   bool wait_for_output(std::string_view text);
 
+  /// Waits until the command has a handler for the signal; false when it ends, or the time is over, before.
+  bool wait_until_it_catches(int signal);
+
   /// The processes that the command has started and that are alive, in the order of their ids: the ranks of
   /// an mpirun.
   std::vector<pid_t> children() const;
