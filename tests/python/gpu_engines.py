@@ -99,6 +99,7 @@ class SGLang:
 
 class Vllm:
     def __init__(self, model, tp):
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # functions of this file go to workers
         from vllm import LLM
 
         self.tp = tp

@@ -15,18 +15,26 @@ import os
 import vllm
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.logger import init_logger
-from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.platforms import current_platform
 from vllm.v1.worker.gpu_worker import Worker
 
 import weightcast
+
+try:
+    from vllm.model_executor.layers.attention import is_deferred_attention_layer
+except ImportError:  # 0.26
+    from vllm.model_executor.layers.attention import Attention, MLAAttention
+
+    def is_deferred_attention_layer(module):
+        return isinstance(module, (Attention, MLAAttention))
+
 
 from ._joint_update import JointUpdate, Ranks, gather_objects
 
 logger = init_logger("vllm.weightcast")
 
 # vLLM's whose interface was read and which were run; README.md says with what.
-_TESTED = ("0.32.0",)
+_TESTED = ("0.26.0", "0.32.0")
 _OTHERS = "WEIGHTCAST_VLLM_VERSION"
 
 # Job steps' --moe-layout by what vLLM calls its kernels of unquantised experts.
@@ -211,6 +219,11 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             if is_deferred_attention_layer(module):
                 module.process_weights_after_loading(self.model_config.dtype)
         self._export.require_in_place()
+
+    @staticmethod
+    def trainer_send_weights(iterator, trainer_args):
+        """What 0.26 wants of a backend: here trainers publish."""
+        raise weightcast.Error(64, "trainers call weightcast.publish and offer; this backend sends nothing itself")
 
     def shutdown(self):
         """Withdraws the parameters, which stay what they are, in memory that is the worker's alone."""
