@@ -4,16 +4,15 @@ The logits of the engine are the trainer's, bit for bit, after every update.
 """
 
 import json
-import os
 import pathlib
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 import unittest
 
+import job_step
 import tiny_model
 import torch
 import weightcast
@@ -50,18 +49,6 @@ class Program:
         code = self.process.wait(PATIENCE)
         self.process.stdout.close()
         return code
-
-
-def children_of(parent):
-    found = []
-    for entry in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        try:
-            words = entry.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended meanwhile
-        if int(words[1]) == parent:
-            found.append(int(entry.parent.name))
-    return found
 
 
 class LivePair(unittest.TestCase):
@@ -102,11 +89,8 @@ class LivePair(unittest.TestCase):
         return said["version"]
 
     def job(self, *more):
-        command = [os.environ["WEIGHTCAST_MPIRUN"], "--oversubscribe", "--bind-to", "none"]
-        command += ["-n", str(self.trainers + self.engines), os.environ["WEIGHTCAST_BINARY"], "sync"]
-        command += ["--source", f"live:{self.folder}", "--sink", f"live:{self.folder}", "--model", self.config]
-        command += ["--trainers", str(self.trainers), "--inference-alloc", f"hf:d{self.engines}", *more]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        words = ["--trainers", str(self.trainers), "--inference-alloc", f"hf:d{self.engines}", *more]
+        return job_step.start(self.folder, self.config, self.trainers + self.engines, *words)
 
     def update(self, *more):
         with self.job(*more) as job:
@@ -164,7 +148,7 @@ class KilledJobSteps(LivePair):
                 while "asked" not in self.running_engines[0].line():
                     pass
                 time.sleep(generator.uniform(0, 0.02))
-                self.kill(job)
+                job_step.kill(job)
                 answers = [engine.ask() for engine in self.running_engines]
                 for answer in answers:
                     self.assertTrue(answer["in_place"])
@@ -181,15 +165,6 @@ class KilledJobSteps(LivePair):
                 while version <= served:
                     version = self.next_version(self.running_trainers[0])
                 self.expect_served(served)
-
-    def kill(self, job):
-        """With all its ranks, of which none gets to say anything."""
-        with job:
-            for process in [*children_of(job.pid), job.pid]:
-                try:
-                    os.kill(process, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """A vLLM that does what it is asked, until its input ends.
 
-vllm_program.py MODEL RANKS
+vllm_program.py MODEL OPTIONS
 
-Each line of its input is a list of a name below and arguments, in JSON; each is answered by a line: what the call returns, or
-{"error": its text}. All of them run in this process and, with two ranks or more, in vLLM's workers.
+OPTIONS are arguments of vLLM's LLM. Each line of its input is a list of a name below and arguments, in JSON; each is answered by
+a line: what the call returns, or {"error": its text}. All of them run in this process and, with two ranks, in vLLM's workers.
 """
 
 import json
@@ -14,17 +14,17 @@ PROMPT = [103, 104, 105, 35, 98]  # "def _"
 
 
 class Engine:
-    def __init__(self, model, ranks):
+    def __init__(self, model, options):
         from vllm import LLM
 
         self.llm = LLM(
             model,
-            tensor_parallel_size=ranks,
             skip_tokenizer_init=True,
             max_model_len=128,
             dtype="bfloat16",
             enforce_eager=True,
             weight_transfer_config={"backend": "weightcast"},
+            **options,
         )
 
     def generate(self):
@@ -84,10 +84,10 @@ def _put_back(worker):
         del worker.moved
 
 
-def main(model, ranks):
+def main(model, options):
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # vLLM's log
-    engine = Engine(model, int(ranks))
+    engine = Engine(model, json.loads(options))
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
         name, *arguments = json.loads(line)

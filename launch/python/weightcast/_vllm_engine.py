@@ -175,17 +175,19 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self._receive(update_info, None)
 
     def _receive(self, info, wrong):
-        version = None
+        version, failure = None, None
         try:
             version = self._waited(info.version, info.timeout)
         except weightcast.Error as error:
-            wrong = wrong or error
+            failure = error  # all ranks' alike
         try:
             self._ranks.together(lambda: _require_wished(info, wrong, version))
         except weightcast.Error:
             if version is not None:
                 self._use(version)  # what has come is whole
             raise
+        if failure is not None:
+            raise failure
 
     def _waited(self, version, seconds):
         """The version that has come."""
@@ -256,9 +258,10 @@ def _calling_worker():
 
 
 def _require_wished(info, wrong, version):
+    """`version` is what has come, None when nothing has."""
     if wrong is not None:
         raise wrong
-    if info.version is not None and info.version != version:
+    if None not in (info.version, version) and info.version != version:
         raise weightcast.Error(64, f"version {info.version} was to come, but {version} has; the engine serves that one")
 
 
