@@ -1,8 +1,10 @@
 #include "client/block.hpp"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -10,6 +12,7 @@
 #include <unistd.h>
 
 #include <climits>
+#include <cstdio>
 
 #include "client/memory_names.hpp"
 
@@ -30,6 +33,30 @@ struct flock byte_range(weightcast_lock byte, short type) {
   range.l_start = byte;
   range.l_len = 1;
   return range;
+}
+
+/// The holder that `command` names, as holder_of_lock() says it.
+int holder_of_lock(int file, weightcast_lock byte, int command) {
+  struct flock range = byte_range(byte, F_WRLCK);
+  if (::fcntl(file, command, &range) != 0) return -1;
+  if (range.l_type == F_UNLCK) return 0;
+  return range.l_pid > 0 ? range.l_pid : -1;
+}
+
+/// Finds a descriptor that this process has of a file; -1 when it has none. False when nobody can say.
+bool find_descriptor(const struct stat& file, int* found) {
+  DIR* all = ::opendir("/proc/self/fd");
+  if (all == nullptr) return false;
+  *found = -1;
+  while (const dirent* entry = ::readdir(all)) {
+    char* end = nullptr;
+    const auto number = static_cast<int>(::strtol(entry->d_name, &end, 10));
+    struct stat status = {};
+    if (*end != '\0' || ::fstat(number, &status) != 0) continue;
+    if (status.st_dev == file.st_dev && status.st_ino == file.st_ino) *found = number;
+  }
+  ::closedir(all);
+  return true;
 }
 
 }  // namespace
@@ -68,25 +95,33 @@ void drop_lock(int file, weightcast_lock byte) {
 }
 
 int holder_of_lock(int file, weightcast_lock byte) {
-  struct flock range = byte_range(byte, F_WRLCK);
-  if (::fcntl(file, F_GETLK, &range) != 0) return -1;
-  if (range.l_type == F_UNLCK) return 0;
-  return range.l_pid > 0 ? range.l_pid : -1;
+  return holder_of_lock(file, byte, F_GETLK);
 }
 
 Life life_of(std::uint64_t generation, int* process) {
   char name[64];
+  char path[96];
   name_of_memory(name, sizeof name, ::getuid(), generation, "control");
-  const int file = ::shm_open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0);
-  // A block that merely cannot be opened, for want of descriptors for example, may be a living exporter's.
-  if (file < 0) return errno == ENOENT ? Life::kDead : Life::kUnknown;
+  std::snprintf(path, sizeof path, "/dev/shm%s", name);
   struct stat status = {};
-  const bool is_own = ::fstat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_uid == ::getuid();
-  const int holder = is_own ? holder_of_lock(file, WEIGHTCAST_LOCK_EXPORTER) : 0;
-  ::close(file);
-  if (process != nullptr) *process = holder;
+  if (::lstat(path, &status) != 0) return errno == ENOENT ? Life::kDead : Life::kUnknown;
   errno = EACCES;
-  if (!is_own) return Life::kUnknown;
+  if (!S_ISREG(status.st_mode) || status.st_uid != ::getuid()) return Life::kUnknown;
+  // To open and close the file would drop the locks that this process itself has on it. So one that it has
+  // open is asked through that descriptor, and the question is that of an open file, which sees them, too.
+  int file = -1;
+  if (!find_descriptor(status, &file)) return Life::kUnknown;
+  int holder = 0;
+  if (file >= 0) {
+    holder = holder_of_lock(file, WEIGHTCAST_LOCK_EXPORTER, F_OFD_GETLK);
+  } else {
+    file = ::shm_open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0);
+    // A block that merely cannot be opened, for want of descriptors for example, may be a living exporter's.
+    if (file < 0) return errno == ENOENT ? Life::kDead : Life::kUnknown;
+    holder = holder_of_lock(file, WEIGHTCAST_LOCK_EXPORTER);
+    ::close(file);
+  }
+  if (process != nullptr) *process = holder;
   return holder == 0 ? Life::kDead : Life::kLives;
 }
 

@@ -40,7 +40,8 @@ enum class Life { kDead, kLives, kUnknown };
 
 /// Of this user's exporter that has that generation published or will: its lock says so, which is not taken.
 /// `process`, if given, is the one that lives, -1 where it is in another container; where nothing is known,
-/// errno says why. Not for a process's own exporters, whose locks the look would drop.
+/// errno says why. An exporter of this process itself lives, whichever copy of the client library has made
+/// it.
 Life life_of(std::uint64_t generation, int* process = nullptr);
 
 /// Copies a line into a field of the block, cut where it is too long; control characters become blanks.

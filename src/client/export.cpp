@@ -23,9 +23,6 @@ namespace weightcast::client {
 
 namespace {
 
-/// The exports of this process, whose locks another look at their files would drop.
-weightcast_export* exports = nullptr;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
-
 /// Makes a folder, and those above it that are not there.
 int make_folder(const char* folder) {
   char path[sizeof weightcast_export::folder];
@@ -39,14 +36,6 @@ int make_folder(const char* folder) {
   return ::mkdir(path, 0700) == 0 || errno == EEXIST
              ? WEIGHTCAST_OK
              : fail_with_errno("%s: cannot be made; name a folder that can", folder);
-}
-
-/// An export of this process, whose locks a look at its file would drop. A forked child has none of its
-/// parent's.
-const weightcast_export* own_export(std::uint64_t generation) {
-  const weightcast_export* e = exports;
-  while (e != nullptr && (e->generation != generation || e->process != ::getpid())) e = e->next;
-  return e;
 }
 
 void free_all(weightcast_export* e) {
@@ -79,10 +68,6 @@ int clear_place(const weightcast_export& e) {
                 "nobody sees whether it lives; remove the file if it does not",
                 path);
   }
-  if (same_boot && own_export(there.generation) != nullptr) {
-    return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: this process has published it already; close that export first",
-                path);
-  }
   int process = 0;
   switch (same_boot ? life_of(there.generation, &process) : Life::kDead) {
     case Life::kUnknown:
@@ -91,6 +76,10 @@ int clear_place(const weightcast_export& e) {
           "not",
           path);
     case Life::kLives:
+      if (process == ::getpid()) {
+        return fail(WEIGHTCAST_BAD_ARGUMENT,
+                    "%s: this process has published it already; close that export first", path);
+      }
       if (process > 0) {
         return fail(WEIGHTCAST_REFUSED,
                     "%s: process %d has published this rank and is alive; stop it, or use another folder",
@@ -186,15 +175,13 @@ extern "C" int weightcast_open(const char* folder, const char* role, int rank, i
     code = fail_with_errno("random numbers");
   }
   if (code == WEIGHTCAST_OK) {
-    remove_what_is_dead([](std::uint64_t generation) { return own_export(generation) != nullptr; });
+    remove_what_is_dead();
     code = make_block(*e);
   }
   if (code != WEIGHTCAST_OK) {
     ::free(e);
     return code;
   }
-  e->next = exports;
-  exports = e;
   *out = e;
   return WEIGHTCAST_OK;
 }
@@ -258,11 +245,6 @@ extern "C" int weightcast_close(weightcast_export* e, double seconds) {
   }
   ::munmap(e->block, WEIGHTCAST_BLOCK_BYTES);
   ::close(e->block_file);
-  for (weightcast_export** at = &exports; *at != nullptr; at = &(*at)->next) {
-    if (*at != e) continue;
-    *at = e->next;
-    break;
-  }
   free_all(e);
   if (free_memory) return WEIGHTCAST_OK;
   return fail(WEIGHTCAST_NO_ANSWER, "%s: a job step had the memory mapped for %g s; it is left to it", path,

@@ -86,8 +86,7 @@ struct weightcast_export {
   weightcast::client::List<weightcast::client::Segment> segments;
   int shared_segments = 0;  ///< made by the client, named by their numbers among themselves
   weightcast::client::List<weightcast::client::Entry> entries;
-  void* names = nullptr;              ///< of the entries, aliases too: a tree of tsearch()
-  weightcast_export* next = nullptr;  ///< of this process
+  void* names = nullptr;  ///< of the entries, aliases too: a tree of tsearch()
 };
 
 namespace weightcast::client {

@@ -118,11 +118,10 @@ void remove_memory(const weightcast_export& e) {
   if (gone) unlink_memory(e.block_name);
 }
 
-void remove_what_is_dead(bool (*is_own)(std::uint64_t generation)) {
-  for_each_memory("/", [&](const char* file) {
+void remove_what_is_dead() {
+  for_each_memory("/", [](const char* file) {
     std::uint64_t generation = 0;
-    if (!is_own_block(file, &generation) || is_own(generation)) return;
-    if (life_of(generation) == Life::kDead) remove_memory(generation);
+    if (is_own_block(file, &generation) && life_of(generation) == Life::kDead) remove_memory(generation);
   });
 }
 

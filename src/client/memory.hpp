@@ -21,7 +21,7 @@ void remove_memory(std::uint64_t generation);
 void remove_memory(const weightcast_export& e);
 
 /// Takes away what dead exporters of this user have left in memory, those that died before they had
-/// published, too. `is_own` says of a generation that it is an export of this process.
-void remove_what_is_dead(bool (*is_own)(std::uint64_t generation));
+/// published, too.
+void remove_what_is_dead();
 
 }  // namespace weightcast::client

@@ -1,9 +1,11 @@
 """The Python package without a job step: what publishing makes, and what calls refuse."""
 
+import ctypes
 import fractions
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +14,14 @@ import unittest
 
 import weightcast
 from weightcast import Memory
+
+# Publishes rank 0 of an engine and stays.
+PUBLISH = """
+import sys, time, weightcast
+export = weightcast.publish(sys.argv[1], 'engine', 0, 1, tensors={'a': weightcast.Memory('F32', (2,))})
+print('published', flush=True)
+time.sleep(60)
+"""
 
 
 class Client(unittest.TestCase):
@@ -160,12 +170,32 @@ class Client(unittest.TestCase):
             self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
             self.assertEqual(os.listdir(self.folder), ["engine-0.json"])
 
+    def test_two_copies_of_the_library_in_a_process_leave_each_other_alone(self):
+        copy = self._folder.name + "/libother.so"
+        shutil.copy(weightcast._library._library._name, copy)
+        other = ctypes.CDLL(copy)
+        other.weightcast_last_error.restype = ctypes.c_char_p
+        other.weightcast_close.argtypes = [ctypes.c_void_p, ctypes.c_double]
+
+        def open_with_the_other(folder):
+            handle = ctypes.c_void_p()
+            return other.weightcast_open(os.fsencode(folder), b"engine", 0, 1, None, ctypes.byref(handle)), handle
+
+        with self.publish(version=1):
+            code, _ = open_with_the_other(self.folder)
+            self.assertEqual(code, 64)
+            self.assertIn(b"this process has published it already", other.weightcast_last_error())
+            code, handle = open_with_the_other(self.folder + "/elsewhere")
+            self.assertEqual(code, 0)
+            other.weightcast_close(handle, 0.0)
+            manifest = self.manifest()
+            self.assertTrue(pathlib.Path("/dev/shm" + manifest["control"]).exists())
+            # And its lock is where it was: another process sees that it lives.
+            refused = subprocess.run([sys.executable, "-c", PUBLISH, self.folder], capture_output=True, text=True)
+            self.assertIn(f"process {os.getpid()} has published this rank and is alive", refused.stderr)
+
     def test_a_rank_is_published_once_and_a_dead_ones_place_is_free(self):
-        program = "import sys, time, weightcast\n" + (
-            "export = weightcast.publish(sys.argv[1], 'engine', 0, 1, tensors={'a': weightcast.Memory('F32', (2,))})\n"
-            "print('published', flush=True)\ntime.sleep(60)\n"
-        )
-        other = subprocess.Popen([sys.executable, "-c", program, self.folder], stdout=subprocess.PIPE, text=True)
+        other = subprocess.Popen([sys.executable, "-c", PUBLISH, self.folder], stdout=subprocess.PIPE, text=True)
         self.assertEqual(other.stdout.readline(), "published\n")
         with self.assertRaisesRegex(weightcast.Error, f"process {other.pid} "):
             self.publish()
