@@ -15,6 +15,7 @@
 
 #include "client/arguments.hpp"
 #include "client/block.hpp"
+#include "client/clearing.hpp"
 #include "client/error.hpp"
 #include "client/memory.hpp"
 #include "client/memory_names.hpp"
@@ -50,6 +51,11 @@ void free_all(weightcast_export* e) {
 int clear_place(const weightcast_export& e) {
   char path[4200];
   manifest_path(e, path, sizeof path);
+  if (::access(path, F_OK) != 0) return WEIGHTCAST_OK;
+  const Clearing clearing;
+  if (!clearing.may()) {
+    return fail_with_errno("%s: cannot be looked at while others clear up in /dev/shm; try again", path);
+  }
   if (::access(path, F_OK) != 0) return WEIGHTCAST_OK;
   Publication there;
   if (const int code = read_publication(path, &there); code != WEIGHTCAST_OK) return code;
@@ -170,6 +176,7 @@ extern "C" int weightcast_open(const char* folder, const char* role, int rank, i
   if (whole != nullptr) std::snprintf(e->folder, sizeof e->folder, "%s", whole);
   ::free(whole);
   if (code == WEIGHTCAST_OK) code = clear_place(*e);
+  if (code == WEIGHTCAST_OK) remove_unfinished(*e);
   if (code == WEIGHTCAST_OK &&
       ::getrandom(&e->generation, sizeof e->generation, 0) != static_cast<ssize_t>(sizeof e->generation)) {
     code = fail_with_errno("random numbers");
@@ -227,10 +234,7 @@ extern "C" int weightcast_close(weightcast_export* e, double seconds) {
   if (const int code = require_seconds(seconds); code != WEIGHTCAST_OK) return code;
   char path[4200];
   manifest_path(*e, path, sizeof path);
-  // A successor's is not this one's to take away.
-  Publication there;
-  if (e->published && read_publication(path, &there) == WEIGHTCAST_OK && there.generation == e->generation)
-    ::unlink(path);
+  const int removed = remove_manifest(*e);
   const double give_up = now() + seconds;
   bool free_memory = false;
   // The lock of those who have it mapped: from here on nobody new can come.
@@ -246,7 +250,7 @@ extern "C" int weightcast_close(weightcast_export* e, double seconds) {
   ::munmap(e->block, WEIGHTCAST_BLOCK_BYTES);
   ::close(e->block_file);
   free_all(e);
-  if (free_memory) return WEIGHTCAST_OK;
+  if (free_memory) return removed;
   return fail(WEIGHTCAST_NO_ANSWER, "%s: a job step had the memory mapped for %g s; it is left to it", path,
               seconds);
 }

@@ -79,6 +79,8 @@ struct weightcast_export {
   pid_t process = 0;  ///< that may use it
   std::uint64_t generation = 0;
   bool published = false;
+  dev_t manifest_device = 0;  ///< of the file that is the manifest
+  ino_t manifest_inode = 0;
 
   int block_file = -1;
   char block_name[64] = "";
@@ -130,6 +132,12 @@ Publication publication_from_here();
 int clear_place(const weightcast_export& e);
 
 /// Writes the manifest beside its name, which it gets whole; fails when there is one by now.
-int write_manifest(const weightcast_export& e);
+int write_manifest(weightcast_export& e);
+
+/// Takes the manifest away, and not one that a successor has put in its place. Fails when it stays.
+int remove_manifest(const weightcast_export& e);
+
+/// Removes manifests of that rank that dead exporters of this user have begun, and that never got their name.
+void remove_unfinished(const weightcast_export& e);
 
 }  // namespace weightcast::client

@@ -1,3 +1,4 @@
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -8,6 +9,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "client/block.hpp"
 #include "client/error.hpp"
 #include "client/export.hpp"
 
@@ -144,6 +146,13 @@ bool link_to(const char* file, const char* name) {
   return same;
 }
 
+int cannot_write(const weightcast_export& e) {
+  return fail_with_errno(
+      "%s: the manifest of this rank cannot be written there; let this user write there, make "
+      "room, or name another folder",
+      e.folder);
+}
+
 /// What stands behind `field` in a line, up to the next quote: nothing where there is no such field.
 void get_text(const char* line, const char* field, char* text, std::size_t size) {
   const char* at = std::strstr(line, field);
@@ -191,29 +200,81 @@ void manifest_path(const weightcast_export& e, char* path, std::uint64_t size) {
   std::snprintf(path, size, "%s/%s-%d.json", e.folder, e.engine ? "engine" : "trainer", e.rank);
 }
 
-int write_manifest(const weightcast_export& e) {
+int write_manifest(weightcast_export& e) {
   char path[4200];
   char beside[4300];
   manifest_path(e, path, sizeof path);
   std::snprintf(beside, sizeof beside, "%s.%016" PRIx64, path, e.generation);
   const int file = ::open(beside, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  if (file < 0) return fail_with_errno("%s: cannot be made; look at its folder", beside);
+  if (file < 0) return cannot_write(e);
   FILE* out = ::fdopen(file, "w");
   if (out == nullptr) {
-    const int code = fail_with_errno("%s", beside);
+    const int code = cannot_write(e);
     ::close(file);
     ::unlink(beside);
     return code;
   }
   put_manifest(out, e);
+  struct stat status = {};
   bool written = std::ferror(out) == 0 && std::fflush(out) == 0 && ::fsync(file) == 0;
+  written = ::fstat(file, &status) == 0 && written;
   written = std::fclose(out) == 0 && written;
+  e.manifest_device = status.st_dev;
+  e.manifest_inode = status.st_ino;
   // Not a rename, which would take the place of somebody who has just published.
   int code = WEIGHTCAST_OK;
-  if (!written || !link_to(beside, path))
-    code = fail_with_errno("%s: cannot be written; look at its folder", path);
+  if (!written) {
+    code = cannot_write(e);
+  } else if (!link_to(beside, path)) {
+    code = errno == EEXIST ? fail(WEIGHTCAST_REFUSED,
+                                  "%s: somebody else has just published this rank, or something else lies "
+                                  "there; give each process a rank of its own, or another folder",
+                                  path)
+                           : cannot_write(e);
+  }
   ::unlink(beside);
   return code;
+}
+
+int remove_manifest(const weightcast_export& e) {
+  if (!e.published) return WEIGHTCAST_OK;
+  char path[4200];
+  manifest_path(e, path, sizeof path);
+  struct stat status = {};
+  if (::stat(path, &status) != 0 && errno == ENOENT) return WEIGHTCAST_OK;
+  Publication there;
+  // Where it cannot be read, for want of descriptors for example, it is known by its file.
+  const bool is_own = read_publication(path, &there) == WEIGHTCAST_OK
+                          ? there.generation == e.generation
+                          : status.st_dev == e.manifest_device && status.st_ino == e.manifest_inode;
+  if (!is_own || ::unlink(path) == 0 || errno == ENOENT) return WEIGHTCAST_OK;
+  return fail_with_errno("%s: cannot be removed, do it by hand", path);
+}
+
+void remove_unfinished(const weightcast_export& e) {
+  DIR* folder = ::opendir(e.folder);
+  if (folder == nullptr) return;
+  char manifest[4200];
+  manifest_path(e, manifest, sizeof manifest);
+  const char* name = std::strrchr(manifest, '/') + 1;
+  const Publication here = publication_from_here();
+  while (const dirent* entry = ::readdir(folder)) {
+    // `engine-0.json.0123456789abcdef`
+    if (std::strncmp(entry->d_name, name, std::strlen(name)) != 0) continue;
+    const char* rest = entry->d_name + std::strlen(name);
+    std::uint64_t generation = 0;
+    if (std::strlen(rest) != 17 || std::sscanf(rest, ".%16" SCNx64, &generation) != 1) continue;
+    char path[4300];
+    std::snprintf(path, sizeof path, "%s%s", manifest, rest);
+    struct stat status = {};
+    if (::lstat(path, &status) != 0 || !S_ISREG(status.st_mode) || status.st_uid != ::getuid()) continue;
+    Publication there;
+    const bool is_elsewhere = read_publication(path, &there) == WEIGHTCAST_OK &&
+                              (std::strcmp(there.host, here.host) != 0 ||
+                               (std::strcmp(there.boot_id, here.boot_id) == 0 && there.shm != here.shm));
+    if (!is_elsewhere && life_of(generation) == Life::kDead) ::unlink(path);
+  }
+  ::closedir(folder);
 }
 
 }  // namespace weightcast::client

@@ -20,6 +20,7 @@
 #include <thread>
 #include <vector>
 
+#include "client/clearing.hpp"
 #include "client/export.hpp"
 #include "core/error.hpp"
 #include "live/exporter.hpp"
@@ -65,6 +66,13 @@ int serve_for_ever(const std::string& folder) {
   publish(folder, "engine");
   ::pause();
   return 0;
+}
+
+/// Waits for a state that another process brings about; false when it does not come.
+bool comes(const std::function<bool()>& done) {
+  const auto give_up = std::chrono::steady_clock::now() + 10s;
+  while (!done() && std::chrono::steady_clock::now() < give_up) std::this_thread::sleep_for(1ms);
+  return done();
 }
 
 class Live : public ::testing::Test {
@@ -379,6 +387,56 @@ TEST_F(Live, OfTwoWhoOpenARankTheSecondToPublishIsRefused) {
   EXPECT_EQ(read_manifest(found.path).generation, found.generation);
 }
 
+TEST_F(Live, WhatADeadOneHasLeftIsClearedByOneAtATime) {
+  Child dead([&] { return publish(folder_, "engine") == nullptr ? 1 : 0; });
+  ASSERT_EQ(dead.wait(), 0);
+  auto clearing = std::make_unique<client::Clearing>();
+  ASSERT_TRUE(clearing->may());
+  Child late([&] {
+    weightcast_export* e = nullptr;
+    return weightcast_open(folder_.c_str(), "engine", 0, 1, nullptr, &e);
+  });
+  // Time to find the dead one's manifest; whoever comes first puts his own in its place.
+  std::this_thread::sleep_for(100ms);
+  EXPECT_TRUE(std::filesystem::remove(manifest_path(folder_, Role::kEngine, 0)));
+  const Child first([&] { return serve_for_ever(folder_); });
+  const Manifest found = manifest(Role::kEngine);
+  clearing.reset();
+  EXPECT_EQ(late.wait(), WEIGHTCAST_REFUSED);
+  EXPECT_EQ(read_manifest(found.path).generation, found.generation);
+}
+
+TEST_F(Live, ManifestsThatNeverGotTheirNameAreRemoved) {
+  const Child other([&] { return publish(dir_ / "elsewhere", "engine") == nullptr ? 1 : ::pause(); });
+  const std::string there = manifest_path(dir_ / "elsewhere", Role::kEngine, 0);
+  ASSERT_TRUE(comes([&] { return std::filesystem::exists(there); }));
+  const std::string path = manifest_path(folder_, Role::kEngine, 0);
+  std::filesystem::create_directory(folder_);
+  const std::string living = fmt::format("{}.{:016x}", path, read_manifest(there).generation);
+  std::string text = get_file(there);
+  put_file(living, text);
+  const std::string elsewhere = path + ".0123456789abcdef";
+  put_file(elsewhere, text.replace(text.find("\"host\": \""), 9, "\"host\": \"x"));
+  const std::string other_rank = manifest_path(folder_, Role::kEngine, 1) + ".0123456789abcde0";
+  for (const std::string& file : {path + ".0123456789abcde1", other_rank}) put_file(file, "");
+  Child next([&] { return publish(folder_, "engine") == nullptr ? 1 : 0; });
+  EXPECT_EQ(next.wait(), 0);
+  EXPECT_FALSE(std::filesystem::exists(path + ".0123456789abcde1"));
+  for (const std::string& kept : {living, elsewhere, other_rank})
+    EXPECT_TRUE(std::filesystem::exists(kept)) << kept;
+}
+
+TEST_F(Live, AnExportIsWithdrawnWithoutADescriptorToSpare) {
+  Child engine([&] {
+    weightcast_export* e = publish(folder_, "engine");
+    const rlimit none{0, 0};
+    if (e == nullptr || ::setrlimit(RLIMIT_NOFILE, &none) != 0) return -1;
+    return weightcast_close(e, 0);
+  });
+  EXPECT_EQ(engine.wait(), 0);
+  EXPECT_FALSE(std::filesystem::exists(manifest_path(folder_, Role::kEngine, 0)));
+}
+
 /// Publishes where there is no room for the segment, gives up and looks whether anything is left.
 int publish_without_room(const std::string& folder) {
   constexpr std::int64_t kBytes = std::int64_t{1} << 20;
@@ -415,13 +473,6 @@ TEST_F(Live, AFullMemoryIsAnErrorThatLeavesNothing) {
   });
   const int code = full.wait();
   EXPECT_TRUE(code == WEIGHTCAST_REFUSED || code == kCannotMount) << code;
-}
-
-/// Waits for a state that another process brings about; false when it does not come.
-bool comes(const std::function<bool()>& done) {
-  const auto give_up = std::chrono::steady_clock::now() + 10s;
-  while (!done() && std::chrono::steady_clock::now() < give_up) std::this_thread::sleep_for(1ms);
-  return done();
 }
 
 /// What ends a question before a rank of the engine has heard of it, and when that rank begins to wait.
