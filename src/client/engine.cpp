@@ -87,7 +87,7 @@ void await_job_step(weightcast_export& e, std::uint64_t word, double until) {
   const weightcast_state state = WEIGHTCAST_STATE_OF(word);
   const bool written = state == WEIGHTCAST_WRITING || state == WEIGHTCAST_WRITTEN;
   const double left = until - now();
-  await_change(*e.block, word, !written && left < kLook ? left : kLook);
+  await_in_piece(e, word, !written && left < kLook ? left : kLook);
   // At rest there is no update whose job step could be gone, and its lock is not to be in a new one's way.
   if (is_at_rest(WEIGHTCAST_STATE_OF(word)) || load_word(*e.block) != word ||
       !take_lock(e.block_file, WEIGHTCAST_LOCK_UPDATE)) {
@@ -123,6 +123,74 @@ bool is_over(const weightcast_export& e, std::uint64_t word, std::uint64_t quest
   return WEIGHTCAST_UPDATE_OF(word) == question || holder_of_lock(e.block_file, WEIGHTCAST_LOCK_UPDATE) == 0;
 }
 
+/// The wait of weightcast_pause_for().
+int await_version(weightcast_export& e, std::uint64_t question, double seconds, std::int64_t* version) {
+  weightcast_block& block = *e.block;
+  const double until = e.wait.until;
+  bool& paused = e.wait.begun;
+  for (;;) {
+    const std::uint64_t word = load_word(block);
+    if (is_over(e, word, question)) {
+      if (load_word(block) != word) continue;
+      const weightcast_state state = WEIGHTCAST_STATE_OF(word);
+      const auto rest = is_at_rest(state) ? state : static_cast<weightcast_state>(block.rest);
+      if (WEIGHTCAST_UPDATE_OF(word) == question || rest == WEIGHTCAST_INVALID) return not_paused(e, rest);
+      return fail(WEIGHTCAST_REFUSED,
+                  "the update ended before this rank was asked; go on with what was there");
+    }
+    switch (WEIGHTCAST_STATE_OF(word)) {
+      case WEIGHTCAST_ASKED:
+        paused = change_word(block, word, WEIGHTCAST_WORD(WEIGHTCAST_PAUSED, WEIGHTCAST_UPDATE_OF(word))) ||
+                 paused;
+        continue;
+      case WEIGHTCAST_COMMITTED:
+        e.left_while_written = false;
+        if (version != nullptr) *version = block.asked;
+        return WEIGHTCAST_OK;
+      case WEIGHTCAST_PAUSED:
+        // Nothing has been written, so the engine may go on without an answer. Past that only the job step
+        // ends.
+        if (now() < until) break;
+        put_text(block.reason, sizeof block.reason, "the engine has waited for too long");
+        if (!change_word(block, word, rest_word(block, word))) continue;
+        return nothing_came(e, static_cast<weightcast_state>(block.rest), seconds);
+      case WEIGHTCAST_WRITING:
+      case WEIGHTCAST_WRITTEN:
+        break;
+      default:
+        if (paused) return not_paused(e, WEIGHTCAST_STATE_OF(word));
+        if (now() >= until) return nothing_came(e, WEIGHTCAST_STATE_OF(word), seconds);
+        break;
+    }
+    if (now() >= e.wait.piece_end) return WEIGHTCAST_PENDING;
+    await_job_step(e, word, until);
+  }
+}
+
+/// Ends the engine's part in an update, wherever that is.
+void leave_update(weightcast_export& e, const char* reason) {
+  weightcast_block& block = *e.block;
+  for (;;) {
+    const std::uint64_t word = load_word(block);
+    switch (WEIGHTCAST_STATE_OF(word)) {
+      case WEIGHTCAST_PAUSED:
+        put_text(block.reason, sizeof block.reason, reason);
+        if (change_word(block, word, rest_word(block, word))) return;
+        continue;
+      case WEIGHTCAST_WRITING:
+        if (!invalidate(block, word, WEIGHTCAST_WRITTEN_SOME, reason)) continue;
+        e.left_while_written = true;
+        return;
+      case WEIGHTCAST_WRITTEN:
+      case WEIGHTCAST_COMMITTED:
+        if (invalidate(block, word, WEIGHTCAST_WRITTEN_ALL, reason)) return;
+        continue;
+      default:
+        return;
+    }
+  }
+}
+
 }  // namespace
 
 }  // namespace weightcast::client
@@ -131,8 +199,18 @@ using namespace weightcast::client;
 
 extern "C" int weightcast_serve(weightcast_export* e, int64_t version) {
   if (const int code = require_usable(e, e != nullptr && e->published); code != WEIGHTCAST_OK) return code;
-  if (!e->engine) return require_engine(e);
+  if (!e->engine) {
+    return fail(WEIGHTCAST_BAD_ARGUMENT,
+                "only an engine serves a version; a trainer says at each weightcast_offer which one it has");
+  }
   if (const int code = require_version(version); code != WEIGHTCAST_OK) return code;
+  if (e->left_while_written && holder_of_lock(e->block_file, WEIGHTCAST_LOCK_UPDATE) != 0) {
+    return fail(
+        WEIGHTCAST_REFUSED,
+        "the job step that wrote when the engine was interrupted may still write; load and say so when "
+        "it has ended");
+  }
+  e->left_while_written = false;
   const std::uint64_t word = load_word(*e->block);
   const weightcast_state state = WEIGHTCAST_STATE_OF(word);
   if (!is_at_rest(state)) {
@@ -170,45 +248,10 @@ extern "C" int weightcast_pause_for(weightcast_export* e, uint64_t question, dou
   if (const int code = require_engine(e); code != WEIGHTCAST_OK) return code;
   if (const int code = require_seconds(seconds); code != WEIGHTCAST_OK) return code;
   // Whatever still runs on a GPU may read the weights.
-  if (const int code = synchronize_gpus(*e); code != WEIGHTCAST_OK) return code;
-  weightcast_block& block = *e->block;
-  const double until = now() + seconds;
-  bool paused = false;
-  for (;;) {
-    const std::uint64_t word = load_word(block);
-    if (is_over(*e, word, question)) {
-      if (load_word(block) != word) continue;
-      const weightcast_state state = WEIGHTCAST_STATE_OF(word);
-      const auto rest = is_at_rest(state) ? state : static_cast<weightcast_state>(block.rest);
-      if (WEIGHTCAST_UPDATE_OF(word) == question || rest == WEIGHTCAST_INVALID) return not_paused(*e, rest);
-      return fail(WEIGHTCAST_REFUSED,
-                  "the update ended before this rank was asked; go on with what was there");
-    }
-    switch (WEIGHTCAST_STATE_OF(word)) {
-      case WEIGHTCAST_ASKED:
-        paused = change_word(block, word, WEIGHTCAST_WORD(WEIGHTCAST_PAUSED, WEIGHTCAST_UPDATE_OF(word))) ||
-                 paused;
-        continue;
-      case WEIGHTCAST_COMMITTED:
-        if (version != nullptr) *version = block.asked;
-        return WEIGHTCAST_OK;
-      case WEIGHTCAST_PAUSED:
-        // Nothing has been written, so the engine may go on without an answer. Past that only the job step
-        // ends.
-        if (now() < until) break;
-        put_text(block.reason, sizeof block.reason, "the engine has waited for too long");
-        if (!change_word(block, word, rest_word(block, word))) continue;
-        return nothing_came(*e, static_cast<weightcast_state>(block.rest), seconds);
-      case WEIGHTCAST_WRITING:
-      case WEIGHTCAST_WRITTEN:
-        break;
-      default:
-        if (paused) return not_paused(*e, WEIGHTCAST_STATE_OF(word));
-        if (now() >= until) return nothing_came(*e, WEIGHTCAST_STATE_OF(word), seconds);
-        break;
-    }
-    await_job_step(*e, word, until);
-  }
+  const bool is_new = begin_wait(*e, Call::kPause, seconds);
+  if (const int code = is_new ? synchronize_gpus(*e) : WEIGHTCAST_OK; code != WEIGHTCAST_OK)
+    return end_wait(*e, code);
+  return end_wait(*e, await_version(*e, question, seconds, version));
 }
 
 extern "C" int weightcast_resume(weightcast_export* e) {
@@ -238,5 +281,13 @@ extern "C" int weightcast_invalidate(weightcast_export* e, const char* reason) {
   if (WEIGHTCAST_STATE_OF(word) != WEIGHTCAST_COMMITTED)
     return fail(WEIGHTCAST_BAD_ARGUMENT, "nothing has been committed; call weightcast_pause first");
   invalidate(*e->block, word, WEIGHTCAST_WRITTEN_ALL, reason);
+  return WEIGHTCAST_OK;
+}
+
+extern "C" int weightcast_abandon(weightcast_export* e, const char* reason) {
+  if (const int code = require_usable(e, true); code != WEIGHTCAST_OK) return code;
+  e->wait = Wait();
+  if (!e->engine) return abandon_offer(*e);
+  leave_update(*e, reason == nullptr ? "the engine was interrupted" : reason);
   return WEIGHTCAST_OK;
 }

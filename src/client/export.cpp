@@ -120,6 +120,25 @@ int require_usable(const weightcast_export* e, bool published) {
   return WEIGHTCAST_OK;
 }
 
+bool begin_wait(weightcast_export& e, Call call, double seconds) {
+  const double start = now();
+  const bool is_new = e.wait.call != call;
+  if (is_new) e.wait = {call, start + seconds, 0, false};
+  constexpr double kNever = 1e300;
+  e.wait.piece_end = e.piece > 0 ? start + e.piece : kNever;
+  return is_new;
+}
+
+void await_in_piece(const weightcast_export& e, std::uint64_t word, double seconds) {
+  const double left = e.wait.piece_end - now();
+  await_change(*e.block, word, seconds < left ? seconds : left);
+}
+
+int end_wait(weightcast_export& e, int code) {
+  if (code != WEIGHTCAST_PENDING) e.wait = Wait();
+  return code;
+}
+
 int require_engine(const weightcast_export* e) {
   if (const int code = require_usable(e, true); code != WEIGHTCAST_OK) return code;
   return e->engine
@@ -228,6 +247,13 @@ extern "C" int weightcast_publish(weightcast_export* e) {
   return WEIGHTCAST_OK;
 }
 
+extern "C" int weightcast_wait_in_pieces(weightcast_export* e, double seconds) {
+  if (const int code = require_usable(e, e != nullptr && e->published); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_seconds(seconds); code != WEIGHTCAST_OK) return code;
+  e->piece = seconds;
+  return WEIGHTCAST_OK;
+}
+
 extern "C" int weightcast_close(weightcast_export* e, double seconds) {
   if (e == nullptr) return WEIGHTCAST_OK;
   if (e->process != ::getpid()) return require_usable(e, true);
@@ -235,12 +261,13 @@ extern "C" int weightcast_close(weightcast_export* e, double seconds) {
   char path[4200];
   manifest_path(*e, path, sizeof path);
   const int removed = remove_manifest(*e);
-  const double give_up = now() + seconds;
+  begin_wait(*e, Call::kClose, seconds);
   bool free_memory = false;
   // The lock of those who have it mapped: from here on nobody new can come.
-  while (!(free_memory = take_lock(e->block_file, WEIGHTCAST_LOCK_MAPPED)) && now() < give_up) {
+  while (!(free_memory = take_lock(e->block_file, WEIGHTCAST_LOCK_MAPPED)) && now() < e->wait.until) {
     constexpr double kPeriod = 0.01;
-    await_change(*e->block, load_word(*e->block), kPeriod);
+    if (now() >= e->wait.piece_end) return WEIGHTCAST_PENDING;
+    await_in_piece(*e, load_word(*e->block), kPeriod);
   }
   remove_memory(*e);
   for (int i = 0; i < e->segments.size && free_memory; ++i) {

@@ -47,8 +47,16 @@ struct Segment {
   List<Piece> pieces;  ///< on a GPU, where there is no handle: one behind the other
 };
 
-/// Seconds that a wait sleeps before it looks whether the job step is still there.
-constexpr double kLook = 0.05;
+/// The calls that wait.
+enum class Call { kNone, kPause, kOffer, kSettle, kClose };
+
+/// A wait that is under way, also while its call has come back to be made again.
+struct Wait {
+  Call call = Call::kNone;
+  double until = 0;      ///< when its time is over
+  double piece_end = 0;  ///< when its call comes back
+  bool begun = false;    ///< an engine has paused in it, or a trainer offered
+};
 
 struct Alias {
   char* name = nullptr;
@@ -82,6 +90,10 @@ struct weightcast_export {
   dev_t manifest_device = 0;  ///< of the file that is the manifest
   ino_t manifest_inode = 0;
 
+  double piece = 0;  ///< seconds after which a call that waits comes back; 0: not before its wait ends
+  weightcast::client::Wait wait;
+  bool left_while_written = false;  ///< an engine, whose job step may not have ended since
+
   int block_file = -1;
   char block_name[64] = "";
   weightcast_block* block = nullptr;
@@ -93,10 +105,26 @@ struct weightcast_export {
 
 namespace weightcast::client {
 
+/// Seconds after which a wait looks whether the job step is still there.
+constexpr double kLook = 0.05;
+
 /// Fails unless the export may be used here: it is there, published where `published`, and of that role.
 int require_usable(const weightcast_export* e, bool published);
 int require_engine(const weightcast_export* e);
 int require_trainer(const weightcast_export* e);
+
+/// Begins a wait of `seconds`, or a piece more of the one that is under way. True where it is a new one.
+bool begin_wait(weightcast_export& e, Call call, double seconds);
+
+/// Sleeps until the word is not `word` any more, but no longer than until it is time to look whether the job
+/// step is still there, and to the end of the piece.
+void await_in_piece(const weightcast_export& e, std::uint64_t word, double seconds = kLook);
+
+/// What the call returns, `code`; unless it comes back to be made again, the wait is over.
+int end_wait(weightcast_export& e, int code);
+
+/// Takes back what a trainer offers; fails while it is being read.
+int abandon_offer(weightcast_export& e);
 
 /// Fails for entries that lie in one another's memory.
 int require_apart(const weightcast_export& e);

@@ -627,6 +627,169 @@ TEST_F(Live, AnOfferThatHasBeenReadIsSettledByTheNext) {
   EXPECT_EQ(in_words(exporter.look()), "offers version 2");
 }
 
+TEST_F(Live, AnOfferWaitsWhileAnEarlierOneIsRead) {
+  int go[2];
+  ASSERT_EQ(::pipe(go), 0);
+  Child trainer([&] {
+    weightcast_export* e = publish(folder_, "trainer");
+    char byte = 0;
+    if (weightcast_offer(e, 1, 0) != 0 || ::read(go[0], &byte, 1) != 1) return 1;
+    if (weightcast_offer(e, 2, 0) != WEIGHTCAST_BAD_ARGUMENT) return 2;
+    // It is not made, so that what is read is not taken for it.
+    if (weightcast_offer(e, 2, 0.01) != WEIGHTCAST_NO_ANSWER) return 3;
+    if (std::strstr(weightcast_last_error(), "version 1 is still being read") == nullptr) return 4;
+    return weightcast_offer(e, 3, 20);
+  });
+  Exporter exporter(manifest(Role::kTrainer));
+  ASSERT_TRUE(exporter.take("rank 0"));
+  ASSERT_EQ(after(exporter, WEIGHTCAST_TRAINING), WEIGHTCAST_OFFERS);
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_OFFERS, WEIGHTCAST_BEING_READ));
+  ASSERT_EQ(::write(go[1], "x", 1), 1);
+  std::this_thread::sleep_for(100ms);
+  EXPECT_EQ(exporter.version(), 1);
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_BEING_READ, WEIGHTCAST_READ));
+  ASSERT_TRUE(comes([&] { return exporter.state() == WEIGHTCAST_OFFERS && exporter.version() == 3; }));
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_OFFERS, WEIGHTCAST_BEING_READ));
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_BEING_READ, WEIGHTCAST_READ));
+  EXPECT_EQ(trainer.wait(), 0);
+}
+
+/// Calls until it is not to be called again; -1 when that was not even once so.
+int in_pieces(const std::function<int()>& call) {
+  int code = call();
+  if (code != WEIGHTCAST_PENDING) return -1;
+  while (code == WEIGHTCAST_PENDING) code = call();
+  return code;
+}
+
+TEST_F(Live, WaitsInPiecesEndAsThoseInOne) {
+  Child engine([&] {
+    weightcast_export* e = publish(folder_, "engine");
+    std::int64_t version = 0;
+    if (weightcast_wait_in_pieces(e, 0.001) != 0) return 1;
+    if (in_pieces([&] { return weightcast_pause(e, 0.1, &version); }) != WEIGHTCAST_NO_ANSWER) return 2;
+    // Paused in an earlier piece, it knows that the update has ended.
+    if (in_pieces([&] { return weightcast_pause(e, 20, &version); }) != WEIGHTCAST_REFUSED) return 3;
+    if (in_pieces([&] { return weightcast_pause(e, 20, &version); }) != WEIGHTCAST_OK) return 4;
+    return weightcast_resume(e);
+  });
+  Exporter exporter(manifest(Role::kEngine));
+  ASSERT_TRUE(exporter.take("rank 0"));
+  const auto ask = [&](std::uint64_t question) {
+    EXPECT_TRUE(exporter.ask(WEIGHTCAST_SERVING, question, 5));
+    EXPECT_EQ(after(exporter, WEIGHTCAST_ASKED), WEIGHTCAST_PAUSED);
+    std::this_thread::sleep_for(20ms);
+  };
+  std::this_thread::sleep_for(200ms);
+  ask(1);
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_PAUSED, WEIGHTCAST_SERVING));
+  std::this_thread::sleep_for(200ms);
+  ask(2);
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_PAUSED, WEIGHTCAST_WRITING));
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN));
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_WRITTEN, WEIGHTCAST_COMMITTED));
+  EXPECT_EQ(engine.wait(), 0);
+  EXPECT_EQ(in_words(exporter.look()), "serves version 5");
+
+  Child trainer([&] {
+    weightcast_export* e = publish(folder_, "trainer");
+    if (weightcast_wait_in_pieces(e, 0.001) != 0) return 1;
+    if (in_pieces([&] { return weightcast_offer(e, 7, 0.1); }) != WEIGHTCAST_NO_ANSWER) return 2;
+    return in_pieces([&] { return weightcast_offer(e, 8, 20); });
+  });
+  Exporter offers(manifest(Role::kTrainer));
+  ASSERT_TRUE(comes([&] { return offers.state() == WEIGHTCAST_OFFERS && offers.version() == 8; }));
+  std::this_thread::sleep_for(20ms);
+  ASSERT_TRUE(offers.change(WEIGHTCAST_OFFERS, WEIGHTCAST_BEING_READ));
+  ASSERT_TRUE(offers.change(WEIGHTCAST_BEING_READ, WEIGHTCAST_READ));
+  EXPECT_EQ(trainer.wait(), 0);
+}
+
+/// In which state an engine is whose wait is given up, and what then is true of it.
+struct Abandoned {
+  const char* name;
+  std::vector<weightcast_state> states;
+  weightcast_state then;
+  weightcast_written written;
+};
+
+class AbandonedWait : public Live, public ::testing::WithParamInterface<Abandoned> {};
+
+TEST_P(AbandonedWait, LeavesAStateThatIsTrue) {
+  int go[2];
+  ASSERT_EQ(::pipe(go), 0);
+  Child engine([&] {
+    weightcast_export* e = publish(folder_, "engine");
+    std::int64_t version = 0;
+    char byte = 0;
+    weightcast_wait_in_pieces(e, 0.001);
+    while (weightcast_wanted(e, &version) != 1) std::this_thread::sleep_for(1ms);
+    if (weightcast_pause(e, 20, &version) > WEIGHTCAST_PENDING || ::read(go[0], &byte, 1) != 1) return 1;
+    if (weightcast_abandon(e, "a signal") != 0) return 2;
+    if (weightcast_abandon(e, "once more changes nothing") != 0) return 3;
+    // The job step may still write.
+    const bool is_written = GetParam().written == WEIGHTCAST_WRITTEN_SOME;
+    if (is_written && weightcast_serve(e, 9) != WEIGHTCAST_REFUSED) return 4;
+    if (::read(go[0], &byte, 1) != 1) return 5;
+    return is_written ? weightcast_serve(e, 1) : 0;
+  });
+  Exporter exporter(manifest(Role::kEngine));
+  ASSERT_TRUE(exporter.take("rank 0"));
+  ASSERT_TRUE(exporter.ask(WEIGHTCAST_SERVING, 3, 5));
+  ASSERT_EQ(after(exporter, WEIGHTCAST_ASKED), WEIGHTCAST_PAUSED);
+  weightcast_state last = WEIGHTCAST_PAUSED;
+  for (const weightcast_state state : GetParam().states) {
+    ASSERT_TRUE(exporter.change(last, state));
+    last = state;
+  }
+  ASSERT_EQ(::write(go[1], "x", 1), 1);
+  EXPECT_EQ(after(exporter, last), GetParam().then);
+  const BlockState left = exporter.look();
+  EXPECT_EQ(left.written, GetParam().written);
+  EXPECT_EQ(left.state == WEIGHTCAST_INVALID ? left.cause : left.reason, "a signal");
+  std::this_thread::sleep_for(20ms);
+  exporter.give_back();
+  ASSERT_EQ(::write(go[1], "x", 1), 1);
+  EXPECT_EQ(engine.wait(), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Live, AbandonedWait,
+    ::testing::Values(Abandoned{"paused", {}, WEIGHTCAST_SERVING, WEIGHTCAST_WRITTEN_NONE},
+                      Abandoned{"writing", {WEIGHTCAST_WRITING}, WEIGHTCAST_INVALID, WEIGHTCAST_WRITTEN_SOME},
+                      Abandoned{"written",
+                                {WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN},
+                                WEIGHTCAST_INVALID,
+                                WEIGHTCAST_WRITTEN_ALL},
+                      Abandoned{"committed",
+                                {WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN, WEIGHTCAST_COMMITTED},
+                                WEIGHTCAST_INVALID,
+                                WEIGHTCAST_WRITTEN_ALL}),
+    [](const auto& test) { return test.param.name; });
+
+TEST_F(Live, AnAbandonedOfferIsWithdrawnUnlessItIsRead) {
+  int go[2];
+  ASSERT_EQ(::pipe(go), 0);
+  Child trainer([&] {
+    weightcast_export* e = publish(folder_, "trainer");
+    char byte = 0;
+    if (weightcast_abandon(e, "nothing is offered") != 0) return 1;
+    if (weightcast_offer(e, 1, 0) != 0 || weightcast_abandon(e, nullptr) != 0) return 2;
+    if (weightcast_settle(e, 0) != WEIGHTCAST_BAD_ARGUMENT) return 3;
+    if (weightcast_offer(e, 2, 0) != 0 || ::read(go[0], &byte, 1) != 1) return 4;
+    if (weightcast_abandon(e, nullptr) != WEIGHTCAST_NO_ANSWER) return 5;
+    return weightcast_settle(e, 20);
+  });
+  Exporter exporter(manifest(Role::kTrainer));
+  ASSERT_TRUE(exporter.take("rank 0"));
+  ASSERT_TRUE(comes([&] { return exporter.state() == WEIGHTCAST_OFFERS && exporter.version() == 2; }));
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_OFFERS, WEIGHTCAST_BEING_READ));
+  ASSERT_EQ(::write(go[1], "x", 1), 1);
+  std::this_thread::sleep_for(50ms);
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_BEING_READ, WEIGHTCAST_READ));
+  EXPECT_EQ(trainer.wait(), 0);
+}
+
 TEST_F(Live, MemoryThatNoGpuHasIsNotPublishedAsItsOwn) {
   Child engine([&] {
     weightcast_export* e = nullptr;

@@ -35,6 +35,7 @@ extern "C" {
 
 enum weightcast_code {
   WEIGHTCAST_OK = 0,
+  WEIGHTCAST_PENDING = 1, /* not yet: see weightcast_wait_in_pieces() */
   WEIGHTCAST_BAD_ARGUMENT =
       64,                     /* a call that makes no sense: an unknown dtype, an entry outside its segment */
   WEIGHTCAST_IS_INVALID = 65, /* the memory holds no whole version */
@@ -87,13 +88,27 @@ WEIGHTCAST_API int weightcast_set_box(weightcast_export* e, const char* name, co
    so with weightcast_serve() first. */
 WEIGHTCAST_API int weightcast_publish(weightcast_export* e);
 
+/* From here on a call on this export that waits comes back after `seconds` with WEIGHTCAST_PENDING, so that
+   an interpreter can look at its signals, and goes on with its wait when it is called again with the same
+   arguments. A wait that is not gone on with ends with weightcast_abandon(). 0, as at first: it waits to its
+   end. */
+WEIGHTCAST_API int weightcast_wait_in_pieces(weightcast_export* e, double seconds);
+
+/* Ends what a wait has begun, wherever that is: for a caller that was interrupted. An engine that has paused
+   goes on with what it had where nothing has been written, else it is invalid, for that reason; so is one
+   that has not said what it makes of a version that was committed. A trainer's offer is withdrawn; one that
+   is being read stays, which is WEIGHTCAST_NO_ANSWER, until weightcast_settle() says that it has ended. Where
+   nothing has begun nothing changes. */
+WEIGHTCAST_API int weightcast_abandon(weightcast_export* e, const char* reason);
+
 /* Takes the manifest away and frees everything. Waits up to `seconds` for a job step that has the memory
    mapped; memory that is still mapped then is left to it, which is reported as WEIGHTCAST_NO_ANSWER; the
    export is gone all the same. */
 WEIGHTCAST_API int weightcast_close(weightcast_export* e, double seconds);
 
 /* Of an engine that is in no update: its memory holds version `version` whole, and it uses it. An invalid
-   one, too, may say so, when it has loaded itself anew, from a file for example; on all its ranks. */
+   one, too, may say so, when it has loaded itself anew, from a file for example; on all its ranks.
+   WEIGHTCAST_REFUSED while a job step that wrote when the engine was interrupted has not ended. */
 WEIGHTCAST_API int weightcast_serve(weightcast_export* e, int64_t version);
 
 /* Of an engine: 1 and the version when a job step asks to write a new one, else 0. Never waits. A call that
@@ -101,9 +116,9 @@ WEIGHTCAST_API int weightcast_serve(weightcast_export* e, int64_t version);
 WEIGHTCAST_API int weightcast_wanted(const weightcast_export* e, int64_t* version);
 
 /* Of an engine, which from here on neither reads nor writes its parameters: tells the job step, and waits up
-   to `seconds` until a version is in the memory of every rank. Where nobody has asked yet it waits for that,
-   too. On failure the memory holds the version that it held before, or the export is invalid
-   (WEIGHTCAST_IS_INVALID). */
+   to `seconds` until a version is in the memory of every rank; once a job step writes, until that ends. Where
+   nobody has asked yet it waits for that, too. On failure the memory holds the version that it held before,
+   or the export is invalid (WEIGHTCAST_IS_INVALID). */
 WEIGHTCAST_API int weightcast_pause(weightcast_export* e, double seconds, int64_t* version);
 
 /* Of an engine that has several ranks, and on which one of them polls: the number of what wanted() tells of,
@@ -125,12 +140,17 @@ WEIGHTCAST_API int weightcast_decline(weightcast_export* e, const char* reason);
 WEIGHTCAST_API int weightcast_invalidate(weightcast_export* e, const char* reason);
 
 /* Of a trainer, whose parameters are version `version` and stay so: waits up to `seconds` until a job step
-   has read them on every rank. 0 seconds: returns at once; weightcast_settle() says when they may change
-   again. */
+   has read them on every rank, as weightcast_settle(). What was offered before is replaced where no job step
+   has begun to read it; while one reads it the new offer waits, and is not made where `seconds` are over
+   first (WEIGHTCAST_NO_ANSWER). 0 seconds never wait: WEIGHTCAST_OK then says that the version is offered,
+   not that it has been read, and weightcast_settle() says when the parameters may change; while an earlier
+   one is being read the call is refused. A caller whose time for an update may be used up calls
+   weightcast_settle() in any case. */
 WEIGHTCAST_API int weightcast_offer(weightcast_export* e, int64_t version, double seconds);
 
-/* Of a trainer: waits up to `seconds` for the end of what it offers. An offer that no job step has begun to
-   read when the time is over is withdrawn, and the parameters may change; WEIGHTCAST_NO_ANSWER says so. */
+/* Of a trainer: waits up to `seconds` for the end of what it offers; once a job step reads, until that ends.
+   An offer that no job step has begun to read when the time is over is withdrawn, and the parameters may
+   change; WEIGHTCAST_NO_ANSWER says so. */
 WEIGHTCAST_API int weightcast_settle(weightcast_export* e, double seconds);
 
 #ifdef __cplusplus
