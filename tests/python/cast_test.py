@@ -68,6 +68,40 @@ class Cast(unittest.TestCase):
                 export.offer(2, wait=False)
         self.assertTrue(torch.equal(module["same"].weight, values))
 
+    def test_a_module_that_is_another_one_since_is_noticed(self):
+        def module():
+            made = torch.nn.ModuleDict({"same": torch.nn.Linear(2, 2).bfloat16(), "other": torch.nn.Linear(2, 2, bias=False)})
+            made["tied"] = torch.nn.Linear(2, 2, bias=False)
+            made["tied"].weight = made["other"].weight
+            return made
+
+        def untie(made):
+            made["tied"].weight = torch.nn.Parameter(torch.zeros(2, 2))
+
+        def replace(made):
+            made["same"].bias = torch.nn.Parameter(made["same"].bias.data)
+
+        def add(made):
+            made["other"].register_buffer("scale", torch.ones(2))
+
+        for change, name in ((untie, "tied.weight"), (replace, "same.bias"), (add, "other.scale")):
+            with self.subTest(name):
+                made = module()
+                with weightcast.torch.publish(self.directory, 0, 1, made, torch.bfloat16) as export:
+                    export.offer(1, wait=False)
+                    change(made)
+                    with self.assertRaisesRegex(weightcast.Error, f"{name} is not in the module any more as it was") as refused:
+                        export.offer(2, wait=False)
+                    self.assertEqual(refused.exception.code, 64)
+
+    def test_types_that_are_none(self):
+        module = torch.nn.Linear(2, 2)
+        for dtype in ("bf16", torch.int8, None):
+            with self.assertRaisesRegex(weightcast.Error, "dtype .*give a floating type of torch"):
+                weightcast.torch.publish(self.directory, 0, 1, module, dtype)
+        with self.assertRaisesRegex(weightcast.Error, "module is a int; give a torch.nn.Module"):
+            weightcast.torch.publish(self.directory, 0, 1, 5, torch.bfloat16)
+
     def test_parts_that_fsdp_has_cut(self):
         words = [sys.executable, "-B", __file__, self.directory]
         processes = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(RANKS)]

@@ -149,6 +149,90 @@ class PublishedModules(unittest.TestCase):
         other.half()
         expect_noticed("weight")
 
+    def test_a_module_that_is_another_one_since_is_noticed(self):
+        def tie(module):
+            module.head.weight = module.embedding.weight
+
+        def swap_parameters(module):
+            module.head.weight, module.embedding.weight = module.embedding.weight, module.head.weight
+
+        def swap_modules(module):
+            module.one, module.two = module.two, module.one
+
+        def transpose(module):
+            module.head.weight.data = module.head.weight.data.t()
+
+        def cut(module):
+            module.head.weight.data = module.head.weight.data[:2]
+
+        def reinterpret(module):
+            module.one.scale.data = module.one.scale.data.view(torch.int32)
+
+        def add_buffer(module):
+            module.one.register_buffer("late", torch.ones(2))
+
+        def add_parameter(module):
+            module.one.late = nn.Parameter(torch.ones(2))
+
+        def fill_buffer(module):
+            module.one.nothing = torch.ones(2)
+
+        def remove(module):
+            del module.one.scale
+
+        def replace_module(module):
+            module.one = Layer()
+
+        def tied_apart(module):
+            module.two.weight = nn.Parameter(module.two.weight.data)
+
+        changes = {
+            tie: "head.weight", swap_parameters: "embedding.weight", swap_modules: "one.weight", transpose: "head.weight",
+            cut: "head.weight", reinterpret: "one.scale", add_buffer: "one.late", add_parameter: "one.late",
+            fill_buffer: "one.nothing", remove: "one.scale", replace_module: "one.weight", tied_apart: "two.weight",
+        }  # fmt: skip
+        for change, name in changes.items():
+            with self.subTest(change.__name__):
+                module = nn.Module()
+                module.embedding, module.head = nn.Embedding(4, 4), nn.Linear(4, 4, bias=False)
+                module.one, module.two = Layer(), Layer()
+                with weightcast.publish(self.folder, "trainer", 0, 1, module=module) as trainer:
+                    trainer.offer(1, wait=False)
+                    # What is no weight may come and go.
+                    module.one.register_buffer("cache", torch.ones(2), persistent=False)
+                    module.one.table = torch.ones(3)
+                    module.head.weight.data = module.head.weight.data
+                    trainer.offer(2, wait=False)
+                    change(module)
+                    says = f"tensor {name} is not in the published memory any more: .*; publish the module again"
+                    with self.assertRaisesRegex(weightcast.Error, says) as refused:
+                        trainer.offer(3, wait=False)
+                    self.assertEqual(refused.exception.code, 64)
+                    with self.assertRaisesRegex(weightcast.Error, "publish the module again"):
+                        trainer.require_in_place()
+
+    def test_empty_tensors_of_several_types_are_withdrawn(self):
+        module = nn.Module()
+        module.first = nn.Parameter(torch.empty(0, 5))
+        module.second = nn.Parameter(torch.empty(3, 0, dtype=torch.float64))
+        for keep in (False, True):
+            weightcast.publish(self.folder, "engine", 0, 1, module=module).close(keep=keep)
+            self.assertEqual((tuple(module.first.shape), tuple(module.second.shape)), ((0, 5), (3, 0)))
+
+    def test_what_is_no_tensor_or_module_is_named(self):
+        def refuse(says, **what):
+            with self.assertRaisesRegex(weightcast.Error, says) as refused:
+                weightcast.publish(self.folder, "engine", 0, 1, **what)
+            self.assertEqual(refused.exception.code, 64)
+
+        for value in (torch.ones(2).numpy(), b"12", [1, 2], None, 5):
+            refuse("tensor 'w' is a .*; give a tensor of torch", tensors={"w": value})
+            refuse("tensor 'w' is a .*; give a tensor of torch", tensors={"w": value}, module=Layer())
+        for value in ([("w", torch.ones(2))], 5, "w", torch.ones(2)):
+            refuse("tensors is a .*; give a dict", tensors=value)
+        for value in (5, nn.Linear, {"w": torch.ones(2)}, torch.ones(2)):
+            refuse("module is a .*; give a torch.nn.Module", module=value)
+
     def test_afterwards_nothing_reads_what_is_gone(self):
         tied = Tied()
         with weightcast.publish(self.folder, "engine", 0, 1, module=tied):

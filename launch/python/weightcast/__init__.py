@@ -22,13 +22,12 @@ Where a server runs, an update can also be asked for: weightcast.trigger("run/we
 Needs nothing but the client library, and torch only for modules and tensors that are torch's.
 """
 
-import contextlib
-import dataclasses
 import os
 import typing
 
 from . import _library, _tensors
 from ._library import Error, Invalid, NoAnswer
+from ._pause import Pause, Update
 from ._server import Answer, trigger
 from ._tensors import Memory
 
@@ -42,14 +41,6 @@ class Wanted(typing.NamedTuple):
 
     version: int
     question: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Update:
-    """What has been written: `version`, and the names of the tensors that may have changed."""
-
-    version: int
-    changed: tuple
 
 
 # The places of all exports that have not been closed, and of those that a job step still had mapped then: memory on a GPU
@@ -66,102 +57,131 @@ class Export:
         self._process = os.getpid()
         self._names = tuple(tensors)
         self._memory = memory
-        self._state = state
-        self._state_names = frozenset() if state is None else frozenset(state.tensors())
-        # Torch's tensors, with where they are.
+        self._entered = None  # the id of the Pause that has been entered and not left
+        self._module = None if state is None else _tensors.Watched(state)
         self._places = [
-            (name, tensor, _tensors.local(tensor), _tensors.local(tensor).data_ptr())
-            for name, tensor in tensors.items()
-            if not isinstance(tensor, Memory)
+            _tensors.Place(name, tensor) for name, tensor in tensors.items() if not isinstance(tensor, Memory)
         ]
         _published[id(self._places)] = self._places
 
     def memory(self, name):
         """The bytes of a tensor in the host's memory, as a writable view of what is published."""
+        self._open()
+        if name not in self._memory:
+            raise Error(64, f"tensor {name!r} is not in the host's memory here; name one that was published there")
         return self._memory[name]
 
     def require_in_place(self):
-        """Raises Error naming a tensor that is not where it was published, or has another name now. Frameworks give a
-        parameter other memory, too, or put another one in its place: for another dtype, when they load or offload weights,
-        or when they wrap a layer in an adapter."""
-        gone = [name for name, tensor, _, address in self._places if _tensors.local(tensor).data_ptr() != address]
-        if self._state is not None:
-            objects = {id(tensor) for _, tensor, _, _ in self._places}
-            now = self._state.tensors()
-            gone += [name for name, tensor in now.items() if id(tensor) not in objects]
-            gone += sorted(self._state_names.symmetric_difference(now))
-        if gone:
-            raise Error(64, f"tensor {gone[0]} is not in the published memory any more; publish the module again")
+        """Raises Error naming a tensor that is not where it was published, has another shape, type or name now, or is not
+        the module's any more. Frameworks give a parameter other memory, or put another one in its place: for another
+        dtype, when they tie, load or offload weights, or when they wrap a layer in an adapter."""
+        self._open()
+        for place in self._places:
+            place.require_unchanged()
+        if self._module is not None:
+            self._module.require_unchanged()
 
     def serve(self, version):
         """Says that an engine's memory holds that version whole, and that it is used. An invalid engine, too, may say so,
         when it has loaded itself anew; on all its ranks."""
-        _library.call("weightcast_serve", self._handle, _library.whole(version, "version"))
+        _library.call("weightcast_serve", self._open(), _library.whole(version, "version"))
 
     def wanted(self):
         """What a job step asks to write, as Wanted, or None. Never waits."""
-        wanted = _library.wanted(self._handle)
+        wanted = _library.wanted(self._open())
         return None if wanted is None else Wanted(*wanted)
 
-    @contextlib.contextmanager
     def pause(self, wanted=None, timeout=600.0):
-        """Lets a job step write; the body runs when the version is in the memory of every rank, and rebuilds what
-        follows from the weights. Raises Invalid when the memory holds no version, Error or NoAnswer when it holds
-        what it held before. Where the body raises, the engine is invalid until another update.
+        """Lets a job step write; for a `with`, whose body runs when the version is in the memory of every rank, and rebuilds
+        what follows from the weights. Raises Invalid when the memory holds no version, Error or NoAnswer when it holds
+        what it held before: also because nobody asks within `timeout` seconds. Where the body raises, the engine is
+        invalid until another update; so it is when a signal's handler raises after the first byte was written.
 
         `wanted` is what wanted() said, on this rank of the engine or another: all of them come back alike when that
         has been taken back. None waits for whatever is asked next."""
         question = 0 if wanted is None else _question_of(wanted)
-        timeout = _library.seconds(timeout)
+        return Pause(self, question, _library.seconds(timeout))
+
+    def _prepare(self):
+        """Declines what could not be written."""
         try:
             self.require_in_place()
         except Error as error:
-            if self.wanted() is not None:
+            if self._handle is not None and self.wanted() is not None:
                 self.decline(str(error))
             raise
-        version = _library.pause(self._handle, question, timeout)
-        try:
-            yield Update(version, self._names)
-        except BaseException as error:
-            cause = f"the engine could not use version {version}: {error}"
-            _library.call("weightcast_invalidate", self._handle, _library.reason(cause))
-            raise
-        _library.call("weightcast_resume", self._handle)
 
     def decline(self, reason):
         """Answers a job step that asks that the engine will not be written now."""
-        _library.call("weightcast_decline", self._handle, _library.reason(reason))
+        _library.call("weightcast_decline", self._open(), _library.reason(reason))
 
     def offer(self, version, timeout=600.0, wait=True):
-        """Of a trainer: its parameters are that version. Waits until every rank has read them; with wait=False returns
-        at once, and settle() says when they may change. Raises NoAnswer when nobody has read them in time."""
-        self.require_in_place()
+        """Of a trainer: its parameters are that version. Waits until every rank has read them, and while an earlier version
+        is being read. Raises NoAnswer when no job step has begun to read them within `timeout` seconds: then nothing is
+        offered any more. Of 0 seconds a thousandth is left. With wait=False it returns at once, and settle() says when the
+        parameters may change; it raises where an earlier version is being read.
+
+        When a signal's handler raises meanwhile, the offer is withdrawn, unless it is being read: settle() then says when
+        that has ended."""
+        handle = self._open()
+        version = _library.whole(version, "version")
         timeout = _library.seconds(timeout)
-        _library.call("weightcast_offer", self._handle, _library.whole(version, "version"), timeout if wait else 0.0)
+        self.require_in_place()
+        if wait:
+            # In C 0 seconds would not wait for an answer at all.
+            self._wait("weightcast_offer", handle, version, timeout or 1e-3)
+        else:
+            _library.call("weightcast_offer", handle, version, 0.0)
 
     def settle(self, timeout=600.0):
-        """Waits for the end of what was offered; afterwards the parameters may change."""
-        _library.call("weightcast_settle", self._handle, _library.seconds(timeout))
+        """Waits for the end of what was offered; afterwards the parameters may change. What nobody has begun to read within
+        `timeout` seconds is withdrawn, and NoAnswer raised."""
+        self._wait("weightcast_settle", self._open(), _library.seconds(timeout))
+
+    def withdraw(self):
+        """Of a trainer: takes back what it offers; afterwards the parameters may change. Raises NoAnswer while a job step
+        reads them."""
+        left = _library.abandon(self._open(), None)
+        if left is not None:
+            raise NoAnswer(NoAnswer.CODE, left)
 
     def close(self, timeout=60.0, keep=False):
         """Withdraws the publication. Tensors of torch that lie in its memory lose their elements, or with `keep` get memory
         of their own again, for which there must be room; views of them, and those of memory(), must not be used
-        afterwards. What is on a GPU stays as it is."""
+        afterwards. What is on a GPU stays as it is. Closed once more it does nothing."""
         if self._process != os.getpid():
             raise Error(64, f"the export belongs to process {self._process}; a forked child leaves it open")
         timeout = _library.seconds(timeout)
-        handle, self._handle = self._handle, None
-        self._memory = {}
-        places, self._places = self._places, []
+        if self._handle is None:
+            return
         new = {}  # by address: what is tied stays so
-        for _, _, own, address in places:
-            if own.device.type != "cpu" or own.data_ptr() != address:
-                continue
-            if address not in new:
-                new[address] = own.data.clone() if keep else own.data.new_empty(0)
-            own.data = new[address]
-        _library.call("weightcast_close", handle, timeout)
+        for place in self._places:
+            if place.on_host() and place.address not in new:
+                new[place.address] = place.own.data.clone() if keep else place.own.data.new_empty(0)
+        for place in self._places:
+            if place.on_host():
+                place.own.data = new[place.address]
+        handle, self._handle = self._handle, None
+        places, self._places = self._places, []
+        self._memory = {}
+        _library.close(handle, timeout)
         _published.pop(id(places), None)
+
+    def _open(self):
+        if self._handle is None:
+            raise Error(64, "the export is closed; publish again")
+        return self._handle
+
+    def _wait(self, name, handle, *arguments):
+        try:
+            _library.wait(name, handle, *arguments)
+        except Error:
+            raise
+        except BaseException as error:
+            left = _library.abandon(handle, None)
+            if left is not None and hasattr(error, "add_note"):
+                error.add_note(left)
+            raise
 
     def __enter__(self):
         return self
@@ -194,9 +214,11 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
     """
     if version is not None:
         version = _library.whole(version, "version")
+        if role == "trainer":
+            raise Error(64, f"version {version} of a trainer; it says at each offer which one it has: leave version out")
+    state = None if module is None else _tensors.State(module)
     if module is not None:
         _tensors.require_own_memory(module)
-    state = None if module is None else _tensors.State(module)
     wanted = _tensors.tensors_of(state, tensors)
     forms = {name: _tensors.form_of(name, tensor) for name, tensor in wanted.items()}
     # Before anything moves: what is tied is one memory now.

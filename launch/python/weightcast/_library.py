@@ -62,6 +62,8 @@ _SIGNATURES = {
     "weightcast_set_box": [_POINTER, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_int64)],
     "weightcast_add_alias": [_POINTER, ctypes.c_char_p, ctypes.c_char_p],
     "weightcast_publish": [_POINTER],
+    "weightcast_wait_in_pieces": [_POINTER, ctypes.c_double],
+    "weightcast_abandon": [_POINTER, ctypes.c_char_p],
     "weightcast_close": [_POINTER, ctypes.c_double],
     "weightcast_serve": [_POINTER, ctypes.c_int64],
     "weightcast_wanted": [_POINTER, ctypes.POINTER(ctypes.c_int64)],
@@ -69,9 +71,9 @@ _SIGNATURES = {
     "weightcast_pause_for": [_POINTER, ctypes.c_uint64, ctypes.c_double, ctypes.POINTER(ctypes.c_int64)],
     "weightcast_resume": [_POINTER],
     "weightcast_decline": [_POINTER, ctypes.c_char_p],
-    "weightcast_invalidate": [_POINTER, ctypes.c_char_p],
     "weightcast_offer": [_POINTER, ctypes.c_int64, ctypes.c_double],
     "weightcast_settle": [_POINTER, ctypes.c_double],
+    "weightcast_last_error": [],
 }  # fmt: skip
 for _name, _arguments in _SIGNATURES.items():
     if not hasattr(_library, _name):
@@ -89,6 +91,25 @@ def check(code):
 
 def call(name, *arguments):
     check(getattr(_library, name)(*arguments))
+
+
+_PENDING = 1  # the code of a call that is to be made again
+_PIECE = 0.1  # seconds
+
+
+def wait(name, handle, *arguments):
+    """Calls what waits, piece by piece: between two of them the handlers of signals run."""
+    function = getattr(_library, name)
+    code = _PENDING
+    while code == _PENDING:
+        code = function(handle, *arguments)
+    check(code)
+
+
+def abandon(handle, cause):
+    """Ends what a wait has begun. Returns what is left to say of it, None when nothing is."""
+    code = _library.weightcast_abandon(handle, cause)
+    return None if code == 0 else _library.weightcast_last_error().decode(errors="replace")
 
 
 # What C would take otherwise than it was meant: a number that does not fit is cut there, and a text ends at its first NUL.
@@ -118,7 +139,7 @@ def text(value, what):
     try:
         encoded = value.encode()
     except (AttributeError, UnicodeError):
-        raise Error(64, f"{what} {value!r} is no text that UTF-8 has; give another") from None
+        raise Error(64, f"{what} {value!r} is no text that UTF-8 has; give a str") from None
     if b"\0" in encoded:
         raise Error(64, f"{what} {value!r} has a NUL in it; leave that out")
     return encoded
@@ -129,11 +150,24 @@ def reason(value):
     return str(value).replace("\0", " ").encode(errors="replace")
 
 
+def words_of(error):
+    """What an exception says of itself; its kind, where that is nothing."""
+    try:
+        return str(error) or type(error).__name__
+    except Exception:
+        return type(error).__name__
+
+
 def path(folder):
-    """The name of a folder."""
-    name = os.fsdecode(folder)
+    """The name of a folder; `live:` in front, as job steps have it, is no part of it."""
+    try:
+        name = os.fsdecode(folder).removeprefix("live:")
+    except TypeError:
+        raise Error(64, f"folder {folder!r}; name one, as str or os.PathLike") from None
     if "\0" in name:
         raise Error(64, f"folder {name!r} has a NUL in it; name another")
+    if not name:
+        raise Error(64, "the folder's name is empty; name one")
     return name
 
 
@@ -141,7 +175,8 @@ def open_export(folder, role, rank, ranks, layout):
     handle = _POINTER()
     most = 2**31 - 1
     call("weightcast_open", os.fsencode(path(folder)), text(role, "role"), whole(rank, "rank", most), whole(ranks, "ranks", most),
-         text(layout, "layout") if layout else None, ctypes.byref(handle))  # fmt: skip
+         None if layout in (None, "") else text(layout, "layout"), ctypes.byref(handle))  # fmt: skip
+    call("weightcast_wait_in_pieces", handle, _PIECE)
     return handle
 
 
@@ -195,9 +230,21 @@ def wanted(handle):
 
 def pause(handle, question, timeout):
     version = ctypes.c_int64()
-    call("weightcast_pause_for", handle, question, seconds(timeout), ctypes.byref(version))
+    wait("weightcast_pause_for", handle, question, timeout, ctypes.byref(version))
     return version.value
 
 
+def close(handle, timeout):
+    try:
+        wait("weightcast_close", handle, timeout)
+    except Error:
+        raise
+    except BaseException:
+        close_quietly(handle)
+        raise
+
+
 def close_quietly(handle):
+    """Closes at once, whatever is said."""
+    _library.weightcast_abandon(handle, None)
     _library.weightcast_close(handle, 0.0)

@@ -1,5 +1,6 @@
 """What can be published of a module's tensors, and where they lie. Torch is needed only for what is torch's."""
 
+import collections.abc
 import dataclasses
 import sys
 
@@ -15,7 +16,13 @@ class Memory:
     shape: tuple
 
     def __post_init__(self):
-        object.__setattr__(self, "shape", tuple(_library.whole(extent, "an extent of") for extent in self.shape))
+        if not isinstance(self.dtype, str):
+            raise Error(64, f"dtype {self.dtype!r} of Memory; give its name as a str, such as 'BF16'")
+        try:
+            extents = tuple(self.shape)
+        except TypeError:
+            raise Error(64, f"shape {self.shape!r} of Memory; give its extents, such as (4, 8)") from None
+        object.__setattr__(self, "shape", tuple(_library.whole(extent, "an extent of") for extent in extents))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,31 +40,114 @@ class State:
     """What a checkpoint would have of a module: its parameters and its persistent buffers."""
 
     def __init__(self, module):
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(module, torch.nn.Module):
+            raise Error(64, f"module is a {_kind(module)}; give a torch.nn.Module")
         self._module = module
         # Asked once: state_dict() makes another object of each tensor, and some modules gather them for it.
-        self._names = frozenset(module.state_dict())
+        self._stored = frozenset(module.state_dict())
+        self._left_out = frozenset(name for name, _ in self._buffers() if name not in self._stored)
 
     def tensors(self):
         """By all names that they have."""
         own = dict(self._module.named_parameters(remove_duplicate=False))
-        buffers = self._module.named_buffers(remove_duplicate=False)
-        own.update((name, buffer) for name, buffer in buffers if name in self._names)
+        # What is registered later is asked for in the module.
+        persistent = self._persistent() - self._left_out
+        own.update((name, buffer) for name, buffer in self._buffers() if name in self._stored or name in persistent)
         return own
+
+    def _buffers(self):
+        return self._module.named_buffers(remove_duplicate=False)
+
+    def _persistent(self):
+        """The names of buffers that are registered as persistent."""
+        names = set()
+        for prefix, part in self._module.named_modules(remove_duplicate=False):
+            transient = getattr(part, "_non_persistent_buffers_set", ())
+            names.update(f"{prefix}.{name}" if prefix else name for name in part._buffers if name not in transient)
+        return names
+
+
+def gone(name, why):
+    """The error of what is not as it was published."""
+    return Error(64, f"tensor {name} is not in the published memory any more: {why}; publish the module again")
+
+
+class Watched:
+    """A module as it was when it was published: under which name which tensor."""
+
+    def __init__(self, state):
+        self._state = state
+        self._tensors = state.tensors()
+
+    def require_unchanged(self):
+        """Raises Error naming what another tensor has become, or what has come or gone."""
+        now = self._state.tensors()
+        for name, tensor in now.items():
+            if name not in self._tensors:
+                raise gone(name, "the module has it since")
+            if tensor is not self._tensors[name]:
+                raise gone(name, "another tensor has that name in the module")
+        for name in self._tensors:
+            if name not in now:
+                raise gone(name, "the module has it no more")
+
+
+class Place:
+    """Where a tensor of torch was when it was published, and as what."""
+
+    def __init__(self, name, tensor):
+        self.name = name
+        self.own = local(tensor)
+        self._tensor = tensor
+        self.address = self.own.data_ptr()
+        self._form = _form_in_memory(self.own)
+
+    def require_unchanged(self):
+        own = local(self._tensor)
+        if own.data_ptr() != self.address:
+            raise gone(self.name, "it has other memory")
+        if _form_in_memory(own) != self._form:
+            raise gone(self.name, "it has another shape, other strides or another type")
+
+    def on_host(self):
+        """Whether it has elements that lie in the export's memory."""
+        return self.own.device.type == "cpu" and self.own.numel() > 0 and self.own.data_ptr() == self.address
+
+
+def _form_in_memory(own):
+    return own.shape, own.stride(), own.dtype
+
+
+def _kind(value):
+    """The name of a value's type, for a line."""
+    module = type(value).__module__
+    return type(value).__qualname__ if module == "builtins" else f"{module}.{type(value).__qualname__}"
 
 
 def tensors_of(state, tensors):
     """What publish() is to publish, by name. `state` is None without a module."""
+    if tensors is not None and not isinstance(tensors, collections.abc.Mapping):
+        raise Error(64, f"tensors is a {_kind(tensors)}; give a dict of tensors by name")
+    given = dict(tensors or {})
+    for name, tensor in given.items():
+        if not isinstance(tensor, Memory) and not _is_torchs(tensor):
+            raise Error(64, f"tensor {name!r} is a {_kind(tensor)}; give a tensor of torch, or weightcast.Memory")
     if state is None:
-        wanted = dict(tensors or {})
-    else:
-        wanted = state.tensors()
-        if tensors is not None:
-            objects = {id(tensor) for tensor in tensors.values()}
-            for name, tensor in wanted.items():
-                if id(tensor) not in objects:
-                    raise Error(64, f"the module's {name} is not among the tensors; give all of them, or the module alone")
-            wanted = dict(tensors)
-    return wanted
+        return given
+    own = state.tensors()
+    if tensors is None:
+        return own
+    objects = {id(tensor) for tensor in given.values()}
+    for name, tensor in own.items():
+        if id(tensor) not in objects:
+            raise Error(64, f"the module's {name} is not among the tensors; give all of them, or the module alone")
+    return given
+
+
+def _is_torchs(tensor):
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(tensor, torch.Tensor)
 
 
 def require_alone(tensors):

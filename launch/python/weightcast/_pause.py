@@ -1,0 +1,63 @@
+"""An engine's stop for an update."""
+
+import contextlib
+import dataclasses
+
+from . import _library
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """What has been written: `version`, and the names of the tensors that may have changed."""
+
+    version: int
+    changed: tuple
+
+
+class Pause:
+    """Entered when the version that was asked for is in memory. Whatever ends it early, a signal's handler too, leaves an
+    engine of which nothing untrue is said: it serves what it had, or it is invalid for that reason."""
+
+    def __init__(self, export, question, timeout):
+        self._export = export
+        self._question = question
+        self._timeout = timeout
+        self._version = None
+
+    def __enter__(self):
+        self._export._prepare()
+        try:
+            self._export._entered = id(self)
+            self._version = _library.pause(self._export._open(), self._question, self._timeout)
+            return Update(self._version, self._export._names)
+        except BaseException as error:
+            self._abandon("the engine was interrupted while it waited", error)
+            raise
+
+    def __exit__(self, kind, error, trace):
+        try:
+            if error is None:
+                _library.call("weightcast_resume", self._export._open())
+                self._export._entered = None
+            else:
+                self._abandon(f"the engine could not use version {self._version}", error)
+        except BaseException as later:
+            self._abandon(f"the engine could not use version {self._version}", later)
+            raise
+
+    def __del__(self):
+        # A signal's handler may raise before __exit__ has begun.
+        if self._export._entered == id(self):
+            with contextlib.suppress(Exception):
+                self._abandon("the engine was interrupted", None)
+
+    def _abandon(self, what, error):
+        cause = what.encode()
+        try:
+            if error is not None:
+                cause = _library.reason(f"{what}: {_library.words_of(error)}")
+        finally:
+            # The body may have closed the export.
+            if self._export._handle is not None:
+                _library.abandon(self._export._handle, cause)
+            self._export._entered = None
