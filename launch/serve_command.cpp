@@ -279,7 +279,7 @@ class Server {
       control_.agreement.together([&] { of_file = version_of_file(from.checkpoint, wanted); });
     }
     bool there = false;
-    const std::int64_t version = job_->begin_live(of_file, there, wanted);
+    const std::int64_t version = job_->begin_live(of_file, from.checkpoint, there, wanted);
     if (there) return there_already(version);
     const auto open_source = [&] {
       control_.agreement.together([&] {

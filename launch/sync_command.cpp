@@ -110,7 +110,7 @@ class SyncJob {
       return source.get();
     };
     bool there = false;
-    const std::int64_t update = job_.begin_live(version(number), there);
+    const std::int64_t update = job_.begin_live(version(number), from.checkpoint, there);
     if (!there) return job_.update({update, path, !options_.no_verify, open_source});
     if (control_.rank() == 0)
       log_note(fmt::format("version {} is there already; nothing is to be done", update));

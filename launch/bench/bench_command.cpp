@@ -168,7 +168,9 @@ class BenchJob {
       return source_.get();
     };
     bool there = false;
-    const std::int64_t version = job_.begin_live(options_.weight_version, there);
+    const std::vector<BoundCheckpoint>& sources = job_.model().sources;
+    const std::int64_t version = job_.begin_live(
+        options_.weight_version, sources.empty() ? Checkpoint() : sources.front().checkpoint, there);
     control_.agreement.together([&] {
       if (there) {
         throw IoError(fmt::format(

@@ -10,6 +10,7 @@
 
 #include "core/error.hpp"
 #include "core/units.hpp"
+#include "launch/files/tensor_copy.hpp"
 #include "launch/job/file_threads.hpp"
 #include "launch/job/run_job.hpp"
 #include "launch/layouts.hpp"
@@ -117,7 +118,7 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
     control_.agreement.together(
         [&] { session.parameters = live_->parameters(*model_.family, topology_.engine); });
     if (live_directory(options_.sink)) {
-      session.while_written = "the engines that were being written are invalid until the next update";
+      session.while_written = LiveUpdate::kWhileWritten;
     }
   }
   session_.emplace(control_, *model_.family, topology_, limits_of(options_), session);
@@ -186,11 +187,12 @@ UpdateRecord UpdateJob::update_unreported(const Update& update) {
   return record;
 }
 
-std::int64_t UpdateJob::begin_live(std::int64_t otherwise, bool& there, std::optional<std::int64_t> wanted) {
+std::int64_t UpdateJob::begin_live(std::int64_t otherwise, const Checkpoint& from, bool& there,
+                                   std::optional<std::int64_t> wanted) {
   there = false;
   if (!live_) return otherwise;
   control_.deadline.begin_phase("waiting for trainers and engines");
-  const std::int64_t version = live_->update().begin(otherwise);
+  const std::int64_t version = live_->update().begin(otherwise, origin_of(from));
   try {
     control_.agreement.together([&] {
       if (!wanted || version == *wanted) return;

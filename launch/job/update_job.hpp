@@ -61,10 +61,11 @@ class UpdateJob {
   void print_head();
 
   /// Where trainers or engines are running processes: waits until the trainers offer a version, and gives it;
-  /// `otherwise` where none is live. True in `there`: every engine has it already, and nothing is to be done.
+  /// `otherwise` where none is live, and weights are read `from` files. True in `there`: every engine has it
+  /// already, from there, and nothing is to be done.
   /// Throws (by agreement) as LiveUpdate::begin, UsageError when it is another version than `wanted`.
   /// Collective.
-  std::int64_t begin_live(std::int64_t otherwise, bool& there,
+  std::int64_t begin_live(std::int64_t otherwise, const Checkpoint& from, bool& there,
                           std::optional<std::int64_t> wanted = std::nullopt);
 
   /// One update into parameter memory and the sink, its row in the report and on stdout. Throws AgreedFailure

@@ -49,6 +49,11 @@ void Deadline::begin_phase(const char* name, std::optional<std::int64_t> number,
   watchdog_.watch_rank(self_.rank, name, timeout_ + kWatchdogGrace);
 }
 
+void Deadline::put_in_place(std::string_view in_place) {
+  const std::scoped_lock lock(phase_mutex_);
+  in_place_ = in_place;
+}
+
 std::string Deadline::phase() const {
   return phase_number_ ? fmt::format("{} {}", phase_name_, *phase_number_) : phase_name_;
 }

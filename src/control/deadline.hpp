@@ -32,6 +32,9 @@ class Deadline {
   void begin_phase(const char* name, std::optional<std::int64_t> number = std::nullopt,
                    std::string_view in_place = "");
 
+  /// From here on in this phase that is what a signal or the deadline leaves.
+  void put_in_place(std::string_view in_place);
+
   /// What the phase has said is in place.
   const std::string& in_place() const { return in_place_; }
 

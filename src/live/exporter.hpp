@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -40,6 +41,9 @@ class Exporter {
   std::uint64_t update() const;
   std::int64_t version() const { return block_->version; }
   std::string reason() const { return block_.reason(); }
+  /// As OpenBlock's.
+  std::optional<std::int64_t> current_version() const { return block_.current_version(); }
+  std::optional<std::int64_t> offered_version() const { return block_.offered_version(); }
   /// All of one state.
   BlockState look() const { return block_.look(); }
 

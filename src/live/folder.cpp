@@ -91,16 +91,19 @@ Manifest read_own(const FoundManifest& found) {
                                role_name(manifest.role), manifest.rank));
 }
 
-/// Nothing for a void one. Throws InputError, IoError.
-std::optional<std::int64_t> version_in(const std::string& path) {
+/// Fills in what the file says. Throws InputError, IoError.
+void read_record(const std::string& path, CommitRecord& record) {
   constexpr std::int64_t kMostBytes = 4096;
   const std::string text = read_text_file(path, kMostBytes);
   // Whoever makes a void one may die before its word is there.
-  if (text.empty() || text.front() == 'v') return std::nullopt;
-  const auto record = parse_json(text, path);
-  const auto version = record.find("version");
-  if (version != record.end() && version->is_number_integer()) return version->get<std::int64_t>();
-  throw InputError(path + ": 'version' is no whole number; it is no record of a commit: remove the file");
+  if (text.empty() || text.front() == 'v') return;
+  const auto object = parse_json(text, path);
+  const auto version = object.find("version");
+  if (version == object.end() || !version->is_number_integer())
+    throw InputError(path + ": 'version' is no whole number; it is no record of a commit: remove the file");
+  record.version = version->get<std::int64_t>();
+  const auto origin = object.find("origin");
+  if (origin != object.end() && origin->is_string()) record.origin = origin->get<std::string>();
 }
 
 }  // namespace
@@ -143,6 +146,10 @@ std::vector<Manifest> read_manifests(const std::string& directory, Role role) {
   return manifests;
 }
 
+std::string origin_text(std::uint64_t origin) {
+  return fmt::format("{:016x}", origin);
+}
+
 std::string commit_path(const std::string& directory, std::uint64_t update) {
   return fmt::format("{}/{}{}.json", directory, kCommit, update);
 }
@@ -162,7 +169,7 @@ std::vector<CommitRecord> find_commits(const std::string& directory) {
     CommitRecord record;
     record.update = update;
     try {
-      record.version = version_in(commit_path(directory, update));
+      read_record(commit_path(directory, update), record);
     } catch (const Error& error) {
       record.wrong = error;
     }

@@ -35,8 +35,12 @@ std::vector<Manifest> read_manifests(const std::string& directory, Role role);
 struct CommitRecord {
   std::uint64_t update = 0;
   std::optional<std::int64_t> version;  ///< nothing when the update is void: none of it counts
+  std::string origin;                   ///< whose weights these are (origin_text()); empty: not said
   std::optional<Error> wrong;           ///< the file says neither
 };
+
+/// How a record writes where weights come from: 16 hexadecimal digits.
+std::string origin_text(std::uint64_t origin);
 
 /// `DIR/commit-12.json`, where the record of an update is.
 std::string commit_path(const std::string& directory, std::uint64_t update);

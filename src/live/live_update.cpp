@@ -14,6 +14,7 @@
 #include "client/block.hpp"
 #include "control/signals.hpp"
 #include "core/error.hpp"
+#include "core/hash.hpp"
 #include "live/folder.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
@@ -159,10 +160,30 @@ std::optional<std::int64_t> LiveUpdate::await_one_version() {
   }
 }
 
-std::int64_t LiveUpdate::begin(std::int64_t otherwise) {
+std::uint64_t LiveUpdate::origin_of_all(std::uint64_t files) {
+  // The sum does not depend on which rank has which trainer.
+  std::array<std::uint64_t, 2> trainers{0, 0};
+  if (trainer_ != nullptr) {
+    const Manifest& manifest = trainer_->manifest();
+    trainers = {1, Hasher().add(manifest.rank).add(manifest.generation).digest()};
+  }
+  control_.agreement.sum(std::span<std::uint64_t>(trainers));
+  return trainers[0] == 0 ? files : trainers[1];
+}
+
+std::uint64_t LiveUpdate::update_that_brought(std::int64_t version) const {
+  const std::vector<CommitRecord> records = find_commits(directory_);
+  const auto last = std::find_if(records.begin(), records.end(),
+                                 [](const CommitRecord& record) { return record.version.has_value(); });
+  const bool same = last != records.end() && last->version == version && last->origin == origin_text(origin_);
+  return same ? last->update : 0;
+}
+
+std::int64_t LiveUpdate::begin(std::int64_t otherwise, std::uint64_t files) {
   try {
     take();
     update_ = next_update();
+    origin_ = origin_of_all(files);
     const std::int64_t version = await_one_version().value_or(otherwise);
     control_.agreement.together([&] {
       if (trainer_ == nullptr) return;
@@ -182,11 +203,23 @@ std::int64_t LiveUpdate::begin(std::int64_t otherwise) {
 bool LiveUpdate::is_there(std::int64_t version) {
   // Nobody's memory says what there is.
   if (directory_.empty()) return false;
-  std::array<std::int64_t, 1> missing{0};
-  if (engine_ != nullptr)
-    missing[0] = engine_->state() == WEIGHTCAST_SERVING && engine_->version() == version ? 0 : 1;
+  std::array<std::int64_t, 1> brought{0};
+  control_.agreement.together([&] {
+    if (control_.rank() == 0) brought[0] = static_cast<std::int64_t>(update_that_brought(version));
+  });
+  control_.agreement.maximum(std::span<std::int64_t>(brought));
+  // Whether an engine has another version; whether one has it from elsewhere.
+  std::array<std::int64_t, 2> missing{0, 0};
+  if (engine_ != nullptr) {
+    missing[0] = engine_->current_version() == version ? 0 : 1;
+    missing[1] = static_cast<std::int64_t>(engine_->update()) == brought[0] ? 0 : 1;
+  }
   control_.agreement.maximum(std::span<std::int64_t>(missing));
-  return missing[0] == 0;
+  if (missing[0] == 0 && missing[1] != 0 && control_.rank() == 0) {
+    log_note(fmt::format(
+        "the engines have a version {} already, but not known to be from this source; it is sent", version));
+  }
+  return missing[0] == 0 && missing[1] == 0;
 }
 
 void LiveUpdate::leave() {
@@ -225,6 +258,8 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
       throw IoError(fmt::format("{}: {} has declined: {}; ask again when it can be written",
                                 engine_->manifest().path, engine_->name(), engine_->reason()));
     });
+    // An engine that finds the job step dead from here on cannot know that nothing has been written.
+    if (!directory_.empty()) control_.deadline.put_in_place(kWhileWritten);
     control_.agreement.together([&] {
       // While nothing has been written the others keep what they have.
       for (const Exporter* exporter : {trainer_, engine_}) {
@@ -251,7 +286,10 @@ void LiveUpdate::prepare_record(std::int64_t version) const {
     throw IoError(path + ": is in the way of the record of this update; remove it");
   }
   std::filesystem::remove(prepared_path(), ignored);
-  write_durably(prepared_path(), json_report({{"weightcast", 1}, {"update", update_}, {"version", version}}));
+  write_durably(
+      prepared_path(),
+      json_report(
+          {{"weightcast", 1}, {"update", update_}, {"version", version}, {"origin", origin_text(origin_)}}));
 }
 
 void LiveUpdate::name_record() const {
@@ -275,6 +313,11 @@ void LiveUpdate::name_record() const {
   }
 }
 
+std::string LiveUpdate::unknown_to_this_rank(std::int64_t version) const {
+  return fmt::format("whether version {} is committed its record says: weightcast inspect live:{}", version,
+                     directory_);
+}
+
 void LiveUpdate::remove_earlier_records() const noexcept {
   try {
     for (const std::uint64_t update : updates_recorded(directory_)) {
@@ -289,7 +332,12 @@ void LiveUpdate::remove_earlier_records() const noexcept {
 void LiveUpdate::commit(std::int64_t version) {
   // From here on a signal must not make it look otherwise than it is.
   const Deadline::DeferSignals defer(control_.deadline);
+  const bool names_record = control_.rank() == 0 && !directory_.empty();
+  const std::string committed = fmt::format("version {} is committed", version);
   try {
+    // Once a rank has said that its engine is written, the first one alone knows whether the record has its
+    // name.
+    if (!directory_.empty() && !names_record) control_.deadline.put_in_place(unknown_to_this_rank(version));
     control_.agreement.together([&] {
       if (engine_ == nullptr) return;
       engine_->require_whole();
@@ -299,14 +347,17 @@ void LiveUpdate::commit(std::int64_t version) {
     });
     // The decision: from here on the version is every engine's, whoever dies.
     control_.agreement.together([&] {
-      if (control_.rank() == 0 && !directory_.empty()) name_record();
+      if (!names_record) return;
+      control_.deadline.put_in_place(unknown_to_this_rank(version));
+      name_record();
+      control_.deadline.put_in_place(committed);
     });
   } catch (const AgreedFailure& failure) {
     fail(failure.what(), true);
     throw;
   }
-  control_.deadline.begin_phase("after the update to version", version,
-                                fmt::format("version {} is committed", version));
+  // Where no engine is live, nothing is in place yet: files are still to be written.
+  if (!directory_.empty()) control_.deadline.begin_phase("after the update to version", version, committed);
   if (engine_ != nullptr) {
     engine_->change(WEIGHTCAST_WRITTEN, WEIGHTCAST_COMMITTED);
     if (!engine_->lives()) {

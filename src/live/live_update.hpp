@@ -14,6 +14,10 @@ namespace weightcast {
 /// when another dies is in src/README.md. All ranks go through it together. One update after another.
 class LiveUpdate {
  public:
+  /// What a job step that ends while it writes engines' memory leaves.
+  static constexpr const char* kWhileWritten =
+      "the engines that were being written are invalid until the next update";
+
   /// `trainer` and `engine` are this rank's exporters, null where it has none. `directory` holds the
   /// manifests, and will hold the record of each commit; empty where there is no live engine. An answer that
   /// does not come within `patience` ends the update. All references must outlive this.
@@ -23,11 +27,14 @@ class LiveUpdate {
   LiveUpdate(const LiveUpdate&) = delete;
   LiveUpdate& operator=(const LiveUpdate&) = delete;
 
-  /// Takes all exporters, and waits until all live trainers offer one version, which it returns; `otherwise`
-  /// where no trainer is live. Throws AgreedFailure; nothing is taken then. Collective.
-  std::int64_t begin(std::int64_t otherwise);
+  /// Takes all exporters, and waits until all live trainers offer one version, which it returns. Where no
+  /// trainer is live: `otherwise`, and `files` says, on rank 0, which files the weights are in, another
+  /// number for others. Throws AgreedFailure; nothing is taken then. Collective.
+  std::int64_t begin(std::int64_t otherwise, std::uint64_t files);
 
-  /// Whether every engine serves that version already; false where none is live. Collective.
+  /// Whether every engine has that version already, from the same publications of the trainers or the same
+  /// files; false where none is live. The same number alone is no proof of the same weights: trainers may
+  /// have been started anew. Collective.
   bool is_there(std::int64_t version);
 
   /// Ends an update that is not needed: what the trainers offered has been read. Does not communicate.
@@ -64,12 +71,19 @@ class LiveUpdate {
   void await(const Exporter* exporter, const char* what, Done done);
   /// The number of this update. Throws AgreedFailure. Collective.
   std::uint64_t next_update();
+  /// What `origin_` is where trainers are live, `files` otherwise. Collective.
+  std::uint64_t origin_of_all(std::uint64_t files);
+  /// On rank 0: the update that has committed that version from the same origin; 0 where there is none.
+  /// Throws IoError.
+  std::uint64_t update_that_brought(std::int64_t version) const;
   /// Writes the record of a commit under a name of its own, `DIR/commit-12.json.new`, which is not yet a
   /// decision. Throws IoError when the folder takes no file, or its name is taken.
   void prepare_record(std::int64_t version) const;
   /// Gives it its name.
   void name_record() const;
   std::string prepared_path() const;
+  /// What a rank can say that is ended while the first one names the record.
+  std::string unknown_to_this_rank(std::int64_t version) const;
   void remove_earlier_records() const noexcept;
 
   Control& control_;
@@ -80,6 +94,7 @@ class LiveUpdate {
   bool asked_ = false;    ///< this rank's engine, in this update
   bool reading_ = false;  ///< this rank's trainer
   std::uint64_t update_ = 0;
+  std::uint64_t origin_ = 0;                 ///< on rank 0: of which publications or files the weights are
   weightcast_state rest_ = WEIGHTCAST_NONE;  ///< of the engine before the update
 };
 

@@ -104,6 +104,18 @@ BlockState OpenBlock::look() const {
   return state;
 }
 
+std::optional<std::int64_t> OpenBlock::current_version() const {
+  const weightcast_state state = WEIGHTCAST_STATE_OF(client::load_word(*get()));
+  if (state == WEIGHTCAST_SERVING) return get()->version;
+  if (state == WEIGHTCAST_COMMITTED) return get()->asked;
+  return std::nullopt;
+}
+
+std::optional<std::int64_t> OpenBlock::offered_version() const {
+  const weightcast_state state = WEIGHTCAST_STATE_OF(client::load_word(*get()));
+  return state == WEIGHTCAST_OFFERS ? std::optional(get()->version) : std::nullopt;
+}
+
 std::string OpenBlock::reason() const {
   return text_of(get()->reason);
 }

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "client/control_block.h"
@@ -51,6 +52,12 @@ class OpenBlock {
   /// All of one state. Takes no lock and changes nothing.
   BlockState look() const;
   std::string reason() const;
+
+  /// The version that an engine has: the one that it serves, or that has been committed and that it is about
+  /// to serve. Nothing where it has none, or an update is under way.
+  std::optional<std::int64_t> current_version() const;
+  /// The version that a trainer offers.
+  std::optional<std::int64_t> offered_version() const;
 
   /// Whether the exporter's process is alive.
   bool lives() const;

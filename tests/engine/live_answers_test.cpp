@@ -6,6 +6,7 @@
 #include <chrono>
 #include <filesystem>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <thread>
 
@@ -97,6 +98,79 @@ TEST_F(LiveAnswers, ATrainersMemoryThatIsCutAmidAnUpdateIsNoVersion) {
   static_cast<void>(trainer_->wait());
   start_trainer(3, 1'000'000);
   expect_a_good_update();
+  end_engines();
+}
+
+/// Who is stopped when, and what the job's line then says.
+struct Hang {
+  const char* rank;
+  const char* stop_at;
+  const char* says;
+  bool told_to_stop;  ///< or out of time
+
+  friend std::ostream& operator<<(std::ostream& out, const Hang& hang) {
+    return out << "rank " << hang.rank << " at " << hang.stop_at;
+  }
+};
+
+class LiveHangs : public LiveAnswers, public ::testing::WithParamInterface<Hang> {};
+
+TEST_P(LiveHangs, AJobThatEndsAmidAnUpdateSaysWhatItLeaves) {
+  const Hang& hang = GetParam();
+  CommandLine command = sync_command({"--timeout", hang.told_to_stop ? "1000" : "4"});
+  command.environment["LD_PRELOAD"] = WEIGHTCAST_STOP_AT_STATE;
+  command.environment["STOP_RANK"] = hang.rank;
+  command.environment["STOP_AT"] = hang.stop_at;
+  Process job(command);
+  if (hang.told_to_stop) {
+    ASSERT_TRUE(within(kPatience, [&] { return engine(1).state() == WEIGHTCAST_WRITING; })) << describe_all();
+    for (const pid_t rank : job.children()) {
+      if (get_file("/proc/" + std::to_string(rank) + "/environ").find("OMPI_COMM_WORLD_RANK=0") !=
+          std::string::npos) {
+        ::kill(rank, SIGTERM);
+      }
+    }
+  }
+  const Outcome outcome = job.wait();
+  EXPECT_EQ(outcome.exit_code, hang.told_to_stop ? 75 : 76) << describe(outcome) << describe_all();
+  EXPECT_EQ(error_lines(outcome.err).size(), 1) << describe(outcome);
+  EXPECT_NE(outcome.err.find(hang.says), std::string::npos) << describe(outcome);
+  const bool committed = std::string(hang.stop_at) == "recorded";
+  for (int rank = 0; rank < kEngineRanks; ++rank) {
+    ASSERT_TRUE(within(kPatience, [&] { return engine(rank).at_rest(); })) << describe_all();
+    expect_true_memory(rank);
+  }
+  // One at least has been written, or all have what was recorded.
+  if (committed) {
+    EXPECT_EQ(engine(0).block().version, 2) << describe_all();
+  }
+  EXPECT_EQ(engine(0).state() == WEIGHTCAST_SERVING, committed) << describe_all();
+  expect_a_good_update();
+  end_engines();
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Of, LiveHangs,
+    ::testing::Values(Hang{"1", "5", "the engines that were being written are invalid", false},
+                      Hang{"2", "5", "the engines that were being written are invalid", true},
+                      Hang{
+                          "0", "recorded",
+                          "whether version 2 is committed its record says: weightcast inspect live:", false}),
+    [](const ::testing::TestParamInfo<Hang>& of) { return "Case" + std::to_string(of.index); });
+
+TEST_F(LiveAnswers, AVersionOfATrainerThatWasStartedAnewIsSentAgain) {
+  trainer_->send(SIGKILL);
+  static_cast<void>(trainer_->wait());
+  // The number that the engines have, from another publication.
+  start_trainer(1, 1'000'000);
+  ASSERT_TRUE(within(kPatience, [&] { return trainer().state() == WEIGHTCAST_OFFERS; })) << describe_all();
+  const std::uint64_t before = engine(0).update();
+  const Outcome outcome = run(sync_command());
+  EXPECT_EQ(outcome.exit_code, 0) << describe(outcome);
+  EXPECT_NE(outcome.err.find("not known to be from this source; it is sent"), std::string::npos)
+      << describe(outcome);
+  expect_all_serve(1);
+  EXPECT_GT(engine(0).update(), before);
   end_engines();
 }
 
