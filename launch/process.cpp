@@ -1,16 +1,19 @@
 #include "launch/process.hpp"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <exception>
 #include <new>
 
 #include "control/farewell.hpp"
+#include "control/signals.hpp"
 #include "core/error.hpp"
 #include "report/log.hpp"
 
@@ -64,7 +67,15 @@ void allow_open_files() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+/// A plain command ends within this time of a signal, also where it is inside a call that does not return.
+constexpr std::chrono::seconds kSignalGrace{3};
+
 }  // namespace
+
+void set_left_when_stopped(const char* left) {
+  set_last_resort(LastResort{[left](const std::string& end) { return fmt::format("{}; {}", end, left); },
+                             true, true, kSignalGrace});
+}
 
 void prepare_process() {
   // A file-size limit shows as an error of write(), which names the file, not as a silent death.

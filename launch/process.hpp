@@ -8,4 +8,8 @@ namespace weightcast {
 /// std::bad_alloc when there is not even that.
 void prepare_process();
 
+/// A plain command that does not act on a signal to stop ends within some seconds, and says then what that
+/// leaves: `nothing was changed`. Until the next call.
+void set_left_when_stopped(const char* left);
+
 }  // namespace weightcast

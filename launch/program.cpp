@@ -19,9 +19,6 @@ namespace weightcast {
 
 namespace {
 
-/// A plain command ends within this time of a signal, also where it is inside a call that does not return.
-constexpr std::chrono::seconds kSignalGrace{3};
-
 int fail(const Error& error, bool speaks) {
   end_by_oneself();
   if (speaks) log_error(error.what());
@@ -67,10 +64,7 @@ int run_program(int argc, const char* const* argv) {
     prepare_process();
     watch_signals();
     // Of a job's ranks the control decides.
-    if (!launched) {
-      set_last_resort(LastResort{[](const std::string& end) { return end + "; nothing was changed"; }, true,
-                                 true, kSignalGrace});
-    }
+    if (!launched) set_left_when_stopped("nothing was changed");
     try {
       options = parse_options(argc, argv, speaks, notes);
     } catch (const Error& error) {

@@ -64,10 +64,11 @@ class Server {
   [[noreturn]] void serve() {
     control_.agreement.together([&] {
       directory_ = live_folder();
-      watch_.emplace(manifests());
+      watch_exporters();
       if (control_.rank() != 0) return;
       lock_.emplace(file_lock(server_file_path(directory_)), "live:" + directory_, options_.command);
       if (!lock_->note().empty()) log_note(lock_->note());
+      remove_dead_server(directory_);
     });
     open();
     Idle idle(control_);
@@ -100,17 +101,15 @@ class Server {
     return to ? *to : *from;
   }
 
-  /// Of this rank's exporters.
-  std::vector<std::string> manifests() const {
+  /// Those of this rank.
+  void watch_exporters() {
     const Topology topology = topology_of(options_);
-    std::vector<std::string> paths;
-    const auto trainer = topology.trainer(control_.rank());
-    const auto engine = topology.inference_rank(control_.rank());
-    const auto from = live_directory(options_.sources.front());
-    const auto to = live_directory(options_.sink);
-    if (from && trainer) paths.push_back(manifest_path(*from, Role::kTrainer, *trainer));
-    if (to && engine) paths.push_back(manifest_path(*to, Role::kEngine, *engine));
-    return paths;
+    const auto manifest_of = [](const std::string& place, Role role, std::optional<std::int64_t> number) {
+      const auto directory = live_directory(place);
+      return directory && number ? std::optional(manifest_path(*directory, role, *number)) : std::nullopt;
+    };
+    watch_.emplace(manifest_of(options_.sources.front(), Role::kTrainer, topology.trainer(control_.rank())),
+                   manifest_of(options_.sink, Role::kEngine, topology.inference_rank(control_.rank())));
   }
 
   const LiveEnds* live() { return job_ ? job_->live() : nullptr; }
@@ -144,14 +143,22 @@ class Server {
     constexpr std::chrono::microseconds kSleep{2500};
     const std::optional<Listener::Waiting> waiting = door_->listener.first(kSleep);
     const auto now = Clock::now();
+    if (now >= next_look_) {
+      next_look_ = now + std::chrono::milliseconds(500);
+      if (!door_->file.is_there()) return {Order::kLost};
+    }
     std::optional<UpdateRequest> request;
     if (waiting) request = waiting->request;
     const auto first = waiting ? std::optional(waiting->number) : std::nullopt;
     if (first != first_) waits_since_.reset();
     first_ = first;
-    if (job_ && request) {
-      if (const auto refusal = refusal_of(*request, sights)) {
-        answer_first(*refusal);
+    if (request) {
+      std::optional<UpdateAnswer> answer = answer_at_once(*request, sights);
+      if (!answer && not_opened_for_ == first) answer = not_opened_;
+      not_opened_for_.reset();
+      if (answer) {
+        if (!answer->note.empty()) log_note(answer->note);
+        answer_first(*answer);
         return {};
       }
     }
@@ -184,6 +191,16 @@ class Server {
                                          signal_name(static_cast<int>(order.signal)), updates_));
         });
         break;
+      case Order::kLost:
+        control_.deadline.begin_phase("end");
+        control_.agreement.together([&] {
+          if (control_.rank() != 0) return;
+          throw IoError(
+              fmt::format("{}: was removed or replaced, and nobody finds this server any more; start "
+                          "it again; {} updates are done",
+                          door_->file.path(), updates_));
+        });
+        break;
       case Order::kRelease:
         close();
         if (control_.rank() == 0)
@@ -194,7 +211,10 @@ class Server {
         break;
       default:
         begin_update(order);
-        end_update(order, update(order));
+        const UpdateAnswer answer = update(order);
+        end_update(order, answer);
+        // Its line is the server's.
+        if (answer.code == ExitCode::kStopped) throw AgreedFailure(answer.code, answer.error);
     }
   }
 
@@ -203,8 +223,9 @@ class Server {
       open();
     } catch (const AgreedFailure& failure) {
       if (order.for_request == 0) next_.failed(Clock::now());
-      if (order.for_request != 0 && control_.rank() == 0)
-        answer_first({failure.code(), "", "", failure.what()});
+      // Who has come back since the last look may have what is asked for.
+      not_opened_for_ = order.for_request != 0 ? first_ : std::nullopt;
+      not_opened_ = {failure.code(), "", "", failure.what()};
     }
   }
 
@@ -251,25 +272,9 @@ class Server {
     return seen.front() != Sight::kMapped;
   }
 
-  /// Whether all engines serve that version, and trainers do not wait for its being read either. Collective.
-  bool is_there(std::int64_t version) {
-    const Sight sight = watch_->look(live());
-    const bool is_other = sight.serves != Sight::kNobody && sight.serves != version;
-    const bool is_trainer = sight.offers != Sight::kNobody;
-    std::array<std::int64_t, 3> of_some{is_other, is_trainer, is_trainer && sight.offers != version};
-    control_.agreement.maximum(std::span<std::int64_t>(of_some));
-    const auto [others, trainers, do_not_offer] = of_some;
-    return live_directory(options_.sink) && others == 0 && (trainers == 0 || do_not_offer != 0);
-  }
-
   UpdateAnswer update_open(const Order& order) {
-    const auto there_already = [](std::int64_t version) {
-      const std::string note = fmt::format("version {} is there already; nothing is to be done", version);
-      return UpdateAnswer{ExitCode::kDone, "", note, "", version, true};
-    };
     std::optional<std::int64_t> wanted;
     if (order.version != Sight::kNone) wanted = order.version;
-    if (wanted && is_there(*wanted)) return there_already(*wanted);
     const std::string& path = options_.sources.front();
     BoundCheckpoint& from = job_->model().sources.front();
     std::int64_t of_file = 0;
@@ -318,6 +323,9 @@ class Server {
   std::optional<Door> door_;
   std::optional<std::uint64_t> first_;            ///< number of the request that waits, as decided upon
   std::optional<Clock::time_point> waits_since_;  ///< that request, for trainers
+  std::optional<std::uint64_t> not_opened_for_;   ///< number of the request for which that failed last
+  UpdateAnswer not_opened_;                       ///< and why
+  Clock::time_point next_look_;                   ///< at server.json
   NextOrder next_;
   std::optional<ExporterWatch> watch_;
   std::optional<UpdateJob> job_;    ///< nothing while exporters are gone

@@ -13,6 +13,7 @@
 #include "launch/commands.hpp"
 #include "launch/files/output_file.hpp"
 #include "launch/job/live_ends.hpp"
+#include "launch/process.hpp"
 #include "live/dead_exporters.hpp"
 #include "live/folder.hpp"
 #include "live/manifest.hpp"
@@ -136,6 +137,7 @@ std::string hostlist(const std::string& directory, const std::vector<Place>& pla
 }
 
 void clean(const std::string& directory) {
+  set_left_when_stopped("what was removed by then is gone; run it again for the rest");
   const Cleaning cleaning = remove_dead_exporters(directory);
   for (const std::string& line : cleaning.removed) print_line("removed " + line);
   for (const std::string& line : cleaning.kept) print_line("kept: " + line);

@@ -67,7 +67,7 @@ UpdateAnswer ask_server(const std::string& socket, const UpdateRequest& request,
     context.run_for(kLook);
     if (!done) look();
   }
-  if (error) throw IoError("the server has ended before its answer; its log says why");
+  if (error) throw IoError("the server has ended before its answer, and its log says why");
   return parse_answer(answer);
 }
 

@@ -1,6 +1,7 @@
 #include "launch/serve/exporter_watch.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "control/signals.hpp"
 
@@ -16,14 +17,38 @@ std::optional<FileIdentity> identity_at(const std::string& path) {
 
 }  // namespace
 
-ExporterWatch::ExporterWatch(std::vector<std::string> manifests) {
-  for (std::string& manifest : manifests) published_.push_back({std::move(manifest), std::nullopt, false});
+ExporterWatch::ExporterWatch(const std::optional<std::string>& trainer,
+                             const std::optional<std::string>& engine) {
+  for (const auto& [role, manifest] : {std::pair(Role::kTrainer, trainer), {Role::kEngine, engine}}) {
+    if (!manifest) continue;
+    published_.emplace_back();
+    published_.back().role = role;
+    published_.back().manifest = *manifest;
+  }
 }
 
 void ExporterWatch::note() {
   for (Published& published : published_) {
     published.mapped = identity_at(published.manifest);
     published.dead = false;
+    published.looked_at.reset();
+    published.block.reset();
+  }
+  blocks_are_open_ = false;
+}
+
+void ExporterWatch::open_blocks() {
+  blocks_are_open_ = true;
+  for (Published& published : published_) {
+    const std::optional<FileIdentity> now = identity_at(published.manifest);
+    if (now == published.looked_at) continue;
+    published.looked_at = now;
+    published.block.reset();
+    try {
+      published.block = std::make_unique<OpenBlock>(read_manifest(published.manifest), Access::kRead);
+    } catch (const Error&) {
+      // Whoever asks for an update hears what is wrong with it.
+    }
   }
 }
 
@@ -48,17 +73,26 @@ Sight ExporterWatch::look(const LiveEnds* ends) {
   constexpr std::chrono::milliseconds kPeriod{500};
   if (Clock::now() >= next_) {
     last_ = exporters(ends);
+    blocks_are_open_ = false;
     next_ = Clock::now() + kPeriod;
   }
   Sight sight;
   sight.exporters = last_;
   sight.signal = std::max(soft_stop_signal(), hard_stop_signal());
-  if (ends == nullptr) return sight;
-  if (const Exporter* const trainer = ends->trainer(); trainer != nullptr) {
-    sight.offers = trainer->state() == WEIGHTCAST_OFFERS ? trainer->version() : Sight::kNone;
+  if (ends != nullptr) {
+    if (ends->trainer() != nullptr) sight.offers = ends->trainer()->offered_version().value_or(Sight::kNone);
+    if (ends->engine() != nullptr) sight.serves = ends->engine()->current_version().value_or(Sight::kNone);
+    return sight;
   }
-  if (const Exporter* const engine = ends->engine(); engine != nullptr) {
-    sight.serves = engine->state() == WEIGHTCAST_SERVING ? engine->version() : Sight::kNone;
+  if (!blocks_are_open_) open_blocks();
+  for (const Published& published : published_) {
+    const OpenBlock* const block =
+        published.block && published.block->lives() ? published.block.get() : nullptr;
+    if (published.role == Role::kTrainer) {
+      sight.offers = block == nullptr ? Sight::kNone : block->offered_version().value_or(Sight::kNone);
+    } else {
+      sight.serves = block == nullptr ? Sight::kNone : block->current_version().value_or(Sight::kNone);
+    }
   }
   return sight;
 }

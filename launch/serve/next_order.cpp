@@ -30,12 +30,16 @@ std::optional<std::int64_t> offered_by_all(std::span<const Sight> sights) {
   return version;
 }
 
-std::optional<UpdateAnswer> refusal_of(const UpdateRequest& request, std::span<const Sight> sights) {
+UpdateAnswer there_already(std::int64_t version) {
+  const std::string note = fmt::format("version {} is there already; nothing is to be done", version);
+  return {ExitCode::kDone, "", note, "", version, true};
+}
+
+std::optional<UpdateAnswer> answer_at_once(const UpdateRequest& request, std::span<const Sight> sights) {
   const std::optional<std::int64_t> offered = offered_by_all(sights);
-  if (!offered || !request.version || *request.version == *offered ||
-      is_served_by_all(sights, *request.version)) {
-    return std::nullopt;
-  }
+  if (!request.version || offered == request.version) return std::nullopt;
+  if (is_served_by_all(sights, *request.version)) return there_already(*request.version);
+  if (!offered) return std::nullopt;
   return UpdateAnswer{
       ExitCode::kUsage, "", "",
       fmt::format("--weight-version {}: the trainers offer version {}; ask for that one, or for none",
@@ -79,10 +83,7 @@ Order NextOrder::next(std::span<const Sight> sights, bool open, const std::optio
     if (!open) return {Order::kOpen, Sight::kNone, 1};
     const std::int64_t version = request->version.value_or(Sight::kNone);
     // Otherwise trainers are waited for here, where waiting is cheap.
-    if (!has_trainers(sights) || offered_by_all(sights) ||
-        (request->version && is_served_by_all(sights, version))) {
-      return {Order::kUpdate, version, 1};
-    }
+    if (!has_trainers(sights) || offered_by_all(sights)) return {Order::kUpdate, version, 1};
   }
   if (!on_offer_) return {};
   if (!open) {

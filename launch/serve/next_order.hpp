@@ -19,6 +19,7 @@ struct Order {
     kRelease,  ///< let go of the exporters' memory
     kUpdate,
     kStop,
+    kLost,  ///< nobody finds the server any more
   };
 
   std::int64_t what = kNothing;
@@ -58,8 +59,12 @@ class NextOrder {
 /// The version that all live trainers offer; none when they do not offer one.
 std::optional<std::int64_t> offered_by_all(std::span<const Sight> sights);
 
-/// What a request is told at once that cannot be met with what trainers offer.
-std::optional<UpdateAnswer> refusal_of(const UpdateRequest& request, std::span<const Sight> sights);
+/// That a version is there already, and nothing is to be done.
+UpdateAnswer there_already(std::int64_t version);
+
+/// What a request is told at once: that all engines have what it asks for, and no trainers wait for that to
+/// be read, or that it cannot be met with what trainers offer.
+std::optional<UpdateAnswer> answer_at_once(const UpdateRequest& request, std::span<const Sight> sights);
 
 /// Whether a trainer is live.
 bool has_trainers(std::span<const Sight> sights);

@@ -25,17 +25,7 @@ using nlohmann::json;
 
 constexpr int kFormat = 1;
 
-/// Removes the socket of a dead server of this host and user.
-void remove_stale_socket(const std::string& directory) {
-  try {
-    const ServerAddress stale = read_server_file(directory);
-    if (stale.host != this_host() || stale.boot_id != this_boot()) return;
-    // A copy of the folder names a server that lives.
-    if (!is_listened_to(stale.socket)) remove_socket_folder(stale.socket);
-  } catch (const Error&) {
-    // There is none, or nobody can tell what it meant.
-  }
-}
+constexpr std::int64_t kMostBytes = 65536;
 
 }  // namespace
 
@@ -49,7 +39,6 @@ ServerAddress own_address(const std::string& socket) {
 }
 
 ServerAddress read_server_file(const std::string& directory) {
-  constexpr std::int64_t kMostBytes = 65536;
   const std::string path = server_file_path(directory);
   const json object = parse_json(read_text_file(path, kMostBytes), path,
                                  {.bytes = static_cast<std::size_t>(kMostBytes), .unique_names = true});
@@ -73,31 +62,57 @@ ServerAddress read_server_file(const std::string& directory) {
   return {text("host"), text("boot_id"), number("pid"), number("uid"), text("job"), text("socket")};
 }
 
-ServerFile::ServerFile(std::string directory, const ServerAddress& address)
-    : directory_(std::move(directory)) {
-  remove_stale_socket(directory_);
-  const std::string path = server_file_path(directory_);
-  const std::string beside = path + ".new";
+void remove_dead_server(const std::string& directory) {
+  try {
+    const ServerAddress dead = read_server_file(directory);
+    if (dead.host == this_host() && dead.boot_id == this_boot()) {
+      // A copy of the folder names a server that lives.
+      if (is_listened_to(dead.socket)) return;
+      remove_socket_folder(dead.socket);
+    }
+  } catch (const Error&) {
+    // There is none, or nobody can tell what it meant.
+  }
+  std::error_code ignored;
+  fs::remove(server_file_path(directory), ignored);
+}
+
+ServerFile::ServerFile(const std::string& directory, const ServerAddress& address)
+    : path_(server_file_path(directory)),
+      text_(json_report({{"weightcast", kFormat},
+                         {"host", address.host},
+                         {"boot_id", address.boot_id},
+                         {"pid", address.pid},
+                         {"uid", address.uid},
+                         {"job", address.job},
+                         {"socket", address.socket}})) {
+  const std::string beside = path_ + ".new";
   std::error_code error;
   fs::remove(beside, error);
-  write_durably(beside, json_report({{"weightcast", kFormat},
-                                     {"host", address.host},
-                                     {"boot_id", address.boot_id},
-                                     {"pid", address.pid},
-                                     {"uid", address.uid},
-                                     {"job", address.job},
-                                     {"socket", address.socket}}));
+  write_durably(beside, text_);
   fs::permissions(beside, fs::perms::owner_read | fs::perms::owner_write, error);
-  if (!error) fs::rename(beside, path, error);
+  if (!error) fs::rename(beside, path_, error);
   if (!error) return;
   std::error_code ignored;
   fs::remove(beside, ignored);
-  throw IoError(fmt::format("cannot write {}: {}; check its folder", path, error.message()));
+  throw IoError(fmt::format("cannot write {}: {}; check its folder", path_, error.message()));
 }
 
 ServerFile::~ServerFile() {
   std::error_code ignored;
-  fs::remove(server_file_path(directory_), ignored);
+  if (is_there()) fs::remove(path_, ignored);
+}
+
+bool ServerFile::is_there() const {
+  std::error_code error;
+  if (fs::status(path_, error).type() == fs::file_type::not_found) return false;
+  try {
+    return read_text_file(path_, kMostBytes) == text_;
+  } catch (const IoError&) {
+    return true;  // a server of files that does not answer just now
+  } catch (const std::exception&) {
+    return false;
+  }
 }
 
 }  // namespace weightcast

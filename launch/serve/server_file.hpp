@@ -25,18 +25,28 @@ ServerAddress own_address(const std::string& socket);
 /// IoError when there is none.
 ServerAddress read_server_file(const std::string& directory);
 
+/// Removes the file and the socket that a dead server has left, so that whoever waits for the next one's does
+/// not take them for it. Only for who keeps others from being the folder's server.
+void remove_dead_server(const std::string& directory);
+
 /// The file of a server that runs, for as long as this lives. Only one server of a folder may have one at a
 /// time.
 class ServerFile {
  public:
-  /// Puts it in place of one that a dead server has left, whose socket goes, too. Throws IoError.
-  ServerFile(std::string directory, const ServerAddress& address);
+  /// Throws IoError.
+  ServerFile(const std::string& directory, const ServerAddress& address);
+  /// Removes it, unless another server's has taken its place.
   ~ServerFile();
   ServerFile(const ServerFile&) = delete;
   ServerFile& operator=(const ServerFile&) = delete;
 
+  const std::string& path() const { return path_; }
+  /// False when the file is gone or another one has taken its place, so that nobody finds this server.
+  bool is_there() const;
+
  private:
-  std::string directory_;
+  std::string path_;
+  std::string text_;  ///< names a socket that no other server has
 };
 
 }  // namespace weightcast

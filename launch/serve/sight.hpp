@@ -18,7 +18,7 @@ struct Sight {
   std::int64_t round = 0;  ///< of the waits: what is seen in an earlier one says nothing any more
   std::int64_t exporters = kMapped;
   std::int64_t offers = kNobody;  ///< version that the trainer offers
-  std::int64_t serves = kNobody;  ///< version that the engine serves
+  std::int64_t serves = kNobody;  ///< version that the engine has
   std::int64_t signal = 0;        ///< that asks to stop
 
   friend bool operator==(const Sight& a, const Sight& b) = default;

@@ -117,6 +117,61 @@ TEST_F(LiveServers, ATrainerThatIsKilledComesBack) {
   EXPECT_EQ(again.exit_code, 0) << describe(again);
 }
 
+TEST_F(LiveServers, WhatEnginesHaveNeedsNoTrainer) {
+  const auto server = serve();
+  ASSERT_NO_FATAL_FAILURE(expect_update(1));
+  // Directly behind the answer, be the engines still about to serve it.
+  for (int version = 2; version <= 4; ++version) {
+    model_.offer(version);
+    ASSERT_EQ(trigger().exit_code, 0);
+    model_.offer(version + 10);
+    const Outcome there = trigger({"--weight-version", std::to_string(version)});
+    EXPECT_EQ(there.exit_code, 0) << describe(there);
+    EXPECT_NE(there.err.find("there already"), std::string::npos) << describe(there);
+  }
+  model_.stop_trainer(0);
+  const auto expect_there = [&] {
+    const Outcome there = trigger({"--weight-version", "4"});
+    EXPECT_EQ(there.exit_code, 0) << describe(there);
+  };
+  expect_there();
+  // And when the server has seen that it is gone.
+  expect_refused(trigger(), 74, "trainer-0.json");
+  expect_there();
+  expect_refused(trigger({"--weight-version", "5"}), 74, "trainer-0.json");
+  model_.stop_engine(2);
+  expect_refused(trigger({"--weight-version", "4"}), 74, ".json");
+  model_.start_engine(2, 4);
+  expect_there();
+  model_.start_trainer(0);
+  ASSERT_NO_FATAL_FAILURE(expect_update(21));
+}
+
+TEST_F(LiveServers, OneThatNobodyFindsEnds) {
+  const auto server = serve();
+  const std::string moved = dir_ / "moved";
+  std::filesystem::rename(folder_, moved);
+  expect_refused(server->wait(), 74, "nobody finds this server any more");
+  EXPECT_TRUE(std::filesystem::exists(moved + "/server.json"));
+  std::filesystem::rename(moved, folder_);
+}
+
+TEST_F(LiveServers, AnotherServersFileStays) {
+  const auto server = serve();
+  const std::string own = get_file(folder_ + "/server.json");
+  std::filesystem::remove(folder_ + "/server.json");
+  put_file(folder_ + "/server.json", "another's");
+  expect_refused(server->wait(), 74, "was removed or replaced");
+  EXPECT_EQ(get_file(folder_ + "/server.json"), "another's");
+}
+
+TEST_F(LiveServers, AFileOfADeadServerGoesBeforeTheNextOneIsReady) {
+  put_file(folder_ + "/server.json", "a dead server's");
+  model_.stop_engine(0);
+  expect_refused(try_to_serve(), 74, "engine-0.json");
+  EXPECT_FALSE(has_server_file());
+}
+
 TEST_F(LiveServers, ADeadServerIsReplaced) {
   std::string socket_of_dead;
   {
@@ -130,10 +185,11 @@ TEST_F(LiveServers, ADeadServerIsReplaced) {
     for (const pid_t rank : server->children()) ::kill(rank, SIGKILL);
     server->send(SIGKILL);
     static_cast<void>(server->wait());
-    expect_refused(waiting.wait(), 74, "is the server gone?");
+    expect_refused(waiting.wait(), 74,
+                   "has ended before its answer, and its log says why; start the server again");
   }
   EXPECT_TRUE(has_server_file());
-  expect_refused(trigger(), 74, "is the server gone?");
+  expect_refused(trigger(), 74, "nobody listens");
   model_.hold(false);
   EXPECT_FALSE(model_.settle());
   model_.offer(2);

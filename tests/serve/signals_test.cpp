@@ -66,11 +66,26 @@ TEST_F(LiveServers, AHardSignalEndsTheWaitForAnswers) {
   server->send_to_children(SIGTERM);
   expect_refused(asking.wait(), 75, "nothing was written");
   const Outcome outcome = server->wait();
-  EXPECT_EQ(outcome.exit_code, 75) << describe(outcome);
+  expect_refused(outcome, 75, "nothing was written");
   expect_no_trace();
   // Nobody waits for the dead.
   for (int engine = 0; engine < LiveModel::kEngines; ++engine) EXPECT_FALSE(model_.is_asked(engine));
   EXPECT_EQ(model_.difference(0), "");
+}
+
+TEST_F(LiveServers, ATriggerThatIsStoppedSaysThatTheUpdateGoesOn) {
+  const auto server = serve();
+  model_.hold(true);
+  model_.offer(1);
+  Process asking(trigger_command());
+  ASSERT_TRUE(wait_until_asked());
+  // As somebody's own and a launcher's.
+  asking.send(SIGINT);
+  asking.send(SIGINT);
+  expect_refused(asking.wait(), 75, "an update that has begun goes on");
+  model_.hold(false);
+  EXPECT_TRUE(model_.settle());
+  EXPECT_EQ(model_.difference(1), "");
 }
 
 TEST_F(LiveServers, SignalsAmidUpdatesLeaveWholeVersions) {

@@ -9,6 +9,7 @@
 
 #include "serve/server.hpp"
 #include "support/files.hpp"
+#include "support/other_user.hpp"
 #include "sys/host.hpp"
 
 namespace weightcast::test_support {
@@ -230,6 +231,13 @@ TEST_F(LiveServers, WithoutOneThereIsNothingToAsk) {
   put_file(folder_ + "/server.json", "{}");
   expect_refused(trigger(), 65, "server.json");
   EXPECT_EQ(run({{WEIGHTCAST_BINARY, "trigger"}, {}}).exit_code, 64);
+  const auto trigger_of = [](const std::string& folder) {
+    return run({{WEIGHTCAST_BINARY, "trigger", folder}, {}});
+  };
+  expect_refused(trigger_of(folder_ + "/none"), 74, "/none: there is no such folder; name the folder");
+  expect_refused(trigger_of(folder_ + "/engine-0.json"), 74, "/engine-0.json: is no folder");
+  const OtherUser other;
+  if (other.is_another()) expect_refused(trigger(), 74, "Permission denied; ask as the user");
 }
 
 }  // namespace

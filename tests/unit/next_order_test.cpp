@@ -56,20 +56,28 @@ TEST_F(NextOrderTest, ARequestWaitsForAllTrainers) {
 }
 
 TEST_F(NextOrderTest, AVersionThatIsThereNeedsNoTrainer) {
+  const auto is_there = [](const std::optional<UpdateAnswer>& answer) { return answer && answer->was_there; };
   const std::vector<Sight> sights{trainer(Sight::kNone), engine(3), engine(3)};
-  EXPECT_EQ(what(sights, UpdateRequest{3, true}), Order::kUpdate);
+  EXPECT_TRUE(is_there(answer_at_once({3, true}, sights)));
+  EXPECT_FALSE(answer_at_once({4, true}, sights));
   EXPECT_EQ(what(sights, UpdateRequest{4, true}), Order::kNothing);
-  EXPECT_EQ(what({trainer(Sight::kNone), engine(3), engine(2)}, UpdateRequest{3, true}), Order::kNothing);
+  EXPECT_FALSE(answer_at_once({3, true}, std::vector{trainer(Sight::kNone), engine(3), engine(2)}));
+  EXPECT_TRUE(is_there(answer_at_once({3, true}, std::vector{trainer(5), engine(3)})));
+  // Trainers that offer it wait for its being read.
+  EXPECT_FALSE(answer_at_once({3, true}, std::vector{trainer(3), engine(3)}));
+  EXPECT_TRUE(is_there(answer_at_once({3, true}, std::vector{trainer(3), trainer(4), engine(3)})));
+  // Files are a source without trainers.
+  EXPECT_TRUE(is_there(answer_at_once({3, true}, std::vector{engine(3)})));
+  EXPECT_FALSE(answer_at_once({3, true}, std::vector{Sight()}));
 }
 
 TEST_F(NextOrderTest, AnotherVersionThanOfferedIsRefused) {
   const std::vector<Sight> sights{trainer(5), engine(3)};
-  EXPECT_FALSE(refusal_of({5, true}, sights));
-  EXPECT_FALSE(refusal_of({3, true}, sights));
-  EXPECT_FALSE(refusal_of({std::nullopt, true}, sights));
-  ASSERT_TRUE(refusal_of({6, true}, sights));
-  EXPECT_EQ(refusal_of({6, true}, sights)->code, ExitCode::kUsage);
-  EXPECT_FALSE(refusal_of({6, true}, std::vector<Sight>{trainer(Sight::kNone)}));
+  EXPECT_FALSE(answer_at_once({5, true}, sights));
+  EXPECT_FALSE(answer_at_once({std::nullopt, true}, sights));
+  ASSERT_TRUE(answer_at_once({6, true}, sights));
+  EXPECT_EQ(answer_at_once({6, true}, sights)->code, ExitCode::kUsage);
+  EXPECT_FALSE(answer_at_once({6, true}, std::vector<Sight>{trainer(Sight::kNone)}));
 }
 
 TEST_F(NextOrderTest, AnySignalStops) {
