@@ -6,12 +6,14 @@
 #include <array>
 #include <chrono>
 #include <cstring>
+#include <filesystem>
 #include <span>
 #include <string_view>
 #include <utility>
 
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "live/folder.hpp"
 #include "live/gpu_live.hpp"
 #include "live/live_weights.hpp"
 #include "live/manifest.hpp"
@@ -95,6 +97,12 @@ void require_live_options(const Options& options) {
   if (source && options.model.empty()) {
     throw UsageError("--source live:DIR: needs --model CONFIG_JSON, which says what the model is");
   }
+  if (source && options.sink == "none" && (options.command == "sync" || options.command == "serve")) {
+    throw UsageError(
+        "--source live:DIR: without --sink the trainers' offer would be taken, and nobody would have it; "
+        "name "
+        "--sink live:DIR or hdf5:DIR");
+  }
   if (source && options.has_weight_version) {
     throw UsageError("--weight-version: a live source has the version that the trainers offer; leave it out");
   }
@@ -104,7 +112,13 @@ void require_live_options(const Options& options) {
 }
 
 Manifest read_manifest_of(const std::string& directory, Role role, std::int64_t rank, std::int64_t ranks) {
-  Manifest manifest = read_manifest(manifest_path(directory, role, rank));
+  const std::string path = manifest_path(directory, role, rank);
+  std::error_code error;
+  if (const auto status = std::filesystem::status(path, error);
+      status.type() == std::filesystem::file_type::not_found) {
+    refuse_missing(directory, role, rank, fmt::format("the job's layout has {} {}s", ranks, role_name(role)));
+  }
+  Manifest manifest = read_manifest(path);
   if (manifest.role != role || manifest.rank != rank) {
     throw InputError(fmt::format("{}: is of {} {}; let all publish again", manifest.path,
                                  role_name(manifest.role), manifest.rank));

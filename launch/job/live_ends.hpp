@@ -43,7 +43,7 @@ std::vector<LiveTrainer> load_live_trainers(const std::string& directory, const 
                                             Topology& topology);
 
 /// The manifest of number `rank` of `ranks` exporters. Throws InputError when there are more or fewer,
-/// IoError when the exporter is of another start of this process's Slurm job.
+/// IoError when there is none yet, or the exporter is of another start of this process's Slurm job.
 Manifest read_manifest_of(const std::string& directory, Role role, std::int64_t rank, std::int64_t ranks);
 
 /// The running processes at the ends of a job: the trainer that this rank reads, the engine that it writes.

@@ -138,8 +138,9 @@ struct Engines {
 Engines open_engines(const std::string& directory, const EngineLayout& layout) {
   const std::vector<Manifest> manifests = read_manifests(directory, Role::kEngine);
   if (manifests.empty()) {
-    throw InputError(directory +
-                     ": has no manifest of an engine (engine-<n>.json); let engines publish there");
+    throw IoError(
+        directory +
+        ": has no manifest of an engine (engine-<n>.json); wait until engines have published there");
   }
   if (static_cast<std::int64_t>(manifests.size()) != layout.ranks()) {
     throw InputError(

@@ -131,8 +131,30 @@ TEST_F(LiveCommands, InspectSaysWhoHoldsWhat) {
 TEST_F(LiveCommands, InspectOfWhatIsNotThere) {
   EXPECT_TRUE(refused(inspect(), 74, {folder_, "No such file"}));
   std::filesystem::create_directory(folder_);
-  EXPECT_TRUE(refused(inspect(), 65, {folder_, "no manifest", "engine-<n>.json"}));
+  EXPECT_TRUE(refused(inspect(), 74, {folder_, "no manifest", "engine-<n>.json", "wait until"}));
   EXPECT_TRUE(refused(run_plain({"inspect", "live:"}), 64, {"live:", "folder"}));
+}
+
+TEST_F(LiveCommands, WhatIsNotPublishedYetIsSaidSo) {
+  std::filesystem::create_directory(folder_);
+  const std::string live = "live:" + folder_;
+  const Words words{"--source", live, "--sink", live, "--model", trained(0)};
+  const Words says{"trainer-0.json: is missing, though the job's layout has 1 trainers; wait until all"};
+  EXPECT_TRUE(refused(run_job(2, Words{"sync"} + words), 74, says));
+  EXPECT_TRUE(refused(run_job(2, Words{"serve"} + words), 74, says));
+  EXPECT_TRUE(refused(run_plain(Words{"plan"} + words), 74, says));
+}
+
+TEST_F(LiveCommands, AnOfferIsNotTakenForNobody) {
+  start("trainer", 0, 1, trained(0), [](auto& trainer) { weightcast_offer(trainer.handle(), 4, 100); });
+  for (const char* command : {"sync", "serve"}) {
+    for (const Words& sink : {Words{}, {"--sink", "none"}}) {
+      EXPECT_TRUE(
+          refused(run_job(2, Words{command, "--source", "live:" + folder_, "--model", trained(0)} + sink), 64,
+                  {"--source live:DIR", "--sink live:DIR"}));
+    }
+  }
+  EXPECT_TRUE(has(inspect().out, {"trainer 0: offers version 4"}));
 }
 
 TEST_F(LiveCommands, InspectOfExportersThatAreElsewhereOrGone) {
@@ -259,7 +281,7 @@ TEST_F(LiveCommands, HostsWhereTrainersReadFilesOrAreEngines) {
   EXPECT_TRUE(refused(run_plain({"hosts", folder_, "--format", "rankfile"}), 65, {path, "'host'"}));
   put_file(path, own);
   change(path, "\"ranks\": 1", "\"ranks\": 2");
-  EXPECT_TRUE(refused(run_plain({"hosts", folder_}), 65, {"trainer-1.json", "missing"}));
+  EXPECT_TRUE(refused(run_plain({"hosts", folder_}), 74, {"trainer-1.json", "missing"}));
 }
 
 TEST_F(LiveCommands, HostsRefusesRanksThatShareAGpu) {
@@ -456,7 +478,7 @@ TEST_F(LiveCommands, VerifyOfEnginesThatAreElsewhereOrGone) {
   children_[1]->kill();
   EXPECT_TRUE(refused(verify(), 74, {path, "gone"}));
   std::filesystem::remove(path);
-  EXPECT_TRUE(refused(verify(), 65, {"engine-1.json", "missing"}));
+  EXPECT_TRUE(refused(verify(), 74, {"engine-1.json", "missing"}));
 }
 
 TEST_F(LiveCommands, VerifyOfEnginesThatServeNothingOrChange) {
@@ -510,7 +532,9 @@ TEST_F(LiveCommands, PlanReadsManifests) {
                     "--inference", "tp=2,ep=2"};
   const Words model{"--model", trained(0), "--trainers", "2"};
   EXPECT_TRUE(refused(run_plain(words), 64, {"live:DIR", "--model"}));
-  EXPECT_TRUE(refused(run_plain(words + model), 74, {"trainer-1.json"}));
+  EXPECT_TRUE(
+      refused(run_plain(words + model), 74,
+              {"trainer-1.json: is missing, though the job's layout has 2 trainers; wait until all"}));
   // The same manifest for another rank: nothing is mapped.
   std::string text = get_file(manifest("trainer", 0));
   put_file(manifest("trainer", 1), text.replace(text.find("\"rank\": 0"), 9, "\"rank\": 1"));
