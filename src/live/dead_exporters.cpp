@@ -9,7 +9,9 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <string_view>
+#include <vector>
 
 #include "client/block.hpp"
 #include "client/memory_names.hpp"
@@ -54,27 +56,53 @@ Remains remains_of(std::uint64_t generation) {
   return remains;
 }
 
-/// Removes the memory of a dead exporter. What was removed, for people.
+/// Removes the memory of a dead exporter. What was removed, for people. Throws IoError naming what stays,
+/// when all else is gone.
 std::string remove_memory(std::uint64_t generation) {
   const Remains remains = remains_of(generation);
-  // Where this is cut short the block stays, by which the next one finds the rest.
+  std::string refused;
   for (const std::string& name : remains.names) {
-    if (::shm_unlink(("/" + name).c_str()) == 0 || errno == ENOENT) continue;
-    throw IoError(
-        fmt::format("{}/{} cannot be removed, do it by hand: {}", kSharedMemory, name, std::strerror(errno)));
+    // While something stays the block does, too, by which the next one finds it.
+    if (!refused.empty() && name.ends_with(kControl)) break;
+    if (::shm_unlink(("/" + name).c_str()) == 0 || errno == ENOENT || !refused.empty()) continue;
+    refused =
+        fmt::format("{}/{} cannot be removed, do it by hand: {}", kSharedMemory, name, std::strerror(errno));
   }
+  if (!refused.empty()) throw IoError(refused);
   return fmt::format("{} files of shared memory ({})", remains.names.size(), format_bytes(remains.bytes));
 }
 
-/// Removes a manifest, unless another has taken its place.
+/// Removes a manifest, unless another has taken its place. Under a name of its own nobody can take its place
+/// between the look and the removal.
 void remove_manifest(const Manifest& manifest) {
+  const std::string aside = fmt::format("{}.{:016x}", manifest.path, manifest.generation);
   std::error_code error;
-  if (!fs::exists(manifest.path, error) || read_manifest(manifest.path).generation != manifest.generation) {
-    return;
-  }
-  fs::remove(manifest.path, error);
+  fs::rename(manifest.path, aside, error);
+  if (error == std::errc::no_such_file_or_directory) return;
   if (error)
     throw IoError(fmt::format("{} cannot be removed, do it by hand: {}", manifest.path, error.message()));
+  bool is_other = false;
+  try {
+    is_other = read_manifest(aside).generation != manifest.generation;
+  } catch (const Error&) {
+    is_other = true;
+  }
+  // Where a third one has come meanwhile, that one stays.
+  if (is_other) fs::create_hard_link(aside, manifest.path, error);
+  fs::remove(aside, error);
+}
+
+/// Whether there is a process of that number that has not ended: one whose parent has yet to hear of its end
+/// has no memory and no locks any more.
+bool runs(std::int64_t process) {
+  if (::kill(static_cast<pid_t>(process), 0) != 0 && errno == ESRCH) return false;
+  std::ifstream file(fmt::format("/proc/{}/stat", process));
+  std::string text;
+  std::getline(file, text);
+  // `123 (a name) Z …`; a name may have parentheses.
+  const std::size_t name = text.rfind(')');
+  return name == std::string::npos || name + 2 >= text.size() ||
+         (text[name + 2] != 'Z' && text[name + 2] != 'X');
 }
 
 const char* why_not_seen(Reach reach) {
@@ -103,7 +131,7 @@ void clean_manifest(const Manifest& manifest, Cleaning& cleaning) {
   if (life == Life::kLives) return;
   if (life == Life::kUnknown) return keep("of an exporter whose control block is not readable: try again");
   // Without its block nobody can say whether the exporter has closed or lost its memory.
-  if (!there && (::kill(static_cast<pid_t>(manifest.pid), 0) == 0 || errno != ESRCH)) {
+  if (!there && runs(manifest.pid)) {
     return keep(fmt::format("without shared memory, but a process {} lives: stop it", manifest.pid));
   }
   // The manifest last: where this is cut short, the next one finds it.
@@ -113,13 +141,86 @@ void clean_manifest(const Manifest& manifest, Cleaning& cleaning) {
       fmt::format("{} of process {}, which is dead, and {}", manifest.path, manifest.pid, memory));
 }
 
+bool is_own(const std::string& path) {
+  struct stat status = {};
+  return ::lstat(path.c_str(), &status) == 0 && status.st_uid == ::getuid();
+}
+
+void remove_file(const std::string& path, const std::string& what, Cleaning& cleaning) {
+  std::error_code error;
+  fs::remove(path, error);
+  if (error) throw IoError(fmt::format("{} cannot be removed, do it by hand: {}", path, error.message()));
+  cleaning.removed.push_back(fmt::format("{}, {}", path, what));
+}
+
+void clean_unfinished(const UnfinishedManifest& manifest, Cleaning& cleaning) {
+  // An hour is more than writing one takes anywhere.
+  constexpr std::int64_t kLong = 3600;
+  if (!is_own(manifest.path)) return;
+  const bool there = fs::exists(kSharedMemory + own_memory(manifest.generation, kControl));
+  const Life life = client::life_of(manifest.generation);
+  if (there && life != Life::kDead) return;
+  if (there || manifest.age > kLong)
+    return remove_file(manifest.path, "which a dead process has not finished", cleaning);
+  cleaning.kept.push_back(
+      fmt::format("{} is a manifest that is not finished, and its process is not seen from here: clean on "
+                  "its host",
+                  manifest.path));
+}
+
+/// Why an update of the folder's engines may be under way; empty when none is.
+std::string why_busy(const std::vector<FoundManifest>& all) {
+  for (const FoundManifest& found : all) {
+    if (found.role != Role::kEngine) continue;
+    if (!found.manifest) return found.path + " cannot be read";
+    const Reach reach = reach_of(*found.manifest);
+    if (reach == Reach::kOtherBoot) continue;
+    if (reach != Reach::kHere) return found.path + " is not seen from here";
+    try {
+      if (OpenBlock(*found.manifest, Access::kRead).updater() != 0) return found.path + " is in an update";
+    } catch (const Error&) {
+      // Its block is gone, and nobody can have it for an update.
+    }
+  }
+  return "";
+}
+
+/// What `clean` throws is said, and does not keep the rest.
+template <typename Clean>
+void go_on(Cleaning& cleaning, Clean clean) {
+  try {
+    clean();
+  } catch (const Error& refused) {
+    cleaning.kept.emplace_back(refused.what());
+  }
+}
+
 }  // namespace
+
+bool is_dead(const Manifest& manifest) {
+  const Reach reach = reach_of(manifest);
+  return reach == Reach::kOtherBoot ||
+         (reach == Reach::kHere && client::life_of(manifest.generation) == Life::kDead);
+}
 
 Cleaning remove_dead_exporters(const std::string& directory) {
   Cleaning cleaning;
-  for (const FoundManifest& found : find_manifests(directory)) {
+  const std::vector<FoundManifest> all = find_manifests(directory);
+  const std::string busy = why_busy(all);
+  for (const std::string& path : unnamed_records(directory)) {
+    if (!is_own(path)) continue;
+    if (busy.empty()) {
+      go_on(cleaning, [&] { remove_file(path, "which a dead job step has left", cleaning); });
+    } else {
+      cleaning.kept.push_back(fmt::format("{} may be of an update that is under way: {}", path, busy));
+    }
+  }
+  for (const UnfinishedManifest& manifest : unfinished_manifests(directory)) {
+    go_on(cleaning, [&] { clean_unfinished(manifest, cleaning); });
+  }
+  for (const FoundManifest& found : all) {
     if (found.manifest) {
-      clean_manifest(*found.manifest, cleaning);
+      go_on(cleaning, [&] { clean_manifest(*found.manifest, cleaning); });
     } else {
       cleaning.kept.emplace_back(found.wrong->what());
     }
@@ -131,8 +232,10 @@ Cleaning remove_dead_exporters(const std::string& directory) {
     if (client::life_of(generation) == Life::kDead) dead.push_back(generation);
   }
   for (const std::uint64_t generation : dead) {
-    cleaning.removed.push_back(fmt::format("{}{}*, which a dead process has left: {}", kSharedMemory,
-                                           own_memory(generation, ""), remove_memory(generation)));
+    go_on(cleaning, [&] {
+      cleaning.removed.push_back(fmt::format("{}{}*, which a dead process has left: {}", kSharedMemory,
+                                             own_memory(generation, ""), remove_memory(generation)));
+    });
   }
   return cleaning;
 }

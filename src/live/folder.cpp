@@ -77,11 +77,9 @@ std::vector<FoundManifest> named_in(const std::string& directory, std::initializ
   return all;
 }
 
-[[noreturn]] void refuse_missing(const std::string& directory, Role role, std::int64_t rank,
-                                 const Manifest& first) {
-  throw InputError(
-      fmt::format("{}: is missing, though {} says that there are {}; wait until all have published",
-                  manifest_path(directory, role, rank), first.path, first.ranks));
+/// `engine-0.json says that there are 4`
+std::string number_said_by(const Manifest& manifest) {
+  return fmt::format("{} says that there are {}", manifest.path, manifest.ranks);
 }
 
 Manifest read_own(const FoundManifest& found) {
@@ -122,9 +120,14 @@ std::vector<FoundManifest> find_manifests(const std::string& directory) {
 }
 
 void refuse_empty(const std::string& directory) {
-  throw InputError(directory +
-                   ": has no manifest (trainer-<n>.json, engine-<n>.json); let trainers and engines publish "
-                   "there");
+  throw IoError(directory +
+                ": has no manifest (trainer-<n>.json, engine-<n>.json); wait until trainers and engines have "
+                "published there");
+}
+
+void refuse_missing(const std::string& directory, Role role, std::int64_t rank, const std::string& because) {
+  throw IoError(fmt::format("{}: is missing, though {}; wait until all have published",
+                            manifest_path(directory, role, rank), because));
 }
 
 std::vector<Manifest> read_manifests(const std::string& directory, Role role) {
@@ -138,10 +141,11 @@ std::vector<Manifest> read_manifests(const std::string& directory, Role role) {
                                    manifest.path, manifest.ranks, first.path, first.ranks));
     }
     if (manifest.rank == static_cast<std::int64_t>(i)) continue;
-    refuse_missing(directory, role, static_cast<std::int64_t>(i), first);
+    refuse_missing(directory, role, static_cast<std::int64_t>(i), number_said_by(first));
   }
   if (!manifests.empty() && static_cast<std::int64_t>(manifests.size()) < manifests.front().ranks) {
-    refuse_missing(directory, role, static_cast<std::int64_t>(manifests.size()), manifests.front());
+    refuse_missing(directory, role, static_cast<std::int64_t>(manifests.size()),
+                   number_said_by(manifests.front()));
   }
   return manifests;
 }
@@ -152,6 +156,34 @@ std::string origin_text(std::uint64_t origin) {
 
 std::string commit_path(const std::string& directory, std::uint64_t update) {
   return fmt::format("{}/{}{}.json", directory, kCommit, update);
+}
+
+std::vector<UnfinishedManifest> unfinished_manifests(const std::string& directory) {
+  constexpr std::size_t kDigits = 16;
+  std::vector<UnfinishedManifest> all;
+  for_each_name(directory, [&](const std::string& name) {
+    if (name.size() <= kDigits || name[name.size() - kDigits - 1] != '.') return;
+    const std::string of = name.substr(0, name.size() - kDigits - 1);
+    if (!number_in(of, "engine-") && !number_in(of, "trainer-")) return;
+    UnfinishedManifest manifest;
+    const char* const end = name.data() + name.size();
+    const auto [stop, error] = std::from_chars(end - kDigits, end, manifest.generation, kDigits);
+    if (error != std::errc() || stop != end) return;
+    manifest.path = directory + "/" + name;
+    manifest.age = age_of(manifest.path);
+    all.push_back(std::move(manifest));
+  });
+  return all;
+}
+
+std::vector<std::string> unnamed_records(const std::string& directory) {
+  constexpr std::string_view kEnd = ".new";
+  std::vector<std::string> all;
+  for_each_name(directory, [&](const std::string& name) {
+    if (name.ends_with(kEnd) && number_in(name.substr(0, name.size() - kEnd.size()), kCommit))
+      all.push_back(directory + "/" + name);
+  });
+  return all;
 }
 
 std::vector<std::uint64_t> updates_recorded(const std::string& directory) {

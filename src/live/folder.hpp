@@ -24,11 +24,15 @@ struct FoundManifest {
 /// the others. Throws IoError when there is no such folder.
 std::vector<FoundManifest> find_manifests(const std::string& directory);
 
-/// Throws InputError: the folder has no manifest.
+/// Throws IoError: the folder has no manifest.
 [[noreturn]] void refuse_empty(const std::string& directory);
 
+/// Throws IoError: that rank has published nothing. `because` says who would have it there.
+[[noreturn]] void refuse_missing(const std::string& directory, Role role, std::int64_t rank,
+                                 const std::string& because);
+
 /// All manifests of a role, by rank; empty when there is none. Throws as read_manifest(); IoError when there
-/// is no such folder, InputError when ranks are missing or disagree about how many they are.
+/// is no such folder or ranks are missing, InputError when they disagree about how many they are.
 std::vector<Manifest> read_manifests(const std::string& directory, Role role);
 
 /// What the job step or, where it died, an engine has decided of an update (live/live_update.hpp).
@@ -39,10 +43,24 @@ struct CommitRecord {
   std::optional<Error> wrong;           ///< the file says neither
 };
 
+/// A manifest that has not got its name, because its exporter is about to give it, or was killed before.
+struct UnfinishedManifest {
+  std::string path;              ///< `DIR/engine-3.json.00ff00ff00ff00ff`
+  std::uint64_t generation = 0;  ///< as its name says
+  std::int64_t age = 0;          ///< seconds since something was written to it
+};
+
+/// Those of a folder. Throws IoError when there is no such folder.
+std::vector<UnfinishedManifest> unfinished_manifests(const std::string& directory);
+
+/// The records that have not got their name, `DIR/commit-12.json.new`: of an update that is under way, or
+/// whose job step was killed. Throws IoError when there is no such folder.
+std::vector<std::string> unnamed_records(const std::string& directory);
+
 /// How a record writes where weights come from: 16 hexadecimal digits.
 std::string origin_text(std::uint64_t origin);
 
-/// `DIR/commit-12.json`, where the record of an update is.
+/// `DIR/commit-12.json`, where the record of an update is; `.new` behind it before it has its name.
 std::string commit_path(const std::string& directory, std::uint64_t update);
 
 /// The updates of which a folder has a record, the latest first; the records are not read. Throws IoError

@@ -236,7 +236,8 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
       rest_ = engine_->state();
       if (rest_ == WEIGHTCAST_SERVING && engine_->version() > version && !allow_older) {
         throw UsageError(
-            fmt::format("{}: {} serves version {}, and {} is older; allow that with --allow-older",
+            fmt::format("{}: {} serves version {}, and {} is older; start the job, or the server, with "
+                        "--allow-older if that is meant",
                         engine_->manifest().path, engine_->name(), engine_->version(), version));
       }
     });
@@ -323,6 +324,11 @@ void LiveUpdate::remove_earlier_records() const noexcept {
     for (const std::uint64_t update : updates_recorded(directory_)) {
       std::error_code ignored;
       if (update < update_) std::filesystem::remove(commit_path(directory_, update), ignored);
+    }
+    // This job step has all engines: whoever has left these is dead.
+    for (const std::string& path : unnamed_records(directory_)) {
+      std::error_code ignored;
+      std::filesystem::remove(path, ignored);
     }
   } catch (const std::exception&) {
     // They stay, and stand for no other update.

@@ -4,9 +4,12 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <memory>
@@ -300,6 +303,97 @@ TEST_F(LiveLook, AManifestCannotNameAnothersMemory) {
     EXPECT_TRUE(std::filesystem::exists("/dev/shm" + living.segments.front().name));
     EXPECT_TRUE(std::filesystem::exists(folder_ + engine_));
   }
+}
+
+TEST_F(LiveLook, WhatKilledProcessesHaveLeftWithoutAName) {
+  start("engine", 0, 2);
+  start("engine", 1, 2).kill();
+  const auto unfinished = [&](const Manifest& manifest, int rank) {
+    char name[64];
+    std::snprintf(name, sizeof name, "/engine-%d.json.%016llx", rank,
+                  static_cast<unsigned long long>(manifest.generation));
+    put_file(folder_ + name, "");
+    return folder_ + name;
+  };
+  const std::string of_living = unfinished(read_manifest(folder_ + engine_), 0);
+  const std::string of_dead = unfinished(read_manifest(folder_ + "/engine-1.json"), 1);
+  Manifest elsewhere;
+  elsewhere.generation = 0x0123456789abcdef;
+  const std::string of_nobody = unfinished(elsewhere, 2);
+  elsewhere.generation = 0xfedcba9876543210;
+  const std::string old = unfinished(elsewhere, 3);
+  std::filesystem::last_write_time(old, std::filesystem::file_time_type::clock::now() - 2h);
+  const std::string record = folder_ + "/commit-7.json.new";
+  for (const char* other : {"/commit-x.json.new", "/engine-0.json.0123"}) put_file(folder_ + other, "");
+  // While a job step has an engine, the record is its own.
+  put_file(record, "{}");
+  int ready[2];
+  ASSERT_EQ(::pipe(ready), 0);
+  Child job([&] {
+    Exporter exporter(read_manifest(folder_ + engine_));
+    if (!exporter.take("rank 0")) return 1;
+    static_cast<void>(!::write(ready[1], "x", 1));
+    ::pause();
+    return 0;
+  });
+  char byte = 0;
+  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  Cleaning cleaning = remove_dead_exporters(folder_);
+  EXPECT_TRUE(std::filesystem::exists(record));
+  EXPECT_TRUE(std::filesystem::exists(of_living));
+  EXPECT_TRUE(std::filesystem::exists(of_nobody));
+  EXPECT_FALSE(std::filesystem::exists(of_dead));
+  EXPECT_FALSE(std::filesystem::exists(old));
+  EXPECT_EQ(cleaning.kept.size(), 2);
+  job.kill();
+  cleaning = remove_dead_exporters(folder_);
+  EXPECT_FALSE(std::filesystem::exists(record));
+  EXPECT_TRUE(std::filesystem::exists(folder_ + "/commit-x.json.new"));
+  EXPECT_TRUE(std::filesystem::exists(folder_ + "/engine-0.json.0123"));
+}
+
+TEST_F(LiveLook, WhatCannotBeRemovedDoesNotKeepTheRest) {
+  start("engine", 0, 2).kill();
+  start("engine", 1, 2).kill();
+  const std::string in_the_way = "/dev/shm" + stems_[0] + "0";
+  std::filesystem::remove(in_the_way);
+  std::filesystem::create_directory(in_the_way);
+  Cleaning cleaning = remove_dead_exporters(folder_);
+  ASSERT_FALSE(cleaning.kept.empty());
+  EXPECT_NE(cleaning.kept.front().find(in_the_way), std::string::npos) << cleaning.kept.front();
+  EXPECT_FALSE(std::filesystem::exists("/dev/shm" + stems_[1] + "control"));
+  EXPECT_FALSE(std::filesystem::exists(folder_ + "/engine-1.json"));
+  EXPECT_TRUE(std::filesystem::exists(folder_ + engine_));
+  std::filesystem::remove(in_the_way);
+  ASSERT_EQ(::mkfifo(in_the_way.c_str(), 0600), 0);
+  cleaning = remove_dead_exporters(folder_);
+  EXPECT_TRUE(cleaning.kept.empty());
+  EXPECT_FALSE(std::filesystem::exists(in_the_way));
+  EXPECT_FALSE(std::filesystem::exists(folder_ + engine_));
+}
+
+TEST_F(LiveLook, AnExporterWhoseParentHasNotHeardOfItsEndIsDead) {
+  int ready[2];
+  ASSERT_EQ(::pipe(ready), 0);
+  const pid_t zombie = ::fork();
+  if (zombie == 0) {
+    const bool published = publish(folder_, "engine", 0, 1);
+    static_cast<void>(!::write(ready[1], published ? "y" : "n", 1));
+    ::_exit(0);
+  }
+  char byte = 0;
+  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  ASSERT_EQ(byte, 'y');
+  siginfo_t ended = {};
+  ASSERT_EQ(::waitid(P_PID, static_cast<id_t>(zombie), &ended, WEXITED | WNOWAIT), 0);
+  const std::string control = read_manifest(folder_ + engine_).control;
+  ::shm_unlink(control.c_str());
+  ::shm_unlink((control.substr(0, control.size() - std::strlen("control")) + "0").c_str());
+  EXPECT_TRUE(is_dead(read_manifest(folder_ + engine_)));
+  const Cleaning cleaning = remove_dead_exporters(folder_);
+  EXPECT_TRUE(cleaning.kept.empty());
+  EXPECT_FALSE(std::filesystem::exists(folder_ + engine_));
+  EXPECT_EQ(::waitpid(zombie, nullptr, 0), zombie);
 }
 
 TEST_F(LiveLook, OnlyWhatIsKnownToBeDeadIsRemoved) {
