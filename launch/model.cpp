@@ -10,6 +10,7 @@
 #include "core/error.hpp"
 #include "core/json_text.hpp"
 #include "launch/job/live_ends.hpp"
+#include "live/folder.hpp"
 #include "source/shard_copies.hpp"
 #include "source/trainer_binding.hpp"
 #include "storage/foreign_file.hpp"
@@ -50,6 +51,21 @@ ConfigText read_named_config(const std::string& path) {
   }
 }
 
+/// What `read` makes of a source's files. A folder in which trainers or engines have published is likely
+/// meant as theirs: an error says so.
+template <typename Read>
+auto read_files_of(const std::string& source, Read read) {
+  try {
+    return read();
+  } catch (const Error& error) {
+    std::error_code none;
+    if (!std::filesystem::is_directory(source, none) || find_manifests(source).empty()) throw;
+    throw Error(error.code(), fmt::format("{}; trainers or engines that run have published there: is live:{} "
+                                          "meant?",
+                                          error.what(), source));
+  }
+}
+
 /// The config in force.
 ConfigText read_config(const Options& options) {
   if (options.model.empty()) {
@@ -60,7 +76,7 @@ ConfigText read_config(const Options& options) {
     std::error_code ignored;
     const bool folder = std::filesystem::is_directory(path, ignored);
     ConfigText config{origin, "", {}};
-    config.text = read_config_text(source, &config.files);
+    config.text = read_files_of(source, [&] { return read_config_text(source, &config.files); });
     return with_modelopt(std::move(config), folder ? path : path.parent_path());
   }
   std::string path = options.model;
@@ -257,7 +273,7 @@ void add_texts(Checkpoint& checkpoint, const std::vector<CheckpointFile>& files)
 }
 
 Checkpoint read_source(const Options& options, const std::string& path) {
-  return read_checkpoint(path, other_files_of(options));
+  return read_files_of(path, [&] { return read_checkpoint(path, other_files_of(options)); });
 }
 
 bool compares_tied_head(const Options& options) {

@@ -44,8 +44,8 @@ void require_plain_host(const Manifest& manifest) {
 
 Place place_of(const Manifest& manifest) {
   require_plain_host(manifest);
-  return {fmt::format("{} {}", role_name(manifest.role), manifest.rank), manifest.host, manifest.device(),
-          manifest.path};
+  return {fmt::format("{} {}{}", role_name(manifest.role), manifest.rank, is_dead(manifest) ? " (gone)" : ""),
+          manifest.host, manifest.device(), manifest.path};
 }
 
 /// One rank for trainer number r and engine number r, which must be in one place.
@@ -90,6 +90,9 @@ std::vector<Place> places_of(const std::string& directory, bool colocate, std::i
   for (const auto* manifests : {&trainers, &engines}) {
     for (const Manifest& manifest : *manifests) {
       if (const std::string run = other_run(manifest); !run.empty()) log_note(manifest.path + ": is " + run);
+      if (is_dead(manifest))
+        log_note(fmt::format("{}: its exporter, process {}, is gone; start it again before a job",
+                             manifest.path, manifest.pid));
     }
   }
   if (trainers.empty() && engines.empty()) refuse_empty(directory);

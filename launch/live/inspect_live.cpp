@@ -4,20 +4,26 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
+#include <span>
 #include <vector>
 
 #include "control/signals.hpp"
 #include "core/error.hpp"
 #include "core/units.hpp"
+#include "launch/serve/ask.hpp"
+#include "launch/serve/server_file.hpp"
+#include "live/dead_exporters.hpp"
 #include "live/folder.hpp"
 #include "live/open_block.hpp"
 #include "live/slurm_run.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
+#include "sys/host.hpp"
 
 namespace weightcast {
 
@@ -57,6 +63,7 @@ struct Sight {
   std::string words;
   std::optional<BlockState> state;
   bool lives = false;
+  bool dead = false;  ///< for certain
   int updater = 0;
   int mapped_by = 0;
   std::optional<Error> wrong;
@@ -81,6 +88,7 @@ std::string hidden_by(const Manifest& manifest) {
 
 Sight look_at(const Manifest& manifest) {
   Sight sight;
+  sight.dead = is_dead(manifest);
   sight.words = hidden_by(manifest);
   if (!sight.words.empty()) return sight;
   try {
@@ -89,10 +97,13 @@ Sight look_at(const Manifest& manifest) {
     sight.state = block.look();
     sight.updater = block.updater();
     sight.mapped_by = block.mapped_by();
-  } catch (const IoError& gone) {
-    sight.words = gone.what();
-    return sight;
-  } catch (const InputError& wrong) {
+  } catch (const Error& wrong) {
+    sight.dead = sight.dead || is_dead(manifest);  // by now
+    if (sight.dead) {
+      // The next exporter of that user has cleared its memory away.
+      sight.words = fmt::format("gone: process {} has died, and its state with it", manifest.pid);
+      return sight;
+    }
     sight.words = wrong.what();
     sight.wrong = wrong;
     return sight;
@@ -128,6 +139,7 @@ nlohmann::ordered_json json_of(const FoundManifest& found, const Sight& sight) {
                                   {"layout", manifest.layout},
                                   {"age_seconds", found.age},
                                   {"says", sight.words}};
+  if (sight.dead) entry["lives"] = false;
   if (!sight.state) return entry;
   entry["lives"] = sight.lives;
   entry["state"] = in_words(*sight.state);
@@ -138,33 +150,60 @@ nlohmann::ordered_json json_of(const FoundManifest& found, const Sight& sight) {
   return entry;
 }
 
-/// `2 of 4 trainers (missing: 1, 3)`, of those whose manifests can be read.
-std::string presence(const std::vector<FoundManifest>& all, Role role) {
+/// `1, 3`
+std::string list_of(const std::vector<std::int64_t>& ranks) {
+  constexpr std::size_t kMostNamed = 8;
+  const auto named = std::span(ranks).first(std::min(ranks.size(), kMostNamed));
+  return fmt::format("{}{}", fmt::join(named, ", "), ranks.size() > kMostNamed ? ", …" : "");
+}
+
+/// `1 of 4 trainers (missing: 1, 3; gone: 2)`: of those whose manifests can be read, who is not known to be
+/// dead.
+std::string presence(const std::vector<FoundManifest>& all, const std::set<const FoundManifest*>& dead,
+                     Role role) {
   std::set<std::int64_t> there;
   std::set<std::int64_t> said;
+  std::vector<std::int64_t> gone;
   for (const FoundManifest& found : all) {
     if (found.role != role) continue;
     there.insert(found.rank);
+    if (dead.contains(&found)) gone.push_back(found.rank);
     if (found.manifest) said.insert(found.manifest->ranks);
   }
   const std::string plural = fmt::format("{}s", role_name(role));
   if (there.empty()) return "no " + plural;
   if (said.size() != 1) {
     return fmt::format(
-        "{} {}{}", there.size(), plural,
+        "{} {}{}", there.size() - gone.size(), plural,
         said.empty() ? "" : fmt::format(", which disagree how many they are ({})", fmt::join(said, ", ")));
   }
   const std::int64_t ranks = *said.begin();
-  std::string text = fmt::format("{} of {} {}", there.size(), ranks, plural);
+  std::vector<std::string> wanting;
   std::vector<std::int64_t> missing;
-  constexpr std::size_t kMostNamed = 8;
-  for (std::int64_t rank = 0; rank < ranks && missing.size() <= kMostNamed; ++rank) {
+  constexpr std::size_t kEnough = 9;  // one more than are named
+  for (std::int64_t rank = 0; rank < ranks && missing.size() < kEnough; ++rank) {
     if (!there.contains(rank)) missing.push_back(rank);
   }
-  if (missing.empty()) return text;
-  const bool more = missing.size() > kMostNamed;
-  if (more) missing.pop_back();
-  return fmt::format("{} (missing: {}{})", text, fmt::join(missing, ", "), more ? ", …" : "");
+  if (!missing.empty()) wanting.push_back("missing: " + list_of(missing));
+  if (!gone.empty()) wanting.push_back("gone: " + list_of(gone));
+  return fmt::format("{} of {} {}{}", there.size() - gone.size(), ranks, plural,
+                     wanting.empty() ? "" : fmt::format(" ({})", fmt::join(wanting, "; ")));
+}
+
+/// What there is to say of the folder's server; nothing where it has none.
+std::optional<std::string> server_text(const std::string& directory) {
+  std::error_code ignored;
+  if (!std::filesystem::exists(server_file_path(directory), ignored)) return std::nullopt;
+  try {
+    const ServerAddress server = read_server_file(directory);
+    const std::string who = fmt::format("process {} on {}", server.pid, server.host);
+    if (server.host != this_host()) return fmt::format("server: {}, not seen from here", who);
+    const bool answers = server.boot_id == this_boot() && is_listened_to(server.socket);
+    return answers ? fmt::format("server: {}, waits for weightcast trigger {}", who, directory)
+                   : fmt::format("server: {}, which is gone or of another user", who);
+  } catch (const Error& error) {
+    return fmt::format("server: {}", error.what());
+  }
 }
 
 std::string record_text(const CommitRecord& record) {
@@ -193,6 +232,7 @@ void inspect_live(const std::string& directory, OutputFile* json) {
 
   Table table({"exporter", "host", "process", "user", "memory", "bytes", "entries", "layout", "age"});
   std::vector<std::string> lines;
+  std::set<const FoundManifest*> dead;
   std::optional<Error> wrong;
   const auto note_wrong = [&](const std::string& path, const Error& error) {
     wrong_files.push_back({{"path", path}, {"error", error.what()}});
@@ -210,6 +250,7 @@ void inspect_live(const std::string& directory, OutputFile* json) {
                format_bytes(bytes_of(manifest)), std::to_string(manifest.entries.size()),
                manifest.layout.empty() ? "-" : manifest.layout, age_text(found.age)});
     const Sight sight = look_at(manifest);
+    if (sight.dead) dead.insert(&found);
     if (sight.wrong) note_wrong(found.path, *sight.wrong);
     const std::string run = other_run(manifest);
     lines.push_back(fmt::format("{}: {}{}{}", name_of(found.role, found.rank), sight.words,
@@ -218,10 +259,12 @@ void inspect_live(const std::string& directory, OutputFile* json) {
   }
   require_no_signal("the list was not printed");
 
-  print_line(fmt::format("# live:{}: {}, {}", directory, presence(all, Role::kTrainer),
-                         presence(all, Role::kEngine)));
+  print_line(fmt::format("# live:{}: {}, {}", directory, presence(all, dead, Role::kTrainer),
+                         presence(all, dead, Role::kEngine)));
   if (!exporters.empty()) print_report(table.text());
   for (const std::string& line : lines) print_line(line);
+  const std::optional<std::string> server = server_text(directory);
+  if (server) print_line("# " + *server);
   for (const CommitRecord& record : last_commits(directory)) {
     print_line("# " + record_text(record));
     if (record.wrong) {
@@ -237,7 +280,8 @@ void inspect_live(const std::string& directory, OutputFile* json) {
                              {"path", "live:" + directory},
                              {"exporters", exporters},
                              {"wrong", wrong_files},
-                             {"commits", commits}}));
+                             {"commits", commits},
+                             {"server", server.value_or("")}}));
   }
   if (wrong) throw Error(*wrong);
 }

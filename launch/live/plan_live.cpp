@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "live/dead_exporters.hpp"
 #include "live/live_weights.hpp"
 #include "live/published_layout.hpp"
 #include "model/catalog.hpp"
@@ -28,12 +29,14 @@ LivePlan::LivePlan(const Options& options, const Family& family, Topology& topol
   const auto from = options.sources.empty() ? std::nullopt : live_directory(options.sources.front());
   if (from) trainers_ = load_live_trainers(*from, family, topology);
   for (const LiveTrainer& trainer : trainers_) {
+    require_not_dead(trainer.manifest);
     if (compares_tied_head(options))
       require_tied(trainer.weights.checkpoint, trainer.weights.binding, family.catalog());
   }
   const auto to = live_directory(options.sink);
   for (std::int64_t rank = 0; to && rank < topology.engine.ranks(); ++rank) {
     engines_.push_back(read_manifest_of(*to, Role::kEngine, rank, topology.engine.ranks()));
+    require_not_dead(engines_.back());
   }
 }
 

@@ -18,7 +18,7 @@ class LivePlan {
  public:
   /// Reads what the trainers have published; `topology` learns how the vocabulary is padded. Throws
   /// InputError where it is not what the model or the trainers' layout has, or a tied head has memory of its
-  /// own, IoError.
+  /// own, IoError where one of them is dead.
   LivePlan(const Options& options, const Family& family, Topology& topology);
 
   /// Throws InputError, as an update would: naming the first parameter of an engine that has not been

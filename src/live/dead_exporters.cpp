@@ -203,6 +203,12 @@ bool is_dead(const Manifest& manifest) {
          (reach == Reach::kHere && client::life_of(manifest.generation) == Life::kDead);
 }
 
+void require_not_dead(const Manifest& manifest) {
+  if (!is_dead(manifest)) return;
+  throw IoError(
+      fmt::format("{}: its exporter, process {}, is gone; start it again", manifest.path, manifest.pid));
+}
+
 Cleaning remove_dead_exporters(const std::string& directory) {
   Cleaning cleaning;
   const std::vector<FoundManifest> all = find_manifests(directory);

@@ -17,6 +17,9 @@ struct Cleaning {
 /// own exporters, whose locks the look would drop.
 bool is_dead(const Manifest& manifest);
 
+/// Throws IoError when it is.
+void require_not_dead(const Manifest& manifest);
+
 /// Removes the manifests in a folder, and the shared memory, of exporters of this host and user that are
 /// dead; such memory in /dev/shm whose manifest is elsewhere or gone; and what processes that were killed
 /// have left in the folder without its name. Of one that lives, or of which that cannot be known from here,

@@ -52,6 +52,7 @@ class Binder {
   Binder(const Family& family, const Checkpoint& checkpoint)
       : family_(family),
         checkpoint_(checkpoint),
+        runs_(checkpoint.files.empty()),
         names_(family.catalog(), checkpoint),
         used_(checkpoint.tensors.size(), false),
         coded_(std::ranges::any_of(family.catalog().tensors(), is_coded)) {}
@@ -95,9 +96,10 @@ class Binder {
   }
 
   [[noreturn]] void throw_twice(const Tensor& tensor, std::uint32_t one, std::uint32_t other) const {
-    throw InputError(fmt::format("{}: {} and {} both hold the model's {}; remove the one that is not meant",
+    throw InputError(fmt::format("{}: {} and {} both hold the model's {}; {} the one that is not meant",
                                  checkpoint_.path, excerpt(checkpoint_.tensors[one].name),
-                                 excerpt(checkpoint_.tensors[other].name), tensor.name));
+                                 excerpt(checkpoint_.tensors[other].name), tensor.name,
+                                 runs_ ? "do not publish" : "remove"));
   }
 
   /// Names what lies in its place.
@@ -115,15 +117,18 @@ class Binder {
     }
     if (closest != nullptr) {
       throw InputError(
-          fmt::format("{}, and there is '{}' {}, which the model does not have; write the checkpoint as "
-                      "transformers does (save_pretrained), or name its own config.json with --model",
-                      subject, excerpt(closest->name), closest->shape.to_string()));
+          fmt::format("{}, and there is '{}' {}, which the model does not have; {}, or name its own "
+                      "config.json with --model",
+                      subject, excerpt(closest->name), closest->shape.to_string(),
+                      runs_ ? "publish tensors by transformers' names"
+                            : "write the checkpoint as transformers does (save_pretrained)"));
     }
     const bool head = tensor.name == "lm_head.weight";
     throw InputError(fmt::format(
-        "{}; {}the checkpoint is incomplete or --model is not its config.json", subject,
+        "{}; {}{} or --model is not its config.json", subject,
         head ? "if the embedding is the head, set tie_word_embeddings to true in config.json; otherwise "
-             : ""));
+             : "",
+        runs_ ? "it has not been published" : "the checkpoint is incomplete"));
   }
 
   /// The tensor in a stored one, which must be of `shape`, from row `row` on.
@@ -161,13 +166,15 @@ class Binder {
     }
     if (const std::string what = training_state(name); stored.obstacle == nullptr && !what.empty()) {
       throw InputError(fmt::format(
-          "{}: tensor {} {} {}; write the weights alone, or list them in a model.safetensors.index.json",
-          checkpoint_.path, excerpt(stored.name), stored.shape.to_string(), what));
+          "{}: tensor {} {} {}; {}", checkpoint_.path, excerpt(stored.name), stored.shape.to_string(), what,
+          runs_ ? "publish the weights alone"
+                : "write the weights alone, or list them in a model.safetensors.index.json"));
     }
     if (may_leave_out(number) || repeats_used(number)) return;
     throw InputError(fmt::format(
-        "{}: tensor {} {} is not part of the model; is --model its config.json? If it is, remove the tensor",
-        checkpoint_.path, excerpt(stored.name), stored.shape.to_string()));
+        "{}: tensor {} {} is not part of the model; is --model its config.json? If it is, {} the tensor",
+        checkpoint_.path, excerpt(stored.name), stored.shape.to_string(),
+        runs_ ? "do not publish" : "remove"));
   }
 
   /// Whether the model can do without it, whatever it is.
@@ -199,6 +206,7 @@ class Binder {
 
   const Family& family_;
   const Checkpoint& checkpoint_;
+  bool runs_;  ///< a running process has published it, and it is in no file
   CheckpointNames names_;
   std::vector<bool> used_;
   bool coded_ = false;  ///< the model has tensors whose bytes a checkpoint may call integers

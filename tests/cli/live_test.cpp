@@ -190,6 +190,75 @@ TEST_F(LiveCommands, InspectOfExportersThatAreElsewhereOrGone) {
   EXPECT_TRUE(has(outcome.out, {"engine 0: ", "gone"}));
 }
 
+TEST_F(LiveCommands, TheDeadAreNotTakenForPresent) {
+  start_engines();
+  const std::string path = manifest("engine", 1);
+  children_[1]->kill();
+  const Words plan{"plan", "--sink", "live:" + folder_, "--model", trained(0), "--inference", "tp=2,ep=2"};
+  const std::string json = dir_ / "report.json";
+  for (const std::string says :
+       {"has died; its last state: serves version 1", "has died, and its state with it"}) {
+    const Outcome outcome = run_plain({"inspect", "live:" + folder_, "--json", json});
+    EXPECT_TRUE(done(outcome));
+    EXPECT_TRUE(has(outcome.out, {"no trainers, 1 of 2 engines (gone: 1)", says}));
+    EXPECT_FALSE(read_json(json).at("exporters").at(1).at("lives"));
+    EXPECT_TRUE(refused(run_plain(plan), 74, {path, "is gone; start it again"}));
+    const Outcome hosts = run_plain({"hosts", folder_});
+    EXPECT_TRUE(done(hosts));
+    EXPECT_TRUE(has(hosts.out, {"engine 1 (gone)"}));
+    EXPECT_TRUE(has(hosts.err, {path, "start it again"}));
+    // As the next publication of this user does.
+    for (const char* what : {"0", "control"}) ::shm_unlink((stems_[1] + what).c_str());
+  }
+}
+
+TEST_F(LiveCommands, ABlockThatNobodyMayReadIsAFailedLook) {
+  start("engine", 0, 1, trained(0));
+  const std::string control = "/dev/shm" + stems_[0] + "control";
+  std::filesystem::rename(control, control + "-aside");
+  // For root, who may read anything.
+  std::filesystem::create_symlink(control + "-aside", control);
+  EXPECT_TRUE(refused(inspect(), 74, {manifest("engine", 0), "cannot be opened"}));
+  std::filesystem::remove(control);
+  std::filesystem::rename(control + "-aside", control);
+}
+
+TEST_F(LiveCommands, AFolderOfManifestsIsNoCheckpoint) {
+  start("trainer", 0, 1, trained(0));
+  const std::string hint = "is live:" + folder_ + " meant?";
+  EXPECT_NE(run_plain({"inspect", folder_}).exit_code, 0);
+  EXPECT_TRUE(has(run_plain({"inspect", folder_}).err, {hint}));
+  EXPECT_TRUE(has(run_job(2, {"sync", "--source", folder_}).err, {hint}));
+  EXPECT_TRUE(has(run_job(2, {"sync", "--source", folder_, "--model", trained(0)}).err, {hint}));
+}
+
+TEST_F(LiveCommands, AdviceOnWhatIsPublishedIsNotOnFiles) {
+  start("trainer", 0, 1, trained(0));
+  const std::string path = manifest("trainer", 0);
+  const std::string own = get_file(path);
+  const Words plan{"plan", "--source", "live:" + folder_, "--model", trained(0)};
+  EXPECT_TRUE(done(run_plain(plan)));
+  const auto more = read_json(path);
+  const auto add = [&](const std::string& name) {
+    auto changed = more;
+    changed.at("entries").push_back(more.at("entries").at(0));
+    changed.at("entries").back().update({{"name", name}, {"shape", {1}}, {"strides", {1}}});
+    // Behind all others, so that nothing overlaps.
+    const auto bytes = more.at("segments").at(0).at("bytes").get<std::int64_t>();
+    changed.at("entries").back()["offset"] = bytes;
+    changed.at("segments").at(0)["bytes"] = bytes + 64;
+    put_file(path, changed.dump());
+    return run_plain(plan);
+  };
+  EXPECT_TRUE(refused(add("v_head.weight"), 65, {path, "v_head", "publish the weights alone"}));
+  EXPECT_TRUE(refused(add("model.extra.weight"), 65, {path, "model.extra.weight", "do not publish"}));
+  auto fewer = more;
+  fewer.at("entries").erase(0);
+  put_file(path, fewer.dump());
+  EXPECT_TRUE(refused(run_plain(plan), 65, {path, "is missing", "it has not been published"}));
+  put_file(path, own);
+}
+
 TEST_F(LiveCommands, WhatAControlBlockHoldsReachesNoTerminal) {
   start("engine", 0, 1, trained(0));
   const std::string control = "/dev/shm" + read_json(manifest("engine", 0)).at("control").get<std::string>();
