@@ -31,13 +31,16 @@ Binding bind_live(const Family& family, const Topology& topology, std::int64_t t
                                  : bind(family, published);
 }
 
-/// Throws InputError for a trainer that has boxes of tensors where a layout says what it holds.
-void require_no_boxes(const Manifest& manifest, const TrainerLayout& layout) {
-  if (!has_boxes(manifest)) return;
-  throw InputError(
-      fmt::format("{}: has boxes of tensors, but {} says what each trainer holds; leave it out, or let "
-                  "trainers publish their own tensors",
-                  manifest.path, layout.option));
+/// Throws InputError for a trainer that has boxes of tensors where a layout says what it holds, UsageError
+/// where it has published another layout.
+void require_held_as_laid_out(const Manifest& manifest, const std::optional<TrainerLayout>& layout) {
+  if (layout && has_boxes(manifest)) {
+    throw InputError(
+        fmt::format("{}: has boxes of tensors, but {} says what each trainer holds; leave it out, or let "
+                    "trainers publish their own tensors",
+                    manifest.path, layout->option));
+  }
+  require_published_layout(manifest, layout);
 }
 
 std::vector<Holding> holding_of(const Manifest& manifest, const BoundCheckpoint& weights,
@@ -140,9 +143,9 @@ std::vector<LiveTrainer> load_live_trainers(const std::string& directory, const 
   for (std::int64_t rank = 0; rank < topology.trainers; ++rank) {
     LiveTrainer trainer;
     trainer.manifest = read_manifest_of(directory, Role::kTrainer, rank, topology.trainers);
+    require_held_as_laid_out(trainer.manifest, topology.trainer_layout);
     trainer.weights.checkpoint = checkpoint_of(trainer.manifest);
     if (topology.trainer_layout) {
-      require_no_boxes(trainer.manifest, *topology.trainer_layout);
       padded = std::max(padded, padded_vocabulary_of(*topology.trainer_layout, trainer.weights.checkpoint));
     }
     trainers.push_back(std::move(trainer));
@@ -213,9 +216,9 @@ BoundCheckpoint LiveEnds::load_weights(const Family& family, Topology& topology)
   control_.agreement.together([&] {
     if (!trainer_manifest_) return;
     loaded.checkpoint = checkpoint_of(*trainer_manifest_);
+    require_held_as_laid_out(*trainer_manifest_, topology.trainer_layout);
     learnt[1] = has_boxes(*trainer_manifest_) ? 1 : 0;
     if (!topology.trainer_layout) return;
-    require_no_boxes(*trainer_manifest_, *topology.trainer_layout);
     learnt[0] = padded_vocabulary_of(*topology.trainer_layout, loaded.checkpoint);
   });
   control_.agreement.maximum(std::span<std::int64_t>(learnt));

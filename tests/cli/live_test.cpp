@@ -615,13 +615,16 @@ TEST_F(LiveCommands, PlanReadsManifests) {
   EXPECT_TRUE(has(share.out, {"from byte", "model.layers.2.mlp.experts.7.up_proj.weight"}));
   EXPECT_TRUE(refused(run_plain(words + model + Words{"--moe-layout", "triton-kernels"}), 65,
                       {manifest("engine", 0), "w2_weight", "--moe-layout"}));
-  // What an engine says of itself: another engine, other sizes, and what nobody can read.
-  const auto published = [&](const std::string& layout) {
-    const std::string own = get_file(manifest("engine", 1));
-    change(manifest("engine", 1), "\"generation\"", "\"layout\": \"" + layout + "\", \"generation\"");
-    const Outcome planned = run_plain(words + model);
-    put_file(manifest("engine", 1), own);
+  // What they say of themselves: another engine, other sizes, and what nobody can read.
+  const auto published_by = [&](const std::string& path, const std::string& layout, const Words& trainers) {
+    const std::string own = get_file(path);
+    change(path, "\"generation\"", "\"layout\": \"" + layout + "\", \"generation\"");
+    const Outcome planned = run_plain(words + Words{"--model", trained(0)} + trainers);
+    put_file(path, own);
     return planned;
+  };
+  const auto published = [&](const std::string& layout) {
+    return published_by(manifest("engine", 1), layout, {"--trainers", "2"});
   };
   EXPECT_TRUE(done(published("sglang:t2e2")));
   for (const std::string layout : {"vllm:t2e2", "sglang:t2", "sglang:t2e2p2", "hf"}) {
@@ -629,6 +632,21 @@ TEST_F(LiveCommands, PlanReadsManifests) {
   }
   for (const std::string layout : {"tgi:t2e2", "sglang:t2e2x", "\\u001b[2J"}) {
     EXPECT_TRUE(refused(published(layout), 65, {manifest("engine", 1), "layout", "publish anew"}));
+  }
+  const std::string trainer = manifest("trainer", 1);
+  EXPECT_TRUE(done(published_by(trainer, "hf", {"--trainers", "2"})));
+  EXPECT_TRUE(refused(published_by(trainer, "megatron:(attn:t2|ffn:t2)", {"--trainers", "2"}), 64,
+                      {trainer, "megatron:(attn:t2|ffn:t2)", "no --trainer-alloc"}));
+  const Words stages{"--trainer-alloc", "megatron:p2", "--stage-layers", "2,1"};
+  const std::string said = "--trainer-alloc says megatron:(attn:d1p2t1c1|ffn:d1p2t1e1) --stage-layers 2,1";
+  for (const std::string layout : {"hf", "megatron:t2", "megatron:p2", "megatron:p2 --stage-layers 1,2"}) {
+    EXPECT_TRUE(refused(published_by(trainer, layout, stages), 64, {trainer, "layout " + layout, said}));
+  }
+  // The same in other words: only then are its tensors looked at, which are whole.
+  EXPECT_TRUE(refused(published_by(trainer, "megatron:(attn:p2|ffn:d1) --stage-layers 2,1", stages), 65,
+                      {"embedding.word_embeddings.weight"}));
+  for (const std::string layout : {"tape", "megatron:x2", "megatron:\\u001b[2J"}) {
+    EXPECT_TRUE(refused(published_by(trainer, layout, stages), 65, {trainer, "layout", "publish anew"}));
   }
   EXPECT_TRUE(refused(run_plain({"plan", "--sink", "tape", "--model", trained(0)}), 64, {"--sink tape"}));
   // What Slurm ended before it started the job anew is no exporter; that of another job may be one.
