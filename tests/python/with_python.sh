@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
 # Runs a Python program in an environment that ./tests/python/run has made; 77 where it has not.
 #
-#   with_python.sh torch|vllm PROGRAM [ARGUMENT…]
+#   with_python.sh torch|vllm|megatron PROGRAM [ARGUMENT…]
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 case $1 in
   torch) environment=${WEIGHTCAST_PYTHON_VENV:-$root/build/python} modules="torch transformers" how=./tests/python/run ;;
   vllm) environment=${WEIGHTCAST_VLLM_VENV:-$root/build/vllm} modules=vllm how="./tests/python/run --vllm" ;;
+  megatron)
+    environment=${WEIGHTCAST_MEGATRON_VENV:-$root/build/megatron} modules="megatron.core torch transformers"
+    how="./tests/python/run --megatron"
+    ;;
 esac
 shift
 look='import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))'

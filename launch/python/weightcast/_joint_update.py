@@ -11,12 +11,13 @@ _LOOK = 0.002  # seconds between two looks whether a job step asks
 
 
 class Ranks:
-    """The ranks of one engine, each of which calls the same methods in the same order. `gather` gives all ranks' values, in
-    their order, for this rank's; `index` is this rank's place."""
+    """The ranks of one engine, or all trainers, each of which calls the same methods in the same order. `gather` gives all
+    ranks' values, in their order, for this rank's; `index` is this rank's place; `name` is what errors call a rank."""
 
-    def __init__(self, index=0, gather=lambda value: [value]):
+    def __init__(self, index=0, gather=lambda value: [value], name="engine rank"):
         self.index = index
         self._gather = gather
+        self._name = name
 
     def from_first(self, action):
         """What `action` returns on the first rank, or raises there."""
@@ -32,7 +33,7 @@ class Ranks:
         failed = [(rank, of) for rank, (_, of) in enumerate(answers[decisive]) if of is not None]
         if failed:
             rank, (code, message) = min(failed, key=lambda item: (item[1][0] != Invalid.CODE, item[0]))
-            raise error_of(code, message if len(answers) == 1 else f"engine rank {rank}: {message}")
+            raise error_of(code, message if len(answers) == 1 else f"{self._name} {rank}: {message}")
         return [value for value, _ in answers]
 
 
