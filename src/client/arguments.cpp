@@ -42,6 +42,11 @@ int require_text(const char* text, const char* what) {
   return WEIGHTCAST_OK;
 }
 
+int require_name(const char* name, const char* what) {
+  if (const int code = require_text(name, what); code != WEIGHTCAST_OK) return code;
+  return *name != '\0' ? WEIGHTCAST_OK : fail(WEIGHTCAST_BAD_ARGUMENT, "%s is empty; give one", what);
+}
+
 int require_seconds(double seconds) {
   constexpr double kMost = 1e9;
   if (seconds >= 0 && seconds <= kMost) return WEIGHTCAST_OK;

@@ -9,6 +9,9 @@ namespace weightcast::client {
 /// A text of a manifest: `what` it is, for the line.
 int require_text(const char* text, const char* what);
 
+/// The name of a tensor: a text that is not empty.
+int require_name(const char* name, const char* what);
+
 /// How long a call may wait: neither negative nor endless.
 int require_seconds(double seconds);
 

@@ -64,7 +64,7 @@ int require_new(const weightcast_export& e, const char* name) {
 }
 
 int find_entry(weightcast_export& e, const char* name, Entry** entry) {
-  if (const int code = require_text(name, "the name of an entry"); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_name(name, "the name of an entry"); code != WEIGHTCAST_OK) return code;
   const Named* found = find_name(e, name);
   if (found == nullptr)
     return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: there is no such entry; add it first", name);
@@ -141,7 +141,7 @@ extern "C" int weightcast_add_entry(weightcast_export* e, const char* name, cons
                                     const int64_t* shape, const int64_t* strides, int segment,
                                     int64_t offset) {
   if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
-  if (const int code = require_text(name, "the name of an entry"); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_name(name, "the name of an entry"); code != WEIGHTCAST_OK) return code;
   if (const int code = require_text(dtype, "the dtype of an entry"); code != WEIGHTCAST_OK) return code;
   if (bytes_of(dtype) == 0) {
     return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: dtype '%s' is not known; write it as safetensors does (BF16)",
@@ -196,7 +196,7 @@ extern "C" int weightcast_add_alias(weightcast_export* e, const char* name, cons
   if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
   Entry* entry = nullptr;
   if (const int code = find_entry(*e, name, &entry); code != WEIGHTCAST_OK) return code;
-  if (const int code = require_text(alias, "an alias"); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_name(alias, "an alias"); code != WEIGHTCAST_OK) return code;
   if (const int code = require_new(*e, alias); code != WEIGHTCAST_OK) return code;
   char* copy = ::strdup(alias);
   Alias* added = copy == nullptr ? nullptr : append(entry->aliases);

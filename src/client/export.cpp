@@ -17,6 +17,7 @@
 #include "client/block.hpp"
 #include "client/clearing.hpp"
 #include "client/error.hpp"
+#include "client/layout_words.hpp"
 #include "client/memory.hpp"
 #include "client/memory_names.hpp"
 
@@ -36,7 +37,17 @@ int make_folder(const char* folder) {
   }
   return ::mkdir(path, 0700) == 0 || errno == EEXIST
              ? WEIGHTCAST_OK
-             : fail_with_errno("%s: cannot be made; name a folder that can", folder);
+             : fail_with_errno("%s: the folder cannot be made; name one that can", folder);
+}
+
+/// Of a whole name.
+int require_writable_folder(const char* folder) {
+  struct stat status = {};
+  if (::stat(folder, &status) == 0 && !S_ISDIR(status.st_mode))
+    return fail(WEIGHTCAST_REFUSED, "%s: is no folder; name one", folder);
+  // The user's that a file will be made as.
+  if (::faccessat(AT_FDCWD, folder, W_OK | X_OK, AT_EACCESS) == 0) return WEIGHTCAST_OK;
+  return fail_with_errno("%s: this user cannot write into the folder; change that, or name another", folder);
 }
 
 void free_all(weightcast_export* e) {
@@ -161,6 +172,10 @@ extern "C" int weightcast_open(const char* folder, const char* role, int rank, i
   *out = nullptr;
   if (const int code = require_text(role, "the role"); code != WEIGHTCAST_OK) return code;
   if (folder == nullptr) return fail(WEIGHTCAST_BAD_ARGUMENT, "the folder is NULL; name one");
+  // As job steps name it.
+  constexpr const char kLive[] = "live:";
+  if (std::strncmp(folder, kLive, sizeof kLive - 1) == 0) folder += sizeof kLive - 1;
+  if (*folder == '\0') return fail(WEIGHTCAST_BAD_ARGUMENT, "the folder's name is empty; name one");
   if (layout != nullptr) {
     if (const int code = require_text(layout, "the layout"); code != WEIGHTCAST_OK) return code;
   }
@@ -187,6 +202,7 @@ extern "C" int weightcast_open(const char* folder, const char* role, int rank, i
     code = fail(WEIGHTCAST_BAD_ARGUMENT, "a layout of %d characters; give one of %d at most", layout_length,
                 static_cast<int>(sizeof e->layout) - 1);
   }
+  if (code == WEIGHTCAST_OK && e->layout[0] != '\0') code = require_layout(e->layout, engine);
   if (code == WEIGHTCAST_OK) code = make_folder(folder);
   // Whole, because the process may change its working folder.
   char* whole = code == WEIGHTCAST_OK ? ::realpath(folder, nullptr) : nullptr;
@@ -194,6 +210,7 @@ extern "C" int weightcast_open(const char* folder, const char* role, int rank, i
     code = fail_with_errno("%s: cannot be entered; name another folder", folder);
   if (whole != nullptr) std::snprintf(e->folder, sizeof e->folder, "%s", whole);
   ::free(whole);
+  if (code == WEIGHTCAST_OK) code = require_writable_folder(e->folder);
   if (code == WEIGHTCAST_OK) code = clear_place(*e);
   if (code == WEIGHTCAST_OK) remove_unfinished(*e);
   if (code == WEIGHTCAST_OK &&
@@ -221,7 +238,7 @@ extern "C" int weightcast_add_segment(weightcast_export* e, int64_t bytes, void*
   std::snprintf(number, sizeof number, "%d", e->shared_segments);
   name_of_memory(added->name, sizeof added->name, ::getuid(), e->generation, number);
   added->bytes = bytes;
-  added->memory = make_memory(added->name, bytes);
+  added->memory = make_memory(*e, added->name, bytes);
   if (added->memory == nullptr) {
     --e->segments.size;
     return WEIGHTCAST_REFUSED;

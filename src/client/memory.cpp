@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <cinttypes>
@@ -21,7 +22,7 @@ namespace {
 
 /// Maps `bytes` of a new file, all of them reserved: what the system has no room for is an error now and not
 /// a signal later. Null when it refuses.
-void* reserve(int file, std::int64_t bytes) {
+void* reserve(const weightcast_export& e, int file, std::int64_t bytes) {
   void* memory = MAP_FAILED;
   do {
     errno = ::posix_fallocate(file, 0, bytes);
@@ -29,8 +30,15 @@ void* reserve(int file, std::int64_t bytes) {
   if (errno == 0)
     memory = ::mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (memory != MAP_FAILED) return memory;
-  fail_with_errno("shared memory of %" PRId64 " bytes in /dev/shm; make room there, or make it larger",
-                  bytes);
+  const int error = errno;
+  struct statvfs shm = {};
+  const bool known = ::fstatvfs(file, &shm) == 0;
+  errno = error;
+  fail_with_errno("%s rank %d: there is no room for %" PRId64 " bytes in /dev/shm, of which %" PRId64
+                  " are free; remove what dead exporters have left (weightcast hosts --clean %s), or make it "
+                  "larger (docker run --shm-size)",
+                  e.engine ? "engine" : "trainer", e.rank, bytes,
+                  known ? static_cast<std::int64_t>(shm.f_bavail * shm.f_frsize) : 0, e.folder);
   return nullptr;
 }
 
@@ -59,13 +67,13 @@ bool unlink_memory(const char* name) {
 
 }  // namespace
 
-void* make_memory(const char* name, std::int64_t bytes) {
+void* make_memory(const weightcast_export& e, const char* name, std::int64_t bytes) {
   const int file = ::shm_open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (file < 0) {
     fail_with_errno("shared memory %s; look at /dev/shm", name);
     return nullptr;
   }
-  void* memory = reserve(file, bytes);
+  void* memory = reserve(e, file, bytes);
   if (memory == nullptr) ::shm_unlink(name);
   ::close(file);
   return memory;
@@ -76,7 +84,7 @@ int make_block(weightcast_export& e) {
   e.block_file = ::open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
   if (e.block_file < 0)
     return fail_with_errno("shared memory in /dev/shm; mount it as a tmpfs that this user may write");
-  e.block = static_cast<weightcast_block*>(reserve(e.block_file, WEIGHTCAST_BLOCK_BYTES));
+  e.block = static_cast<weightcast_block*>(reserve(e, e.block_file, WEIGHTCAST_BLOCK_BYTES));
   int code = e.block == nullptr ? WEIGHTCAST_REFUSED : WEIGHTCAST_OK;
   if (code == WEIGHTCAST_OK) {
     e.block->magic = WEIGHTCAST_BLOCK_MAGIC;

@@ -8,7 +8,7 @@
 namespace weightcast::client {
 
 /// Shared memory of that name, made here; null, having called fail(), when the system refuses.
-void* make_memory(const char* name, std::int64_t bytes);
+void* make_memory(const weightcast_export& e, const char* name, std::int64_t bytes);
 
 /// Makes the control block. It is given its name last, when it is locked: nobody may take it for a dead
 /// exporter's. Returns a code, having called fail().

@@ -115,6 +115,60 @@ class Client(unittest.TestCase):
             with self.assertRaisesRegex(weightcast.Error, "extent"):
                 Memory("BF16", (extent,))
 
+    def refuse(self, says, call):
+        with self.assertRaisesRegex(weightcast.Error, says) as refused:
+            call()
+        self.assertEqual(refused.exception.code, 64)
+
+    def test_arguments_of_another_kind_are_named(self):
+        def refuse(says, **more):
+            what = {"folder": self.folder, "role": "engine", "rank": 0, "ranks": 1, "tensors": {"a": Memory("BF16", (1,))}}
+            self.refuse(says, lambda: weightcast.publish(**{**what, **more}))
+            self.assertFalse(os.path.exists(self.folder))
+
+        for folder in (5, None, ["x"]):
+            refuse("folder .*; name one, as str or os.PathLike", folder=folder)
+            self.refuse("folder .*; name one, as str", lambda: weightcast.trigger(folder))
+        for folder in ("", "live:", b""):
+            refuse("the folder's name is empty", folder=folder)
+        for layout in (5, 0, b"hf", ["hf"]):
+            refuse("layout .* is no text that UTF-8 has; give a str", layout=layout)
+        for layout in ("foo", "sglang", "megatron:t2", "hf:t2"):
+            refuse("layout '.*' is none of an engine; write for example sglang:t2e2", layout=layout)
+        refuse("layout 'sglang:t2' is none of a trainer", role="trainer", layout="sglang:t2")
+        refuse("version 3 of a trainer; it says at each offer", role="trainer", version=3)
+        for tensors in ([], [("a", Memory("BF16", (1,)))], Memory("BF16", (1,)), 5, "a"):
+            refuse("tensors is a .*; give a dict", tensors=tensors)
+        for value in (b"12", bytearray(2), [1, 2], memoryview(b"12"), "a", None):
+            refuse("tensor 'a' is a .*; give a tensor of torch, or weightcast.Memory", tensors={"a": value})
+        refuse("a tensor's name is empty", tensors={"": Memory("BF16", (1,))})
+        refuse("module is a .*; give a torch.nn.Module", module=5)
+        for dtype in (16, None, b"BF16"):
+            self.refuse("dtype .* of Memory; give its name", lambda: Memory(dtype, (1,)))
+        self.refuse("shape 5 of Memory; give its extents", lambda: Memory("BF16", 5))
+
+    def test_a_folder_may_be_named_as_job_steps_name_it(self):
+        folder, self.folder = self.folder, "live:" + self.folder
+        with self.publish():
+            self.folder = folder
+            self.assertEqual(os.listdir(folder), ["engine-0.json"])
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self._folder.name)
+        with weightcast.publish("live:here", "engine", 0, 1, tensors={"a": Memory("BF16", (1,))}):
+            self.assertEqual(sorted(os.listdir(".")), ["here", "run"])
+        self.assertRaisesRegex(weightcast.Error, f"{folder}/server.json: no server", weightcast.trigger, f"live:{folder}")
+
+    def test_an_export_that_is_closed_is_said_to_be(self):
+        engine = self.publish(version=1)
+        self.refuse("tensor 'c' is not in the host's memory here", lambda: engine.memory("c"))
+        pause = engine.pause()
+        engine.close()
+        engine.close()
+        calls = [engine.wanted, lambda: engine.serve(1), lambda: engine.decline("no"), lambda: engine.offer(1), engine.settle]
+        calls += [engine.withdraw, engine.require_in_place, lambda: engine.memory("a"), pause.__enter__, engine.pause().__enter__]
+        for call in calls:
+            self.refuse("the export is closed; publish again", call)
+
     def test_waits_and_versions_that_are_none(self):
         nothing = (float("nan"), -1, -0.5, float("inf"), 10**400, 1e300, "3", None, True)
         with self.publish() as engine, self.publish("trainer") as trainer:

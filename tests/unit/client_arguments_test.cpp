@@ -1,11 +1,14 @@
 // What the client refuses at the call: all that a job step would refuse to read, and waits that are none.
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <cstdint>
+#include <filesystem>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "client/entry_rules.h"
@@ -13,6 +16,8 @@
 #include "core/error.hpp"
 #include "live/live_weights.hpp"
 #include "live/manifest.hpp"
+#include "model/allocation.hpp"
+#include "support/files.hpp"
 #include "support/temp_dir.hpp"
 #include "weightcast/client.h"
 
@@ -97,11 +102,67 @@ TEST_F(ClientArguments, TextsThatAManifestDoesNotTake) {
   expect_refused(add("a", {1}, {}, 0, nullptr), "is NULL");
   expect_refused(add("a\x1b[2J", {1}, {}, 0, "BF61"), "dtype 'BF61' is not known");
   std::int64_t offset = 0;
-  for (const char* name : {"", "é€𝄞", "\"\\\x01\x7f", "\xed\x9f\xbf\xee\x80\x80\xf4\x8f\xbf\xbf"}) {
+  for (const char* name : {"é€𝄞", "\"\\\x01\x7f", "\xed\x9f\xbf\xee\x80\x80\xf4\x8f\xbf\xbf"}) {
     EXPECT_EQ(add(name, {1}, {}, offset += 64), 0) << weightcast_last_error();
   }
-  expect_refused(weightcast_add_alias(export_, "", "\xff"), "is no UTF-8");
+  expect_refused(weightcast_add_alias(export_, "é€𝄞", "\xff"), "is no UTF-8");
+  expect_refused(add("", {1}), "the name of an entry is empty");
+  expect_refused(weightcast_add_alias(export_, "é€𝄞", ""), "an alias is empty");
   expect_readable();
+}
+
+TEST_F(ClientArguments, LayoutsThatNoJobStepReads) {
+  for (const char* layout : {"foo", "sglang", "sglang:", "sglang:x2", "sglang:t", "sglang:t0", "sglang:t2t2",
+                             "sglang:t2 ", "sglang:t1048577", "vllm:t99999999999999999999", "hf:", "hf:t2",
+                             "hfx", "megatron:t2", "SGLANG:t2", " hf"}) {
+    expect_refused(weightcast_open(folder_.c_str(), "engine", 0, 1, layout, &export_), "of an engine; write");
+  }
+  for (const char* layout :
+       {"sglang:t2", "megatron:", "megatron:(t2", "megatron:(attn:t2|ffn)", "megatron:(attn:t2|ffn:c2)",
+        "megatron:(attn:t2|)", "megatron:(ffn:t2)", "megatron:attn:e2"}) {
+    expect_refused(weightcast_open(folder_.c_str(), "trainer", 0, 1, layout, &export_),
+                   "of a trainer; write");
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder_));
+  for (const char* layout : {"sglang:d2p1t4e4", "vllm:t1", "hf", "hf:d2", ""}) {
+    EXPECT_NO_THROW(*layout == '\0' ? void() : void(parse_inference_allocation("", layout)));
+    ASSERT_EQ(weightcast_open(folder_.c_str(), "engine", 0, 1, layout, &export_), 0) << layout;
+    weightcast_close(std::exchange(export_, nullptr), 0);
+  }
+  for (const char* layout : {"megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)", "megatron:d2t2e4",
+                             "megatron:attn:t2|ffn:e2", "megatron:(attn:t2)", "hf"}) {
+    EXPECT_NO_THROW(*layout == 'm' ? void(parse_trainer_allocation("", layout)) : void());
+    ASSERT_EQ(weightcast_open(folder_.c_str(), "trainer", 0, 1, layout, &export_), 0) << layout;
+    weightcast_close(std::exchange(export_, nullptr), 0);
+  }
+}
+
+TEST_F(ClientArguments, FoldersThatTakeNoManifest) {
+  const auto open_in = [&](const std::string& folder) {
+    return weightcast_open(folder.c_str(), "engine", 0, 1, nullptr, &export_);
+  };
+  expect_refused(open_in(""), "the folder's name is empty");
+  expect_refused(open_in("live:"), "the folder's name is empty");
+  const std::string file = dir_ / "file";
+  test_support::put_file(file, "");
+  EXPECT_EQ(open_in(file), WEIGHTCAST_REFUSED);
+  EXPECT_EQ(weightcast_last_error(), file + ": is no folder; name one");
+  EXPECT_EQ(open_in(file + "/weights"), WEIGHTCAST_REFUSED);
+  EXPECT_NE(std::string(weightcast_last_error()).find(file + "/weights: the folder cannot be made"),
+            std::string::npos);
+  const std::string closed = dir_ / "closed";
+  std::filesystem::create_directory(closed);
+  std::filesystem::permissions(closed, std::filesystem::perms::owner_read);
+  // Root may write everywhere, or nearly so.
+  for (const std::string& folder : {closed, std::string("/proc/self")}) {
+    if (::access(folder.c_str(), W_OK) == 0) continue;
+    EXPECT_EQ(open_in(folder), WEIGHTCAST_REFUSED);
+    EXPECT_NE(std::string(weightcast_last_error()).find("this user cannot write into the folder"),
+              std::string::npos)
+        << weightcast_last_error();
+  }
+  ASSERT_EQ(open_in("live:" + folder_), 0);
+  EXPECT_TRUE(std::filesystem::exists(folder_));
 }
 
 TEST_F(ClientArguments, NamesThatAreTakenAlready) {

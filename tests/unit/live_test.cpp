@@ -447,8 +447,12 @@ int publish_without_room(const std::string& folder) {
   const std::uint64_t generation = e->generation;
   const int code = weightcast_add_segment(e, kBytes, &memory, &segment);
   const std::string line = weightcast_last_error();
-  if (line.find("1048576 bytes in /dev/shm") == std::string::npos || line.find('\n') != std::string::npos)
-    return 2;
+  for (const std::string& said :
+       {std::string("engine rank 0: there is no room for 1048576 bytes in /dev/shm"),
+        "hosts --clean " + folder + ")", std::string("--shm-size")}) {
+    if (line.find(said) == std::string::npos) return 2;
+  }
+  if (line.find('\n') != std::string::npos) return 2;
   if (weightcast_close(e, 0) != 0) return 3;
   if (has_memory(generation)) return 4;
   return std::filesystem::is_empty(folder) ? code : 5;

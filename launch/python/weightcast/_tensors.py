@@ -131,6 +131,8 @@ def tensors_of(state, tensors):
         raise Error(64, f"tensors is a {_kind(tensors)}; give a dict of tensors by name")
     given = dict(tensors or {})
     for name, tensor in given.items():
+        if name == "":
+            raise Error(64, "a tensor's name is empty; give it one")
         if not isinstance(tensor, Memory) and not _is_torchs(tensor):
             raise Error(64, f"tensor {name!r} is a {_kind(tensor)}; give a tensor of torch, or weightcast.Memory")
     if state is None:

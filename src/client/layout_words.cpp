@@ -1,0 +1,67 @@
+#include "client/layout_words.hpp"
+
+#include <cstring>
+
+#include "client/error.hpp"
+#include "client/weightcast/client.h"
+
+namespace weightcast::client {
+
+namespace {
+
+/// Goes on behind `word` where the text begins with it.
+bool take(const char*& at, const char* word) {
+  const std::size_t length = std::strlen(word);
+  if (std::strncmp(at, word, length) != 0) return false;
+  at += length;
+  return true;
+}
+
+/// `d4p1t4`: some of `letters`, each once, with a size of 1 to 1048576.
+bool take_sizes(const char*& at, const char* letters) {
+  constexpr long kMost = 1L << 20;
+  const char* const start = at;
+  while (*at != '\0' && std::strchr(letters, *at) != nullptr) {
+    if (std::memchr(start, *at, static_cast<std::size_t>(at - start)) != nullptr) return false;
+    long size = 0;
+    const char* digit = ++at;
+    for (; *digit >= '0' && *digit <= '9' && size <= kMost; ++digit) size = 10 * size + (*digit - '0');
+    if (size < 1 || size > kMost) return false;
+    at = digit;
+  }
+  return at != start;
+}
+
+bool take_megatron(const char*& at) {
+  const bool parentheses = take(at, "(");
+  if (take(at, "attn:")) {
+    if (!take_sizes(at, "dptc")) return false;
+    if (take(at, "|") && !(take(at, "ffn:") && take_sizes(at, "dpte"))) return false;
+  } else if (!take_sizes(at, "dptce")) {
+    return false;
+  }
+  return !parentheses || take(at, ")");
+}
+
+bool is_layout(const char* at, bool engine) {
+  bool taken = false;
+  if (take(at, "hf")) {
+    taken = !take(at, ":") || take_sizes(at, "d");
+  } else if (engine) {
+    taken = (take(at, "sglang:") || take(at, "vllm:")) && take_sizes(at, "dpte");
+  } else {
+    taken = take(at, "megatron:") && take_megatron(at);
+  }
+  return taken && *at == '\0';
+}
+
+}  // namespace
+
+int require_layout(const char* layout, bool engine) {
+  if (is_layout(layout, engine)) return WEIGHTCAST_OK;
+  return fail(WEIGHTCAST_BAD_ARGUMENT, "layout '%s' is none of %s; write for example %s, or give none",
+              layout, engine ? "an engine" : "a trainer",
+              engine ? "sglang:t2e2, vllm:t4 or hf" : "megatron:(attn:p4t2|ffn:p4e2) or hf");
+}
+
+}  // namespace weightcast::client
