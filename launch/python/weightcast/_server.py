@@ -19,8 +19,8 @@ _MOST_PATH_BYTES = 107
 
 
 class Answer(typing.NamedTuple):
-    """`version` is in the memory of all engines. `was_there`: before the request already; else `report` is the update's
-    row, with a heading, as the program prints it."""
+    """`version` is in the memory of all engines. `was_there`: before the request already; else `report` is what the program
+    prints of the update."""
 
     version: int
     was_there: bool
