@@ -31,6 +31,10 @@ int length_of_character(const unsigned char* text) {
 
 }  // namespace
 
+int require_given(const void* place, const char* what) {
+  return place != nullptr ? WEIGHTCAST_OK : fail(WEIGHTCAST_BAD_ARGUMENT, "%s is NULL; give it", what);
+}
+
 int require_text(const char* text, const char* what) {
   if (text == nullptr) return fail(WEIGHTCAST_BAD_ARGUMENT, "%s is NULL; give a text", what);
   const auto* at = reinterpret_cast<const unsigned char*>(text);

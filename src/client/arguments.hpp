@@ -6,6 +6,9 @@ namespace weightcast::client {
 
 /// Each fails for an argument that makes no sense, before anything is done.
 
+/// A place that a call reads, or writes its answer to.
+int require_given(const void* place, const char* what);
+
 /// A text of a manifest: `what` it is, for the line.
 int require_text(const char* text, const char* what);
 

@@ -229,7 +229,7 @@ extern "C" int weightcast_serve(weightcast_export* e, int64_t version) {
 extern "C" int weightcast_wanted(const weightcast_export* e, int64_t* version) {
   if (const int code = require_engine(e); code != WEIGHTCAST_OK) return -code;
   if (WEIGHTCAST_STATE_OF(load_word(*e->block)) != WEIGHTCAST_ASKED) return 0;
-  *version = e->block->asked;
+  if (version != nullptr) *version = e->block->asked;
   return 1;
 }
 
@@ -266,6 +266,7 @@ extern "C" int weightcast_resume(weightcast_export* e) {
 
 extern "C" int weightcast_decline(weightcast_export* e, const char* reason) {
   if (const int code = require_engine(e); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_given(reason, "the reason"); code != WEIGHTCAST_OK) return code;
   const std::uint64_t word = load_word(*e->block);
   if (WEIGHTCAST_STATE_OF(word) != WEIGHTCAST_ASKED)
     return fail(WEIGHTCAST_BAD_ARGUMENT, "nobody asks; call weightcast_wanted first");
@@ -277,6 +278,7 @@ extern "C" int weightcast_decline(weightcast_export* e, const char* reason) {
 
 extern "C" int weightcast_invalidate(weightcast_export* e, const char* reason) {
   if (const int code = require_engine(e); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_given(reason, "the reason"); code != WEIGHTCAST_OK) return code;
   const std::uint64_t word = load_word(*e->block);
   if (WEIGHTCAST_STATE_OF(word) != WEIGHTCAST_COMMITTED)
     return fail(WEIGHTCAST_BAD_ARGUMENT, "nothing has been committed; call weightcast_pause first");

@@ -151,6 +151,7 @@ extern "C" int weightcast_add_entry(weightcast_export* e, const char* name, cons
     return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: has %d dimensions; publish a view with %d at most", name, dims,
                 WEIGHTCAST_MOST_DIMS);
   }
+  if (shape == nullptr && dims > 0) return require_given(shape, "the shape");
   if (segment < 0 || segment >= e->segments.size) {
     return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: there is no segment %d; add it first", name, segment);
   }
@@ -215,6 +216,8 @@ extern "C" int weightcast_set_box(weightcast_export* e, const char* name, const 
   if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
   Entry* entry = nullptr;
   if (const int code = find_entry(*e, name, &entry); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_given(whole, "the whole tensor's shape"); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_given(start, "the start of the box"); code != WEIGHTCAST_OK) return code;
   if (e->engine) {
     return fail(WEIGHTCAST_BAD_ARGUMENT,
                 "%s: only a trainer publishes a box of a tensor; publish what the engine computes with",

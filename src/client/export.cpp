@@ -169,9 +169,10 @@ using namespace weightcast::client;
 
 extern "C" int weightcast_open(const char* folder, const char* role, int rank, int ranks, const char* layout,
                                weightcast_export** out) {
+  if (const int code = require_given(out, "the place for the export"); code != WEIGHTCAST_OK) return code;
   *out = nullptr;
   if (const int code = require_text(role, "the role"); code != WEIGHTCAST_OK) return code;
-  if (folder == nullptr) return fail(WEIGHTCAST_BAD_ARGUMENT, "the folder is NULL; name one");
+  if (const int code = require_given(folder, "the folder"); code != WEIGHTCAST_OK) return code;
   // As job steps name it.
   constexpr const char kLive[] = "live:";
   if (std::strncmp(folder, kLive, sizeof kLive - 1) == 0) folder += sizeof kLive - 1;
@@ -231,6 +232,9 @@ extern "C" int weightcast_open(const char* folder, const char* role, int rank, i
 
 extern "C" int weightcast_add_segment(weightcast_export* e, int64_t bytes, void** memory, int* segment) {
   if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_given(memory, "the place for the memory"); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_given(segment, "the place for the segment"); code != WEIGHTCAST_OK)
+    return code;
   if (bytes <= 0) return fail(WEIGHTCAST_BAD_ARGUMENT, "a segment of %" PRId64 " bytes; ask for some", bytes);
   Segment* added = append(e->segments);
   if (added == nullptr) return fail_with_errno("a segment");

@@ -90,7 +90,7 @@ TEST_F(ClientArguments, ShapesThatNoJobStepReads) {
 
 TEST_F(ClientArguments, TextsThatAManifestDoesNotTake) {
   expect_refused(weightcast_open(folder_.c_str(), "trainer", 0, 1, "\xff", &export_), "the layout");
-  expect_refused(weightcast_open(nullptr, "trainer", 0, 1, nullptr, &export_), "folder is NULL");
+  expect_refused(weightcast_open(nullptr, "trainer", 0, 1, nullptr, &export_), "the folder is NULL");
   expect_refused(weightcast_open(folder_.c_str(), nullptr, 0, 1, nullptr, &export_), "the role is NULL");
   EXPECT_EQ(export_, nullptr);
   open();
@@ -109,6 +109,36 @@ TEST_F(ClientArguments, TextsThatAManifestDoesNotTake) {
   expect_refused(add("", {1}), "the name of an entry is empty");
   expect_refused(weightcast_add_alias(export_, "é€𝄞", ""), "an alias is empty");
   expect_readable();
+}
+
+TEST_F(ClientArguments, PlacesThatAreNone) {
+  void* memory = nullptr;
+  const Numbers one = {1};
+  expect_refused(weightcast_open(folder_.c_str(), "trainer", 0, 1, nullptr, nullptr), "is NULL; give it");
+  open();
+  expect_refused(weightcast_add_segment(export_, 8, nullptr, &segment_), "the place for the memory is NULL");
+  expect_refused(weightcast_add_segment(export_, 8, &memory, nullptr), "the place for the segment is NULL");
+  expect_refused(weightcast_add_entry(export_, "a", "BF16", 1, nullptr, nullptr, segment_, 0),
+                 "the shape is NULL");
+  ASSERT_EQ(weightcast_add_entry(export_, "scalar", "BF16", 0, nullptr, nullptr, segment_, 64), 0);
+  ASSERT_EQ(add("a", {1}), 0);
+  expect_refused(weightcast_set_box(export_, "a", nullptr, one.data()), "the whole tensor's shape is NULL");
+  expect_refused(weightcast_set_box(export_, "a", one.data(), nullptr), "the start of the box is NULL");
+  expect_refused(weightcast_set_box(export_, nullptr, one.data(), one.data()), "is NULL");
+  expect_readable();
+  weightcast_close(std::exchange(export_, nullptr), 0);
+  open("engine");
+  ASSERT_EQ(add("a", {1}), 0);
+  expect_readable(Role::kEngine);
+  EXPECT_EQ(weightcast_wanted(export_, nullptr), 0);
+  expect_refused(weightcast_decline(export_, nullptr), "the reason is NULL");
+  expect_refused(weightcast_invalidate(export_, nullptr), "the reason is NULL");
+  for (const int code :
+       {weightcast_publish(nullptr), weightcast_serve(nullptr, 1), weightcast_offer(nullptr, 1, 0),
+        weightcast_settle(nullptr, 0), weightcast_abandon(nullptr, ""), weightcast_wait_in_pieces(nullptr, 1),
+        -weightcast_wanted(nullptr, nullptr), weightcast_resume(nullptr)}) {
+    expect_refused(code, "the export is NULL");
+  }
 }
 
 TEST_F(ClientArguments, LayoutsThatNoJobStepReads) {
