@@ -20,25 +20,41 @@ namespace weightcast::client {
 
 namespace {
 
-/// Maps `bytes` of a new file, all of them reserved: what the system has no room for is an error now and not
-/// a signal later. Null when it refuses.
-void* reserve(const weightcast_export& e, int file, std::int64_t bytes) {
-  void* memory = MAP_FAILED;
-  do {
-    errno = ::posix_fallocate(file, 0, bytes);
-  } while (errno == EINTR);
-  if (errno == 0)
-    memory = ::mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-  if (memory != MAP_FAILED) return memory;
+int no_memory(const weightcast_export& e) {
+  return fail_with_errno(
+      "%s rank %d: no shared memory can be made in /dev/shm; mount it as a tmpfs that this user may write, "
+      "and "
+      "look at this process's limits (ulimit -a)",
+      e.engine ? "engine" : "trainer", e.rank);
+}
+
+/// Of `bytes` that /dev/shm, in which `file` lies, does not have.
+void no_room(const weightcast_export& e, int file, std::int64_t bytes) {
   const int error = errno;
   struct statvfs shm = {};
-  const bool known = ::fstatvfs(file, &shm) == 0;
+  if (::fstatvfs(file, &shm) != 0) shm = {};
   errno = error;
   fail_with_errno("%s rank %d: there is no room for %" PRId64 " bytes in /dev/shm, of which %" PRId64
                   " are free; remove what dead exporters have left (weightcast hosts --clean %s), or make it "
                   "larger (docker run --shm-size)",
                   e.engine ? "engine" : "trainer", e.rank, bytes,
-                  known ? static_cast<std::int64_t>(shm.f_bavail * shm.f_frsize) : 0, e.folder);
+                  static_cast<std::int64_t>(shm.f_bavail * shm.f_frsize), e.folder);
+}
+
+/// Maps `bytes` of a new file, all of them reserved: what the system has no room for is an error now and not
+/// a signal later. Null when it refuses.
+void* reserve(const weightcast_export& e, int file, std::int64_t bytes) {
+  do {
+    errno = ::posix_fallocate(file, 0, bytes);
+  } while (errno == EINTR);
+  if (errno != 0) {
+    no_room(e, file, bytes);
+    return nullptr;
+  }
+  void* memory =
+      ::mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (memory != MAP_FAILED) return memory;
+  no_memory(e);
   return nullptr;
 }
 
@@ -70,7 +86,7 @@ bool unlink_memory(const char* name) {
 void* make_memory(const weightcast_export& e, const char* name, std::int64_t bytes) {
   const int file = ::shm_open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (file < 0) {
-    fail_with_errno("shared memory %s; look at /dev/shm", name);
+    no_memory(e);
     return nullptr;
   }
   void* memory = reserve(e, file, bytes);
@@ -82,8 +98,7 @@ void* make_memory(const weightcast_export& e, const char* name, std::int64_t byt
 int make_block(weightcast_export& e) {
   name_of_memory(e.block_name, sizeof e.block_name, ::getuid(), e.generation, "control");
   e.block_file = ::open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-  if (e.block_file < 0)
-    return fail_with_errno("shared memory in /dev/shm; mount it as a tmpfs that this user may write");
+  if (e.block_file < 0) return no_memory(e);
   e.block = static_cast<weightcast_block*>(reserve(e, e.block_file, WEIGHTCAST_BLOCK_BYTES));
   int code = e.block == nullptr ? WEIGHTCAST_REFUSED : WEIGHTCAST_OK;
   if (code == WEIGHTCAST_OK) {
@@ -96,7 +111,7 @@ int make_block(weightcast_export& e) {
     std::snprintf(path, sizeof path, "/dev/shm%s", e.block_name);
     if (!take_lock(e.block_file, WEIGHTCAST_LOCK_EXPORTER) ||
         ::linkat(AT_FDCWD, file, AT_FDCWD, path, AT_SYMLINK_FOLLOW) != 0) {
-      code = fail_with_errno("shared memory %s; look at /dev/shm", e.block_name);
+      code = no_memory(e);
       ::munmap(e.block, WEIGHTCAST_BLOCK_BYTES);
     }
   }

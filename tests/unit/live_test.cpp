@@ -437,6 +437,24 @@ TEST_F(Live, AnExportIsWithdrawnWithoutADescriptorToSpare) {
   EXPECT_FALSE(std::filesystem::exists(manifest_path(folder_, Role::kEngine, 0)));
 }
 
+TEST_F(Live, AProcessWithoutADescriptorIsToldSo) {
+  Child engine([&] {
+    weightcast_export* e = nullptr;
+    void* memory = nullptr;
+    int segment = 0;
+    if (weightcast_open(folder_.c_str(), "engine", 0, 1, nullptr, &e) != 0) return 1;
+    const rlimit none{0, 0};
+    if (::setrlimit(RLIMIT_NOFILE, &none) != 0) return 2;
+    if (weightcast_add_segment(e, 64, &memory, &segment) != WEIGHTCAST_REFUSED) return 3;
+    const std::string line = weightcast_last_error();
+    return line.starts_with("engine rank 0: no shared memory can be made in /dev/shm") &&
+                   line.ends_with("(ulimit -a): Too many open files")
+               ? weightcast_close(e, 0)
+               : 4;
+  });
+  EXPECT_EQ(engine.wait(), 0);
+}
+
 /// Publishes where there is no room for the segment, gives up and looks whether anything is left.
 int publish_without_room(const std::string& folder) {
   constexpr std::int64_t kBytes = std::int64_t{1} << 20;
