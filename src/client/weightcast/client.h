@@ -103,8 +103,8 @@ WEIGHTCAST_API int weightcast_wait_in_pieces(weightcast_export* e, double second
 WEIGHTCAST_API int weightcast_abandon(weightcast_export* e, const char* reason);
 
 /* Takes the manifest away and frees everything. Waits up to `seconds` for a job step that has the memory
-   mapped; memory that is still mapped then is left to it, which is reported as WEIGHTCAST_NO_ANSWER; the
-   export is gone all the same. */
+   mapped; memory that is still mapped then is left to it, which is reported as WEIGHTCAST_NO_ANSWER, a
+   manifest that cannot be removed as WEIGHTCAST_REFUSED; the export is gone all the same. */
 WEIGHTCAST_API int weightcast_close(weightcast_export* e, double seconds);
 
 /* Of an engine that is in no update: its memory holds version `version` whole, and it uses it. An invalid
