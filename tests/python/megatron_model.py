@@ -23,7 +23,9 @@ PADDED_TO = 128  # rows of the embedding, on each tensor-parallel rank a multipl
 def begin(**sizes):
     """Joins the ranks that torchrun has started."""
     torch.set_num_threads(1)
-    torch.cuda.current_device = lambda: "cpu"  # where Megatron makes its rotary table
+    # Where Megatron has its rotary table, and the last stage its copy of a tied embedding.
+    torch.cuda.current_device = lambda: "cpu"
+    torch.Tensor.cuda = lambda tensor: tensor
     initialize_rng_tracker(inference_rng_tracker=True)
     dist.init_process_group("gloo")
     parallel_state.initialize_model_parallel(**sizes)
@@ -182,6 +184,8 @@ class Trainer:
             # Of heads, each rank has its own: what is not cut must stay the same on all.
             if not getattr(parameter, "tensor_model_parallel", False) and getattr(parameter, "allreduce", True):
                 dist.all_reduce(master.grad, group=group)
+            if getattr(parameter, "shared_embedding", False):
+                dist.all_reduce(master.grad, group=parallel_state.get_embedding_group())
             parameter.grad = None
         self._optimizer.step()
         with torch.no_grad():

@@ -5,10 +5,12 @@ import itertools
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock
 
 import megatron.core
 import megatron_model
@@ -116,7 +118,8 @@ class Layouts(unittest.TestCase):
             places_of("tp-cp-ep-dp-pp", 4, 1, tp=2, ep=4),
         ):
             layout = Layout(places)
-            words = [os.environ["WEIGHTCAST_BINARY"], "convert", "--source", CONFIG, "--to", "megatron", *shlex.split(layout.options)]
+            words = [os.environ["WEIGHTCAST_BINARY"], "convert", "--source", CONFIG, "--to", "megatron"]
+            words += shlex.split(layout.options)
             with tempfile.TemporaryDirectory() as folder:
                 said = subprocess.run([*words, "--output", folder + "/shards"], capture_output=True, text=True, timeout=120)
             self.assertEqual(said.returncode, 0, said.stderr)
@@ -173,7 +176,8 @@ class Models(unittest.TestCase):
                 setattr(model.config, field, value)
                 self.refuse(model, f"{field} is {value}: ")
                 setattr(model.config, field, before)
-        self.refuse([], "give all chunks")
+        self.refuse([], "0 chunks", "give a list of all")
+        self.refuse([model, self.model()], "2 chunks", "give a list of 1")
         self.refuse(torch.nn.Linear(2, 2), "the model is a Linear", "GPTModel")
         self.refuse(LanguageModule(model.config), "the model is a LanguageModule", "the GPTModel inside")
 
@@ -207,21 +211,92 @@ class Models(unittest.TestCase):
             export.offer(1, wait=False)
         self.assertTrue(all(map(torch.equal, before, wrapped.parameters())))
 
-    def test_an_offer_waits_for_the_gathering_of_parameters(self):
-        gathered = []
 
-        class Late(DistributedDataParallel):
-            def start_param_sync(self, *unused, force_sync=False, **more):
-                gathered.append(force_sync)
+class TwoRanks(unittest.TestCase):
+    def run_on_two(self, what):
+        words = [sys.executable, "-B", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, what]
+        ran = subprocess.run(words, capture_output=True, text=True, timeout=300)
+        self.assertEqual(ran.returncode, 0, ran.stderr)
 
-        wrapped = self.wrapped()
-        wrapped.__class__ = Late
-        wrapped.ddp_config.overlap_param_gather = True
-        with weightcast.megatron.publish(self.folder, wrapped) as export:
-            self.assertEqual(gathered, [])
-            export.offer(1, wait=False)
-            self.assertEqual(gathered, [True])
+    def test_what_one_refuses_all_refuse(self):
+        self.run_on_two("refuse")
+
+    def test_an_offer_has_whole_parameters(self):
+        self.run_on_two("offer")
+
+
+def refuse_on_one():
+    megatron_model.begin()
+    model = megatron_model.make_chunks(CONFIG, torch.bfloat16)[0]
+    folder = [tempfile.mkdtemp()]
+    dist.broadcast_object_list(folder)
+    own = model.config.fp8_param = dist.get_rank() == 1
+    try:
+        weightcast.megatron.publish(folder[0], model)
+    except weightcast.Error as error:
+        assert error.code == 64 and str(error).startswith("trainer 1: fp8_param is True: "), error
+    else:
+        raise AssertionError("published")
+    # What the client refuses on one rank is withdrawn on the others.
+    model.config.fp8_param = False
+    if own:
+        model.output_layer.weight = torch.nn.Parameter(model.output_layer.weight.to("meta"))
+    try:
+        weightcast.megatron.publish(folder[0], model)
+    except weightcast.Error as error:
+        assert error.code == 64 and str(error).startswith("trainer 1: tensor output_layer.weight is on meta"), error
+    else:
+        raise AssertionError("published")
+    assert not list(pathlib.Path(folder[0]).glob("*.json"))
+    dist.barrier()
+    if own:
+        shutil.rmtree(folder[0])
+    dist.destroy_process_group()
+
+
+def offer_what_is_gathered_late():
+    """One of two ranks, whose optimiser has changed its own half of the parameters: others' are gathered with the next forward
+    pass. On GPUs such parameters are published where they are; here something else stands for what publishes."""
+    megatron_model.begin()
+    model = megatron_model.make_chunks(CONFIG, torch.bfloat16)[0]
+    options = DistributedDataParallelConfig(use_distributed_optimizer=True, overlap_param_gather=True, overlap_grad_reduce=True)
+    wrapped = DistributedDataParallel(model.config, options, model)
+    wrapped.broadcast_params()
+
+    def equal():
+        same = []
+        for parameter in model.parameters():
+            both = [torch.empty_like(parameter) for _ in range(2)]
+            dist.all_gather(both, parameter.detach())
+            same.append(torch.equal(*both))
+        return all(same)
+
+    rank = dist.get_rank()
+    for version in (1, 2):
+        for buffer in wrapped.buffers:
+            half = buffer.param_data.numel() // 2
+            buffer.param_data[rank * half : (rank + 1) * half] += 1 + rank
+        assert not equal()
+        export = unittest.mock.Mock()
+        layout = unittest.mock.Mock(options="")
+        offered = []
+        export.offer.side_effect = lambda number, *_: offered.append((number, equal()))
+        weightcast.megatron.MegatronExport(export, layout, [wrapped]).offer(version)
+        assert offered == [(version, True)], offered
+        # Training goes on.
+        tokens = torch.arange(1, 17).reshape(2, 8)
+        mask = torch.triu(torch.ones(1, 1, 8, 8, dtype=torch.bool), 1)
+        assert wrapped(tokens, torch.arange(8).expand(2, 8), mask, labels=tokens).isfinite().all()
+        assert equal()
+        for group in wrapped.bucket_groups:
+            group.reset()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    unittest.main()
+    if sys.argv[1:] == ["offer"]:
+        offer_what_is_gathered_late()
+    elif sys.argv[1:] == ["refuse"]:
+        refuse_on_one()
+    else:
+        unittest.main()

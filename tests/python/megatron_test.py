@@ -80,7 +80,8 @@ class Megatron(unittest.TestCase):
     def checkpoint_of(self, version):
         """Hugging Face's, of what the trainers have saved."""
         shards, checkpoint = self.saved / str(version), self.directory / f"hf-{version}"
-        command("convert", "--source", shards, "--model", self.config, "--to", "hf", *shlex.split(self.options), "--output", checkpoint)
+        options = ["--model", self.config, *shlex.split(self.options)]
+        command("convert", "--source", shards, *options, "--to", "hf", "--output", checkpoint)
         return checkpoint
 
     def expect_near_megatrons(self, checkpoint, version):
@@ -129,9 +130,9 @@ class Megatron(unittest.TestCase):
         command("verify", self.directory / "out", "--source", self.saved / "3", "--model", self.config, *shlex.split(options))
         self.assertEqual(self.trainers.wait(PATIENCE), 0)
 
-    def test_chunks_of_a_virtual_pipeline(self):
+    def test_chunks_of_a_virtual_pipeline_with_a_tied_head(self):
         config = self.directory / "model"
-        tiny_model.write_config(config, "bfloat16", tied=False, hidden=32, vocabulary=100)
+        tiny_model.write_config(config, "bfloat16", tied=True, hidden=32, vocabulary=100)
         path = config / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}))
         tiny_model.make_model(config, seed=3).save_pretrained(config)

@@ -56,7 +56,9 @@ def publish(folder, model):
     what it has made of those.
 
     All ranks of torch.distributed call it, and all are trainers. It raises weightcast.Error on all of them when any has
-    something that a job step cannot read; then every tensor is where it was."""
+    something that a job step cannot read; then nothing is published."""
+    if not torch.distributed.is_initialized():
+        raise Error(64, "torch.distributed is not there; call init_process_group and Megatron's initialize_model_parallel first")
     chunks = list(model) if isinstance(model, (list, tuple)) else [model]
     world = torch.distributed.get_world_size()
 
@@ -176,8 +178,8 @@ class Layout:
         chunks = [chunk for of_stages in zip(*stages) for chunk in of_stages]
         layers = [layer for chunk in chunks for layer in chunk.layers]
         if layers != list(range(1, len(layers) + 1)):
-            raise Error(64, f"layers lie on the stages in the order {layers}, chunk 0 of all stages first; a job step reads stages whose "
-                        "layers follow one another")  # fmt: skip
+            raise Error(64, f"layers lie on the stages in the order {layers}, chunk 0 of all stages first; a job step reads "
+                        "stages whose layers follow one another")  # fmt: skip
         last = max((number for number, chunk in enumerate(chunks) if chunk.layers), default=0)
         _require_only(chunks, "embedding", 0, "the embedding")
         _require_only(chunks, "head", len(chunks) - 1, "the output layer")
@@ -188,8 +190,8 @@ class Layout:
 def _require_only(chunks, part, expected, what):
     found = [number for number, chunk in enumerate(chunks) if getattr(chunk, part)]
     if found != [expected]:
-        raise Error(64, f"{what} is in chunks {found}, counted through all stages, where a job step expects {expected}; leave embedding "
-                    "and loss out of pipeline_model_parallel_layout, so that first and last stage have decoder layers")  # fmt: skip
+        raise Error(64, f"{what} is in chunks {found}, counted through all stages, where a job step expects {expected}; give the "
+                    "first and the last stage decoder layers in pipeline_model_parallel_layout")  # fmt: skip
 
 
 def _index(size, order, rank):
@@ -223,10 +225,11 @@ class _Chunks(torch.nn.Module):
 def _place_of(chunks, world):
     """Of this rank; raises for what no job step reads."""
     _require_tested_version()
-    if not chunks:
-        raise Error(64, "the list of chunks is empty; give all chunks of this rank")
     for chunk in chunks:
         _require_readable(_bare(chunk))
+    expected = _bare(chunks[0]).config.virtual_pipeline_model_parallel_size or 1 if chunks else "all"
+    if len(chunks) != expected:
+        raise Error(64, f"{len(chunks)} chunks of the model are given; give a list of {expected}, as the rank has")
     _require_movable(chunks)
     state = parallel_state
     if not state.model_parallel_is_initialized():
@@ -302,8 +305,8 @@ _REFUSED_ABOVE_ONE = {
 
 def _require_readable(model):
     if not isinstance(model, GPTModel):
-        raise Error(64, f"the model is a {type(model).__name__}; publish a GPTModel of Megatron-Core, bare or in its Float16Module and "
-                    "DistributedDataParallel, and of a model around it the GPTModel inside")  # fmt: skip
+        raise Error(64, f"the model is a {type(model).__name__}; publish a GPTModel of Megatron-Core, bare or in its Float16Module "
+                    "and DistributedDataParallel, and of a model around it the GPTModel inside")  # fmt: skip
     for field, (why, remedy) in _REFUSED.items():
         value = getattr(model.config, field, None)
         if value:
@@ -319,5 +322,5 @@ def _require_movable(chunks):
     for chunk in _wrappers(chunks):
         for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]:
             if buffer.param_data is not None and buffer.param_data.device.type == "cpu":
-                raise Error(64, "use_distributed_optimizer is True: parameters are views of one buffer, and in the CPU's memory could not "
-                            "be published; set it to False, or train on GPUs")  # fmt: skip
+                raise Error(64, "use_distributed_optimizer is True: parameters are views of one buffer, and in the CPU's memory "
+                            "could not be published; set it to False, or train on GPUs")  # fmt: skip
