@@ -222,11 +222,21 @@ class Server {
     try {
       open();
     } catch (const AgreedFailure& failure) {
-      if (order.for_request == 0) next_.failed(Clock::now());
+      if (order.for_request == 0) note_failure(failure.what());
       // Who has come back since the last look may have what is asked for.
       not_opened_for_ = order.for_request != 0 ? first_ : std::nullopt;
       not_opened_ = {failure.code(), "", "", failure.what()};
     }
+  }
+
+  /// Of what nobody has asked for. It is tried again and again, and said once for as long as it fails alike.
+  void note_failure(const std::string& line) {
+    next_.failed(Clock::now());
+    control_.agreement.note_said(line);
+  }
+  void note_success() {
+    next_.succeeded();
+    control_.agreement.forget_said();
   }
 
   void begin_update(const Order& order) {
@@ -236,7 +246,7 @@ class Server {
 
   void end_update(const Order& order, const UpdateAnswer& answer) {
     if (order.for_request == 0) {
-      answer.code == ExitCode::kDone ? next_.succeeded() : next_.failed(Clock::now());
+      answer.code == ExitCode::kDone ? note_success() : note_failure(answer.error);
     }
     if (control_.rank() != 0) return;
     if (!answer.note.empty()) log_note(answer.note);

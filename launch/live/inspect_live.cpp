@@ -80,6 +80,8 @@ std::string hidden_by(const Manifest& manifest) {
       return fmt::format("not seen from here: it is of user {}", manifest.uid);
     case Reach::kOtherShm:
       return "not seen from here: it has another /dev/shm, as in another container";
+    case Reach::kCopy:
+      return "a copy of a manifest in another folder; look there";
     case Reach::kHere:
       break;
   }

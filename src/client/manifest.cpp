@@ -118,6 +118,10 @@ void put_manifest(FILE* out, const weightcast_export& e) {
   put_variable(out, "job", "SLURM_JOB_ID");
   put_variable(out, "restart", "SLURM_RESTART_COUNT");
   std::fprintf(out, ", \"generation\": \"%016" PRIx64 "\"", e.generation);
+  // By which a copy of the folder is known: records of commits are looked for in this one.
+  struct stat folder = {};
+  if (::stat(e.folder, &folder) == 0)
+    std::fprintf(out, ", \"folder\": \"%llu\"", static_cast<unsigned long long>(folder.st_ino));
   if (e.layout[0] != '\0') put_field(out, "layout", e.layout);
   put_field(out, "control", e.block_name);
   std::fputs(",\n\"segments\": [", out);

@@ -29,7 +29,7 @@ void Agreement::together(const std::function<void()>& local) {
   if (first[0] == self_.size) return;
   // Printed when all have it: a broadcast that fails ends the job with a line of its own.
   line = broadcast(line, first[0]);
-  if (first[0] == self_.rank) log_error(line);
+  if (first[0] == self_.rank && !said_.contains(line)) log_error(line);
   throw AgreedFailure(static_cast<ExitCode>(first[1]), line);
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -46,6 +47,10 @@ class Agreement {
   /// such rank prints its error and all throw AgreedFailure. Collective.
   void together(const std::function<void()>& local);
 
+  /// From here on, until forget_said(), together() does not print a failure with just that line again.
+  void note_said(const std::string& line) { said_.insert(line); }
+  void forget_said() { said_.clear(); }
+
   /// Fails with `otherwise` unless all ranks give the same hash. Collective.
   void require_same(std::uint64_t hash, const Error& otherwise);
 
@@ -79,6 +84,7 @@ class Agreement {
   Deadline& deadline_;
   LastWords& last_words_;
   std::size_t piece_;
+  std::set<std::string> said_;
 };
 
 }  // namespace weightcast

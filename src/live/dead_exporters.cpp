@@ -115,6 +115,8 @@ const char* why_not_seen(Reach reach) {
       return "of another user, who can clean";
     case Reach::kOtherShm:
       return "of a container with another /dev/shm: clean there";
+    case Reach::kCopy:
+      return "a copy of one in another folder: remove the file";
     case Reach::kHere:
       break;
   }

@@ -314,6 +314,7 @@ Manifest read_manifest(const std::string& path) {
   manifest.pid = fields.number("pid");
   manifest.uid = fields.number("uid");
   manifest.generation = generation_of(fields);
+  manifest.folder = fields.text("folder", false);
   manifest.job = fields.text("job", false);
   manifest.restart = fields.text("restart", false);
   manifest.layout = fields.text("layout", false);
@@ -341,7 +342,11 @@ Reach reach_of(const Manifest& manifest) {
   struct stat shm = {};
   const bool same =
       ::stat("/dev/shm", &shm) == 0 && static_cast<std::int64_t>(shm.st_dev) == manifest.shm_device;
-  return same ? Reach::kHere : Reach::kOtherShm;
+  if (!same) return Reach::kOtherShm;
+  struct stat folder = {};
+  const std::string beside = manifest.path.substr(0, manifest.path.rfind('/') + 1) + ".";
+  if (manifest.folder.empty() || ::stat(beside.c_str(), &folder) != 0) return Reach::kHere;
+  return std::to_string(folder.st_ino) == manifest.folder ? Reach::kHere : Reach::kCopy;
 }
 
 void require_reachable(const Manifest& manifest) {
@@ -360,6 +365,9 @@ void require_reachable(const Manifest& manifest) {
       throw IoError(manifest.path +
                     ": its exporter has another /dev/shm, as in another container; run both in containers "
                     "that share it");
+    case Reach::kCopy:
+      throw IoError(manifest.path +
+                    ": is a copy, and its exporter looks for commits in another folder; name that one");
   }
 }
 

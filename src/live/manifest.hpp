@@ -75,6 +75,7 @@ struct Manifest {
   std::int64_t pid = 0;
   std::int64_t uid = 0;
   std::uint64_t generation = 0;  ///< another one after each publication
+  std::string folder;            ///< the inode of the folder where it looks for records; empty: not said
   std::string job;               ///< of Slurm; empty outside
   std::string restart;           ///< how often Slurm has started that job anew; empty: never
   std::string layout;            ///< empty: as the job's options say
@@ -104,11 +105,12 @@ enum class Reach : std::uint8_t {
   kOtherBoot,  ///< this host's, before it was started anew
   kOtherUser,  ///< another user's
   kOtherShm,   ///< another container's, with a /dev/shm of its own
+  kCopy,       ///< the manifest is a copy in a folder that the exporter does not look into
 };
 Reach reach_of(const Manifest& manifest);
 
-/// Throws IoError unless this process can map what the exporter has published: the same host, boot, /dev/shm
-/// and user. Names the one that differs, and what to do.
+/// Throws IoError unless this process can map what the exporter has published: the same host, boot, /dev/shm,
+/// user and folder. Names the one that differs, and what to do.
 void require_reachable(const Manifest& manifest);
 
 }  // namespace weightcast

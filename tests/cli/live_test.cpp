@@ -212,6 +212,22 @@ TEST_F(LiveCommands, TheDeadAreNotTakenForPresent) {
   }
 }
 
+TEST_F(LiveCommands, ACopyOfAFolderIsNotTheExporters) {
+  start_engines();
+  const std::string copy = dir_ / "copy";
+  std::filesystem::copy(folder_, copy);
+  EXPECT_TRUE(refused(run_job(3, {"sync", "--source", trained(181), "--sink", "live:" + copy, "--inference",
+                                  "tp=2,ep=2", "--weight-version", "5"}),
+                      74, {copy + "/engine-0.json", "is a copy", "name that one"}));
+  EXPECT_TRUE(has(run_plain({"inspect", "live:" + copy}).out, {"engine 0: a copy of a manifest"}));
+  EXPECT_TRUE(has(run_plain({"hosts", "--clean", copy}).out, {"kept: " + copy + "/engine-0.json"}));
+  EXPECT_TRUE(std::filesystem::exists("/dev/shm" + stems_[0] + "control"));
+  // The same folder by another name is the same.
+  std::filesystem::rename(folder_, dir_ / "moved");
+  std::filesystem::create_directory_symlink(dir_ / "moved", folder_);
+  EXPECT_TRUE(has(inspect().out, {"engine 0: serves version 1\n"}));
+}
+
 TEST_F(LiveCommands, ABlockThatNobodyMayReadIsAFailedLook) {
   start("engine", 0, 1, trained(0));
   const std::string control = "/dev/shm" + stems_[0] + "control";

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <filesystem>
+#include <set>
 #include <sstream>
 #include <thread>
 
@@ -40,7 +41,7 @@ TEST_F(LiveServers, OneServerBringsManyVersions) {
   EXPECT_EQ(trigger({"--weight-version", "8"}).exit_code, 0);
   EXPECT_TRUE(model_.settle());
   model_.offer(7);
-  expect_refused(trigger(), 64, "--allow-older");
+  expect_refused(trigger(), 64, "start the job, or the server, with --allow-older");
   EXPECT_EQ(server->children(), ranks);
   server->send_to_children(SIGUSR1);
   const Outcome outcome = server->wait();
@@ -116,11 +117,12 @@ TEST_F(LiveServers, OffersAreEnoughWhereThatIsAskedFor) {
     ASSERT_EQ(model_.difference(version), "");
   }
   EXPECT_EQ(trigger({"--weight-version", "6"}).exit_code, 0);
-  // What fails is tried again.
+  // What fails is tried again, and said once.
   model_.decline("the engine sleeps");
   model_.offer(7);
-  std::this_thread::sleep_for(200ms);
+  EXPECT_FALSE(model_.settle(4));
   model_.accept();
+  model_.offer(7);
   EXPECT_TRUE(model_.settle());
   EXPECT_EQ(model_.difference(7), "");
   // One trainer alone is not enough.
@@ -128,6 +130,10 @@ TEST_F(LiveServers, OffersAreEnoughWhereThatIsAskedFor) {
   expect_refused(trigger({"--timeout", "1"}), 76, "no answer within 1 s");
   model_.offer(1, 8);
   EXPECT_TRUE(model_.settle());
+  server->send_to_children(SIGUSR1);
+  const Outcome outcome = server->wait();
+  const std::vector<std::string> lines = error_lines(outcome.err);
+  EXPECT_EQ(std::set<std::string>(lines.begin(), lines.end()).size(), lines.size()) << describe(outcome);
 }
 
 TEST_F(LiveServers, AJobWaitsForOneVersionOfAllTrainers) {
