@@ -146,6 +146,7 @@ void take(const Values& values, std::size_t sources, UpdateOptions& options) {
   options.no_verify = values.flag("no-verify");
   options.allow_older = values.flag("allow-older");
   options.on_offer = values.flag("on-offer");
+  options.release_staging = values.flag("release-staging");
   options.no_queue = values.flag("no-queue");
   options.timeout = values.integer("timeout", 1800, 1, 100'000'000);
 }

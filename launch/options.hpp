@@ -58,6 +58,7 @@ struct UpdateOptions {
   bool no_verify = false;
   bool allow_older = false;
   bool on_offer = false;
+  bool release_staging = false;
   bool no_queue = false;
   std::int64_t timeout = 0;
 };

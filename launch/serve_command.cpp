@@ -127,9 +127,17 @@ class Server {
       close();
       throw;
     }
+    release_staging();
     const std::vector<UpdateRecord> updates = std::move(report_.updates);
     report_ = job_->report();
     report_.updates = updates;
+  }
+
+  /// Of a server that is told to. Collective.
+  void release_staging() {
+    if (!options_.release_staging) return;
+    source_.reset();
+    job_->session().release_staging();
   }
 
   void close() {
@@ -265,10 +273,13 @@ class Server {
     try {
       control_.deadline.begin_phase("before the update");
       if (exporters_have_changed()) open();
+      // Before the engines are asked, which wait from then on.
+      job_->session().take_staging();
       answer = update_open(order);
     } catch (const AgreedFailure& failure) {
       answer = {failure.code(), "", "", failure.what()};
     }
+    if (job_) release_staging();
     // What has been compiled for trainers' memory stays true for as long as that is mapped; files are not
     // kept open.
     if (!live_directory(options_.sources.front())) source_.reset();

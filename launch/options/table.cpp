@@ -13,7 +13,7 @@ namespace {
 
 namespace po = boost::program_options;
 
-constexpr std::array<OptionInfo, 52> kOptions{{
+constexpr std::array<OptionInfo, 53> kOptions{{
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors "
@@ -97,6 +97,8 @@ constexpr std::array<OptionInfo, 52> kOptions{{
      kUpdates | kBench},
     {"on-offer", nullptr,
      "update whenever all trainers of live:DIR offer one version, also without a trigger", kServe},
+    {"release-staging", nullptr,
+     "give staging buffers back between updates; each update opens them, and the wire, anew", kServe},
     {"no-queue", nullptr, "do not wait for the end of another update: 74 instead", kTrigger},
     {"weight-version", "N",
      "weight version, in sync of the first source (default: the checkpoint's own, else 0); in verify the one "

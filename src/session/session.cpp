@@ -123,6 +123,10 @@ void Session::open_routes() {
   });
 }
 
+void Session::take_staging() {
+  if (!pipeline_) open_routes();
+}
+
 void Session::read_piece(std::size_t p, std::int64_t offset,
                          const std::function<void(std::span<const std::byte>)>& visit) const {
   const std::span<std::byte> live = parameter(p);
@@ -156,6 +160,7 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   for (const Bucket& bucket : plan_.buckets) bytes += bucket.bytes;
   progress.begin(version, bytes);
   has_written_ = false;
+  take_staging();
 
   // Every rank begins at the same moment, so that the figures mean the same.
   const auto prepare = [&] {

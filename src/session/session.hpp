@@ -86,6 +86,12 @@ class Session {
   /// over MPI it ends the job, as a signal and the deadline do.
   UpdateSeconds update(Source* source, std::int64_t version, bool verify, Progress& progress);
 
+  /// Gives the staging buffers back, and the wire with them; take_staging() opens both anew, which the next
+  /// update does where nobody has. Throws (by agreement) IoError where the memory is not there any more; the
+  /// buffers are then still given back. Between the two there is no pipeline(). Collective.
+  void release_staging() { pipeline_.reset(); }
+  void take_staging();
+
   /// Whether an update that has failed had come so far that parameters of some rank may have been written;
   /// the same on every rank.
   bool has_written() const { return has_written_; }

@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <ostream>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -342,6 +344,43 @@ TEST(Session, WeightsMayLieInManyPieces) {
       expect_holds(session, control.rank(), model, weights);
     });
   }
+}
+
+/// Bytes of this process that lie in no file.
+std::int64_t anonymous_bytes() {
+  std::ifstream file("/proc/self/status");
+  constexpr std::string_view kField = "RssAnon:";
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with(kField)) return std::stoll(line.substr(kField.size())) << 10;
+  }
+  return 0;
+}
+
+TEST(Session, StagingIsGivenBackBetweenUpdates) {
+  const naive::Model model = with(small_model(true), [](naive::Model& m) { m.vocabulary = 40'000; });
+  const Topology topology = topology_of(1, "tp=2");
+  under_control(3, [&](Control& control) {
+    const auto family = model.family();
+    Limits limits;
+    limits.bucket_bytes = 8 << 20;
+    Session session(control, *family, topology, limits);
+    ASSERT_GT(session.plan().staging_bytes_per_rank(), 8 << 20);
+    Progress progress(ProgressMode::kNever, false);
+    for (const std::int64_t version : {3, 4, 5}) {
+      std::optional<MemorySource> source;
+      if (topology.trainer(control.rank()))
+        source.emplace(session.plan(), family->catalog(), control.rank(), version);
+      session.memory().fill(std::byte{0xa5});
+      session.update(source ? &*source : nullptr, version, true, progress);
+      expect_holds(session, control.rank(), model, synthetic_weights(model, version));
+      const std::int64_t before = anonymous_bytes();
+      session.release_staging();
+      const std::int64_t freed = before - anonymous_bytes();
+      EXPECT_GT(freed, session.plan().staging_bytes_per_rank() * 3 / 4) << "of " << before;
+      // After the other one the update does it by itself.
+      if (version == 3) session.take_staging();
+    }
+  });
 }
 
 TEST(Session, WithoutVerificationTheBytesAreTheSame) {

@@ -49,6 +49,37 @@ TEST_F(LiveServers, OneServerBringsManyVersions) {
   EXPECT_EQ(rows_in(outcome.out), kUpdates);
 }
 
+TEST_F(LiveServers, StagingIsTakenForEachUpdate) {
+  const auto server = serve({"--release-staging"});
+  // Threads pack and unpack from it.
+  const auto threads = [&] {
+    std::size_t count = 0;
+    for (const pid_t rank : server->children()) {
+      const std::filesystem::directory_iterator all("/proc/" + std::to_string(rank) + "/task");
+      count += static_cast<std::size_t>(std::distance(begin(all), end(all)));
+    }
+    return count;
+  };
+  const std::size_t idle = threads();
+  for (int version = 1; version <= 3; ++version) {
+    ASSERT_NO_FATAL_FAILURE(expect_update(version));
+    EXPECT_EQ(trigger({"--weight-version", std::to_string(version)}).exit_code, 0);
+  }
+  model_.hold(true);
+  model_.offer(4);
+  Process asking(trigger_command());
+  ASSERT_TRUE(wait_until_asked());
+  EXPECT_GT(threads(), idle);
+  model_.hold(false);
+  EXPECT_EQ(asking.wait().exit_code, 0);
+  EXPECT_TRUE(model_.settle());
+  EXPECT_EQ(model_.difference(4), "");
+  // A trainer or an engine that comes back is served as ever.
+  model_.stop_engine(1);
+  model_.start_engine(1);
+  ASSERT_NO_FATAL_FAILURE(expect_update(5));
+}
+
 TEST_F(LiveServers, RequestsWaitForTheirTurnOrAreRefused) {
   const auto server = serve();
   model_.hold(true);
