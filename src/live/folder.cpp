@@ -45,7 +45,11 @@ void for_each_name(const std::string& directory, Visit visit) {
   for (const fs::directory_iterator end; !error && entry != end; entry.increment(error)) {
     visit(entry->path().filename().string());
   }
-  if (error) throw IoError(fmt::format("{}: {}; name the folder of manifests", directory, error.message()));
+  if (!error) return;
+  throw IoError(fmt::format("{}: {}; {}", directory, error.message(),
+                            error == std::errc::permission_denied
+                                ? "run it as the user who has published there"
+                                : "name the folder of manifests"));
 }
 
 std::int64_t age_of(const std::string& path) {

@@ -217,7 +217,7 @@ bool LiveUpdate::is_there(std::int64_t version) {
   control_.agreement.maximum(std::span<std::int64_t>(missing));
   if (missing[0] == 0 && missing[1] != 0 && control_.rank() == 0) {
     log_note(fmt::format(
-        "the engines have a version {} already, but not known to be from this source; it is sent", version));
+        "the engines have version {} already, but not known to be from this source; it is sent", version));
   }
   return missing[0] == 0 && missing[1] == 0;
 }

@@ -14,6 +14,7 @@
 #include "cli/cli.hpp"
 #include "engine/published.hpp"
 #include "support/child.hpp"
+#include "support/other_user.hpp"
 #include "weightcast/client.h"
 
 namespace weightcast::test_support {
@@ -133,6 +134,14 @@ TEST_F(LiveCommands, InspectOfWhatIsNotThere) {
   std::filesystem::create_directory(folder_);
   EXPECT_TRUE(refused(inspect(), 74, {folder_, "no manifest", "engine-<n>.json", "wait until"}));
   EXPECT_TRUE(refused(run_plain({"inspect", "live:"}), 64, {"live:", "folder"}));
+}
+
+TEST_F(LiveCommands, AFolderOfAnotherUserIsSaidSo) {
+  std::filesystem::create_directory(folder_);
+  const OtherUser other;
+  if (!other.is_another()) GTEST_SKIP() << "needs root, who can be another user";
+  for (const Words& command : {Words{"inspect", "live:" + folder_}, {"hosts", folder_}})
+    EXPECT_TRUE(refused(run_plain(command), 74, {folder_, "Permission denied", "as the user"}));
 }
 
 TEST_F(LiveCommands, WhatIsNotPublishedYetIsSaidSo) {
@@ -465,6 +474,22 @@ TEST_F(LiveCommands, AJobThatDiesWhileItWaitsForOffersLeavesAllAsItWas) {
   put_file(go, "");
   EXPECT_TRUE(done(run(command)));
   EXPECT_TRUE(says_in_time([&] { return inspect(); }, "engine 1: serves version 5\n"));
+}
+
+TEST_F(LiveCommands, AJobThatIsToldToStopNamesTheVersionThatIsOffered) {
+  start_engines();
+  const std::string go = dir_ / "go";
+  start("trainer", 0, 1, trained(181), [&](auto& trainer) {
+    while (!std::filesystem::exists(go)) std::this_thread::sleep_for(1ms);
+    weightcast_offer(trainer.handle(), 5, 100);
+  });
+  Process job(job_command(3, {"sync", "--source", "live:" + folder_, "--sink", "live:" + folder_, "--model",
+                              trained(0), "--inference", "tp=2,ep=2"}));
+  EXPECT_TRUE(says_in_time([&] { return inspect(); }, "engine 1: serves version 1; rank 2 on "));
+  job.send_to_children(SIGUSR1);
+  put_file(go, "");
+  EXPECT_TRUE(refused(job.wait(), 75, {"before the update to version 5"}));
+  EXPECT_TRUE(has(inspect().out, {"trainer 0: offers version 5", "engine 0: serves version 1\n"}));
 }
 
 TEST_F(LiveCommands, AJobBelievesNoNumberThatABlockCannotHave) {

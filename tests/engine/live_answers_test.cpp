@@ -198,7 +198,10 @@ TEST_F(LiveAnswers, OfTwoJobsThatBeginAtOnceOneAtLeastSucceeds) {
 
 TEST_F(LiveAnswers, ARecordThatIsLeftStandsForNoLaterUpdate) {
   put_file(folder_ + "/commit-900.json", "void\n");
+  // Of a job step that was killed before it gave the record its name.
+  put_file(folder_ + "/commit-3.json.new", "{}");
   expect_a_good_update();
+  EXPECT_FALSE(std::filesystem::exists(folder_ + "/commit-3.json.new"));
   EXPECT_EQ(engine(0).update(), 901);
   end_engines();
 }

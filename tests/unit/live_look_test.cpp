@@ -13,6 +13,7 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -137,6 +138,20 @@ TEST_F(LiveLook, StatesAreSeenWhoeverHasTheEngine) {
   EXPECT_EQ(block.mapped_by(), 0);
   children_.front()->kill();
   EXPECT_FALSE(block.lives());
+}
+
+TEST_F(LiveLook, WhatIsCommittedIsTheEnginesVersion) {
+  start("engine");
+  Exporter exporter(read_manifest(folder_ + engine_));
+  EXPECT_EQ(exporter.current_version(), 1);
+  ASSERT_TRUE(exporter.take("rank 0"));
+  ASSERT_TRUE(exporter.ask(WEIGHTCAST_SERVING, 12, 8));
+  EXPECT_EQ(exporter.current_version(), std::nullopt);
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_ASKED, WEIGHTCAST_WRITTEN));
+  EXPECT_EQ(exporter.current_version(), std::nullopt);
+  // It is about to serve it.
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_WRITTEN, WEIGHTCAST_COMMITTED));
+  EXPECT_EQ(exporter.current_version(), 8);
 }
 
 TEST_F(LiveLook, WordsOfStates) {
