@@ -126,7 +126,8 @@ TEST_P(LiveBoxes, ThatDoNotMakeTheWholeAreRefusedByName) {
   Child first([&] { return train(0, 2, true); });
   Child second([&] { return train(1, 2, true); });
   for (const char* name : {"trainer-0.json", "trainer-1.json"}) wait_for_manifest(name);
-  const Words words{"sync", "--source", "live:" + folder_, "--model", trained(181), "--inference", "tp=1"};
+  const Words words{"sync",    "--source",   "live:" + folder_, "--sink", "hdf5:" + sink_,
+                    "--model", trained(181), "--inference",     "tp=1"};
   EXPECT_TRUE(
       refused(run_job(3, words + Words{"--trainers", "2"}), 65, {"model.norm.weight", "no trainer has"}));
   EXPECT_TRUE(refused(run_job(3, words + Words{"--trainer-alloc", "megatron:(attn:t2|ffn:t2)"}), 65,

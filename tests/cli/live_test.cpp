@@ -476,6 +476,35 @@ TEST_F(LiveCommands, AJobThatDiesWhileItWaitsForOffersLeavesAllAsItWas) {
   EXPECT_TRUE(says_in_time([&] { return inspect(); }, "engine 1: serves version 5\n"));
 }
 
+TEST_F(LiveCommands, TheSameNumberOfOtherFilesIsSent) {
+  start_engines([](auto& engine) {
+    for (std::int64_t version = 0;;) {
+      if (weightcast_pause(engine.handle(), 100, &version) == 0) weightcast_resume(engine.handle());
+    }
+  });
+  const auto sync = [&](int step) {
+    return run_job(3, {"sync", "--source", trained(step), "--sink", "live:" + folder_, "--inference",
+                       "tp=2,ep=2", "--weight-version", "5"});
+  };
+  const auto expect_weights_of = [&](int step) {
+    EXPECT_TRUE(says_in_time(
+        [&] {
+          return run_plain(
+              {"verify", "live:" + folder_, "--source", trained(step), "--inference", "tp=2,ep=2"});
+        },
+        "2 of 2 engines serve version 5"));
+  };
+  EXPECT_TRUE(done(sync(181)));
+  expect_weights_of(181);
+  const Outcome again = sync(181);
+  EXPECT_TRUE(done(again));
+  EXPECT_TRUE(has(again.err, {"version 5 is there already"}));
+  const Outcome other = sync(0);
+  EXPECT_TRUE(done(other));
+  EXPECT_TRUE(has(other.err, {"it is sent"}));
+  expect_weights_of(0);
+}
+
 TEST_F(LiveCommands, AJobThatIsToldToStopNamesTheVersionThatIsOffered) {
   start_engines();
   const std::string go = dir_ / "go";
