@@ -293,12 +293,15 @@ TEST(ServerFiles, AStaleOneIsReplacedAndItsSocketRemoved) {
   const std::string wrong = text_of(dir / "notes/socket");
   test_support::put_file(server_file_path(dir.string()), stale);
   {
+    remove_dead_server(dir.string());
+    EXPECT_FALSE(std::filesystem::exists(server_file_path(dir.string())));
     const ServerFile file(dir.string(), own_address("/tmp/other"));
     EXPECT_FALSE(std::filesystem::exists(folder));
     EXPECT_EQ(read_server_file(dir.string()).socket, "/tmp/other");
   }
   // What is no socket of a server stays.
   test_support::put_file(server_file_path(dir.string()), wrong);
+  remove_dead_server(dir.string());
   const ServerFile file(dir.string(), own_address("/tmp/other"));
   EXPECT_TRUE(std::filesystem::exists(dir / "notes/socket"));
 }
@@ -313,6 +316,7 @@ TEST(ServerFiles, ACopyOfOneTakesNoSocketAway) {
     text = test_support::get_file(server_file_path(dir.string()));
   }
   test_support::put_file(dir / "copy/server.json", text);
+  remove_dead_server(dir / "copy");
   const ServerFile file(dir / "copy", own_address("/tmp/other"));
   EXPECT_TRUE(RawClient(folder.socket()).connected());
 }
