@@ -53,8 +53,10 @@ po::parsed_options parse_environment(const po::options_description& description,
   po::parsed_options parsed(&description);
   for (char** variable = environ; *variable != nullptr; ++variable) {
     const std::string_view entry = *variable;
-    const std::string_view name = entry.substr(0, entry.find('='));
-    if (!name.starts_with("WEIGHTCAST_")) continue;
+    const std::size_t equals = entry.find('=');
+    const std::string_view name = entry.substr(0, equals);
+    // One without a value is nobody's variable, though a program may have been started with it.
+    if (equals == std::string_view::npos || !name.starts_with("WEIGHTCAST_")) continue;
     const std::string option_name = option_of_variable(name);
     // Environment modules set such names for every program, and the client library's is the Python package's.
     if (option_name == "version" || option_name == "help" || option_name == "client") continue;

@@ -120,6 +120,13 @@ std::int64_t ModelConfig::integer_or(Names names, std::int64_t fallback) const {
   return value == nullptr ? fallback : positive(*value, origin_, names);
 }
 
+bool ModelConfig::is_null(Names names) const {
+  return std::ranges::any_of(names, [&](std::string_view name) {
+    const auto found = json_->root.find(name);
+    return found != json_->root.end() && found->is_null();
+  });
+}
+
 bool ModelConfig::boolean_or(Names names, bool fallback) const {
   const json* const value = find(json_->root, names);
   if (value == nullptr) return fallback;

@@ -44,6 +44,8 @@ class ModelConfig {
   std::int64_t integer(Names names) const;
   /// The same, or `fallback` when it is absent or null.
   std::int64_t integer_or(Names names, std::int64_t fallback) const;
+  /// Whether one of the fields is there and null.
+  bool is_null(Names names) const;
   bool boolean_or(Names names, bool fallback) const;
   std::vector<std::int64_t> integers_or_empty(Names names) const;
 

@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <system_error>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -66,25 +67,42 @@ class Placement {
                                  subject(), stored, tensor_.bytes()));
   }
 
-  /// Of chunks without filters the library reads as many bytes as they should have, whatever they say.
-  void require_whole_chunks(hsize_t chunks, hsize_t chunk_bytes) const {
+  using ChunkShape = std::array<hsize_t, H5S_MAX_RANK>;
+
+  /// The number of the chunk that begins at that element; nothing where none begins.
+  std::optional<hsize_t> chunk_number(const ChunkShape& at, const ChunkShape& chunk) const {
+    hsize_t number = 0;
+    for (std::size_t i = 0; i < tensor_.shape.dims(); ++i) {
+      const auto extent = static_cast<hsize_t>(tensor_.shape[i]);
+      if (at.at(i) >= extent || at.at(i) % chunk.at(i) != 0) return std::nullopt;
+      number = number * (extent / chunk.at(i) + (extent % chunk.at(i) != 0 ? 1 : 0)) + at.at(i) / chunk.at(i);
+    }
+    return number;
+  }
+
+  /// Of chunks without filters the library reads as many bytes as they should have, whatever they say, and
+  /// zeros where none is.
+  void require_whole_chunks(hsize_t chunks, hsize_t chunk_bytes, const ChunkShape& chunk) const {
     // To find one by its number the library counts through all before it.
     constexpr hsize_t kMostOneByOne = 2000;
     bool whole = H5Dget_storage_size(found_.dataset) == chunks * chunk_bytes;
+    std::unordered_set<hsize_t> there;
     const Hdf5Space space(WEIGHTCAST_HDF5(H5Dget_space(found_.dataset), subject()));
     for (hsize_t i = 0; i < chunks && chunks <= kMostOneByOne; ++i) {
-      std::array<hsize_t, H5S_MAX_RANK> at{};
+      ChunkShape at{};
       unsigned mask = 0;
       haddr_t address = 0;
       hsize_t bytes = 0;
       WEIGHTCAST_HDF5(H5Dget_chunk_info(found_.dataset, space.get(), i, at.data(), &mask, &address, &bytes),
                       subject());
-      whole = whole && bytes == chunk_bytes;
+      const std::optional<hsize_t> number = chunk_number(at, chunk);
+      whole = whole && bytes == chunk_bytes && number && there.insert(*number).second;
     }
     if (whole) return;
-    throw InputError(
-        fmt::format("{}: not all of its {} chunks have {} bytes; the file is damaged, copy it again",
-                    subject(), chunks, chunk_bytes));
+    throw InputError(fmt::format(
+        "{}: not all of its {} chunks have {} bytes and a place of their own; the file is damaged, copy it "
+        "again",
+        subject(), chunks, chunk_bytes));
   }
 
   std::optional<std::string> contiguous() {
@@ -127,7 +145,7 @@ class Placement {
     }
     // The library holds a whole chunk in memory, however little of it the dataset has.
     constexpr std::int64_t kMostChunkBytes = std::int64_t{16} << 20;
-    std::array<hsize_t, H5S_MAX_RANK> chunk{};
+    ChunkShape chunk{};
     const int dims = WEIGHTCAST_HDF5(H5Pget_chunk(creation_.get(), H5S_MAX_RANK, chunk.data()), subject());
     hsize_t expected = 1;
     auto chunk_bytes = static_cast<double>(dtype_bytes(tensor_.dtype));
@@ -147,7 +165,7 @@ class Placement {
     if (written < expected)
       return fmt::format("was written only in part: {} of {} chunks are there", written, expected);
     if (!has_filters(found_.dataset, subject())) {
-      require_whole_chunks(written, static_cast<hsize_t>(chunk_bytes));
+      require_whole_chunks(written, static_cast<hsize_t>(chunk_bytes), chunk);
     } else if (found_.level > 0) {
       // Of a virtual dataset the library itself reads the sources.
       Hdf5Chunks(found_.dataset, subject(), found_.file.input.size()).check_all();

@@ -116,6 +116,16 @@ bool InputFile::has_writer() const {
   return false;
 }
 
+bool InputFile::has_holes() const {
+  const off_t hole = ::lseek(fd_, 0, SEEK_HOLE);  // every file ends in one
+  return hole >= 0 && hole < identity_now().size;
+}
+
+bool InputFile::keeps_time_of_mappings() const {
+  struct statfs system {};
+  return ::fstatfs(fd_, &system) != 0 || static_cast<std::uint32_t>(system.f_type) != TMPFS_MAGIC;
+}
+
 FileIdentity identity_of(int descriptor, const std::string& path) {
   struct stat status {};
   if (::fstat(descriptor, &status) != 0) {

@@ -49,6 +49,12 @@ class InputFile {
   /// says when a write began, not that one is under way. False where the system does not tell.
   bool has_writer() const;
 
+  /// Whether some of its bytes were never written. False where the system does not tell.
+  bool has_holes() const;
+
+  /// Whether a write through a mapping gives it a new time: in memory (tmpfs) none does.
+  bool keeps_time_of_mappings() const;
+
   /// Fills `to` from `offset` on. Throws IoError naming the file and `what` (what is being read) when the
   /// system refuses or the file ends early.
   void read_at(std::int64_t offset, std::span<std::byte> to, std::string_view what) const;

@@ -45,12 +45,13 @@ bool was_written_lately(const InputFile& file) {
 }
 
 void require_no_writer(const InputFile& file) {
-  if (!file.has_writer() || !was_written_lately(file)) return;
+  if (!file.has_writer()) return;
+  const bool lately = was_written_lately(file);
+  // A download that stalls has reserved what it has yet to write, and a mapping of memory gives no new time.
+  if (!lately && !file.has_holes() && file.keeps_time_of_mappings()) return;
   throw IoError(
-      fmt::format("{} is being written: a process has it open for writing and has changed it within the last "
-                  "minute; wait "
-                  "until it is complete",
-                  file.path()));
+      fmt::format("{} is being written: a process has it open for writing{}; wait until it is complete",
+                  file.path(), lately ? " and has changed it within the last minute" : ""));
 }
 
 /// `what` of the file has been read.

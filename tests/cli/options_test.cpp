@@ -89,6 +89,18 @@ TEST_F(Precedence, APipeIsAFile) {
   EXPECT_TRUE(refused(run(command), 74, {"--config /dev/stdin", "at most 1.00 MiB"}));
 }
 
+TEST_F(Precedence, AVariableWithoutAValueIsNone) {
+  // Shells make no such one; a program that starts others may.
+  const std::string start =
+      "import os, sys, ctypes\n"
+      "libc = ctypes.CDLL(None)\n"
+      "words = [word.encode() for word in sys.argv[1:]]\n"
+      "libc.execve(words[0], (ctypes.c_char_p * (len(words) + 1))(*words, None),\n"
+      "            (ctypes.c_char_p * 3)(b'WEIGHTCAST_QUIET', b'PATH=/usr/bin:/bin', None))\n";
+  EXPECT_TRUE(done(
+      run({{"python3", "-c", start, WEIGHTCAST_BINARY, "plan", "--model", model_folder("tiny-qwen3")}, {}})));
+}
+
 TEST_F(Precedence, CommandLineOverEnvironmentOverFile) {
   put_file(file_, "# for all commands\nbucket-size = 64KiB\n trainers=3  # some\n\ninference = tp=4\n");
   const Words from_file{"--config", file_};

@@ -120,6 +120,10 @@ TEST(ConfigDefaults, AreThoseOfTransformersForAFieldThatIsMissingOrNull) {
     const auto family = family_of(config);
     return family->catalog()[family->catalog().at(name)].shape.rows();
   };
+  nlohmann::json qwen = tiny_moe();
+  qwen["num_key_value_heads"] = nullptr;
+  EXPECT_EQ(rows(qwen, "model.layers.0.self_attn.k_proj.weight"),
+            rows(qwen, "model.layers.0.self_attn.q_proj.weight"));
   nlohmann::json config = tiny_moe();
   config["architectures"] = {"LlamaForCausalLM"};
   config["model_type"] = "llama";

@@ -140,6 +140,45 @@ TEST_F(StorageChanges, AFileThatSomebodyMayWriteToIsRefused) {
   read();
 }
 
+TEST_F(StorageChanges, AWriterWhoHasBeenStillForLongMayYetWrite) {
+  const auto still = [](const std::string& path) {
+    using namespace std::chrono_literals;
+    fs::last_write_time(path, fs::file_time_type::clock::now() - 5min);
+  };
+  const int writer = ::open(path_.c_str(), O_RDWR);
+  ASSERT_GE(writer, 0);
+  if (!InputFile(path_).has_writer()) GTEST_SKIP() << "no leases here";
+  still(path_);
+  // Many programs keep open what they have long finished.
+  if (InputFile(path_).keeps_time_of_mappings()) {
+    EXPECT_NO_THROW(read_checkpoint(dir_.string()));
+  }
+  // A download that stalls: the rest is reserved, and zeros until it comes.
+  const std::string bytes = get_file(path_);
+  constexpr int kMuch = 1 << 20;
+  const std::string whole = safetensors_bytes(
+      fmt::format(R"({{"a":{{"dtype":"U8","shape":[{0}],"data_offsets":[0,{0}]}}}})", kMuch), kMuch);
+  const std::size_t begun = whole.size() - kMuch;
+  ASSERT_EQ(::ftruncate(writer, 0), 0);
+  ASSERT_EQ(::posix_fallocate(writer, 0, static_cast<off_t>(whole.size())), 0);
+  ASSERT_EQ(::pwrite(writer, whole.data(), begun, 0), static_cast<ssize_t>(begun));
+  still(path_);
+  if (InputFile(path_).has_holes()) {
+    EXPECT_TRUE(
+        has(message_of<IoError>([&] { read_checkpoint(dir_.string()); }), {path_, "is being written"}));
+  }
+  ::close(writer);
+  // In memory a mapping's writes give no new time.
+  const TempDir memory("/dev/shm");
+  const std::string in_memory = memory / "model.safetensors";
+  put_file(in_memory, bytes);
+  still(in_memory);
+  EXPECT_NO_THROW(read_checkpoint(in_memory));
+  const std::ofstream mapped(in_memory, std::ios::app);
+  if (!InputFile(in_memory).has_writer()) GTEST_SKIP() << "no leases there";
+  EXPECT_TRUE(has(message_of<IoError>([&] { read_checkpoint(in_memory); }), {in_memory, "is being written"}));
+}
+
 TEST_F(StorageChanges, FilesOfAnotherHostAreKnownByTheirHeaders) {
   Checkpoint checkpoint = read_checkpoint(path_);
   EXPECT_EQ(checkpoint.host, this_host());

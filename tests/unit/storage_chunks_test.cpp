@@ -131,6 +131,42 @@ class StorageChunks : public ::testing::Test {
   std::vector<std::byte> data_ = random_bytes(20 * 12 * 2, 3);
 };
 
+TEST_F(StorageChunks, OfWhichTwoHaveOnePlaceAreRefused) {
+  const auto put = [&] {
+    const Hdf5Properties access(WEIGHTCAST_HDF5(H5Pcreate(H5P_FILE_ACCESS), kFile));
+    const Hdf5File file(
+        WEIGHTCAST_HDF5(H5Fcreate(path_.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()), kFile));
+    const Hdf5Dataset dataset = make(file, "w", none);
+    WEIGHTCAST_HDF5(H5Dwrite(dataset.get(), H5T_NATIVE_UINT16, H5S_ALL, H5S_ALL, H5P_DEFAULT, data_.data()),
+                    kFile);
+  };
+  // A key of the old index of chunks: bytes, mask, and where the chunk begins, in elements.
+  const auto key = [](std::uint64_t row, std::uint64_t col) {
+    std::string bytes(8 + 3 * 8, '\0');
+    const auto size = static_cast<std::uint32_t>(kChunkBytes);
+    std::memcpy(bytes.data(), &size, 4);
+    std::memcpy(bytes.data() + 8, &row, 8);
+    std::memcpy(bytes.data() + 16, &col, 8);
+    return bytes;
+  };
+  put();
+  expect_whole();
+  for (const auto& [row, col] : {std::pair{16, 0}, std::pair{0, 0}, std::pair{800, 0}}) {
+    SCOPED_TRACE(fmt::format("[{}, {}]", row, col));
+    put();
+    std::string bytes = get_file(path_);
+    const std::size_t at = bytes.find(key(8, 0));
+    ASSERT_NE(at, std::string::npos);
+    const std::string other = key(static_cast<std::uint64_t>(row), static_cast<std::uint64_t>(col));
+    put_file(path_, bytes.replace(at, other.size(), other));
+    EXPECT_TRUE(has(message_of<InputError>([&] {
+                      const Checkpoint checkpoint = read_checkpoint(path_);
+                      read_whole(CheckpointReader(checkpoint), *checkpoint.find("w"));
+                    }),
+                    {path_, "'w'", "damaged, copy it again"}));
+  }
+}
+
 TEST_F(StorageChunks, AnyFiltersAreUndone) {
   const std::vector<Filters> all{none,
                                  deflate,

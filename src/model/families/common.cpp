@@ -59,8 +59,10 @@ AttentionSizes attention_sizes(SizeFields& sizes, const ModelConfig& config,
   AttentionSizes attention;
   attention.hidden = sizes.integer({"hidden_size"});
   attention.heads = sizes.integer({"num_attention_heads"});
-  attention.kv_heads =
-      defaults.kv_heads ? sizes.integer_or(kv_heads, attention.heads) : sizes.integer(kv_heads);
+  // Written as null it is the number of heads; what it is where it is missing depends on the family.
+  attention.kv_heads = defaults.kv_heads || config.is_null(kv_heads)
+                           ? sizes.integer_or(kv_heads, attention.heads)
+                           : sizes.integer(kv_heads);
   attention.head_dim = config.integer_or(
       {"head_dim"}, defaults.head_dim > 0 ? defaults.head_dim : attention.hidden / attention.heads);
   if (attention.head_dim < 1) {
