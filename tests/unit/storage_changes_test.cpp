@@ -169,14 +169,20 @@ TEST_F(StorageChanges, AWriterWhoHasBeenStillForLongMayYetWrite) {
   }
   ::close(writer);
   // In memory a mapping's writes give no new time.
-  const TempDir memory("/dev/shm");
+  const fs::path memory = fmt::format("/dev/shm/weightcast-changes-{}", ::getpid());
+  fs::create_directory(memory);
   const std::string in_memory = memory / "model.safetensors";
   put_file(in_memory, bytes);
   still(in_memory);
   EXPECT_NO_THROW(read_checkpoint(in_memory));
-  const std::ofstream mapped(in_memory, std::ios::app);
-  if (!InputFile(in_memory).has_writer()) GTEST_SKIP() << "no leases there";
-  EXPECT_TRUE(has(message_of<IoError>([&] { read_checkpoint(in_memory); }), {in_memory, "is being written"}));
+  {
+    const std::ofstream mapped(in_memory, std::ios::app);
+    if (InputFile(in_memory).has_writer()) {
+      EXPECT_TRUE(
+          has(message_of<IoError>([&] { read_checkpoint(in_memory); }), {in_memory, "is being written"}));
+    }
+  }
+  fs::remove_all(memory);
 }
 
 TEST_F(StorageChanges, FilesOfAnotherHostAreKnownByTheirHeaders) {

@@ -22,8 +22,8 @@ namespace weightcast::testing_files {
 /// A folder that is gone when the test ends.
 class TempDir {
  public:
-  explicit TempDir(const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
-    std::string name = (parent / "weightcast-XXXXXX").string();
+  TempDir() {
+    std::string name = (std::filesystem::temp_directory_path() / "weightcast-XXXXXX").string();
     if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder");
     path_ = name;
   }
