@@ -185,11 +185,12 @@ UpdateSeconds Session::update(Source* source, std::int64_t version, bool verify,
   if (verify) control_.agreement.sum(expected_);
   // First the cause: what a rank that has failed sends is not what the others should get.
   try {
-    control_.agreement.together([&] {
+    const auto conclude = [&] {
       if (failure) std::rethrow_exception(failure);
       if (source != nullptr) source->require_unchanged();
       memory_->require_whole();
-    });
+    };
+    control_.agreement.together(std::ref(conclude));
   } catch (const AgreedFailure&) {
     mend_wire();
     throw;
