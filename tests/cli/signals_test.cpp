@@ -302,19 +302,19 @@ TEST_F(Signals, TermToTheLauncher) {
 }
 
 TEST_F(Signals, RankThatHangs) {
-  const auto job = start({"--timeout", "3"});
+  const auto job = start({"--timeout", "10"});
   const pid_t rank = job->children().at(2);
   ::kill(rank, SIGSTOP);
-  EXPECT_TRUE(refused(job->wait(), 76, {"version", "not done after 3 s", "--timeout"}));
+  EXPECT_TRUE(refused(job->wait(), 76, {"version", "not done after 10 s", "--timeout"}));
   expect_whole_or_mixed_shards();
   EXPECT_EQ(read_json(json_).at("status"), "timeout");
 }
 
 TEST_F(Signals, FirstRankThatHangs) {
   // The one that speaks for the others.
-  const auto job = start({"--timeout", "3"});
+  const auto job = start({"--timeout", "10"});
   ::kill(job->children().at(0), SIGSTOP);
-  EXPECT_TRUE(refused(job->wait(), 76, {"version", "not done after 3 s", "--timeout"}));
+  EXPECT_TRUE(refused(job->wait(), 76, {"version", "not done after 10 s", "--timeout"}));
   expect_whole_or_mixed_shards();
 }
 
