@@ -43,6 +43,23 @@ bool take_megatron(const char*& at) {
   return !parentheses || take(at, ")");
 }
 
+/// The job step's options that say of trainers what an allocation cannot, such as ` --stage-layers 2,1`.
+bool take_trainer_options(const char*& at) {
+  for (;;) {
+    if (take(at, " --trainer-order ")) {
+      if (!take(at, "tp-dp-pp") && !take(at, "tp-pp-dp")) return false;
+    } else if (take(at, " --trainer-names ")) {
+      if (!take(at, "local") && !take(at, "global")) return false;
+    } else if (take(at, " --stage-layers ")) {
+      const std::size_t length = std::strspn(at, "0123456789,");
+      if (length == 0) return false;
+      at += length;
+    } else {
+      return true;
+    }
+  }
+}
+
 bool is_layout(const char* at, bool engine) {
   bool taken = false;
   if (take(at, "hf")) {
@@ -50,7 +67,7 @@ bool is_layout(const char* at, bool engine) {
   } else if (engine) {
     taken = (take(at, "sglang:") || take(at, "vllm:")) && take_sizes(at, "dpte");
   } else {
-    taken = take(at, "megatron:") && take_megatron(at);
+    taken = take(at, "megatron:") && take_megatron(at) && take_trainer_options(at);
   }
   return taken && *at == '\0';
 }

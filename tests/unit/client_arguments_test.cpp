@@ -147,9 +147,10 @@ TEST_F(ClientArguments, LayoutsThatNoJobStepReads) {
                              "hfx", "megatron:t2", "SGLANG:t2", " hf"}) {
     expect_refused(weightcast_open(folder_.c_str(), "engine", 0, 1, layout, &export_), "of an engine; write");
   }
-  for (const char* layout :
-       {"sglang:t2", "megatron:", "megatron:(t2", "megatron:(attn:t2|ffn)", "megatron:(attn:t2|ffn:c2)",
-        "megatron:(attn:t2|)", "megatron:(ffn:t2)", "megatron:attn:e2"}) {
+  for (const char* layout : {"sglang:t2", "megatron:", "megatron:(t2", "megatron:(attn:t2|ffn)",
+                             "megatron:(attn:t2|ffn:c2)", "megatron:(attn:t2|)", "megatron:(ffn:t2)",
+                             "megatron:attn:e2", "megatron:t2 ", "megatron:t2 --stage-layers ",
+                             "megatron:t2 --trainer-order dp", "megatron:t2 --tp 2", "hf --stage-layers 2"}) {
     expect_refused(weightcast_open(folder_.c_str(), "trainer", 0, 1, layout, &export_),
                    "of a trainer; write");
   }
@@ -165,6 +166,10 @@ TEST_F(ClientArguments, LayoutsThatNoJobStepReads) {
     ASSERT_EQ(weightcast_open(folder_.c_str(), "trainer", 0, 1, layout, &export_), 0) << layout;
     weightcast_close(std::exchange(export_, nullptr), 0);
   }
+  const char* const options =
+      "megatron:(attn:d2p2t1c1|ffn:d2p2t1e1) --trainer-order tp-pp-dp --trainer-names global --stage-layers "
+      "2,1";
+  ASSERT_EQ(weightcast_open(folder_.c_str(), "trainer", 0, 1, options, &export_), 0);
 }
 
 TEST_F(ClientArguments, FoldersThatTakeNoManifest) {
