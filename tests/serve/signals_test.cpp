@@ -24,7 +24,8 @@ TEST_F(LiveServers, SignalsEndOneThatWaits) {
     const auto server = serve();
     const std::string folder = folder_of(socket());
     server->send_to_children(signal);
-    expect_refused(server->wait(), 75, "0 updates are done");
+    // A rank may still be at the end of its start when the server's file is there.
+    expect_refused(server->wait(), 75, "stopped by");
     expect_no_trace();
     EXPECT_FALSE(std::filesystem::exists(folder));
   }
