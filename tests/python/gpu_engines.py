@@ -15,12 +15,13 @@ import contextlib
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+
+import job_step
 
 HERE = pathlib.Path(__file__).parent
 MODELS = HERE.parent / "data" / "python-coder-qwen3-moe"
@@ -180,8 +181,8 @@ class Trainer:
 
 
 class Jobs:
-    def __init__(self, weightcast, folder, model, engine, library):
-        self.weightcast, self.folder, self.library = weightcast, folder, library
+    def __init__(self, weightcast, folder, model, engine, stop_at_state):
+        self.weightcast, self.folder, self.stop_at_state = weightcast, folder, stop_at_state
         self.ranks = TRAINERS + engine.tp
         live = f"live:{folder}"
         self.layout = ["--inference-alloc", engine.allocation]
@@ -196,36 +197,17 @@ class Jobs:
 
     def kill_while_it_writes(self):
         """Its last rank stops itself where it may write; then all of it is killed."""
-        job = self.start(LD_PRELOAD=str(self.library), STOP_RANK=str(self.ranks - 1), STOP_AT="5")
+        job = self.start(LD_PRELOAD=str(self.stop_at_state), STOP_RANK=str(self.ranks - 1), STOP_AT="5")
         until = time.monotonic() + PATIENCE
-        while not any(is_stopped(process) for process in ranks_of(job)):
+        while not any(map(job_step.is_stopped, job_step.ranks_of(job))):
             assert time.monotonic() < until and job.poll() is None, "no rank has stopped"
             time.sleep(0.01)
-        for process in [*ranks_of(job), job.pid]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        job.communicate()
+        job_step.kill(job)
 
     def verify(self, step):
         command = [self.weightcast, "verify", f"live:{self.folder}", "--source", step, *self.layout, "-q"]
         done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 0, done.stdout
-
-
-def ranks_of(job):
-    found = []
-    for entry in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(entry.read_text().rpartition(")")[2].split()[1]) == job.pid:
-                found.append(int(entry.parent.name))
-    return found
-
-
-def is_stopped(process):
-    try:
-        return pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    except OSError:
-        return False
 
 
 def try_engine(options):

@@ -10,7 +10,6 @@ be taken for those of the next call. So what fails on any rank is made every ran
 
 import dataclasses
 import inspect
-import os
 
 import vllm
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
@@ -30,6 +29,7 @@ except ImportError:  # 0.26
 
 
 from ._joint_update import JointUpdate, Ranks, gather_objects
+from ._tested import require_tested
 
 logger = init_logger("vllm.weightcast")
 
@@ -266,12 +266,7 @@ def _require_wished(info, wrong, version):
 
 
 def _require_tested_version():
-    version = vllm.__version__.split("+")[0]
-    if version in (*_TESTED, os.environ.get(_OTHERS)):
-        return
-    raise weightcast.Error(
-        64, f"vLLM {version} was never tried with weightcast, only {', '.join(_TESTED)}; install that one, or set {_OTHERS}={version} "
-        "to try it")  # fmt: skip
+    require_tested("vLLM", vllm.__version__.split("+")[0], _TESTED, _OTHERS)
 
 
 def _require_writable(config, model):

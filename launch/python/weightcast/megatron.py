@@ -11,7 +11,6 @@ Nothing is gathered: the job step knows from the options which parts of the mode
 """
 
 import dataclasses
-import os
 import shlex
 
 import megatron.core
@@ -24,6 +23,8 @@ from megatron.core.transformer.module import Float16Module
 from . import publish as _publish
 from ._joint_update import Ranks
 from ._library import Error
+from ._tested import require_tested
+from ._wrapper import Wrapper
 
 # Versions of Megatron-Core whose models and parallel state were published and read; README.md says how.
 _TESTED = ("0.19.2",)
@@ -88,12 +89,12 @@ def publish(folder, model):
     return MegatronExport(export, layout, chunks)
 
 
-class MegatronExport:
+class MegatronExport(Wrapper):
     """What this rank has published. `layout` is how the trainers divide the model, `options` the same as text for a job
     step's command line."""
 
     def __init__(self, export, layout, chunks):
-        self._export = export
+        super().__init__(export)
         self._gathers_late = [chunk for chunk in _wrappers(chunks) if chunk.ddp_config.overlap_param_gather]
         self.layout = str(layout)
         self.options = layout.options
@@ -105,24 +106,6 @@ class MegatronExport:
             with torch.no_grad():
                 chunk.start_param_sync(force_sync=True)
         self._export.offer(version, timeout, wait)
-
-    def settle(self, timeout=600.0):
-        """Waits for the end of what was offered, as Export.settle."""
-        self._export.settle(timeout)
-
-    def memory(self, name):
-        """The bytes of a tensor in the host's memory, as Export.memory."""
-        return self._export.memory(name)
-
-    def close(self, timeout=60.0):
-        """Withdraws the publication; the parameters keep their values, in memory that is this process's alone."""
-        self._export.close(timeout, keep=True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
 
 
 class Layout:
@@ -276,11 +259,7 @@ def _wrappers(chunks):
 
 
 def _require_tested_version():
-    version = megatron.core.__version__
-    if version in (*_TESTED, os.environ.get(_OTHERS)):
-        return
-    raise Error(64, f"Megatron-Core {version} was never tried with weightcast, only {', '.join(_TESTED)}; install that one, or set "
-                f"{_OTHERS}={version} to try it")  # fmt: skip
+    require_tested("Megatron-Core", megatron.core.__version__, _TESTED, _OTHERS)
 
 
 # Fields of Megatron's config that make of the weights what no job step reads, or reads as something else.

@@ -19,6 +19,7 @@ import time
 
 from ._joint_update import JointUpdate, Ranks, gather_objects
 from ._library import Error, Invalid
+from ._tested import require_tested
 
 logger = logging.getLogger("weightcast.sglang")
 
@@ -155,11 +156,7 @@ def _layout_of(arguments):
 def _require_tested_version():
     import sglang
 
-    if sglang.__version__ in (*_TESTED, os.environ.get(_OTHERS)):
-        return
-    raise Error(
-        64, f"SGLang {sglang.__version__} was never tried with weightcast, only {', '.join(_TESTED)}; install that one, or set "
-        f"{_OTHERS}={sglang.__version__} to try it")  # fmt: skip
+    require_tested("SGLang", sglang.__version__, _TESTED, _OTHERS)
 
 
 def _require_writable(arguments, model):

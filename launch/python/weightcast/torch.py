@@ -13,6 +13,7 @@ import torch
 from . import _tensors
 from . import publish as _publish
 from ._library import Error, NoAnswer
+from ._wrapper import Wrapper
 
 
 def publish(folder, rank, ranks, module, dtype, layout=None):
@@ -36,11 +37,11 @@ def publish(folder, rank, ranks, module, dtype, layout=None):
     return CastExport(export, state, tensors, copies)
 
 
-class CastExport:
+class CastExport(Wrapper):
     """What a trainer has published, some of it as copies of another type."""
 
     def __init__(self, export, state, tensors, copies):
-        self._export = export
+        super().__init__(export)
         self._state = state
         self._tensors = tensors
         self._copies = copies
@@ -77,21 +78,3 @@ class CastExport:
             if not same:
                 raise Error(64, f"tensor {name} is not in the module any more as it was published; publish the module again")
         return {name: now[name] for name in self._copies}
-
-    def memory(self, name):
-        """The bytes of what is published under that name, in the host's memory."""
-        return self._export.memory(name)
-
-    def settle(self, timeout=600.0):
-        """Waits for the end of what was offered, as Export.settle."""
-        self._export.settle(timeout)
-
-    def close(self, timeout=60.0):
-        """Withdraws the publication, as Export.close; what has no copy gets memory of its own again."""
-        self._export.close(timeout, keep=True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
