@@ -5,9 +5,10 @@ the engine's ranks, one of them is killed while it writes. After each update `we
 the first version has come back, every parameter has the SHA-256 that it had after the engine's own load, lies where it lay, and
 the engine generates the same ids.
 
-    python3 gpu_engines.py sglang|vllm --tp N --weightcast PATH [--updates N] [--stop-at-state LIBRARY]
+    python3 gpu_engines.py sglang|vllm --tp N --weightcast PATH [--colocate] [--updates N] [--stop-at-state LIBRARY]
 
-Needs N + 2 GPUs, the engine, torch, safetensors, mpirun, and the client library (WEIGHTCAST_CLIENT).
+Needs N + 2 GPUs, with --colocate N, where each of the engine's ranks has a trainer beside it;
+the engine, torch, safetensors, mpirun, and the client library (WEIGHTCAST_CLIENT).
 """
 
 import argparse
@@ -26,7 +27,6 @@ import job_step
 HERE = pathlib.Path(__file__).parent
 MODELS = HERE.parent / "data" / "python-coder-qwen3-moe"
 PROMPT = [103, 104, 105, 35, 98]  # "def _"
-TRAINERS = 2
 PATIENCE = 120  # seconds
 
 
@@ -64,8 +64,8 @@ class SGLang:
         self.tp = tp
         self.engine = sglang.Engine(
             model_path=str(model), tp_size=tp, skip_tokenizer_init=True, mem_fraction_static=0.3, context_length=256,
-            attention_backend="triton", sampling_backend="pytorch", moe_runner_backend="triton", log_level="warning",
-            custom_weight_loader=["weightcast.sglang.load", "gpu_engines.look_in_sglang"],
+            attention_backend="triton", sampling_backend="pytorch", moe_runner_backend="triton", log_level=os.environ.get("SGLANG_LOG_LEVEL", "warning"),
+            disable_custom_all_reduce=True, custom_weight_loader=["weightcast.sglang.load", "gpu_engines.look_in_sglang"],
         )  # fmt: skip
         self.allocation = f"sglang:t{tp}"
 
@@ -138,7 +138,7 @@ class Vllm:
         del self.llm
 
 
-def train(folder, rank, device, checkpoints):
+def train(folder, rank, ranks, device, checkpoints):
     """A trainer that takes the weights of the checkpoint that a line of its input names, and offers them as the version there."""
     import torch
     from safetensors.torch import load_file
@@ -148,7 +148,7 @@ def train(folder, rank, device, checkpoints):
     torch.cuda.set_device(device)
     versions = [load_file(pathlib.Path(path) / "model.safetensors", device=f"cuda:{device}") for path in checkpoints]
     tensors = {name: tensor.clone() for name, tensor in versions[0].items()}
-    export = weightcast.publish(folder, role="trainer", rank=rank, ranks=TRAINERS, tensors=tensors, layout="hf")
+    export = weightcast.publish(folder, role="trainer", rank=rank, ranks=ranks, tensors=tensors, layout="hf")
     print("published", flush=True)
     for line in sys.stdin:
         version, step = map(int, line.split())
@@ -162,8 +162,8 @@ def train(folder, rank, device, checkpoints):
 
 
 class Trainer:
-    def __init__(self, folder, rank, device, checkpoints):
-        command = [sys.executable, __file__, "--train", str(rank), "--device", str(device), "--folder", str(folder)]
+    def __init__(self, folder, rank, ranks, device, checkpoints):
+        command = [sys.executable, __file__, "--train", str(rank), "--trainers", str(ranks), "--device", str(device), "--folder", str(folder)]
         command += [word for checkpoint in checkpoints for word in ("--checkpoint", str(checkpoint))]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -181,12 +181,14 @@ class Trainer:
 
 
 class Jobs:
-    def __init__(self, weightcast, folder, model, engine, stop_at_state):
+    def __init__(self, weightcast, folder, model, engine, trainers, stop_at_state):
+        """Without `trainers` each of the engine's ranks has one beside it."""
         self.weightcast, self.folder, self.stop_at_state = weightcast, folder, stop_at_state
-        self.ranks = TRAINERS + engine.tp
+        self.ranks = (trainers or 0) + engine.tp
         live = f"live:{folder}"
         self.layout = ["--inference-alloc", engine.allocation]
-        self.words = ["sync", "--source", live, "--sink", live, "--model", model, "--trainers", str(TRAINERS), *self.layout, "--transport", "nccl", "-q"]  # fmt: skip
+        split = ["--trainers", str(trainers)] if trainers else ["--colocate"]
+        self.words = ["sync", "--source", live, "--sink", live, "--model", model, *split, *self.layout, "--transport", "nccl", "-q"]
 
     def start(self, **environment):
         command = ["mpirun", "-n", str(self.ranks), self.weightcast, *self.words]
@@ -228,8 +230,10 @@ def try_engine(options):
 
     loaded, ids = seen("loaded"), {0: engine.generate()}
     engine.attach(folder)
-    trainers = [Trainer(folder, rank, options.tp + rank, steps) for rank in range(TRAINERS)]
-    jobs = Jobs(options.weightcast, folder, steps[0], engine, options.stop_at_state)
+    count = options.tp if options.colocate else options.trainers
+    devices = range(count) if options.colocate else range(options.tp, options.tp + count)
+    trainers = [Trainer(folder, rank, count, device, steps) for rank, device in enumerate(devices)]
+    jobs = Jobs(options.weightcast, folder, steps[0], engine, None if options.colocate else count, options.stop_at_state)
     for version in range(1, options.updates + 1):
         step = version % 2
         for trainer in trainers:
@@ -271,6 +275,8 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("engine", nargs="?", choices=["sglang", "vllm"])
     parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--trainers", type=int, default=2)
+    parser.add_argument("--colocate", action="store_true", help="a trainer on each GPU of the engine")
     parser.add_argument("--weightcast")
     parser.add_argument("--updates", type=int, default=10)
     parser.add_argument("--stop-at-state", help="libweightcast_stop_at_state.so of tests/engine, to kill a job with")
@@ -280,7 +286,7 @@ def main():
     parser.add_argument("--checkpoint", action="append")
     options = parser.parse_args()
     if options.train is not None:
-        train(options.folder, options.train, options.device, options.checkpoint)
+        train(options.folder, options.train, options.trainers, options.device, options.checkpoint)
     else:
         try_engine(options)
 
