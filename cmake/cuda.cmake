@@ -26,8 +26,17 @@ if(NOT WEIGHTCAST_CUDA STREQUAL OFF)
 endif()
 
 if(WEIGHTCAST_HAS_CUDA)
+  # Each architecture takes minutes: those of the GPUs at hand. A machine without any builds for others, such as a
+  # cluster's compute nodes: all.
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES 80 90 100 120)
+    execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader OUTPUT_VARIABLE capabilities
+                    RESULT_VARIABLE failed OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+    if(NOT failed AND capabilities MATCHES "^[0-9]+\\.[0-9]+(\n[0-9]+\\.[0-9]+)*$")
+      string(REPLACE "." "" capabilities "${capabilities}")
+      string(REPLACE "\n" ";" CMAKE_CUDA_ARCHITECTURES "${capabilities}")
+      list(REMOVE_DUPLICATES CMAKE_CUDA_ARCHITECTURES)
+    endif()
   endif()
   enable_language(CUDA)
   # CMake 3.25 does not know that nvcc speaks C++20, later ones do.

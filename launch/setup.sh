@@ -25,15 +25,33 @@ require_packages() {
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
 }
 
-# build DIRECTORY TARGET [cmake options...]: configures and builds, quietly unless something is wrong.
+# build DIRECTORY TARGET [cmake options...]: configures and builds, and says how far it is; what compilers say is in
+# DIRECTORY.build.log, and on stderr when something is wrong.
 build() {
   local directory=$1 target=$2
   shift 2
   mkdir -p build
-  cmake -S . -B "$directory" -G Ninja -DCMAKE_BUILD_TYPE=Release -DWEIGHTCAST_WERROR=OFF "$@" >"$directory.configure.log" 2>&1 ||
+  echo "building $target in $directory (minutes the first time; log: $directory.build.log)" >&2
+  cmake -S . -B "$directory" -G Ninja -DCMAKE_BUILD_TYPE=Release "$@" >"$directory.configure.log" 2>&1 ||
     { cat "$directory.configure.log" >&2; return 1; }
-  cmake --build "$directory" --target "$target" >"$directory.build.log" 2>&1 ||
+  NINJA_STATUS='[%f/%t] ' cmake --build "$directory" --target "$target" 2>&1 | tee "$directory.build.log" | say_progress ||
     { cat "$directory.build.log" >&2; return 1; }
+}
+
+# Reads what ninja says, "[87/139] Building CXX object ...", and says the numbers: in place on a terminal, each tenth elsewhere.
+say_progress() {
+  local line of total tenth=0
+  while IFS= read -r line; do
+    [[ $line =~ ^\[([0-9]+)/([0-9]+)\]\  ]] || continue
+    of=${BASH_REMATCH[1]} total=${BASH_REMATCH[2]}
+    if [ -t 2 ]; then
+      printf '\r  %s of %s steps' "$of" "$total" >&2
+      [ "$of" -lt "$total" ] || echo >&2
+    elif [ $((of * 10 / total)) -gt "$tenth" ]; then
+      tenth=$((of * 10 / total))
+      echo "  $of of $total steps" >&2
+    fi
+  done
 }
 
 # Open MPI refuses root unless told twice, and more ranks than cores unless told once.
