@@ -11,8 +11,10 @@
 #include "core/error.hpp"
 #include "launch/commands.hpp"
 #include "launch/job/live_ends.hpp"
+#include "launch/options/completion.hpp"
 #include "launch/options/help.hpp"
 #include "launch/options/sources.hpp"
+#include "launch/options/suggestion.hpp"
 #include "launch/version.hpp"
 #include "plan/plan.hpp"
 #include "report/log.hpp"
@@ -215,9 +217,9 @@ Options take_all(const Values& values, std::string command) {
   std::vector<std::string_view> names;
   for (const Command& known : commands()) names.push_back(known.name);
   throw UsageError(
-      fmt::format("{}; commands are {}; weightcast --help says more",
+      fmt::format("{}{}; commands are {}; weightcast --help says more",
                   command.empty() ? "no command given" : fmt::format("'{}' is no command", command),
-                  fmt::join(names, ", ")));
+                  suggestion(command, names), fmt::join(names, ", ")));
 }
 
 }  // namespace
@@ -229,8 +231,17 @@ std::optional<Options> parse_options(int argc, const char* const* argv, bool spe
     if (speaks) asked == Asked::kHelp ? print_help(of) : print_report(version_line() + "\n");
     return std::nullopt;
   };
-  if (command == "--help" || command == "-h" || command == "help") return answer(Asked::kHelp, "");
-  if (command == "--version") return answer(Asked::kVersion, "");
+  const std::string word = argc > 2 ? argv[2] : "";
+  if (command == "--help" || command == "-h" || command == "help") {
+    return answer(Asked::kHelp, command == "help" && find_command(word) != nullptr ? word : "");
+  }
+  if (command == "--version" || command == "-V" || command == "version") return answer(Asked::kVersion, "");
+  if (command == "completion") {
+    if (word != "bash")
+      throw UsageError("completion is there for one shell: source <(weightcast completion bash)");
+    if (speaks) print_report(bash_completion());
+    return std::nullopt;
+  }
   if (find_command(command) == nullptr) refuse_command(command);
   const std::variant<Values, Asked> read = read_values(argc, argv, notes);
   if (const auto* asked = std::get_if<Asked>(&read)) return answer(*asked, command);

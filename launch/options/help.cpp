@@ -28,7 +28,8 @@ void print_help(std::string_view command) {
   if (command.empty()) {
     print_report(fmt::format(
         "weightcast moves freshly trained weights from trainer ranks into the memory of inference ranks.\n\n"
-        "usage: weightcast COMMAND [options]\n\n{}\nweightcast COMMAND --help lists a command's options. "
+        "usage: weightcast COMMAND [options]\n\n{}\nweightcast COMMAND --help lists a command's options, "
+        "`source <(weightcast completion bash)` completes them.\n"
         "They also come "
         "from variables (WEIGHTCAST_BUCKET_SIZE)\nand from --config FILE (bucket-size = 64MiB): command line "
         "over "

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "launch/options/suggestion.hpp"
 #include "launch/options/table.hpp"
 #include "launch/options/text.hpp"
 
@@ -122,6 +123,16 @@ void drop_overridden(po::variables_map& map, const Origins& origins) {
   }
 }
 
+/// `; did you mean --buffers?` of the options of a command.
+std::string close_option(std::string_view typed, unsigned command) {
+  std::vector<std::string> texts;
+  for (const OptionInfo& option : option_table()) {
+    if ((option.commands & command) != 0) texts.push_back("--" + long_name(option));
+  }
+  const std::vector<std::string_view> names(texts.begin(), texts.end());
+  return suggestion(typed, names);
+}
+
 }  // namespace
 
 std::variant<Values, Asked> read_values(int argc, const char* const* argv, std::vector<std::string>& notes) {
@@ -158,6 +169,9 @@ std::variant<Values, Asked> read_values(int argc, const char* const* argv, std::
     }
     drop_overridden(map, origins);
     po::notify(map);
+  } catch (const po::unknown_option& error) {
+    throw UsageError(fmt::format("{}{}; weightcast {} --help lists the options", error.what(),
+                                 close_option(error.get_option_name(), bit), command));
   } catch (const po::error& error) {
     throw UsageError(fmt::format("{}; weightcast {} --help lists the options", error.what(), command));
   }

@@ -50,6 +50,37 @@ TEST_F(OptionsTest, VersionNamesTheLibraries) {
   EXPECT_TRUE(has(outcome.out, {"weightcast 0.1.0", "Open MPI", "HDF5", "Boost"}));
 }
 
+TEST_F(OptionsTest, WordsStandForOptions) {
+  EXPECT_EQ(run_plain({"version"}).out, run_plain({"--version"}).out);
+  EXPECT_EQ(run_plain({"-V"}).out, run_plain({"--version"}).out);
+  EXPECT_EQ(run_plain({"help", "sync"}).out, run_plain({"sync", "--help"}).out);
+}
+
+TEST_F(OptionsTest, WhatIsNearlyANameIsSuggested) {
+  EXPECT_TRUE(refused(run_plain({"snyc"}), 64, {"'snyc' is no command; did you mean sync?"}));
+  EXPECT_TRUE(refused(run_plain({"convrt"}), 64, {"did you mean convert?"}));
+  const Outcome far = run_plain({"rsync-all"});
+  EXPECT_TRUE(refused(far, 64, {"'rsync-all' is no command; commands are"}));
+  EXPECT_TRUE(refused(run_plain({"plan", "--infernce", "tp=2"}), 64, {"did you mean --inference?"}));
+  EXPECT_FALSE(has(run_plain({"plan", "--xyz", "tp=2"}).err, {"did you mean"}));
+}
+
+TEST_F(OptionsTest, BashCompletes) {
+  const Outcome script = run_plain({"completion", "bash"});
+  ASSERT_TRUE(done(script));
+  const auto complete = [&](const std::string& words, int at) {
+    const std::string typed =
+        "COMP_WORDS=(" + words + "); COMP_CWORD=" + std::to_string(at) + "; _weightcast; ";
+    const std::string print = R"(printf '%s\n' "${COMPREPLY[@]}")";
+    return run({{"bash", "-c", script.out + typed + print}, {}}).out;
+  };
+  EXPECT_EQ(complete("weightcast sy", 1), "sync\nsynth\n");
+  EXPECT_EQ(complete("weightcast synth --ou", 2), "--output\n");
+  EXPECT_EQ(complete("mpirun -n 3 ./bin/weightcast bench --iter", 5), "--iterations\n");
+  EXPECT_EQ(complete("weightcast trigger --sour", 2), "\n");
+  EXPECT_TRUE(refused(run_plain({"completion", "fish"}), 64, {"weightcast completion bash"}));
+}
+
 TEST_F(OptionsTest, HelpIsAnsweredBeforeMistakes) {
   EXPECT_TRUE(done(run_plain({"sync", "--help", "--bucket-size", "nonsense"})));
   EXPECT_TRUE(done(run_plain({"sync", "--help"}, {{"WEIGHTCAST_BUFFERS", "0"}})));
