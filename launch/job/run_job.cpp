@@ -40,7 +40,7 @@ void run_job(Control& control, const Options& options, const std::function<void(
       if (control.rank() != 0) return;
       json = begin_report(options);
       if (json) require_other_file(options.json, options.trace);
-      trace = begin_output("trace", options.trace, trace_json({}));
+      trace = begin_output("trace", options.trace, trace_json({}, {}));
     });
     control.agreement.require_same(
         options.hash, UsageError("the ranks were given different options; on several nodes write them on "

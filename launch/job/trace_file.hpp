@@ -20,8 +20,8 @@ class TraceFile {
   /// outlive this.
   TraceFile(Control& control, const Session& session, OutputFile* file);
 
-  /// Takes in the last update. Collective.
-  void add(std::int64_t version);
+  /// Takes in the last update, whose trainers have read files or have not. Collective.
+  void add(std::int64_t version, bool from_files);
 
   /// Writes the file, on rank 0; throws (by agreement) IoError. Collective.
   void write(const JobReport& report);

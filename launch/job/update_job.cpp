@@ -83,9 +83,9 @@ std::optional<std::string> shard_directory(const std::string& sink) {
 }
 
 LimitRecord stage_limit(const UpdateSeconds& s, std::int64_t model_bytes) {
-  LimitRecord limit{"read alone", s.read, 0};
-  if (s.transport > limit.gb_s) limit = {"wire alone", s.transport, 0};
-  if (s.unpack + s.verify > limit.gb_s) limit = {"unpack and verify alone", s.unpack + s.verify, 0};
+  LimitRecord limit{"reading", s.read, 0};
+  if (s.transport > limit.gb_s) limit = {"the wire", s.transport, 0};
+  if (s.unpack + s.verify > limit.gb_s) limit = {"unpacking and verifying", s.unpack + s.verify, 0};
   const double slowest = std::max(limit.gb_s, 1e-9);
   limit.gb_s = static_cast<double>(model_bytes) / slowest / 1e9;
   limit.achieved = slowest / std::max(s.update, 1e-9);
@@ -177,7 +177,7 @@ UpdateRecord UpdateJob::update_unreported(const Update& update) {
     throw;
   }
   if (live_) live_->update().commit(update.version);
-  if (trace_) trace_->add(update.version);
+  if (trace_) trace_->add(update.version, record.seconds.read > 0);
   if (sink_) {
     const auto start = Clock::now();
     sink_->write(update.version);

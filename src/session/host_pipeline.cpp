@@ -153,7 +153,8 @@ void HostPipeline::transport_all(Progress& progress) {
         changed_.notify_all();
         advanced = true;
       } else {
-        any = true;
+        // To wait for a trainer that still reads is no transport.
+        any = any || share_.buckets[k].root;
       }
     }
     lock.unlock();

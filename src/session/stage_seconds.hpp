@@ -9,7 +9,7 @@ namespace weightcast {
 /// Seconds that each stage of one rank was busy during an update.
 struct StageSeconds {
   double pack = 0;       ///< reading or packing, digests of what is sent included
-  double transport = 0;  ///< buckets on their way, less the waits for other stages; over NCCL of roots alone
+  double transport = 0;  ///< of roots alone: buckets on their way, less the waits for other stages
   double unpack = 0;
   double verify = 0;  ///< digests of what was written
 };
