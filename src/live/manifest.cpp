@@ -10,10 +10,12 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string_view>
+#include <utility>
 
 #include "client/entry_rules.h"
 #include "client/memory_names.hpp"
 #include "core/error.hpp"
+#include "core/json_fields.hpp"
 #include "core/json_text.hpp"
 #include "storage/input_file.hpp"
 #include "sys/host.hpp"
@@ -27,64 +29,11 @@ using nlohmann::json;
 constexpr std::int64_t kFormat = 1;
 static_assert(WEIGHTCAST_MOST_DIMS == Shape::kMaxDims);
 
-/// Whether it is a whole number that fits, of at least `least`.
-bool is_number(const json& value, std::int64_t least = 0) {
-  const bool fits = !value.is_number_unsigned() || value.get<std::uint64_t>() <= INT64_MAX;
-  return value.is_number_integer() && fits && value.get<std::int64_t>() >= least;
-}
-
 /// Reads the fields of an object in a manifest, whose errors say where they are.
-class Fields {
+class Fields : public JsonFields {
  public:
-  Fields(const json& object, std::string where) : object_(object), where_(std::move(where)) {
-    if (!object.is_object())
-      throw InputError(where_ + ": is no object; publish again with a matching client");
-  }
-
-  std::string text(const char* name, bool needed = true) const {
-    const json* value = find(name, needed);
-    if (value == nullptr) return "";
-    if (!value->is_string()) refuse(name, "is no text");
-    return value->get<std::string>();
-  }
-
-  std::int64_t number(const char* name, std::int64_t least = 0) const {
-    const json& value = *find(name, true);
-    if (!is_number(value, least)) refuse(name, fmt::format("is no whole number of at least {}", least));
-    return value.get<std::int64_t>();
-  }
-
-  const json& list(const char* name) const {
-    const json& value = *find(name, true);
-    if (!value.is_array()) refuse(name, "is no list");
-    return value;
-  }
-
-  std::vector<std::int64_t> numbers(const char* name) const {
-    std::vector<std::int64_t> numbers;
-    for (const json& value : list(name)) {
-      if (!is_number(value)) refuse(name, "holds what is no size");
-      numbers.push_back(value.get<std::int64_t>());
-    }
-    return numbers;
-  }
-
-  const json* find(const char* name, bool needed) const {
-    const auto found = object_.find(name);
-    if (found != object_.end()) return &*found;
-    if (needed) refuse(name, "is missing");
-    return nullptr;
-  }
-
-  [[noreturn]] void refuse(const char* name, const std::string& what) const {
-    throw InputError(fmt::format("{}: '{}' {}; publish again with a matching client", where_, name, what));
-  }
-
-  const std::string& where() const { return where_; }
-
- private:
-  const json& object_;
-  std::string where_;
+  Fields(const json& object, std::string where)
+      : JsonFields(object, std::move(where), "publish again with a matching client") {}
 };
 
 /// The name of shared memory, which is that of the exporter itself: another one's is not reached from here.

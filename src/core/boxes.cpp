@@ -1,0 +1,91 @@
+#include "core/boxes.hpp"
+
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <queue>
+
+namespace weightcast {
+
+namespace {
+
+/// The boxes that are open at a row of a sweep over all rows, by their first column.
+class OpenBoxes {
+ public:
+  /// Drops those that end at `row` or before.
+  void close_until(std::int64_t row) {
+    for (; !ends_.empty() && ends_.top().first <= row; ends_.pop()) {
+      const auto ended = by_col_.find(ends_.top().second);
+      cols_ -= ended->second.cols;
+      by_col_.erase(ended);
+    }
+  }
+
+  /// Returns one that shares an element with `box`, or null after it was added.
+  const Box* add(const Box& box) {
+    const auto [at, fresh] = by_col_.emplace(box.col, box);
+    if (!fresh) return &at->second;
+    const Box* other = nullptr;
+    if (at != by_col_.begin() && std::prev(at)->second.col + std::prev(at)->second.cols > box.col) {
+      other = &std::prev(at)->second;
+    } else if (std::next(at) != by_col_.end() && std::next(at)->first < box.col + box.cols) {
+      other = &std::next(at)->second;
+    }
+    ends_.emplace(box.row + box.rows, box.col);
+    cols_ += box.cols;
+    return other;
+  }
+
+  std::int64_t cols() const { return cols_; }
+
+  /// The first column from `col` on that no open box has.
+  std::int64_t first_free(std::int64_t col) const {
+    for (const auto& [first, box] : by_col_) {
+      if (first > col) break;
+      col = first + box.cols;
+    }
+    return col;
+  }
+
+  /// The next row at which one of them ends.
+  std::int64_t next_end(std::int64_t otherwise) const {
+    return ends_.empty() ? otherwise : ends_.top().first;
+  }
+
+ private:
+  using End = std::pair<std::int64_t, std::int64_t>;  // end row, first column
+
+  std::map<std::int64_t, Box> by_col_;
+  std::priority_queue<End, std::vector<End>, std::greater<>> ends_;
+  std::int64_t cols_ = 0;
+};
+
+}  // namespace
+
+std::optional<std::pair<Box, Box>> find_overlap(std::vector<Box> boxes) {
+  std::sort(boxes.begin(), boxes.end());
+  OpenBoxes open;
+  for (const Box& box : boxes) {
+    open.close_until(box.row);
+    if (const Box* other = open.add(box)) return std::pair(*other, box);
+  }
+  return std::nullopt;
+}
+
+std::optional<Box> find_gap(const Box& whole, std::vector<Box> boxes) {
+  if (whole.empty()) return std::nullopt;
+  std::sort(boxes.begin(), boxes.end());
+  OpenBoxes open;
+  auto next = boxes.begin();
+  const std::int64_t end = whole.row + whole.rows;
+  for (std::int64_t row = whole.row; row < end;) {
+    open.close_until(row);
+    for (; next != boxes.end() && next->row == row; ++next) open.add(*next);
+    if (open.cols() < whole.cols) return Box{row, 1, open.first_free(whole.col), 1};
+    row = open.next_end(end);
+    if (next != boxes.end()) row = std::min(row, next->row);
+  }
+  return std::nullopt;
+}
+
+}  // namespace weightcast
