@@ -34,6 +34,12 @@ void Catalog::set_place(std::uint32_t index, std::int64_t layer, std::int64_t ex
   tensor.expert = expert;
 }
 
+void Catalog::set_reading(std::uint32_t index, std::int64_t unread, bool widened) {
+  Tensor& tensor = tensors_.at(index);
+  tensor.unread = unread;
+  tensor.widened = widened;
+}
+
 std::optional<std::uint32_t> Catalog::find(std::string_view name) const {
   const auto found = index_.find(name);
   if (found == index_.end()) return std::nullopt;

@@ -22,6 +22,8 @@ struct Tensor {
   Shape shape;
   std::int64_t layer = kNone;   ///< none for embedding, head, …
   std::int64_t expert = kNone;  ///< none for what all tokens pass
+  std::int64_t unread = 0;      ///< elements that no rank of any replica reads
+  bool widened = false;         ///< a checkpoint may have it in bfloat16, where `dtype` is float32
 
   std::int64_t bytes() const { return shape.elements() * dtype_bytes(dtype); }
 };
@@ -38,6 +40,9 @@ class Catalog {
 
   /// Says of a tensor of which layer and expert it is.
   void set_place(std::uint32_t index, std::int64_t layer, std::int64_t expert);
+
+  /// Says of a tensor what of it engines leave out, and whether they widen it.
+  void set_reading(std::uint32_t index, std::int64_t unread, bool widened);
 
   const std::vector<Tensor>& tensors() const { return tensors_; }
   const Tensor& operator[](std::uint32_t index) const { return tensors_[index]; }

@@ -59,8 +59,8 @@ struct Scalar {
   constexpr float value(float scale) const { return scale * factor * second_factor; }
 };
 
-/// Bytes of a parameter that no tensor feeds and that must be zero: a run from `offset` on or, with a layout,
-/// `bytes` bytes from `byte` on of each of the rows [row, row + rows) of its matrix.
+/// Bytes of a parameter that no tensor feeds, most often those that must be zero: a run from `offset` on or,
+/// with a layout, `bytes` bytes from `byte` on of each of the rows [row, row + rows) of its matrix.
 struct Padding {
   std::int64_t offset = 0;
   std::int64_t bytes = 0;
@@ -78,6 +78,7 @@ struct Parameter {
   std::vector<Part> parts;
   std::vector<Padding> padding;
   std::vector<Scalar> scalars = {};
+  std::vector<Padding> untouched = {};  ///< what an update leaves as it is
 
   std::int64_t bytes() const { return shape.elements() * dtype_bytes(dtype); }
 };

@@ -4,32 +4,13 @@
 
 #include <algorithm>
 #include <map>
-#include <queue>
-#include <tuple>
 
+#include "core/boxes.hpp"
 #include "core/error.hpp"
 
 namespace weightcast {
 
 namespace {
-
-/// True when no two boxes share an element. A sweep over rows keeps the column intervals of the boxes that
-/// are open at the current row; a new one may not touch its neighbours.
-bool disjoint(std::span<const Box> by_row) {
-  std::map<std::int64_t, std::int64_t> open;          // first column → end column
-  using End = std::pair<std::int64_t, std::int64_t>;  // end row, first column
-  std::priority_queue<End, std::vector<End>, std::greater<>> ends;
-  for (const Box& box : by_row) {
-    for (; !ends.empty() && ends.top().first <= box.row; ends.pop()) open.erase(ends.top().second);
-    const auto [at, fresh] = open.emplace(box.col, box.col + box.cols);
-    if (!fresh || (at != open.begin() && std::prev(at)->second > box.col) ||
-        (std::next(at) != open.end() && std::next(at)->first < box.col + box.cols)) {
-      return false;
-    }
-    ends.emplace(box.row + box.rows, box.col);
-  }
-  return true;
-}
 
 /// The matrix that a layout places from an offset on, and the boxes (rows and bytes) that moves write of it.
 struct PlacedMatrix {
@@ -38,8 +19,7 @@ struct PlacedMatrix {
   std::vector<Box> boxes;
 
   /// Rows and bytes, if the boxes tile a matrix from its first row and byte on; empty otherwise.
-  Box tiled() {
-    std::sort(boxes.begin(), boxes.end());
+  Box tiled() const {
     Box whole;
     std::int64_t area = 0;
     bool inside = true;
@@ -49,7 +29,7 @@ struct PlacedMatrix {
       whole.cols = std::max(whole.cols, box.col + box.cols);
       area += box.area();
     }
-    return inside && area == whole.area() && disjoint(boxes) ? whole : Box();
+    return inside && area == whole.area() && !find_overlap(boxes) ? whole : Box();
   }
 };
 
@@ -144,6 +124,21 @@ void add_intervals(const Move& move, std::vector<Interval>& written) {
   }
 }
 
+/// What such a move writes, as a matrix of its own whose rows lie a pitch apart.
+Move as_matrix(const Move& move) {
+  Move matrix = move;
+  if (!move.layout.plain()) matrix.offset += move.layout.row_offset(move.row) + move.byte;
+  matrix.row = 0;
+  matrix.byte = 0;
+  if (move.dense()) {
+    matrix.rows = 1;
+    matrix.row_bytes = move.bytes();
+  }
+  matrix.layout = {};
+  matrix.layout.step[3] = move.layout.plain() ? std::max(move.pitch, matrix.row_bytes) : move.layout.step[3];
+  return matrix;
+}
+
 void add_box(const Move& move, std::vector<PlacedMatrix>& matrices) {
   // Moves of one matrix come one soon after the other.
   const auto found = std::find_if(matrices.rbegin(), matrices.rend(), [&](const PlacedMatrix& matrix) {
@@ -176,17 +171,17 @@ void prove_sent_once(const Plan& plan, const Catalog& catalog) {
       throw InternalError(fmt::format("a bucket of {} bytes ends at {}", bucket.bytes, end));
   }
   for (std::uint32_t tensor = 0; tensor < catalog.size(); ++tensor) {
-    std::vector<Box>& boxes = sent[tensor];
-    std::sort(boxes.begin(), boxes.end());
+    const std::vector<Box>& boxes = sent[tensor];
     std::int64_t area = 0;
     bool inside = true;
     for (const Box& box : boxes) {
       area += box.area();
       inside = inside && !box.empty() && Box::whole(catalog[tensor].shape).contains(box);
     }
-    if (!inside || area != catalog[tensor].shape.elements() || !disjoint(boxes)) {
+    const std::int64_t read = catalog[tensor].shape.elements() - catalog[tensor].unread;
+    if (!inside || area != read || find_overlap(boxes)) {
       throw InternalError(fmt::format("the plan does not send every element of {} exactly once ({} of {})",
-                                      catalog[tensor].name, area, catalog[tensor].shape.elements()));
+                                      catalog[tensor].name, area, read));
     }
   }
 }
@@ -195,12 +190,15 @@ void prove_written_once(const std::vector<Parameter>& parameters, std::span<cons
   std::vector<Interval> written;
   written.reserve(moves.size());
   std::map<std::uint32_t, std::vector<PlacedMatrix>> placed;  // by parameter
+  const auto in_rows = [](const Move& move) { return move.layout.plain() || move.layout.pitched(); };
   for (const Move& move : moves) {
-    if (move.layout.plain() || move.layout.pitched()) {
-      add_intervals(move, written);
-    } else {
-      add_box(move, placed[move.buffer]);
-    }
+    if (!in_rows(move)) add_box(move, placed[move.buffer]);
+  }
+  for (const Move& move : moves) {
+    if (!in_rows(move)) continue;
+    // Beside what a layout has placed in a parameter everything counts as placed.
+    const auto beside = placed.find(move.buffer);
+    beside == placed.end() ? add_intervals(move, written) : add_box(as_matrix(move), beside->second);
   }
   std::sort(written.begin(), written.end());
   PlacedProof proof;

@@ -44,6 +44,14 @@ class PartIndex {
   std::vector<PartOf> parts_;
 };
 
+Move zero(const Padding& padding, std::uint32_t parameter) {
+  Move move{padding.offset, padding.bytes, 0, padding.rows, padding.bytes, parameter, MoveOp::kZero};
+  move.layout = padding.layout;
+  move.row = padding.row;
+  move.byte = padding.byte;
+  return move;
+}
+
 void place_parameters(Share& share) {
   for (const Parameter& parameter : share.parameters) {
     share.parameter_offsets.push_back(share.parameter_bytes);
@@ -51,11 +59,7 @@ void place_parameters(Share& share) {
   }
   for (std::uint32_t number = 0; number < share.parameters.size(); ++number) {
     for (const Padding& padding : share.parameters[number].padding) {
-      Move zero{padding.offset, padding.bytes, 0, padding.rows, padding.bytes, number, MoveOp::kZero};
-      zero.layout = padding.layout;
-      zero.row = padding.row;
-      zero.byte = padding.byte;
-      share.padding.push_back(zero);
+      share.padding.push_back(zero(padding, number));
     }
   }
 }
@@ -244,7 +248,7 @@ void compile_moves(const Plan& plan, std::int64_t rank, Compiler& compiler, Shar
   mine.checks = static_cast<std::uint32_t>(share.checks.size()) - mine.first_check;
 }
 
-/// Everything that writes to the parameters.
+/// Everything that writes to the parameters, and in place of a write what an update leaves as it is.
 std::vector<Move> all_writes(const Share& share) {
   std::vector<Move> all = share.moves;
   all.insert(all.end(), share.padding.begin(), share.padding.end());
@@ -254,6 +258,8 @@ std::vector<Move> all_writes(const Share& share) {
     all.push_back(as_move(quant.scales, quant.scales_box.rows, quant.scales_box.cols * quant.scale_bytes));
   }
   for (std::uint32_t number = 0; number < share.parameters.size(); ++number) {
+    for (const Padding& untouched : share.parameters[number].untouched)
+      all.push_back(zero(untouched, number));
     for (const Scalar& scalar : share.parameters[number].scalars) {
       all.push_back({scalar.offset, 4, 0, 1, 4, number, MoveOp::kCopy});
     }

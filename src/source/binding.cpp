@@ -18,7 +18,8 @@ namespace weightcast {
 
 namespace {
 
-void require_shape(const Checkpoint& checkpoint, const StoredTensor& stored, const Shape& shape) {
+void require_shape(const Checkpoint& checkpoint, const StoredTensor& stored, const Shape& shape,
+                   std::string_view doubt) {
   // A scale for a whole tensor is a scalar to some and a vector of one to others.
   if (stored.shape == shape || (stored.shape.elements() == 1 && shape.elements() == 1)) return;
   if (stored.shape.elements() == 0) {
@@ -29,10 +30,8 @@ void require_shape(const Checkpoint& checkpoint, const StoredTensor& stored, con
                     "stage3_gather_16bit_weights_on_model_save or zero_to_fp32.py",
                     checkpoint.path, excerpt(stored.name), stored.shape.to_string()));
   }
-  throw InputError(
-      fmt::format("{}: tensor {} has shape {} but the model's config wants {}; is --model the right "
-                  "config.json?",
-                  checkpoint.path, excerpt(stored.name), stored.shape.to_string(), shape.to_string()));
+  throw InputError(fmt::format("{}: tensor {} has shape {} but the model has {}; {}", checkpoint.path,
+                               excerpt(stored.name), stored.shape.to_string(), shape.to_string(), doubt));
 }
 
 /// How much of two names is the same, from the front and from the back.
@@ -137,8 +136,8 @@ class Binder {
     const Tensor& tensor = family_.catalog()[number];
     checkpoint_.require_readable(stored);
     require_codes(stored, tensor);
-    require_shape(checkpoint_, stored, shape);
-    require_castable(checkpoint_, stored, tensor.dtype);
+    require_shape(checkpoint_, stored, shape, family_.doubt());
+    require_castable(checkpoint_, stored, tensor.dtype, tensor.widened);
     return held_in(stored, buffer, number, Box::whole(tensor.shape), row * stored.shape.cols());
   }
 
@@ -171,10 +170,9 @@ class Binder {
                 : "write the weights alone, or list them in a model.safetensors.index.json"));
     }
     if (may_leave_out(number) || repeats_used(number)) return;
-    throw InputError(fmt::format(
-        "{}: tensor {} {} is not part of the model; is --model its config.json? If it is, {} the tensor",
-        checkpoint_.path, excerpt(stored.name), stored.shape.to_string(),
-        runs_ ? "do not publish" : "remove"));
+    throw InputError(fmt::format("{}: tensor {} {} is not part of the model; {} If it is, {} the tensor",
+                                 checkpoint_.path, excerpt(stored.name), stored.shape.to_string(),
+                                 family_.doubt(), runs_ ? "do not publish" : "remove"));
   }
 
   /// Whether the model can do without it, whatever it is.
@@ -247,12 +245,12 @@ Cast cast_between(DType stored, DType wanted) {
   return Cast::kNone;
 }
 
-void require_castable(const Checkpoint& checkpoint, const StoredTensor& stored, DType wanted) {
+void require_castable(const Checkpoint& checkpoint, const StoredTensor& stored, DType wanted, bool widened) {
   const Cast cast = cast_between(stored.dtype, wanted);
   const bool scale = stored.name.ends_with("_scale") || stored.name.ends_with("_scale_inv");
   const bool opaque = wanted == DType::kF8E8M0 || wanted == DType::kF4E2M1x2;
   if (stored.dtype == wanted || (stored.dtype == DType::kU8 && opaque) || cast == Cast::kRound ||
-      (cast == Cast::kWiden && scale)) {
+      (cast == Cast::kWiden && (scale || widened))) {
     return;
   }
   // What a running process has published is in no file.

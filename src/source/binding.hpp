@@ -43,8 +43,9 @@ Cast cast_between(DType stored, DType wanted);
 
 /// Throws InputError naming the checkpoint and the tensor unless a model that wants `wanted` may have it from
 /// a tensor stored as `stored`: as it is, through a cast, or, where bytes hold codes or exponents, as what
-/// the model says they are.
-void require_castable(const Checkpoint& checkpoint, const StoredTensor& stored, DType wanted);
+/// the model says they are. Only scales, and what engines widen, may be widened.
+void require_castable(const Checkpoint& checkpoint, const StoredTensor& stored, DType wanted,
+                      bool widened = false);
 
 /// `box` of tensor number `tensor` as `stored`, which is buffer number `buffer`, has it: from element number
 /// `first` of that on, row under row. `stored` must have been found to be of the shape that the model gives
