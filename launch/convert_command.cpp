@@ -83,7 +83,7 @@ void copy_as_it_is(const Options& options) {
 /// The model's tensors under their canonical names, from trainers' shards or a checkpoint.
 void write_canonical(const Options& options) {
   std::optional<TrainerLayout> layout = trainer_layout_of(options);
-  const Model model = load_model(options, layout);
+  const Model model = load_model(options, nullptr, layout);
   const Catalog& catalog = model.family->catalog();
   const auto& [checkpoint, binding] = model.sources.front();
   require_other_place("--output", options.output, checkpoint);

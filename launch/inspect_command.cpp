@@ -8,8 +8,10 @@
 #include "core/units.hpp"
 #include "kernels/digest.hpp"
 #include "launch/commands.hpp"
+#include "launch/files/inspect_landing.hpp"
 #include "launch/files/tensor_copy.hpp"
 #include "launch/job/live_ends.hpp"
+#include "launch/landing.hpp"
 #include "launch/live/inspect_live.hpp"
 #include "launch/model.hpp"
 #include "report/json_report.hpp"
@@ -60,6 +62,7 @@ void run_inspect(const Options& options, OutputFile* json) {
   if (options.arguments.size() != 1) throw UsageError("inspect takes one PATH: weightcast inspect PATH");
   const std::string& path = options.arguments.front();
   if (const auto live = live_directory(path)) return inspect_live(*live, json);
+  if (const auto map = find_landing(path)) return inspect_landing(*map, json);
   const Checkpoint checkpoint = read_source(options, path);
   const CheckpointReader reader(checkpoint);
   nlohmann::ordered_json report;

@@ -30,6 +30,13 @@ void set_engine(const Options& options, EngineLayout& layout) {
   layout.engine = find_engine(options.engine).value_or(layout.engine);
 }
 
+/// Throws UsageError where the map is of an engine of another layout.
+void set_landing(const LandingMap& landing, EngineLayout& layout) {
+  require_layout(landing, layout);
+  layout.landing = landing.hash;
+  layout.stage_layers = landing.stage_layers;
+}
+
 /// `layers 0..11 | 12..23`; several ranges a stage where it has several chunks.
 std::string explain_stages(const TrainerLayout& layout, std::int64_t layers) {
   std::vector<std::string> stages;
@@ -58,19 +65,24 @@ std::optional<TrainerLayout> trainer_layout_of(const Options& options) {
   return layout;
 }
 
-Topology topology_of(const Options& options) {
+Topology topology_of(const Options& options, const LandingMap* landing) {
   Topology topology;
   if (options.alloc) {
     topology.engine = parse_allocation(options.alloc->option, options.alloc->text).inference;
   } else if (options.inference_alloc) {
     topology.engine =
         parse_inference_allocation(options.inference_alloc->option, options.inference_alloc->text);
+  } else if (options.inference.empty() && landing != nullptr) {
+    topology.engine = layout_of(*landing);
   } else {
-    topology.engine = parse_engine_layout(options.inference, options.moe_layout);
+    topology.engine =
+        parse_engine_layout(options.inference.empty() ? "tp=1" : options.inference, options.moe_layout);
+    if (landing != nullptr) topology.engine.engine = landing->engine;
   }
   set_engine(options, topology.engine);
+  if (landing != nullptr) set_landing(*landing, topology.engine);
   topology.engine.moe_layout = find_moe_layout(options.moe_layout).name();
-  topology.engine.stage_layers = options.inference_stage_layers;
+  if (landing == nullptr) topology.engine.stage_layers = options.inference_stage_layers;
   topology.engine.activations = parse_activation_scales(options.activation_scales);
   if (!options.quantize.empty()) topology.engine.quantizer = parse_quantizer(options.quantize);
   const auto& quantizer = topology.engine.quantizer;
@@ -127,8 +139,10 @@ std::string explain(const Topology& topology, std::int64_t layers) {
   }
   text += fmt::format("# inference  {} ranks: {} replicas × pp {} × tp {}, ep {}{}{}\n", engine.ranks(),
                       engine.replicas, engine.pp, engine.tp, engine.ep,
-                      engine.canonical() ? "; tensors whole, by Hugging Face name"
-                                         : fmt::format("; names of {}", engine_name(engine.engine)),
+                      engine.canonical()
+                          ? "; tensors whole, by Hugging Face name"
+                          : fmt::format("; names of {}{}", engine_name(engine.engine),
+                                        engine.landing.empty() ? "" : ", as landing map " + engine.landing),
                       topology.colocate ? "; the same ranks as the trainers" : "");
   return text;
 }

@@ -11,6 +11,7 @@
 #include "core/json_text.hpp"
 #include "launch/job/live_ends.hpp"
 #include "live/folder.hpp"
+#include "model/landing/landed_family.hpp"
 #include "source/shard_copies.hpp"
 #include "source/trainer_binding.hpp"
 #include "storage/foreign_file.hpp"
@@ -66,9 +67,11 @@ auto read_files_of(const std::string& source, Read read) {
   }
 }
 
-/// The config in force.
+/// The config in force; beside a landing map there need be none, and its text is empty then.
 ConfigText read_config(const Options& options) {
+  const bool needed = options.landing.empty();
   if (options.model.empty()) {
+    if (!needed && (options.sources.empty() || live_directory(options.sources.front()))) return {};
     if (options.sources.empty()) throw UsageError("--source PATH or --model CONFIG_JSON is needed");
     const std::string& source = options.sources.front();
     const std::string origin = source + " (config.json)";
@@ -76,7 +79,11 @@ ConfigText read_config(const Options& options) {
     std::error_code ignored;
     const bool folder = std::filesystem::is_directory(path, ignored);
     ConfigText config{origin, "", {}};
-    config.text = read_files_of(source, [&] { return read_config_text(source, &config.files); });
+    config.text = read_files_of(source, [&] {
+      return needed ? read_config_text(source, &config.files)
+                    : find_config_text(source, &config.files).value_or("");
+    });
+    if (config.text.empty() && !needed) return {};
     return with_modelopt(std::move(config), folder ? path : path.parent_path());
   }
   std::string path = options.model;
@@ -89,6 +96,22 @@ std::unique_ptr<ModelConfig> make_config(const ConfigText& text, const Options& 
   auto config = std::make_unique<ModelConfig>(text.text, text.origin);
   if (options.layers) config->set_layers(*options.layers);
   return config;
+}
+
+/// What config and landing map, whichever there are, make of a model; it has no sources yet.
+Model make_model(const ConfigText& text, const Options& options,
+                 const std::shared_ptr<const LandingMap>& landing) {
+  Model model;
+  if (!text.origin.empty()) model.config = make_config(text, options);
+  if (!landing) {
+    model.family = make_family(*model.config);
+    model.title = fmt::format("{} ({})", model.config->architecture(), model.config->origin());
+    return model;
+  }
+  const bool described = model.config && names_family(*model.config);
+  model.family = make_landed_family(landing, described ? make_family(*model.config) : nullptr);
+  model.title = fmt::format("{} ({})", landing->architecture, landing->title());
+  return model;
 }
 
 /// Whether a source is the trainers' shards. Throws UsageError when nobody says how they divide the model,
@@ -286,11 +309,10 @@ void require_equal_copies(const Options& options, const Family& family, const Bo
   require_equal_copies(family.catalog(), source.checkpoint, source.binding, readers, share, poll);
 }
 
-Model load_model(const Options& options, std::optional<TrainerLayout>& trainers) {
-  Model model;
+Model load_model(const Options& options, const std::shared_ptr<const LandingMap>& landing,
+                 std::optional<TrainerLayout>& trainers) {
   const ConfigText text = read_config(options);
-  model.config = make_config(text, options);
-  model.family = make_family(*model.config);
+  Model model = make_model(text, options, landing);
   for (const std::string& source : options.sources) {
     if (live_directory(source))
       throw UsageError(source + ": live memory is for sync, serve, bench and plan; name a checkpoint");
@@ -308,7 +330,8 @@ Model load_model(const Options& options, std::optional<TrainerLayout>& trainers)
   return model;
 }
 
-Model load_model(Control& control, const Options& options, Topology& topology, LiveEnds* live) {
+Model load_model(Control& control, const Options& options, const std::shared_ptr<const LandingMap>& landing,
+                 Topology& topology, LiveEnds* live) {
   ConfigText text;
   control.agreement.together([&] {
     if (control.rank() != 0) return;
@@ -317,10 +340,7 @@ Model load_model(Control& control, const Options& options, Topology& topology, L
   text.origin = control.agreement.broadcast(text.origin);
   text.text = control.agreement.broadcast(text.text);
   Model model;
-  control.agreement.together([&] {
-    model.config = make_config(text, options);
-    model.family = make_family(*model.config);
-  });
+  control.agreement.together([&] { model = make_model(text, options, landing); });
   for (const std::string& source : options.sources) {
     const bool is_live = live != nullptr && live->has_trainers();
     model.sources.push_back(is_live ? live->load_weights(*model.family, topology)

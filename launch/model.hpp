@@ -9,6 +9,7 @@
 #include "control/control.hpp"
 #include "launch/options.hpp"
 #include "model/family.hpp"
+#include "model/landing/landing_map.hpp"
 #include "plan/topology.hpp"
 #include "source/binding.hpp"
 #include "source/copies.hpp"
@@ -27,7 +28,8 @@ struct BoundCheckpoint {
 
 /// A model and the sources of its weights that a command works on.
 struct Model {
-  std::unique_ptr<ModelConfig> config;
+  std::unique_ptr<ModelConfig> config;  ///< null where a landing map alone says what the model is
+  std::string title;                    ///< for people: what it is called, and what says so
   std::unique_ptr<Family> family;
   std::vector<BoundCheckpoint> sources;
 };
@@ -42,12 +44,15 @@ std::unique_ptr<ModelConfig> load_config(const Options& options,
 void add_texts(Checkpoint& checkpoint, const std::vector<CheckpointFile>& files);
 
 /// Reads config and headers and binds every source to the model; `trainers` learns how the shards pad the
-/// vocabulary. Throws UsageError for shards without a layout.
-Model load_model(const Options& options, std::optional<TrainerLayout>& trainers);
+/// vocabulary. With a landing map the model is what that says; a config of a family that is known must say
+/// the same then. Throws UsageError for shards without a layout, InputError for a map that says otherwise.
+Model load_model(const Options& options, const std::shared_ptr<const LandingMap>& landing,
+                 std::optional<TrainerLayout>& trainers);
 
 /// The same for a job, as load_source(); of running trainers, where `live` is given and has any, what they
 /// have published. Collective.
-Model load_model(Control& control, const Options& options, Topology& topology, LiveEnds* live);
+Model load_model(Control& control, const Options& options, const std::shared_ptr<const LandingMap>& landing,
+                 Topology& topology, LiveEnds* live);
 
 /// One source of a job alone: rank 0 reads a whole checkpoint's headers and broadcasts, every trainer reads
 /// those of its own shard. Collective.

@@ -40,8 +40,8 @@ void refuse_together(const Values& values, const char* option, std::initializer_
 
 /// Throws UsageError for what has no meaning where one rank unpacks its own values.
 void refuse_with_layouts(const Values& values) {
-  for (const char* option : {"source", "trainers", "inference", "alloc", "inference-alloc", "trainer-alloc",
-                             "source-split", "quantize-at", "min-achieved", "trace"}) {
+  for (const char* option : {"source", "landing", "trainers", "inference", "alloc", "inference-alloc",
+                             "trainer-alloc", "source-split", "quantize-at", "min-achieved", "trace"}) {
     if (!values.has(option)) continue;
     throw UsageError(fmt::format(
         "{}: not together with {}, which times what one rank unpacks of synthetic values; leave one out",
@@ -52,7 +52,7 @@ void refuse_with_layouts(const Values& values) {
 /// Throws UsageError for an empty value, as an unset variable of a script leaves it, where it would count as
 /// no value at all.
 void require_values(const Values& values) {
-  for (const char* name : {"model", "quantize", "json", "trace", "output"}) {
+  for (const char* name : {"model", "landing", "inference", "quantize", "json", "trace", "output"}) {
     if (!values.has(name) || !values.text(name, "").empty()) continue;
     throw UsageError(fmt::format("{}: is empty; give it a value, or leave it out", values.label(name)));
   }
@@ -75,12 +75,27 @@ ProgressMode progress_mode(const std::string& name) {
                            : ProgressMode::kAuto;
 }
 
+/// Throws UsageError for what a landing map says itself.
+void refuse_with_landing(const Values& values) {
+  if (!values.has("landing")) return;
+  for (const char* option : {"layers", "inference-stage-layers", "trainer-alloc", "alloc"}) {
+    if (!values.has(option)) continue;
+    const bool alloc = std::string_view(option).ends_with("alloc");
+    throw UsageError(
+        fmt::format("{}: not together with {}; {}", values.label(option), values.label("landing"),
+                    alloc ? "whose trainers have Hugging Face's names: say the engine's side alone "
+                            "with --inference-alloc"
+                          : "which says it itself: leave one out"));
+  }
+}
+
 void take(const Values& values, SourceOptions& options) {
   options.sources = values.texts("source");
   if (std::find(options.sources.begin(), options.sources.end(), "") != options.sources.end()) {
     throw UsageError(values.label("source") + ": is empty; write a path, or leave it out");
   }
   options.model = values.text("model", "");
+  options.landing = values.text("landing", "");
   options.external_data = values.flag("external-data");
   options.tied_head = values.choice("tied-head", {"refuse", "embedding"});
   if (values.has("layers")) options.layers = values.integer("layers", 0, 1, 100'000);
@@ -88,6 +103,7 @@ void take(const Values& values, SourceOptions& options) {
 }
 
 void require_meaning_of_layouts(const Values& values) {
+  refuse_with_landing(values);
   if (values.flag("colocate") && values.has("trainers")) {
     throw UsageError(fmt::format("{}: not together with {}, which makes every rank a trainer",
                                  values.label("trainers"), values.label("colocate")));
@@ -125,7 +141,7 @@ void take(const Values& values, LayoutOptions& options) {
   options.stage_layers = values.layer_counts("stage-layers");
   options.inference_stage_layers = values.layer_counts("inference-stage-layers");
   options.source_split = values.choice("source-split", {"catalog", "expert", "row"});
-  options.inference = values.text("inference", "tp=1");
+  options.inference = values.text("inference", "");
   if (values.has("engine")) options.engine = values.choice("engine", {"sglang", "vllm"});
   options.moe_layout = values.text("moe-layout", values.flag("layouts") ? "" : "triton");
   options.quantize = values.text("quantize", "");

@@ -14,6 +14,7 @@ namespace weightcast {
 struct SourceOptions {
   std::vector<std::string> sources;
   std::string model;
+  std::string landing;
   bool external_data = false;
   std::string tied_head = "refuse";
   std::optional<std::int64_t> layers;
@@ -31,8 +32,8 @@ struct LayoutOptions {
   std::int64_t trainers = 1;
   bool colocate = false;
   std::string source_split = "catalog";
-  std::string inference = "tp=1";
-  std::string engine;  ///< empty: as the allocation says
+  std::string inference;  ///< empty: as `landing` says, else tp=1
+  std::string engine;     ///< empty: as the allocation says
   std::optional<Named> alloc;
   std::optional<Named> trainer_alloc;
   std::optional<Named> inference_alloc;

@@ -12,6 +12,7 @@
 #include "launch/commands.hpp"
 #include "launch/job/live_ends.hpp"
 #include "launch/job/update_job.hpp"
+#include "launch/landing.hpp"
 #include "launch/layouts.hpp"
 #include "launch/live/plan_live.hpp"
 #include "launch/model.hpp"
@@ -129,10 +130,11 @@ void run_plan(const Options& options, OutputFile* json) {
   require_live_options(options);
   // The plan is the same for every sink; what is none is refused.
   static_cast<void>(shard_directory(options.sink));
-  Topology topology = topology_of(options);
+  const std::shared_ptr<const LandingMap> landing = load_landing(options);
+  Topology topology = topology_of(options, landing.get());
   Options files = options;
   std::erase_if(files.sources, [](const std::string& source) { return live_directory(source).has_value(); });
-  const Model model = load_model(files, topology.trainer_layout);
+  const Model model = load_model(files, landing, topology.trainer_layout);
   LivePlan live(options, *model.family, topology);
   require_no_signal(kNotPrinted);
   if (options.rank && *options.rank >= topology.ranks()) {
@@ -147,10 +149,9 @@ void run_plan(const Options& options, OutputFile* json) {
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   require_no_signal(kNotPrinted);
-  print_line(fmt::format("# model   {} ({}), {} tensors, {}", model.config->architecture(),
-                         model.config->origin(), model.family->catalog().size(),
+  print_line(fmt::format("# model   {}, {} tensors, {}", model.title, model.family->catalog().size(),
                          format_bytes(model.family->catalog().bytes())));
-  print_report(explain(topology, model.config->integer({"num_hidden_layers"})));
+  print_report(explain(topology, model.config ? model.config->integer({"num_hidden_layers"}) : 0));
   print_line(
       fmt::format("# plan    {} ranks, {} routes, {} buckets of at most {}, {} on the wire, hash {:016x}",
                   topology.ranks(), plan.routes(), plan.buckets.size(),

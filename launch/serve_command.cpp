@@ -14,6 +14,7 @@
 #include "launch/files/tensor_copy.hpp"
 #include "launch/job/run_job.hpp"
 #include "launch/job/update_job.hpp"
+#include "launch/landing.hpp"
 #include "launch/layouts.hpp"
 #include "launch/serve/exporter_watch.hpp"
 #include "launch/serve/idle.hpp"
@@ -62,9 +63,10 @@ class Server {
 
  private:
   [[noreturn]] void serve() {
+    const std::shared_ptr<const LandingMap> landing = load_landing(control_, options_);
     control_.agreement.together([&] {
       directory_ = live_folder();
-      watch_exporters();
+      watch_exporters(landing.get());
       if (control_.rank() != 0) return;
       lock_.emplace(file_lock(server_file_path(directory_)), "live:" + directory_, options_.command);
       if (!lock_->note().empty()) log_note(lock_->note());
@@ -102,8 +104,8 @@ class Server {
   }
 
   /// Those of this rank.
-  void watch_exporters() {
-    const Topology topology = topology_of(options_);
+  void watch_exporters(const LandingMap* landing) {
+    const Topology topology = topology_of(options_, landing);
     const auto manifest_of = [](const std::string& place, Role role, std::optional<std::int64_t> number) {
       const auto directory = live_directory(place);
       return directory && number ? std::optional(manifest_path(*directory, role, *number)) : std::nullopt;

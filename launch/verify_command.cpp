@@ -12,6 +12,7 @@
 #include "launch/commands.hpp"
 #include "launch/files/parameter_verifier.hpp"
 #include "launch/job/live_ends.hpp"
+#include "launch/landing.hpp"
 #include "launch/layouts.hpp"
 #include "launch/live/verify_live.hpp"
 #include "model/layer_counts.hpp"
@@ -122,8 +123,8 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
                                      shard.integer(name)));
       }
     }
-    for (const char* name :
-         {"engine", "parameters", "quantizer", "activation_scales", "stage_layers", "expert_placement"}) {
+    for (const char* name : {"engine", "parameters", "quantizer", "activation_scales", "stage_layers",
+                             "expert_placement", "landing"}) {
       if (shard.optional_text(name) != first.optional_text(name)) {
         throw InputError(fmt::format("{}: mixed shards: {} '{}' and '{}'", directory, name,
                                      first.optional_text(name), shard.optional_text(name)));
@@ -146,6 +147,7 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
   layout.ep = first.integer("ep_size");
   layout.moe_layout = first.text("moe_layout");
   layout.engine = engine_of(first);
+  layout.landing = first.optional_text("landing");
   if (const std::string name = first.optional_text("quantizer"); !name.empty()) {
     try {
       layout.quantizer = parse_quantizer(name);
@@ -186,6 +188,21 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
                                  directory, shards.size(), layout.ranks()));
   }
   return layout;
+}
+
+/// Throws UsageError unless the map is the one that the shards were written with, if any.
+void require_same_landing(const std::string& directory, const EngineLayout& layout,
+                          const LandingMap* landing) {
+  if (layout.landing == (landing == nullptr ? "" : landing->hash)) return;
+  if (landing == nullptr) {
+    throw UsageError(fmt::format("{}: parameters lie as landing map {} says; name that map with --landing",
+                                 directory, excerpt(layout.landing)));
+  }
+  throw UsageError(fmt::format("--landing {}: is map {}, but the shards of {} were written with {}",
+                               landing->origin, landing->hash, directory,
+                               layout.landing.empty()
+                                   ? "none: leave it out"
+                                   : fmt::format("map {}: name that one", excerpt(layout.landing))));
 }
 
 /// What a shard file holds.
@@ -251,8 +268,10 @@ void run_verify(const Options& options, OutputFile* json) {
     throw VerifyError(fmt::format("{}: holds version {}, not {}; the shards are stale", directory, version,
                                   options.weight_version));
   }
+  const std::shared_ptr<const LandingMap> landing = load_landing(options);
+  require_same_landing(directory, layout, landing.get());
   std::optional<TrainerLayout> trainers = trainer_layout_of(options);
-  ReferenceWeights source(options, trainers, layout.quantizer, directory);
+  ReferenceWeights source(options, landing, trainers, layout.quantizer, directory);
   std::int64_t bytes = 0;
   for (const Shard& shard : shards) {
     std::vector<Parameter> parameters;

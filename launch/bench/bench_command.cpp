@@ -64,8 +64,8 @@ class BenchJob {
   void open() {
     baseline_memory_ = peak_resident_bytes();
     control_.agreement.together([&] {
-      if (options_.model.empty() && !from_files()) {
-        throw UsageError("--model CONFIG_JSON or --source PATH is needed");
+      if (options_.model.empty() && options_.landing.empty() && !from_files()) {
+        throw UsageError("--model CONFIG_JSON, --landing FILE or --source PATH is needed");
       }
       if (options_.sink != "none" && !into_engines()) {
         throw UsageError("--sink: bench writes no files; leave it out, or write live:DIR");

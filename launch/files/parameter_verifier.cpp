@@ -26,10 +26,12 @@ std::int64_t bytes_read(const Part& part, std::int64_t element) {
 
 }  // namespace
 
-ReferenceWeights::ReferenceWeights(const Options& options, std::optional<TrainerLayout>& trainers,
+ReferenceWeights::ReferenceWeights(const Options& options, const std::shared_ptr<const LandingMap>& landing,
+                                   std::optional<TrainerLayout>& trainers,
                                    const std::optional<Quantizer>& quantizer, const std::string& kept_in)
-    : model_(load_model(options, trainers)) {
-  if (const auto stored = StoredQuantization::of(*model_.config); stored && quantizer) {
+    : model_(load_model(options, landing, trainers)) {
+  const auto stored = model_.config ? StoredQuantization::of(*model_.config) : std::nullopt;
+  if (stored && quantizer) {
     throw InputError(fmt::format(
         "{}: holds {} made from values, but {} holds {} itself; name the checkpoint that "
         "they were made from",

@@ -37,8 +37,9 @@ class ReferenceWeights {
  public:
   /// Reads the headers, and compares copies (require_equal_copies()). `quantizer` is what the parameters,
   /// those of `kept_in`, are quantised with. Throws UsageError, InputError.
-  ReferenceWeights(const Options& options, std::optional<TrainerLayout>& trainers,
-                   const std::optional<Quantizer>& quantizer, const std::string& kept_in);
+  ReferenceWeights(const Options& options, const std::shared_ptr<const LandingMap>& landing,
+                   std::optional<TrainerLayout>& trainers, const std::optional<Quantizer>& quantizer,
+                   const std::string& kept_in);
 
   const Family& family() const { return *model_.family; }
   PlaneReader& planes() { return *planes_; }

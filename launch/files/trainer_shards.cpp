@@ -88,7 +88,7 @@ void write_trainer_shards(const Options& options) {
         fmt::format("--output {}: holds {} of a whole checkpoint; name another folder", output, other));
   }
   std::optional<TrainerLayout> none;
-  const Model model = load_model(options, none);
+  const Model model = load_model(options, nullptr, none);
   const auto& [checkpoint, binding] = model.sources.front();
   require_other_place("--output", output, checkpoint);
   Team readers(1);

@@ -97,8 +97,9 @@ void require_live_options(const Options& options) {
   if (source && options.sources.size() > 1) {
     throw UsageError("--source live:DIR: is the one source of a job; start another for the next version");
   }
-  if (source && options.model.empty()) {
-    throw UsageError("--source live:DIR: needs --model CONFIG_JSON, which says what the model is");
+  if (source && options.model.empty() && options.landing.empty()) {
+    throw UsageError(
+        "--source live:DIR: needs --model CONFIG_JSON, which says what the model is (or --landing FILE)");
   }
   if (source && options.sink == "none" && (options.command == "sync" || options.command == "serve")) {
     throw UsageError(
@@ -251,7 +252,7 @@ std::shared_ptr<ParameterMemory> LiveEnds::parameters(const Family& family,
                                                       const EngineLayout& layout) const {
   if (!engine_) return nullptr;
   require_published_layout(engine_->manifest(), layout);
-  return layout.canonical() ? live_canonical_memory(engine_, family) : live_parameter_memory(engine_);
+  return layout.canonical() ? live_canonical_memory(engine_, family) : live_parameter_memory(engine_, family);
 }
 
 std::unique_ptr<Source> LiveEnds::source(const Plan& plan, const Catalog& catalog,

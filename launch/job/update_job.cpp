@@ -13,6 +13,7 @@
 #include "launch/files/tensor_copy.hpp"
 #include "launch/job/file_threads.hpp"
 #include "launch/job/run_job.hpp"
+#include "launch/landing.hpp"
 #include "launch/layouts.hpp"
 #include "launch/version.hpp"
 #include "report/log.hpp"
@@ -32,7 +33,7 @@ double seconds_since(Clock::time_point start) {
 void describe(const Options& options, const Model& model, const Plan& plan, const Placement& placement,
               JobReport& report) {
   const EngineLayout& engine = plan.topology.engine;
-  report.model = fmt::format("{} ({})", model.config->architecture(), model.config->origin());
+  report.model = model.title;
   report.layout = fmt::format(
       "{} trainers{}, {} replicas × pp {} × tp {}, ep {}, experts {}{}, fan-out {}, transport {}, buckets of "
       "{} × {}",
@@ -103,14 +104,17 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
   control_.agreement.together([&] {
     sink_directory_ = shard_directory(options_.sink);
     require_live_options(options_);
-    topology_ = topology_of(options_);
+  });
+  const std::shared_ptr<const LandingMap> landing = load_landing(control_, options_);
+  control_.agreement.together([&] {
+    topology_ = topology_of(options_, landing.get());
     require_world_size(topology_, control_.size());
   });
   const bool is_live = live_directory(options_.sink) ||
                        (!options_.sources.empty() && live_directory(options_.sources.front()));
   if (is_live) live_.emplace(control_, options_, topology_);
   placement_ = live_ ? live_->choose_placement() : choose_placement(control_, options_.transport);
-  model_ = load_model(control_, options_, topology_, live());
+  model_ = load_model(control_, options_, landing, topology_, live());
   control_.agreement.together(check);
   session.wire = placement_.wire;
   if (live_) {

@@ -53,7 +53,8 @@ void LivePlan::require_published(const Plan& plan, const Family& family) const {
       static_cast<void>(canonical_parameters(engine, family));
       continue;
     }
-    static_cast<void>(parameter_entries(engine, family.parameters(layout, engine_rank(layout, engine.rank))));
+    static_cast<void>(
+        parameter_entries(engine, family.parameters(layout, engine_rank(layout, engine.rank)), family));
   }
 }
 

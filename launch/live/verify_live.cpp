@@ -15,6 +15,7 @@
 #include "core/error.hpp"
 #include "core/units.hpp"
 #include "launch/files/parameter_verifier.hpp"
+#include "launch/landing.hpp"
 #include "launch/layouts.hpp"
 #include "live/exporter.hpp"
 #include "live/folder.hpp"
@@ -179,7 +180,8 @@ void refuse_elsewhere(const std::string& directory, const Engines& engines) {
 }  // namespace
 
 void verify_live(const std::string& directory, const Options& options, OutputFile* json) {
-  Topology topology = topology_of(options);
+  const std::shared_ptr<const LandingMap> landing = load_landing(options);
+  Topology topology = topology_of(options, landing.get());
   const EngineLayout& layout = topology.engine;
   const Engines engines = open_engines(directory, layout);
   if (engines.here.empty()) refuse_elsewhere(directory, engines);
@@ -189,7 +191,7 @@ void verify_live(const std::string& directory, const Options& options, OutputFil
         fmt::format("live:{}: version {} is served, not {}; the engines are stale: run the update", directory,
                     version, options.weight_version));
   }
-  ReferenceWeights source(options, topology.trainer_layout, layout.quantizer, "live:" + directory);
+  ReferenceWeights source(options, landing, topology.trainer_layout, layout.quantizer, "live:" + directory);
   std::int64_t bytes = 0;
   for (std::size_t i = 0; i < engines.here.size(); ++i) {
     ServedParameters& engine = *engines.here[i];

@@ -13,7 +13,7 @@ namespace {
 
 namespace po = boost::program_options;
 
-constexpr std::array<OptionInfo, 53> kOptions{{
+constexpr std::array<OptionInfo, 54> kOptions{{
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors "
@@ -22,6 +22,12 @@ constexpr std::array<OptionInfo, 53> kOptions{{
     {"model", "CONFIG_JSON",
      "the model's config.json, or its folder (default: beside the source, if there is one)",
      kAll & ~kTrigger},
+    {"landing", "FILE",
+     "landing map that weightcast learn has made of the engine: where each tensor lands on each rank, in "
+     "place "
+     "of "
+     "what is known of the model's family; the layout is the map's",
+     kJobs | kPlan | kVerify},
     {"external-data", nullptr,
      "HDF5 sources may have data in other files (external storage, links, virtual datasets) below their "
      "folder",

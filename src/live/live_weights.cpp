@@ -107,20 +107,22 @@ bool is_parameter(std::string_view name) {
 
 class LiveParameters final : public ParameterMemory {
  public:
-  explicit LiveParameters(const std::shared_ptr<Exporter>& exporter) : manifest_(exporter->manifest()) {
+  LiveParameters(const std::shared_ptr<Exporter>& exporter, const Family& family)
+      : manifest_(exporter->manifest()), family_(family) {
     allocations_ = segments_of(exporter);
   }
 
   std::int64_t bytes_to_allocate(const Share& /*share*/) const override { return 0; }
 
   void open(const Share& share) override {
-    for (const LiveEntry* entry : parameter_entries(manifest_, share.parameters)) {
+    for (const LiveEntry* entry : parameter_entries(manifest_, share.parameters, family_)) {
       place(entry->segment, entry->offset, entry->shape.elements() * dtype_bytes(entry->dtype));
     }
   }
 
  private:
   const Manifest& manifest_;
+  const Family& family_;
 };
 
 }  // namespace
@@ -259,7 +261,7 @@ std::vector<GivenParameter> canonical_parameters(const Manifest& manifest, const
 }
 
 std::vector<const LiveEntry*> parameter_entries(const Manifest& manifest,
-                                                std::span<const Parameter> parameters) {
+                                                std::span<const Parameter> parameters, const Family& family) {
   const PublishedTensors published(manifest);
   std::vector<const LiveEntry*> entries;
   std::map<const LiveEntry*, std::string> placed;
@@ -273,7 +275,7 @@ std::vector<const LiveEntry*> parameter_entries(const Manifest& manifest,
                     manifest.path, there->second, parameter.name));
   }
   for (const LiveEntry& entry : manifest.entries) {
-    if (placed.contains(&entry) || !is_parameter(entry.name)) continue;
+    if (placed.contains(&entry) || !is_parameter(entry.name) || family.is_engines_own(entry.name)) continue;
     throw InputError(
         fmt::format("{}: parameter {} {} is published, but nothing of the model goes there, so that it "
                     "would stay as it is; let --model and --inference say what the engine has",
@@ -287,8 +289,9 @@ std::shared_ptr<ParameterMemory> live_canonical_memory(const std::shared_ptr<Exp
   return given_parameter_memory(segments_of(exporter), canonical_parameters(exporter->manifest(), family));
 }
 
-std::shared_ptr<ParameterMemory> live_parameter_memory(const std::shared_ptr<Exporter>& exporter) {
-  return std::make_shared<LiveParameters>(exporter);
+std::shared_ptr<ParameterMemory> live_parameter_memory(const std::shared_ptr<Exporter>& exporter,
+                                                       const Family& family) {
+  return std::make_shared<LiveParameters>(exporter, family);
 }
 
 }  // namespace weightcast

@@ -85,12 +85,13 @@ std::shared_ptr<ParameterMemory> live_canonical_memory(const std::shared_ptr<Exp
 
 /// Where a running engine has the parameters of its layout, in their order. Throws as
 /// PublishedTensors::parameter(), and InputError naming two parameters of one memory, or one that is
-/// published though nothing of the model goes there.
+/// published though nothing of the model goes there, and is not the engine's own (Family::is_engines_own()).
 std::vector<const LiveEntry*> parameter_entries(const Manifest& manifest,
-                                                std::span<const Parameter> parameters);
+                                                std::span<const Parameter> parameters, const Family& family);
 
 /// Parameters in the memory of a running engine, on the host or on its GPU, found by their names. `exporter`
-/// is kept by the memory. `open` throws as parameter_entries().
-std::shared_ptr<ParameterMemory> live_parameter_memory(const std::shared_ptr<Exporter>& exporter);
+/// is kept by the memory, which `family` must outlive. `open` throws as parameter_entries().
+std::shared_ptr<ParameterMemory> live_parameter_memory(const std::shared_ptr<Exporter>& exporter,
+                                                       const Family& family);
 
 }  // namespace weightcast

@@ -51,6 +51,7 @@ struct EngineLayout {
   std::string moe_layout = "triton";
   std::optional<Quantizer> quantizer = {};  ///< of linear layers and experts; none: as in the model
   ActivationScales activations = {};        ///< in what kernels multiply results with
+  std::string landing = {};                 ///< the hash of the map in place of a family's rules, if any
   std::string option = "--inference";       ///< what to change, in error messages
 
   /// Parameters are the catalog's tensors.

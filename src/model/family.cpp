@@ -178,6 +178,14 @@ std::vector<TrainerTensor> trainer_tensors(const Family& family, const TrainerLa
   return tensors;
 }
 
+bool names_family(const ModelConfig& config) {
+  const Known* const type = of_type(config.model_type());
+  return type != nullptr || std::ranges::any_of(config.architectures(), [&](const std::string& name) {
+           return std::ranges::any_of(kFamilies,
+                                      [&](const Known& known) { return is_class_of(known, name, type); });
+         });
+}
+
 std::unique_ptr<Family> make_family(const ModelConfig& config) {
   return find_family(config).make(config);
 }

@@ -46,11 +46,21 @@ class Family {
   /// The canonical tensor whose values a stored tensor that the engine never reads must repeat (a tied head
   /// repeats the embedding); nothing for any other.
   virtual std::optional<std::string> copy_of(std::string_view stored_name) const;
+
+  /// True for a parameter that an engine may have beside those above: it makes it itself, and an update
+  /// leaves it as it is.
+  virtual bool is_engines_own(std::string_view /*parameter*/) const { return false; }
+
+  /// What to ask where weights do not fit the model.
+  virtual std::string_view doubt() const { return "is --model its config.json?"; }
 };
 
 /// All that trainer `rank` holds, dense tensors first. Throws as Family's functions.
 std::vector<TrainerTensor> trainer_tensors(const Family& family, const TrainerLayout& layout,
                                            std::int64_t rank);
+
+/// Whether `config` names a family: make_family() throws for no other reason then than a size that is wrong.
+bool names_family(const ModelConfig& config);
 
 /// The family that `config` names: by its architectures, whatever a trainer has wrapped them in, or by its
 /// model_type where those say nothing. Throws InputError naming what is not supported, or what is missing.

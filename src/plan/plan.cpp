@@ -53,6 +53,7 @@ std::uint64_t hash_plan(const Plan& plan, const Catalog& catalog) {
       .add(engine.pp)
       .add(engine.replicas)
       .add(std::string_view(engine.moe_layout));
+  if (!engine.landing.empty()) hasher.add(std::string_view(engine.landing));
   for (const std::int64_t layers : engine.stage_layers) hasher.add(layers);
   hasher.add(engine.experts.epoch).add(std::string_view(engine.experts.fingerprint()));
   hasher.add(plan.limits.bucket_bytes).add(plan.limits.buffers).add(plan.limits.fan_out);

@@ -25,6 +25,7 @@ nlohmann::ordered_json plan_json(const Plan& plan, const Catalog& catalog, bool 
                        {"expert_epoch", engine.experts.epoch},
                        {"expert_placement", engine.experts.fingerprint()}};
   if (!engine.stage_layers.empty()) root["inference"]["stage_layers"] = engine.stage_layers;
+  if (!engine.landing.empty()) root["inference"]["landing"] = engine.landing;
   if (engine.quantizer) {
     root["quantize"] = quantizer_name(*engine.quantizer);
     root["quantize_at"] = plan.limits.quantize_at == QuantizeAt::kSource ? "source" : "destination";

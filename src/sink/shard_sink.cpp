@@ -59,6 +59,7 @@ Attributes shard_attributes(const Topology& topology, std::int64_t inference_ran
   if (!engine.stage_layers.empty()) {
     attributes.emplace("stage_layers", fmt::format("{}", fmt::join(engine.stage_layers, ",")));
   }
+  if (!engine.landing.empty()) attributes.emplace("landing", engine.landing);
   if (engine.quantizer) {
     attributes.emplace("quantizer", quantizer_name(*engine.quantizer));
     attributes.emplace("activation_scales", to_string(engine.activations));

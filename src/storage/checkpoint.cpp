@@ -246,7 +246,8 @@ Checkpoint read_checkpoint(const std::string& path, OtherFiles other_files) {
   return checkpoint;
 }
 
-std::string read_config_text(const std::string& checkpoint_path, std::vector<CheckpointFile>* texts) {
+std::optional<std::string> find_config_text(const std::string& checkpoint_path,
+                                            std::vector<CheckpointFile>* texts) {
   const bool in_directory = kind_of(checkpoint_path) == PathKind::kDirectory;
   const fs::path path(checkpoint_path);
   const fs::path beside = (in_directory ? path : path.parent_path()) / "config.json";
@@ -267,9 +268,17 @@ std::string read_config_text(const std::string& checkpoint_path, std::vector<Che
     const CheckpointFile described = describe_text(file);
     if (auto text = carried_config(file)) {
       if (texts != nullptr) texts->push_back(described);
-      return *std::move(text);
+      return text;
     }
   }
+  return std::nullopt;
+}
+
+std::string read_config_text(const std::string& checkpoint_path, std::vector<CheckpointFile>* texts) {
+  if (auto text = find_config_text(checkpoint_path, texts)) return *std::move(text);
+  const bool in_directory = kind_of(checkpoint_path) == PathKind::kDirectory;
+  const fs::path path(checkpoint_path);
+  const fs::path beside = (in_directory ? path : path.parent_path()) / "config.json";
   // Without weights that is what is missing first.
   if (in_directory && !holds_weights(checkpoint_path)) hdf5_file_in(checkpoint_path);
   throw IoError(

@@ -113,7 +113,11 @@ CheckpointFile describe_text(const std::string& path);
 
 /// `config.json` beside a checkpoint: in the directory, or in the file's directory. An HDF5 checkpoint may
 /// instead carry its text in the root attribute `weightcast.config`. `texts`, if given, gets
-/// the file that it is from. Throws IoError naming `--model` when there is none.
+/// the file that it is from. Nothing when there is none.
+std::optional<std::string> find_config_text(const std::string& checkpoint_path,
+                                            std::vector<CheckpointFile>* texts = nullptr);
+
+/// The same; throws IoError naming `--model` when there is none.
 std::string read_config_text(const std::string& checkpoint_path,
                              std::vector<CheckpointFile>* texts = nullptr);
 

@@ -1,0 +1,162 @@
+#include "model/landing/landing_proof.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+#include <optional>
+
+#include "core/boxes.hpp"
+#include "core/error.hpp"
+
+namespace weightcast {
+
+namespace {
+
+constexpr const char* kRemedy = "let weightcast learn write the map again";
+
+/// Whether a box lies within a shape, whatever its numbers from 0 on are.
+bool within(const Box& box, const Shape& shape) {
+  return box.rows > 0 && box.cols > 0 && box.row < shape.rows() && box.rows <= shape.rows() - box.row &&
+         box.col < shape.cols() && box.cols <= shape.cols() - box.col;
+}
+
+/// Of any numbers from 0 on.
+std::string text_of(const Box& box) {
+  return fmt::format("{} rows from {} on, {} columns from {} on", box.rows, box.row, box.cols, box.col);
+}
+
+void require_within(const Box& box, const Shape& shape, const std::string& where, const std::string& of) {
+  if (within(box, shape)) return;
+  throw InputError(
+      fmt::format("{}: {} {} has no such box: {}; {}", where, of, shape.to_string(), text_of(box), kRemedy));
+}
+
+/// Whether values of one type may become those of another on the way.
+bool converts(DType from, DType to) {
+  return from == to || (from == DType::kBF16 && to == DType::kF32) ||
+         (from == DType::kF32 && to == DType::kBF16);
+}
+
+/// Sorted, each once.
+template <typename T>
+void sort_once(std::vector<T>& values) {
+  std::sort(values.begin(), values.end());
+  values.erase(std::unique(values.begin(), values.end()), values.end());
+}
+
+/// The edges of boxes along one axis.
+std::vector<std::int64_t> edges(const std::vector<Box>& boxes, std::int64_t Box::*start,
+                                std::int64_t Box::*count) {
+  std::vector<std::int64_t> result;
+  for (const Box& box : boxes) {
+    result.push_back(box.*start);
+    result.push_back(box.*start + box.*count);
+  }
+  sort_once(result);
+  return result;
+}
+
+/// The elements that some of the boxes has, each box there once. Nothing when to cut a tensor along all their
+/// edges, as a plan does, is more than what is left of `work`: box by box in each cell.
+std::optional<std::int64_t> area_of(const std::vector<Box>& boxes, double& work) {
+  const std::vector<std::int64_t> rows = edges(boxes, &Box::row, &Box::rows);
+  const std::vector<std::int64_t> cols = edges(boxes, &Box::col, &Box::cols);
+  work -=
+      static_cast<double>(rows.size()) * static_cast<double>(cols.size()) * static_cast<double>(boxes.size());
+  if (work < 0) return std::nullopt;
+  if (!find_overlap(boxes)) {
+    return std::accumulate(boxes.begin(), boxes.end(), std::int64_t{0},
+                           [](std::int64_t sum, const Box& box) { return sum + box.area(); });
+  }
+  std::int64_t area = 0;
+  for (std::size_t r = 0; r + 1 < rows.size(); ++r) {
+    for (std::size_t c = 0; c + 1 < cols.size(); ++c) {
+      const Box cell{rows[r], rows[r + 1] - rows[r], cols[c], cols[c + 1] - cols[c]};
+      const bool read =
+          std::any_of(boxes.begin(), boxes.end(), [&](const Box& box) { return box.contains(cell); });
+      if (read) area += cell.area();
+    }
+  }
+  return area;
+}
+
+}  // namespace
+
+void TensorReading::require_all(const LandingMap& map, const std::string& where) const {
+  for (std::size_t tensor = 0; tensor < done_.size(); ++tensor) {
+    const std::uint8_t done = done_[tensor];
+    if (done == kRead || done == kLoaded || done == kSkipped) continue;
+    throw InputError(fmt::format("{}: tensor {} is {}; {}", where, map.tensors[tensor].name,
+                                 done == 0 ? "neither read nor skipped there"
+                                           : "read, given to the loader or skipped there, but not just one",
+                                 kRemedy));
+  }
+}
+
+void prove_landing(const LandedParameter& parameter, const LandingMap& map, const std::string& where) {
+  std::vector<Box> boxes;
+  boxes.reserve(parameter.landings.size() + parameter.zero.size() + parameter.left.size());
+  for (const Landing& landing : parameter.landings) {
+    const LandedTensor& tensor = map.tensors[landing.tensor];
+    require_within(landing.box, tensor.shape, where, "tensor " + tensor.name);
+    require_within(landing.place(), parameter.shape, where, "the parameter");
+    if (!converts(tensor.dtype, parameter.dtype)) {
+      throw InputError(
+          fmt::format("{}: {} cannot be made of tensor {}, which is {}; that is for the "
+                      "engine's loader: {}",
+                      where, dtype_safetensors_name(parameter.dtype), tensor.name,
+                      dtype_safetensors_name(tensor.dtype), kRemedy));
+    }
+    boxes.push_back(landing.place());
+  }
+  for (const std::vector<Box>* list : {&parameter.zero, &parameter.left}) {
+    for (const Box& box : *list) {
+      require_within(box, parameter.shape, where, "the parameter");
+      boxes.push_back(box);
+    }
+  }
+  if (const auto both = find_overlap(boxes)) {
+    throw InputError(fmt::format("{}: two boxes have elements in common: {} and {}; {}", where,
+                                 both->first.to_string(), both->second.to_string(), kRemedy));
+  }
+  if (parameter.loaded) return;
+  if (const auto gap = find_gap(Box::whole(parameter.shape), boxes)) {
+    throw InputError(fmt::format("{}: nothing says what goes to row {}, column {} of {}; {}", where, gap->row,
+                                 gap->col, parameter.shape.to_string(), kRemedy));
+  }
+}
+
+void sum_up_reading(LandingMap& map) {
+  std::vector<std::vector<Box>> read(map.tensors.size());
+  for (const LandingRank& rank : map.ranks) {
+    for (const LandedParameter& parameter : rank.parameters) {
+      for (const Landing& landing : parameter.landings) {
+        LandedTensor& tensor = map.tensors[landing.tensor];
+        if (tensor.read && tensor.wanted != parameter.dtype) {
+          throw InputError(
+              fmt::format("{}: tensor {} is read as {}, and as {} by parameter {}; that is for the "
+                          "engine's loader: {}",
+                          map.origin, tensor.name, dtype_safetensors_name(tensor.wanted),
+                          dtype_safetensors_name(parameter.dtype), parameter.name, kRemedy));
+        }
+        tensor.read = true;
+        tensor.wanted = parameter.dtype;
+        read[landing.tensor].push_back(landing.box);
+      }
+    }
+  }
+  double work = 2e10;
+  for (std::size_t i = 0; i < read.size(); ++i) {
+    sort_once(read[i]);
+    LandedTensor& tensor = map.tensors[i];
+    const auto area = area_of(read[i], work);
+    if (!area) {
+      throw InputError(fmt::format("{}: tensor {} is cut into too many pieces by its {} boxes; {}",
+                                   map.origin, tensor.name, read[i].size(), kRemedy));
+    }
+    tensor.unread = tensor.shape.elements() - *area;
+  }
+}
+
+}  // namespace weightcast
