@@ -227,6 +227,20 @@ _TORCH_DTYPES = {
 }
 
 
+def dtype_name(dtype):
+    """A type of torch as safetensors names it, or as torch does where safetensors has no name."""
+    return _TORCH_DTYPES.get(str(dtype), str(dtype).removeprefix("torch."))
+
+
+def torch_dtype(name):
+    """The type of torch that safetensors names so, None where there is none."""
+    torch = sys.modules["torch"]
+    for own, theirs in _TORCH_DTYPES.items():
+        if theirs == name:
+            return getattr(torch, own.removeprefix("torch."), None)
+    return None
+
+
 def form_of(name, tensor):
     """Raises Error naming the tensor when it cannot be published."""
     if isinstance(tensor, Memory):

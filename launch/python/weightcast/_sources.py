@@ -1,0 +1,25 @@
+"""What an element of a parameter is, when the loader has run."""
+
+import typing
+
+
+class Loaded(typing.NamedTuple):
+    """An element of the checkpoint tensor of that number. `via` is what a copy did beside copying, None: nothing."""
+
+    tensor: int
+    via: str | None = None
+
+
+class Zero(typing.NamedTuple):
+    """Zero, written by the loader."""
+
+
+class Made(typing.NamedTuple):
+    """What something else than a copy wrote, out of these checkpoint tensors."""
+
+    how: str
+    tensors: frozenset
+
+
+class Before(typing.NamedTuple):
+    """What was there before the loader ran."""
