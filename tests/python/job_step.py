@@ -6,14 +6,18 @@ import signal
 import subprocess
 
 
-def start(folder, model, ranks, *more, **environment):
-    """`weightcast sync` from the live trainers of a folder to its live engines, with pipes."""
-    command = [os.environ["WEIGHTCAST_MPIRUN"], "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
-    command += [os.environ["WEIGHTCAST_BINARY"], "sync", "--source", f"live:{folder}", "--sink", f"live:{folder}"]
-    command += ["--model", model, *more]
+def start(folder, model, ranks, *more, command="sync", **environment):
+    """`weightcast sync`, or `serve`, from the live trainers of a folder to its live engines, with pipes."""
+    words = [*program(ranks), command, "--source", f"live:{folder}", "--sink", f"live:{folder}", "--model", model, *more]
     return subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def program(ranks):
+    """The beginning of a command line: weightcast with so many ranks."""
+    mpirun = [os.environ["WEIGHTCAST_MPIRUN"], "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
+    return [*mpirun, os.environ["WEIGHTCAST_BINARY"]]
 
 
 def ranks_of(job):

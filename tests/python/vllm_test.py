@@ -21,20 +21,11 @@ import torch
 import weightcast
 import wide_heads
 from safetensors.torch import load_file
+from vllm_setup import SETTINGS, install_package, vllm_segments
 
 HERE = pathlib.Path(__file__).parent
-ROOT = HERE.parent.parent
-MODELS = ROOT / "tests" / "data" / "python-coder-qwen3-moe"
+MODELS = HERE.parent / "data" / "python-coder-qwen3-moe"
 PATIENCE = 180  # seconds, on a machine that has other work
-SETTINGS = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-}
 
 
 class Refused(Exception):
@@ -45,7 +36,7 @@ class Vllm:
     """vllm_program.py, with pipes."""
 
     def __init__(self, model, options, package):
-        environment = {**os.environ, **SETTINGS, "PYTHONPATH": str(package)}
+        environment = {**os.environ, **SETTINGS, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONPATH": str(package)}
         command = [sys.executable, "-B", HERE / "vllm_program.py", model, json.dumps(options)]
         before = vllm_segments()
         self.log = tempfile.TemporaryFile("w+")
@@ -86,11 +77,6 @@ class Vllm:
             segment.unlink(missing_ok=True)
 
 
-def vllm_segments():
-    """What vLLM's workers on a CPU share, and leave behind."""
-    return set(pathlib.Path("/dev/shm").glob("vllm_dist_*"))
-
-
 class Trainer:
     """Tensors of a checkpoint in live memory, of which a job step reads a version."""
 
@@ -128,10 +114,8 @@ class Live(unittest.TestCase):
         Live.directory = pathlib.Path(directory.name)
         for step in (0, 1, 181):
             wide_heads.widen_checkpoint(MODELS / f"step{step}", model(step))
-        # With what pip installs vLLM finds the backend.
         cls.package = cls.directory / "package"
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-build-isolation", "--no-deps"]
-        subprocess.run([*command, "--target", cls.package, ROOT / "launch" / "python"], check=True)
+        install_package(cls.package)
         cls.engine = cls.start_engine(0)
         cls.loaded = {0: cls.state()}
         cls.folder = str(cls.directory / "weights")
