@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "core/units.hpp"
 #include "launch/files/tensor_copy.hpp"
 #include "launch/job/file_threads.hpp"
@@ -80,7 +81,7 @@ std::optional<std::string> shard_directory(const std::string& sink) {
   constexpr std::string_view kHdf5 = "hdf5:";
   if (sink == "none" || live_directory(sink)) return std::nullopt;
   if (sink.starts_with(kHdf5) && sink.size() > kHdf5.size()) return sink.substr(kHdf5.size());
-  throw UsageError(fmt::format("--sink {}: write none, hdf5:DIR or live:DIR", sink));
+  throw UsageError(fmt::format("--sink {}: write none, hdf5:DIR or live:DIR", excerpt(sink)));
 }
 
 LimitRecord stage_limit(const UpdateSeconds& s, std::int64_t model_bytes) {

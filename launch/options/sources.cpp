@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "launch/options/suggestion.hpp"
 #include "launch/options/table.hpp"
 #include "launch/options/text.hpp"
@@ -33,7 +34,7 @@ std::string option_of_variable(std::string_view variable) {
 bool truth(std::string_view name, const std::string& value) {
   if (value == "1" || value == "true" || value == "on" || value == "yes") return true;
   if (value == "0" || value == "false" || value == "off" || value == "no") return false;
-  throw UsageError(fmt::format("{}: '{}' is neither true nor false", name, value));
+  throw UsageError(fmt::format("{}: '{}' is neither true nor false", name, excerpt(value)));
 }
 
 /// Adds one option from the environment or a file; `where` names it in messages.
@@ -63,7 +64,7 @@ po::parsed_options parse_environment(const po::options_description& description,
     if (option_name == "version" || option_name == "help" || option_name == "client") continue;
     const OptionInfo* option = find_option(option_name);
     if (option == nullptr) {
-      notes.push_back(fmt::format("environment: {} is no option and is ignored", name));
+      notes.push_back(fmt::format("environment: {} is no option and is ignored", excerpt(name)));
     } else if ((option->commands & command) != 0) {
       add_parsed(parsed, *option, std::string(entry.substr(name.size() + 1)), std::string(name));
       origins.emplace(option_name, name);
@@ -94,11 +95,14 @@ po::parsed_options parse_file(const po::options_description& description, unsign
     if (trim(line).empty()) continue;
     const std::size_t equals = line.find('=');
     const std::string name = trim(std::string_view(line).substr(0, equals));
-    const std::string where = fmt::format("{}:{}: {}", path, number, name);
+    const std::string where = fmt::format("{}:{}: {}", path, number, excerpt(name));
     const OptionInfo* option = find_option(name);
     if (name.empty()) throw UsageError(fmt::format("{}:{}: write name = value", path, number));
     if (equals == std::string::npos) throw UsageError(where + ": write name = value");
     if (option == nullptr) throw UsageError(where + ": unknown option");
+    if (name == "config") {
+      throw UsageError(where + ": a file of options cannot name another one; write that one's lines here");
+    }
     if ((option->commands & command) == 0) continue;  // one file may serve several commands
     // As on the command line, all but sources are given once.
     if (!given.insert(name).second && name != "source") {
@@ -108,6 +112,25 @@ po::parsed_options parse_file(const po::options_description& description, unsign
     origins.emplace(name, where);
   }
   return parsed;
+}
+
+/// Throws UsageError for a value that is longer than any path or layout can be.
+void require_short_values(const Values& values) {
+  constexpr std::size_t kMost = 4096;
+  const auto require_short = [&](const std::string& subject, const std::string& value) {
+    if (value.size() <= kMost) return;
+    throw UsageError(
+        fmt::format("{}: has {} characters, more than the {} that any value needs; is the right text given?",
+                    subject, value.size(), kMost));
+  };
+  for (const std::string& argument : values.texts("argument")) require_short(excerpt(argument), argument);
+  for (const OptionInfo& option : option_table()) {
+    const std::string name = long_name(option);
+    if (option.argument == nullptr || !values.has(name.c_str())) continue;
+    const std::vector<std::string> all =
+        name == "source" ? values.texts("source") : std::vector{values.text(name.c_str(), "")};
+    for (const std::string& value : all) require_short(values.label(name), value);
+  }
 }
 
 /// Of options that say the same thing in two ways the command line's counts, as of two values of one option.
@@ -175,7 +198,9 @@ std::variant<Values, Asked> read_values(int argc, const char* const* argv, std::
   } catch (const po::error& error) {
     throw UsageError(fmt::format("{}; weightcast {} --help lists the options", error.what(), command));
   }
-  return Values(std::move(map), std::move(origins));
+  Values values(std::move(map), std::move(origins));
+  require_short_values(values);
+  return values;
 }
 
 }  // namespace weightcast

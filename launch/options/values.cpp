@@ -10,6 +10,7 @@
 
 #include "core/error.hpp"
 #include "core/hash.hpp"
+#include "core/text.hpp"
 #include "core/units.hpp"
 #include "launch/options/table.hpp"
 #include "model/layer_counts.hpp"
@@ -48,10 +49,8 @@ std::int64_t Values::integer(const char* name, std::int64_t fallback, std::int64
     used = 0;
   }
   if (used == 0 || used != value.size() || number < least || number > most) {
-    const std::string upper =
-        most == std::numeric_limits<std::int64_t>::max() ? "" : fmt::format(" and at most {}", most);
-    throw UsageError(
-        fmt::format("{} {}: write an integer of at least {}{}", label(name), value, least, upper));
+    throw UsageError(fmt::format("{} {}: write an integer of at least {} and at most {}", label(name),
+                                 excerpt(value), least, most));
   }
   return number;
 }
@@ -65,8 +64,8 @@ std::int64_t Values::bytes(const char* name, std::int64_t fallback, std::int64_t
     throw UsageError(fmt::format("{}: {}", label(name), error.what()));
   }
   if (value >= least) return value;
-  throw UsageError(
-      fmt::format("{} {}: too small; the least is {}", label(name), text(name, ""), format_bytes(least)));
+  throw UsageError(fmt::format("{} {}: too small; the least is {}", label(name), excerpt(text(name, "")),
+                               format_bytes(least)));
 }
 
 double Values::share(const char* name) const {
@@ -74,13 +73,14 @@ double Values::share(const char* name) const {
   char* end = nullptr;
   const double share = std::strtod(value.c_str(), &end);
   if (!value.empty() && *end == '\0' && share >= 0 && std::isfinite(share)) return share;
-  throw UsageError(fmt::format("{} {}: write a share such as 0.95", label(name), value));
+  throw UsageError(fmt::format("{} {}: write a share such as 0.95", label(name), excerpt(value)));
 }
 
 std::string Values::choice(const char* name, const std::vector<std::string>& choices) const {
   std::string value = text(name, choices.front());
   if (std::find(choices.begin(), choices.end(), value) != choices.end()) return value;
-  throw UsageError(fmt::format("{} {}: choose one of {}", label(name), value, fmt::join(choices, ", ")));
+  throw UsageError(
+      fmt::format("{} {}: choose one of {}", label(name), excerpt(value), fmt::join(choices, ", ")));
 }
 
 std::vector<std::int64_t> Values::layer_counts(const char* name) const {

@@ -13,7 +13,6 @@
 
 #include "control/farewell.hpp"
 #include "control/signals.hpp"
-#include "core/text.hpp"
 #include "report/log.hpp"
 
 namespace weightcast {
@@ -34,8 +33,6 @@ constexpr auto kReportLimit = 60s;
 constexpr auto kWordGrace = 100ms;
 // How long the report of a failure may take to be written.
 constexpr auto kHookGrace = 5s;
-// The longest line that a failing rank reports: names in it may be as long as a file likes.
-constexpr std::size_t kLongestLine = 64 << 10;
 
 bool names_its_culprit(ExitCode code) {
   return code == ExitCode::kUsage || code == ExitCode::kBadInput;
@@ -72,7 +69,7 @@ bool LastWords::another_has_spoken() const {
 }
 
 std::string LastWords::line_of(const Error& error) const {
-  std::string line = printable(std::string_view(error.what()).substr(0, kLongestLine));
+  std::string line = error.what();
   if (names_its_culprit(error.code())) return line;
   return fmt::format("rank {} ({}): {}", self_.rank, self_.host, line);
 }

@@ -10,6 +10,8 @@
 #include <system_error>
 #include <utility>
 
+#include "core/text.hpp"
+
 namespace weightcast {
 
 namespace {
@@ -51,13 +53,6 @@ std::string system_text(const std::system_error& error) {
   return error.what();
 }
 
-/// A name from a file may hold a byte 0, at which `what()` would end.
-std::string without_zeros(std::string text) {
-  for (std::size_t at = text.find('\0'); at != std::string::npos; at = text.find('\0', at))
-    text.replace(at, 1, "\\x00");
-  return text;
-}
-
 std::string file_text(const std::filesystem::filesystem_error& error) {
   const std::string path = error.path1().string();
   return fmt::format("{}: {}; check that it is there and that you may use it", path.empty() ? "a file" : path,
@@ -67,7 +62,7 @@ std::string file_text(const std::filesystem::filesystem_error& error) {
 }  // namespace
 
 Error::Error(ExitCode code, const std::string& message, std::source_location where)
-    : std::runtime_error(without_zeros(message)), code_(code), where_(where) {}
+    : std::runtime_error(one_line(message)), code_(code), where_(where) {}
 
 void call_options(std::map<std::string, std::string, std::less<>> names) {
   option_names() = std::move(names);

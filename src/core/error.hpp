@@ -21,8 +21,8 @@ enum class ExitCode : int {
 };
 
 /// Base of every error that the program raises on purpose. `what()` is one line that names the culprit (file,
-/// tensor, option) and the remedy, made printable (core/text.hpp): a byte 0 of a name would end it. The place
-/// in the source is for the log at debug level.
+/// tensor, option) and the remedy, as one_line() of core/text.hpp shows it, whatever the message quotes. The
+/// place in the source is for the log at debug level.
 class Error : public std::runtime_error {
  public:
   Error(ExitCode code, const std::string& message,

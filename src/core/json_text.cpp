@@ -18,13 +18,13 @@ namespace {
 
 using nlohmann::json;
 
-/// `line 3, column 7` of a byte of the text.
+/// `line 3, column 7` of a byte of the text. Columns are characters, as editors count them.
 std::string place_of(std::string_view text, std::size_t at) {
-  at = std::min(at, text.size());
-  const std::string_view before = text.substr(0, at);
-  const auto line = 1 + std::count(before.begin(), before.end(), '\n');
-  const std::size_t start = before.rfind('\n') + 1;  // npos + 1 is 0
-  return fmt::format("line {}, column {}", line, at - start + 1);
+  const std::string_view before = text.substr(0, std::min(at, text.size()));
+  const auto line = 1 + std::ranges::count(before, '\n');
+  const auto is_first_byte = [](char c) { return (static_cast<unsigned char>(c) & 0xc0U) != 0x80U; };
+  const std::string_view in_line = before.substr(before.rfind('\n') + 1);  // npos + 1 is 0
+  return fmt::format("line {}, column {}", line, 1 + std::ranges::count_if(in_line, is_first_byte));
 }
 
 /// Why the text is no JSON at byte `at`, where the parser gave up.
@@ -57,10 +57,35 @@ std::string reason_at(std::string_view text, std::size_t at) {
                      static_cast<unsigned char>(c) < 0x80 ? "" : "; type it anew, as a plain quote or blank");
 }
 
+/// Where the last `\uXXXX` before `at` begins that is half of a character; `at` where there is none.
+std::size_t half_before(std::string_view text, std::size_t at) {
+  constexpr std::size_t kLength = 6;
+  const std::size_t last = text.substr(0, at + 1).rfind("\\u");
+  if (last == std::string_view::npos) return at;
+  const bool follows = last >= kLength && text.substr(last - kLength).starts_with("\\u");
+  constexpr std::string_view kFirstHalves = "89abAB";
+  const bool is_second = follows && (text[last - 4] == 'd' || text[last - 4] == 'D') &&
+                         kFirstHalves.find(text[last - 3]) != std::string_view::npos;
+  return is_second ? last - kLength : last;
+}
+
+/// A text as the parser is given it: with Python's numbers in quotes.
+struct ParserText {
+  std::string text;
+  std::vector<std::size_t> quotes;  ///< where a quote was added, in order
+
+  /// The place in the original text of a byte of this one.
+  std::size_t original(std::size_t at) const {
+    return at - static_cast<std::size_t>(std::ranges::lower_bound(quotes, at) - quotes.begin());
+  }
+};
+
 /// Walks through a text without keeping it, and stops at the first thing that is not allowed.
 class Checker final : public nlohmann::json_sax<json> {
  public:
-  Checker(std::string_view text, const JsonLimits& limits) : text_(text), limits_(limits) {}
+  /// `text` is what was written, `parsed` what the parser reads of it.
+  Checker(std::string_view text, const ParserText& parsed, const JsonLimits& limits)
+      : text_(text), parsed_(parsed), limits_(limits) {}
 
   /// What was found, as a sentence without subject; empty when all is well.
   const std::string& fault() const { return fault_; }
@@ -71,7 +96,7 @@ class Checker final : public nlohmann::json_sax<json> {
   bool end_array() override { return leave(); }
   bool key(std::string& name) override {
     if (!limits_.unique_names || names_.back().insert(name).second) return true;
-    fault_ = fmt::format("'{}' occurs twice in one object", printable(name));
+    fault_ = fmt::format("'{}' occurs twice in one object", excerpt(name));
     return false;
   }
   bool null() override { return count(); }
@@ -83,11 +108,32 @@ class Checker final : public nlohmann::json_sax<json> {
   bool binary(json::binary_t& /*value*/) override { return count(); }
   bool parse_error(std::size_t position, const std::string& /*token*/,
                    const json::exception& error) override {
-    const std::size_t at = position > 0 ? position - 1 : 0;
-    const bool overflow = error.id == kNumberOverflow;
-    fault_ = fmt::format("not JSON at {}: {}", place_of(text_, at),
-                         overflow ? "a number is too large" : reason_at(text_, at));
-    return false;
+    const std::size_t at = parsed_.original(position > 0 ? position - 1 : 0);
+    const std::string_view what = error.what();
+    const auto says = [&](std::string_view words) { return what.find(words) != std::string_view::npos; };
+    const auto refuse = [&](std::size_t place, const std::string& why) {
+      fault_ = fmt::format("not JSON at {}: {}", place_of(text_, place), why);
+      return false;
+    };
+    if (error.id == kNumberOverflow) return refuse(at, "a number is too large");
+    // The parser notices a wrong byte when it has read the next one.
+    if (const std::size_t wrong = first_no_utf8(text_); wrong <= at) {
+      return refuse(wrong, fmt::format("the byte {} is no UTF-8 (is the text in Latin-1?); save it as UTF-8",
+                                       printable(text_.substr(wrong, 1))));
+    }
+    if (says("surrogate")) {
+      const std::size_t half = half_before(text_, at);
+      return refuse(half,
+                    fmt::format("{} is half of a character; write the other half behind it, or remove it",
+                                printable(text_.substr(half, 6))));
+    }
+    if (says("must be escaped")) {
+      return refuse(at,
+                    fmt::format("{} within a text; write \\u{:04x}, or close the text with a quote before it",
+                                first_character(text_.substr(at)),
+                                static_cast<unsigned>(static_cast<unsigned char>(text_[at]))));
+    }
+    return refuse(at, reason_at(text_, at));
   }
 
  private:
@@ -112,6 +158,7 @@ class Checker final : public nlohmann::json_sax<json> {
   }
 
   std::string_view text_;
+  const ParserText& parsed_;
   const JsonLimits& limits_;
   std::size_t values_ = 0;
   std::vector<std::unordered_set<std::string>> names_;  // of the objects and arrays that are open
@@ -128,10 +175,10 @@ std::string_view other_encoding(std::string_view text) {
   return "";
 }
 
-/// The text with Python's numbers in quotes. Lines and columns behind one on its line move by two.
-std::string with_quoted_numbers(std::string_view text) {
+ParserText with_quoted_numbers(std::string_view text) {
   constexpr std::array<std::string_view, 3> kNumbers{"-Infinity", "Infinity", "NaN"};
-  std::string result;
+  ParserText parsed;
+  std::string& result = parsed.text;
   result.reserve(text.size());
   bool quoted = false;
   for (std::size_t at = 0; at < text.size();) {
@@ -148,10 +195,13 @@ std::string with_quoted_numbers(std::string_view text) {
       result += text[at++];
       continue;
     }
-    result.append("\"").append(*number).append("\"");
+    parsed.quotes.push_back(result.size());
+    result.append("\"").append(*number);
+    parsed.quotes.push_back(result.size());
+    result += '"';
     at += number->size();
   }
-  return result;
+  return parsed;
 }
 
 }  // namespace
@@ -170,10 +220,11 @@ json parse_json(const std::string& text, const std::string& origin, const JsonLi
   }
   if (content.find('\0') != std::string_view::npos)
     refuse("a byte 0 in the text; it is damaged, copy it again");
-  const std::string strict = limits.python_numbers ? with_quoted_numbers(content) : std::string(content);
-  Checker checker(strict, limits);
-  if (!json::sax_parse(strict, &checker)) refuse(checker.fault());
-  json parsed = json::parse(strict, nullptr, false);
+  const ParserText strict =
+      limits.python_numbers ? with_quoted_numbers(content) : ParserText{std::string(content), {}};
+  Checker checker(content, strict, limits);
+  if (!json::sax_parse(strict.text, &checker)) refuse(checker.fault());
+  json parsed = json::parse(strict.text, nullptr, false);
   if (!parsed.is_object()) refuse("no JSON object; it must begin with '{'");
   return parsed;
 }

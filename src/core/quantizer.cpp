@@ -6,6 +6,7 @@
 #include <array>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 
 namespace weightcast {
 
@@ -61,8 +62,8 @@ Quantizer parse_quantizer(std::string_view text) {
       names.push_back(row.rule);
     }
   }
-  throw UsageError(fmt::format("--quantize {}: unknown{}; choose one of {}", text,
-                               first == nullptr ? "" : fmt::format(" variant of {}", scheme),
+  throw UsageError(fmt::format("--quantize {}: unknown{}; choose one of {}", excerpt(text),
+                               first == nullptr ? "" : fmt::format(" variant of {}", excerpt(scheme)),
                                fmt::join(names, ", ")));
 }
 

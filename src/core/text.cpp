@@ -87,6 +87,22 @@ std::string replaced(std::string_view text, Replace replace) {
   return result;
 }
 
+/// `at`, or where the character begins that it is amid.
+std::size_t character_before(std::string_view text, std::size_t at) {
+  while (at > 0 && (static_cast<unsigned char>(text[at]) & 0xc0U) == 0x80U) --at;
+  return at;
+}
+
+/// A text of at most that many bytes: of a longer one three parts of the beginning and one of the end.
+std::string without_middle(std::string_view text, std::size_t most) {
+  constexpr std::string_view kGap = "…";
+  if (text.size() <= most) return std::string(text);
+  const std::size_t end = (most - kGap.size()) / 4;
+  const std::string_view last = text.substr(character_before(text, text.size() - end));
+  return fmt::format("{}{}{}", text.substr(0, character_before(text, most - kGap.size() - last.size())), kGap,
+                     last);
+}
+
 }  // namespace
 
 std::string printable(std::string_view text) {
@@ -103,6 +119,15 @@ std::string utf8(std::string_view text) {
   return replaced(text, [](const Decoded& next, unsigned char byte) {
     return next.bytes == 0 ? escaped(byte) : std::string();
   });
+}
+
+std::size_t first_no_utf8(std::string_view text) {
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t bytes = decode(text.substr(at)).bytes;
+    if (bytes == 0) return at;
+    at += bytes;
+  }
+  return std::string_view::npos;
 }
 
 std::string printable_json(std::string_view json) {
@@ -123,10 +148,21 @@ std::string first_character(std::string_view text) {
 std::string excerpt(std::string_view text) {
   constexpr std::size_t kMost = 80;
   if (text.size() <= kMost) return printable(text);
-  std::size_t end = kMost;
-  // Not amid a character.
-  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0U) == 0x80U) --end;
-  return printable(text.substr(0, end)) + "…";
+  return printable(text.substr(0, character_before(text, kMost))) + "…";
+}
+
+std::string one_line(std::string_view message) {
+  constexpr std::size_t kMostOfAWord = 400;
+  constexpr std::size_t kMostOfALine = 4000;
+  const std::string whole = printable(message);
+  std::string line;
+  for (std::size_t at = 0; at < whole.size();) {
+    const std::size_t end = std::min(whole.find(' ', at), whole.size());
+    line += without_middle(std::string_view(whole).substr(at, end - at), kMostOfAWord);
+    if (end < whole.size()) line += ' ';
+    at = end + 1;
+  }
+  return without_middle(line, kMostOfALine);
 }
 
 }  // namespace weightcast

@@ -14,6 +14,9 @@ std::string printable(std::string_view text);
 /// Text that is UTF-8: bytes that are none appear as `\xff`.
 std::string utf8(std::string_view text);
 
+/// Where the first byte is that belongs to no character of UTF-8; npos where there is none.
+std::size_t first_no_utf8(std::string_view text);
+
 /// The text of a JSON file in which characters that printable() does not let through are written as `\u009b`.
 /// JSON has such characters in strings alone, where both forms mean the same.
 std::string printable_json(std::string_view json);
@@ -21,7 +24,12 @@ std::string printable_json(std::string_view json);
 /// The first character of a text, quoted, and by its number where it is none of ASCII: `'"'`, `'“' (U+201C)`.
 std::string first_character(std::string_view text);
 
-/// The beginning of such a text, for a message about it.
+/// The beginning of such a text, at most 80 bytes, for a message about it.
 std::string excerpt(std::string_view text);
+
+/// A message as the one line that is shown: printable, of every run without a blank (a path, a name) that is
+/// longer than 400 bytes the beginning and the end, and so of a line that is longer than 4,000. What a
+/// message quotes may be of any length, and the remedy stands behind it. Doing it twice changes nothing.
+std::string one_line(std::string_view message);
 
 }  // namespace weightcast

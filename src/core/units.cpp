@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 
 namespace weightcast {
 
@@ -43,7 +44,7 @@ std::int64_t parse_bytes(std::string_view text) {
       }
     }
   }
-  throw UsageError(fmt::format("'{}' is no size in bytes; write for example 256MiB or 1GiB", text));
+  throw UsageError(fmt::format("'{}' is no size in bytes; write for example 256MiB or 1GiB", excerpt(text)));
 }
 
 std::string format_bytes(std::int64_t bytes) {

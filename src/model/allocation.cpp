@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 
 namespace weightcast {
 
@@ -77,13 +78,13 @@ class Scanner {
   [[noreturn]] void fail(const std::string& why) const {
     const std::string_view rest = text_.substr(at_);
     const std::string place =
-        rest.empty() ? "at its end" : fmt::format("at '{}' (character {})", rest, at_ + 1);
-    throw UsageError(fmt::format("{} '{}': {}: {}", option_, text_, place, why));
+        rest.empty() ? "at its end" : fmt::format("at '{}' (character {})", excerpt(rest), at_ + 1);
+    throw UsageError(fmt::format("{} '{}': {}: {}", option_, excerpt(text_), place, why));
   }
 
   /// Of the whole.
   [[noreturn]] void refuse(const std::string& why) const {
-    throw UsageError(fmt::format("{} '{}': {}", option_, text_, why));
+    throw UsageError(fmt::format("{} '{}': {}", option_, excerpt(text_), why));
   }
 
   const std::string& option() const { return option_; }

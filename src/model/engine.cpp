@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "model/layouts/moe_layout.hpp"
 
 namespace weightcast {
@@ -93,12 +94,13 @@ EngineLayout parse_engine_layout(std::string_view text, std::string_view moe_lay
     std::int64_t value = 0;
     const auto [rest, status] = std::from_chars(digits.data(), end, value);
     if (field == nullptr || status != std::errc() || rest != end || value < 1 || value > kMostRanks) {
-      throw UsageError(fmt::format(
-          "--inference {}: cannot read '{}'; write for example tp=2,ep=2,pp=1,replicas=1", text, item));
+      throw UsageError(
+          fmt::format("--inference {}: cannot read '{}'; write for example tp=2,ep=2,pp=1,replicas=1",
+                      excerpt(text), excerpt(item)));
     }
     if (std::find(given.begin(), given.end(), name) != given.end()) {
-      throw UsageError(
-          fmt::format("--inference {}: '{}' gives {} a second time; write it once", text, item, name));
+      throw UsageError(fmt::format("--inference {}: '{}' gives {} a second time; write it once",
+                                   excerpt(text), excerpt(item), name));
     }
     given.push_back(name);
     *field = value;
@@ -107,7 +109,7 @@ EngineLayout parse_engine_layout(std::string_view text, std::string_view moe_lay
     throw UsageError(
         fmt::format("--inference {}: ep={} does not divide tp={}; experts are cut ep ways inside "
                     "the tp group",
-                    text, layout.ep, layout.tp));
+                    excerpt(text), layout.ep, layout.tp));
   }
   return layout;
 }
@@ -123,7 +125,7 @@ ActivationScales parse_activation_scales(std::string_view text) {
     throw UsageError(
         fmt::format("--activation-scales {}: write two positive numbers, that of what goes into w13 and "
                     "that of what goes into w2, such as 0.5,0.25",
-                    text));
+                    excerpt(text)));
   }
   return scales;
 }

@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 
 namespace weightcast {
 
@@ -18,10 +19,10 @@ std::vector<std::int64_t> parse_layer_counts(const std::string& option, std::str
     const auto [end, status] = std::from_chars(at, last, count);
     more = end != last && *end == ',';
     if (status != std::errc() || count < 0 || count > kMost || (!more && end != last)) {
-      throw UsageError(
-          fmt::format("{} {}: cannot read '{}'; write the number of layers of every stage, for example "
-                      "12,14,14,12",
-                      option, text, std::string_view(at, static_cast<std::size_t>(last - at))));
+      throw UsageError(fmt::format(
+          "{} {}: cannot read '{}'; write the number of layers of every stage, for example "
+          "12,14,14,12",
+          option, excerpt(text), excerpt(std::string_view(at, static_cast<std::size_t>(last - at)))));
     }
     counts.push_back(count);
     at = end + 1;

@@ -19,18 +19,10 @@ namespace {
 std::atomic<bool> quiet = false;
 std::atomic<bool> line_is_open = false;
 
-/// A name from a file may be megabytes long: beginning and end of a line say enough.
-std::string shortened(std::string_view text) {
-  constexpr std::size_t kBegin = 3000;
-  constexpr std::size_t kEnd = 1000;
-  if (text.size() <= kBegin + kEnd) return std::string(text);
-  return fmt::format("{} … {}", text.substr(0, kBegin), text.substr(text.size() - kEnd));
-}
-
 /// One write, so that lines of several processes do not mix.
 void write_line(std::string_view head, std::string_view text) {
   end_open_line();
-  write_log(fmt::format("{}{}\n", head, printable(shortened(text))));
+  write_log(fmt::format("{}{}\n", head, one_line(text)));
 }
 
 }  // namespace

@@ -23,10 +23,10 @@ void write_log(std::string_view text);
 void set_open_line(bool open);
 void end_open_line();
 
-/// `weightcast: text`, one line, made printable.
+/// `weightcast: text`, as one_line() shows it.
 void log_note(std::string_view text);
 
-/// `weightcast: error: text`, always; one line, made printable.
+/// `weightcast: error: text`, always, as one_line() shows it.
 void log_error(std::string_view text);
 
 }  // namespace weightcast

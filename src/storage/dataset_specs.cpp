@@ -30,7 +30,7 @@ void check_name(const std::string& path, const std::string& name) {
   }
   if (name.find('\0') != std::string::npos) {
     throw InputError(
-        fmt::format("{}: the name of dataset '{}' contains a zero byte; rename it", path, printable(name)));
+        fmt::format("{}: the name of dataset '{}' contains a zero byte; rename it", path, excerpt(name)));
   }
 }
 
@@ -42,11 +42,11 @@ std::int64_t check_dataset_specs(const std::string& path, const std::vector<Data
   for (const DatasetSpec& spec : datasets) {
     check_name(path, spec.name);
     if (!names.insert(spec.name).second) {
-      throw InputError(fmt::format("{}: two datasets are named '{}'", path, printable(spec.name)));
+      throw InputError(fmt::format("{}: two datasets are named '{}'", path, excerpt(spec.name)));
     }
     if (!add_checked(spec, total)) {
-      throw InputError(fmt::format("{}: dataset '{}': the shape {} is negative or too large", path, spec.name,
-                                   spec.shape.to_string()));
+      throw InputError(fmt::format("{}: dataset '{}': the shape {} is negative or too large", path,
+                                   excerpt(spec.name), spec.shape.to_string()));
     }
   }
   return total;

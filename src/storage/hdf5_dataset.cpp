@@ -71,7 +71,7 @@ std::optional<DType> dtype_of(hid_t dataset, const Hdf5Element& element, const s
   const auto named = name != nullptr ? dtype_from_name(*name) : std::nullopt;
   if (!named) {
     why = fmt::format("has the unknown dtype '{}' in its attribute weightcast.dtype",
-                      name != nullptr ? *name : "(an integer)");
+                      name != nullptr ? excerpt(*name) : "(an integer)");
   } else if (!hdf5_may_hold(element, *named)) {
     why = fmt::format("is {} by its attribute weightcast.dtype but {} by its HDF5 type", *name,
                       dtype_name(element.dtype));

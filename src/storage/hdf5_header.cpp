@@ -99,8 +99,8 @@ class Walk {
 
   void visit_group(hid_t group, const Visit& at) {
     if (at.level == kMostLevels) {
-      throw InputError(
-          fmt::format("{}: its groups are more than {} levels deep at {}", path(), kMostLevels, at.path));
+      throw InputError(fmt::format("{}: its groups are more than {} levels deep at {}", path(), kMostLevels,
+                                   excerpt(at.path)));
     }
     std::vector<Link> links;
     hsize_t position = 0;
@@ -156,7 +156,8 @@ class Walk {
     const Hdf5Properties access = dataset_access(directory_of(other));
     const Hdf5Object object(H5Oopen(file.file.get(), object_path, access.get()));
     if (!object || H5Iget_type(object.get()) != H5I_DATASET) {
-      return add_obstacle(at, fmt::format("is a link to {} in {}, where no dataset is", object_path, other));
+      return add_obstacle(
+          at, fmt::format("is a link to {} in {}, where no dataset is", excerpt(object_path), other));
     }
     add_dataset({object.get(), file, number_of(checkpoint_, file.input),
                  fmt::format("{}: dataset '{}'", other, excerpt(object_path)), sources_},

@@ -261,7 +261,7 @@ class Placement {
   std::optional<std::string> source_in(const OpenHdf5& file, std::uint32_t number, const std::string& name,
                                        std::size_t i) {
     const std::string what =
-        fmt::format("is a virtual dataset whose source {} of {}", name, file.input.path());
+        fmt::format("is a virtual dataset whose source {} of {}", excerpt(name), file.input.path());
     const Hdf5Properties access = dataset_access(directory_of(file.input.path()));
     const Hdf5Dataset source(H5Dopen2(file.file.get(), name.c_str(), access.get()));
     if (!source) return what + " is not there";
@@ -331,18 +331,19 @@ std::optional<std::string> find_other_file(const std::string& path, const std::s
                                            OtherFiles other_files, std::string& found) {
   std::error_code ignored;
   if (!std::filesystem::exists(std::filesystem::path(directory_of(path)) / name, ignored)) {
-    return fmt::format("has its data in {}, which is not there; copy it beside {}", name, path);
+    return fmt::format("has its data in {}, which is not there; copy it beside {}", excerpt(name), path);
   }
   if (other_files == OtherFiles::kRefused) {
     return fmt::format(
         "has its data in another file ({}), which a file from elsewhere could choose freely; add "
         "--external-data to "
         "read it, provided that it lies below the folder of {}",
-        name, path);
+        excerpt(name), path);
   }
   const auto there = path_below_folder(path, name);
   if (!there)
-    return fmt::format("has its data in {}, which is no regular file below the folder of {}", name, path);
+    return fmt::format("has its data in {}, which is no regular file below the folder of {}", excerpt(name),
+                       path);
   found = *there;
   return std::nullopt;
 }

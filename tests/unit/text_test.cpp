@@ -52,6 +52,26 @@ TEST(JsonText, SaysWhatIsWrongAndWhere) {
   expect_refused("7", "must begin with '{'");
 }
 
+TEST(JsonText, ColumnsAreThoseOfTheTextAsItWasWritten) {
+  JsonLimits limits;
+  limits.python_numbers = true;
+  expect_refused("{\"a\": NaN, \"b\": -Infinity, }", "line 1, column 28: a comma before '}'", limits);
+  expect_refused("{\"a\": NaNx}", "line 1, column 10: 'x'", limits);
+  expect_refused("{\"a\": [NaN, Infinity],\n\"b\": NaN; 1}", "line 2, column 9: ';'", limits);
+  expect_refused("{\"Größe\": 1,}", "line 1, column 13: a comma");
+  expect_refused(
+      "{\"a\": \"gr\xf6\xdf"
+      "e\"}",
+      "line 1, column 10: the byte \\xf6 is no UTF-8");
+  expect_refused("{\"a\": \"\xe9\"}",
+                 "line 1, column 8: the byte \\xe9 is no UTF-8 (is the text in Latin-1?)");
+  expect_refused("{\"a\": \"\\ud800\"}", "line 1, column 8: \\ud800 is half of a character");
+  expect_refused("{\"a\": \"\\ud83dx\"}", "line 1, column 8: \\ud83d is half");
+  expect_refused("{\"a\": \"\\ud83d\\u0041\"}", "line 1, column 8: \\ud83d is half");
+  expect_refused("{\"a\": \"\\udc00\"}", "line 1, column 8: \\udc00 is half");
+  expect_refused("{\"a\": \"two\nlines\"}", "line 1, column 11: '\\n' within a text; write \\u000a");
+}
+
 TEST(JsonText, SaysWhichEncodingAndThatAFileIsEmpty) {
   expect_refused(std::string("\xff\xfe{\0}\0", 6), "UTF-16; save it as UTF-8");
   expect_refused(std::string("\xfe\xff\0{\0}", 6), "UTF-16; save it as UTF-8");
@@ -130,6 +150,33 @@ TEST(Excerpt, IsShortWholeCharactersFitForATerminal) {
   EXPECT_EQ(excerpt(std::string(80, 'x')), std::string(80, 'x'));
   EXPECT_EQ(excerpt(std::string(81, 'x')), std::string(80, 'x') + "…");
   EXPECT_EQ(excerpt(std::string(79, 'x') + "éé"), std::string(79, 'x') + "…");
+}
+
+TEST(OneLine, BoundsWhatAMessageQuotesAndKeepsItsRemedy) {
+  EXPECT_EQ(one_line("a\nb"), "a\\nb");
+  const std::string path = "/" + std::string(398, 'x');
+  EXPECT_EQ(one_line(path + ": why; do this"), path + ": why; do this");
+  const std::string cut = one_line(path + "yz: why; do this");
+  EXPECT_EQ(cut.size(), 400 + std::string(" why; do this").size()) << cut;
+  EXPECT_TRUE(cut.starts_with("/xxx")) << cut;
+  EXPECT_TRUE(cut.ends_with("xxxyz: why; do this")) << cut;
+  const std::string marks = one_line(std::string(10'000, '\x1b') + "; do this");
+  EXPECT_LE(marks.size(), 420U);
+  EXPECT_TRUE(marks.ends_with("; do this")) << marks;
+  std::string blanks;
+  while (blanks.size() < 100'000) blanks += "é é\xff ";
+  const std::string line = one_line(blanks + "; do this");
+  EXPECT_LE(line.size(), 4000U);
+  EXPECT_GT(line.size(), 3900U);
+  EXPECT_TRUE(line.ends_with("; do this"));
+  EXPECT_EQ(first_no_utf8(line), std::string::npos);
+  for (const std::string& once : {cut, marks, line}) EXPECT_EQ(one_line(once), once);
+}
+
+TEST(OneLine, IsWhatAnErrorSays) {
+  const InputError error(std::string(10'000, 'x') + '\0' + "\n: bad; mend it");
+  EXPECT_LE(std::string_view(error.what()).size(), 500U);
+  EXPECT_TRUE(std::string_view(error.what()).ends_with("\\x00\\n: bad; mend it")) << error.what();
 }
 
 }  // namespace

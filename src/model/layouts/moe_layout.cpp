@@ -7,6 +7,7 @@
 #include <array>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 
 namespace weightcast {
 
@@ -129,7 +130,8 @@ const MoeLayout& find_moe_layout(std::string_view name) {
     if (layout->name() == name) return *layout;
     names.push_back(layout->name());
   }
-  throw UsageError(fmt::format("--moe-layout {}: unknown; choose one of {}", name, fmt::join(names, ", ")));
+  throw UsageError(
+      fmt::format("--moe-layout {}: unknown; choose one of {}", excerpt(name), fmt::join(names, ", ")));
 }
 
 std::vector<SizeRule> whole_blocks(const Quantizer& quantizer) {
