@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 #include "core/error.hpp"
@@ -163,6 +164,7 @@ class Binder {
       binding_.copies.push_back({number, family_.catalog().at(*original)});
       return;
     }
+    if (stored.feeds_virtual) return;  // what the model has of it is a virtual dataset
     if (const std::string what = training_state(name); stored.obstacle == nullptr && !what.empty()) {
       throw InputError(fmt::format(
           "{}: tensor {} {} {}; {}", checkpoint_.path, excerpt(stored.name), stored.shape.to_string(), what,
@@ -184,17 +186,22 @@ class Binder {
     return stored.shape.elements() == 0 || (counts && (!coded_ || dtype_bytes(stored.dtype) != 1));
   }
 
+  using Place = std::tuple<std::uint32_t, std::int64_t, std::int64_t>;
+
+  static Place place_of(const StoredTensor& stored) {
+    return {stored.file, stored.offset, stored.through_library() ? stored.object : 0};
+  }
+
   void note_places() {
     for (std::uint32_t i = 0; i < used_.size(); ++i) {
-      const StoredTensor& stored = checkpoint_.tensors[i];
-      if (used_[i] && !stored.through_library()) places_.emplace(std::pair(stored.file, stored.offset), i);
+      if (used_[i]) places_.emplace(place_of(checkpoint_.tensors[i]), i);
     }
   }
 
   /// Whether it is another name of a tensor that the model has.
   bool repeats_used(std::uint32_t number) const {
     const StoredTensor& stored = checkpoint_.tensors[number];
-    const auto place = places_.find({stored.file, stored.offset});
+    const auto place = places_.find(place_of(stored));
     return place != places_.end() && same_bytes(stored, checkpoint_.tensors[place->second]);
   }
 
@@ -208,7 +215,7 @@ class Binder {
   CheckpointNames names_;
   std::vector<bool> used_;
   bool coded_ = false;  ///< the model has tensors whose bytes a checkpoint may call integers
-  std::map<std::pair<std::uint32_t, std::int64_t>, std::uint32_t> places_;  ///< of used tensors in files
+  std::map<Place, std::uint32_t> places_;  ///< of used tensors in files
   Binding binding_;
 };
 

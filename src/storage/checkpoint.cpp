@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <filesystem>
 #include <functional>
+#include <set>
 #include <system_error>
 #include <unordered_map>
+#include <utility>
 
 #include "core/error.hpp"
 #include "core/json_text.hpp"
@@ -17,6 +19,7 @@
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_file.hpp"
 #include "storage/hdf5_header.hpp"
+#include "storage/hdf5_trial.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
 #include "storage/model_files.hpp"
@@ -102,7 +105,8 @@ void add_safetensors(Checkpoint& checkpoint, const std::string& path) {
 
 void add_hdf5(Checkpoint& checkpoint, const std::string& path, OtherFiles other_files) {
   checkpoint.weight_version = read_hdf5_header(path, checkpoint, other_files);
-  if (checkpoint.tensors.empty()) throw InputError(fmt::format("{} has no dataset", path));
+  if (checkpoint.tensors.empty())
+    throw InputError(fmt::format("{} has no dataset; name a file of weights", path));
 }
 
 void add_file(Checkpoint& checkpoint, const std::string& path, OtherFiles other_files) {
@@ -126,9 +130,10 @@ void sort_by_name(Checkpoint& checkpoint) {
   if (twice == tensors.end()) return;
   const StoredTensor& other = *std::next(twice);
   if (twice->file == other.file) {
-    throw InputError(fmt::format("{}: datasets '{}' and '{}' are both called '{}'",
-                                 checkpoint.files[twice->file].path, excerpt(twice->dataset()),
-                                 excerpt(other.dataset()), excerpt(twice->name)));
+    throw InputError(
+        fmt::format("{}: datasets '{}' and '{}' are both called '{}'; remove or rename one of them",
+                    checkpoint.files[twice->file].path, excerpt(twice->dataset()), excerpt(other.dataset()),
+                    excerpt(twice->name)));
   }
   throw InputError(fmt::format("tensor '{}' is in both {} and {}; remove the file that is not meant",
                                excerpt(twice->name), checkpoint.files[twice->file].path,
@@ -156,16 +161,26 @@ void add_indexed(Checkpoint& checkpoint, const fs::path& directory) {
   }
   std::unordered_map<std::string_view, std::string_view> file_of;
   for (const auto& [name, file] : index.tensors) file_of.emplace(name, file);
-  std::erase_if(checkpoint.tensors, [&](const StoredTensor& tensor) {
+  const auto is_listed = [&](const StoredTensor& tensor) {
     const auto listed = file_of.find(tensor.name);
-    return listed == file_of.end() ||
-           checkpoint.files[tensor.file].path != (directory / listed->second).string();
+    return listed != file_of.end() &&
+           checkpoint.files[tensor.file].path == (directory / listed->second).string();
+  };
+  // Another name that the metadata gives to a tensor that is listed counts, too, unless the index has it.
+  std::set<std::pair<std::uint32_t, std::int64_t>> places;
+  for (const StoredTensor& tensor : checkpoint.tensors) {
+    if (is_listed(tensor) && tensor.bytes() > 0) places.emplace(tensor.file, tensor.offset);
+  }
+  std::erase_if(checkpoint.tensors, [&](const StoredTensor& tensor) {
+    const bool names_listed =
+        !file_of.contains(tensor.name) && places.contains(std::pair(tensor.file, tensor.offset));
+    return !is_listed(tensor) && !names_listed;
   });
   sort_by_name(checkpoint);
   for (const auto& [name, file] : index.tensors) {
     if (checkpoint.find(name) != nullptr) continue;
-    throw InputError(fmt::format("{} says that tensor '{}' is in {}, but it is not there", index_path,
-                                 excerpt(name), file));
+    throw InputError(fmt::format("{} says that tensor '{}' is in {}, but it is not there; copy both again",
+                                 index_path, excerpt(name), excerpt(file)));
   }
 }
 
@@ -204,18 +219,24 @@ void add_directory(Checkpoint& checkpoint, const std::string& directory, OtherFi
 // The text of config.json that an HDF5 file carries, if it does.
 std::optional<std::string> carried_config(const std::string& path) {
   const Hdf5Lock lock;
-  const OpenHdf5 file = open_hdf5(path);
-  const auto value = read_hdf5_attribute(file.file.get(), kConfigAttribute, path);
+  const auto read = [&] {
+    const OpenHdf5 file = open_hdf5(path);
+    return read_hdf5_attribute(file.file.get(), kConfigAttribute, path);
+  };
+  require_survivable(path, read);
+  const auto value = read();
   if (!value) return std::nullopt;
   if (const auto* text = std::get_if<std::string>(&*value)) return *text;
-  throw InputError(fmt::format("{}: attribute weightcast.config is no text", path));
+  throw InputError(fmt::format(
+      "{}: attribute weightcast.config is no text; name the model's config.json with --model", path));
 }
 
 }  // namespace
 
 bool same_bytes(const StoredTensor& a, const StoredTensor& b) {
-  return !a.through_library() && a.file == b.file && a.offset == b.offset && a.dtype == b.dtype &&
-         a.shape == b.shape;
+  // What the library reads is known by the dataset, everything else by its place.
+  return a.file == b.file && a.offset == b.offset && (!a.through_library() || a.object == b.object) &&
+         a.dtype == b.dtype && a.shape == b.shape;
 }
 
 const StoredTensor* Checkpoint::find(std::string_view name) const {
@@ -235,8 +256,12 @@ Checkpoint read_checkpoint(const std::string& path, OtherFiles other_files) {
   Checkpoint checkpoint;
   checkpoint.path = path;
   checkpoint.host = this_host();
-  if (kind_of(path) == PathKind::kDirectory) {
+  const bool in_directory = kind_of(path) == PathKind::kDirectory;
+  if (in_directory) {
     add_directory(checkpoint, path, other_files);
+  } else if (fs::path(path).filename() == kSafetensorsIndexName) {
+    require_finished(directory_of(path));
+    add_indexed(checkpoint, directory_of(path));
   } else {
     add_file(checkpoint, path, other_files);
   }

@@ -36,9 +36,11 @@ struct StoredTensor {
   std::string name;
   DType dtype = DType::kBF16;
   Shape shape;
-  std::uint32_t file = 0;   ///< index into Checkpoint::files
-  std::int64_t offset = 0;  ///< bytes from the file's start to the row-major little-endian data
-  std::string path;         ///< of a dataset inside its HDF5 file, where that is not its name
+  std::uint32_t file = 0;      ///< index into Checkpoint::files
+  std::int64_t offset = 0;     ///< bytes from the file's start to the row-major little-endian data
+  std::string path;            ///< of a dataset inside its HDF5 file, where that is not its name
+  std::int64_t object = 0;     ///< address of a dataset in its HDF5 file, one for all its names; 0 elsewhere
+  bool feeds_virtual = false;  ///< a virtual dataset of the checkpoint is read from it
   std::shared_ptr<const Obstacle> obstacle;  ///< null for a tensor that can be read
 
   std::int64_t bytes() const { return shape.elements() * dtype_bytes(dtype); }

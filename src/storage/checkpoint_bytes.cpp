@@ -66,6 +66,8 @@ void put_tensor(ByteWriter& to, const StoredTensor& tensor) {
   to.put(tensor.file);
   to.put(tensor.offset);
   to.put_text(tensor.path);
+  to.put(tensor.object);
+  to.put(tensor.feeds_virtual);
   to.put(tensor.obstacle != nullptr);
   if (tensor.obstacle == nullptr) return;
   to.put_text(tensor.obstacle->form);
@@ -83,6 +85,8 @@ StoredTensor get_tensor(ByteReader& from, std::size_t files) {
   tensor.file = from.get<std::uint32_t>();
   tensor.offset = from.get<std::int64_t>();
   tensor.path = from.get_text();
+  tensor.object = from.get<std::int64_t>();
+  tensor.feeds_virtual = from.get<bool>();
   if (from.get<bool>()) {
     Obstacle obstacle;
     obstacle.form = from.get_text();

@@ -2,8 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <new>
+
 #include "core/error.hpp"
 #include "storage/hdf5_file.hpp"
+#include "storage/hdf5_trial.hpp"
 
 namespace weightcast {
 
@@ -55,8 +58,8 @@ AttributeValue read_value(const Hdf5Attribute& attribute, const std::string& nam
       WEIGHTCAST_HDF5(H5Aread(attribute.get(), H5T_NATIVE_UINT64, &magnitude), subject);
       // The library cuts off what a type cannot hold.
       if (number >= 0 && magnitude != static_cast<std::uint64_t>(number)) {
-        throw InputError(
-            fmt::format("{}: attribute '{}' is {}, beyond 63 bits", subject, prefixed(name), magnitude));
+        throw InputError(fmt::format("{}: attribute '{}' is {}, beyond 63 bits; write the file again",
+                                     subject, prefixed(name), magnitude));
       }
       return number;
     }
@@ -67,7 +70,11 @@ AttributeValue read_value(const Hdf5Attribute& attribute, const std::string& nam
 
 // Called by C code, which no exception may cross.
 herr_t collect_name(hid_t /*object*/, const char* name, const H5A_info_t* /*info*/, void* names) {
-  static_cast<std::vector<std::string>*>(names)->emplace_back(name);
+  try {
+    static_cast<std::vector<std::string>*>(names)->emplace_back(name);
+  } catch (const std::bad_alloc&) {
+    return -1;
+  }
   return 0;
 }
 
@@ -114,8 +121,12 @@ Attributes read_hdf5_attributes(hid_t object, const std::string& subject) {
 
 Attributes read_attributes(const std::string& path) {
   const Hdf5Lock lock;
-  const OpenHdf5 file = open_hdf5(path);
-  return read_hdf5_attributes(file.file.get(), path);
+  const auto read = [&] {
+    const OpenHdf5 file = open_hdf5(path);
+    return read_hdf5_attributes(file.file.get(), path);
+  };
+  require_survivable(path, read);
+  return read();
 }
 
 }  // namespace weightcast

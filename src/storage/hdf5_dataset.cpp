@@ -56,7 +56,7 @@ std::optional<DType> dtype_of(hid_t dataset, const Hdf5Element& element, const s
   try {
     attribute = read_hdf5_attribute(dataset, kDTypeAttribute, subject);
   } catch (const InputError&) {
-    why = "has an attribute weightcast.dtype that is no text";
+    why = "has an attribute weightcast.dtype that is no text; set it to what the elements are, as bfloat16";
     return std::nullopt;
   }
   if (!attribute && !element.tag.empty()) {
@@ -70,11 +70,14 @@ std::optional<DType> dtype_of(hid_t dataset, const Hdf5Element& element, const s
   const auto* name = std::get_if<std::string>(&*attribute);
   const auto named = name != nullptr ? dtype_from_name(*name) : std::nullopt;
   if (!named) {
-    why = fmt::format("has the unknown dtype '{}' in its attribute weightcast.dtype",
-                      name != nullptr ? excerpt(*name) : "(an integer)");
+    why = fmt::format(
+        "has the unknown dtype '{}' in its attribute weightcast.dtype; set it to what the elements are, as "
+        "bfloat16",
+        name != nullptr ? excerpt(*name) : "(an integer)");
   } else if (!hdf5_may_hold(element, *named)) {
-    why = fmt::format("is {} by its attribute weightcast.dtype but {} by its HDF5 type", *name,
-                      dtype_name(element.dtype));
+    why = fmt::format(
+        "is {} by its attribute weightcast.dtype but {} by its HDF5 type; correct the attribute or remove it",
+        *name, dtype_name(element.dtype));
   }
   return why.empty() ? named : std::nullopt;
 }
@@ -116,13 +119,15 @@ DatasetForm describe_dataset(hid_t dataset, const std::string& subject) {
         std::move(why), false});
   };
   if (!element) {
-    add_obstacle(fmt::format("has elements of a type that is not read ({} of HDF5)", type_text(type.get())));
+    add_obstacle(fmt::format("has elements of a type that is not read ({} of HDF5); write it as numbers",
+                             type_text(type.get())));
   } else if (!extents) {
-    add_obstacle("has no shape (a null dataspace)");
+    add_obstacle("has no shape (a null dataspace); write it with its values");
   } else if (too_large) {
-    add_obstacle("has a shape of more elements than there can be");
+    add_obstacle("has a shape of more elements than there can be; the file is damaged, copy it again");
   } else if (extents->size() > Shape::kMaxDims) {
-    add_obstacle(fmt::format("has {} dimensions; at most {} are read", extents->size(), Shape::kMaxDims));
+    add_obstacle(fmt::format("has {} dimensions, more than the {} that are read; write it with fewer",
+                             extents->size(), Shape::kMaxDims));
   } else {
     std::string why;
     const auto dtype = dtype_of(dataset, *element, subject, why);

@@ -16,6 +16,7 @@
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_file.hpp"
 #include "storage/hdf5_storage.hpp"
+#include "storage/hdf5_trial.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
 #include "storage/local_files.hpp"
@@ -77,6 +78,10 @@ class Walk {
   void visit_all() {
     groups_.insert(address_of(file_.file.get(), path()));
     visit_group(file_.file.get(), {});
+    for (StoredTensor& tensor : checkpoint_.tensors) {
+      const auto address = static_cast<haddr_t>(tensor.object);
+      tensor.feeds_virtual = sources_.seen.contains({checkpoint_.files[tensor.file].path, address});
+    }
   }
 
   std::optional<std::int64_t> version() const {
@@ -84,8 +89,9 @@ class Walk {
     if (!version) return std::nullopt;
     const auto* number = std::get_if<std::int64_t>(&*version);
     if (number == nullptr || *number < 0) {
-      throw InputError(
-          fmt::format("{}: attribute weightcast.weight_version is no integer of at least 0", path()));
+      throw InputError(fmt::format(
+          "{}: attribute weightcast.weight_version is no integer of at least 0; remove or correct it",
+          path()));
     }
     return *number;
   }
@@ -99,15 +105,18 @@ class Walk {
 
   void visit_group(hid_t group, const Visit& at) {
     if (at.level == kMostLevels) {
-      throw InputError(fmt::format("{}: its groups are more than {} levels deep at {}", path(), kMostLevels,
-                                   excerpt(at.path)));
+      throw InputError(
+          fmt::format("{}: its groups are more than {} levels deep at {}; write the weights into fewer",
+                      path(), kMostLevels, excerpt(at.path)));
     }
     std::vector<Link> links;
     hsize_t position = 0;
     WEIGHTCAST_HDF5(H5Literate(group, H5_INDEX_NAME, H5_ITER_INC, &position, collect_link, &links), path());
     objects_ += links.size();
     if (objects_ > kMostObjects)
-      throw InputError(fmt::format("{}: more than {} objects", path(), kMostObjects));
+      throw InputError(
+          fmt::format("{}: more than {} objects; write the weights alone into a file of their own", path(),
+                      kMostObjects));
     // A group or dataset is called by its own name, not by that of a link to it.
     std::ranges::stable_partition(links, [](const Link& link) { return link.type == H5L_TYPE_HARD; });
     for (const Link& link : links) {
@@ -124,17 +133,18 @@ class Walk {
     const Hdf5Object object(H5Oopen(at.parent, at.link.c_str(), access_.get()));
     if (!object) {
       require_hdf5_memory();
-      if (type != H5L_TYPE_HARD) return add_obstacle(at, "is a link to nothing that this file holds itself");
-      return add_obstacle(
-          at, fmt::format("cannot be opened ({}): it is damaged, or of a newer HDF5 than {}.{}.{}",
-                          hdf5_error_text(), H5_VERS_MAJOR, H5_VERS_MINOR, H5_VERS_RELEASE));
+      if (type != H5L_TYPE_HARD)
+        return add_obstacle(
+            at, "is a link to nothing that this file holds itself; write the dataset in its place");
+      return add_obstacle(at, fmt::format("cannot be opened ({}): it is damaged, or of a newer HDF5 than "
+                                          "{}.{}.{}; copy it again, or write it anew",
+                                          hdf5_error_text(), H5_VERS_MAJOR, H5_VERS_MINOR, H5_VERS_RELEASE));
     }
     const H5I_type_t kind = H5Iget_type(object.get());
     if (kind == H5I_GROUP) {
       // A group that is there under two names is walked through once; so a circle ends.
       if (groups_.insert(address_of(object.get(), subject)).second) visit_group(object.get(), at);
     } else if (kind == H5I_DATASET) {
-      address_of(object.get(), subject);
       add_dataset({object.get(), file_, number_, subject, sources_}, at.name, at.path);
     }
   }
@@ -156,8 +166,8 @@ class Walk {
     const Hdf5Properties access = dataset_access(directory_of(other));
     const Hdf5Object object(H5Oopen(file.file.get(), object_path, access.get()));
     if (!object || H5Iget_type(object.get()) != H5I_DATASET) {
-      return add_obstacle(
-          at, fmt::format("is a link to {} in {}, where no dataset is", excerpt(object_path), other));
+      return add_obstacle(at, fmt::format("is a link to {} in {}, where no dataset is; copy that file again",
+                                          excerpt(object_path), other));
     }
     add_dataset({object.get(), file, number_of(checkpoint_, file.input),
                  fmt::format("{}: dataset '{}'", other, excerpt(object_path)), sources_},
@@ -174,10 +184,12 @@ class Walk {
   }
 
   void add_dataset(const FoundDataset& found, const std::string& name, const std::string& object_path) {
+    const haddr_t address = address_of(found.dataset, found.subject);
     DatasetForm form = describe_dataset(found.dataset, found.subject);
     StoredTensor& tensor = form.tensor;
     tensor.name = name;
     tensor.file = found.number;
+    tensor.object = static_cast<std::int64_t>(address);
     if (object_path != name) tensor.path = object_path;
     if (tensor.obstacle == nullptr) place_dataset(found, checkpoint_, other_files_, form);
     checkpoint_.tensors.push_back(std::move(tensor));
@@ -209,12 +221,19 @@ bool has_hdf5_signature(const std::string& path) {
 
 std::optional<std::int64_t> read_hdf5_header(const std::string& path, Checkpoint& checkpoint,
                                              OtherFiles other_files) {
+  const auto read = [&](Checkpoint& into) {
+    Walk walk(open_hdf5(path), into, other_files);
+    walk.visit_all();
+    const auto version = walk.version();
+    walk.require_unchanged();
+    return version;
+  };
   const Hdf5Lock lock;
-  Walk walk(open_hdf5(path), checkpoint, other_files);
-  walk.visit_all();
-  const auto version = walk.version();
-  walk.require_unchanged();
-  return version;
+  require_survivable(path, [&] {
+    Checkpoint trial = checkpoint;
+    read(trial);
+  });
+  return read(checkpoint);
 }
 
 }  // namespace weightcast

@@ -83,7 +83,8 @@ void Hdf5SlabReader::read(const StoredTensor& tensor, const Box& box, std::span<
       static_cast<std::size_t>(WEIGHTCAST_HDF5(H5Sget_simple_extent_npoints(stored.get()), subject_));
   if (elements != static_cast<std::size_t>(tensor.shape.elements()) ||
       H5Tget_size(memory_type_.get()) != static_cast<std::size_t>(dtype_bytes(tensor.dtype))) {
-    throw IoError(fmt::format("{} changed since its header was read", subject_));
+    throw IoError(
+        fmt::format("{} changed since its header was read; start again when nobody writes it", subject_));
   }
   const std::size_t dims = tensor.shape.dims();
   std::int64_t row = box.row;

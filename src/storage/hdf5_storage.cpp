@@ -52,7 +52,7 @@ class Placement {
       case H5D_VIRTUAL:
         return virtual_sources();
       default:
-        return "is stored in a way that is not known";
+        return "is stored in a way that is not known; write the file again";
     }
   }
 
@@ -111,7 +111,8 @@ class Placement {
     H5D_space_status_t status = H5D_SPACE_STATUS_ERROR;
     WEIGHTCAST_HDF5(H5Dget_space_status(found_.dataset, &status), subject());
     const haddr_t offset = H5Dget_offset(found_.dataset);
-    if (status != H5D_SPACE_STATUS_ALLOCATED || offset == HADDR_UNDEF) return "was created and never written";
+    if (status != H5D_SPACE_STATUS_ALLOCATED || offset == HADDR_UNDEF)
+      return "was created and never written; write it, or remove it";
     require_storage();
     const std::int64_t file_bytes = found_.file.input.size();
     if (offset > static_cast<haddr_t>(file_bytes) ||
@@ -161,9 +162,11 @@ class Placement {
     }
     hsize_t written = 0;
     WEIGHTCAST_HDF5(H5Dget_num_chunks(found_.dataset, space.get(), &written), subject());
-    if (written == 0) return "was created and never written";
+    if (written == 0) return "was created and never written; write it, or remove it";
     if (written < expected)
-      return fmt::format("was written only in part: {} of {} chunks are there", written, expected);
+      return fmt::format(
+          "was written only in part: {} of {} chunks are there; write the rest, or copy the file again",
+          written, expected);
     if (!has_filters(found_.dataset, subject())) {
       require_whole_chunks(written, static_cast<hsize_t>(chunk_bytes), chunk);
     } else if (found_.level > 0) {
@@ -185,15 +188,18 @@ class Placement {
                     subject());
     name.resize(name.find('\0'));
     if (!form_.little_endian)
-      return "has its data in an external file in big-endian order, which is not read";
+      return "has its data in an external file in big-endian order, which is not read; write it in "
+             "little-endian order";
     std::string other;
     if (auto why = find_other_file(path(), name, other_files_, other)) return why;
     const InputFile file(other);
     const std::int64_t room = file.size() - begin;
     if (begin < 0 || tensor_.bytes() > room ||
         (size != H5F_UNLIMITED && static_cast<hsize_t>(tensor_.bytes()) > size)) {
-      return fmt::format("has its data in {}, which is too short for it ({} bytes from byte {} on of {})",
-                         other, tensor_.bytes(), static_cast<std::int64_t>(begin), file.size());
+      return fmt::format(
+          "has its data in {}, which is too short for it ({} bytes from byte {} on of {}); copy that file "
+          "again",
+          other, tensor_.bytes(), static_cast<std::int64_t>(begin), file.size());
     }
     tensor_.file = number_of(checkpoint_, file);
     tensor_.offset = begin;
@@ -203,7 +209,8 @@ class Placement {
   std::optional<std::string> virtual_sources() {
     constexpr int kMostLevels = 8;
     constexpr std::size_t kMostSources = 2'000;
-    if (found_.level == kMostLevels) return "is a virtual dataset of virtual datasets without end";
+    if (found_.level == kMostLevels)
+      return "is a virtual dataset of virtual datasets without end; write it as a plain one";
     if (std::getenv("HDF5_VDS_PREFIX") != nullptr) {
       return "is a virtual dataset, whose sources HDF5_VDS_PREFIX would move; unset that variable";
     }
@@ -211,8 +218,10 @@ class Placement {
     WEIGHTCAST_HDF5(H5Pget_virtual_count(creation_.get(), &count), subject());
     found_.sources.count += count;
     if (count > kMostSources || found_.sources.count > kMostSources) {
-      return fmt::format("is a virtual dataset in a file with more than {} sources, which are not read",
-                         kMostSources);
+      return fmt::format(
+          "is a virtual dataset in a file with more than {} sources, which are not read; write it as a plain "
+          "one",
+          kMostSources);
     }
     tensor_.offset = StoredTensor::kVirtual;
     Hdf5Space covered;
@@ -229,8 +238,9 @@ class Placement {
     }
     const std::int64_t elements = covered ? H5Sget_select_npoints(covered.get()) : 0;
     if (elements != tensor_.shape.elements()) {
-      return fmt::format("is a virtual dataset whose sources cover {} of its {} elements", elements,
-                         tensor_.shape.elements());
+      return fmt::format(
+          "is a virtual dataset whose sources cover {} of its {} elements; write it as a plain one", elements,
+          tensor_.shape.elements());
     }
     return std::nullopt;
   }
@@ -249,7 +259,7 @@ class Placement {
     const std::string file_name = source_name(&H5Pget_virtual_filename, i);
     const std::string dataset_name = source_name(&H5Pget_virtual_dsetname, i);
     if (file_name.find('%') != std::string::npos || dataset_name.find('%') != std::string::npos) {
-      return "is a virtual dataset over a pattern of names, which is not read";
+      return "is a virtual dataset over a pattern of names, which is not read; write it as a plain one";
     }
     if (file_name == ".") return source_in(found_.file, found_.number, dataset_name, i);
     std::string other;
@@ -264,27 +274,29 @@ class Placement {
         fmt::format("is a virtual dataset whose source {} of {}", excerpt(name), file.input.path());
     const Hdf5Properties access = dataset_access(directory_of(file.input.path()));
     const Hdf5Dataset source(H5Dopen2(file.file.get(), name.c_str(), access.get()));
-    if (!source) return what + " is not there";
+    if (!source) return what + " is not there; copy the file again";
     const std::string source_subject = fmt::format("{}: dataset '{}'", file.input.path(), excerpt(name));
     // The types of HDF5, whatever attributes say: between different ones the library converts numbers.
     const Hdf5Type source_type(WEIGHTCAST_HDF5(H5Dget_type(source.get()), source_subject));
     const Hdf5Type own_type(WEIGHTCAST_HDF5(H5Dget_type(found_.dataset), subject()));
-    if (H5Tequal(source_type.get(), own_type.get()) <= 0) return what + " has another HDF5 type";
+    if (H5Tequal(source_type.get(), own_type.get()) <= 0)
+      return what + " has another HDF5 type; write it as a plain one";
     DatasetForm form = describe_dataset(source.get(), source_subject);
     if (form.tensor.obstacle != nullptr) return what + " " + form.tensor.obstacle->why;
-    if (!within(source, i)) return what + " has not the shape that is taken from it";
+    if (!within(source, i)) return what + " has not the shape that is taken from it; write it as a plain one";
     H5O_info_t info;
     WEIGHTCAST_HDF5(H5Oget_info2(source.get(), &info, H5O_INFO_BASIC), subject());
     auto [known, fresh] = found_.sources.seen.try_emplace({file.input.path(), info.addr});
     if (fresh) {
       // Until it is known: a dataset that leads to itself.
-      known->second = "is a virtual dataset of virtual datasets without end";
+      known->second = "is a virtual dataset of virtual datasets without end; write it as a plain one";
       place_dataset({source.get(), file, number, source_subject, found_.sources, found_.level + 1},
                     checkpoint_, other_files_, form);
-      known->second = form.tensor.obstacle != nullptr ? form.tensor.obstacle->why
-                      : form.tensor.file != number
-                          ? "has its own data in another file, which is not read through it"
-                          : "";
+      known->second =
+          form.tensor.obstacle != nullptr ? form.tensor.obstacle->why
+          : form.tensor.file != number
+              ? "has its own data in another file, which is not read through it; write it as a plain one"
+              : "";
     }
     if (!known->second.empty()) return what + " " + known->second;
     return std::nullopt;
@@ -342,8 +354,8 @@ std::optional<std::string> find_other_file(const std::string& path, const std::s
   }
   const auto there = path_below_folder(path, name);
   if (!there)
-    return fmt::format("has its data in {}, which is no regular file below the folder of {}", excerpt(name),
-                       path);
+    return fmt::format("has its data in {}, which is no regular file below the folder of {}; copy it there",
+                       excerpt(name), path);
   found = *there;
   return std::nullopt;
 }

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "storage/dataset_specs.hpp"
 #include "storage/file_kind.hpp"
 #include "storage/hdf5_attributes.hpp"
@@ -102,7 +103,9 @@ std::unique_ptr<TensorFileWriter> create_hdf5(const std::string& path, const Att
                                               const std::string& id) {
   for (const DatasetSpec& spec : datasets) {
     if (spec.name == "." || spec.name.find('/') != std::string::npos) {
-      throw InputError(fmt::format("{}: an HDF5 dataset cannot be named '{}'", path, spec.name));
+      throw InputError(
+          fmt::format("{}: an HDF5 dataset cannot be named '{}'; write safetensors, or rename the tensor",
+                      path, excerpt(spec.name)));
     }
   }
   const std::int64_t bytes = check_dataset_specs(path, datasets);

@@ -83,8 +83,14 @@ class BindingTest : public ::testing::Test {
   void expect_holds(const nlohmann::json& config, const SafetensorsFile& file,
                     const SafetensorsFile& expected) {
     file.write(path_);
+    expect_holds(config, path_, expected);
+  }
+
+  /// The same of the checkpoint at a path.
+  static void expect_holds(const nlohmann::json& config, const std::string& path,
+                           const SafetensorsFile& expected) {
     const auto family = make_family(ModelConfig(config.dump(), "config.json"));
-    const Checkpoint checkpoint = read_checkpoint(path_);
+    const Checkpoint checkpoint = deserialize_checkpoint(serialize(read_checkpoint(path)));
     const Binding binding = bind(*family, checkpoint);
     const BoundReader reader(family->catalog(), checkpoint, binding.held);
     for (std::uint32_t i = 0; i < family->catalog().size(); ++i) {

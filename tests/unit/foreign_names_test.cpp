@@ -4,12 +4,14 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <filesystem>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "binding_fixture.hpp"
 #include "model/beside_weights.hpp"
+#include "storage_hdf5_files.hpp"
 
 namespace weightcast {
 namespace {
@@ -133,6 +135,99 @@ TEST_F(ForeignNames, AnAliasMaySpellATensorAnotherWay) {
   write_with_aliases(file_, {{"module.model.norm.weight", "model.layers.0.input_layernorm.weight"}});
   const auto family = make_family(ModelConfig(kConfig.dump(), "config.json"));
   expect_error([&] { bind(*family, read_checkpoint(path_)); }, {"both the model's model.norm.weight"});
+}
+
+TEST_F(ForeignNames, AnAliasCountsThoughAnIndexDoesNotListIt) {
+  const std::string folder = dir_ / "indexed";
+  std::filesystem::create_directory(folder);
+  SafetensorsFile file = file_;
+  file.tensors["model.tied"] = file.tensors.at("model.norm.weight");
+  file.tensors.erase("model.norm.weight");
+  path_ = folder + "/model-00001-of-00001.safetensors";
+  write_with_aliases(file, {{"model.norm.weight", "model.tied"}, {"model.old", "model.dropped"}});
+  nlohmann::json index = {{"weight_map", nlohmann::json::object()}};
+  for (const auto& [name, tensor] : file.tensors)
+    index["weight_map"][name] = "model-00001-of-00001.safetensors";
+  test_support::put_file(folder + "/model.safetensors.index.json", index.dump());
+  expect_holds(kConfig, folder, file_);
+  // Also where the index itself is named.
+  expect_holds(kConfig, folder + "/model.safetensors.index.json", file_);
+  // What the index does not list is no tensor, whatever names it has.
+  index["weight_map"].erase("model.tied");
+  test_support::put_file(folder + "/model.safetensors.index.json", index.dump());
+  const auto family = make_family(ModelConfig(kConfig.dump(), "config.json"));
+  expect_error([&] { bind(*family, read_checkpoint(folder)); }, {"model.norm.weight [128] is missing"});
+}
+
+class ForeignNamesInHdf5 : public ForeignNames {
+ protected:
+  /// Makes a file of chunks with the model's tensors, by the names that `name_of` gives, and what `more`
+  /// adds.
+  void write_hdf5(const std::function<std::string(const std::string&)>& name_of,
+                  const std::function<void(const Hdf5File&)>& more) {
+    const Hdf5Lock lock;
+    path_ = dir_ / "x.h5";
+    const Hdf5File file = testing_files::create_file(path_);
+    for (const auto& [name, tensor] : file_.tensors) {
+      const std::vector<hsize_t> extents(tensor.shape.begin(), tensor.shape.end());
+      const std::vector<hsize_t> chunk(extents.size(), 32);
+      testing_files::put_dataset(file, name_of(name), H5T_STD_U16LE, H5T_NATIVE_UINT16, extents,
+                                 tensor.data.data(), chunk);
+      testing_files::name_dtype(file, name_of(name), "bfloat16");
+    }
+    more(file);
+  }
+  static void link(const Hdf5File& file, const std::string& name, const std::string& other) {
+    const Hdf5Properties properties(WEIGHTCAST_HDF5(H5Pcreate(H5P_LINK_CREATE), other));
+    WEIGHTCAST_HDF5(H5Pset_create_intermediate_group(properties.get(), 1), other);
+    WEIGHTCAST_HDF5(
+        H5Lcreate_hard(file.get(), name.c_str(), file.get(), other.c_str(), properties.get(), H5P_DEFAULT),
+        other);
+  }
+};
+
+TEST_F(ForeignNamesInHdf5, OtherLinksToADatasetOfChunksAreTheSameTensor) {
+  write_hdf5([](const std::string& name) { return name; },
+             [&](const Hdf5File& file) {
+               for (const auto& [name, tensor] : file_.tensors) {
+                 link(file, name, "module." + name);
+                 link(file, name, "again/" + name);
+               }
+               WEIGHTCAST_HDF5(
+                   H5Lcreate_soft("/model.norm.weight", file.get(), "soft", H5P_DEFAULT, H5P_DEFAULT), path_);
+             });
+  expect_holds(kConfig, path_, file_);
+}
+
+TEST_F(ForeignNamesInHdf5, ADatasetThatSaysAsMuchIsAnotherTensor) {
+  write_hdf5([](const std::string& name) { return name; },
+             [&](const Hdf5File& file) {
+               const SafetensorsFile::Tensor& norm = file_.tensors.at("model.norm.weight");
+               testing_files::put_dataset(file, "module.model.norm.weight", H5T_STD_U16LE, H5T_NATIVE_UINT16,
+                                          {128}, norm.data.data(), {32});
+               testing_files::name_dtype(file, "module.model.norm.weight", "bfloat16");
+             });
+  const auto family = make_family(ModelConfig(kConfig.dump(), "config.json"));
+  expect_error([&] { bind(*family, read_checkpoint(path_)); }, {"both the model's model.norm.weight"});
+}
+
+TEST_F(ForeignNamesInHdf5, WhatVirtualDatasetsAreReadFromIsNoOtherTensor) {
+  const auto part = [](const std::string& name) { return "part-of-" + name; };
+  write_hdf5(part, [&](const Hdf5File& file) {
+    for (const auto& [name, tensor] : file_.tensors) {
+      const std::vector<hsize_t> extents(tensor.shape.begin(), tensor.shape.end());
+      const Hdf5Space space(
+          WEIGHTCAST_HDF5(H5Screate_simple(static_cast<int>(extents.size()), extents.data(), nullptr), name));
+      const Hdf5Properties creation(WEIGHTCAST_HDF5(H5Pcreate(H5P_DATASET_CREATE), name));
+      WEIGHTCAST_HDF5(H5Pset_virtual(creation.get(), space.get(), ".", part(name).c_str(), space.get()),
+                      name);
+      const Hdf5Dataset made(WEIGHTCAST_HDF5(H5Dcreate2(file.get(), name.c_str(), H5T_STD_U16LE, space.get(),
+                                                        H5P_DEFAULT, creation.get(), H5P_DEFAULT),
+                                             name));
+      testing_files::name_dtype(file, name, "bfloat16");
+    }
+  });
+  expect_holds(kConfig, path_, file_);
 }
 
 TEST_F(ForeignNames, ManyAliasesTakeNoLonger) {

@@ -7,9 +7,11 @@
 #include <atomic>
 #include <bit>
 #include <cstring>
+#include <functional>
 #include <thread>
 
 #include "core/error.hpp"
+#include "storage/hdf5_attributes.hpp"
 #include "storage_files.hpp"
 #include "storage_hdf5_files.hpp"
 #include "sys/hdf5.hpp"
@@ -290,6 +292,33 @@ TEST(StorageHdf5, WrongFilesAreRefused) {
   }
   EXPECT_TRUE(has(refused("version.h5"), {"version.h5", "weight_version"}));
   EXPECT_TRUE(has(refused(""), {dir.string(), "HDF5 files", "name one of them"}));
+}
+
+// The library reads texts of variable length from where the attribute says, and as long as it is there.
+TEST(StorageHdf5, ATextThatLeadsOutOfItsHeapIsRefused) {
+  const TempDir dir;
+  const std::string path = dir / "a.h5";
+  {
+    const Hdf5Lock lock;
+    const std::array<std::uint8_t, 3> data{};
+    const Hdf5File file = create_file(path);  // of the old form, whose headers have no checksums
+    put_dataset(file, "w", H5T_STD_U8LE, H5T_NATIVE_UINT8, {3}, data.data());
+    write_hdf5_attribute(file.get(), "config", std::string("{}"), path);
+  }
+  EXPECT_EQ(read_config_text(path), "{}");
+  std::string bytes = get_file(path);
+  const std::uint64_t heap = bytes.find("GCOL");
+  ASSERT_NE(heap, std::string::npos);
+  // Length, address and number of the text in the heap.
+  const std::size_t address = bytes.find(std::string(reinterpret_cast<const char*>(&heap), sizeof heap));
+  ASSERT_NE(address, std::string::npos);
+  const std::uint32_t beyond = 0x7fffff00;
+  bytes.replace(address + sizeof heap, sizeof beyond, reinterpret_cast<const char*>(&beyond), sizeof beyond);
+  put_file(path, bytes);
+  for (const auto& read :
+       std::vector<std::function<void()>>{[&] { read_attributes(path); }, [&] { read_config_text(path); }}) {
+    EXPECT_TRUE(has(message_of<InputError>(read), {path, "copy it again"}));
+  }
 }
 
 TEST(StorageHdf5, WhatOtherReadersCannotListIsDamaged) {

@@ -225,7 +225,7 @@ TEST_F(StorageObstacles, ShapesThatAreNotRead) {
     const Hdf5File file = create();
     make(file, creation(), {1, 2, 3, 4, 5});
   }
-  expect_obstacle("has 5 dimensions; at most 4", false);
+  expect_obstacle("has 5 dimensions, more than the 4 that are read", false);
   {
     const Hdf5Lock lock;
     const Hdf5File file = create();

@@ -1,0 +1,65 @@
+#include "storage/hdf5_trial.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <exception>
+
+#include "core/error.hpp"
+
+namespace weightcast {
+
+namespace {
+
+/// What a program does not survive.
+constexpr std::array<int, 6> kCrashes{SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL, SIGSYS};
+
+/// Ends with 0 unless `read` ends it.
+[[noreturn]] void try_in_child(pid_t parent, const std::function<void()>& read) {
+  // Not longer than the parent, which may have ended already.
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (::getppid() != parent) ::_exit(0);
+  // No words of the library's, of the allocator or of the launcher's handlers, and no core file.
+  const int nowhere = ::open("/dev/null", O_RDWR | O_CLOEXEC);
+  ::dup2(nowhere, STDOUT_FILENO);
+  ::dup2(nowhere, STDERR_FILENO);
+  const rlimit none{0, 0};
+  ::setrlimit(RLIMIT_CORE, &none);
+  for (const int crash : kCrashes) std::signal(crash, SIG_DFL);
+  try {
+    read();
+  } catch (const std::exception&) {
+    // The parent meets it, too.
+  }
+  ::_exit(0);
+}
+
+}  // namespace
+
+void require_survivable(const std::string& path, const std::function<void()>& read) {
+  const pid_t parent = ::getpid();
+  const pid_t child = ::fork();
+  if (child == 0) try_in_child(parent, read);
+  if (child < 0) return;
+  int status = 0;
+  pid_t ended = 0;
+  do {
+    ended = ::waitpid(child, &status, 0);
+  } while (ended < 0 && errno == EINTR);
+  if (ended != child || !WIFSIGNALED(status)) return;
+  if (std::ranges::find(kCrashes, WTERMSIG(status)) == kCrashes.end()) return;
+  throw InputError(fmt::format(
+      "{}: the HDF5 library does not survive what the file says; it is damaged, or made to do that: copy it "
+      "again, or write the weights anew",
+      path));
+}
+
+}  // namespace weightcast
