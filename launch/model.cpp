@@ -21,32 +21,31 @@ namespace weightcast {
 
 namespace {
 
-/// What to call a config, its text, and the files that it was made of.
+/// What to call a config, its text, what ModelOpt says beside it of a checkpoint that it wrote, and the files
+/// that these are.
 struct ConfigText {
   std::string origin;
   std::string text;
   std::vector<CheckpointFile> files;
+  std::string modelopt_path;
+  std::string modelopt;  ///< the text; without a path there is none
 };
 
-/// A config with what ModelOpt says beside it of a checkpoint that it wrote, where the config itself does
-/// not.
 ConfigText with_modelopt(ConfigText config_text, const std::filesystem::path& folder) {
   const std::string path = folder / "hf_quant_config.json";
   std::error_code ignored;
   // A link that leads nowhere is there, too, and not to be passed over.
   if (!std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) return config_text;
   config_text.files.push_back(describe_text(path));
-  ModelConfig config(config_text.text, config_text.origin);
-  config.add_modelopt(read_json_file(path, JsonLimits{}.bytes), path);
-  config_text.origin += " with hf_quant_config.json";
-  config_text.text = config.text();
+  config_text.modelopt_path = path;
+  config_text.modelopt = read_json_file(path, JsonLimits{}.bytes);
   return config_text;
 }
 
 ConfigText read_named_config(const std::string& path) {
   try {
     const CheckpointFile file = describe_text(path);
-    return {path, read_json_file(path, JsonLimits{}.bytes), {file}};
+    return {path, read_json_file(path, JsonLimits{}.bytes), {file}, "", ""};
   } catch (const IoError& error) {
     throw IoError(fmt::format("--model, the model's config.json: {}", error.what()));
   }
@@ -78,7 +77,7 @@ ConfigText read_config(const Options& options) {
     const std::filesystem::path path(source);
     std::error_code ignored;
     const bool folder = std::filesystem::is_directory(path, ignored);
-    ConfigText config{origin, "", {}};
+    ConfigText config{origin, "", {}, "", ""};
     config.text = read_files_of(source, [&] {
       return needed ? read_config_text(source, &config.files)
                     : find_config_text(source, &config.files).value_or("");
@@ -94,6 +93,7 @@ ConfigText read_config(const Options& options) {
 
 std::unique_ptr<ModelConfig> make_config(const ConfigText& text, const Options& options) {
   auto config = std::make_unique<ModelConfig>(text.text, text.origin);
+  if (!text.modelopt_path.empty()) config->add_modelopt(text.modelopt, text.modelopt_path);
   if (options.layers) config->set_layers(*options.layers);
   return config;
 }
@@ -337,8 +337,9 @@ Model load_model(Control& control, const Options& options, const std::shared_ptr
     if (control.rank() != 0) return;
     text = read_config(options);
   });
-  text.origin = control.agreement.broadcast(text.origin);
-  text.text = control.agreement.broadcast(text.text);
+  for (std::string* part : {&text.origin, &text.text, &text.modelopt_path, &text.modelopt}) {
+    *part = control.agreement.broadcast(*part);
+  }
   Model model;
   control.agreement.together([&] { model = make_model(text, options, landing); });
   for (const std::string& source : options.sources) {

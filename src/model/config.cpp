@@ -37,8 +37,8 @@ const json* find(const json& object, ModelConfig::Names names) {
 
 [[noreturn]] void wrong(const std::string& origin, ModelConfig::Names names, const json& value,
                         std::string_view expected) {
-  throw InputError(fmt::format("{}: field '{}' is {}, which is not {}", origin, fmt::join(names, "' or '"),
-                               excerpt(value.dump()), expected));
+  throw InputError(fmt::format("{}: field '{}' is {}, which is not {}; correct it", origin,
+                               fmt::join(names, "' or '"), excerpt(value.dump()), expected));
 }
 
 std::int64_t positive(const json& value, const std::string& origin, ModelConfig::Names names) {
@@ -77,6 +77,7 @@ ModelConfig::ModelConfig(const std::string& text, std::string origin)
     : json_(std::make_unique<Json>(Json{parse_json(text, origin, limits())})),
       text_(text),
       origin_(std::move(origin)),
+      quantization_place_{origin_, "quantization_config", "remove the field"},
       architectures_(texts_or_empty(json_->root, origin_, "architectures")) {
   const json* const type = find(json_->root, {"model_type"});
   if (type == nullptr) return;
@@ -167,6 +168,7 @@ void ModelConfig::add_modelopt(const std::string& text, const std::string& origi
   if (find(*quantization, {"quant_algo"}) == nullptr) return;
   json& config = json_->root["quantization_config"] = *quantization;
   config["quant_method"] = "modelopt";
+  quantization_place_ = {origin, "quantization", "remove the file"};
   text_.clear();
 }
 

@@ -12,6 +12,13 @@
 
 namespace weightcast {
 
+/// Where it is said that a checkpoint holds codes, for messages, and what to do there if it holds values.
+struct QuantizationPlace {
+  std::string file;
+  std::string field;
+  std::string removal;  ///< "remove the field"
+};
+
 /// A Hugging Face `config.json`. Fields are asked for by all the names they go by (`num_experts`,
 /// `num_local_experts`); a missing or ill-typed one is an InputError that names the file and the field.
 class ModelConfig {
@@ -51,6 +58,8 @@ class ModelConfig {
 
   /// The text of `quantization_config`; empty when it is not there or says nothing.
   std::string quantization_config() const;
+  /// Who says so: the config itself, or ModelOpt's file.
+  const QuantizationPlace& quantization_place() const { return quantization_place_; }
 
   /// Takes `quantization_config` from the text of ModelOpt's own file, `hf_quant_config.json`, unless the
   /// config has one itself. Throws InputError, naming `origin`, when the text is not one of those.
@@ -68,6 +77,7 @@ class ModelConfig {
   std::unique_ptr<Json> json_;
   std::string text_;  ///< the file's own; empty when something was changed
   std::string origin_;
+  QuantizationPlace quantization_place_;
   std::vector<std::string> architectures_;
   std::string model_type_;
 };

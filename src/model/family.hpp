@@ -53,6 +53,9 @@ class Family {
 
   /// What to ask where weights do not fit the model.
   virtual std::string_view doubt() const { return "is --model its config.json?"; }
+
+  /// Who says that tensors hold codes; empty for a model of values.
+  virtual QuantizationPlace quantization_place() const { return {}; }
 };
 
 /// All that trainer `rank` holds, dense tensors first. Throws as Family's functions.

@@ -140,8 +140,9 @@ void PatternList::add_expression(std::string_view expression, std::string origin
   if (!code) {
     std::array<PCRE2_UCHAR, 256> words{};
     pcre2_get_error_message(error, words.data(), words.size());
-    throw InputError(fmt::format("{} is no regular expression: {} at character {}", origin,
-                                 reinterpret_cast<const char*>(words.data()), at + 1));
+    throw InputError(fmt::format(
+        "{} is no regular expression: {} at character {}; correct it, or list the modules by name", origin,
+        reinterpret_cast<const char*>(words.data()), at + 1));
   }
   std::size_t bytes = 0;
   pcre2_pattern_info(code.get(), PCRE2_INFO_SIZE, &bytes);

@@ -110,10 +110,10 @@ TensorBox Quantization::box(Plane plane, std::uint32_t tensor, const Box& box, s
   const Tensor& stored = catalog_[from];
   const Box expected = form(plane, whole.cols()).of(Box::whole(whole));
   if (Box::whole(stored.shape) != expected || dtype_bytes(stored.dtype) != dtype_bytes(dtype(plane))) {
-    throw InputError(fmt::format("{}: is {} {}, but {} of {} {} needs {} [{}, {}]", stored.name,
-                                 dtype_name(stored.dtype), stored.shape.to_string(),
-                                 quantizer_name(quantizer_), catalog_[tensor].name, whole.to_string(),
-                                 dtype_name(dtype(plane)), expected.rows, expected.cols));
+    throw InputError(fmt::format(
+        "{}: is {} {}, but {} of {} {} needs {} [{}, {}]; quantise the checkpoint again", stored.name,
+        dtype_name(stored.dtype), stored.shape.to_string(), quantizer_name(quantizer_), catalog_[tensor].name,
+        whole.to_string(), dtype_name(dtype(plane)), expected.rows, expected.cols));
   }
   return {from, form(plane, whole.cols()).of(box), scope};
 }
@@ -122,15 +122,16 @@ std::uint32_t Quantization::stored_global(std::uint32_t tensor) const {
   const std::uint32_t global = companion(tensor, global_suffix());
   const Tensor& stored = catalog_[global];
   if (stored.dtype == DType::kF32 && stored.shape.elements() == 1) return global;
-  throw InputError(fmt::format("{}: is {} {}, but {} needs one float32", stored.name,
-                               dtype_name(stored.dtype), stored.shape.to_string(),
+  throw InputError(fmt::format("{}: is {} {}, but {} needs one float32; quantise the checkpoint again",
+                               stored.name, dtype_name(stored.dtype), stored.shape.to_string(),
                                quantizer_name(quantizer_)));
 }
 
 std::uint32_t Quantization::companion(std::uint32_t tensor, const char* suffix) const {
   const std::string name = catalog_[tensor].name + suffix;
   if (const auto found = catalog_.find(name)) return *found;
-  throw InputError(fmt::format("{}: has no scales beside it ({})", catalog_[tensor].name, name));
+  throw InputError(fmt::format("{}: has no scales beside it ({}); quantise the checkpoint again",
+                               catalog_[tensor].name, name));
 }
 
 const char* Quantization::scales_suffix() const {

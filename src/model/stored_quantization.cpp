@@ -28,29 +28,29 @@ bool has(const json& object, const char* field) {
   return found != object.end() && !found->is_null();
 }
 
-[[noreturn]] void unknown(const std::string& origin, const std::string& what) {
+[[noreturn]] void unknown(const QuantizationPlace& place, const std::string& what) {
   throw InputError(fmt::format(
-      "{}: field 'quantization_config': {} is not known; known are fp8 (weight_block_size [128, 128] or "
+      "{}: field '{}': {} is not known; known are fp8 (weight_block_size [128, 128] or "
       "none), modelopt (FP8, NVFP4), compressed-tensors (float of 8 bits by tensor or channel), mxfp8 and "
-      "mxfp4; if the weights are values and no codes, remove the field",
-      origin, what));
+      "mxfp4; if the weights are values and no codes, {}",
+      place.file, place.field, what, place.removal));
 }
 
 /// Of compressed-tensors: what its only group that says something of weights says. Nothing where the cache or
 /// activations alone are quantised.
-std::optional<Quantizer> quantizer_of_groups(const json& config, const std::string& origin) {
+std::optional<Quantizer> quantizer_of_groups(const json& config, const QuantizationPlace& place) {
   const json groups = has(config, "config_groups") ? config.at("config_groups") : json::object();
-  if (!groups.is_object()) unknown(origin, "compressed-tensors with config_groups that are no object");
+  if (!groups.is_object()) unknown(place, "compressed-tensors with config_groups that are no object");
   std::vector<const json*> weights;
   for (const json& group : groups) {
-    if (!group.is_object()) unknown(origin, "compressed-tensors with a group that is no object");
+    if (!group.is_object()) unknown(place, "compressed-tensors with a group that is no object");
     if (has(group, "weights")) weights.push_back(&group.at("weights"));
   }
   // A sparse or transformed model has no groups, and its format says that the weights are dense.
   const bool dense = text_or_empty(config, "format") == "dense";
   if (weights.empty() && (dense || has(config, "kv_cache_scheme") || !groups.empty())) return std::nullopt;
   if (weights.size() != 1 || !weights.front()->is_object()) {
-    unknown(origin, "compressed-tensors without one group for weights in config_groups");
+    unknown(place, "compressed-tensors without one group for weights in config_groups");
   }
   const json& how = *weights.front();
   const auto bits = how.find("num_bits");
@@ -58,7 +58,7 @@ std::optional<Quantizer> quantizer_of_groups(const json& config, const std::stri
   const std::string strategy = text_or_empty(how, "strategy");
   if (float8 && strategy == "channel") return Quantizer{QuantScheme::kFp8Channel, QuantRule::kDivide};
   if (float8 && strategy == "tensor") return Quantizer{QuantScheme::kFp8Tensor, QuantRule::kSglang};
-  unknown(origin, "compressed-tensors " + excerpt(how.dump()));
+  unknown(place, "compressed-tensors " + excerpt(how.dump()));
 }
 
 /// Of Quark: whether it says something, and nothing of it of weights.
@@ -77,16 +77,16 @@ bool quark_keeps_weights(const json& config) {
 }
 
 /// Nothing where weights are values because the cache alone is quantised.
-std::optional<Quantizer> quantizer_of(const json& config, const std::string& origin) {
+std::optional<Quantizer> quantizer_of(const json& config, const QuantizationPlace& place) {
   const std::string method = text_or_empty(config, "quant_method");
   if (method == "fp8") {
     if (!has(config, "weight_block_size")) return Quantizer{QuantScheme::kFp8Tensor, QuantRule::kSglang};
     const json& block = config.at("weight_block_size");
-    if (block != json{128, 128}) unknown(origin, "weight_block_size " + excerpt(block.dump()));
+    if (block != json{128, 128}) unknown(place, "weight_block_size " + excerpt(block.dump()));
     const bool powers_of_two = text_or_empty(config, "scale_fmt") == "ue8m0";
     return Quantizer{QuantScheme::kFp8Block, powers_of_two ? QuantRule::kUe8m0 : QuantRule::kSlime};
   }
-  if (method == "compressed-tensors") return quantizer_of_groups(config, origin);
+  if (method == "compressed-tensors") return quantizer_of_groups(config, place);
   if (method == "mxfp8") return Quantizer{QuantScheme::kMxfp8, QuantRule::kRoundUp};
   if (method == "mxfp4") return Quantizer{QuantScheme::kMxfp4, QuantRule::kRoundUp};
   if (method == "quark" && quark_keeps_weights(config)) return std::nullopt;
@@ -102,13 +102,13 @@ std::optional<Quantizer> quantizer_of(const json& config, const std::string& ori
   }
   if (method.starts_with("modelopt") && algorithm.empty()) {
     throw InputError(
-        fmt::format("{}: field 'quantization_config': quant_method '{}' needs quant_algo beside it, a text "
+        fmt::format("{}: field '{}': quant_method '{}' needs quant_algo beside it, a text "
                     "(FP8, NVFP4); if "
-                    "the weights are values and no codes, remove the field",
-                    origin, excerpt(method)));
+                    "the weights are values and no codes, {}",
+                    place.file, place.field, excerpt(method), place.removal));
   }
-  if (method.empty()) unknown(origin, "a quantisation without quant_method");
-  unknown(origin,
+  if (method.empty()) unknown(place, "a quantisation without quant_method");
+  unknown(place,
           excerpt(fmt::format("quant_method '{}'{}", method, algorithm.empty() ? "" : " " + algorithm)));
 }
 
@@ -117,19 +117,21 @@ std::optional<Quantizer> quantizer_of(const json& config, const std::string& ori
 std::optional<StoredQuantization> StoredQuantization::of(const ModelConfig& config) {
   const std::string text = config.quantization_config();
   if (text.empty()) return std::nullopt;
-  const std::string& origin = config.origin();
-  const json parsed = parse_json(text, origin);
-  const std::optional<Quantizer> quantizer = quantizer_of(parsed, origin);
+  const QuantizationPlace& place = config.quantization_place();
+  const json parsed = parse_json(text, place.file);
+  const std::optional<Quantizer> quantizer = quantizer_of(parsed, place);
   if (!quantizer) return std::nullopt;
   StoredQuantization stored;
   stored.quantizer_ = *quantizer;
+  stored.place_ = place;
   for (const char* field : {"modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules"}) {
     if (!has(parsed, field)) continue;
     const json& list = parsed.at(field);
-    const std::string what = fmt::format("{}: field 'quantization_config.{}'", origin, field);
+    const std::string what = fmt::format("{}: field '{}.{}'", place.file, place.field, field);
     const auto is_text = [](const json& entry) { return entry.is_string(); };
     if (!list.is_array() || !std::all_of(list.begin(), list.end(), is_text)) {
-      throw InputError(fmt::format("{} is {}, which is not a list of texts", what, excerpt(list.dump())));
+      throw InputError(
+          fmt::format("{} is {}, which is not a list of texts; correct it", what, excerpt(list.dump())));
     }
     for (const json& entry : list) stored.keep(entry.get<std::string>(), what);
   }

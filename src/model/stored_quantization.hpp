@@ -21,6 +21,8 @@ class StoredQuantization {
 
   Quantizer quantizer() const { return quantizer_; }
 
+  const QuantizationPlace& place() const { return place_; }
+
   /// Whether module `name` is stored as values (`modules_to_not_convert`, `ignored_layers`, `ignore`,
   /// `exclude_modules`: its name, the first or the last parts of it, `re:` and a regular expression, or a
   /// pattern with `*`). Throws InputError for a pattern that takes too long.
@@ -31,6 +33,7 @@ class StoredQuantization {
   void keep(const std::string& entry, const std::string& field);
 
   Quantizer quantizer_;
+  QuantizationPlace place_;
   std::unordered_set<std::string> names_;
   PatternList patterns_;
 };

@@ -149,11 +149,12 @@ class Binder {
     const bool some = std::ranges::any_of(checkpoint_.tensors,
                                           [](const StoredTensor& other) { return holds_codes(other.dtype); });
     const std::string module = tensor.name.substr(0, tensor.name.rfind('.'));
+    const QuantizationPlace place = family_.quantization_place();
     throw InputError(fmt::format(
-        "{}: tensor {} is {} but config.json's quantization_config says that it holds codes of {}; {}",
-        checkpoint_.path, excerpt(stored.name), dtype_name(stored.dtype), dtype_name(tensor.dtype),
+        "{}: tensor {} is {} but field '{}' of {} says that it holds codes of {}; {}", checkpoint_.path,
+        excerpt(stored.name), dtype_name(stored.dtype), place.field, place.file, dtype_name(tensor.dtype),
         some ? fmt::format("list {} among the modules that are not quantised", module)
-             : "no tensor does: remove quantization_config"));
+             : "no tensor does: " + place.removal));
   }
 
   /// A stored tensor that the model has no place for.

@@ -243,6 +243,18 @@ TEST_F(QuantizedJobs, ModelOptsOwnFileCountsWhereTheConfigSaysNothing) {
   EXPECT_FALSE(names.contains("model.layers.0.self_attn.o_proj.weight_scale_2"));
   put_file(file, nlohmann::json{{"quantization", {{"quant_algo", "W4A8"}}}}.dump());
   EXPECT_TRUE(refused(run_plain({"plan", "--model", folder}), 65, {"hf_quant_config.json", "W4A8"}));
+  // Weights that are values after all: what says otherwise is that file.
+  const std::string values = dir_ / "values";
+  std::filesystem::copy(trained(0), values);
+  put_file(values + "/hf_quant_config.json",
+           nlohmann::json{{"quantization", {{"quant_algo", "FP8"}, {"exclude_modules", 7}}}}.dump());
+  EXPECT_TRUE(refused(run_plain({"plan", "--source", values}), 65,
+                      {values + "/hf_quant_config.json: field 'quantization.exclude_modules' is 7"}));
+  put_file(values + "/hf_quant_config.json",
+           nlohmann::json{{"quantization", {{"quant_algo", "FP8"}}}}.dump());
+  const Words blamed{"field 'quantization' of " + values + "/hf_quant_config.json", "remove the file"};
+  EXPECT_TRUE(refused(run_plain({"plan", "--source", values}), 65, blamed));
+  EXPECT_TRUE(refused(run_job(2, {"sync", "--source", values}), 65, blamed));
   // Only the cache is quantised.
   put_file(file, nlohmann::json{{"quantization", {{"quant_algo", nullptr}}}}.dump());
   EXPECT_TRUE(has(run_plain({"plan", "--model", folder}).out, {"weights as in the model"}));

@@ -137,7 +137,8 @@ TEST_F(BindingFaults, ALeftOverQuantizationConfig) {
   const nlohmann::json config =
       config_with({{"quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}}}});
   expect_refused(config, file_,
-                 {path_, "q_proj.weight is bfloat16", "holds codes", "remove quantization_config"});
+                 {path_, "q_proj.weight is bfloat16", "field 'quantization_config' of", "holds codes",
+                  "remove the field"});
   // All but one module are quantised.
   SafetensorsFile file = tensors_of(config);
   const std::string name = "model.layers.1.mlp.up_proj.weight";

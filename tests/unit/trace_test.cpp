@@ -81,9 +81,9 @@ TEST(Trace, SlicesOfALaneNeverOverlap) {
     EXPECT_GE(event.at("ts").get<double>() + 1e-3, end) << event;
     end = event.at("ts").get<double>() + event.at("dur").get<double>();
   }
-  // At most four travel at a time; what is read from files is called so.
-  EXPECT_EQ(names, (std::set<std::string>{"rank 3 inference", "read", "transport", "transport 2",
-                                          "transport 3", "transport 4"}));
+  // At most three travel at a time; what is read from files is called so.
+  EXPECT_EQ(names,
+            (std::set<std::string>{"rank 3 inference", "read", "transport", "transport 2", "transport 3"}));
 }
 
 }  // namespace

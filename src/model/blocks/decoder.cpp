@@ -37,6 +37,16 @@ Decoder::Decoder(DecoderParts parts) : parts_(std::move(parts)) {
 
 std::vector<Parameter> Decoder::parameters(const EngineLayout& layout, const EngineRank& rank) const {
   if (layout.canonical()) return canonical_parameters(catalog_);
+  try {
+    return cut_parameters(layout, rank);
+  } catch (const InputError& error) {
+    // What does not fit together are the quantised tensors that the config asks for.
+    const std::string file = parts_.stored ? parts_.stored->place().file : parts_.origin;
+    throw InputError(fmt::format("{}: {}", file, error.what()));
+  }
+}
+
+std::vector<Parameter> Decoder::cut_parameters(const EngineLayout& layout, const EngineRank& rank) const {
   const Linears linears(catalog_, layout, stored_quantizer());
   const EngineCut cut{catalog_,
                       layout,
@@ -113,6 +123,10 @@ std::optional<std::string> Decoder::copy_of(std::string_view stored_name) const 
 
 const LayerBlocks& Decoder::blocks(std::int64_t layer) const {
   return parts_.kinds.at(parts_.kind_of ? parts_.kind_of(layer) : 0);
+}
+
+QuantizationPlace Decoder::quantization_place() const {
+  return parts_.stored ? parts_.stored->place() : QuantizationPlace{};
 }
 
 std::optional<Quantizer> Decoder::stored_quantizer() const {

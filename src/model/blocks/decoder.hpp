@@ -45,9 +45,12 @@ class Decoder final : public Family {
   std::optional<StoredForm> other_stored_form(const Tensor& tensor) const override;
   bool may_ignore(std::string_view stored_name) const override;
   std::optional<std::string> copy_of(std::string_view stored_name) const override;
+  QuantizationPlace quantization_place() const override;
 
  private:
   const LayerBlocks& blocks(std::int64_t layer) const;
+  /// Of an engine that fuses and cuts them.
+  std::vector<Parameter> cut_parameters(const EngineLayout& layout, const EngineRank& rank) const;
   std::optional<Quantizer> stored_quantizer() const;
   /// Throws UsageError for trainers of a model whose checkpoints hold codes.
   void require_values(const TrainerLayout& layout) const;

@@ -63,15 +63,23 @@ AttentionSizes attention_sizes(SizeFields& sizes, const ModelConfig& config,
   attention.kv_heads = defaults.kv_heads || config.is_null(kv_heads)
                            ? sizes.integer_or(kv_heads, attention.heads)
                            : sizes.integer(kv_heads);
+  if (defaults.head_dim > 0 && config.is_null({"head_dim"})) {
+    throw InputError(
+        fmt::format("{}: field 'head_dim' is null, which transformers does not take for this model; "
+                    "write the number, or leave the field out where it is {}",
+                    config.origin(), defaults.head_dim));
+  }
   attention.head_dim = config.integer_or(
       {"head_dim"}, defaults.head_dim > 0 ? defaults.head_dim : attention.hidden / attention.heads);
   if (attention.head_dim < 1) {
     throw InputError(config.origin() +
-                     ": hidden_size is less than num_attention_heads and head_dim is missing");
+                     ": hidden_size is less than num_attention_heads and head_dim is missing; add it");
   }
   if (attention.heads % attention.kv_heads != 0) {
-    throw InputError(fmt::format("{}: num_attention_heads {} is no multiple of num_key_value_heads {}",
-                                 config.origin(), attention.heads, attention.kv_heads));
+    throw InputError(
+        fmt::format("{}: num_attention_heads {} is no multiple of num_key_value_heads {}; is it the model's "
+                    "own config.json?",
+                    config.origin(), attention.heads, attention.kv_heads));
   }
   return attention;
 }
