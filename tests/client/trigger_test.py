@@ -116,7 +116,7 @@ class Trigger(unittest.TestCase):
             with self.server_that_says(wrong):
                 self.refused(65, "the server's answer: .*on both sides")
         with self.server_that_says(b"{"):
-            self.refused(74, "has ended before its answer; .*is the server gone")
+            self.refused(74, r"has ended before its answer, and its log says why; start it again$")
         with self.server_that_says():
             self.refused(76, "no answer within 0.2 s", timeout=0.2)
 

@@ -43,7 +43,7 @@ def trigger(folder, version=None, queue=True, timeout=1800.0):
     try:
         line = _ask(server["socket"], json.dumps(request).encode() + b"\n", timeout)
     except _Gone as gone:
-        raise _error(74, f"{path} (process {server['pid']}): {gone}; is the server gone? then start it again") from None
+        raise _error(74, f"{path} (process {server['pid']}): {gone}") from None
     answer = _parse(line)
     if answer["code"] != 0:
         raise _error(answer["code"], answer["error"])
@@ -97,7 +97,7 @@ def _find(path):
             "--model CONFIG_JSON --inference LAYOUT",
         ) from None
     except OSError as error:
-        raise _error(74, f"{path}: {error.strerror}") from None
+        raise _error(74, f"{path}: {error.strerror}; check the permissions") from None
     remedy = "start the server again with this version of the program"
     if len(text) > _MOST_FILE_BYTES:
         raise _error(65, f"{path}: is longer than {_MOST_FILE_BYTES} bytes; {remedy}")
@@ -137,10 +137,11 @@ def _ask(name, request, timeout):
         except socket.timeout:
             raise silent from None
         except (OSError, ValueError) as error:
-            raise _Gone(f"nobody listens at {name}: {getattr(error, 'strerror', None) or error}") from None
+            reason = getattr(error, "strerror", None) or error
+            raise _Gone(f"nobody listens at {name}: {reason}; is the server gone? then start it again") from None
         _, user, _ = struct.unpack("iII", server.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))
         if user != os.getuid():
-            raise _Gone(f"{name}: another user listens there")
+            raise _Gone(f"{name}: another user listens there; start the server again, with a TMPDIR of its own")
         try:
             left()
             server.sendall(request)
@@ -158,7 +159,7 @@ def _ask(name, request, timeout):
             except OSError:
                 piece = b""
             if not piece:
-                raise _Gone("the server has ended before its answer; its log says why")
+                raise _Gone("the server has ended before its answer, and its log says why; start it again")
             answer += piece
         return answer
 
