@@ -329,7 +329,7 @@ def _different_boxes(one, a, other, b):
                     yield f"{_said(box)} come from {_part(of, box)} and from {_part(against, box)}"
             if covered != of[1] * of[3]:
                 which = "first", "second"
-                yield f"{_said(of)} come from {_part(of, of)} in the {which[index]} map and from nothing in the {which[1 - index]}"
+                yield f"{_said(of[:4])} come from {_part(of, of[:4])} in the {which[index]} map and from nothing in the {which[1 - index]}"
 
 
 def _fills(landing, parameter):
@@ -349,10 +349,9 @@ def _part(fill, box):
     top, rows, left, cols = box
     if tensor is None:
         return "zero"
-    if turned and rows * cols > 1 and not (rows == 1 and cols == 1):
-        return f"{tensor} {_said([from_row + left - col, cols, from_col + top - row, rows])}, transposed"
     if turned:
-        return f"{tensor} {_said([from_row + left - col, 1, from_col + top - row, 1])}"
+        transposed = ", transposed" if rows * cols > 1 else ""  # one element is the same box both ways
+        return f"{tensor} {_said([from_row + left - col, cols, from_col + top - row, rows])}{transposed}"
     return f"{tensor} {_said([from_row + top - row, rows, from_col + left - col, cols])}"
 
 

@@ -44,8 +44,18 @@ _NO_KERNEL = "none here, unpadded"
 def learn(model, tensor=1, pipeline=1, expert_parallel=False, dtype="auto"):
     """The map of an engine of tensor * pipeline ranks that serves the folder `model`, one rank after the other in this process,
     which must be no rank of anything. Raises Error."""
+    config = config_of(model, tensor, pipeline, expert_parallel, dtype)
+    learned = []
+    for rank in range(tensor * pipeline):
+        with as_rank(config, rank), any_kernel():
+            learned.append(learn_rank(config))
+    return joined(config, learned)
+
+
+def config_of(model, tensor=1, pipeline=1, expert_parallel=False, dtype="auto"):
+    """vLLM's configuration of such an engine. Raises Error."""
     try:
-        config = EngineArgs(
+        return EngineArgs(
             model=str(model),
             skip_tokenizer_init=True,
             dtype=dtype,
@@ -56,11 +66,6 @@ def learn(model, tensor=1, pipeline=1, expert_parallel=False, dtype="auto"):
         ).create_engine_config()
     except Exception as error:
         raise Error(64, f"vLLM refuses {model}: {first_line(error)}") from None
-    learned = []
-    for rank in range(tensor * pipeline):
-        with _as_rank(config, rank), _any_kernel():
-            learned.append(learn_rank(config))
-    return joined(config, learned)
 
 
 class Learned(typing.NamedTuple):
@@ -148,7 +153,10 @@ def learn_rank(config):
     try:
         with set_current_vllm_config(config):
             with recorder, torch.device(config.device_config.device):
-                model = initialize_model(config)
+                try:
+                    model = initialize_model(config)
+                except Exception as error:
+                    raise Error(65, f"vLLM cannot build the model of {config.model_config.model}: {first_line(error)}") from error
             state = _tensors.State(model).tensors()
             recorder.forget_before(state.values())
             tensors = checkpoint_of(config, model)
@@ -234,7 +242,7 @@ def _apart(config):
 
 
 @contextlib.contextmanager
-def _as_rank(config, rank):
+def as_rank(config, rank):
     """This process is one rank of an engine of which no other one runs: its groups do nothing."""
     parallel = config.parallel_config
     parallel.rank = rank
@@ -261,7 +269,7 @@ def _as_rank(config, rank):
 
 
 @contextlib.contextmanager
-def _any_kernel():
+def any_kernel():
     """Where this machine has no kernel for a model's experts they lie unpadded; which one attention has changes no weight."""
     experts, attention = unquantized_fused_moe_method.select_unquantized_moe_backend, current_platform.get_attn_backend_cls
     check = FusedMoEConfig.__post_init__
