@@ -196,6 +196,13 @@ Placement LiveEnds::choose_placement() {
   control_.agreement.maximum(std::span<std::int64_t>(on_gpu));
   const bool gpu = on_gpu[0] > 0;
   control_.agreement.together([&] {
+    if (gpu && engine_manifest_ && engine_manifest_->window()) {
+      throw InputError(
+          engine_manifest_->path +
+          ": its tensors come through a window, which is in the host's memory, and other memory is "
+          "on GPUs; publish what the job reads and writes in the host's memory, so that it runs "
+          "over MPI");
+    }
     if (gpu && on_gpu[1] > 0 && engine_manifest_ && to.empty()) {
       throw InputError(engine_manifest_->path +
                        ": this engine's memory is the host's, and other memory is on GPUs; move all engines "
@@ -252,7 +259,9 @@ std::shared_ptr<ParameterMemory> LiveEnds::parameters(const Family& family,
                                                       const EngineLayout& layout) const {
   if (!engine_) return nullptr;
   require_published_layout(engine_->manifest(), layout);
-  return layout.canonical() ? live_canonical_memory(engine_, family) : live_parameter_memory(engine_, family);
+  const std::chrono::seconds patience = patience_of(options_);
+  return layout.canonical() ? live_canonical_memory(engine_, family, patience)
+                            : live_parameter_memory(engine_, family, patience);
 }
 
 std::unique_ptr<Source> LiveEnds::source(const Plan& plan, const Catalog& catalog,

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <string_view>
 #include <utility>
@@ -52,6 +53,20 @@ void describe(const Options& options, const Model& model, const Plan& plan, cons
   report.routes = plan.routes();
   report.staging_bytes_per_rank = plan.staging_bytes_per_rank();
   report.plan_hash = fmt::format("{:016x}", plan.hash);
+}
+
+/// Which bytes of the engines' parameters take which way. Collective.
+void describe_landing(Control& control, const Session& session, JobReport& report) {
+  std::array<std::uint64_t, 2> bytes{0, 0};
+  const ParameterWindow* const window = session.memory().window();
+  for (std::size_t p = 0; p < session.share().parameters.size(); ++p) {
+    const std::span<const std::byte> parameter = session.parameter(p);
+    const bool direct = window == nullptr || !window->tensor_at(parameter.data());
+    bytes[direct ? 0 : 1] += parameter.size();
+  }
+  control.agreement.sum(std::span<std::uint64_t>(bytes));
+  report.direct_bytes = static_cast<std::int64_t>(bytes[0]);
+  report.loader_bytes = static_cast<std::int64_t>(bytes[1]);
 }
 
 /// What the start was made of; each part is the slowest rank's.
@@ -147,6 +162,7 @@ void UpdateJob::write_trace() {
 
 void UpdateJob::print_head() {
   describe(options_, model_, session_->plan(), placement_, report_);
+  describe_landing(control_, *session_, report_);
   describe_start(control_, *session_, placement_, startup_seconds_, report_);
   const std::vector<std::string> hosts = control_.agreement.gather(control_.host());
   const std::vector<std::string> devices = control_.agreement.gather(placement_.device);

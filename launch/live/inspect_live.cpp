@@ -47,9 +47,11 @@ std::string age_text(std::int64_t seconds) {
 std::string memory_text(const Manifest& manifest) {
   const bool shared = std::any_of(manifest.segments.begin(), manifest.segments.end(),
                                   [](const LiveSegment& s) { return s.kind == SegmentKind::kShared; });
-  const std::string device = manifest.device();
-  if (device.empty()) return shared ? "shared memory" : "none";
-  return shared ? device + ", shared memory" : device;
+  std::vector<std::string> kinds;
+  if (const std::string device = manifest.device(); !device.empty()) kinds.push_back(device);
+  if (shared) kinds.emplace_back("shared memory");
+  if (manifest.window()) kinds.emplace_back("window");
+  return kinds.empty() ? "none" : fmt::format("{}", fmt::join(kinds, ", "));
 }
 
 std::int64_t bytes_of(const Manifest& manifest) {

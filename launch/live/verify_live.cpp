@@ -151,6 +151,11 @@ Engines open_engines(const std::string& directory, const EngineLayout& layout) {
   Engines engines;
   for (const Manifest& manifest : manifests) {
     require_published_layout(manifest, layout);
+    if (manifest.window()) {
+      throw UsageError(manifest.path +
+                       ": its own loader takes tensors out of a window, and what it made of them is not "
+                       "published; ask the engine for the digests of its parameters");
+    }
     if (reach_of(manifest) == Reach::kOtherHost) {
       engines.elsewhere.push_back(fmt::format("engine {} on {}", manifest.rank, manifest.host));
       continue;

@@ -88,23 +88,7 @@ void await_job_step(weightcast_export& e, std::uint64_t word, double until) {
   const bool written = state == WEIGHTCAST_WRITING || state == WEIGHTCAST_WRITTEN;
   const double left = until - now();
   await_in_piece(e, word, !written && left < kLook ? left : kLook);
-  // At rest there is no update whose job step could be gone, and its lock is not to be in a new one's way.
-  if (is_at_rest(WEIGHTCAST_STATE_OF(word)) || load_word(*e.block) != word ||
-      !take_lock(e.block_file, WEIGHTCAST_LOCK_UPDATE)) {
-    return;
-  }
-  settle_after_death(e, until);
-  drop_lock(e.block_file, WEIGHTCAST_LOCK_UPDATE);
-}
-
-int not_paused(const weightcast_export& e, weightcast_state state) {
-  if (state == WEIGHTCAST_INVALID) {
-    return fail(WEIGHTCAST_IS_INVALID,
-                "no version is in memory: %s; wait for an update, or load one and call weightcast_serve",
-                e.block->cause);
-  }
-  return fail(WEIGHTCAST_REFUSED, "the update did not take place, go on with what was there: %s",
-              e.block->reason);
+  settle_if_dead(e, word, until);
 }
 
 /// Nothing came in time: what the engine had it still has, be it no version.
@@ -140,6 +124,7 @@ int await_version(weightcast_export& e, std::uint64_t question, double seconds, 
     }
     switch (WEIGHTCAST_STATE_OF(word)) {
       case WEIGHTCAST_ASKED:
+        clear_window(e);
         paused = change_word(block, word, WEIGHTCAST_WORD(WEIGHTCAST_PAUSED, WEIGHTCAST_UPDATE_OF(word))) ||
                  paused;
         continue;
@@ -155,6 +140,9 @@ int await_version(weightcast_export& e, std::uint64_t question, double seconds, 
         if (!change_word(block, word, rest_word(block, word))) continue;
         return nothing_came(e, static_cast<weightcast_state>(block.rest), seconds);
       case WEIGHTCAST_WRITING:
+        if (e.window < 0) break;
+        if (version != nullptr) *version = block.asked;
+        return WEIGHTCAST_OK;
       case WEIGHTCAST_WRITTEN:
         break;
       default:
@@ -192,6 +180,26 @@ void leave_update(weightcast_export& e, const char* reason) {
 }
 
 }  // namespace
+
+void settle_if_dead(weightcast_export& e, std::uint64_t word, double until) {
+  // At rest there is no update whose job step could be gone, and its lock is not to be in a new one's way.
+  if (is_at_rest(WEIGHTCAST_STATE_OF(word)) || load_word(*e.block) != word ||
+      !take_lock(e.block_file, WEIGHTCAST_LOCK_UPDATE)) {
+    return;
+  }
+  settle_after_death(e, until);
+  drop_lock(e.block_file, WEIGHTCAST_LOCK_UPDATE);
+}
+
+int not_paused(const weightcast_export& e, weightcast_state state) {
+  if (state == WEIGHTCAST_INVALID) {
+    return fail(WEIGHTCAST_IS_INVALID,
+                "no version is in memory: %s; wait for an update, or load one and call weightcast_serve",
+                e.block->cause);
+  }
+  return fail(WEIGHTCAST_REFUSED, "the update did not take place, go on with what was there: %s",
+              e.block->reason);
+}
 
 }  // namespace weightcast::client
 
@@ -258,7 +266,9 @@ extern "C" int weightcast_resume(weightcast_export* e) {
   if (const int code = require_engine(e); code != WEIGHTCAST_OK) return code;
   const std::uint64_t word = load_word(*e->block);
   if (WEIGHTCAST_STATE_OF(word) != WEIGHTCAST_COMMITTED)
-    return fail(WEIGHTCAST_BAD_ARGUMENT, "nothing has been committed; call weightcast_pause first");
+    return fail(WEIGHTCAST_BAD_ARGUMENT,
+                "nothing has been committed; call weightcast_pause first, and where there is a window "
+                "weightcast_landed until it has no more");
   e->block->version = e->block->asked;
   change_word(*e->block, word, WEIGHTCAST_WORD(WEIGHTCAST_SERVING, WEIGHTCAST_UPDATE_OF(word)));
   return WEIGHTCAST_OK;

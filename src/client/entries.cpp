@@ -1,6 +1,7 @@
 #include <errno.h>
 #include <search.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <cinttypes>
 #include <cstdio>
@@ -122,6 +123,12 @@ int require_apart(const weightcast_export& e) {
   return code;
 }
 
+std::int64_t bytes_of_entry(const Entry& entry) {
+  std::int64_t bytes = bytes_of(entry);
+  for (int i = 0; i < entry.dims; ++i) bytes *= entry.shape[i];
+  return bytes;
+}
+
 void free_entries(weightcast_export& e) {
   ::tdestroy(e.names, ::free);
   for (int i = 0; i < e.entries.size; ++i) {
@@ -179,6 +186,14 @@ extern "C" int weightcast_add_entry(weightcast_export* e, const char* name, cons
                 "%s: ends behind its segment of %" PRId64
                 " bytes; give it a place within, or a larger segment",
                 name, e->segments.items[segment].bytes);
+  }
+  // The memory of a tensor of a window is given back in pages.
+  if (e->segments.items[segment].limit > 0 && (offset % ::sysconf(_SC_PAGESIZE) != 0 || strides != nullptr)) {
+    return fail(
+        WEIGHTCAST_BAD_ARGUMENT,
+        "%s: in a window a tensor begins with a page and lies without gaps; give it an offset that %ld "
+        "divides, and no strides",
+        name, ::sysconf(_SC_PAGESIZE));
   }
   entry.name = ::strdup(name);
   if (entry.name == nullptr) return fail_with_errno("an entry");

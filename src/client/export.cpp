@@ -50,6 +50,32 @@ int require_writable_folder(const char* folder) {
   return fail_with_errno("%s: this user cannot write into the folder; change that, or name another", folder);
 }
 
+/// Makes shared memory a segment; a window where `limit` is not 0.
+int add_shared_segment(weightcast_export& e, std::int64_t bytes, std::int64_t limit, void** memory,
+                       int* segment) {
+  if (const int code = require_given(memory, "the place for the memory"); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_given(segment, "the place for the segment"); code != WEIGHTCAST_OK)
+    return code;
+  if (bytes <= 0) return fail(WEIGHTCAST_BAD_ARGUMENT, "a segment of %" PRId64 " bytes; ask for some", bytes);
+  Segment* added = append(e.segments);
+  if (added == nullptr) return fail_with_errno("a segment");
+  char number[16];
+  std::snprintf(number, sizeof number, "%d", e.shared_segments);
+  name_of_memory(added->name, sizeof added->name, ::getuid(), e.generation, number);
+  added->bytes = bytes;
+  added->limit = limit;
+  added->memory = limit == 0 ? make_memory(e, added->name, bytes)
+                             : make_sparse_memory(e, added->name, bytes, limit < bytes ? limit : bytes);
+  if (added->memory == nullptr) {
+    --e.segments.size;
+    return WEIGHTCAST_REFUSED;
+  }
+  ++e.shared_segments;
+  *memory = added->memory;
+  *segment = e.segments.size - 1;
+  return WEIGHTCAST_OK;
+}
+
 void free_all(weightcast_export* e) {
   free_entries(*e);
   close_pieces(*e);
@@ -232,25 +258,22 @@ extern "C" int weightcast_open(const char* folder, const char* role, int rank, i
 
 extern "C" int weightcast_add_segment(weightcast_export* e, int64_t bytes, void** memory, int* segment) {
   if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
-  if (const int code = require_given(memory, "the place for the memory"); code != WEIGHTCAST_OK) return code;
-  if (const int code = require_given(segment, "the place for the segment"); code != WEIGHTCAST_OK)
-    return code;
-  if (bytes <= 0) return fail(WEIGHTCAST_BAD_ARGUMENT, "a segment of %" PRId64 " bytes; ask for some", bytes);
-  Segment* added = append(e->segments);
-  if (added == nullptr) return fail_with_errno("a segment");
-  char number[16];
-  std::snprintf(number, sizeof number, "%d", e->shared_segments);
-  name_of_memory(added->name, sizeof added->name, ::getuid(), e->generation, number);
-  added->bytes = bytes;
-  added->memory = make_memory(*e, added->name, bytes);
-  if (added->memory == nullptr) {
-    --e->segments.size;
-    return WEIGHTCAST_REFUSED;
+  return add_shared_segment(*e, bytes, 0, memory, segment);
+}
+
+extern "C" int weightcast_add_window(weightcast_export* e, int64_t bytes, int64_t limit, void** memory,
+                                     int* segment) {
+  if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
+  if (!e->engine)
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "only an engine has a window; a trainer adds segments");
+  if (e->window >= 0) return fail(WEIGHTCAST_BAD_ARGUMENT, "there is a window already; one is all there is");
+  if (limit <= 0) {
+    return fail(WEIGHTCAST_BAD_ARGUMENT,
+                "a window that %" PRId64 " bytes may be in at once; let there be some", limit);
   }
-  ++e->shared_segments;
-  *memory = added->memory;
-  *segment = e->segments.size - 1;
-  return WEIGHTCAST_OK;
+  const int code = add_shared_segment(*e, bytes, limit, memory, segment);
+  if (code == WEIGHTCAST_OK) e->window = *segment;
+  return code;
 }
 
 extern "C" int weightcast_publish(weightcast_export* e) {
@@ -263,7 +286,11 @@ extern "C" int weightcast_publish(weightcast_export* e) {
     // not hardened this fails, and need not succeed.
     if (e->segments.items[i].pieces.size > 0) ::prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);
   }
-  if (const int code = write_manifest(*e); code != WEIGHTCAST_OK) return code;
+  if (const int code = make_window_list(*e); code != WEIGHTCAST_OK) return code;
+  if (const int code = write_manifest(*e); code != WEIGHTCAST_OK) {
+    drop_window_list(*e);
+    return code;
+  }
   e->published = true;
   return WEIGHTCAST_OK;
 }
@@ -295,6 +322,7 @@ extern "C" int weightcast_close(weightcast_export* e, double seconds) {
     const Segment& segment = e->segments.items[i];
     if (segment.memory != nullptr) ::munmap(segment.memory, static_cast<std::size_t>(segment.bytes));
   }
+  if (free_memory) drop_window_list(*e);
   ::munmap(e->block, WEIGHTCAST_BLOCK_BYTES);
   ::close(e->block_file);
   free_all(e);

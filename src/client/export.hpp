@@ -10,6 +10,7 @@
 #include "client/entry_rules.h"
 #include "client/gpu_memory.hpp"
 #include "client/weightcast/client.h"
+#include "client/window_list.h"
 
 namespace weightcast::client {
 
@@ -43,12 +44,13 @@ struct Segment {
   char name[64] = "";  ///< of shared memory; empty on a GPU
   void* memory = nullptr;
   std::int64_t bytes = 0;
-  GpuAllocation gpu;   ///< that of the first byte
-  List<Piece> pieces;  ///< on a GPU, where there is no handle: one behind the other
+  std::int64_t limit = 0;  ///< of a window: bytes that may be in it at once; 0: it is none
+  GpuAllocation gpu;       ///< that of the first byte
+  List<Piece> pieces;      ///< on a GPU, where there is no handle: one behind the other
 };
 
 /// The calls that wait.
-enum class Call { kNone, kPause, kOffer, kSettle, kClose };
+enum class Call { kNone, kPause, kLanded, kOffer, kSettle, kClose };
 
 /// A wait that is under way, also while its call has come back to be made again.
 struct Wait {
@@ -99,6 +101,10 @@ struct weightcast_export {
   weightcast_block* block = nullptr;
   weightcast::client::List<weightcast::client::Segment> segments;
   int shared_segments = 0;  ///< made by the client, named by their numbers among themselves
+  int window = -1;          ///< the segment that is one
+  char list_name[64] = "";
+  weightcast_window_list* list = nullptr;  ///< the window's, once it is published
+  std::uint32_t handed = 0;                ///< numbers of the list that the caller has been given
   weightcast::client::List<weightcast::client::Entry> entries;
   void* names = nullptr;  ///< of the entries, aliases too: a tree of tsearch()
 };
@@ -123,11 +129,30 @@ void await_in_piece(const weightcast_export& e, std::uint64_t word, double secon
 /// What the call returns, `code`; unless it comes back to be made again, the wait is over.
 int end_wait(weightcast_export& e, int code);
 
+/// Settles what a job step that is gone has left, of an engine whose word was `word`. A folder that does not
+/// say whether the version was committed is looked at again until the time `until`.
+void settle_if_dead(weightcast_export& e, std::uint64_t word, double until);
+
+/// Fails for an engine that has not been given a version: why, by its state.
+int not_paused(const weightcast_export& e, weightcast_state state);
+
+/// Makes the list of the window's tensors, where there is a window; fails when the system refuses.
+int make_window_list(weightcast_export& e);
+
+/// Unmaps and removes it, where there is one.
+void drop_window_list(weightcast_export& e);
+
+/// Gives all memory of the window back, and empties its list. Only while no job step writes.
+void clear_window(weightcast_export& e);
+
 /// Takes back what a trainer offers; fails while it is being read.
 int abandon_offer(weightcast_export& e);
 
 /// Fails for entries that lie in one another's memory.
 int require_apart(const weightcast_export& e);
+
+/// Of its elements.
+std::int64_t bytes_of_entry(const Entry& entry);
 
 /// Frees what an export knows of its entries.
 void free_entries(weightcast_export& e);

@@ -61,10 +61,15 @@ void put_variable(FILE* out, const char* name, const char* variable) {
   if (value != nullptr) put_field(out, name, value);
 }
 
-void put_segment(FILE* out, const Segment& segment) {
+/// `list` is the name of the window's.
+void put_segment(FILE* out, const Segment& segment, const char* list) {
   if (segment.memory != nullptr) {
-    std::fputs("{\"kind\": \"shm\"", out);
+    std::fprintf(out, "{\"kind\": \"%s\"", segment.limit > 0 ? "window" : "shm");
     put_field(out, "name", segment.name);
+    if (segment.limit > 0) {
+      put_field(out, "list", list);
+      std::fprintf(out, ", \"limit\": %" PRId64, segment.limit);
+    }
   } else if (segment.gpu.has_handle) {
     std::fputs("{\"kind\": \"cuda_ipc\", \"handle\": \"", out);
     for (const unsigned char byte : segment.gpu.handle) std::fprintf(out, "%02x", byte);
@@ -127,7 +132,7 @@ void put_manifest(FILE* out, const weightcast_export& e) {
   std::fputs(",\n\"segments\": [", out);
   for (int i = 0; i < e.segments.size; ++i) {
     std::fputs(i == 0 ? "\n" : ",\n", out);
-    put_segment(out, e.segments.items[i]);
+    put_segment(out, e.segments.items[i], e.list_name);
   }
   std::fputs("],\n\"entries\": [", out);
   for (int i = 0; i < e.entries.size; ++i) {

@@ -28,17 +28,30 @@ int no_memory(const weightcast_export& e) {
       e.engine ? "engine" : "trainer", e.rank);
 }
 
+/// Bytes that /dev/shm, in which `file` lies, still has.
+std::int64_t room_beside(int file) {
+  struct statvfs shm = {};
+  return ::fstatvfs(file, &shm) == 0 ? static_cast<std::int64_t>(shm.f_bavail * shm.f_frsize) : 0;
+}
+
 /// Of `bytes` that /dev/shm, in which `file` lies, does not have.
 void no_room(const weightcast_export& e, int file, std::int64_t bytes) {
   const int error = errno;
-  struct statvfs shm = {};
-  if (::fstatvfs(file, &shm) != 0) shm = {};
+  const std::int64_t room = room_beside(file);
   errno = error;
   fail_with_errno("%s rank %d: there is no room for %" PRId64 " bytes in /dev/shm, of which %" PRId64
                   " are free; remove what dead exporters have left (weightcast hosts --clean %s), or make it "
                   "larger (docker run --shm-size)",
-                  e.engine ? "engine" : "trainer", e.rank, bytes,
-                  static_cast<std::int64_t>(shm.f_bavail * shm.f_frsize), e.folder);
+                  e.engine ? "engine" : "trainer", e.rank, bytes, room, e.folder);
+}
+
+/// Null when the system refuses.
+void* map(const weightcast_export& e, int file, std::int64_t bytes) {
+  void* memory =
+      ::mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (memory != MAP_FAILED) return memory;
+  no_memory(e);
+  return nullptr;
 }
 
 /// Maps `bytes` of a new file, all of them reserved: what the system has no room for is an error now and not
@@ -51,11 +64,21 @@ void* reserve(const weightcast_export& e, int file, std::int64_t bytes) {
     no_room(e, file, bytes);
     return nullptr;
   }
-  void* memory =
-      ::mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-  if (memory != MAP_FAILED) return memory;
-  no_memory(e);
-  return nullptr;
+  return map(e, file, bytes);
+}
+
+/// Maps `bytes` of a new file, of which `limit` have room now. Null when the system refuses.
+void* map_sparse(const weightcast_export& e, int file, std::int64_t bytes, std::int64_t limit) {
+  if (::ftruncate(file, bytes) != 0) {
+    no_memory(e);
+    return nullptr;
+  }
+  if (limit > room_beside(file)) {
+    errno = ENOSPC;
+    no_room(e, file, limit);
+    return nullptr;
+  }
+  return map(e, file, bytes);
 }
 
 /// Calls `visit(rest)` with what follows `prefix` in the name of each shared memory that begins with it.
@@ -81,18 +104,29 @@ bool unlink_memory(const char* name) {
   return ::shm_unlink(name) == 0 || errno == ENOENT;
 }
 
-}  // namespace
-
-void* make_memory(const weightcast_export& e, const char* name, std::int64_t bytes) {
+/// A new file of that name, mapped by `map_file(file)`. Null when the system refuses.
+template <typename MapFile>
+void* make_memory_by(const weightcast_export& e, const char* name, MapFile map_file) {
   const int file = ::shm_open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (file < 0) {
     no_memory(e);
     return nullptr;
   }
-  void* memory = reserve(e, file, bytes);
+  void* memory = map_file(file);
   if (memory == nullptr) ::shm_unlink(name);
   ::close(file);
   return memory;
+}
+
+}  // namespace
+
+void* make_memory(const weightcast_export& e, const char* name, std::int64_t bytes) {
+  return make_memory_by(e, name, [&](int file) { return reserve(e, file, bytes); });
+}
+
+void* make_sparse_memory(const weightcast_export& e, const char* name, std::int64_t bytes,
+                         std::int64_t limit) {
+  return make_memory_by(e, name, [&](int file) { return map_sparse(e, file, bytes, limit); });
 }
 
 int make_block(weightcast_export& e) {
@@ -138,6 +172,7 @@ void remove_memory(const weightcast_export& e) {
     const Segment& segment = e.segments.items[i];
     if (segment.memory != nullptr) gone = unlink_memory(segment.name) && gone;
   }
+  if (e.list != nullptr) gone = unlink_memory(e.list_name) && gone;
   if (gone) unlink_memory(e.block_name);
 }
 

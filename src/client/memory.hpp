@@ -10,6 +10,10 @@ namespace weightcast::client {
 /// Shared memory of that name, made here; null, having called fail(), when the system refuses.
 void* make_memory(const weightcast_export& e, const char* name, std::int64_t bytes);
 
+/// The same without memory behind it but what is written: there must be room for `limit` bytes of it now.
+void* make_sparse_memory(const weightcast_export& e, const char* name, std::int64_t bytes,
+                         std::int64_t limit);
+
 /// Makes the control block. It is given its name last, when it is locked: nobody may take it for a dead
 /// exporter's. Returns a code, having called fail().
 int make_block(weightcast_export& e);

@@ -21,8 +21,10 @@ Exporter::Exporter(Manifest manifest, Access access)
         fmt::format("{}: its exporter, process {}, is gone; start it again", manifest_.path, manifest_.pid));
   }
   for (const LiveSegment& segment : manifest_.segments) {
-    if (segment.kind == SegmentKind::kShared) {
-      segments_.push_back(std::make_shared<SharedMemory>(manifest_, segment, access));
+    if (segment.on_host()) {
+      auto memory = std::make_shared<SharedMemory>(manifest_, segment, access);
+      if (segment.kind == SegmentKind::kWindow) window_ = memory.get();
+      segments_.push_back(std::move(memory));
     } else {
       segments_.push_back(open_gpu_segment(manifest_, segment));
     }

@@ -30,6 +30,8 @@ class Exporter {
 
   const Manifest& manifest() const { return manifest_; }
   std::span<const std::shared_ptr<Memory>> segments() const { return segments_; }
+  /// The segment that is a window; null where there is none.
+  SharedMemory* window() const { return window_; }
 
   /// Takes the exporter for an update; `owner` says who has it. Throws IoError naming the holder when another
   /// job step has it. False while the exporter has yet to see that an earlier job step is gone: it needs the
@@ -79,6 +81,7 @@ class Exporter {
   OpenBlock block_;
   bool taken_ = false;
   std::vector<std::shared_ptr<Memory>> segments_;
+  SharedMemory* window_ = nullptr;  ///< one of them
 };
 
 }  // namespace weightcast

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "live/live_window.hpp"
 #include "source/binding.hpp"
 
 namespace weightcast {
@@ -99,6 +100,13 @@ std::vector<std::shared_ptr<Memory>> segments_of(const std::shared_ptr<Exporter>
   return segments;
 }
 
+/// Null where the engine has none.
+std::shared_ptr<ParameterWindow> window_of(const std::shared_ptr<Exporter>& exporter,
+                                           std::chrono::seconds patience) {
+  if (!exporter->window()) return nullptr;
+  return std::make_shared<LiveWindow>(exporter, patience);
+}
+
 /// Whether a tensor of an engine is a parameter by its name. Others are tables that it has made itself:
 /// scales of its cache, maps of experts, frequencies.
 bool is_parameter(std::string_view name) {
@@ -107,12 +115,16 @@ bool is_parameter(std::string_view name) {
 
 class LiveParameters final : public ParameterMemory {
  public:
-  LiveParameters(const std::shared_ptr<Exporter>& exporter, const Family& family)
+  LiveParameters(const std::shared_ptr<Exporter>& exporter, const Family& family,
+                 std::chrono::seconds patience)
       : manifest_(exporter->manifest()), family_(family) {
     allocations_ = segments_of(exporter);
+    window_ = window_of(exporter, patience);
   }
 
-  std::int64_t bytes_to_allocate(const Share& /*share*/) const override { return 0; }
+  std::int64_t bytes_to_allocate(const Share& /*share*/) const override {
+    return window_ ? window_->limit() : 0;
+  }
 
   void open(const Share& share) override {
     for (const LiveEntry* entry : parameter_entries(manifest_, share.parameters, family_)) {
@@ -154,8 +166,7 @@ const LiveEntry& PublishedTensors::parameter(const Parameter& parameter) const {
   }
   require_contiguous(manifest_, entry);
   // All parameters are where the wire ends: on the host, or on the GPU where there is one.
-  if (manifest_.device().empty() || manifest_.segments[entry.segment].kind != SegmentKind::kShared)
-    return entry;
+  if (manifest_.device().empty() || !manifest_.segments[entry.segment].on_host()) return entry;
   throw InputError(
       fmt::format("{}: parameter {} is in the host's memory, others on {}; move the whole model there",
                   manifest_.path, entry.name, manifest_.device()));
@@ -194,7 +205,7 @@ HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpo
                       "the model's type",
                       manifest.path, stored.name, dtype_name(stored.dtype), dtype_name(tensor.dtype)));
     }
-    if (!manifest.device().empty() && manifest.segments[entry.segment].kind == SegmentKind::kShared) {
+    if (!manifest.device().empty() && manifest.segments[entry.segment].on_host()) {
       throw InputError(
           fmt::format("{}: tensor {} is in the host's memory, others on {}; move the whole model there",
                       manifest.path, stored.name, manifest.device()));
@@ -285,13 +296,14 @@ std::vector<const LiveEntry*> parameter_entries(const Manifest& manifest,
 }
 
 std::shared_ptr<ParameterMemory> live_canonical_memory(const std::shared_ptr<Exporter>& exporter,
-                                                       const Family& family) {
-  return given_parameter_memory(segments_of(exporter), canonical_parameters(exporter->manifest(), family));
+                                                       const Family& family, std::chrono::seconds patience) {
+  return given_parameter_memory(segments_of(exporter), canonical_parameters(exporter->manifest(), family),
+                                window_of(exporter, patience));
 }
 
 std::shared_ptr<ParameterMemory> live_parameter_memory(const std::shared_ptr<Exporter>& exporter,
-                                                       const Family& family) {
-  return std::make_shared<LiveParameters>(exporter, family);
+                                                       const Family& family, std::chrono::seconds patience) {
+  return std::make_shared<LiveParameters>(exporter, family, patience);
 }
 
 }  // namespace weightcast

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <map>
 #include <memory>
@@ -79,9 +80,10 @@ class PublishedTensors {
 /// beside them must be no weight of the model.
 std::vector<GivenParameter> canonical_parameters(const Manifest& manifest, const Family& family);
 
-/// Those tensors in the engine's memory. Throws as canonical_parameters().
+/// Those tensors in the engine's memory; where it has a window, some or all of them are there. An engine that
+/// takes nothing out of it for `patience` ends the update. Throws as canonical_parameters().
 std::shared_ptr<ParameterMemory> live_canonical_memory(const std::shared_ptr<Exporter>& exporter,
-                                                       const Family& family);
+                                                       const Family& family, std::chrono::seconds patience);
 
 /// Where a running engine has the parameters of its layout, in their order. Throws as
 /// PublishedTensors::parameter(), and InputError naming two parameters of one memory, or one that is
@@ -89,9 +91,10 @@ std::shared_ptr<ParameterMemory> live_canonical_memory(const std::shared_ptr<Exp
 std::vector<const LiveEntry*> parameter_entries(const Manifest& manifest,
                                                 std::span<const Parameter> parameters, const Family& family);
 
-/// Parameters in the memory of a running engine, on the host or on its GPU, found by their names. `exporter`
-/// is kept by the memory, which `family` must outlive. `open` throws as parameter_entries().
+/// Parameters in the memory of a running engine, on the host or on its GPU, found by their names; `patience`
+/// as above. `exporter` is kept by the memory, which `family` must outlive. `open` throws as
+/// parameter_entries().
 std::shared_ptr<ParameterMemory> live_parameter_memory(const std::shared_ptr<Exporter>& exporter,
-                                                       const Family& family);
+                                                       const Family& family, std::chrono::seconds patience);
 
 }  // namespace weightcast

@@ -86,16 +86,21 @@ LiveSegment segment_of(const Fields& fields, const Manifest& manifest) {
   LiveSegment segment;
   segment.bytes = fields.number("bytes", 1);
   const std::string kind = fields.text("kind");
-  if (kind == "shm") {
+  if (kind == "shm" || kind == "window") {
     // Counted as they are made, so that no two are one memory.
-    const auto before =
-        std::count_if(manifest.segments.begin(), manifest.segments.end(),
-                      [](const LiveSegment& other) { return other.kind == SegmentKind::kShared; });
+    const auto before = std::count_if(manifest.segments.begin(), manifest.segments.end(),
+                                      [](const LiveSegment& other) { return other.on_host(); });
     segment.name = memory_of(fields, "name", manifest, std::to_string(before));
+    if (kind == "shm") return segment;
+    if (manifest.role != Role::kEngine || manifest.window())
+      fields.refuse("kind", "is a window: an engine has one at most, a trainer none");
+    segment.kind = SegmentKind::kWindow;
+    segment.limit = fields.number("limit", 1);
+    segment.list = memory_of(fields, "list", manifest, "list");
     return segment;
   }
   if (kind != "cuda_ipc" && kind != "cuda_fd")
-    fields.refuse("kind", "is not known here: 'shm', 'cuda_ipc' and 'cuda_fd' are");
+    fields.refuse("kind", "is not known here: 'shm', 'window', 'cuda_ipc' and 'cuda_fd' are");
   const std::string device = fields.text("device");
   if (!names_gpu(device)) fields.refuse("device", "is no GPU's UUID");
   segment.device = device;
@@ -123,7 +128,7 @@ LiveSegment segment_of(const Fields& fields, const Manifest& manifest) {
 void require_one_device(const Manifest& manifest) {
   const std::string device = manifest.device();
   for (const LiveSegment& segment : manifest.segments) {
-    if (segment.kind == SegmentKind::kShared || segment.device == device) continue;
+    if (segment.on_host() || segment.device == device) continue;
     throw InputError(
         fmt::format("{}: has memory on {} and on {}; publish one GPU's from a process of its own",
                     manifest.path, device, segment.device));
@@ -176,6 +181,8 @@ LiveEntry entry_of(const json& object, const std::vector<LiveSegment>& segments,
     fields.refuse("offset", "or the shape goes beyond its segment");
   }
   entry.shape = Shape(std::span<const std::int64_t>(shape));
+  if (segments[entry.segment].kind == SegmentKind::kWindow && !entry.contiguous())
+    fields.refuse("strides", "leave gaps in a window");
   if (const json* box = fields.find("box", false); box != nullptr)
     entry.box = box_of(*box, entry.shape, fields);
   return entry;
@@ -213,10 +220,15 @@ const char* role_name(Role role) {
 }
 
 std::string Manifest::device() const {
-  const auto on_gpu = std::find_if(segments.begin(), segments.end(), [](const LiveSegment& segment) {
-    return segment.kind != SegmentKind::kShared;
-  });
+  const auto on_gpu = std::find_if(segments.begin(), segments.end(),
+                                   [](const LiveSegment& segment) { return !segment.on_host(); });
   return on_gpu == segments.end() ? "" : on_gpu->device;
+}
+
+std::optional<std::uint32_t> Manifest::window() const {
+  const auto found = std::ranges::find(segments, SegmentKind::kWindow, &LiveSegment::kind);
+  if (found == segments.end()) return std::nullopt;
+  return static_cast<std::uint32_t>(found - segments.begin());
 }
 
 bool LiveEntry::contiguous() const {

@@ -20,6 +20,7 @@ const char* role_name(Role role);
 
 enum class SegmentKind : std::uint8_t {
   kShared,   ///< shared memory of the system
+  kWindow,   ///< the same, through which tensors come that the engine's own loader takes
   kCudaIpc,  ///< an allocation on a GPU, opened by a handle of CUDA's
   kCudaFd,   ///< pieces of physical memory on a GPU, each behind a file descriptor of the exporter's process
 };
@@ -37,9 +38,13 @@ struct LiveSegment {
   SegmentKind kind = SegmentKind::kShared;
   std::string name;  ///< of shared memory: `/weightcast-…`
   std::int64_t bytes = 0;
+  std::int64_t limit = 0;                        ///< of a window: bytes that are to be in it at once
+  std::string list;                              ///< of a window: the shared memory of its list
   std::array<std::byte, kHandleBytes> handle{};  ///< of an allocation on a GPU
   std::vector<LivePiece> pieces;                 ///< on a GPU, one behind the other
   std::string device;                            ///< its GPU: `GPU-` and a UUID
+
+  bool on_host() const { return kind == SegmentKind::kShared || kind == SegmentKind::kWindow; }
 };
 
 /// Where an entry lies in a tensor that is cut among trainers.
@@ -85,6 +90,9 @@ struct Manifest {
 
   /// The GPU on which it has segments; empty when it has none there.
   std::string device() const;
+
+  /// The number of the segment that is a window, if there is one.
+  std::optional<std::uint32_t> window() const;
 };
 
 /// The name that shared memory of an exporter has, after what it is: its number, or `control`.

@@ -76,6 +76,18 @@ void SharedMemory::write(std::int64_t offset, std::span<const std::byte> from) {
   std::memcpy(data() + offset, from.data(), from.size());
 }
 
+void SharedMemory::reserve(std::int64_t offset, std::int64_t bytes) {
+  try {
+    mapping_->reserve(offset, bytes);
+  } catch (const std::system_error& error) {
+    throw IoError(
+        fmt::format("{}: there is no room for {} bytes of its window in /dev/shm: {}; remove what dead "
+                    "exporters have left "
+                    "(weightcast hosts --clean DIR), make /dev/shm larger, or publish a smaller window",
+                    manifest_.path, bytes, error.code().message()));
+  }
+}
+
 void SharedMemory::fill(std::int64_t offset, std::int64_t bytes, std::byte value) {
   std::fill_n(data() + offset, bytes, value);
 }

@@ -49,6 +49,8 @@ class SharedMemory final : public Memory {
   void read(std::int64_t offset, std::span<std::byte> to) const override;
   void write(std::int64_t offset, std::span<const std::byte> from) override;
   void fill(std::int64_t offset, std::int64_t bytes, std::byte value) override;
+  /// Takes memory for that part of a file that has none yet. Throws IoError where there is no room.
+  void reserve(std::int64_t offset, std::int64_t bytes);
   void require_whole() const override { weightcast::require_whole(manifest_, *mapping_); }
 
  private:

@@ -48,6 +48,10 @@ std::string header_text(const JobReport& report) {
   text += fmt::format("# plan    {} routes, {} buckets, {} on the wire, staging {} a rank, hash {}\n",
                       report.routes, report.buckets, format_bytes(report.wire_bytes),
                       format_bytes(report.staging_bytes_per_rank), report.plan_hash);
+  if (report.loader_bytes > 0) {
+    text += fmt::format("# landing {} directly, {} through the engines' own loaders\n",
+                        format_bytes(report.direct_bytes), format_bytes(report.loader_bytes));
+  }
   text += fmt::format("# start   {:.3f} s", report.startup_seconds);
   for (const auto& [name, seconds] : report.start_parts) text += fmt::format(", {} {:.3f} s", name, seconds);
   text += "\n#\n";
@@ -89,6 +93,7 @@ std::string report_json(const JobReport& report, const std::string& status, cons
   root["buckets"] = report.buckets;
   root["routes"] = report.routes;
   root["staging_bytes_per_rank"] = report.staging_bytes_per_rank;
+  root["landing"] = {{"direct_bytes", report.direct_bytes}, {"loader_bytes", report.loader_bytes}};
   root["plan_hash"] = report.plan_hash;
   root["seconds"] = seconds_json(last.seconds, report);
   auto& parts = root["start_parts"] = ordered_json::object();

@@ -55,6 +55,8 @@ struct JobReport {
   std::int64_t buckets = 0;
   std::int64_t routes = 0;
   std::int64_t staging_bytes_per_rank = 0;
+  std::int64_t direct_bytes = 0;  ///< of all engines' parameters: written where they are used
+  std::int64_t loader_bytes = 0;  ///< handed to the engines' own loaders through a window
   std::string plan_hash;
   double startup_seconds = 0;
   double plan_seconds = 0;

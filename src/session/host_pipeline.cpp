@@ -29,7 +29,7 @@ class EndsEmpty {
 
 HostPipeline::HostPipeline(const Plan& plan, const Share& share, std::vector<std::size_t> routes,
                            std::vector<std::byte*> parameters, std::unique_ptr<Transport> transport,
-                           Control& control)
+                           Control& control, std::unique_ptr<Handover> handover, bool windows)
     : plan_(plan),
       share_(share),
       routes_(std::move(routes)),
@@ -37,6 +37,8 @@ HostPipeline::HostPipeline(const Plan& plan, const Share& share, std::vector<std
       written_parameters_(parameters_.begin(), parameters_.end()),
       transport_(std::move(transport)),
       control_(control),
+      handover_(std::move(handover)),
+      windows_(windows),
       executor_(make_host_executor()),
       ring_(plan.staging_bytes_per_rank(), "the staging buffers"),
       slots_(std::vector<bool>(share.buckets.size(), true), static_cast<std::size_t>(plan.limits.buffers)),
@@ -62,6 +64,8 @@ std::exception_ptr HostPipeline::run(Source* source, std::span<const GlobalScale
   // After an update that failed.
   wait_for_workers();
   require_idle_transport();
+  if (handover_) handover_->begin();
+  if (windows_) arrived_.resize(plan_.digests());
   executor_->unpack(share_.padding, nullptr, parameters_);
   {
     const std::scoped_lock lock(mutex_);
@@ -124,20 +128,17 @@ void HostPipeline::transport_all(Progress& progress) {
   Clock::time_point since = Clock::now();
   bool moving = false;
   while (first < states_.size()) {
+    if (handover_) work([&] { handover_->look(); });
     std::unique_lock lock(mutex_);
     bool advanced = false;
     for (; first < states_.size() && states_[first] == State::kDone; ++first) {
       progress.advance(share_.buckets[first].progress_bytes);
       advanced = true;
     }
-    while (next < states_.size() && slot_free(next) &&
-           (!share_.buckets[next].root || states_[next] == State::kPacked)) {
+    while (next < states_.size() && may_start(next)) {
       states_[next] = State::kMoving;
-      const std::uint32_t bucket = share_.buckets[next].bucket;
-      const std::size_t started = next++;
       lock.unlock();
-      if (tracing_) started_[slots_.slot(started)] = Clock::now();
-      transport_->start(slots_.slot(started), routes_[bucket], runs(started));
+      start(next++);
       lock.lock();
       advanced = true;
     }
@@ -167,6 +168,30 @@ void HostPipeline::transport_all(Progress& progress) {
     advanced ? backoff.reset() : backoff.pause();
   }
   wait_for_workers();
+  wait_for_loader(progress);
+}
+
+bool HostPipeline::may_start(std::size_t k) const {
+  if (!slot_free(k) || (share_.buckets[k].root && states_[k] != State::kPacked)) return false;
+  // What has failed only passes.
+  return !handover_ || failure_ || handover_->has_room(k);
+}
+
+void HostPipeline::start(std::size_t k) {
+  if (tracing_) started_[slots_.slot(k)] = Clock::now();
+  // Of an update that has failed nothing goes into a window any more.
+  const bool in_place = !handover_ || work([&] { handover_->start(k); });
+  transport_->start(slots_.slot(k), routes_[share_.buckets[k].bucket], runs(k, in_place));
+}
+
+void HostPipeline::wait_for_loader(Progress& progress) {
+  if (!handover_) return;
+  Backoff backoff;
+  while (work([&] { handover_->look(); }) && !handover_->is_over()) {
+    progress.advance(0);
+    control_.deadline.poll();
+    backoff.pause();
+  }
 }
 
 void HostPipeline::wait_for_workers() {
@@ -242,14 +267,21 @@ void HostPipeline::unpack_all(const std::stop_token& stop) {
     });
     // The slot has been read; what follows looks at the parameters alone.
     set_state(k, State::kDone);
-    if (written_.empty()) continue;
-    work([&] {
-      const auto start = Clock::now();
-      executor_->digest(share_.digest_program(bucket), written_parameters_,
-                        written_.subspan(bucket.first_check, bucket.checks));
-      seconds_.verify += note(TraceStage::kVerify, k, start);
-    });
+    std::span<std::uint64_t> written;
+    if (!written_.empty()) {
+      written = written_.subspan(bucket.first_check, bucket.checks);
+      work([&] {
+        const auto start = Clock::now();
+        executor_->digest(share_.digest_program(bucket), written_parameters_, written);
+        seconds_.verify += note(TraceStage::kVerify, k, start);
+      });
+    }
+    if (handover_) work([&] { handover_->arrived(k, written, expected_of(bucket)); });
   }
+}
+
+std::span<const std::uint64_t> HostPipeline::expected_of(const ShareBucket& bucket) const {
+  return bucket.root ? std::span<const std::uint64_t>(sent_) : arrived_;
 }
 
 template <typename Ready>
@@ -285,18 +317,26 @@ bool HostPipeline::slot_free(std::size_t k) const {
   return before == StagingSlots::kNone || states_[before] == State::kDone;
 }
 
-std::span<const std::span<std::byte>> HostPipeline::runs(std::size_t k) {
+std::span<const std::span<std::byte>> HostPipeline::runs(std::size_t k, bool in_place) {
   const ShareBucket& bucket = share_.buckets[k];
   runs_.clear();
   for (const Message& message : share_.messages_of(bucket)) {
     std::byte* data = slot(k) + message.staging;
-    if (message.move != Message::kNone) {
+    if (message.move != Message::kNone && in_place) {
       const Move& move = share_.moves[message.move];
       data = parameters_[move.buffer] + move.offset;
     } else if (bucket.root && message.segment != Message::kNone) {
-      if (std::byte* in_place = source_->on_host()->in_place(message.segment)) data = in_place;
+      if (std::byte* held = source_->on_host()->in_place(message.segment)) data = held;
     }
     runs_.emplace_back(data, static_cast<std::size_t>(message.bytes));
+  }
+  if (windows_ && !sent_.empty()) {
+    const Bucket& planned = plan_.buckets[bucket.bucket];
+    const std::span<std::uint64_t> digests = bucket.root ? sent_ : std::span(arrived_);
+    for (std::size_t plane = 0; plane < digests.size(); plane += plan_.segments.size()) {
+      const auto of_bucket = digests.subspan(plane + planned.first_segment, planned.segments);
+      runs_.push_back(std::as_writable_bytes(of_bucket));
+    }
   }
   return runs_;
 }

@@ -16,6 +16,7 @@
 #include "memory/host_buffer.hpp"
 #include "plan/plan.hpp"
 #include "plan/share.hpp"
+#include "session/handover.hpp"
 #include "session/pipeline.hpp"
 #include "session/staging_slots.hpp"
 #include "transport/transport.hpp"
@@ -28,9 +29,12 @@ namespace weightcast {
 class HostPipeline final : public Pipeline {
  public:
   /// All references must outlive the pipeline. `routes[b]` is the transport's route of plan bucket b,
-  /// `parameters[p]` the memory of parameter p.
+  /// `parameters[p]` the memory of parameter p. `handover` brings those through a window that lie in one;
+  /// null where this rank has none. `windows`: some rank has one, and what was sent has to be known when a
+  /// bucket arrives, so that in a verified update its digests travel behind it.
   HostPipeline(const Plan& plan, const Share& share, std::vector<std::size_t> routes,
-               std::vector<std::byte*> parameters, std::unique_ptr<Transport> transport, Control& control);
+               std::vector<std::byte*> parameters, std::unique_ptr<Transport> transport, Control& control,
+               std::unique_ptr<Handover> handover = nullptr, bool windows = false);
   ~HostPipeline() override;
   HostPipeline(const HostPipeline&) = delete;
   HostPipeline& operator=(const HostPipeline&) = delete;
@@ -69,9 +73,18 @@ class HostPipeline final : public Pipeline {
   void set_state(std::size_t k, State state);
   void worker(const std::stop_token& stop, void (HostPipeline::*stage)(const std::stop_token&));
   bool slot_free(std::size_t k) const;
+  /// Whether bucket k may begin to move.
+  bool may_start(std::size_t k) const;
+  /// Begins to move it.
+  void start(std::size_t k);
+  /// Returns when the engine has taken all that came through its window, or the update has failed.
+  void wait_for_loader(Progress& progress);
+  /// The digests of a bucket that this rank receives, as its root has sent them.
+  std::span<const std::uint64_t> expected_of(const ShareBucket& bucket) const;
   std::byte* slot(std::size_t k) const;
-  /// Where the messages of bucket k are sent from or received to.
-  std::span<const std::span<std::byte>> runs(std::size_t k);
+  /// Where the messages of bucket k are sent from or received to. `in_place`: what may go straight to the
+  /// parameters does.
+  std::span<const std::span<std::byte>> runs(std::size_t k, bool in_place);
   /// Seconds since `start`, which are bucket k's in that stage.
   double note(TraceStage stage, std::size_t k, Clock::time_point start);
 
@@ -82,6 +95,8 @@ class HostPipeline final : public Pipeline {
   std::vector<const std::byte*> written_parameters_;  ///< the same, to be read
   std::unique_ptr<Transport> transport_;
   Control& control_;
+  std::unique_ptr<Handover> handover_;
+  bool windows_;
   std::unique_ptr<Executor> executor_;
   HostBuffer ring_;
   StagingSlots slots_;  ///< of all buckets
@@ -91,6 +106,7 @@ class HostPipeline final : public Pipeline {
   std::span<const GlobalScale> scales_;
   std::span<std::uint64_t> sent_;
   std::span<std::uint64_t> written_;
+  std::vector<std::uint64_t> arrived_;  ///< as sent_, of what others have sent; empty without windows
   StageSeconds seconds_;
   Clock::time_point start_;
   bool tracing_ = false;

@@ -33,8 +33,9 @@ class OwnParameterMemory final : public ParameterMemory {
 class GivenParameterMemory final : public ParameterMemory {
  public:
   GivenParameterMemory(std::vector<std::shared_ptr<Memory>> allocations,
-                       std::vector<GivenParameter> parameters) {
+                       std::vector<GivenParameter> parameters, std::shared_ptr<ParameterWindow> window) {
     allocations_ = std::move(allocations);
+    window_ = std::move(window);
     require_apart(parameters);
     for (const GivenParameter& parameter : parameters) {
       std::string name = parameter.name;
@@ -44,7 +45,9 @@ class GivenParameterMemory final : public ParameterMemory {
     }
   }
 
-  std::int64_t bytes_to_allocate(const Share& /*share*/) const override { return 0; }
+  std::int64_t bytes_to_allocate(const Share& /*share*/) const override {
+    return window_ ? window_->limit() : 0;
+  }
 
   void open(const Share& share) override {
     for (const Parameter& wanted : share.parameters) {
@@ -120,8 +123,10 @@ std::unique_ptr<ParameterMemory> own_parameter_memory(std::unique_ptr<Memory> (*
 }
 
 std::unique_ptr<ParameterMemory> given_parameter_memory(std::vector<std::shared_ptr<Memory>> allocations,
-                                                        std::vector<GivenParameter> parameters) {
-  return std::make_unique<GivenParameterMemory>(std::move(allocations), std::move(parameters));
+                                                        std::vector<GivenParameter> parameters,
+                                                        std::shared_ptr<ParameterWindow> window) {
+  return std::make_unique<GivenParameterMemory>(std::move(allocations), std::move(parameters),
+                                                std::move(window));
 }
 
 }  // namespace weightcast

@@ -9,6 +9,7 @@
 
 #include "memory/memory.hpp"
 #include "plan/share.hpp"
+#include "session/parameter_window.hpp"
 
 namespace weightcast {
 
@@ -30,6 +31,10 @@ class ParameterMemory {
   /// throw ends the update on every rank.
   virtual void begin(std::int64_t /*version*/) {}
   virtual void commit(std::int64_t /*version*/) {}
+
+  /// The window that some of the parameters lie in, in place of memory that keeps them; null where there is
+  /// none.
+  ParameterWindow* window() const { return window_.get(); }
 
   /// Throws IoError when some of it is lost, as Memory::require_whole().
   void require_whole() const;
@@ -55,6 +60,7 @@ class ParameterMemory {
   void place(std::size_t number, std::int64_t offset, std::int64_t bytes);
 
   std::vector<std::shared_ptr<Memory>> allocations_;
+  std::shared_ptr<ParameterWindow> window_;
 
  private:
   struct Place {
@@ -80,8 +86,9 @@ struct GivenParameter {
 
 /// Parameters in such memory, found by their names. It is never freed here, and what lies between them is
 /// never touched. Throws InternalError for one that is not within its allocation, or one that overlaps
-/// another.
+/// another. One of the allocations may be `window`.
 std::unique_ptr<ParameterMemory> given_parameter_memory(std::vector<std::shared_ptr<Memory>> allocations,
-                                                        std::vector<GivenParameter> parameters);
+                                                        std::vector<GivenParameter> parameters,
+                                                        std::shared_ptr<ParameterWindow> window = nullptr);
 
 }  // namespace weightcast

@@ -44,6 +44,9 @@ Session::Session(Control& control, const Family& family, const Topology& topolog
     expected_.resize(plan_.digests());
     written_.resize(share_.checks.size());
   });
+  std::array<std::int64_t, 1> windows{memory_->window() != nullptr ? 1 : 0};
+  control_.agreement.maximum(std::span<std::int64_t>(windows));
+  windows_ = windows.front() != 0;
   start_.memory = seconds_since(start);
   open_routes();
 }
@@ -118,8 +121,13 @@ void Session::open_routes() {
   auto transport =
       make_mpi_transport(control_.comm(), routes.routes, static_cast<std::size_t>(plan_.limits.buffers));
   control_.agreement.together([&] {
-    pipeline_ = std::make_unique<HostPipeline>(plan_, share_, std::move(routes.of_bucket),
-                                               std::move(parameters), std::move(transport), control_);
+    std::unique_ptr<Handover> handover;
+    if (ParameterWindow* const window = memory_->window(); window != nullptr) {
+      handover = std::make_unique<Handover>(plan_, family_.catalog(), share_, parameters, *window);
+    }
+    pipeline_ =
+        std::make_unique<HostPipeline>(plan_, share_, std::move(routes.of_bucket), std::move(parameters),
+                                       std::move(transport), control_, std::move(handover), windows_);
   });
 }
 

@@ -120,6 +120,7 @@ class Session {
   std::vector<std::uint64_t> written_;   ///< digest of every check, as found in parameter memory
   std::unique_ptr<Pipeline> pipeline_;
   bool has_written_ = false;
+  bool windows_ = false;  ///< some rank has parameters in a window
 };
 
 }  // namespace weightcast

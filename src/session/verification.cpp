@@ -9,13 +9,17 @@ namespace weightcast {
 void require_written(const Plan& plan, const Catalog& catalog, const Share& share,
                      std::span<const std::uint64_t> written, std::span<const std::uint64_t> expected) {
   for (std::size_t i = 0; i < share.checks.size(); ++i) {
-    const DigestBox& check = share.checks[i];
-    if (written[i] == expected[check.segment]) continue;
-    const Segment& segment = plan.segment_of_digest(check.segment);
-    throw VerifyError(fmt::format("verify: parameter {} does not hold what was sent of tensor {} ({})",
-                                  share.parameters[check.buffer].name, catalog[segment.tensor].name,
-                                  segment.box.to_string()));
+    require_written(plan, catalog, share, share.checks[i], written[i], expected);
   }
+}
+
+void require_written(const Plan& plan, const Catalog& catalog, const Share& share, const DigestBox& check,
+                     std::uint64_t written, std::span<const std::uint64_t> expected) {
+  if (written == expected[check.segment]) return;
+  const Segment& segment = plan.segment_of_digest(check.segment);
+  throw VerifyError(fmt::format("verify: parameter {} does not hold what was sent of tensor {} ({})",
+                                share.parameters[check.buffer].name, catalog[segment.tensor].name,
+                                segment.box.to_string()));
 }
 
 void require_zero_padding(const Share& share, std::int64_t dirty) {

@@ -14,6 +14,10 @@ namespace weightcast {
 void require_written(const Plan& plan, const Catalog& catalog, const Share& share,
                      std::span<const std::uint64_t> written, std::span<const std::uint64_t> expected);
 
+/// The same for one check, of which `written` is the digest.
+void require_written(const Plan& plan, const Catalog& catalog, const Share& share, const DigestBox& check,
+                     std::uint64_t written, std::span<const std::uint64_t> expected);
+
 /// Throws VerifyError naming the parameter unless `dirty`, the number of the first padding that is not zero,
 /// is negative.
 void require_zero_padding(const Share& share, std::int64_t dirty);

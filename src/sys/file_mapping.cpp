@@ -108,6 +108,13 @@ FileMapping::~FileMapping() {
   ::close(file_);
 }
 
+void FileMapping::reserve(std::int64_t offset, std::int64_t bytes) {
+  // The file's size stays, so that one that was cut is known for it.
+  while (::fallocate(file_, FALLOC_FL_KEEP_SIZE, offset, bytes) != 0) {
+    if (errno != EINTR) throw std::system_error(errno, std::generic_category());
+  }
+}
+
 bool FileMapping::has_shrunk() const {
   struct stat status = {};
   return place_->shrunk || ::fstat(file_, &status) != 0 || status.st_size < bytes_;

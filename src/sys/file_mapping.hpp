@@ -20,6 +20,10 @@ class FileMapping {
   std::byte* data() const { return data_; }
   std::int64_t bytes() const { return bytes_; }
 
+  /// Takes room for that part of a file that has none there yet. Throws std::system_error where there is
+  /// none.
+  void reserve(std::int64_t offset, std::int64_t bytes);
+
   /// Whether the file is shorter than what was mapped, or an access has met a part that is no more, be it
   /// there again; the system reads for others, too, who learn of it otherwise. Callable from several threads.
   bool has_shrunk() const;

@@ -60,6 +60,16 @@ WEIGHTCAST_API int weightcast_open(const char* folder, const char* role, int ran
    export is closed. `segment` is its number. */
 WEIGHTCAST_API int weightcast_add_segment(weightcast_export* e, int64_t bytes, void** memory, int* segment);
 
+/* Of an engine whose own loader takes the weights of some or all tensors, because it lays them out in a way
+   of its own: shared memory of `bytes` through which these tensors come, which takes up memory only where
+   something is. The job step lets up to `limit` bytes be in it at once, and more only where one tensor, or
+   what arrives of several at the same time, is larger. An export has one at most. Its entries are the model's
+   own tensors, whole and by Hugging Face's names; each begins with a page of memory and lies without gaps.
+   They come between weightcast_pause() and weightcast_resume(), by weightcast_landed(). A window is in the
+   host's memory: what goes through it does not come from a GPU. */
+WEIGHTCAST_API int weightcast_add_window(weightcast_export* e, int64_t bytes, int64_t limit, void** memory,
+                                         int* segment);
+
 /* Memory that the caller has on a GPU: `bytes` from `address` on, which CUDA's driver in this process knows.
    The allocation that they lie in becomes a segment, the same for all that lies in it, and `offset` is where
    they begin in it. Where an allocator has mapped pieces of physical memory one behind the other (PyTorch's
@@ -119,7 +129,8 @@ WEIGHTCAST_API int weightcast_wanted(const weightcast_export* e, int64_t* versio
 /* Of an engine, which from here on neither reads nor writes its parameters: tells the job step, and waits up
    to `seconds` until a version is in the memory of every rank; once a job step writes, until that ends. Where
    nobody has asked yet it waits for that, too. On failure the memory holds the version that it held before,
-   or the export is invalid (WEIGHTCAST_IS_INVALID). */
+   or the export is invalid (WEIGHTCAST_IS_INVALID). An engine with a window comes back as soon as the job step
+   writes, and calls weightcast_landed() then. */
 WEIGHTCAST_API int weightcast_pause(weightcast_export* e, double seconds, int64_t* version);
 
 /* Of an engine that has several ranks, and on which one of them polls: the number of what wanted() tells of,
@@ -130,6 +141,14 @@ WEIGHTCAST_API uint64_t weightcast_question(const weightcast_export* e);
    never: comes back with WEIGHTCAST_REFUSED as soon as it has been taken back, on all ranks alike. */
 WEIGHTCAST_API int weightcast_pause_for(weightcast_export* e, uint64_t question, double seconds,
                                         int64_t* version);
+
+/* Of an engine with a window that weightcast_pause() has come back to: gives back the tensors that the call
+   before gave, whose memory holds zeros from then on, and waits until others are whole and verified. Their
+   numbers, in the order in which entries were added, go to `numbers`, `most` of them at most, and how many
+   there are to `count`. 0: there are no more, and the version is in the memory of every rank, so that
+   weightcast_resume() may follow. On failure as weightcast_pause(). One that does not go on calls
+   weightcast_abandon(): the engine is invalid then, and the job step fails. */
+WEIGHTCAST_API int weightcast_landed(weightcast_export* e, int* numbers, int most, int* count);
 
 /* Of an engine: what follows from the new weights has been rebuilt, and it uses them. */
 WEIGHTCAST_API int weightcast_resume(weightcast_export* e);
