@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <array>
 
+#include "launch/learn_command.hpp"
+
 namespace weightcast {
 
 namespace {
 
-constexpr std::array<Command, 10> kCommands{{
+constexpr std::array<Command, 11> kCommands{{
     {"sync",
      "mpirun -n N weightcast sync --source PATH … --inference LAYOUT | --alloc ALLOC [--sink hdf5:DIR]",
      "send weights from checkpoints to inference ranks, one update a source", &run_sync, nullptr},
@@ -33,6 +35,9 @@ constexpr std::array<Command, 10> kCommands{{
      "safetensors to HDF5 and back, checkpoints to trainers' shards and back", nullptr, &run_convert},
     {"hosts", "weightcast hosts DIR [--format rankfile|hostlist [--output FILE]] [--colocate] | --clean",
      "where a job's ranks have to run for the trainers and engines of a folder", nullptr, &run_hosts},
+    {"learn", "weightcast learn MODEL [--tp N] [--pp N] [--ep N] --output FILE | --help",
+     "write a landing map: where vLLM's own loader puts each tensor (in Python)", nullptr, nullptr,
+     &run_learn},
 }};
 
 }  // namespace

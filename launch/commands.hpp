@@ -30,6 +30,8 @@ struct Command {
   /// Of a command that needs a launcher (mpirun, srun); null for one that does not.
   void (*job)(Control&, const Options&) = nullptr;
   void (*plain)(const Options&, OutputFile*) = nullptr;
+  /// Of one that another program is, with options of its own: gets main's arguments and gives the exit code.
+  int (*other)(int, const char* const*) = nullptr;
 };
 
 /// All commands, in the order in which people are told of them.

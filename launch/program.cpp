@@ -55,6 +55,7 @@ int run_command(const Command& command, const Options& options) {
 
 int run_program(int argc, const char* const* argv) {
   const Command* const command = find_command(argc > 1 ? argv[1] : "");
+  if (command != nullptr && command->other != nullptr) return command->other(argc, argv);
   const bool launched = command != nullptr && command->job != nullptr;
   // Of the processes of a job one speaks; every plain command speaks for itself.
   const bool speaks = (command != nullptr && !launched) || speaks_for_all();

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <boost/program_options.hpp>
 #include <cctype>
 #include <set>
@@ -50,6 +51,11 @@ void add_parsed(po::parsed_options& parsed, const OptionInfo& option, const std:
   parsed.options.push_back(std::move(entry));
 }
 
+/// Variables that are no options: environment modules set the first two for every program, `learn` and the
+/// Python package read the others.
+constexpr std::array<std::string_view, 7> kOthers{
+    "version", "help", "client", "python", "vllm-version", "sglang-version", "megatron-version"};
+
 po::parsed_options parse_environment(const po::options_description& description, unsigned command,
                                      std::vector<std::string>& notes, Origins& origins) {
   po::parsed_options parsed(&description);
@@ -60,8 +66,7 @@ po::parsed_options parse_environment(const po::options_description& description,
     // One without a value is nobody's variable, though a program may have been started with it.
     if (equals == std::string_view::npos || !name.starts_with("WEIGHTCAST_")) continue;
     const std::string option_name = option_of_variable(name);
-    // Environment modules set such names for every program, and the client library's is the Python package's.
-    if (option_name == "version" || option_name == "help" || option_name == "client") continue;
+    if (std::ranges::find(kOthers, option_name) != kOthers.end()) continue;
     const OptionInfo* option = find_option(option_name);
     if (option == nullptr) {
       notes.push_back(fmt::format("environment: {} is no option and is ignored", excerpt(name)));

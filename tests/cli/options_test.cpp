@@ -1,6 +1,8 @@
 #include <sys/stat.h>
 
 #include <array>
+#include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "cli/cli.hpp"
@@ -79,6 +81,21 @@ TEST_F(OptionsTest, BashCompletes) {
   EXPECT_EQ(complete("mpirun -n 3 ./bin/weightcast bench --iter", 5), "--iterations\n");
   EXPECT_EQ(complete("weightcast trigger --sour", 2), "\n");
   EXPECT_TRUE(refused(run_plain({"completion", "fish"}), 64, {"weightcast completion bash"}));
+}
+
+TEST_F(OptionsTest, LearnIsAnotherProgram) {
+  EXPECT_TRUE(refused(run_plain({"learn", "x"}, {{"WEIGHTCAST_PYTHON", "/none/python"}}), 74,
+                      {"/none/python cannot be started", "WEIGHTCAST_PYTHON"}));
+  // One that says what it was called with, and ends with a code of its own.
+  const std::filesystem::path python = dir_ / "python";
+  std::ofstream(python) << "#!/bin/sh\nshift 2\necho \"$@\"\nexit 65\n";
+  std::filesystem::permissions(python, std::filesystem::perms::owner_all);
+  const Outcome outcome = run_plain({"learn", "MODEL", "--tp", "2"}, {{"WEIGHTCAST_PYTHON", python}});
+  EXPECT_EQ(outcome.out, "MODEL --tp 2\n");
+  EXPECT_EQ(outcome.exit_code, 65);
+  // The variable is no option of the others.
+  EXPECT_EQ(run_plain({"hosts", "--help"}, {{"WEIGHTCAST_PYTHON", python}}).err, "");
+  EXPECT_TRUE(has(run_plain({"help", "learn"}).out, {"weightcast learn MODEL"}));
 }
 
 TEST_F(OptionsTest, HelpIsAnsweredBeforeMistakes) {
