@@ -22,6 +22,7 @@ import weightcast
 import wide_heads
 from safetensors.torch import load_file
 from vllm_setup import SETTINGS, install_package, vllm_segments
+from weightcast import learn
 
 HERE = pathlib.Path(__file__).parent
 MODELS = HERE.parent / "data" / "python-coder-qwen3-moe"
@@ -119,7 +120,7 @@ class Live(unittest.TestCase):
         cls.engine = cls.start_engine(0)
         cls.loaded = {0: cls.state()}
         cls.folder = str(cls.directory / "weights")
-        cls.engine.ask("init", {"folder": cls.folder, "version": 0, "timeout": PATIENCE})
+        cls.engine.ask("init", {"folder": cls.folder, "version": 0, "timeout": PATIENCE, "landing": "learn"})
         cls.trainer = Trainer(cls.folder, model(0))
         cls.addClassCleanup(cls.trainer.export.close)
         cls.version = 0  # that the trainer offers
@@ -193,6 +194,24 @@ class Live(unittest.TestCase):
         self.update(0)
         self.assertEqual(self.state(), self.loaded[0])
         self.assertEqual(self.engine.ask("places"), places)
+
+    def test_a_landing_map_is_learned_beside_the_engine(self):
+        (path,) = pathlib.Path(self.folder).glob("landing-*.json")
+        landing = json.loads(path.read_text())
+        self.assertTrue(landing["key"].startswith(path.stem.removeprefix("landing-")))
+        tp, ep = landing["layout"]["tp"], landing["layout"]["ep"]
+        self.assertEqual((len(landing["ranks"]), tp), (self.ranks, self.ranks))
+        self.assertEqual(landing, learn.learn(model(0), tp=tp, ep=ep))
+        # What is there is taken.
+        before = path.stat()
+        self.engine.ask("shutdown")
+        self.engine.ask("init", {"folder": self.folder, "version": self.version, "timeout": PATIENCE, "landing": "learn"})
+        self.assertEqual(path.stat().st_ino, before.st_ino)
+        self.assertEqual(self.state(), self.loaded[0])
+        self.assertIn(f"--landing {path}", self.engine.logged())
+        self.engine.ask("shutdown")
+        self.assertIn("landing is 'no'", self.refused("init", {"folder": self.folder, "landing": "no"}))
+        self.engine.ask("init", {"folder": self.folder, "version": self.version, "timeout": PATIENCE})
 
 
 class Sessions(Live):

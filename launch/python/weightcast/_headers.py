@@ -1,4 +1,4 @@
-"""A checkpoint without its bytes: a list of tensors, as a folder that an engine's loader reads headers from."""
+"""Headers of checkpoints: of safetensors files, and of those that only have a list of their tensors."""
 
 import contextlib
 import json
@@ -9,6 +9,7 @@ import tempfile
 from ._library import Error
 
 _LIST = "tensors.json"
+_LONGEST = 100_000_000  # bytes of a header, as safetensors limits it
 _BITS = {"F4": 4, "BOOL": 8, "I8": 8, "U8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16,
          "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}  # fmt: skip
 
@@ -43,6 +44,32 @@ def folder_with_headers(model):
         yield pathlib.Path(folder)
 
 
+def of_file(path):
+    """(name, dtype, shape) of every tensor of a safetensors file, by name, as safetensors lists them. No byte of a tensor is
+    read or mapped. Raises Error."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length) if length <= _LONGEST else b""
+    except OSError as error:
+        raise Error(74, f"{path} cannot be read: {error.strerror}") from None
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        entries = [(name, of["dtype"], of["shape"]) for name, of in sorted(header.items())]
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        raise Error(65, f"{path} is no safetensors file, or is cut off; copy it anew") from None
+    for name, dtype, shape in entries:
+        if not _is_entry(name, dtype, shape):
+            raise Error(65, f"{path}: tensor {name!r} has no dtype and shape that safetensors knows; copy the file anew")
+    return entries
+
+
+def _is_entry(name, dtype, shape):
+    extents = isinstance(shape, list) and all(type(extent) is int and 0 <= extent < 1 << 40 for extent in shape)
+    return isinstance(name, str) and name != "" and isinstance(dtype, str) and dtype in _BITS and extents
+
+
 def _header(path):
     """The header of a safetensors file, from a list of tensors."""
     try:
@@ -56,8 +83,7 @@ def _header(path):
     header, end = {}, 0
     for index, of in enumerate(listed):
         name, dtype, shape = (of.get(key) for key in ("name", "dtype", "shape")) if isinstance(of, dict) else (None,) * 3
-        extents = isinstance(shape, list) and all(type(extent) is int and 0 <= extent < 1 << 40 for extent in shape)
-        if not (isinstance(name, str) and name and dtype in _BITS and extents):
+        if not _is_entry(name, dtype, shape):
             raise Error(65, f"{path}: entry {index} has not a name, a dtype of safetensors and a shape of whole numbers")
         if name in header:
             raise Error(65, f"{path}: entry {index} has the name of another one, {name!r}")

@@ -25,7 +25,11 @@ class Ranks:
 
     def together(self, action):
         """What `action` returns here; raises on all ranks alike when it has raised on any."""
-        return self._agree(*_outcome(action))[self.index]
+        return self.all(action)[self.index]
+
+    def all(self, action):
+        """What `action` returns on every rank, in their order; raises as together()."""
+        return self._agree(*_outcome(action))
 
     def _agree(self, value, failure, decisive=slice(None)):
         """The values of all ranks, or the gravest failure: where a memory holds no version, that one."""

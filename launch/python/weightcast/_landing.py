@@ -117,7 +117,8 @@ class Rank:
             {"tensor": number, "parameters": parameters, "why": why}
             for number, (why, parameters) in sorted(self._loader.items())
         ]
-        skipped = [number for number in range(len(self._tensors)) if number not in self._read | self._loader.keys()]
+        read = self._read | self._loader.keys()
+        skipped = [number for number in range(len(self._tensors)) if number not in read]
         lists = {"parameters": self._parameters, "left": self._left, "loader": loader, "skipped": skipped}
         return {name: entries for name, entries in lists.items() if entries}
 

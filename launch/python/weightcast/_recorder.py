@@ -74,6 +74,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
+        if func.is_view:
+            return func(*args, **kwargs)
         name = func.overloadpacket.__name__
         tensors = list(_tensors_in((args, kwargs)))
         if not tensors:
@@ -212,6 +214,8 @@ class Recorder(TorchDispatchMode):
         )
 
     def _compute(self, targets, tensors, how):
+        if not targets:
+            return
         sources = frozenset().union(*(self.sources_of(of) for of in (*tensors, *targets)))
         for target in targets:
             start = target.storage_offset()

@@ -30,6 +30,7 @@ except ImportError:  # 0.26
 
 from ._joint_update import JointUpdate, Ranks, gather_objects
 from ._tested import require_tested
+from .learn import vllm_learner
 
 logger = init_logger("vllm.weightcast")
 
@@ -48,7 +49,8 @@ _SEPARATE_ANSWERS = ("uni", "ray", "external_launcher")
 class InitInfo(WeightTransferInitInfo):
     """`folder` is where all publish; `timeout` how many seconds an update may take once it has been asked for; `layout` how
     the parameters are cut, None: as this engine's configuration says; `version` what its memory holds already. Where
-    several servers are replicas of one engine, this one is number `replica` of `replicas`."""
+    several servers are replicas of one engine, this one is number `replica` of `replicas`. With the `landing` "learn" a map of
+    what vLLM's loader does with the checkpoint is put into the folder, for a model that job steps do not know."""
 
     folder: str
     timeout: float = 600.0
@@ -56,6 +58,7 @@ class InitInfo(WeightTransferInitInfo):
     version: int | None = None
     replica: int = 0
     replicas: int = 1
+    landing: str | None = None
 
 
 @dataclasses.dataclass
@@ -97,11 +100,20 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         """Publishes the worker's parameters and persistent buffers under vLLM's names."""
         before = self._export
         try:
-            self._ranks.together(lambda: self._publish(init_info))
+            layout = self._ranks.together(lambda: self._publish(init_info))
+            landing = self._learn(init_info)
         except weightcast.Error as error:
             if before is None:
                 self._close()
             self._raise(error)
+            return
+        logger.info(
+            "Parameters are published in %s. A job step needs --inference-alloc %s%s%s",
+            init_info.folder,
+            layout,
+            "".join(f" --moe-layout {name}" for name in _moe_layouts(self.model)),
+            f" --landing {landing}" if landing else "",
+        )
 
     def _publish(self, info):
         if isinstance(info, ValueError):
@@ -113,6 +125,8 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             raise weightcast.Error(
                 64, f"this is replica {replica} of {info.replicas}; let 'replica' and 'replicas' of init_info count servers, and "
                 "data-parallel ranks inside them")  # fmt: skip
+        if info.landing not in (None, "learn"):
+            raise weightcast.Error(64, f"landing is {info.landing!r}; give 'learn', or leave it out")
         layout = info.layout or _layout_of(self.parallel_config, info.replicas)
         self._timeout = info.timeout
         self._version = info.version
@@ -125,12 +139,14 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             layout=layout,
             version=info.version,
         )
-        logger.info(
-            "Parameters are published in %s. A job step needs --inference-alloc %s%s",
-            info.folder,
-            layout,
-            "".join(f" --moe-layout {name}" for name in _moe_layouts(self.model)),
-        )
+        return layout
+
+    def _learn(self, info):
+        """The file of the landing map that is asked for, None without."""
+        if info.landing is None:
+            return None
+        self._ranks.together(lambda: vllm_learner() is None)  # all of them can
+        return vllm_learner().learn_together(self._vllm_config, self.model, self._ranks, info.folder)
 
     def start_weight_update(self):
         """From here on a job step that asks is answered: nothing may be generated until the update is over."""

@@ -10,7 +10,6 @@ import typing
 
 import torch
 import vllm
-from safetensors import SafetensorError, safe_open
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers.utils import cached_file
 from vllm.config import LoadConfig, set_current_vllm_config
@@ -26,7 +25,7 @@ from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.platforms import current_platform
 
-from . import _landing, _regions, _tensors
+from . import _headers, _landing, _regions, _tensors
 from ._library import Error
 from ._recorder import Recorder
 from ._sources import Made
@@ -68,6 +67,34 @@ def config_of(model, tensor=1, pipeline=1, expert_parallel=False, dtype="auto"):
         raise Error(64, f"vLLM refuses {model}: {first_line(error)}") from None
 
 
+def learn_together(config, model, ranks, folder):
+    """The file in `folder` with the map of an engine whose ranks all call this, each with its configuration and its served
+    model, which stays as it is. What is there already is taken. Raises Error on all ranks."""
+    known = ranks.all(lambda: (_landing.tensors_digest(checkpoint_of(config, model)), kernels_of(model)))
+    digests = {digest for digest, _ in known}
+    kernels = sorted(set().union(*(kernels for _, kernels in known)))
+
+    def path_of():
+        if len(digests) > 1:
+            raise Error(65, "workers read different checkpoints; let all of them read the same folder")
+        key = _landing.key_of(made_for_of(config, *digests, kernels))
+        path = os.path.join(folder, f"landing-{key[:16]}.json")
+        return path, _is_there(path, key)
+
+    path, there = ranks.from_first(path_of)
+    if not there:
+        learned = ranks.all(lambda: learn_rank(config))
+        ranks.from_first(lambda: _landing.write(joined(config, learned), path))
+    return path
+
+
+def _is_there(path, key):
+    try:
+        return _landing.read(path).get("key") == key
+    except Error:
+        return False
+
+
 class Learned(typing.NamedTuple):
     """What one rank knows: the checkpoint's tensors, its entry of a map's `ranks`, its kernels of experts."""
 
@@ -81,7 +108,7 @@ def joined(config, learned):
     tensors = learned[0].tensors
     if any(of.tensors != tensors for of in learned):
         raise Error(65, "ranks were given different checkpoints; let all of them read the same folder")
-    made_for = made_for_of(config, tensors, sorted(set().union(*(of.kernels for of in learned))))
+    made_for = made_for_of(config, _landing.tensors_digest(tensors), sorted(set().union(*(of.kernels for of in learned))))
     return {
         "landing": _landing.FORMAT,
         "engine": "vllm",
@@ -94,8 +121,8 @@ def joined(config, learned):
     }
 
 
-def made_for_of(config, tensors, kernels):
-    """All that vLLM's loader depends on."""
+def made_for_of(config, digest, kernels):
+    """All that vLLM's loader depends on. `digest` is the checkpoint's, `kernels` the engine's for experts."""
     parallel, model_config = config.parallel_config, config.model_config
     tensor, pipeline = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
     made_for = {
@@ -104,7 +131,7 @@ def made_for_of(config, tensors, kernels):
         "device": current_platform.device_type,
         "torch": torch.__version__.split("+")[0],
         "config_sha256": hashlib.sha256(_config_file(model_config).read_bytes()).hexdigest(),
-        "tensors_sha256": _landing.tensors_digest(tensors),
+        "tensors_sha256": digest,
         "architecture": model_config.architecture,
         "tp": tensor,
         "pp": pipeline,
@@ -132,11 +159,13 @@ def checkpoint_of(config, model):
     """The tensors that vLLM's loader is given: in network order, as a map has them. Raises Error."""
     loader = default_loader.DefaultModelLoader(LoadConfig())
     found = []
-    with _iterator(lambda files, *_, **__: _headers(files)):
+    with _iterator(lambda files, *_, **__: _tensors_of(files)):
         try:
             for name, (dtype, shape) in loader.get_all_weights(config.model_config, model):
                 found.append({"name": name, "dtype": dtype, "shape": shape})
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except Error:
+            raise
+        except (OSError, RuntimeError) as error:
             raise Error(65, f"{config.model_config.model} has no checkpoint that vLLM reads: {first_line(error)}") from None
     if len({of["name"] for of in found}) != len(found):
         raise Error(65, f"{config.model_config.model} has two tensors of one name; keep one of the files")
@@ -170,7 +199,7 @@ def _load(recorder, config, model, tensors):
     numbers = {of["name"]: number for number, of in enumerate(tensors)}
 
     def headers(files, use_tqdm, strategy=None, local_expert_ids=None, **_):
-        for name, (dtype, shape) in _headers(files):
+        for name, (dtype, shape) in _tensors_of(files):
             if not should_skip_weight(name, local_expert_ids):
                 yield name, recorder.checkpoint_tensor(numbers[name], shape, _tensors.torch_dtype(dtype))
 
@@ -219,15 +248,13 @@ def _iterator(iterate):
     return _replaced(default_loader, "safetensors_weights_iterator", iterate)
 
 
-def _headers(files):
+def _tensors_of(files):
     """(name, (dtype, shape)) of every tensor, in the order in which vLLM reads them."""
     for path in sorted(files, key=weight_utils._natural_sort_key):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():
-                tensor = file.get_slice(name)
-                if _tensors.torch_dtype(tensor.get_dtype()) is None:
-                    raise Error(65, f"{path}: tensor {name} is {tensor.get_dtype()}, which no map can have; leave it out")
-                yield name, (tensor.get_dtype(), list(tensor.get_shape()))
+        for name, dtype, shape in _headers.of_file(path):
+            if _tensors.torch_dtype(dtype) is None:
+                raise Error(65, f"{path}: tensor {name!r} is {dtype}, which torch has not; leave it out")
+            yield name, (dtype, shape)
 
 
 def _apart(config):
