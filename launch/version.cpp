@@ -6,6 +6,7 @@
 
 #include <boost/version.hpp>
 
+#include "client/version.hpp"
 #include "session/gpu.hpp"
 
 namespace weightcast {
@@ -16,7 +17,7 @@ std::string version_line() {
   unsigned release = 0;
   H5get_libversion(&major, &minor, &release);
   // What it was built with; an MPI library cannot be asked before it is started.
-  return fmt::format("weightcast {} · Open MPI {}.{}.{} · HDF5 {}.{}.{} · Boost {}.{}{}", WEIGHTCAST_VERSION,
+  return fmt::format("weightcast {} · Open MPI {}.{}.{} · HDF5 {}.{}.{} · Boost {}.{}{}", client::version(),
                      OMPI_MAJOR_VERSION, OMPI_MINOR_VERSION, OMPI_RELEASE_VERSION, major, minor, release,
                      BOOST_VERSION / 100000, BOOST_VERSION / 100 % 1000, gpu_versions());
 }

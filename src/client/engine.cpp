@@ -289,10 +289,26 @@ extern "C" int weightcast_decline(weightcast_export* e, const char* reason) {
 extern "C" int weightcast_invalidate(weightcast_export* e, const char* reason) {
   if (const int code = require_engine(e); code != WEIGHTCAST_OK) return code;
   if (const int code = require_given(reason, "the reason"); code != WEIGHTCAST_OK) return code;
-  const std::uint64_t word = load_word(*e->block);
-  if (WEIGHTCAST_STATE_OF(word) != WEIGHTCAST_COMMITTED)
-    return fail(WEIGHTCAST_BAD_ARGUMENT, "nothing has been committed; call weightcast_pause first");
-  invalidate(*e->block, word, WEIGHTCAST_WRITTEN_ALL, reason);
+  weightcast_block& block = *e->block;
+  const std::uint64_t word = load_word(block);
+  weightcast_written written = WEIGHTCAST_WRITTEN_SOME;
+  switch (WEIGHTCAST_STATE_OF(word)) {
+    case WEIGHTCAST_NONE:
+      return WEIGHTCAST_OK;
+    case WEIGHTCAST_COMMITTED:
+      written = WEIGHTCAST_WRITTEN_ALL;
+      break;
+    case WEIGHTCAST_SERVING:
+      block.asked = block.version;
+      break;
+    case WEIGHTCAST_INVALID:
+      block.asked = block.lost;
+      break;
+    default:
+      return fail(WEIGHTCAST_REFUSED, "a job step asks or writes; answer it, or wait for its end, first");
+  }
+  if (!invalidate(block, word, written, reason))
+    return fail(WEIGHTCAST_REFUSED, "a job step has just asked; answer it first");
   return WEIGHTCAST_OK;
 }
 

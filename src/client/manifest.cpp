@@ -12,6 +12,7 @@
 #include "client/block.hpp"
 #include "client/error.hpp"
 #include "client/export.hpp"
+#include "client/version.hpp"
 
 namespace weightcast::client {
 
@@ -113,6 +114,7 @@ void put_manifest(FILE* out, const weightcast_export& e) {
   const Publication here = publication_from_here();
   std::fprintf(out, "{\"weightcast\": 1, \"role\": \"%s\", \"rank\": %d, \"ranks\": %d",
                e.engine ? "engine" : "trainer", e.rank, e.ranks);
+  put_field(out, "client", version());
   put_field(out, "host", here.host);
   put_field(out, "boot_id", here.boot_id);
   std::fprintf(out, ", \"namespaces\": {\"shm\": %llu", here.shm);

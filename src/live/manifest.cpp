@@ -14,6 +14,7 @@
 
 #include "client/entry_rules.h"
 #include "client/memory_names.hpp"
+#include "client/version.hpp"
 #include "core/error.hpp"
 #include "core/json_fields.hpp"
 #include "core/json_text.hpp"
@@ -251,6 +252,13 @@ std::string manifest_path(const std::string& directory, Role role, std::int64_t 
   return fmt::format("{}/{}-{}.json", directory, role_name(role), rank);
 }
 
+std::string versions_of(const Manifest& manifest) {
+  const std::string theirs =
+      manifest.client.empty() ? "a client that does not say its version" : "client " + manifest.client;
+  return fmt::format("it was published by {}, and this is weightcast {}: use one version on both sides",
+                     theirs, client::version());
+}
+
 Manifest read_manifest(const std::string& path) {
   constexpr std::int64_t kMostBytes = std::int64_t{256} << 20;
   const std::string text = read_text_file(path, kMostBytes);
@@ -258,11 +266,13 @@ Manifest read_manifest(const std::string& path) {
   const json object =
       parse_json(text, path, {.bytes = kMostBytes, .values = kMostValues, .unique_names = true});
   const Fields fields(object, path);
-  if (fields.number("weightcast") != kFormat) {
-    fields.refuse("weightcast", fmt::format("is not {}, the format that this program knows", kFormat));
-  }
   Manifest manifest;
   manifest.path = path;
+  manifest.client = fields.text("client", false);
+  if (fields.number("weightcast") != kFormat) {
+    throw InputError(fmt::format("{}: 'weightcast' is not {}, the format that this program knows; {}", path,
+                                 kFormat, versions_of(manifest)));
+  }
   const std::string role = fields.text("role");
   if (role != "trainer" && role != "engine") fields.refuse("role", "is neither trainer nor engine");
   manifest.role = role == "trainer" ? Role::kTrainer : Role::kEngine;

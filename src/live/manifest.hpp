@@ -71,6 +71,7 @@ struct LiveEntry {
 /// What a trainer or an engine process has published of itself.
 struct Manifest {
   std::string path;
+  std::string client;  ///< the version of the library that wrote it; empty: not said
   Role role = Role::kTrainer;
   std::int64_t rank = 0;
   std::int64_t ranks = 0;
@@ -101,6 +102,10 @@ std::string name_of_memory(std::int64_t uid, std::uint64_t generation, std::stri
 
 /// `DIR/engine-3.json`
 std::string manifest_path(const std::string& directory, Role role, std::int64_t rank);
+
+/// Whose manifest it is and whose this program is, for one that it does not understand, and what to do:
+/// `it was published by client 0.2.0, and this is weightcast 0.1.0: use one version on both sides`
+std::string versions_of(const Manifest& manifest);
 
 /// Reads one. Nothing in it is trusted: sizes, bounds and overlaps are checked. Throws InputError naming the
 /// file and the field or entry that is wrong, IoError when there is no such file.

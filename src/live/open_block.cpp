@@ -79,8 +79,12 @@ OpenBlock::OpenBlock(const Manifest& manifest, Access access)
     : file_(reachable(manifest), manifest.control, access),
       mapping_(file_.map(manifest, WEIGHTCAST_BLOCK_BYTES)) {
   const weightcast_block& block = *get();
-  if (block.magic == WEIGHTCAST_BLOCK_MAGIC && block.generation == manifest.generation) return;
-  throw IoError(manifest.path + ": its control block is of another publication or client; publish again");
+  if (block.magic != WEIGHTCAST_BLOCK_MAGIC) {
+    throw IoError(fmt::format("{}: its control block is not as this program knows it; {}", manifest.path,
+                              versions_of(manifest)));
+  }
+  if (block.generation != manifest.generation)
+    throw IoError(manifest.path + ": its control block is of another publication; publish again");
 }
 
 BlockState OpenBlock::look() const {

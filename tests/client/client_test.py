@@ -5,6 +5,7 @@ import fractions
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,13 @@ class Client(unittest.TestCase):
             self.assertEqual(shared[offset : offset + 64], bytes(range(64)))
         self.assertEqual(os.listdir(self.folder), [])
         self.assertFalse(pathlib.Path("/dev/shm" + manifest["control"]).exists())
+
+    def test_all_have_one_version(self):
+        root = pathlib.Path(__file__).parents[2]
+        project = re.search(r"project\(weightcast VERSION ([0-9.]+)", (root / "CMakeLists.txt").read_text())
+        self.assertEqual(weightcast.__version__, project[1])  # and the library's, or it would have been refused
+        with self.publish():
+            self.assertEqual(self.manifest()["client"], project[1])
 
     def test_nobody_asks(self):
         with self.publish() as export:

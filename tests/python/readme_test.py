@@ -11,6 +11,7 @@ import time
 import unittest
 
 import tiny_model
+import weightcast
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -53,13 +54,17 @@ class Readme(unittest.TestCase):
         self.assertEqual(run(whole).stdout, f"{whole}/weightcast/__init__.py\n")
         self.assertIn("/nowhere.so", run(whole, WEIGHTCAST_CLIENT="/nowhere.so").stderr)
 
-    def test_a_library_without_a_function_is_refused_by_name(self):
+    def test_a_library_of_another_version_is_refused(self):
         library = self.directory / "libother.so"
-        subprocess.run(["cc", "-shared", "-o", library, "-x", "c", "-"], input=b"int weightcast_open(void) {return 0;}", check=True)
-        said = subprocess.run(
-            [sys.executable, "-c", "import weightcast"], env={**os.environ, "WEIGHTCAST_CLIENT": str(library)}, capture_output=True, text=True
-        )
-        self.assertIn(f"{library} has no weightcast_add_segment: it is of another version of weightcast than the package", said.stderr)
+        for source, whose in [
+            ("int weightcast_open(void) {return 0;}", "an older weightcast"),
+            ('const char* weightcast_version(void) {return "9.8.7";}', "weightcast 9.8.7"),
+        ]:
+            with self.subTest(whose=whose):
+                subprocess.run(["cc", "-shared", "-o", library, "-x", "c", "-"], input=source.encode(), check=True)
+                environment = {**os.environ, "WEIGHTCAST_CLIENT": str(library)}
+                said = subprocess.run([sys.executable, "-c", "import weightcast"], env=environment, capture_output=True, text=True)
+                self.assertIn(f"{library} is {whose}, and this package {weightcast.__version__}; install both anew", said.stderr)
 
     def test_the_example_runs(self):
         config = self.directory / "model"

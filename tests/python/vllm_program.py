@@ -47,6 +47,17 @@ class Engine:
         """Gives a parameter other memory on a rank, as a reload might."""
         self.llm.collective_rpc(_move, args=(name, rank))
 
+    def wrap(self, rank):
+        """Puts a layer into another module on a rank, as an adapter does."""
+        self.llm.collective_rpc(_wrap, args=(rank,))
+
+    def unwrap(self):
+        self.llm.collective_rpc(_unwrap)
+
+    def reload(self):
+        """vLLM's own loader, over the weights that it has."""
+        self.llm.collective_rpc("reload_weights")
+
     def put_back(self):
         self.llm.collective_rpc(_put_back)
 
@@ -82,6 +93,26 @@ def _put_back(worker):
         parameter, data = worker.moved
         parameter.data = data
         del worker.moved
+
+
+def _wrap(worker, rank):
+    import torch
+
+    class Adapter(torch.nn.Module):
+        def __init__(self, base_layer):
+            super().__init__()
+            self.base_layer = base_layer
+
+    if worker.rank == rank:
+        attention = worker.model_runner.model.model.layers[1].self_attn
+        worker.wrapped = attention, attention.qkv_proj
+        attention.qkv_proj = Adapter(attention.qkv_proj)
+
+
+def _unwrap(worker):
+    if hasattr(worker, "wrapped"):
+        attention, attention.qkv_proj = worker.wrapped
+        del worker.wrapped
 
 
 def main(model, options):

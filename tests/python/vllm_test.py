@@ -240,6 +240,33 @@ class Sessions(Live):
         self.update(0)
         self.assertEqual(self.state(), self.loaded[0])
 
+    def test_a_layer_that_an_adapter_wraps_is_refused_by_name(self):
+        for rank in range(self.ranks):
+            with self.subTest(rank=rank):
+                self.engine.ask("wrap", rank)
+                said = self.refused_in_session(["start"], ["update", {}])
+                self.assertRegex(said, r"tensor \S*qkv_proj\S* is not in the published memory any more: the module has it")
+                self.engine.ask("unwrap")
+        self.update(0)
+        self.assertEqual(self.state(), self.loaded[0])
+
+    def test_weights_that_vllm_has_loaded_are_no_version(self):
+        self.update(1)
+        self.engine.ask("start")
+        for call in (["reload"], ["init", {"folder": self.folder}]):
+            self.assertIn("an update is under way", self.refused(*call))
+        self.assertIn("no job step has asked", self.refused("update", {"timeout": 0.1}))
+        self.engine.ask("reload")
+        # The version that was there is not there any more: it has to come again.
+        self.engine.ask("start")
+        said = self.refused("update", {"version": self.version, "timeout": 0.1})
+        self.assertIn("no job step has asked", said)
+        command = [os.environ["WEIGHTCAST_BINARY"], "inspect", f"live:{self.folder}"]
+        states = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        self.assertEqual(states.count("vLLM has loaded weights of its own"), self.ranks, states)
+        self.update(0)
+        self.assertEqual(self.state(), self.loaded[0])
+
     def test_a_job_step_that_dies_while_it_writes(self):
         version = self.offer(181)
         self.engine.ask("start")

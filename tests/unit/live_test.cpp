@@ -123,6 +123,24 @@ TEST_F(Live, ManifestsSayWhatWasPublished) {
   EXPECT_TRUE(read_manifests(folder_, Role::kTrainer).empty());
 }
 
+TEST_F(Live, AControlBlockOfAnotherFormIsRefusedWithBothVersions) {
+  const Child engine([&] { return serve_for_ever(folder_); });
+  const Manifest found = manifest(Role::kEngine);
+  EXPECT_EQ(found.client, weightcast_version());
+  const std::string block = "/dev/shm" + found.control;
+  const std::string before = get_file(block);
+  std::fstream(block, std::ios::in | std::ios::out) << "WCLIVE9";
+  try {
+    const Exporter exporter(found);
+    FAIL() << "accepted";
+  } catch (const IoError& error) {
+    const std::string said = "it was published by client " + found.client + ", and this is weightcast ";
+    EXPECT_NE(std::string(error.what()).find(said), std::string::npos) << error.what();
+  }
+  // For whoever clears what is left.
+  std::fstream(block, std::ios::in | std::ios::out) << before;
+}
+
 TEST_F(Live, AnEngineIsWrittenBetweenPauseAndResume) {
   const Child engine([&] {
     weightcast_export* e = publish(folder_, "engine", 7);
@@ -835,14 +853,40 @@ TEST_F(Live, AnswersToNobodyChangeNothing) {
     weightcast_export* e = publish(folder_, "engine");
     char byte = 0;
     if (::read(go[0], &byte, 1) != 1) return 1;
-    if (weightcast_decline(e, "nobody") != WEIGHTCAST_BAD_ARGUMENT) return 2;
-    return weightcast_invalidate(e, "nothing") == WEIGHTCAST_BAD_ARGUMENT ? 0 : 3;
+    return weightcast_decline(e, "nobody") == WEIGHTCAST_BAD_ARGUMENT ? 0 : 2;
   });
   const Exporter exporter(manifest(Role::kEngine));
   ASSERT_EQ(::write(go[1], "x", 1), 1);
   EXPECT_EQ(engine.wait(), 0);
   EXPECT_EQ(in_words(exporter.look()), "serves version 1");
   EXPECT_EQ(exporter.look().written, WEIGHTCAST_WRITTEN_NONE);
+}
+
+TEST_F(Live, AnEngineWhoseMemoryIsWrittenByOthersServesNothing) {
+  int go[2];
+  ASSERT_EQ(::pipe(go), 0);
+  Child engine([&] {
+    weightcast_export* e = publish(folder_, "engine");
+    char byte = 0;
+    if (weightcast_invalidate(e, "loaded by others") != WEIGHTCAST_OK) return 1;
+    if (::read(go[0], &byte, 1) != 1) return 2;
+    // As soon as somebody asks it is too late.
+    if (weightcast_invalidate(e, "later") != WEIGHTCAST_REFUSED) return 3;
+    std::int64_t version = 0;
+    return weightcast_pause(e, 20, &version) == WEIGHTCAST_IS_INVALID ? 0 : 4;
+  });
+  Exporter exporter(manifest(Role::kEngine));
+  ASSERT_TRUE(comes([&] { return exporter.state() == WEIGHTCAST_INVALID; }));
+  EXPECT_EQ(in_words(exporter.look()), "invalid: some of version 1 is written: loaded by others");
+  EXPECT_EQ(exporter.current_version(), std::nullopt);
+  ASSERT_TRUE(comes([&] { return exporter.take("rank 0"); }));
+  ASSERT_TRUE(exporter.ask(WEIGHTCAST_INVALID, 3, 2));
+  ASSERT_EQ(::write(go[1], "x", 1), 1);
+  ASSERT_EQ(after(exporter, WEIGHTCAST_ASKED), WEIGHTCAST_PAUSED);
+  ASSERT_TRUE(exporter.change(WEIGHTCAST_PAUSED, WEIGHTCAST_WRITING));
+  // All of a version that was not committed, which the next update would commit without sending.
+  ASSERT_TRUE(exporter.invalidate(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN_ALL, "a test"));
+  EXPECT_EQ(engine.wait(), 0);
 }
 
 TEST_F(Live, AnInvalidEngineMayLoadItselfAnew) {
@@ -920,7 +964,11 @@ TEST_P(WrongManifest, IsRefusedByName) {
 INSTANTIATE_TEST_SUITE_P(
     Manifests, WrongManifest,
     ::testing::Values(
-        Wrong{"Format", "\"weightcast\": 1", "\"weightcast\": 2", "'weightcast'"},
+        Wrong{"Format", "\"weightcast\": 1", "\"weightcast\": 2",
+              "'weightcast' is not 1, the format that this program knows; it was published by client "},
+        Wrong{"FormatOfNobody", R"("weightcast": 1, "role": "engine", "rank": 0, "ranks": 1, "client")",
+              R"("weightcast": 2, "role": "engine", "rank": 0, "ranks": 1, "writer")",
+              "it was published by a client that does not say its version, and this is weightcast "},
         Wrong{"Role", "\"engine\"", "\"driver\"", "'role'"},
         Wrong{"Rank", "\"rank\": 0", "\"rank\": 1", "'rank'"},
         Wrong{"NoRank", "\"rank\": 0, ", "", "'rank' is missing"},

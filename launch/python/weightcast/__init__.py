@@ -30,6 +30,7 @@ from ._library import Error, Invalid, NoAnswer
 from ._pause import Pause, Update
 from ._server import Answer, trigger
 from ._tensors import Memory
+from ._version import VERSION as __version__
 
 __all__ = ["publish", "trigger", "Export", "Wanted", "Update", "Answer", "Memory", "Error", "Invalid", "NoAnswer"]
 
@@ -85,6 +86,11 @@ class Export:
         """Says that an engine's memory holds that version whole, and that it is used. An invalid engine, too, may say so,
         when it has loaded itself anew; on all its ranks."""
         _library.call("weightcast_serve", self._open(), _library.whole(version, "version"))
+
+    def invalidate(self, reason):
+        """Says that an engine's memory holds no version any more, because something else writes there, such as a loader of
+        its own; on all its ranks. An update mends that, and serve()."""
+        _library.call("weightcast_invalidate", self._open(), _library.reason(reason))
 
     def wanted(self):
         """What a job step asks to write, as Wanted, or None. Never waits."""

@@ -7,6 +7,8 @@ import operator
 import os
 import pathlib
 
+from ._version import VERSION
+
 DTYPE_BYTES = {
     "BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I8": 1, "U8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8,
     "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -71,13 +73,28 @@ _SIGNATURES = {
     "weightcast_pause_for": [_POINTER, ctypes.c_uint64, ctypes.c_double, ctypes.POINTER(ctypes.c_int64)],
     "weightcast_resume": [_POINTER],
     "weightcast_decline": [_POINTER, ctypes.c_char_p],
+    "weightcast_invalidate": [_POINTER, ctypes.c_char_p],
     "weightcast_offer": [_POINTER, ctypes.c_int64, ctypes.c_double],
     "weightcast_settle": [_POINTER, ctypes.c_double],
     "weightcast_last_error": [],
 }  # fmt: skip
+
+
+def _require_own_version():
+    """Functions of another version may take other arguments."""
+    if not hasattr(_library, "weightcast_version"):
+        theirs = "an older weightcast"
+    else:
+        _library.weightcast_version.restype = ctypes.c_char_p
+        theirs = "weightcast " + _library.weightcast_version().decode(errors="replace")
+    if theirs != "weightcast " + VERSION:
+        raise ImportError(
+            f"{_library._name} is {theirs}, and this package {VERSION}; install both anew, or set WEIGHTCAST_CLIENT to the path of {_FILE} {VERSION}"
+        )
+
+
+_require_own_version()
 for _name, _arguments in _SIGNATURES.items():
-    if not hasattr(_library, _name):
-        raise ImportError(f"{_library._name} has no {_name}: it is of another version of weightcast than the package; install both anew")
     getattr(_library, _name).argtypes = _arguments
 _library.weightcast_last_error.restype = ctypes.c_char_p
 _library.weightcast_question.restype = ctypes.c_uint64

@@ -9,6 +9,7 @@ be taken for those of the next call. So what fails on any rank is made every ran
 """
 
 import dataclasses
+import functools
 import inspect
 
 import vllm
@@ -100,6 +101,7 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         """Publishes the worker's parameters and persistent buffers under vLLM's names."""
         before = self._export
         try:
+            self._require_no_update()
             layout = self._ranks.together(lambda: self._publish(init_info))
             landing = self._learn(init_info)
         except weightcast.Error as error:
@@ -147,6 +149,27 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             return None
         self._ranks.together(lambda: vllm_learner() is None)  # all of them can
         return vllm_learner().learn_together(self._vllm_config, self.model, self._ranks, info.folder)
+
+    def reload(self, load):
+        """vLLM's own loader writes where the parameters are: what comes of it is no version of a job step's."""
+        try:
+            self._require_no_update()
+            self._ranks.together(self._forget_version)
+        except weightcast.Error as error:
+            self._raise(error)
+        else:
+            load()
+
+    def _require_no_update(self):
+        """Of all ranks alike, and nothing that needs the others: their update's thread talks to them."""
+        if self._update is not None:
+            raise weightcast.Error(64, "an update is under way; call /update_weights and /finish_weight_update first")
+
+    def _forget_version(self):
+        if self._export is not None:
+            self._decline("vLLM loads weights of its own")
+            self._export.invalidate("vLLM has loaded weights of its own")
+        self._version = None
 
     def start_weight_update(self):
         """From here on a job step that asks is answered: nothing may be generated until the update is over."""
@@ -265,6 +288,24 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         if self._answers_apart() or self.parallel_config.rank == self._world - 1:
             raise error
         logger.error("%s", error)
+
+
+def _watch_reloads():
+    """Lets this backend know when a worker is told to load weights."""
+    reload = Worker.reload_weights
+
+    @functools.wraps(reload)
+    def reload_weights(worker, *arguments, **more):
+        engine = worker.weight_transfer_engine
+        if isinstance(engine, WeightcastEngine):
+            engine.reload(lambda: reload(worker, *arguments, **more))
+        else:
+            reload(worker, *arguments, **more)
+
+    Worker.reload_weights = reload_weights
+
+
+_watch_reloads()
 
 
 def _calling_worker():

@@ -45,6 +45,9 @@ enum weightcast_code {
 
 typedef struct weightcast_export weightcast_export;
 
+/* The library's version, such as "0.1.0": that of the programs that were built with it. Static. */
+WEIGHTCAST_API const char* weightcast_version(void);
+
 /* The last failure of this thread; empty when there was none. Valid until the thread's next call. */
 WEIGHTCAST_API const char* weightcast_last_error(void);
 
@@ -156,7 +159,9 @@ WEIGHTCAST_API int weightcast_resume(weightcast_export* e);
 /* Of an engine that is asked: it will not be written now; `reason` is for whoever asked. */
 WEIGHTCAST_API int weightcast_decline(weightcast_export* e, const char* reason);
 
-/* Of an engine that could not use what was committed: no version, until an update has been committed. */
+/* Of an engine whose memory holds no version any more, because it could not use what was committed, or because
+   something else writes there, a loader of its own for example: until an update has been committed, or
+   weightcast_serve(). On all its ranks. WEIGHTCAST_REFUSED while a job step asks or writes. */
 WEIGHTCAST_API int weightcast_invalidate(weightcast_export* e, const char* reason);
 
 /* Of a trainer, whose parameters are version `version` and stay so: waits up to `seconds` until a job step
