@@ -73,9 +73,8 @@ class SyncJob {
       folders.insert(sink_folder(*job_.sink_directory(), version(i)));
     }
     require_folders_apart(*job_.sink_directory(), folders);
-    for (const BoundCheckpoint& source : job_.model().sources) {
-      for (const std::string& folder : folders) require_no_shard_of_sink(folder, source.checkpoint);
-    }
+    const SinkFolders sinks(folders);
+    for (const BoundCheckpoint& source : job_.model().sources) sinks.require_no_shard_of(source.checkpoint);
   }
 
   /// Says of which sources the updates have other numbers than these say themselves.

@@ -1,11 +1,13 @@
 #include "launch/files/overlap.hpp"
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <system_error>
 
 #include "core/error.hpp"
+#include "storage/folder_savings.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/model_files.hpp"
 #include "storage/shard_name.hpp"
@@ -16,12 +18,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// Throws UsageError for a folder that is the source: what comes there would be a second saving, and the next
-/// one who names the folder could not tell which is meant.
-void require_not_the_source(const std::string& option, const std::string& folder,
-                            const Checkpoint& checkpoint) {
-  std::error_code error;
-  if (!fs::is_directory(checkpoint.path, error) || !fs::equivalent(folder, checkpoint.path, error)) return;
+/// What comes into the folder that is the source would be a second saving, and the next one who names the
+/// folder could not tell which is meant.
+[[noreturn]] void refuse_source(const std::string& option, const std::string& folder) {
   throw UsageError(fmt::format("{}: {} is the source's folder, which would hold two savings; name another",
                                option, folder));
 }
@@ -44,7 +43,12 @@ void require_other_place(const std::string& option, const std::string& output, c
       }
     }
   }
-  if (ends_as_hdf5(output)) require_not_the_source(option + " " + output, directory_of(output), checkpoint);
+  const std::string folder = directory_of(output);
+  std::error_code error;
+  if (ends_as_hdf5(output) && fs::is_directory(checkpoint.path, error) &&
+      fs::equivalent(folder, checkpoint.path, error)) {
+    refuse_source(fmt::format("{} {}", option, output), folder);
+  }
 }
 
 void require_other_place_than_model(const std::string& option, const std::string& output,
@@ -61,21 +65,42 @@ void require_other_place_than_model(const std::string& option, const std::string
   }
 }
 
-void require_no_shard_of_sink(const std::string& folder, const Checkpoint& checkpoint) {
+SinkFolders::SinkFolders(const std::set<std::string>& folders) {
+  for (const std::string& folder : folders) {
+    struct stat there {};
+    if (::stat(folder.c_str(), &there) != 0 || !S_ISDIR(there.st_mode)) continue;
+    folders_.emplace(std::pair(there.st_dev, there.st_ino), folder);
+    if (const std::string other = safetensors_in(folder); !other.empty()) {
+      throw UsageError(fmt::format(
+          "--sink hdf5:{}: the folder would hold two savings, for {} is there; name another folder", folder,
+          other));
+    }
+  }
+}
+
+std::string SinkFolders::folder_at(const std::string& path) const {
+  struct stat there {};
+  if (::stat(path.c_str(), &there) != 0) return "";
+  const auto found = folders_.find({there.st_dev, there.st_ino});
+  return found == folders_.end() ? "" : found->second;
+}
+
+void SinkFolders::require_no_shard_of(const Checkpoint& checkpoint) const {
   for (const CheckpointFile& file : checkpoint.files) {
     std::error_code error;
     // The name that was given may be a link in the folder, or one that leads to a file in it.
     for (const fs::path& path : {fs::path(file.path), fs::canonical(file.path, error)}) {
-      if (!rank_of_shard(path.filename().string()) ||
-          !fs::equivalent(folder, directory_of(path.string()), error))
-        continue;
+      if (!rank_of_shard(path.filename().string())) continue;
+      const std::string folder = folder_at(directory_of(path.string()));
+      if (folder.empty()) continue;
       throw UsageError(fmt::format(
           "--sink hdf5:{}: holds {} of the source, which would be replaced or removed; name another "
           "folder",
           folder, path.filename().string()));
     }
   }
-  require_not_the_source("--sink hdf5:" + folder, folder, checkpoint);
+  if (const std::string folder = folder_at(checkpoint.path); !folder.empty())
+    refuse_source(fmt::format("--sink hdf5:{}", folder), folder);
 }
 
 }  // namespace weightcast

@@ -1,6 +1,11 @@
 #pragma once
 
+#include <sys/types.h>
+
+#include <map>
+#include <set>
 #include <string>
+#include <utility>
 
 #include "storage/checkpoint.hpp"
 
@@ -15,8 +20,20 @@ void require_other_place(const std::string& option, const std::string& output, c
 void require_other_place_than_model(const std::string& option, const std::string& output,
                                     const std::string& model);
 
-/// The same of a folder that is given inference ranks' shards: of what it holds these names alone are
-/// replaced or removed, but a folder that is the source would hold two savings.
-void require_no_shard_of_sink(const std::string& folder, const Checkpoint& checkpoint);
+/// The folders that are given inference ranks' shards, of which these names alone are replaced or removed.
+class SinkFolders {
+ public:
+  /// Throws UsageError for a folder with a model's safetensors, which would hold two savings.
+  explicit SinkFolders(const std::set<std::string>& folders);
+
+  /// Throws UsageError when a source has a file of such a name in one of them, or is one of them.
+  void require_no_shard_of(const Checkpoint& checkpoint) const;
+
+ private:
+  /// The folder that a path leads to; empty when it is none of these.
+  std::string folder_at(const std::string& path) const;
+
+  std::map<std::pair<dev_t, ino_t>, std::string> folders_;  ///< those that are there, by device and inode
+};
 
 }  // namespace weightcast

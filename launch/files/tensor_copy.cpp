@@ -37,13 +37,11 @@ void require_checkpoint_output(const std::string& output) {
         fmt::format("--output {}: {} holds trainers' shards; name another folder", output, directory));
   }
   // Nor may HDF5 files lie beside safetensors: the folder is what a reader is told.
-  std::error_code ignored;
-  const auto hdf5 = !ends_as_hdf5(output) && std::filesystem::is_directory(output, ignored)
-                        ? files_in(output, [](const auto& name) { return is_hdf5_name(name.string()); })
-                        : std::vector<std::string>();
-  if (!hdf5.empty()) {
-    throw UsageError(fmt::format("--output {}: would hold two savings, for {} is there; name another folder",
-                                 output, hdf5.front()));
+  const bool hdf5 = ends_as_hdf5(output);
+  if (const std::string other = hdf5 ? safetensors_in(directory) : hdf5_in(directory); !other.empty()) {
+    throw UsageError(
+        fmt::format("--output {}: {} would hold two savings, for {} is there; name another folder", output,
+                    directory, other));
   }
   if (output.ends_with(".safetensors")) {
     throw UsageError(fmt::format(
@@ -120,6 +118,7 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
   const OutputClaim claim(lock_of(options.output), "--output " + options.output, options.command,
                           hdf5 ? LeftOvers(options.output, &is_own_hdf5)
                                : LeftOvers(options.output, &is_checkpoint_file, &is_own_model_file));
+  require_checkpoint_output(options.output);  // what a job has put there that has ended since
   claim.clear();
   const auto writer = create_checkpoint(options, weight_version, config_text, tensors, origin);
   Progress progress(options.progress, true);

@@ -123,13 +123,13 @@ std::string sink_folder(std::string directory, std::int64_t version) {
 }
 
 void require_folders_apart(const std::string& directory, const std::set<std::string>& folders) {
-  std::vector<std::pair<std::string, FolderPlace>> places;
+  std::map<std::string, std::string> known;  // by what is_same_folder compares; a path begins with '/'
   for (const std::string& folder : folders) {
     const FolderPlace place = place_of_folder(folder);
-    for (const auto& [other, known] : places) {
-      if (is_same_folder(place, known)) refuse_one_folder(directory, other, folder);
+    for (const std::string& mark : {place.path, place.number}) {
+      const auto& other = known.try_emplace(mark, folder).first->second;
+      if (other != folder) refuse_one_folder(directory, other, folder);
     }
-    places.emplace_back(folder, place);
   }
 }
 
@@ -147,10 +147,21 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
     places_.erase(found);
     throw;
   }
-  control_.agreement.together([&] {
-    if (place.claim) place.claim->require_name();
-    if (rank) require_free_or_own(shard_path(directory, *rank), kShardKind);
-  });
+  const auto require_folder = [&] {
+    control_.agreement.together([&] {
+      if (place.claim) place.claim->require_name();
+    });
+  };
+  require_folder();
+  try {
+    control_.agreement.together([&] {
+      if (rank) require_free_or_own(shard_path(directory, *rank), kShardKind);
+    });
+  } catch (const AgreedFailure&) {
+    // A folder that is moved away just now takes with it what was looked at.
+    require_folder();
+    throw;
+  }
 }
 
 void ShardSink::require_one_folder(const std::string& directory, const FolderPlace& where) {

@@ -32,10 +32,12 @@ std::string_view remedy(int error) {
     case EMFILE:
     case ENFILE:
       return "raise the limit of open files (ulimit -n)";
+    case EISDIR:
+      return "remove that folder, or name another place";
     case ENAMETOOLONG:
       return "choose a shorter name";
     default:
-      return "check its folder";
+      return "check its folder and its disk";
   }
 }
 
@@ -49,7 +51,8 @@ std::string_view remedy(int error) {
 }  // namespace
 
 void fail_at(std::string_view what, const std::string& path, int error, std::source_location where) {
-  throw SystemRefusal(fmt::format("cannot {} {}: {}", what, path, system_error_text(error)), error, where);
+  throw SystemRefusal(
+      fmt::format("cannot {} {}: {}; {}", what, path, system_error_text(error), remedy(error)), error, where);
 }
 
 FileReplacement::FileReplacement(const std::string& final_path, const std::string& id)
@@ -58,11 +61,21 @@ FileReplacement::FileReplacement(const std::string& final_path, const std::strin
              hidden_path(final_path, id, kOld),
              hidden_path(final_path, id, kJournal),
              {},
-             false} {}
+             false,
+             -1} {}
 
 FileReplacement::~FileReplacement() {
+  abandon();
+}
+
+void FileReplacement::keep_in_sight(int descriptor) {
+  state_.descriptor = descriptor;
+  note_unfinished(this, state_);
+}
+
+void FileReplacement::abandon() noexcept {
   if (stage_ == Stage::kOpen) undo(state_);
-  forget_unfinished(this);
+  end(Stage::kEnded);
 }
 
 int FileReplacement::create_partial() {

@@ -30,6 +30,10 @@ class FileReplacement : public Replacement {
   void keep() noexcept override;
 
  protected:
+  /// Says by which descriptor the hidden file is found, where its folder is moved, until `abandon`.
+  void keep_in_sight(int descriptor);
+  /// Undoes what has not ended.
+  void abandon() noexcept;
   /// Looks at what has the final name, creates the hidden file, and returns a descriptor for it: nobody may
   /// do with it what others may not do with the file that it replaces.
   int create_partial();

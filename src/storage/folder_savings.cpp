@@ -11,6 +11,7 @@
 #include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
 #include "storage/journal.hpp"
+#include "storage/model_files.hpp"
 
 namespace weightcast {
 
@@ -40,7 +41,25 @@ bool is_placed(const std::string& journal, const HiddenName& hidden) {
   }
 }
 
+/// The path of the first file for whose name `wanted` holds; empty when there is none, or no folder.
+std::string first_in(const std::string& directory, const std::function<bool(const std::string&)>& wanted) {
+  std::error_code ignored;
+  if (!fs::is_directory(directory, ignored)) return "";
+  const auto files = files_in(directory, [&](const fs::path& name) { return wanted(name.string()); });
+  return files.empty() ? std::string() : files.front();
+}
+
 }  // namespace
+
+std::string safetensors_in(const std::string& directory) {
+  return first_in(directory, [](const std::string& name) {
+    return is_model_data(name) || name == kSafetensorsIndexName;
+  });
+}
+
+std::string hdf5_in(const std::string& directory) {
+  return first_in(directory, [](const std::string& name) { return is_hdf5_name(name); });
+}
 
 std::vector<std::string> files_in(const std::string& directory,
                                   const std::function<bool(const std::filesystem::path&)>& wanted) {

@@ -18,11 +18,14 @@
 #include <string_view>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "storage/folder_savings.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
+#include "storage/model_files.hpp"
 #include "storage/rename.hpp"
 #include "storage/replacement.hpp"
 #include "storage/unfinished.hpp"
@@ -62,6 +65,15 @@ bool lets_nobody_write(int error) {
   return error == EACCES || error == EPERM || error == EROFS;
 }
 
+constexpr std::string_view kFolderLock = ".weightcast.lock";
+constexpr std::string_view kLockEnd = ".lock";
+
+/// `.x.h5.lock`
+bool is_hdf5_lock(const std::string& name) {
+  return name.size() > 1 + kLockEnd.size() && name.starts_with('.') && name.ends_with(kLockEnd) &&
+         ends_as_hdf5(std::string_view(name).substr(0, name.size() - kLockEnd.size()));
+}
+
 }  // namespace
 
 class OutputLock::File {
@@ -81,7 +93,7 @@ class OutputLock::File {
 
   ~File() {
     if (held_) {
-      if (has_its_name()) ::unlink(path_.c_str());
+      undo(UnfinishedLock{path_, status_, fd_});
       forget_unfinished(this);
       const std::scoped_lock lock(all().mutex);
       all().files.erase(number());
@@ -103,6 +115,18 @@ class OutputLock::File {
     if (got >= 0) return {text.data(), static_cast<std::size_t>(got)};
     throw IoError(fmt::format("cannot read the lock file {}: {}; if no other job is writing there, remove it",
                               path_, system_error_text(errno)));
+  }
+
+  /// Whether another process has locked the file at a path, which need not be there.
+  static bool is_locked_elsewhere(const std::string& path) {
+    const int fd = ::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0) return false;
+    struct stat there {};
+    const bool locked = ::fstat(fd, &there) == 0 && S_ISREG(there.st_mode) &&
+                        ::flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    ::close(fd);
+    const std::scoped_lock lock(all().mutex);
+    return locked && !all().files.contains({there.st_dev, there.st_ino});
   }
 
   /// Whether its name still leads to it.
@@ -133,7 +157,7 @@ class OutputLock::File {
   static void hold(const std::shared_ptr<File>& file, std::shared_ptr<TentativeFolder> folder) {
     file->held_ = true;
     file->folder_ = std::move(folder);
-    note_unfinished(file.get(), UnfinishedLock{file->path_, file->status_});
+    note_unfinished(file.get(), UnfinishedLock{file->path_, file->status_, file->fd_});
     const std::scoped_lock lock(all().mutex);
     all().files[file->number()] = file;
   }
@@ -220,6 +244,7 @@ OutputLock::OutputLock(std::string lock_path, const std::string& option, const s
     file->say(own);
     File::hold(file, folder_);
     file_ = file;
+    require_alone();
     return;
   }
   throw IoError(fmt::format("{}: {} changes all the time; other jobs are writing there: name another place",
@@ -257,18 +282,35 @@ void OutputLock::require_name() const {
       option_, path_));
 }
 
+void OutputLock::require_alone() const {
+  const std::string directory = directory_of(path_);
+  const std::string name = fs::path(path_).filename().string();
+  std::vector<std::string> beside;
+  if (name == kFolderLock) {
+    beside = files_in(directory, [](const fs::path& other) { return is_hdf5_lock(other.string()); });
+  } else if (is_hdf5_lock(name)) {
+    beside.push_back(folder_lock(directory));
+  }
+  for (const std::string& other : beside) {
+    if (!File::is_locked_elsewhere(other)) continue;
+    throw IoError(fmt::format(
+        "{}: another job is writing beside it (it has {}); wait for its end or name another place", option_,
+        other));
+  }
+}
+
 void OutputLock::give_up(int error) {
   note_ = fmt::format("{} cannot be locked: {}; see to it that no other job writes there", path_,
                       system_error_text(error));
 }
 
 std::string folder_lock(const std::string& directory) {
-  return (fs::path(directory) / ".weightcast.lock").string();
+  return (fs::path(directory) / kFolderLock).string();
 }
 
 std::string file_lock(const std::string& path) {
   return (fs::path(path).parent_path() /
-          fmt::format(".{}.lock", hidden_stem(fs::path(path).filename().string())))
+          fmt::format(".{}{}", hidden_stem(fs::path(path).filename().string()), kLockEnd))
       .string();
 }
 

@@ -13,8 +13,8 @@ class OutputLock {
  public:
   /// Locks `lock_path` (see below), and makes its folder when that is missing. `option` is what names the
   /// output in messages, `command` what the file says that this job does. Throws IoError when another job has
-  /// it, with its name when that is certain, and when the system refuses the folder or the lock for any
-  /// reason but that it knows no locks; this process may have it several times.
+  /// it, or writes what lies beside it, with its name when that is certain, and when the system refuses the
+  /// folder or the lock for any reason but that it knows no locks; this process may have it several times.
   OutputLock(std::string lock_path, const std::string& option, const std::string& command);
   ~OutputLock();
   OutputLock(const OutputLock&) = delete;
@@ -41,6 +41,8 @@ class OutputLock {
   /// Makes the folder and opens the file in it; nothing when there can be none. Throws SystemRefusal.
   std::shared_ptr<File> open();
   void give_up(int error);
+  /// Asks when it has its own lock: of two jobs that ask each other at least one is refused.
+  void require_alone() const;
 
   std::string path_;
   std::string option_;
@@ -49,7 +51,8 @@ class OutputLock {
   std::shared_ptr<File> file_;  // last: it goes before its folder
 };
 
-/// The lock of a whole folder, and that of one file beside others.
+/// The lock of a whole folder, and that of one file beside others. A folder's and that of an HDF5 file in it
+/// exclude each other.
 std::string folder_lock(const std::string& directory);
 std::string file_lock(const std::string& path);
 

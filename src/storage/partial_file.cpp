@@ -41,13 +41,15 @@ constexpr std::size_t kMaxWrite = std::size_t{1} << 30;
 PartialFile::PartialFile(const std::string& final_path, const std::string& id)
     : FileReplacement(final_path, id) {
   if (!fs::path(final_path).has_filename()) {
-    throw IoError(fmt::format("'{}' does not name a file to write", final_path));
+    throw IoError(fmt::format("'{}' does not name a file to write; add a name", final_path));
   }
   require_replaceable();
   fd_ = create_partial();
+  keep_in_sight(fd_);
 }
 
 PartialFile::~PartialFile() {
+  abandon();
   if (fd_ >= 0) ::close(fd_);
 }
 

@@ -7,8 +7,10 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdio>
+#include <filesystem>
 #include <map>
 #include <mutex>
+#include <system_error>
 #include <utility>
 
 #include "storage/hidden_names.hpp"
@@ -41,6 +43,17 @@ int hide(const UnfinishedFile& file) {
     return ::unlink(file.final_path.c_str());
   }
   return 0;
+}
+
+/// Removes a file of that name and descriptor wherever its folder is by now.
+void remove_moved(int descriptor, const std::string& path) {
+  struct stat open {};
+  if (descriptor < 0 || ::fstat(descriptor, &open) != 0) return;
+  std::error_code error;
+  const std::filesystem::path now =
+      std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(descriptor), error);
+  if (error || now.filename() != std::filesystem::path(path).filename()) return;
+  if (is_name_of(now.string(), open)) ::unlink(now.c_str());
 }
 
 }  // namespace
@@ -92,14 +105,18 @@ bool mark_broken_off(const UnfinishedFile& file) {
 
 void undo(const UnfinishedFile& file) {
   if (!file.promised) {
-    ::unlink(file.partial_path.c_str());
+    if (::unlink(file.partial_path.c_str()) != 0) remove_moved(file.descriptor, file.partial_path);
   } else if (mark_broken_off(file)) {
     put_back(file);
   }
 }
 
 void undo(const UnfinishedLock& lock) {
-  if (is_name_of(lock.path, lock.file)) ::unlink(lock.path.c_str());
+  if (is_name_of(lock.path, lock.file)) {
+    ::unlink(lock.path.c_str());
+  } else {
+    remove_moved(lock.descriptor, lock.path);
+  }
 }
 
 void undo(const UnfinishedFolder& folder) {

@@ -17,12 +17,14 @@ struct UnfinishedFile {
   std::string journal_path;
   JournalEntry entry;     ///< what the journal says
   bool promised = false;  ///< the journal is there, and files that belong to this one may have their names
+  int descriptor = -1;    ///< of the new file until it is promised: finds it where its folder was moved
 };
 
 /// The file of a lock that this process holds.
 struct UnfinishedLock {
   std::string path;
   struct stat file {};
+  int descriptor = -1;  ///< of it
 };
 
 /// A folder that was made for files to come.
@@ -55,8 +57,9 @@ PutBack put_back(const UnfinishedFile& file);
 /// renamed together with this one counts as broken off. False when another job has done away with all that.
 bool mark_broken_off(const UnfinishedFile& file);
 
-/// Makes everything as it was before. Of a file that was promised the journal and the hidden name stay:
-/// others may not have been able to undo theirs, and the next job has to.
+/// Makes everything as it was before, also in a folder that was moved meanwhile. Of a file that was promised
+/// the journal and the hidden name stay: others may not have been able to undo theirs, and the next job has
+/// to.
 void undo(const UnfinishedFile& file);
 void undo(const UnfinishedLock& lock);
 void undo(const UnfinishedFolder& folder);

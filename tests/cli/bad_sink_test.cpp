@@ -255,6 +255,10 @@ TEST_F(BadSink, ThatIsMovedAwayWhileAJobWritesThere) {
   std::filesystem::rename(sink_, dir_ / "moved");
   EXPECT_TRUE(refused(job.wait(), 74, {"--sink hdf5:" + sink_, "moved or removed", "start it again"}));
   EXPECT_TRUE(folder_contents(sink_).empty());
+  // Nor does anything of the job stay in the folder that was moved, but the version that was whole.
+  EXPECT_EQ(folder_contents(dir_ / "moved").size(), 2);
+  EXPECT_TRUE(done(run_plain({"verify", dir_ / "moved", "--source", trained(0)})) ||
+              done(run_plain({"verify", dir_ / "moved", "--source", trained(1)})));
 }
 
 TEST_F(BadSink, ReportThatCannotBeWrittenInTheEnd) {
@@ -408,6 +412,19 @@ TEST_F(BadSink, OutputOfAnotherJobThatIsWriting) {
                         {"--output " + output, "another job", "synth on host"}));
     EXPECT_EQ(folder_contents(dir_.string()), before);
   }
+  // Nor beside one: a file into the folder that a job writes, and the folder of such a file.
+  for (const auto& [held, output] : std::map<std::string, std::string>{
+           {folder_lock(dir_ / "m"), dir_ / "m/x.h5"}, {file_lock(dir_ / "n/x.h5"), dir_ / "n"}}) {
+    const OutputLock lock(held, "--output", "synth");
+    EXPECT_TRUE(
+        refused(run_plain({"convert", "--source", trained(0), "--output", output}), 74,
+                {"--output " + output + ": another job is writing beside it", held, "wait for its end"}));
+    EXPECT_EQ(folder_contents(std::filesystem::path(held).parent_path().string()).size(), 1);
+  }
+  {
+    const OutputLock lock(file_lock(dir_ / "o/x.h5"), "--output", "synth");
+    EXPECT_TRUE(done(run_plain({"convert", "--source", trained(0), "--output", dir_ / "o/y.h5"})));
+  }
   const OutputLock lock(folder_lock(dir_ / "trainers"), "--output", "convert");
   EXPECT_TRUE(refused(run_plain({"convert", "--source", trained(0), "--to", "megatron", "--trainer-alloc",
                                  "megatron:(attn:d1p1t2c1|ffn:d1p1t2e1)", "--output", dir_ / "trainers"}),
@@ -470,8 +487,8 @@ TEST_F(BadSink, OneFileWithANameThatJobsIntoTheFolderHave) {
       EXPECT_TRUE(refused(run_plain(convert + Words{sink_ + name}), 74,
                           {"--output " + sink_ + name, "another job", "sync on host"}));
     }
-    EXPECT_TRUE(done(run_plain(convert + Words{sink_ + "/model.h5"})));
-    std::filesystem::remove(sink_ + "/model.h5");
+    EXPECT_TRUE(refused(run_plain(convert + Words{sink_ + "/model.h5"}), 74,
+                        {"--output " + sink_ + "/model.h5", "another job is writing beside it"}));
   }
   using namespace std::chrono_literals;
   Process file(plain_command(convert + Words{sink_ + "/trainer-0.h5"}, {{"LD_PRELOAD", WEIGHTCAST_SLOW_DISK},

@@ -332,6 +332,18 @@ TEST_F(OutputsBesideTheSource, AreRefusedBeforeAnythingMoves) {
   EXPECT_TRUE(refused(run_job(3, sync_to(folder_, sink_)), 65, {folder_, "3 HDF5 files", "name one"}));
 }
 
+TEST_F(OutputsBesideTheSource, Hdf5BesideSafetensors) {
+  const std::string other = dir_ / "other";
+  std::filesystem::copy(trained(1), other);
+  const auto before = folder_contents(other);
+  const Words said{"two savings", other + "/model.safetensors", "name another folder"};
+  EXPECT_TRUE(refused(run_plain({"convert", "--source", folder_, "--output", other + "/x.h5"}), 64, said));
+  EXPECT_TRUE(refused(
+      run_plain({"synth", "--model", model_folder("tiny-qwen3"), "--output", other + "/x.h5"}), 64, said));
+  EXPECT_TRUE(refused(run_job(3, sync_to(folder_, other)), 64, said));
+  EXPECT_EQ(folder_contents(other), before);
+}
+
 TEST_F(OutputsBesideTheSource, TrainersShardsBesideAWholeCheckpoint) {
   std::filesystem::create_directory(dir_ / "both");
   for (const char* name : {"/config.json", "/model.safetensors"}) {
