@@ -1,6 +1,7 @@
 #include "storage/local_files.hpp"
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <chrono>
@@ -80,6 +81,12 @@ void require_same_file(const FileIdentity& now, const CheckpointFile& described)
 void require_still(const InputFile& file, const CheckpointFile& described) {
   require_same_file(file.identity_now(), described);
   require_no_writer(file);
+}
+
+void require_not_replaced(const CheckpointFile& described) {
+  struct stat there {};
+  if (::stat(described.path.c_str(), &there) != 0) return;
+  require_same_file(identity_of(there), described);
 }
 
 void require_files_unchanged(const Checkpoint& checkpoint) {

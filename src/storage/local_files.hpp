@@ -15,4 +15,8 @@ void require_same_file(const FileIdentity& now, const CheckpointFile& described)
 /// before the first read, and after the last.
 void require_still(const InputFile& file, const CheckpointFile& described);
 
+/// Throws IoError when the name of a described file leads to another file by now: what was read is whole, and
+/// no longer what the user has named. A name that leads nowhere is no such file.
+void require_not_replaced(const CheckpointFile& described);
+
 }  // namespace weightcast

@@ -108,6 +108,7 @@ struct CheckpointReader::Files {
     for (std::size_t i = 0; i < entries.size(); ++i) {
       if (!entries[i].is_open.load(std::memory_order_acquire)) continue;
       require_still(*entries[i].file, checkpoint->files[i]);
+      require_not_replaced(checkpoint->files[i]);
       // The library opens the sources of virtual datasets again and again, by their paths.
       if (any_virtual)
         require_same_file(InputFile(checkpoint->files[i].path).identity(), checkpoint->files[i]);

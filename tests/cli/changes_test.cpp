@@ -60,6 +60,19 @@ TEST_F(Changes, AFileThatIsReplacedBeforeItsTurnIsRefused) {
   }
 }
 
+TEST_F(Changes, AnOnlyFileThatIsReplacedWhileItIsReadIsRefused) {
+  const std::string source = dir_ / "source";
+  std::filesystem::copy(trained(0), source);
+  std::filesystem::copy_file(trained(1) + "/model.safetensors", dir_ / "other");
+  const std::string file = source + "/model.safetensors";
+  put_old_shards();
+  const auto before = folder_contents(sink_);
+  const Outcome outcome =
+      run_changing(sync_words(source), "source/model.safetensors", kAmidTheUpdate, file, dir_ / "other");
+  EXPECT_TRUE(refused(outcome, 74, {file, "changed after its header was read", "start again"}));
+  EXPECT_EQ(folder_contents(sink_), before);
+}
+
 TEST_F(Changes, AFileThatIsWrittenToWhileItIsReadIsRefused) {
   const std::string source = two_files(0, "source");
   const std::string first = source + "/model-00001-of-00002.safetensors";
