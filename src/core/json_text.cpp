@@ -54,7 +54,8 @@ std::string reason_at(std::string_view text, std::size_t at) {
   }
   const std::string character = first_character(text.substr(at));
   return fmt::format("{} is not expected{}", character,
-                     static_cast<unsigned char>(c) < 0x80 ? "" : "; type it anew, as a plain quote or blank");
+                     static_cast<unsigned char>(c) < 0x80 ? "; correct the text there, or copy the file again"
+                                                          : "; type it anew, as a plain quote or blank");
 }
 
 /// Where the last `\uXXXX` before `at` begins that is half of a character; `at` where there is none.
@@ -96,7 +97,7 @@ class Checker final : public nlohmann::json_sax<json> {
   bool end_array() override { return leave(); }
   bool key(std::string& name) override {
     if (!limits_.unique_names || names_.back().insert(name).second) return true;
-    fault_ = fmt::format("'{}' occurs twice in one object", excerpt(name));
+    fault_ = fmt::format("'{}' occurs twice in one object; remove one of them", excerpt(name));
     return false;
   }
   bool null() override { return count(); }
@@ -115,7 +116,8 @@ class Checker final : public nlohmann::json_sax<json> {
       fault_ = fmt::format("not JSON at {}: {}", place_of(text_, place), why);
       return false;
     };
-    if (error.id == kNumberOverflow) return refuse(at, "a number is too large");
+    if (error.id == kNumberOverflow)
+      return refuse(at, "a number is too large; write one that a double can hold");
     // The parser notices a wrong byte when it has read the next one.
     if (const std::size_t wrong = first_no_utf8(text_); wrong <= at) {
       return refuse(wrong, fmt::format("the byte {} is no UTF-8 (is the text in Latin-1?); save it as UTF-8",
@@ -141,12 +143,14 @@ class Checker final : public nlohmann::json_sax<json> {
 
   bool count() {
     if (++values_ <= limits_.values) return true;
-    fault_ = fmt::format("holds more than {} values, which no such file needs", limits_.values);
+    fault_ = fmt::format("holds more than {} values, which no such file needs; is it the right one?",
+                         limits_.values);
     return false;
   }
   bool enter() {
     if (names_.size() == limits_.depth) {
-      fault_ = fmt::format("is nested more than {} levels deep, which no such file is", limits_.depth);
+      fault_ = fmt::format("is nested more than {} levels deep, which no such file is; is it the right one?",
+                           limits_.depth);
       return false;
     }
     names_.emplace_back();

@@ -223,7 +223,7 @@ std::optional<std::string> carried_config(const std::string& path) {
     const OpenHdf5 file = open_hdf5(path);
     return read_hdf5_attribute(file.file.get(), kConfigAttribute, path);
   };
-  require_survivable(path, read);
+  require_survivable(path, InputFile(path).size(), read);
   const auto value = read();
   if (!value) return std::nullopt;
   if (const auto* text = std::get_if<std::string>(&*value)) return *text;

@@ -23,7 +23,8 @@ bool add_checked(const DatasetSpec& spec, std::int64_t& total) {
 void check_name(const std::string& path, const std::string& name) {
   // HDF5 keeps names in messages of at most 64 KiB; no model comes near this.
   constexpr std::size_t kLongest = 4096;
-  if (name.empty()) throw InputError(fmt::format("{}: a dataset without a name", path));
+  if (name.empty())
+    throw InputError(fmt::format("{}: a dataset without a name; name the tensor in the source", path));
   if (name.size() > kLongest) {
     throw InputError(fmt::format("{}: the name of dataset '{}…' has {} bytes, more than {}; shorten it", path,
                                  printable(name.substr(0, 64)), name.size(), kLongest));
@@ -42,11 +43,13 @@ std::int64_t check_dataset_specs(const std::string& path, const std::vector<Data
   for (const DatasetSpec& spec : datasets) {
     check_name(path, spec.name);
     if (!names.insert(spec.name).second) {
-      throw InputError(fmt::format("{}: two datasets are named '{}'", path, excerpt(spec.name)));
+      throw InputError(fmt::format("{}: two datasets are named '{}'; rename one of them in the source", path,
+                                   excerpt(spec.name)));
     }
     if (!add_checked(spec, total)) {
-      throw InputError(fmt::format("{}: dataset '{}': the shape {} is negative or too large", path,
-                                   excerpt(spec.name), spec.shape.to_string()));
+      throw InputError(fmt::format(
+          "{}: dataset '{}': the shape {} is negative or too large; is the source's header damaged?", path,
+          excerpt(spec.name), spec.shape.to_string()));
     }
   }
   return total;

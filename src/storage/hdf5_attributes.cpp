@@ -7,6 +7,7 @@
 #include "core/error.hpp"
 #include "storage/hdf5_file.hpp"
 #include "storage/hdf5_trial.hpp"
+#include "storage/input_file.hpp"
 
 namespace weightcast {
 
@@ -125,7 +126,7 @@ Attributes read_attributes(const std::string& path) {
     const OpenHdf5 file = open_hdf5(path);
     return read_hdf5_attributes(file.file.get(), path);
   };
-  require_survivable(path, read);
+  require_survivable(path, InputFile(path).size(), read);
   return read();
 }
 

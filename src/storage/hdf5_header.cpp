@@ -34,6 +34,8 @@ struct Link {
 constexpr std::size_t kMostLevels = 64;
 constexpr std::size_t kMostObjects = 4'000'000;
 
+constexpr std::int64_t kAnySize = std::int64_t{1} << 50;
+
 // Called by C code, which no exception may cross. Ends the walk when there are too many.
 herr_t collect_link(hid_t /*group*/, const char* name, const H5L_info_t* info, void* data) {
   auto& links = *static_cast<std::vector<Link>*>(data);
@@ -229,7 +231,9 @@ std::optional<std::int64_t> read_hdf5_header(const std::string& path, Checkpoint
     return version;
   };
   const Hdf5Lock lock;
-  require_survivable(path, [&] {
+  // Other files may be as large as they like.
+  const std::int64_t bytes = other_files == OtherFiles::kRefused ? InputFile(path).size() : kAnySize;
+  require_survivable(path, bytes, [&] {
     Checkpoint trial = checkpoint;
     read(trial);
   });

@@ -20,10 +20,17 @@ namespace weightcast {
 namespace {
 
 /// What a program does not survive.
-constexpr std::array<int, 6> kCrashes{SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL, SIGSYS};
+constexpr std::array<int, 7> kCrashes{SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL, SIGSYS, SIGXCPU};
 
-/// Ends with 0 unless `read` ends it.
-[[noreturn]] void try_in_child(pid_t parent, const std::function<void()>& read) {
+/// Far more than unpacking takes.
+rlim_t most_seconds(std::int64_t bytes) {
+  constexpr std::int64_t kLeast = 60;
+  constexpr std::int64_t kBytesASecond = 10'000'000;
+  return static_cast<rlim_t>(kLeast + bytes / kBytesASecond);
+}
+
+/// Ends with 0 unless `read` ends it, or takes that long.
+[[noreturn]] void try_in_child(pid_t parent, rlim_t seconds, const std::function<void()>& read) {
   // Not longer than the parent, which may have ended already.
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != parent) ::_exit(0);
@@ -33,6 +40,8 @@ constexpr std::array<int, 6> kCrashes{SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL, 
   ::dup2(nowhere, STDERR_FILENO);
   const rlimit none{0, 0};
   ::setrlimit(RLIMIT_CORE, &none);
+  const rlimit time{seconds, seconds + 1};
+  ::setrlimit(RLIMIT_CPU, &time);
   for (const int crash : kCrashes) std::signal(crash, SIG_DFL);
   try {
     read();
@@ -44,10 +53,10 @@ constexpr std::array<int, 6> kCrashes{SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL, 
 
 }  // namespace
 
-void require_survivable(const std::string& path, const std::function<void()>& read) {
+void require_survivable(const std::string& path, std::int64_t bytes, const std::function<void()>& read) {
   const pid_t parent = ::getpid();
   const pid_t child = ::fork();
-  if (child == 0) try_in_child(parent, read);
+  if (child == 0) try_in_child(parent, most_seconds(bytes), read);
   if (child < 0) return;
   int status = 0;
   pid_t ended = 0;
@@ -56,10 +65,11 @@ void require_survivable(const std::string& path, const std::function<void()>& re
   } while (ended < 0 && errno == EINTR);
   if (ended != child || !WIFSIGNALED(status)) return;
   if (std::ranges::find(kCrashes, WTERMSIG(status)) == kCrashes.end()) return;
-  throw InputError(fmt::format(
-      "{}: the HDF5 library does not survive what the file says; it is damaged, or made to do that: copy it "
-      "again, or write the weights anew",
-      path));
+  throw InputError(
+      fmt::format("{}: the HDF5 library {} what the file says; it is damaged, or made to do that: copy it "
+                  "again, or write the "
+                  "weights anew",
+                  path, WTERMSIG(status) == SIGXCPU ? "comes to no end with" : "does not survive"));
 }
 
 }  // namespace weightcast

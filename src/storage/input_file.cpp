@@ -85,8 +85,9 @@ InputFile::InputFile(const std::string& path)
     return;
   }
   ::close(fd_);
-  throw IoError(error != 0 ? fmt::format("cannot look at {}: {}", path, system_error_text(error))
-                           : fmt::format("{} is no regular file; put one in its place", path));
+  throw IoError(
+      error != 0 ? fmt::format("cannot look at {}: {}; check its file system", path, system_error_text(error))
+                 : fmt::format("{} is no regular file; put one in its place", path));
 }
 
 InputFile::InputFile(InputFile&& other) noexcept
@@ -129,7 +130,8 @@ bool InputFile::keeps_time_of_mappings() const {
 FileIdentity identity_of(int descriptor, const std::string& path) {
   struct stat status {};
   if (::fstat(descriptor, &status) != 0) {
-    throw IoError(fmt::format("cannot look at {}: {}", path, system_error_text(errno)));
+    throw IoError(
+        fmt::format("cannot look at {}: {}; check its file system", path, system_error_text(errno)));
   }
   return identity_of(status);
 }
@@ -157,7 +159,8 @@ void InputFile::read_at(std::int64_t offset, std::span<const ReadPart> parts) co
     if (got < 0 && errno == EINTR) continue;
     const std::string_view what = unread.parts.front().what;
     if (got < 0) {
-      throw IoError(fmt::format("cannot read {} ({}): {}", path_, what, system_error_text(errno)));
+      throw IoError(fmt::format("cannot read {} ({}): {}; check its disk and its file system", path_, what,
+                                system_error_text(errno)));
     }
     if (got == 0) {
       throw IoError(fmt::format(

@@ -133,20 +133,23 @@ struct Entry {
 
 Entry parse_entry(const json& entry, std::int64_t data_bytes,
                   const std::function<void(const std::string&)>& refuse) {
-  if (!entry.is_object()) refuse("its entry is no JSON object");
+  if (!entry.is_object()) refuse("its entry is no JSON object; the file is damaged, copy it again");
   Entry result;
   const auto type = entry.find("dtype");
-  if (type == entry.end() || !type->is_string()) refuse("its entry has no dtype");
+  if (type == entry.end() || !type->is_string())
+    refuse("its entry has no dtype; the file is damaged, copy it again");
   result.type = type->get<std::string>();
   auto extents = sizes_of(entry, "shape");
-  if (!extents) refuse("its shape is no list of sizes");
+  if (!extents) refuse("its shape is no list of sizes; the file is damaged, copy it again");
   result.extents = std::move(*extents);
   const auto offsets = sizes_of(entry, "data_offsets");
-  if (!offsets || offsets->size() != 2) refuse("its data_offsets are no pair of sizes");
+  if (!offsets || offsets->size() != 2)
+    refuse("its data_offsets are no pair of sizes; the file is damaged, copy it again");
   result.begin = offsets->front();
   result.end = offsets->back();
   if (result.begin > result.end) {
-    refuse(fmt::format("data_offsets [{}, {}] are out of range", result.begin, result.end));
+    refuse(fmt::format("data_offsets [{}, {}] are out of range; the file is damaged, copy it again",
+                       result.begin, result.end));
   }
   if (result.end > data_bytes) {
     refuse(fmt::format(
@@ -170,35 +173,38 @@ StoredTensor parse_tensor(const std::string& path, const std::string& name, cons
   const auto refuse = [&](const std::string& why) {
     throw InputError(fmt::format("{}: tensor '{}': {}", path, excerpt(name), why));
   };
-  if (name.find('\0') != std::string::npos) refuse("its name holds a byte 0");
+  if (name.find('\0') != std::string::npos) refuse("its name holds a byte 0; rename it");
   if (name.size() > kMostName)
-    refuse(fmt::format("its name has {} bytes, more than {}", name.size(), kMostName));
+    refuse(fmt::format("its name has {} bytes, more than {}; rename it", name.size(), kMostName));
   Entry entry = parse_entry(json_entry, data_bytes, refuse);
   StoredTensor tensor;
   tensor.name = name;
   tensor.offset = entry.begin;
   const auto dtype = dtype_from_safetensors(entry.type);
   const std::int64_t bits = dtype ? dtype_bytes(*dtype) * 8 : bits_of_foreign(entry.type);
-  if (bits == 0) refuse(fmt::format("unknown dtype '{}'", excerpt(entry.type)));
+  if (bits == 0)
+    refuse(fmt::format("unknown dtype '{}'; write it in one that safetensors knows", excerpt(entry.type)));
   const bool packed = dtype == DType::kF4E2M1x2;
   // The header counts 4-bit codes; here a packed byte of two codes is the element.
   if (packed && (entry.extents.empty() || entry.extents.back() % 2 != 0)) {
-    refuse("packed 4-bit codes need an even last extent");
+    refuse("packed 4-bit codes need an even last extent; write the checkpoint again");
   }
   const auto bits_in_all = checked_product(entry.extents, packed ? bits / 2 : bits);
   const std::int64_t held = entry.end - entry.begin;
   if (!bits_in_all || *bits_in_all % 8 != 0 || *bits_in_all / 8 != held) {
-    refuse(fmt::format("{} [{}] takes {} bytes but data_offsets [{}, {}] hold {}", entry.type,
-                       fmt::join(entry.extents, ", "),
-                       bits_in_all ? std::to_string(*bits_in_all / 8) : "too many", entry.begin, entry.end,
-                       held));
+    refuse(fmt::format(
+        "{} [{}] takes {} bytes but data_offsets [{}, {}] hold {}; the file is damaged, copy it again",
+        entry.type, fmt::join(entry.extents, ", "),
+        bits_in_all ? std::to_string(*bits_in_all / 8) : "too many", entry.begin, entry.end, held));
   }
   if (!dtype) {
-    make_foreign(tensor, entry, fmt::format("has elements of {}, which are not read", entry.type));
-  } else if (entry.extents.size() > Shape::kMaxDims) {
     make_foreign(
         tensor, entry,
-        fmt::format("has {} dimensions; at most {} are read", entry.extents.size(), Shape::kMaxDims));
+        fmt::format("has elements of {}, which are not read; write it in a dtype of the model", entry.type));
+  } else if (entry.extents.size() > Shape::kMaxDims) {
+    make_foreign(tensor, entry,
+                 fmt::format("has {} dimensions, more than the {} that are read; write it with fewer",
+                             entry.extents.size(), Shape::kMaxDims));
   } else {
     if (packed) entry.extents.back() /= 2;
     tensor.dtype = *dtype;
@@ -217,19 +223,23 @@ void check_coverage(const std::string& path, std::vector<const StoredTensor*> te
   const StoredTensor* before = nullptr;
   for (const StoredTensor* tensor : tensors) {
     if (tensor->offset < covered) {
-      throw InputError(fmt::format("{}: tensors '{}' and '{}' overlap at data byte {}", path,
-                                   excerpt(before->name), excerpt(tensor->name), tensor->offset));
+      throw InputError(
+          fmt::format("{}: tensors '{}' and '{}' overlap at data byte {}; the file is damaged, copy it again",
+                      path, excerpt(before->name), excerpt(tensor->name), tensor->offset));
     }
     if (tensor->offset > covered) {
-      throw InputError(fmt::format("{}: data bytes {} to {} before tensor '{}' belong to no tensor", path,
-                                   covered, tensor->offset, excerpt(tensor->name)));
+      throw InputError(
+          fmt::format("{}: data bytes {} to {} before tensor '{}' belong to no tensor; the file is damaged, "
+                      "copy it again",
+                      path, covered, tensor->offset, excerpt(tensor->name)));
     }
     covered = tensor->offset + tensor->bytes();
     before = tensor;
   }
   if (covered != data_bytes) {
-    throw InputError(fmt::format("{}: {} bytes of data, of which the last {} belong to no tensor", path,
-                                 data_bytes, data_bytes - covered));
+    throw InputError(fmt::format(
+        "{}: {} bytes of data, of which the last {} belong to no tensor; the file is damaged, copy it again",
+        path, data_bytes, data_bytes - covered));
   }
 }
 
@@ -244,8 +254,9 @@ std::optional<std::int64_t> version_in(const json& header, const std::string& pa
   const char* end = text.data() + text.size();
   const auto [rest, status] = std::from_chars(text.data(), end, version);
   if (status != std::errc() || rest != end || version < 0) {
-    throw InputError(fmt::format("{}: {} in {} is not the text of an integer of at least 0", path,
-                                 kSafetensorsVersion, kSafetensorsMetadata));
+    throw InputError(
+        fmt::format("{}: {} in {} is not the text of an integer of at least 0; remove or correct it", path,
+                    kSafetensorsVersion, kSafetensorsMetadata));
   }
   return version;
 }

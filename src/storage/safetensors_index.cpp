@@ -45,7 +45,8 @@ SafetensorsIndex read_safetensors_index(const std::string& path) {
   std::set<std::string> files;
   for (const auto& [tensor, file] : map->items()) {
     if (!file.is_string())
-      throw InputError(fmt::format("{}: tensor '{}': its file is no text", path, excerpt(tensor)));
+      throw InputError(
+          fmt::format("{}: tensor '{}': its file is no text; copy the index again", path, excerpt(tensor)));
     const auto& name = file.get_ref<const std::string&>();
     std::string data_file = below(folder, name);
     if (data_file.empty()) {

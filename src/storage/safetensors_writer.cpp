@@ -64,7 +64,8 @@ std::string dump(const json& value, const std::string& path, int indent = -1) {
   try {
     return value.dump(indent);
   } catch (const json::exception& error) {
-    throw InputError(fmt::format("{}: a tensor's name cannot be written as JSON: {}", path, error.what()));
+    throw InputError(fmt::format("{}: a tensor's name cannot be written as JSON: {}; rename it in the source",
+                                 path, error.what()));
   }
 }
 
