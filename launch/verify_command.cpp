@@ -65,10 +65,11 @@ struct Shard {
 std::vector<Shard> read_shards(const std::string& directory) {
   std::error_code error;
   if (!fs::is_directory(directory, error))
-    throw IoError(fmt::format("{}: no such directory of shard files", directory));
+    throw IoError(fmt::format("{}: no such folder of shard files; name that of --sink hdf5:DIR", directory));
   std::vector<Shard> shards;
   fs::directory_iterator entries(directory, error);
-  if (error) throw IoError(fmt::format("{}: {}", directory, error.message()));
+  if (error)
+    throw IoError(fmt::format("cannot list {}: {}; check the permissions", directory, error.message()));
   for (const auto& entry : entries) {
     const std::string name = entry.path().filename().string();
     if (!rank_of_shard(name)) continue;
@@ -76,7 +77,9 @@ std::vector<Shard> read_shards(const std::string& directory) {
     const FileIdentity identity = InputFile(path).identity();
     shards.push_back({path, identity, read_attributes(path)});
   }
-  if (shards.empty()) throw InputError(fmt::format("{}: no shard files (rank-<n>.h5)", directory));
+  if (shards.empty())
+    throw InputError(
+        fmt::format("{}: no shard files (rank-<n>.h5); name the folder of --sink hdf5:DIR", directory));
   std::sort(shards.begin(), shards.end(),
             [](const Shard& a, const Shard& b) { return a.integer("rank") < b.integer("rank"); });
   return shards;
@@ -104,8 +107,10 @@ Engine engine_of(const Shard& shard) {
   if (name.empty()) return shard.optional_text("parameters") == "canonical" ? Engine::kHf : Engine::kSglang;
   const auto engine = find_engine(name);
   if (!engine) {
-    throw InputError(fmt::format("{}: has the parameters of engine {}, which is not known here", shard.path,
-                                 excerpt(name)));
+    throw InputError(
+        fmt::format("{}: has the parameters of engine {}, which is not known here; verify with the version "
+                    "of the program that wrote it",
+                    shard.path, excerpt(name)));
   }
   return *engine;
 }
@@ -114,7 +119,8 @@ Engine engine_of(const Shard& shard) {
 EngineLayout common_layout(const std::string& directory, const std::vector<Shard>& shards) {
   const Shard& first = shards.front();
   for (const Shard& shard : shards) {
-    if (shard.text("kind") != "shard") throw InputError(fmt::format("{}: is no shard file", shard.path));
+    if (shard.text("kind") != "shard")
+      throw InputError(fmt::format("{}: is no shard file; run the update again", shard.path));
     for (const char* name : {"weight_version", "replicas", "pp_size", "tp_size", "ep_size"}) {
       if (shard.integer(name) != first.integer(name)) {
         throw InputError(fmt::format("{}: mixed shards: {} has {} {}, {} has {}; run the update again",
@@ -126,13 +132,14 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
     for (const char* name : {"engine", "parameters", "quantizer", "activation_scales", "stage_layers",
                              "expert_placement", "landing"}) {
       if (shard.optional_text(name) != first.optional_text(name)) {
-        throw InputError(fmt::format("{}: mixed shards: {} '{}' and '{}'", directory, name,
-                                     first.optional_text(name), shard.optional_text(name)));
+        throw InputError(fmt::format("{}: mixed shards: {} '{}' and '{}'; run the update again", directory,
+                                     name, excerpt(first.optional_text(name)),
+                                     excerpt(shard.optional_text(name))));
       }
     }
     if (shard.text("moe_layout") != first.text("moe_layout")) {
-      throw InputError(fmt::format("{}: mixed shards: MoE layouts {} and {}", directory,
-                                   first.text("moe_layout"), shard.text("moe_layout")));
+      throw InputError(fmt::format("{}: mixed shards: MoE layouts {} and {}; run the update again", directory,
+                                   excerpt(first.text("moe_layout")), excerpt(shard.text("moe_layout"))));
     }
     if (shard.optional_text("update") != first.optional_text("update")) {
       throw InputError(
@@ -153,19 +160,22 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
       layout.quantizer = parse_quantizer(name);
       layout.activations = parse_activation_scales(first.text("activation_scales"));
     } catch (const UsageError& error) {
-      throw InputError(fmt::format("{}: attributes of its quantiser: {}", first.path, error.what()));
+      throw InputError(
+          fmt::format("{}: attributes of its quantiser: {}; run the update again", first.path, error.what()));
     }
   }
   if (const std::string placement = first.optional_text("expert_placement");
       !placement.empty() && placement != layout.experts.fingerprint()) {
     throw InputError(
-        fmt::format("{}: its experts were placed by map {}, which is not known here", first.path, placement));
+        fmt::format("{}: its experts were placed by map {}, which is not known here; verify with the version "
+                    "of the program that wrote it",
+                    first.path, excerpt(placement)));
   }
   if (const std::string stages = first.optional_text("stage_layers"); !stages.empty()) {
     try {
       layout.stage_layers = parse_layer_counts("attribute stage_layers", stages);
     } catch (const UsageError& error) {
-      throw InputError(fmt::format("{}: {}", first.path, error.what()));
+      throw InputError(fmt::format("{}: {}; run the update again", first.path, error.what()));
     }
   }
   // As large as options may name them: products of the three stay numbers.
@@ -173,14 +183,15 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
   const auto possible = [](std::int64_t size) { return size >= 1 && size <= kMost; };
   if (!possible(layout.replicas) || !possible(layout.pp) || !possible(layout.tp) || !possible(layout.ep) ||
       layout.tp % layout.ep != 0) {
-    throw InputError(fmt::format("{}: impossible layout tp={} ep={} pp={} replicas={}", first.path, layout.tp,
-                                 layout.ep, layout.pp, layout.replicas));
+    throw InputError(fmt::format("{}: impossible layout tp={} ep={} pp={} replicas={}; run the update again",
+                                 first.path, layout.tp, layout.ep, layout.pp, layout.replicas));
   }
   for (const Shard& shard : shards) require_own_place(layout, shard);
   for (std::int64_t rank = 0; rank < layout.ranks(); ++rank) {
     const auto at = static_cast<std::size_t>(rank);
     if (at >= shards.size() || shards[at].integer("rank") != rank) {
-      throw InputError(fmt::format("{}: {} of {} is missing", directory, shard_name(rank), layout.ranks()));
+      throw InputError(fmt::format("{}: {} of {} is missing; run the update again", directory,
+                                   shard_name(rank), layout.ranks()));
     }
   }
   if (static_cast<std::int64_t>(shards.size()) != layout.ranks()) {
@@ -226,9 +237,10 @@ class ShardParameters final : public KeptParameters {
     }
     file_.require_readable(*stored);
     if (stored->shape == parameter.shape && stored->dtype == parameter.dtype) return;
-    throw InputError(fmt::format("{}: {} is {} {} but its layout wants {} {}", shard_.path, parameter.name,
-                                 dtype_name(stored->dtype), stored->shape.to_string(),
-                                 dtype_name(parameter.dtype), parameter.shape.to_string()));
+    throw InputError(fmt::format("{}: {} is {} {} but its layout wants {} {}; run the update again",
+                                 shard_.path, parameter.name, dtype_name(stored->dtype),
+                                 stored->shape.to_string(), dtype_name(parameter.dtype),
+                                 parameter.shape.to_string()));
   }
 
   void read(const Parameter& parameter, const Box& box, std::span<std::byte> to) const override {
@@ -279,7 +291,9 @@ void run_verify(const Options& options, OutputFile* json) {
       parameters = source.family().parameters(layout, engine_rank(layout, shard.integer("rank")));
     } catch (const UsageError& error) {
       // The layout comes from the file, not from an option.
-      throw InputError(fmt::format("{}: {}", shard.path, error.what()));
+      throw InputError(
+          fmt::format("{}: its layout does not fit the model of {}: {}; name the source of the update",
+                      shard.path, options.sources.front(), error.what()));
     }
     const ShardParameters kept(shard);
     bytes += ParameterVerifier(source.family().catalog(), kept, source.planes()).verify(parameters);

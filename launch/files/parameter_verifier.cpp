@@ -89,8 +89,8 @@ void ParameterVerifier::verify_scalars(const Parameter& parameter) {
     std::uint32_t bits = 0;
     std::memcpy(&bits, held.data() + scalar.offset, sizeof bits);
     if (bits == std::bit_cast<std::uint32_t>(value)) continue;
-    throw VerifyError(fmt::format("{}: {} does not hold the scale of tensor {}", kept_.name(), parameter.name,
-                                  catalog_[scalar.scope].name));
+    throw VerifyError(fmt::format("{}: {} does not hold the scale of tensor {}; run the update again",
+                                  kept_.name(), parameter.name, catalog_[scalar.scope].name));
   }
 }
 
@@ -98,8 +98,8 @@ void ParameterVerifier::verify_scalars(const Parameter& parameter) {
 void ParameterVerifier::require_equal(const Parameter& parameter, const Part& part, const Box& piece) const {
   const auto bytes = static_cast<std::size_t>(piece.area() * dtype_bytes(parameter.dtype));
   if (std::memcmp(piece_.data(), kept_piece_.data(), bytes) == 0) return;
-  throw VerifyError(fmt::format("{}: {} does not hold tensor {} ({})", kept_.name(), parameter.name,
-                                catalog_[part.tensor].name, piece.to_string()));
+  throw VerifyError(fmt::format("{}: {} does not hold tensor {} ({}); run the update again", kept_.name(),
+                                parameter.name, catalog_[part.tensor].name, piece.to_string()));
 }
 
 void ParameterVerifier::verify_padding(const Parameter& parameter, const Padding& padding) {
@@ -129,7 +129,8 @@ void ParameterVerifier::verify_padding(const Parameter& parameter, const Padding
 }
 
 void ParameterVerifier::throw_dirty(const Parameter& parameter) const {
-  throw VerifyError(fmt::format("{}: the padding of {} is not zero", kept_.name(), parameter.name));
+  throw VerifyError(
+      fmt::format("{}: the padding of {} is not zero; run the update again", kept_.name(), parameter.name));
 }
 
 /// The same of a part that a layout has placed, through the layout.

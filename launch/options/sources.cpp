@@ -35,7 +35,8 @@ std::string option_of_variable(std::string_view variable) {
 bool truth(std::string_view name, const std::string& value) {
   if (value == "1" || value == "true" || value == "on" || value == "yes") return true;
   if (value == "0" || value == "false" || value == "off" || value == "no") return false;
-  throw UsageError(fmt::format("{}: '{}' is neither true nor false", name, excerpt(value)));
+  throw UsageError(
+      fmt::format("{}: '{}' is neither true nor false; write one of them", name, excerpt(value)));
 }
 
 /// Adds one option from the environment or a file; `where` names it in messages.
@@ -104,7 +105,7 @@ po::parsed_options parse_file(const po::options_description& description, unsign
     const OptionInfo* option = find_option(name);
     if (name.empty()) throw UsageError(fmt::format("{}:{}: write name = value", path, number));
     if (equals == std::string::npos) throw UsageError(where + ": write name = value");
-    if (option == nullptr) throw UsageError(where + ": unknown option");
+    if (option == nullptr) throw UsageError(where + ": unknown option; --help lists them");
     if (name == "config") {
       throw UsageError(where + ": a file of options cannot name another one; write that one's lines here");
     }

@@ -54,6 +54,18 @@ std::optional<std::string> pipe_text(const std::string& path) {
   return text;
 }
 
+/// What a path is that options cannot be read from.
+std::string why_unread(const std::string& path) {
+  struct stat there {};
+  if (::stat(path.c_str(), &there) != 0 || ::access(path.c_str(), R_OK) != 0) {
+    return fmt::format("cannot be read: {}", system_error_text(errno));
+  }
+  if (S_ISDIR(there.st_mode)) return "is a folder";
+  if (S_ISFIFO(there.st_mode)) return "is a pipe that is not written and closed within seconds";
+  if (!S_ISREG(there.st_mode)) return "is no file";
+  return there.st_size > kMostBytes ? "is longer" : "cannot be read";
+}
+
 }  // namespace
 
 std::string options_text(const std::string& path) {
@@ -63,8 +75,8 @@ std::string options_text(const std::string& path) {
   } catch (const IoError&) {
     // What it says is for checkpoints.
   }
-  throw IoError(fmt::format("--config {}: cannot be read; name a file of lines name = value, of at most {}",
-                            path, format_bytes(kMostBytes)));
+  throw IoError(fmt::format("--config {}: {}; name a file of lines name = value, of at most {}", path,
+                            why_unread(path), format_bytes(kMostBytes)));
 }
 
 }  // namespace weightcast

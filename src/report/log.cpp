@@ -53,7 +53,8 @@ bool is_quiet() {
 
 void print_report(std::string_view text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0) return;
-  throw IoError(fmt::format("the report on stdout cannot be written: {}", std::strerror(errno)));
+  throw IoError(
+      fmt::format("the report on stdout cannot be written: {}; see where it goes", std::strerror(errno)));
 }
 
 void print_line(std::string_view text) {

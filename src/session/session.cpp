@@ -268,8 +268,9 @@ void Session::verify_written() const {
     std::vector<float> held(values.size());
     memory_->read(p, 0, std::as_writable_bytes(std::span(held)));
     if (std::ranges::equal(std::as_bytes(std::span(held)), std::as_bytes(std::span(values)))) return;
-    throw VerifyError(fmt::format("verify: parameter {} does not hold the scales that were agreed on",
-                                  share_.parameters[p].name));
+    throw VerifyError(
+        fmt::format("verify: parameter {} does not hold the scales that were agreed on; run the update again",
+                    share_.parameters[p].name));
   });
   require_zero_padding(share_, pipeline_->first_dirty_padding());
 }

@@ -17,7 +17,7 @@ void require_written(const Plan& plan, const Catalog& catalog, const Share& shar
                      std::uint64_t written, std::span<const std::uint64_t> expected) {
   if (written == expected[check.segment]) return;
   const Segment& segment = plan.segment_of_digest(check.segment);
-  throw VerifyError(fmt::format("verify: parameter {} does not hold what was sent of tensor {} ({})",
+  throw VerifyError(fmt::format("verify: parameter {} does not hold what was sent of tensor {} ({}); run the update again",
                                 share.parameters[check.buffer].name, catalog[segment.tensor].name,
                                 segment.box.to_string()));
 }
@@ -25,8 +25,8 @@ void require_written(const Plan& plan, const Catalog& catalog, const Share& shar
 void require_zero_padding(const Share& share, std::int64_t dirty) {
   if (dirty < 0) return;
   const Move& move = share.padding[static_cast<std::size_t>(dirty)];
-  throw VerifyError(
-      fmt::format("verify: the padding of parameter {} is not zero", share.parameters[move.buffer].name));
+  throw VerifyError(fmt::format("verify: the padding of parameter {} is not zero; run the update again",
+                                share.parameters[move.buffer].name));
 }
 
 }  // namespace weightcast

@@ -112,6 +112,25 @@ TEST_F(BadOptions, Sink) {
   }
 }
 
+TEST_F(BadOptions, ValuesOfAnyLengthAreQuotedInPart) {
+  const Words plan{"plan", "--model", model_folder("tiny-qwen3")};
+  std::string blanks;
+  while (blanks.size() < 4000) blanks += "\x1b[2J x";
+  for (const std::string option :
+       {"alloc", "inference-alloc", "trainer-alloc", "inference", "trainers", "buffers", "bucket-size",
+        "quantize", "moe-layout", "engine", "fan-out", "activation-scales", "inference-stage-layers"}) {
+    const Outcome outcome = run_plain(plan + Words{"--" + option + "=" + blanks});
+    EXPECT_TRUE(refused(outcome, 64, {"--" + option, "\\x1b[2J x"}));
+    EXPECT_LT(outcome.err.size(), 1200U) << outcome.err;
+    const std::string longer(10'000, '9');
+    EXPECT_TRUE(refused(run_plain(plan + Words{"--" + option + "=" + longer}), 64,
+                        {"--" + option + ": has 10000 characters, more than the 4096"}));
+  }
+  const Outcome path = run_plain({"inspect", std::string(3000, 'x')});
+  EXPECT_TRUE(refused(path, 74, {"xxx…xxx", "name"}));
+  EXPECT_LT(path.err.size(), 1200U) << path.err;
+}
+
 TEST_F(BadOptions, NumbersOutOfRange) {
   const Words plan{"plan", "--model", model_folder("tiny-qwen3")};
   for (const std::string value : {"0", "-3", "three", "3x", "99999999999999999999"}) {
@@ -125,6 +144,10 @@ TEST_F(BadOptions, NumbersOutOfRange) {
   expect_refused_job({"--buffers", "0"}, {"--buffers 0", "at least 1"});
   expect_refused_job({"--timeout", "0"}, {"--timeout 0", "at least 1"});
   expect_refused_job({"--weight-version", "-1"}, {"--weight-version -1", "at least 0"});
+  EXPECT_TRUE(refused(run_plain({"verify", dir_.string(), "--source", trained(0), "--weight-version=1e6"}),
+                      64, {"--weight-version 1e6", "at least 0 and at most 9223372036854775807"}));
+  expect_refused_job({"--weight-version", "9223372036854775808"},
+                     {"--weight-version 9223372036854775808", "and at most 9223372036854775807"});
   expect_refused_job({"--weight-version", ""}, {"--weight-version", "at least 0"});
 }
 
@@ -234,12 +257,20 @@ TEST_F(BadOptions, ConfigFile) {
   refuses("bucket-size\n", {path + ":1", "bucket-size", "name = value"});
   refuses("= 3\n", {path + ":1"});
   refuses("trainers = 2\nbuffers = 0\n", {"buffers 0", "at least 1"});
+  refuses("# one\nconfig = /nope\n",
+          {path + ":2: config", "cannot name another one; write that one's lines here"});
+  refuses(std::string(10'000, 'x') + " = 3\n", {path + ":1: xxxx", "xxx…: unknown option"});
   refuses("colocate = perhaps\n", {path + ":1", "colocate", "'perhaps'"});
   ASSERT_EQ(::mkfifo((dir_ / "pipe").c_str(), 0600), 0);
   put_file(dir_ / "large", "#" + std::string(1 << 20, ' '));
-  for (const std::string& none :
-       {dir_ / "absent.conf", dir_.string(), dir_ / "pipe", dir_ / "large", std::string("/dev/zero")}) {
-    EXPECT_TRUE(refused(run_plain(plan + Words{none}), 74, {"--config " + none, "name = value", "1.00 MiB"}));
+  for (const auto& [none, why] :
+       std::map<std::string, std::string>{{dir_ / "absent.conf", ": cannot be read: No such file"},
+                                          {dir_.string(), ": is a folder"},
+                                          {dir_ / "pipe", ": is a pipe that is not written"},
+                                          {dir_ / "large", ": is longer"},
+                                          {"/dev/zero", ": is no file"}}) {
+    EXPECT_TRUE(
+        refused(run_plain(plan + Words{none}), 74, {"--config " + none + why, "name = value", "1.00 MiB"}));
   }
 }
 
