@@ -147,21 +147,22 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
     places_.erase(found);
     throw;
   }
-  const auto require_folder = [&] {
-    control_.agreement.together([&] {
-      if (place.claim) place.claim->require_name();
-    });
-  };
-  require_folder();
+  std::optional<Error> problem;
   try {
-    control_.agreement.together([&] {
-      if (rank) require_free_or_own(shard_path(directory, *rank), kShardKind);
-    });
-  } catch (const AgreedFailure&) {
-    // A folder that is moved away just now takes with it what was looked at.
-    require_folder();
-    throw;
+    if (rank) require_free_or_own(shard_path(directory, *rank), kShardKind);
+  } catch (const std::exception& exception) {
+    problem = error_of(exception);
   }
+  std::array<std::int64_t, 1> failed{problem ? 1 : 0};
+  control_.agreement.maximum(std::span<std::int64_t>(failed));
+  // When all have looked: a folder that was moved away meanwhile took with it what they looked at.
+  control_.agreement.together([&] {
+    if (place.claim) place.claim->require_name();
+  });
+  if (failed[0] == 0) return;
+  control_.agreement.together([&] {
+    if (problem) throw Error(*problem);
+  });
 }
 
 void ShardSink::require_one_folder(const std::string& directory, const FolderPlace& where) {
