@@ -130,12 +130,17 @@ def _qwen3_moe(pick):
         num_experts_per_tok=2, moe_intermediate_size=pick(8, 24), mlp_only_layers=pick([], [1]))  # fmt: skip
 
 
+def _glm4_moe(pick):
+    return transformers.Glm4MoeConfig(num_attention_heads=pick(4, 8), num_key_value_heads=4, head_dim=32, n_routed_experts=pick(4, 8), num_experts_per_tok=2,
+        moe_intermediate_size=pick(16, 24), n_shared_experts=1, first_k_dense_replace=1, use_qk_norm=pick(True, False))  # fmt: skip
+
+
 def _gpt_oss(pick):
     return transformers.GptOssConfig(num_attention_heads=pick(4, 8), num_key_value_heads=4, head_dim=32, num_local_experts=pick(4, 6),
         num_experts_per_tok=2)  # fmt: skip
 
 
-FAMILIES = {"LlamaForCausalLM": _llama, "Qwen2MoeForCausalLM": _qwen2_moe, "Qwen3MoeForCausalLM": _qwen3_moe, "GptOssForCausalLM": _gpt_oss}
+FAMILIES = {"LlamaForCausalLM": _llama, "Qwen2MoeForCausalLM": _qwen2_moe, "Qwen3MoeForCausalLM": _qwen3_moe, "Glm4MoeForCausalLM": _glm4_moe, "GptOssForCausalLM": _gpt_oss}
 
 
 def make_checkpoint(folder, architecture, chance):
@@ -187,7 +192,6 @@ def raw(tensor):
 
 def wrong_places(landing, rank, state, checkpoint):
     """What of a rank's tensors is not what its map makes of a checkpoint: lines."""
-    sources = [raw(checkpoint[of["name"]]) for of in landing["tensors"]]
     entries = {of["name"]: of for of in rank.get("parameters", [])}
     through_loader = {name for of in rank.get("loader", []) for name in of["parameters"]}
     left = {}
@@ -208,7 +212,7 @@ def wrong_places(landing, rank, state, checkpoint):
             for box in of.get(kind, []):
                 tensor, row, rows, col, cols, *_ = box
                 to_row, height, to_col, width = _landing.target(box, kind == "turned")
-                elements = sources[tensor][row : row + rows, col : col + cols]
+                elements = raw(checkpoint[landing["tensors"][tensor]["name"]].to(state[name].dtype))[row : row + rows, col : col + cols]
                 expected[to_row : to_row + height, to_col : to_col + width] = elements.T if kind == "turned" else elements
                 times[to_row : to_row + height, to_col : to_col + width] += 1
         for row, rows, col, cols in of.get("zero", []):
@@ -356,11 +360,11 @@ class Recorded(unittest.TestCase):
             load(parameter, *given)
         return recorder, recorder.pieces_of(parameter)
 
-    def boxes(self, shape, load, tensors=((4, 6), (4, 6))):
+    def boxes(self, shape, load, tensors=((4, 6), (4, 6)), dtype=torch.bfloat16):
         listed = [{"name": f"t{number}", "dtype": "BF16", "shape": list(of)} for number, of in enumerate(tensors)]
-        recorder, pieces = self.record(shape, load, tensors=tensors)
+        recorder, pieces = self.record(shape, load, dtype, tensors)
         rank = _landing.Rank(listed, recorder.asked)
-        rank.add("p", "BF16", shape, [], pieces)
+        rank.add("p", _tensors.dtype_name(dtype), shape, [], pieces)
         return rank.json()
 
     def test_copies_by_way_of_others(self):
@@ -399,7 +403,8 @@ class Recorded(unittest.TestCase):
             (lambda p, a, b: p.copy_(a + b), "aten.add computes"),
             (lambda p, a, b: p.copy_(-torch.exp(a)), "aten.neg computes"),
             (lambda p, a, b: p.copy_(a).mul_(2), "aten.mul_ computes"),
-            (lambda p, a, b: p.copy_(a.float().bfloat16()), "aten._to_copy converts bfloat16 to float32"),
+            (lambda p, a, b: p.copy_(a.float().bfloat16()), "aten._to_copy converts bfloat16 to float32, then aten._to_copy converts float32 to bfloat16"),
+            (lambda p, a, b: p.copy_(a.half()), "aten._to_copy converts bfloat16 to float16"),
             (lambda p, a, b: p.copy_(a if a[0, 0].item() > 0 else b), "aten._local_scalar_dense asks for its elements"),
             (lambda p, a, b: p.copy_(a.flip(0)), "aten.flip computes"),
         ]:
@@ -419,9 +424,30 @@ class Recorded(unittest.TestCase):
         self.assertEqual(found["left"][0]["boxes"], [[4, 1, 0, 6]])
         self.assertEqual(found["left"][0]["why"], "padding")
 
-    def test_other_types_are_not_boxes(self):
-        _, pieces = self.record((4, 6), lambda p, a, b: p.copy_(a), dtype=torch.float32)
-        self.assertEqual(pieces[0].source, Loaded(0, "aten.copy_ converts bfloat16 to float32"))
+    def test_a_type_that_a_job_step_converts(self):
+        found = self.boxes((4, 6), lambda p, a, b: p.copy_(a), dtype=torch.float32)
+        self.assertEqual(found["parameters"][0]["parts"], [[0, 0, 4, 0, 6, 0, 0]])
+        found = self.boxes((4, 6), lambda p, a, b: p.copy_(a), dtype=torch.float16)
+        self.assertEqual(found["loader"], [{"tensor": 0, "parameters": ["p"], "why": "aten.copy_ converts bfloat16 to float16"}])
+
+    def test_a_tensor_goes_one_way_on_a_rank(self):
+        listed = [{"name": name, "dtype": "BF16", "shape": [2, 6]} for name in "abcd"]
+        rank = _landing.Rank(listed)
+
+        def whole(number, at=0):
+            return _regions.piece(at, [(12, 1, 1)], Loaded(number), 0)
+
+        rank.add("p", "BF16", (4, 6), [], [whole(0), _regions.piece(12, [(12, 1, 1)], Made("aten.exp computes", {1}), 0)])
+        rank.add("q", "BF16", (4, 6), [], [whole(0), whole(2, 12)])
+        rank.add("r", "BF16", (2, 6), [], [whole(3)])
+        rank.add("s", "F32", (2, 6), [], [whole(3)])
+        found = rank.json()
+        self.assertEqual([of["tensor"] for of in found["loader"]], [0, 1, 2, 3])
+        self.assertEqual([of["parameters"] for of in found["loader"]], [["p", "q"], ["p"], ["q"], ["r", "s"]])
+        self.assertFalse(any("parts" in of for of in found["parameters"]))
+        self.assertNotIn("skipped", found)
+
+    def test_what_fills_say(self):
         _, pieces = self.record((4, 6), lambda p, a, b: p.fill_(3))
         self.assertIsInstance(pieces[0].source, Made)
         _, pieces = self.record((4, 6), lambda p, a, b: p.zero_())

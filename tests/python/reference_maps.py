@@ -43,19 +43,14 @@ def differences(learned, maps):
             if entry["parts"] or entry["turned"] or entry["zero"]:
                 entries.append(entry)
         ranks.append({"parameters": entries})
-        # What is only converted has boxes, too.
-        known = [
-            {**of, "parts": of.get("parts", of.get("converted", []))}
-            for of in rank["parameters"]
-            if _has_boxes(of) and of["name"] in found  # the others are buffers
-        ]
-        mine.append({"parameters": known})
+        # Some are buffers.
+        mine.append({"parameters": [of for of in rank["parameters"] if of["name"] in found and _has_boxes(of)]})
     same = {"layout": learned["layout"], "tensors": learned["tensors"]}
     return _landing.differences({**same, "ranks": mine}, {**same, "ranks": ranks})
 
 
 def _has_boxes(parameter):
-    return any(name in parameter for name in ("parts", "turned", "zero", "converted"))
+    return any(name in parameter for name in ("parts", "turned", "zero"))
 
 
 def _flat(rows):

@@ -4,11 +4,8 @@ Boxes are of matrix views: all dimensions but the last are rows; a vector is one
 
     [tensor, row, rows, col, cols, to_row, to_col]    of a parameter's `parts` and, transposed, of `turned`
     [row, rows, col, cols]                            of `zero`, and of what is `left`
-
-A parameter of another type than its tensors goes through the engine's loader: its boxes are `converted`, for information.
 """
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -51,95 +48,124 @@ def tensors_digest(tensors):
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+# Types that a job step converts as torch's copy does. All parameters that read a tensor must then be of one type.
+_CONVERTED = {("BF16", "F32"), ("F32", "BF16")}
+
+
 class Rank:
     """What is known of one rank. `tensors` are the checkpoint's, as a map has them; `asked` says by their numbers of which
     ones the loader has looked at elements, and how."""
 
     def __init__(self, tensors, asked=()):
         self._tensors = tensors
-        self._asked = dict(asked)
+        self._reasons = dict(asked)  # why a checkpoint tensor goes through the loader, by its number
         self._parameters = []
-        self._left = []
-        self._loader = {}  # by tensor: (why, names of parameters)
-        self._read = set()
 
     def add(self, name, dtype, shape, aliases, pieces, expert=None):
-        """A parameter, and the pieces that come into it, in the order of its elements."""
-        rows, columns = matrix(shape)
+        """A parameter, and the pieces that come into it, in the order of its elements. Raises Error."""
         entry = {"name": name, "dtype": dtype, "shape": list(shape)}
         if expert is not None:
             entry["experts"] = expert
         if aliases:
             entry["aliases"] = list(aliases)
-        reasons = _reasons(pieces, dtype, self._tensors, self._asked)
-        if reasons:
-            self.through_loader(reasons, name)
-            self._parameters.append(entry)
-            if all(isinstance(of.source, Loaded) and of.source.tensor not in self._asked for of in pieces):
-                with contextlib.suppress(_regions.Mixed):
-                    entry["converted"] = _Boxes(pieces, columns, self._tensors).parts
-            return
+        parameter = _Parameter(entry, pieces)
+        self._parameters.append(parameter)
+        self._reasons.update(_reasons(pieces, dtype, self._tensors))
         try:
-            boxes = _Boxes(pieces, columns, self._tensors)
+            boxes = _Boxes(pieces, matrix(shape)[1], self._tensors)
         except _regions.Mixed as error:
-            feeding = {of.source.tensor for of in pieces if isinstance(of.source, Loaded)}
-            self.through_loader({number: str(error) for number in feeding}, name)
-            self._parameters.append(entry)
+            self._reasons.update((number, str(error)) for number in parameter.tensors)
             return
-        self._read.update(box[0] for box in boxes.parts + boxes.turned)
-        targets = boxes.targets()
-        missing = [] if _area(targets) == rows * columns else _rest(rows, columns, targets)
-        require_once(name, rows, columns, targets + missing)
-        for kind in ("parts", "turned", "zero"):
-            if getattr(boxes, kind):
-                entry[kind] = getattr(boxes, kind)
-        if boxes.parts or boxes.turned or boxes.zero:
-            self._parameters.append(entry)
-        why = "padding" if boxes.parts or boxes.turned else "no checkpoint tensor"
-        self._leave(entry, boxes.before, "computed by the engine")
-        self._leave(entry, missing, why)
-
-    def through_loader(self, reasons, parameter=None):
-        """Checkpoint tensors that cannot land as boxes: why, by number."""
-        for number, why in reasons.items():
-            _, parameters = self._loader.setdefault(number, (why, []))
-            if parameter is not None:
-                parameters.append(parameter)
-
-    def _leave(self, entry, boxes, why):
-        if boxes:
-            self._left.append({key: entry[key] for key in ("name", "dtype", "shape")} | {"boxes": boxes, "why": why})
+        parameter.take(boxes)
 
     def json(self):
         """As a map has it."""
-        self.through_loader({number: why for number, why in self._asked.items() if number not in self._loader})
-        loader = [
-            {"tensor": number, "parameters": parameters, "why": why}
-            for number, (why, parameters) in sorted(self._loader.items())
-        ]
-        read = self._read | self._loader.keys()
-        skipped = [number for number in range(len(self._tensors)) if number not in read]
-        lists = {"parameters": self._parameters, "left": self._left, "loader": loader, "skipped": skipped}
+        self._close_reasons()
+        through_loader = [of for of in self._parameters if self._reasons.keys() & of.tensors]
+        lists = {
+            "parameters": [of.listed(of not in through_loader) for of in self._parameters if of.is_fed()],
+            "left": [entry for of in self._parameters if of not in through_loader for entry in of.left()],
+            "loader": [
+                {"tensor": number, "parameters": [of.entry["name"] for of in through_loader if number in of.tensors], "why": why}
+                for number, why in sorted(self._reasons.items())
+            ],
+        }
+        read = self._reasons.keys() | frozenset().union(*(of.tensors for of in self._parameters))
+        lists["skipped"] = [number for number in range(len(self._tensors)) if number not in read]
         return {name: entries for name, entries in lists.items() if entries}
 
+    def _close_reasons(self):
+        """A tensor goes one way on a rank: with one of a parameter's all go through the loader, and so do all parameters that read
+        them."""
+        dtypes = {}
+        for of in self._parameters:
+            for number in of.tensors:
+                dtypes.setdefault(number, set()).add(of.entry["dtype"])
+        for number, found in dtypes.items():
+            if len(found) > 1:
+                self._reasons.setdefault(number, f"it becomes {' and '.join(sorted(found))}")
+        more = True
+        while more:
+            more = False
+            for of in self._parameters:
+                if self._reasons.keys() & of.tensors and not of.tensors <= self._reasons.keys():
+                    more = True
+                    for number in of.tensors:
+                        self._reasons.setdefault(number, f"{of.entry['name']}, which another tensor feeds, goes through the loader")
 
-def _reasons(pieces, dtype, tensors, asked):
-    """Why a parameter must go through the engine's loader, by each checkpoint tensor that it needs."""
+
+class _Parameter:
+    """One of a rank's parameters: its entry of a map without boxes, and the numbers of the tensors that feed it."""
+
+    def __init__(self, entry, pieces):
+        self.entry = entry
+        self.tensors = frozenset().union(*(_tensors_of(of.source) for of in pieces))
+        self._boxes = None
+        self._missing = []
+
+    def take(self, boxes):
+        """Raises Error unless every element is in just one box."""
+        rows, columns = matrix(self.entry["shape"])
+        targets = boxes.targets()
+        self._boxes = boxes
+        self._missing = [] if _area(targets) == rows * columns else _rest(rows, columns, targets)
+        require_once(self.entry["name"], rows, columns, targets + self._missing)
+
+    def is_fed(self):
+        """Whether the loader puts anything into it."""
+        return bool(self.tensors or (self._boxes is not None and self._boxes.zero))
+
+    def listed(self, with_boxes):
+        """Its entry of a map's `parameters`."""
+        lists = {kind: getattr(self._boxes, kind) for kind in ("parts", "turned", "zero")} if with_boxes else {}
+        return {**self.entry, **{kind: boxes for kind, boxes in lists.items() if boxes}}
+
+    def left(self):
+        """Its entries of a map's `left`."""
+        form = {key: self.entry[key] for key in ("name", "dtype", "shape")}
+        if self._boxes is not None and self._boxes.before:
+            yield {**form, "boxes": self._boxes.before, "why": "computed by the engine"}
+        if self._missing:
+            yield {**form, "boxes": self._missing, "why": "padding" if self.tensors else "no checkpoint tensor"}
+
+
+def _tensors_of(source):
+    """The numbers of the checkpoint tensors that a source is made of."""
+    if isinstance(source, Loaded):
+        return {source.tensor}
+    return getattr(source, "tensors", frozenset())
+
+
+def _reasons(pieces, dtype, tensors):
+    """Why checkpoint tensors that feed a parameter of that type must go through the engine's loader, by their numbers."""
     reasons = {}
     for of in pieces:
         if isinstance(of.source, Loaded):
-            if of.source.tensor in asked:
-                reasons[of.source.tensor] = asked[of.source.tensor]
-            elif of.source.via is not None:
-                reasons[of.source.tensor] = of.source.via
-            elif tensors[of.source.tensor]["dtype"] != dtype:
-                reasons[of.source.tensor] = f"{tensors[of.source.tensor]['dtype']} becomes {dtype}"
+            types = tensors[of.source.tensor]["dtype"], dtype
+            if len(of.source.via) > 1 or (of.source.via and types not in _CONVERTED):
+                reasons[of.source.tensor] = ", then ".join(of.source.via)
         else:
-            reasons.update((number, of.source.how) for number in getattr(of.source, "tensors", ()))
-    if reasons:
-        for of in pieces:
-            if isinstance(of.source, Loaded):
-                reasons.setdefault(of.source.tensor, "the same parameter goes through the loader")
+            reasons.update((number, of.source.how) for number in _tensors_of(of.source))
     return reasons
 
 
@@ -385,12 +411,12 @@ def text_of(landing):
         return json.dumps(value, separators=(",", ":"))
 
     head = {key: value for key, value in landing.items() if key not in ("tensors", "ranks")}
-    tensors = ",\n".join(map(line, landing["tensors"]))
-    ranks = ",\n".join(
-        "{" + ",\n".join(f"{line(name)}:[\n" + ",\n".join(map(line, entries)) + "]" for name, entries in rank.items()) + "}"
-        for rank in landing["ranks"]
-    )
-    return line(head)[:-1] + f',\n"tensors":[\n{tensors}],\n"ranks":[\n{ranks}]}}\n'
+    def lines(name, entries):
+        return line(name) + ":" + (line(entries) if name == "skipped" else "[\n" + ",\n".join(map(line, entries)) + "]")
+
+    tensors = lines("tensors", landing["tensors"])
+    ranks = ",\n".join("{" + ",\n".join(lines(*of) for of in rank.items()) + "}" for rank in landing["ranks"])
+    return line(head)[:-1] + f',\n{tensors},\n"ranks":[\n{ranks}]}}\n'
 
 
 def read(path):

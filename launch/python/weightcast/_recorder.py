@@ -247,11 +247,7 @@ def _whole(dims, source):
 
 def _after(source, via):
     """A source behind one more copy."""
-    if via is None:
-        return source
-    if isinstance(source, Loaded):
-        return Loaded(source.tensor, via if source.via is None else f"{source.via}, {via}")
-    return source
+    return Loaded(source.tensor, (*source.via, via)) if via is not None and isinstance(source, Loaded) else source
 
 
 def _sources(source):

@@ -4,10 +4,10 @@ import typing
 
 
 class Loaded(typing.NamedTuple):
-    """An element of the checkpoint tensor of that number. `via` is what a copy did beside copying, None: nothing."""
+    """An element of the checkpoint tensor of that number. `via` is what copies did beside copying, one after the other."""
 
     tensor: int
-    via: str | None = None
+    via: tuple = ()
 
 
 class Zero(typing.NamedTuple):
