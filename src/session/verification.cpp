@@ -17,9 +17,9 @@ void require_written(const Plan& plan, const Catalog& catalog, const Share& shar
                      std::uint64_t written, std::span<const std::uint64_t> expected) {
   if (written == expected[check.segment]) return;
   const Segment& segment = plan.segment_of_digest(check.segment);
-  throw VerifyError(fmt::format("verify: parameter {} does not hold what was sent of tensor {} ({}); run the update again",
-                                share.parameters[check.buffer].name, catalog[segment.tensor].name,
-                                segment.box.to_string()));
+  throw VerifyError(fmt::format(
+      "verify: parameter {} does not hold what was sent of tensor {} ({}); run the update again",
+      share.parameters[check.buffer].name, catalog[segment.tensor].name, segment.box.to_string()));
 }
 
 void require_zero_padding(const Share& share, std::int64_t dirty) {
