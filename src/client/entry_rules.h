@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 /* Dimensions of a tensor. */
-#define WEIGHTCAST_MOST_DIMS 4
+#define WEIGHTCAST_MOST_DIMS 5
 
 /* Where an entry ends in its segment: the byte behind its last element, `offset` where it has none. Negative
    when one of its numbers is, or when they are too large to count its elements or its bytes. `strides` are in

@@ -9,11 +9,12 @@
 
 namespace weightcast {
 
-/// The extents of a tensor, outermost first. At most four dimensions, held without allocation because a
-/// catalog has tens of thousands of them. A scalar has no dimension and one element.
+/// The extents of a tensor, outermost first. At most five dimensions (those of a convolution over time and
+/// space), held without allocation because a catalog has tens of thousands of them. A scalar has no dimension
+/// and one element.
 class Shape {
  public:
-  static constexpr std::size_t kMaxDims = 4;
+  static constexpr std::size_t kMaxDims = 5;
 
   Shape() = default;
   Shape(std::initializer_list<std::int64_t> extents);

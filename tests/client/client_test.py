@@ -115,7 +115,7 @@ class Client(unittest.TestCase):
         refuse("NUL", "eng\0ine", 0, 1)
         refuse("UTF-8", 5, 0, 1)
         refuse("dtype", "engine", 0, 1, tensors={"a": Memory("BF16\0", (1,))})
-        refuse("5 dimensions", "engine", 0, 1, tensors={"a": Memory("BF16", (1,) * 5)})
+        refuse("6 dimensions", "engine", 0, 1, tensors={"a": Memory("BF16", (1,) * 6)})
         refuse("so many bytes", "engine", 0, 1, tensors={"a": Memory("BF16", (2**62, 4))})
         with self.assertRaisesRegex(weightcast.Error, "NUL"):
             weightcast.publish(self.folder + "\0x", "engine", 0, 1, tensors={"a": Memory("BF16", (1,))})

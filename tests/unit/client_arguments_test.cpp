@@ -69,7 +69,7 @@ class ClientArguments : public ::testing::Test {
 
 TEST_F(ClientArguments, ShapesThatNoJobStepReads) {
   open();
-  expect_refused(add("five", {1, 1, 1, 1, 1}), "five: has 5 dimensions");
+  expect_refused(add("six", {1, 1, 1, 1, 1, 1}), "six: has 6 dimensions");
   expect_refused(add("long", {kBytes}), "long: ends behind its segment");
   expect_refused(add("huge", {kMost, 3}), "huge: its shape");
   // Without elements, too.

@@ -223,9 +223,9 @@ TEST_F(StorageObstacles, ShapesThatAreNotRead) {
   {
     const Hdf5Lock lock;
     const Hdf5File file = create();
-    make(file, creation(), {1, 2, 3, 4, 5});
+    make(file, creation(), {1, 2, 3, 4, 5, 6});
   }
-  expect_obstacle("has 5 dimensions, more than the 4 that are read", false);
+  expect_obstacle("has 6 dimensions, more than the 5 that are read", false);
   {
     const Hdf5Lock lock;
     const Hdf5File file = create();
