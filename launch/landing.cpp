@@ -15,7 +15,7 @@ std::string read_map(const std::string& path) {
   try {
     return read_json_file(path, kMostLandingBytes);
   } catch (const IoError& error) {
-    throw IoError(fmt::format("--landing, what weightcast learn has written: {}", error.what()));
+    throw IoError(fmt::format("--landing, what python3 -m weightcast.learn has written: {}", error.what()));
   }
 }
 

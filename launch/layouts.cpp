@@ -72,11 +72,10 @@ Topology topology_of(const Options& options, const LandingMap* landing) {
   } else if (options.inference_alloc) {
     topology.engine =
         parse_inference_allocation(options.inference_alloc->option, options.inference_alloc->text);
-  } else if (options.inference.empty() && landing != nullptr) {
+  } else if (!options.inference && landing != nullptr) {
     topology.engine = layout_of(*landing);
   } else {
-    topology.engine =
-        parse_engine_layout(options.inference.empty() ? "tp=1" : options.inference, options.moe_layout);
+    topology.engine = parse_engine_layout(options.inference.value_or("tp=1"), options.moe_layout);
     if (landing != nullptr) topology.engine.engine = landing->engine;
   }
   set_engine(options, topology.engine);

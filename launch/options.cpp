@@ -52,7 +52,7 @@ void refuse_with_layouts(const Values& values) {
 /// Throws UsageError for an empty value, as an unset variable of a script leaves it, where it would count as
 /// no value at all.
 void require_values(const Values& values) {
-  for (const char* name : {"model", "landing", "inference", "quantize", "json", "trace", "output"}) {
+  for (const char* name : {"model", "landing", "quantize", "json", "trace", "output"}) {
     if (!values.has(name) || !values.text(name, "").empty()) continue;
     throw UsageError(fmt::format("{}: is empty; give it a value, or leave it out", values.label(name)));
   }
@@ -141,7 +141,7 @@ void take(const Values& values, LayoutOptions& options) {
   options.stage_layers = values.layer_counts("stage-layers");
   options.inference_stage_layers = values.layer_counts("inference-stage-layers");
   options.source_split = values.choice("source-split", {"catalog", "expert", "row"});
-  options.inference = values.text("inference", "");
+  if (values.has("inference")) options.inference = values.text("inference", "");
   if (values.has("engine")) options.engine = values.choice("engine", {"sglang", "vllm"});
   options.moe_layout = values.text("moe-layout", values.flag("layouts") ? "" : "triton");
   options.quantize = values.text("quantize", "");

@@ -32,8 +32,8 @@ struct LayoutOptions {
   std::int64_t trainers = 1;
   bool colocate = false;
   std::string source_split = "catalog";
-  std::string inference;  ///< empty: as `landing` says, else tp=1
-  std::string engine;     ///< empty: as the allocation says
+  std::optional<std::string> inference;  ///< none: as `landing` says, else tp=1
+  std::string engine;                    ///< empty: as the allocation says
   std::optional<Named> alloc;
   std::optional<Named> trainer_alloc;
   std::optional<Named> inference_alloc;

@@ -151,7 +151,7 @@ void run_plan(const Options& options, OutputFile* json) {
   require_no_signal(kNotPrinted);
   print_line(fmt::format("# model   {}, {} tensors, {}", model.title, model.family->catalog().size(),
                          format_bytes(model.family->catalog().bytes())));
-  print_report(explain(topology, model.config ? model.config->integer({"num_hidden_layers"}) : 0));
+  print_report(explain(topology, topology.trainer_layout ? model.config->integer({"num_hidden_layers"}) : 0));
   print_line(
       fmt::format("# plan    {} ranks, {} routes, {} buckets of at most {}, {} on the wire, hash {:016x}",
                   topology.ranks(), plan.routes(), plan.buckets.size(),

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <set>
 #include <string_view>
+#include <utility>
 
 #include "core/error.hpp"
 #include "core/text.hpp"
@@ -34,7 +35,9 @@ CheckpointNames::CheckpointNames(const Catalog& catalog, const Checkpoint& check
     if (const std::string why = adapter_part(tensor.name); !why.empty()) {
       throw InputError(fmt::format("{}: tensor {} {}", checkpoint.path, excerpt(tensor.name), why));
     }
-    names_.push_back(canonical_name(tensor.name));
+    // What the model calls so itself is no other model's part.
+    std::string plain = without_wrappers(tensor.name);
+    names_.push_back(catalog.find(plain) ? std::move(plain) : canonical_name(tensor.name));
   }
   remove_prefix(catalog);
   for (std::uint32_t i = 0; i < names_.size(); ++i) {

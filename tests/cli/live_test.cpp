@@ -13,7 +13,9 @@
 
 #include "cli/cli.hpp"
 #include "engine/published.hpp"
+#include "model/family.hpp"
 #include "support/child.hpp"
+#include "support/landing_json.hpp"
 #include "support/other_user.hpp"
 #include "weightcast/client.h"
 
@@ -756,6 +758,20 @@ TEST_F(LiveCommands, PlanRefusesWhatAnUpdateWould) {
   more.at("entries").back().update({{"name", "model.extra.weight"}, {"shape", {0}}, {"strides", {1}}});
   put_file(path, more.dump());
   EXPECT_TRUE(refused(run_plain(words), 65, {path, "model.extra.weight", "nothing of the model goes there"}));
+  // The engine's own where a landing map says so.
+  EngineLayout layout;
+  layout.tp = 2;
+  layout.ep = 2;
+  const std::string config = trained(0) + "/config.json";
+  auto map = landing_json(*make_family(ModelConfig(get_file(config), config)), layout);
+  const std::string landing = dir_ / "map.json";
+  const Words landed = words + Words{"--landing", landing};
+  put_file(landing, map.dump());
+  EXPECT_TRUE(
+      refused(run_plain(landed), 65, {path, "model.extra.weight", "nothing of the model goes there"}));
+  map["ranks"][0]["left"] = {{{"name", "model.extra.weight"}, {"why", "its own"}}};
+  put_file(landing, map.dump());
+  EXPECT_TRUE(done(run_plain(landed)));
   auto whole = own;
   whole["layout"] = "hf";
   put_file(path, whole.dump());

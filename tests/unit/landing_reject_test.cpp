@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "core/text.hpp"
-#include "landing_json.hpp"
+#include "support/landing_json.hpp"
 #include "model/landing/landing_map.hpp"
 #include "model_configs.hpp"
 
@@ -94,11 +94,11 @@ const std::vector<Mutant>& mutants() {
       {"tensor_twice", [](json& m) { m["tensors"][3] = m["tensors"][2]; }, {"is there twice"}},
       {"tensor_without_name", [](json& m) { m["tensors"][3].erase("name"); }, {"tensor number 3", "'name'"}},
       {"tensor_of_unknown_type", [](json& m) { m["tensors"][3]["dtype"] = "BF17"; }, {"'dtype'", "BF17"}},
-      {"tensor_of_five_dims",
+      {"tensor_of_six_dims",
        [](json& m) {
-         m["tensors"][3]["shape"] = {1, 1, 1, 1, 80};
+         m["tensors"][3]["shape"] = {1, 1, 1, 1, 1, 80};
        },
-       {"'shape'", "5 dimensions"}},
+       {"'shape'", "6 dimensions"}},
       {"tensor_of_no_elements",
        [](json& m) {
          m["tensors"][3]["shape"] = {0, 80};

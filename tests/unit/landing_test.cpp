@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cstring>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -10,12 +11,12 @@
 
 #include "core/boxes.hpp"
 #include "emulated_update.hpp"
-#include "landing_json.hpp"
 #include "model/landing/landed_family.hpp"
 #include "model/landing/landing_map.hpp"
 #include "model_configs.hpp"
 #include "naive_model.hpp"
 #include "plan_cases.hpp"
+#include "support/landing_json.hpp"
 
 namespace weightcast {
 
@@ -352,6 +353,55 @@ TEST(LandingCheck, ACutOfItsOwnIsNoDifference) {
                        {whole[0], whole[1].get<std::int64_t>() + 10, rows - 10, 0, 30, 10, 0},
                        {whole[0], whole[1].get<std::int64_t>() + 10, rows - 10, 30, 50, 10, 30}});
   EXPECT_NO_THROW(make_landed_family(parsed(map), family_of(config)));
+}
+
+/// The same map of a checkpoint that stacks the experts of a layer.
+json stacked(const json& map, const Family& family) {
+  const Catalog& catalog = family.catalog();
+  json result = map;
+  json& tensors = result["tensors"] = json::array();
+  std::map<std::string, int> numbers;
+  std::vector<std::pair<int, std::int64_t>> place(catalog.size());  // tensor, and from which row on
+  for (std::uint32_t i = 0; i < catalog.size(); ++i) {
+    const auto form = family.other_stored_form(catalog[i]);
+    const std::string name = form ? form->name : catalog[i].name;
+    const Shape& shape = form ? form->shape : catalog[i].shape;
+    const auto [found, fresh] = numbers.emplace(name, static_cast<int>(tensors.size()));
+    if (fresh) tensors.push_back({{"name", name}, {"dtype", "BF16"}, {"shape", shape.extents()}});
+    place[i] = {found->second, form ? form->row : 0};
+  }
+  for (json& rank : result["ranks"]) {
+    std::vector<bool> read(tensors.size(), false);
+    for (json& parameter : rank["parameters"]) {
+      for (json& part : parameter["parts"]) {
+        const auto [number, row] = place[part[0].get<std::size_t>()];
+        part[0] = number;
+        part[1] = part[1].get<std::int64_t>() + row;
+        read[static_cast<std::size_t>(number)] = true;
+      }
+    }
+    rank["skipped"] = json::array();
+    for (std::size_t i = 0; i < read.size(); ++i) {
+      if (!read[i]) rank["skipped"].push_back(i);
+    }
+  }
+  return result;
+}
+
+TEST(LandingCheck, StackedExpertsAreNoDifference) {
+  const json config = config_of("qwen3-moe");
+  const auto family = family_of(config);
+  for (const EngineLayout& layout : {vllm_layout(2, 1, 1), vllm_layout(2, 2, 1)}) {
+    json map = stacked(landing_json(*family, layout), *family);
+    EXPECT_LT(map["tensors"].size(), family->catalog().size());
+    EXPECT_NO_THROW(make_landed_family(parsed(map), family_of(config)));
+    for (json& parameter : map["ranks"][1]["parameters"]) {
+      if (parameter["name"] != "model.layers.0.mlp.experts.routed_experts.w13_weight") continue;
+      std::swap(parameter["parts"][0][1], parameter["parts"][1][1]);
+    }
+    expect_has(message_of([&] { make_landed_family(parsed(map), family_of(config)); }),
+               {"rank 1", "w13_weight", "model.layers.0.mlp.experts.gate_up_proj"});
+  }
 }
 
 TEST(Boxes, OverlapsAndGapsAreFound) {

@@ -10,6 +10,7 @@
 #include "core/error.hpp"
 #include "model/landing/landed_experts.hpp"
 #include "model/landing/landing_check.hpp"
+#include "model/stored_names.hpp"
 
 namespace weightcast {
 
@@ -77,7 +78,8 @@ class LandedFamily final : public Family {
     for (const LandedTensor& tensor : map_->tensors) {
       numbers_.push_back(static_cast<std::uint32_t>(catalog_.size()));
       if (!tensor.read) {
-        unread_.insert(tensor.name);
+        // By the name that a source's may be called, too.
+        unread_.insert({tensor.name, canonical_name(tensor.name)});
         continue;
       }
       const std::uint32_t number = catalog_.add(tensor.name, tensor.wanted, tensor.shape);

@@ -88,8 +88,7 @@ std::optional<std::pair<const Said*, const Said*>> find_unlike(const std::vector
                          const std::string& in_map, const std::string& in_family) {
   throw InputError(
       fmt::format("{}: rank {}, parameter {}: the map has {}, but the model's config makes {}; is the map of "
-                  "this model? if "
-                  "it is, the engine loads it otherwise than this version knows",
+                  "this model? If it is, the engine loads it otherwise than this version knows",
                   map.origin, rank, parameter, in_map, in_family));
 }
 

@@ -29,7 +29,7 @@ constexpr JsonLimits kLimits{
 class Fields : public JsonFields {
  public:
   Fields(const json& object, std::string where)
-      : JsonFields(object, std::move(where), "let weightcast learn write the map again") {}
+      : JsonFields(object, std::move(where), "learn the map anew with python3 -m weightcast.learn") {}
 
   /// A list that may be left out.
   const json& optional_list(const char* name) const {
@@ -82,7 +82,7 @@ class Fields : public JsonFields {
   }
 };
 
-/// Reads what the lists of a rank have in common.
+/// Reads and proves one rank.
 class RankReader {
  public:
   RankReader(const LandingMap& map, const json& object, std::string where)

@@ -66,8 +66,8 @@ struct LandedTensor {
 };
 
 /// Where an engine's own loader puts every element of a checkpoint, on every rank of one replica: what
-/// `weightcast learn` has found out, in place of a family's rules. The file is JSON; README.md beside this
-/// has its format.
+/// `python3 -m weightcast.learn` has found out, in place of a family's rules. The file is JSON; README.md
+/// beside this has its format.
 struct LandingMap {
   std::string origin;  ///< the file
   Engine engine = Engine::kVllm;
