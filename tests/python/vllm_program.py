@@ -61,6 +61,10 @@ class Engine:
     def put_back(self):
         self.llm.collective_rpc(_put_back)
 
+    def hinder(self, rank):
+        """Lets the model's loader raise once on a rank."""
+        self.llm.collective_rpc(_hinder, args=(rank,))
+
     def init(self, info):
         self.llm.init_weight_transfer_engine({"init_info": info})
 
@@ -113,6 +117,18 @@ def _unwrap(worker):
     if hasattr(worker, "wrapped"):
         attention, attention.qkv_proj = worker.wrapped
         del worker.wrapped
+
+
+def _hinder(worker, rank):
+    model = worker.model_runner.model
+    load = model.load_weights
+
+    def raise_once(weights):
+        model.load_weights = load
+        raise ValueError("a test wants it so")
+
+    if worker.rank == rank:
+        model.load_weights = raise_once
 
 
 def main(model, options):

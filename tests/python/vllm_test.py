@@ -339,12 +339,16 @@ class Refusals(unittest.TestCase):
             speculative_config=more.get("speculative_config"),
         )
 
+    def require_direct(self, settings, module):
+        self.engine._require_in_use(settings, module)
+        self.engine._require_writable(settings, module)
+
     def test_what_cannot_be_written_in_place(self):
         module = torch.nn.Linear(2, 2)
-        self.engine._require_writable(self.settings(), module)
-        self.engine._require_writable(self.settings(speculative_config=Settings(method="ngram")), module)
+        self.require_direct(self.settings(), module)
+        self.require_direct(self.settings(speculative_config=Settings(method="ngram")), module)
         for setting, value, said in [
-            ("quantization", "fp8", "serve an unquantised model"),
+            ("quantization", "fp8", "or serve an unquantised model"),
             ("enable_sleep_mode", True, "start without --enable-sleep-mode"),
             ("cpu_offload_gb", 2.0, "start without offloading"),
             ("lora_config", Settings(), "start without --enable-lora"),
@@ -354,10 +358,20 @@ class Refusals(unittest.TestCase):
             ("prefill_context_parallel_size", 2, "start without --prefill-context-parallel-size"),
         ]:
             with self.subTest(setting=setting), self.assertRaisesRegex(weightcast.Error, said):
-                self.engine._require_writable(self.settings(**{setting: value}), module)
+                self.require_direct(self.settings(**{setting: value}), module)
         module.weight = torch.nn.Parameter(torch.empty(0))
         with self.assertRaisesRegex(weightcast.Error, "parameter weight is empty"):
             self.engine._require_writable(self.settings(), module)
+
+    def test_what_the_loader_does_not_load_twice(self):
+        module = torch.nn.Linear(2, 2)
+        self.engine._require_loadable(self.settings(), module)
+        with self.assertRaisesRegex(weightcast.Error, "quantised weights are packed for the CPU's kernels"):
+            self.engine._require_loadable(self.settings(quantization="fp8"), module)
+        module.experts = torch.nn.Module()
+        module.experts.quant_method = Settings(unquantized_backend=Settings(value="CPU"))
+        with self.assertRaisesRegex(weightcast.Error, "experts: experts are packed for the CPU's kernels, .* \"direct\""):
+            self.engine._require_loadable(self.settings(), module)
 
     def test_layouts_are_written_as_allocations(self):
         def layout(replicas, pp, tp, ep):

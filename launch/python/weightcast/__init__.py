@@ -22,6 +22,8 @@ Where a server runs, an update can also be asked for: weightcast.trigger("run/we
 Needs nothing but the client library, and torch only for modules and tensors that are torch's.
 """
 
+import collections.abc
+import mmap
 import os
 import typing
 
@@ -35,6 +37,7 @@ from ._version import VERSION as __version__
 __all__ = ["publish", "trigger", "Export", "Wanted", "Update", "Answer", "Memory", "Error", "Invalid", "NoAnswer"]
 
 _ALIGNMENT = 64
+_PAGE = mmap.PAGESIZE
 
 
 class Wanted(typing.NamedTuple):
@@ -53,10 +56,11 @@ class Export:
     """What this process has published. One thread at a time; not for forked children. It stays published until close(),
     also when nothing refers to this object any more."""
 
-    def __init__(self, handle, tensors, memory, state):
+    def __init__(self, handle, tensors, memory, state, window):
         self._handle = handle
         self._process = os.getpid()
-        self._names = tuple(tensors)
+        self._names = (*tensors, *(name for name, _, _ in window.values()))
+        self._window = window  # by the number of the entry its name, form and memory
         self._memory = memory
         self._entered = None  # the id of the Pause that has been entered and not left
         self._module = None if state is None else _tensors.Watched(state)
@@ -99,14 +103,19 @@ class Export:
 
     def pause(self, wanted=None, timeout=600.0):
         """Lets a job step write; for a `with`, whose body runs when the version is in the memory of every rank, and rebuilds
-        what follows from the weights. Raises Invalid when the memory holds no version, Error or NoAnswer when it holds
-        what it held before: also because nobody asks within `timeout` seconds. Where the body raises, the engine is
+        what follows from the weights. With a window it runs when the job step begins to write, and takes what comes from
+        Update.landed(). Raises Invalid when the memory holds no version, Error or NoAnswer when it holds what it held
+        before: also because nobody asks within `timeout` seconds. Where the body raises, the engine is
         invalid until another update; so it is when a signal's handler raises after the first byte was written.
 
         `wanted` is what wanted() said, on this rank of the engine or another: all of them come back alike when that
         has been taken back. None waits for whatever is asked next."""
         question = 0 if wanted is None else _question_of(wanted)
         return Pause(self, question, _library.seconds(timeout))
+
+    def _landed(self, most):
+        numbers = _library.landed(self._open(), most)
+        return [(name, _tensors.view_of(name, form, memory)) for name, form, memory in map(self._window.get, numbers)]
 
     def _prepare(self):
         """Declines what could not be written."""
@@ -170,6 +179,7 @@ class Export:
         handle, self._handle = self._handle, None
         places, self._places = self._places, []
         self._memory = {}
+        self._window = {}
         _library.close(handle, timeout)
         _published.pop(id(places), None)
 
@@ -205,7 +215,7 @@ def _question_of(wanted):
     return _library.whole(question, "the question of wanted is", 2**64 - 1)
 
 
-def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, version=None):
+def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, version=None, window=None, limit=2**30):
     """Publishes tensors as rank `rank` of `ranks` exporters of that role ("trainer" or "engine").
 
     `module`: all parameters and persistent buffers of a torch module, under all names that they have. What is in the
@@ -217,6 +227,10 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
     that `module` alone would publish must be among them. `layout` says how the parameters are cut ("hf", "sglang:t2e2";
     None: as the job step's options say), `version` what an engine's memory holds already. Where it raises, every tensor
     is where it was.
+
+    `window`: of an engine that lays weights out in a way of its own, by name Memory of the model's own tensors that its
+    loader takes as they come (Update.landed()). They are in memory one after the other, `limit` bytes at once or, where it
+    is larger, what arrives of one.
     """
     if version is not None:
         version = _library.whole(version, "version")
@@ -232,7 +246,8 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
     first_names = {}
     for name, key in keys.items():
         first_names.setdefault(key, name)
-    if not first_names:
+    window = _require_memory(window or {}, wanted)
+    if not first_names and not window:
         raise Error(64, "there is nothing to publish; give a module or tensors")
     firsts = {name: wanted[name] for name in first_names.values()}
     _tensors.require_apart(firsts)
@@ -258,15 +273,45 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
                 new[first] = _tensors.moved(own, memory[first])
             before.append((own, own.data))
             own.data = new[first]
+        places = _add_window(handle, window, limit, len(firsts)) if window else {}
         if version is not None:
             _library.call("weightcast_serve", handle, version)
         _library.call("weightcast_publish", handle)
-        return Export(handle, wanted, memory, state)
+        return Export(handle, wanted, memory, state, places)
     except BaseException:
         for tensor, data in reversed(before):
             tensor.data = data
         _library.close_quietly(handle)
         raise
+
+
+def _require_memory(window, tensors):
+    """The tensors of a window. Raises Error naming one that cannot be there."""
+    if not isinstance(window, collections.abc.Mapping):
+        raise Error(64, f"window is {window!r}; give a dict of Memory by name")
+    for name, tensor in window.items():
+        if not isinstance(tensor, Memory):
+            raise Error(64, f"tensor {name!r} of the window is {tensor!r}; give weightcast.Memory")
+        if name in tensors:
+            raise Error(64, f"tensor {name} is published in place and in the window; give it once")
+    return dict(window)
+
+
+def _add_window(handle, window, limit, first):
+    """Gives each tensor of the window a place that begins with a page. Returns name, form and memory of each by the number
+    of its entry; `first` is that of the first."""
+    offsets = {}
+    total = 0
+    for name, tensor in window.items():
+        offsets[name] = total
+        total += -(-max(_tensors.bytes_of(tensor), 1) // _PAGE) * _PAGE
+    address, segment = _library.add_window(handle, total, limit)
+    places = {}
+    for number, (name, tensor) in enumerate(window.items(), first):
+        form = _tensors.form_of(name, tensor)
+        _add_entry(handle, name, form, None, segment, offsets[name])
+        places[number] = name, form, _library.view(address + offsets[name], _tensors.bytes_of(tensor))
+    return places
 
 
 def _add_entries(handle, tensors, forms):

@@ -80,15 +80,18 @@ class JointUpdate:
     """Acknowledges a job step's question as soon as there is one, in a thread of its own, which alone uses the export until
     wait() has returned. The first rank looks for it and tells the others."""
 
-    def __init__(self, export, ranks, served, timeout):
+    def __init__(self, export, ranks, served, timeout, load=None):
         """`served` is the version that the memory holds, None when it is not known; `timeout` is how many seconds a job
-        step that has been answered may take."""
+        step that has been answered may take. `load` is called by wait() with the Update whose tensors come through a
+        window, where there is one, and takes them all."""
         self._export = export
         self._ranks = ranks
         self._served = served
         self._timeout = timeout
+        self._load = load
         self._wish = None
-        self._pause = None  # entered when a version has been committed
+        self._pause = None  # entered when a version has been committed, or with a window is being written
+        self._coming = None  # the Update whose tensors are still to be loaded
         self._result = None
         self._thread = threading.Thread(target=self._run, name="weightcast update", daemon=True)
         self._thread.start()
@@ -101,11 +104,29 @@ class JointUpdate:
         if question is None:
             return self._served
         pause = self._export.pause(question, self._timeout)
-        own = _outcome(lambda: pause.__enter__().version)
+        own = _outcome(lambda: self._enter(pause))
         if own[1] is None:
             self._pause = pause
         try:
             return self._ranks.together(lambda: _give_back(own))
+        except Error as error:
+            self.abandon(error)
+            raise
+
+    def _enter(self, pause):
+        update = pause.__enter__()
+        self._coming = None if self._load is None else update
+        return update.version
+
+    def _take_landed(self, update):
+        """Loads what comes; all ranks do, or none has a version."""
+        own = _outcome(lambda: self._load(update))
+        if own[1] is not None:
+            # Before the others are heard, which wait for a job step that waits for this rank.
+            self.abandon(error_of(*own[1]))
+        try:
+            self._ranks.together(lambda: _give_back(own))
+            return update.version
         except Error as error:
             self.abandon(error)
             raise
@@ -129,6 +150,9 @@ class JointUpdate:
         still take to ask. Raises what is said of Export.pause, on all ranks alike."""
         self._wish = _Wish(version, time.monotonic() + seconds)
         self._thread.join()
+        update, self._coming = self._coming, None
+        if update is not None and self._result[1] is None:
+            self._result = _outcome(lambda: self._take_landed(update))
         return _give_back(self._result)
 
     def cancel(self, seconds):

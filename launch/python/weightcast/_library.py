@@ -58,6 +58,7 @@ _POINTER = ctypes.c_void_p
 _SIGNATURES = {
     "weightcast_open": [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_POINTER)],
     "weightcast_add_segment": [_POINTER, ctypes.c_int64, ctypes.POINTER(_POINTER), ctypes.POINTER(ctypes.c_int)],
+    "weightcast_add_window": [_POINTER, ctypes.c_int64, ctypes.c_int64, ctypes.POINTER(_POINTER), ctypes.POINTER(ctypes.c_int)],
     "weightcast_add_gpu_memory": [_POINTER, _POINTER, ctypes.c_int64, ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_int64)],
     "weightcast_add_entry": [_POINTER, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64),
                              ctypes.POINTER(ctypes.c_int64), ctypes.c_int, ctypes.c_int64],
@@ -71,6 +72,7 @@ _SIGNATURES = {
     "weightcast_wanted": [_POINTER, ctypes.POINTER(ctypes.c_int64)],
     "weightcast_question": [_POINTER],
     "weightcast_pause_for": [_POINTER, ctypes.c_uint64, ctypes.c_double, ctypes.POINTER(ctypes.c_int64)],
+    "weightcast_landed": [_POINTER, ctypes.POINTER(ctypes.c_int), ctypes.c_int, ctypes.POINTER(ctypes.c_int)],
     "weightcast_resume": [_POINTER],
     "weightcast_decline": [_POINTER, ctypes.c_char_p],
     "weightcast_invalidate": [_POINTER, ctypes.c_char_p],
@@ -205,6 +207,15 @@ def add_segment(handle, size):
     return address.value, number.value
 
 
+def add_window(handle, size, limit):
+    address = _POINTER()
+    number = ctypes.c_int()
+    size = whole(size, "tensors of so many bytes:")
+    limit = whole(limit, "a window that so many bytes may be in at once:")
+    call("weightcast_add_window", handle, size, limit, ctypes.byref(address), ctypes.byref(number))
+    return address.value, number.value
+
+
 def add_gpu_memory(handle, address, size):
     number = ctypes.c_int()
     offset = ctypes.c_int64()
@@ -249,6 +260,14 @@ def pause(handle, question, timeout):
     version = ctypes.c_int64()
     wait("weightcast_pause_for", handle, question, timeout, ctypes.byref(version))
     return version.value
+
+
+def landed(handle, most):
+    """The numbers of entries of the window that are whole now, `most` at most; none when all have come."""
+    numbers = (ctypes.c_int * most)()
+    count = ctypes.c_int()
+    wait("weightcast_landed", handle, numbers, most, ctypes.byref(count))
+    return numbers[: count.value]
 
 
 def close(handle, timeout):

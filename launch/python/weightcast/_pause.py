@@ -2,20 +2,38 @@
 
 import contextlib
 import dataclasses
+import typing
 
 from . import _library
 
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """What has been written: `version`, and the names of the tensors that may have changed."""
+    """What has been written, or is being: `version`, and the names of the tensors that may have changed."""
 
     version: int
     changed: tuple
+    _landed: typing.Callable = dataclasses.field(default=None, repr=False, compare=False)
+
+    def landed(self, most=1):
+        """Of an engine with a window: each of its tensors, as name and tensor, as soon as it is whole and verified. A tensor
+        is torch's where torch is loaded, otherwise a memoryview of its bytes. Both hold zeros once `most` have been taken
+        and the next is asked for: copy what is to stay. It ends when the version is in the memory of every rank, and raises
+        as Export.pause(); a body that does not take all of them leaves the engine invalid."""
+        for batch in self.batches(most):
+            yield from batch
+
+    def batches(self, most=64):
+        """The same as lists of up to `most`, whatever is there, for loaders that a call costs much."""
+        if self._landed is None:
+            raise _library.Error(64, "nothing comes through a window here; publish with window=")
+        most = max(_library.whole(most, "tensors at a time:", 2**20), 1)
+        while batch := self._landed(most):
+            yield batch
 
 
 class Pause:
-    """Entered when the version that was asked for is in memory. Whatever ends it early, a signal's handler too, leaves an
+    """Entered when the version that was asked for is in memory, with a window when the job step begins to write. Whatever ends it early, a signal's handler too, leaves an
     engine of which nothing untrue is said: it serves what it had, or it is invalid for that reason."""
 
     def __init__(self, export, question, timeout):
@@ -29,7 +47,7 @@ class Pause:
         try:
             self._export._entered = id(self)
             self._version = _library.pause(self._export._open(), self._question, self._timeout)
-            return Update(self._version, self._export._names)
+            return Update(self._version, self._export._names, self._export._landed if self._export._window else None)
         except BaseException as error:
             self._abandon("the engine was interrupted while it waited", error)
             raise

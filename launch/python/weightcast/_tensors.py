@@ -304,6 +304,21 @@ def require_apart(tensors):
             raise Error(64, f"tensors {before} and {name} share a part of their memory; give each its own")
 
 
+def view_of(name, form, memory):
+    """A tensor of that form in that memory, torch's where torch is loaded; its bytes otherwise. Raises Error naming it when
+    torch has no such type."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return memory
+    kinds = [kind for kind, dtype in _TORCH_DTYPES.items() if dtype == form.dtype]
+    kind = getattr(torch, (kinds[0] if kinds else form.dtype.lower()).removeprefix("torch."), None)
+    if not isinstance(kind, torch.dtype):
+        raise Error(64, f"tensor {name} is {form.dtype}, which torch has not here; take a torch that has")
+    if not len(memory):
+        return torch.empty(form.shape, dtype=kind)
+    return torch.frombuffer(memory, dtype=kind).view(form.shape)
+
+
 def moved(tensor, memory):
     """A torch tensor of the same values in that memory."""
     import torch

@@ -4,6 +4,9 @@
     update_weights          returns when the version is in the memory of every worker
     finish_weight_update    rebuilds what follows from the weights; from here on the engine serves the version
 
+What a job step cannot lay out as vLLM's kernels read it goes another way, with "landing": "loader": the model's own tensors come
+through a window, and update_weights gives them to the model's load_weights as they come, on each worker.
+
 vLLM's executor of several processes reads the workers' answers in order and stops at the first failure; answers behind it would
 be taken for those of the next call. So what fails on any rank is made every rank's failure, and the last one alone raises it.
 """
@@ -29,6 +32,7 @@ except ImportError:  # 0.26
         return isinstance(module, (Attention, MLAAttention))
 
 
+from ._checkpoint import tensors_of
 from ._joint_update import JointUpdate, Ranks, gather_objects
 from ._tested import require_tested
 from .learn import vllm_learner
@@ -50,8 +54,10 @@ _SEPARATE_ANSWERS = ("uni", "ray", "external_launcher")
 class InitInfo(WeightTransferInitInfo):
     """`folder` is where all publish; `timeout` how many seconds an update may take once it has been asked for; `layout` how
     the parameters are cut, None: as this engine's configuration says; `version` what its memory holds already. Where
-    several servers are replicas of one engine, this one is number `replica` of `replicas`. With the `landing` "learn" a map of
-    what vLLM's loader does with the checkpoint is put into the folder, for a model that job steps do not know."""
+    several servers are replicas of one engine, this one is number `replica` of `replicas`. `landing` says how weights get
+    there: "direct", a job step writes the parameters in place; "learn", too, and a map of what vLLM's loader does with the
+    checkpoint is put into the folder, for a model that job steps do not know; "loader", tensors come through a window, in
+    which `window` bytes may be at once on each worker."""
 
     folder: str
     timeout: float = 600.0
@@ -59,7 +65,8 @@ class InitInfo(WeightTransferInitInfo):
     version: int | None = None
     replica: int = 0
     replicas: int = 1
-    landing: str | None = None
+    landing: str = "direct"
+    window: int = 2**30
 
 
 @dataclasses.dataclass
@@ -80,13 +87,14 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     def __init__(self, config, vllm_config, device, model):
         _require_tested_version()
         super().__init__(config, vllm_config, device, model)
-        _require_writable(vllm_config, model)
+        _require_in_use(vllm_config, model)
         self._vllm_config = vllm_config
         self._world = self.parallel_config.world_size
         self._ranks = Ranks(self.parallel_config.rank, gather_objects(self._world)) if self._world > 1 else Ranks()
         self._export = None
         self._update = None
         self._version = None  # that this worker's memory holds
+        self._load = None  # takes the tensors of an Update, where they come through a window
         self._kept = None  # a failure of the start that the next step answers
         self._timeout = InitInfo.timeout
 
@@ -102,7 +110,7 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         before = self._export
         try:
             self._require_no_update()
-            layout = self._ranks.together(lambda: self._publish(init_info))
+            needed = self._ranks.together(lambda: self._publish(init_info))
             landing = self._learn(init_info)
         except weightcast.Error as error:
             if before is None:
@@ -110,10 +118,9 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             self._raise(error)
             return
         logger.info(
-            "Parameters are published in %s. A job step needs --inference-alloc %s%s%s",
+            "Parameters are published in %s. A job step needs --inference-alloc %s%s",
             init_info.folder,
-            layout,
-            "".join(f" --moe-layout {name}" for name in _moe_layouts(self.model)),
+            needed,
             f" --landing {landing}" if landing else "",
         )
 
@@ -127,25 +134,57 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             raise weightcast.Error(
                 64, f"this is replica {replica} of {info.replicas}; let 'replica' and 'replicas' of init_info count servers, and "
                 "data-parallel ranks inside them")  # fmt: skip
-        if info.landing not in (None, "learn"):
-            raise weightcast.Error(64, f"landing is {info.landing!r}; give 'learn', or leave it out")
-        layout = info.layout or _layout_of(self.parallel_config, info.replicas)
+        if info.landing not in ("direct", "learn", "loader"):
+            raise weightcast.Error(64, f"landing {info.landing!r} of init_info; write direct, learn or loader")
+        place = {
+            "role": "engine",
+            "rank": replica * self._world + self.parallel_config.rank,
+            "ranks": info.replicas * self._world,
+            "version": info.version,
+        }
+        needed = self._publish_window(info, place) if info.landing == "loader" else self._publish_module(info, place)
         self._timeout = info.timeout
         self._version = info.version
-        self._export = weightcast.publish(
-            info.folder,
-            role="engine",
-            rank=replica * self._world + self.parallel_config.rank,
-            ranks=info.replicas * self._world,
-            module=self.model,
-            layout=layout,
-            version=info.version,
-        )
-        return layout
+        return needed
+
+    def _publish_module(self, info, place):
+        """Returns what a job step needs behind --inference-alloc."""
+        _require_writable(self._vllm_config, self.model)
+        layout = info.layout or _layout_of(self.parallel_config, info.replicas)
+        self._export = weightcast.publish(info.folder, module=self.model, layout=layout, **place)
+        self._load = None
+        return " --moe-layout ".join([layout, *_moe_layouts(self.model)])
+
+    def _publish_window(self, info, place):
+        """The same. Each worker takes the whole model, of which its loader keeps its part: to the job step it is a replica."""
+        _require_loadable(self._vllm_config, self.model)
+        tensors = tensors_of(self.model_config.model)
+        self._export = weightcast.publish(info.folder, window=tensors, limit=info.window, layout=info.layout or "hf", **place)
+        self._load = self._load_landed
+        return f"hf:d{place['ranks']}"
+
+    def _load_landed(self, update):
+        """Gives the model what comes. On a GPU layer by layer as vLLM's own engines do, which repacks what kernels have
+        repacked; on a CPU layers read their weights as they are."""
+        if current_platform.is_cpu():
+            loaded = _load_batches(self.model, update.batches())
+        else:
+            from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+            initialize_layerwise_reload(self.model)
+            try:
+                # It keeps tensors until their layer is complete, and those of the window do not last so long.
+                on_device = ([(name, tensor.to(self.device)) for name, tensor in batch] for batch in update.batches())
+                loaded = _load_batches(self.model, on_device)
+            finally:
+                finalize_layerwise_reload(self.model, self.model_config)
+        missing = sorted({name for name, _ in self.model.named_parameters()} - loaded) if loaded is not None else []
+        if missing and not self.model_config.quantization:
+            raise weightcast.Error(65, f"parameter {missing[0]} and {len(missing) - 1} others got nothing from the model's tensors")
 
     def _learn(self, info):
         """The file of the landing map that is asked for, None without."""
-        if info.landing is None:
+        if info.landing != "learn":
             return None
         self._ranks.together(lambda: vllm_learner() is None)  # all of them can
         return vllm_learner().learn_together(self._vllm_config, self.model, self._ranks, info.folder)
@@ -182,7 +221,7 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
                 raise
             self._kept = error  # the other workers' start would make them wait for an update
             return
-        self._update = JointUpdate(self._export, self._ranks, self._version, self._timeout)
+        self._update = JointUpdate(self._export, self._ranks, self._version, self._timeout, self._load)
 
     def _require_ready(self):
         if self._export is None:
@@ -326,34 +365,71 @@ def _require_tested_version():
     require_tested("vLLM", vllm.__version__.split("+")[0], _TESTED, _OTHERS)
 
 
-def _require_writable(config, model):
-    """Refuses what cannot be written in place, or lies where the plan does not know it."""
+def _load_batches(model, batches):
+    """The names of the parameters that the model's loader says it has loaded; None where it says nothing."""
+    loaded = set()
+    for batch in batches:
+        names = model.load_weights(batch)
+        loaded = None if names is None or loaded is None else loaded | set(names)
+    return loaded
+
+
+def _refuse(*findings):
+    for found, why, remedy in findings:
+        if found:
+            raise weightcast.Error(64, f"{why}; {remedy}")
+
+
+def _require_in_use(config, model):
+    """Refuses what has other weights than the model's own in use, or derives weights that would stay as they are."""
     parallel = config.parallel_config
     offload = config.offload_config
-    refused = [
-        (config.model_config.quantization, "quantised weights are repacked by vLLM's kernels", "serve an unquantised model"),
+    _refuse(
         (config.model_config.enable_sleep_mode, "memory of the sleep mode cannot be opened by another process, and must not "
          "be written while the engine is asleep", "start without --enable-sleep-mode"),
         (config.lora_config, "adapters wrap the layers", "start without --enable-lora"),
         (config.speculative_config and config.speculative_config.method not in ("ngram", "suffix"), "a draft model would keep its weights", "start without --speculative-config"),
         (offload.uva.cpu_offload_gb or offload.prefetch.offload_group_size, "offloaded weights move", "start without offloading"),
         (parallel.enable_eplb, "experts move between ranks", "start without --enable-eplb"),
-        (parallel.enable_expert_parallel and parallel.expert_placement_strategy != "linear", "experts must be placed linearly",
-         "start without --expert-placement-strategy"),
         (parallel.data_parallel_size > 1, "experts are cut over data-parallel ranks",
          "start a server for each, with 'replica' and 'replicas' in init_info"),
         (parallel.prefill_context_parallel_size > 1, "ranks of context parallelism have the same weights",
          "start without --prefill-context-parallel-size"),
         (hasattr(model, "process_weights_after_loading"), f"{type(model).__name__} derives weights of its own",
          "serve another model"),
-    ]  # fmt: skip
-    for found, why, remedy in refused:
-        if found:
-            raise weightcast.Error(64, f"{why}; {remedy}")
+    )  # fmt: skip
+
+
+def _require_writable(config, model):
+    """Refuses what cannot be written in place, or lies where the plan does not know it."""
+    parallel = config.parallel_config
+    _refuse(
+        (config.model_config.quantization, "quantised weights are repacked by vLLM's kernels",
+         "let init_info say \"landing\": \"loader\", or serve an unquantised model"),
+        (parallel.enable_expert_parallel and parallel.expert_placement_strategy != "linear", "experts must be placed linearly",
+         "start without --expert-placement-strategy"),
+    )  # fmt: skip
+    _require_unpacked(model)
+    _moe_layouts(model)
+
+
+def _require_loadable(config, model):
+    """Refuses what the model's own loader does not load a second time."""
+    if not current_platform.is_cpu():
+        return
+    _refuse((config.model_config.quantization, "quantised weights are packed for the CPU's kernels", "serve an unquantised model"))
+    _require_unpacked(model)
+    for name, module in model.named_modules():
+        if hasattr(getattr(module, "quant_method", None), "unquantized_backend"):
+            raise weightcast.Error(
+                64, f"{name}: experts are packed for the CPU's kernels, and vLLM's loader would write over them as they are not; "
+                "let init_info say \"landing\": \"direct\"")  # fmt: skip
+
+
+def _require_unpacked(model):
     for name, parameter in model.named_parameters():
         if parameter.numel() == 0:
             raise weightcast.Error(64, f"parameter {name} is empty: vLLM has packed it for a kernel; serve another model")
-    _moe_layouts(model)
 
 
 def _moe_layouts(model):

@@ -1,0 +1,180 @@
+"""vLLM, as it is installed, takes the weights of a running trainer through its own loader: dense models on a CPU, with one worker
+and with two.
+
+After an update every parameter's SHA-256, as vLLM computes it, and the ids that it generates are those of a vLLM that has loaded
+the same weights from a file.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+import job_step
+import torch
+import transformers
+import vllm_test
+from vllm_test import PATIENCE, ROOT, Refused
+
+WINDOW = 200_000  # bytes, a part of each model
+
+
+def write_model(folder, kind, seed):
+    """A dense model so small that a step takes milliseconds, with heads that vLLM's attention on a CPU knows."""
+    config = getattr(transformers, f"{kind}Config")(
+        architectures=[f"{kind}ForCausalLM"],
+        dtype="bfloat16",
+        vocab_size=330,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=256,
+        tie_word_embeddings=kind == "Qwen3",
+    )
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).to(torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)  # so that two seeds say something else, and biases and norms differ, too
+    model.save_pretrained(folder)
+
+
+class Loader(unittest.TestCase):
+    kind = None
+    ranks = 1
+
+    @classmethod
+    def setUpClass(cls):
+        if cls.kind is None:
+            raise unittest.SkipTest("of no model")
+        directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(directory.cleanup)
+        cls.directory = pathlib.Path(directory.name)
+        for seed in (0, 1):
+            write_model(cls.model(seed), cls.kind, seed)
+        cls.package = cls.directory / "package"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-build-isolation", "--no-deps"]
+        subprocess.run([*command, "--target", cls.package, ROOT / "launch" / "python"], check=True)
+        cls.folder = str(cls.directory / "weights")
+        cls.engine = cls.start_engine(0)
+        cls.engine.ask("init", {"folder": cls.folder, "version": 0, "timeout": PATIENCE, "landing": "loader", "window": WINDOW})
+        cls.trainer = vllm_test.Trainer(cls.folder, cls.model(0))
+        cls.addClassCleanup(cls.trainer.export.close)
+        cls.version = 0
+
+    @classmethod
+    def model(cls, seed):
+        return cls.directory / f"seed{seed}"
+
+    @classmethod
+    def start_engine(cls, seed):
+        engine = vllm_test.Vllm(cls.model(seed), {"tensor_parallel_size": cls.ranks}, cls.package)
+        cls.addClassCleanup(engine.end)
+        return engine
+
+    @staticmethod
+    def state_of(engine):
+        return {"checksums": engine.ask("checksums"), "ids": engine.ask("generate")}
+
+    def offer(self, seed):
+        type(self).version += 1
+        self.trainer.offer(self.version, self.model(seed))
+        return self.version
+
+    def start_job(self, **environment):
+        words = ["--inference-alloc", f"hf:d{self.ranks}", "--bucket-size", "64KiB"]
+        job = job_step.start(self.folder, self.model(0), 1 + self.ranks, *words, **environment)
+        self.addCleanup(job.stdout.close)
+        self.addCleanup(job.wait)
+        self.addCleanup(job.kill)
+        return job
+
+    def update(self, seed):
+        """Returns what the job step says."""
+        version = self.offer(seed)
+        self.engine.ask("start")
+        job = self.start_job()
+        try:
+            self.engine.ask("update", {"version": version, "timeout": PATIENCE})
+        except Refused as error:
+            job.kill()
+            self.fail(f"{error}\n{job.communicate()[0]}")
+        self.engine.ask("finish")
+        said = job.communicate(timeout=PATIENCE)[0]
+        self.assertEqual(job.returncode, 0, said)
+        return said
+
+    def refused(self, *call):
+        with self.assertRaises(Refused) as caught:
+            self.engine.ask(*call)
+        return str(caught.exception)
+
+    def test_what_comes_is_what_a_file_would_have_brought(self):
+        loaded = self.state_of(self.engine)
+        places = self.engine.ask("places")
+        fresh = self.start_engine(1)
+        expected = self.state_of(fresh)
+        fresh.end()
+        self.assertNotEqual(expected, loaded)
+        self.assertIn("through the engines' own loaders", self.update(1))
+        self.assertEqual(self.state_of(self.engine), expected)
+        self.update(0)
+        self.assertEqual(self.state_of(self.engine), loaded)
+        self.assertEqual(self.engine.ask("places"), places)
+
+
+class Failures(Loader):
+    def test_a_loader_that_raises_on_one_rank(self):
+        before = self.state_of(self.engine)
+        version = self.offer(1)
+        self.engine.ask("start")
+        self.engine.ask("hinder", self.ranks - 1)
+        job = self.start_job()
+        self.assertIn("a test wants it so", self.refused("update", {"version": version}))
+        said = job.communicate(timeout=PATIENCE)[0]
+        self.assertEqual(job.returncode, 74, said)
+        self.assertIn("has given up amid the update", said)
+        self.update(0)
+        self.assertEqual(self.state_of(self.engine), before)
+
+    def test_a_job_step_that_dies_while_it_writes(self):
+        before = self.state_of(self.engine)
+        version = self.offer(1)
+        self.engine.ask("start")
+        job = self.start_job(LD_PRELOAD=os.environ["WEIGHTCAST_STOP_AT_STATE"], STOP_RANK=str(self.ranks), STOP_AT="5")
+        until = time.monotonic() + PATIENCE
+        while not any(map(job_step.is_stopped, job_step.ranks_of(job))):
+            self.assertLess(time.monotonic(), until)
+            time.sleep(0.01)
+        job_step.kill(job)
+        self.assertIn("no version is in memory: the job step died", self.refused("update", {"version": version}))
+        self.update(0)
+        self.assertEqual(self.state_of(self.engine), before)
+
+
+class Qwen3(Failures):
+    kind = "Qwen3"
+
+
+class Qwen3OfTwo(Failures):
+    kind = "Qwen3"
+    ranks = 2
+
+
+class Llama(Loader):
+    kind = "Llama"
+
+
+class Qwen2OfTwo(Loader):
+    kind = "Qwen2"
+    ranks = 2
+
+
+if __name__ == "__main__":
+    unittest.main()
