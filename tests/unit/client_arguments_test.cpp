@@ -111,6 +111,44 @@ TEST_F(ClientArguments, TextsThatAManifestDoesNotTake) {
   expect_readable();
 }
 
+TEST_F(ClientArguments, WindowsThatNoJobStepUses) {
+  void* memory = nullptr;
+  int window = 0;
+  int number = 0;
+  int count = 0;
+  open();
+  expect_refused(weightcast_add_window(export_, kBytes, kBytes, &memory, &window),
+                 "only an engine has a window");
+  weightcast_close(std::exchange(export_, nullptr), 0);
+  open("engine");
+  expect_refused(weightcast_add_window(export_, 0, 1, &memory, &window), "a segment of 0 bytes");
+  expect_refused(weightcast_add_window(export_, kBytes, 0, &memory, &window), "0 bytes may be in at once");
+  expect_refused(weightcast_add_window(export_, kBytes, 1, nullptr, &window), "the memory is NULL");
+  ASSERT_EQ(weightcast_add_window(export_, kBytes, 1, &memory, &window), 0) << weightcast_last_error();
+  expect_refused(weightcast_add_window(export_, kBytes, 1, &memory, &window), "there is a window already");
+  ASSERT_EQ(add("direct", {2, 2}), 0);
+  segment_ = window;
+  expect_refused(add("odd", {2, 2}, {}, 64), "odd: in a window a tensor begins with a page");
+  expect_refused(add("turned", {2, 2}, {1, 2}), "turned: in a window");
+  ASSERT_EQ(add("whole", {2, 2}), 0);
+  expect_refused(weightcast_landed(export_, &number, 1, &count), "has not been published yet");
+  expect_readable(Role::kEngine);
+  const Manifest manifest = read_manifest(manifest_path(folder_, Role::kEngine, 0));
+  EXPECT_EQ(manifest.window(), 1);
+  EXPECT_EQ(manifest.segments.at(1).limit, 1);
+  EXPECT_EQ(manifest.device(), "");
+  expect_refused(weightcast_landed(export_, nullptr, 1, &count), "the place for the numbers is NULL");
+  expect_refused(weightcast_landed(export_, &number, 1, nullptr), "the place for their count is NULL");
+  expect_refused(weightcast_landed(export_, &number, 0, &count), "0 tensors at most");
+  // Nobody has paused.
+  EXPECT_EQ(weightcast_landed(export_, &number, 1, &count), WEIGHTCAST_REFUSED);
+  weightcast_close(std::exchange(export_, nullptr), 0);
+  open("engine");
+  ASSERT_EQ(add("direct", {2, 2}), 0);
+  expect_readable(Role::kEngine);
+  expect_refused(weightcast_landed(export_, &number, 1, &count), "has no window");
+}
+
 TEST_F(ClientArguments, PlacesThatAreNone) {
   void* memory = nullptr;
   const Numbers one = {1};
