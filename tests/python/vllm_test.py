@@ -210,7 +210,7 @@ class Live(unittest.TestCase):
         self.assertEqual(self.state(), self.loaded[0])
         self.assertIn(f"--landing {path}", self.engine.logged())
         self.engine.ask("shutdown")
-        self.assertIn("landing is 'no'", self.refused("init", {"folder": self.folder, "landing": "no"}))
+        self.assertIn("landing 'no' of init_info", self.refused("init", {"folder": self.folder, "landing": "no"}))
         self.engine.ask("init", {"folder": self.folder, "version": self.version, "timeout": PATIENCE})
 
 
