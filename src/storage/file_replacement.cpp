@@ -167,12 +167,8 @@ void FileReplacement::take_back() {
 }
 
 void FileReplacement::give_up() noexcept {
-  ::unlink(partial_path().c_str());
-  if (state_.promised) {
-    // An old file that has both names.
-    ::unlink(old_path().c_str());
-    ::unlink(state_.journal_path.c_str());
-  }
+  // The old file has both names.
+  remove_hidden(state_);
   end(Stage::kEnded);
 }
 

@@ -45,15 +45,15 @@ int hide(const UnfinishedFile& file) {
   return 0;
 }
 
-/// Removes a file of that name and descriptor wherever its folder is by now.
-void remove_moved(int descriptor, const std::string& path) {
+/// Where a file of that name and descriptor is by now; empty when nothing has that name any more.
+std::filesystem::path path_now(int descriptor, const std::string& path) {
   struct stat open {};
-  if (descriptor < 0 || ::fstat(descriptor, &open) != 0) return;
+  if (descriptor < 0 || ::fstat(descriptor, &open) != 0) return {};
   std::error_code error;
-  const std::filesystem::path now =
+  std::filesystem::path now =
       std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(descriptor), error);
-  if (error || now.filename() != std::filesystem::path(path).filename()) return;
-  if (is_name_of(now.string(), open)) ::unlink(now.c_str());
+  if (error || now.filename() != std::filesystem::path(path).filename()) return {};
+  return is_name_of(now.string(), open) ? now : std::filesystem::path();
 }
 
 }  // namespace
@@ -103,9 +103,18 @@ bool mark_broken_off(const UnfinishedFile& file) {
   return true;
 }
 
+void remove_hidden(const UnfinishedFile& file) {
+  const std::filesystem::path now = path_now(file.descriptor, file.partial_path);
+  const std::string folder = directory_of(now.empty() ? file.partial_path : now.string());
+  // Names with an id of this replacement's own.
+  for (const std::string& name : {file.partial_path, file.old_path, file.journal_path}) {
+    ::unlink((std::filesystem::path(folder) / std::filesystem::path(name).filename()).c_str());
+  }
+}
+
 void undo(const UnfinishedFile& file) {
   if (!file.promised) {
-    if (::unlink(file.partial_path.c_str()) != 0) remove_moved(file.descriptor, file.partial_path);
+    remove_hidden(file);
   } else if (mark_broken_off(file)) {
     put_back(file);
   }
@@ -115,7 +124,7 @@ void undo(const UnfinishedLock& lock) {
   if (is_name_of(lock.path, lock.file)) {
     ::unlink(lock.path.c_str());
   } else {
-    remove_moved(lock.descriptor, lock.path);
+    ::unlink(path_now(lock.descriptor, lock.path).c_str());
   }
 }
 

@@ -57,6 +57,9 @@ PutBack put_back(const UnfinishedFile& file);
 /// renamed together with this one counts as broken off. False when another job has done away with all that.
 bool mark_broken_off(const UnfinishedFile& file);
 
+/// Removes the hidden names of a replacement that nobody places, also in a folder that was moved meanwhile.
+void remove_hidden(const UnfinishedFile& file);
+
 /// Makes everything as it was before, also in a folder that was moved meanwhile. Of a file that was promised
 /// the journal and the hidden name stay: others may not have been able to undo theirs, and the next job has
 /// to.
