@@ -363,7 +363,7 @@ class Recorded(unittest.TestCase):
     def boxes(self, shape, load, tensors=((4, 6), (4, 6)), dtype=torch.bfloat16):
         listed = [{"name": f"t{number}", "dtype": "BF16", "shape": list(of)} for number, of in enumerate(tensors)]
         recorder, pieces = self.record(shape, load, dtype, tensors)
-        rank = _landing.Rank(listed, recorder.asked)
+        rank = _landing.Rank(listed, recorder.asked())
         rank.add("p", _tensors.dtype_name(dtype), shape, [], pieces)
         return rank.json()
 
@@ -418,6 +418,10 @@ class Recorded(unittest.TestCase):
         found = self.boxes((1,), lambda p, a, _: p.fill_(a[1].item()), tensors=((3,), (3,)))
         self.assertEqual(found["parameters"][0]["parts"], [[0, 0, 1, 1, 1, 0, 0]])
         self.assertNotIn("loader", found)
+
+    def test_a_value_that_is_looked_at_before(self):
+        found = self.boxes((1,), lambda p, a, _: p.fill_(a.item()) if a.item() != 1 else p.zero_(), tensors=((1,), (1,)))
+        self.assertEqual(found["loader"][0]["why"], "aten._local_scalar_dense asks for its elements")
 
     def test_what_nothing_is_written_to_is_left(self):
         found = self.boxes((5, 6), lambda p, a, _: p[:4].copy_(a))
@@ -537,6 +541,16 @@ class Maps(unittest.TestCase):
                 self.assertEqual(learn.main([folder, "--tp", "2", "--check", str(path)]), 65)
             said = "rank 1: parameter model.embed_tokens.weight: [0:138, 0:80] come from model.embed_tokens.weight [192:330, 0:80] and from model.embed_tokens.weight [191:329, 0:80]"
             self.assertIn(said, errors.getvalue())
+
+    def test_what_the_engine_has_tied_since(self):
+        module = torch.nn.Module()
+        module.embedding, module.head = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+        rank = {"parameters": [{"name": name} for name in dict(module.named_parameters())]}
+        _vllm_learn._require_same_ties(rank, module)
+        module.head.weight = module.embedding.weight
+        with self.assertRaisesRegex(weightcast.Error, "has tied head.weight to embedding.weight"):
+            _vllm_learn._require_same_ties(rank, module)
+        _vllm_learn._require_same_ties({"parameters": [{"name": "embedding.weight", "aliases": ["head.weight"]}]}, module)
 
     def test_a_version_that_was_never_tried(self):
         with unittest.mock.patch("vllm.__version__", "0.33.0"):

@@ -40,8 +40,9 @@ class Recorder(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self._contents = {}  # by the storage's address
+        self._given = 0  # numbers that stand for elements
         self._values = {}  # by a number that stands for an element: its piece and type
-        self.asked = {}  # by checkpoint tensor: the operator that asked for elements
+        self._asked = {}  # by checkpoint tensor: the operators that asked for its elements
 
     def checkpoint_tensor(self, number, shape, dtype):
         """A tensor that stands for that one of the checkpoint."""
@@ -64,6 +65,10 @@ class Recorder(TorchDispatchMode):
     def place(self, tensor):
         """Equal for what is one memory: tied weights."""
         return _key(tensor), tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
+
+    def asked(self):
+        """Of which checkpoint tensors the loader has looked at elements, by their numbers: what asked for them."""
+        return {number: f"{names[0]} asks for its elements" for number, names in self._asked.items() if names}
 
     def sources_of(self, tensor):
         """The checkpoint tensors of which anything has come into a tensor's storage."""
@@ -133,7 +138,7 @@ class Recorder(TorchDispatchMode):
                 self._compute(made, tensors, f"aten.{name} computes")
             return out
         self._compute(written, tensors, f"aten.{name} computes")
-        return args[0] if isinstance(args[0], torch.Tensor) else None
+        return kwargs.get("out", args[0] if args and isinstance(args[0], torch.Tensor) else None)
 
     # What is recorded.
 
@@ -205,8 +210,8 @@ class Recorder(TorchDispatchMode):
         start = target.storage_offset()
         source, place = Zero() if value == 0 else Made("aten.fill_ sets a constant", frozenset()), 0
         if value in self._values:
-            element, dtype = self._values[value]
-            self.asked.pop(element.source.tensor, None)
+            element, dtype = self._values.pop(value)
+            self._asked[element.source.tensor].remove("aten._local_scalar_dense")
             via = None if dtype == target.dtype else f"aten.fill_ converts {_name(dtype)} to {_name(target.dtype)}"
             source, place = _after(element.source, via), element.source_at
         self._write(
@@ -222,11 +227,11 @@ class Recorder(TorchDispatchMode):
             self._write(target, lambda dims, start=start: [_regions.piece(start, dims, Made(how, sources), 0)])
 
     def _value(self, name, tensors):
-        """What stands for an element's value. A loader that looks at it may do anything: `asked` says so, unless the value
-        is just put into another tensor."""
+        """What stands for an element's value. A loader that looks at it may do anything: asked() says so, unless the value is just
+        put into another tensor."""
         for tensor in tensors:
             for number in self.sources_of(tensor):
-                self.asked[number] = f"aten.{name} asks for its elements"
+                self._asked.setdefault(number, []).append(f"aten.{name}")
         if name != "_local_scalar_dense":
             return False
         tensor = tensors[0]
@@ -235,7 +240,8 @@ class Recorder(TorchDispatchMode):
         pieces = self.pieces_of(tensor)
         if len(pieces) != 1 or not isinstance(pieces[0].source, Loaded):
             return 0.0
-        value = 1e30 + len(self._values) * 1e20
+        self._given += 1
+        value = 1e30 + self._given * 1e20
         self._values[value] = pieces[0], tensor.dtype
         return value
 

@@ -85,7 +85,19 @@ def learn_together(config, model, ranks, folder):
     if not there:
         learned = ranks.all(lambda: learn_rank(config))
         ranks.from_first(lambda: _landing.write(joined(config, learned), path))
+    ranks.together(lambda: _require_same_ties(_landing.read(path)["ranks"][ranks.index], model))
     return path
+
+
+def _require_same_ties(rank, model):
+    """vLLM ties a head to the embedding when it has loaded both and they are equal; another checkpoint may have two."""
+    apart = {of["name"] for of in rank["parameters"]}
+    names = {}
+    for name, tensor in _tensors.State(model).tensors().items():
+        if name in apart and tensor.numel():
+            first = names.setdefault(_tensors.identity(tensor), name)
+            if first != name:
+                raise Error(64, f"vLLM has tied {name} to {first} when it had loaded both; leave {name} out of the checkpoint")
 
 
 def _is_there(path, key):
@@ -159,7 +171,7 @@ def checkpoint_of(config, model):
     """The tensors that vLLM's loader is given: in network order, as a map has them. Raises Error."""
     loader = default_loader.DefaultModelLoader(LoadConfig())
     found = []
-    with _iterator(lambda files, *_, **__: _tensors_of(files)):
+    with _iterator(lambda files, *_, **__: _listed(files)):
         try:
             for name, (dtype, shape) in loader.get_all_weights(config.model_config, model):
                 found.append({"name": name, "dtype": dtype, "shape": shape})
@@ -186,20 +198,19 @@ def learn_rank(config):
                     model = initialize_model(config)
                 except Exception as error:
                     raise Error(65, f"vLLM cannot build the model of {config.model_config.model}: {first_line(error)}") from error
-            state = _tensors.State(model).tensors()
-            recorder.forget_before(state.values())
+            recorder.forget_before(_tensors.State(model).tensors().values())
             tensors = checkpoint_of(config, model)
             _load(recorder, config, model, tensors)
     finally:
         torch.set_default_dtype(before)
-    return Learned(tensors, _rank_of(recorder, state, tensors), kernels_of(model))
+    return Learned(tensors, _rank_of(recorder, _tensors.State(model).tensors(), tensors), kernels_of(model))
 
 
 def _load(recorder, config, model, tensors):
     numbers = {of["name"]: number for number, of in enumerate(tensors)}
 
     def headers(files, use_tqdm, strategy=None, local_expert_ids=None, **_):
-        for name, (dtype, shape) in _tensors_of(files):
+        for name, (dtype, shape) in _listed(files):
             if not should_skip_weight(name, local_expert_ids):
                 yield name, recorder.checkpoint_tensor(numbers[name], shape, _tensors.torch_dtype(dtype))
 
@@ -215,7 +226,7 @@ def _load(recorder, config, model, tensors):
 
 def _rank_of(recorder, state, tensors):
     """An entry of a map's `ranks`."""
-    rank = _landing.Rank(tensors, recorder.asked)
+    rank = _landing.Rank(tensors, recorder.asked())
     names = {}  # by place: what is tied has several
     for name, tensor in state.items():
         names.setdefault(recorder.place(tensor), []).append(name)
@@ -248,7 +259,7 @@ def _iterator(iterate):
     return _replaced(default_loader, "safetensors_weights_iterator", iterate)
 
 
-def _tensors_of(files):
+def _listed(files):
     """(name, (dtype, shape)) of every tensor, in the order in which vLLM reads them."""
     for path in sorted(files, key=weight_utils._natural_sort_key):
         for name, dtype, shape in _headers.of_file(path):
