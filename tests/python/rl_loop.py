@@ -85,20 +85,21 @@ class Server:
         # A process group of its own, to be ended with all workers.
         self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=self.log, start_new_session=True)
         until = time.monotonic() + PATIENCE
-        while not self.answers():
-            if self.process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"vLLM does not start:\n{self.logged()[-8000:]}")
+        started = False
+        while not started and self.process.poll() is None and time.monotonic() < until:
             time.sleep(0.2)
+            started = self.answers()
         self.segments = vllm_segments() - before
+        if not started:
+            self.log.seek(0)
+            said = self.log.read()[-8000:]
+            self.end()
+            raise RuntimeError(f"vLLM does not start:\n{said}")
 
     def answers(self):
         with contextlib.suppress(requests.RequestException):
             return requests.get(f"{self.url}/health", timeout=5).ok
         return False
-
-    def logged(self):
-        self.log.seek(0)
-        return self.log.read()
 
     def get(self, path):
         answer = requests.get(f"{self.url}/{path}", timeout=PATIENCE)
@@ -327,6 +328,7 @@ class ReinforcementLearning(unittest.TestCase):
         state = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         self.assertEqual(state.count("invalid"), WORKERS, state)
         self.assertEqual(self.server.get("weight_info")["weight_version"], str(version))
+        self.assertFalse(self.server.post("reset_prefix_cache")["success"])  # the request that is kept has blocks of it
         self.server.post("start_weight_update")
         with self.assertRaisesRegex(RuntimeError, "no job step has asked"):
             self.server.post("finish_weight_update", weight_version=str(version + 1))

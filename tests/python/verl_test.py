@@ -121,6 +121,17 @@ class Refusals(unittest.TestCase):
         self.assertEqual(trainers, {"version": [5], "drives": [False]})
         self.assertEqual(workers, {"version": [5, 5], "drives": [True, False]})
 
+    def test_servers_that_cannot_be_updated(self):
+        for actors, said in [
+            (["sglang_server_0_0"], "verl has no vLLM server"),
+            (["vllm_server_0_0", "vllm_server_decode_0_0"], "switch off rollout.disaggregation"),
+        ]:
+            engine = self.engine()
+            engine.init_process_group(version=1, drives=True)
+            with self.subTest(actors=actors), unittest.mock.patch("ray.util.list_named_actors", lambda actors=actors: actors):
+                with self.assertRaisesRegex(weightcast.Error, said):
+                    asyncio.run(anext(engine.receive_weights()))
+
     def test_other_tensors_than_were_published(self):
         with tempfile.TemporaryDirectory() as folder:
             engine = CheckpointEngineRegistry.new("weightcast", bucket_size=1, folder=folder, is_master=True, timeout=0.01)

@@ -120,8 +120,6 @@ class WeightcastCheckpointEngine(CheckpointEngine):
 
     async def _update(self):
         servers = {name: ray.get_actor(name) for name in _names_of_servers()}
-        if not servers:
-            raise Error(64, "verl has no vLLM server; only its rollouts with vLLM can be updated so")
 
         def call(method, **arguments):
             return asyncio.gather(*(server.collective_rpc.remote(method, kwargs=arguments) for server in servers.values()))
@@ -141,4 +139,10 @@ class WeightcastCheckpointEngine(CheckpointEngine):
 
 
 def _names_of_servers():
-    return sorted(filter(_SERVER.fullmatch, ray.util.list_named_actors()))
+    actors = ray.util.list_named_actors()
+    if any(name.startswith("vllm_server_decode_") for name in actors):
+        raise Error(64, "verl's servers decode apart from prefill, and would be left out; switch off rollout.disaggregation")
+    names = sorted(filter(_SERVER.fullmatch, actors))
+    if not names:
+        raise Error(64, "verl has no vLLM server; only its rollouts with vLLM can be updated so")
+    return names
