@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -231,6 +232,68 @@ TEST(Landing, TurnedBoxesLieBesideOthersOfOneParameter) {
     }
   }
 }
+
+// tests/data/landing_maps: what vLLM's own loader does with tiny models of families that are not described
+// here.
+class LoadersMap : public ::testing::TestWithParam<const char*> {};
+
+/// The bytes of a parameter by the words of the map, element by element.
+std::vector<std::byte> applied(const json& parameter, const json& tensors, const naive::Weights& weights) {
+  const Shape shape(parameter["shape"].get<std::vector<std::int64_t>>());
+  const std::int64_t element = parameter["dtype"] == "F32" ? 4 : 2;
+  std::vector<std::byte> bytes(static_cast<std::size_t>(shape.elements() * element));
+  for (const bool turned : {false, true}) {
+    for (const json& part : parameter.value(turned ? "turned" : "parts", json::array())) {
+      const json& tensor = tensors[part[0].get<std::size_t>()];
+      const std::int64_t cols = Shape(tensor["shape"].get<std::vector<std::int64_t>>()).cols();
+      const std::vector<std::byte>& values = weights.at(tensor["name"]);
+      const auto n = part.get<std::vector<std::int64_t>>();
+      for (std::int64_t r = 0; r < n[2]; ++r) {
+        for (std::int64_t c = 0; c < n[4]; ++c) {
+          const std::int64_t row = n[5] + (turned ? c : r);
+          const std::int64_t col = n[6] + (turned ? r : c);
+          std::memcpy(bytes.data() + (row * shape.cols() + col) * element,
+                      values.data() + ((n[1] + r) * cols + n[3] + c) * element,
+                      static_cast<std::size_t>(element));
+        }
+      }
+    }
+  }
+  return bytes;
+}
+
+TEST_P(LoadersMap, AnUpdateDoesWhatTheLoaderDid) {
+  const std::string path = fmt::format("{}/landing_maps/{}.json", WEIGHTCAST_TEST_DATA, GetParam());
+  const std::string text = text_of(path);
+  const json map = json::parse(text);
+  const auto parsed_map = std::make_shared<LandingMap>(parse_landing_map(text, path));
+  const auto family = make_landed_family(parsed_map, nullptr);
+  naive::Weights weights;
+  std::mt19937 random(1);
+  for (const Tensor& tensor : family->catalog().tensors()) {
+    std::vector<std::byte>& bytes = weights[tensor.name];
+    bytes.resize(static_cast<std::size_t>(tensor.bytes()));
+    for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
+  }
+  Topology topology;
+  topology.trainers = 2;
+  topology.engine = layout_of(*parsed_map);
+  const Plan plan = make_plan(*family, topology, Limits());
+  const std::vector<EmulatedRank> ranks = emulate_update(plan, *family, weights);
+  for (std::size_t rank = 0; rank < parsed_map->ranks.size(); ++rank) {
+    const json& parameters = map["ranks"][rank]["parameters"];
+    const EmulatedRank& updated = ranks.at(2 + rank);
+    ASSERT_EQ(updated.parameters.size(), parameters.size());
+    for (std::size_t p = 0; p < parameters.size(); ++p) {
+      EXPECT_EQ(updated.share.parameters[p].name, parameters[p]["name"]);
+      EXPECT_TRUE(updated.parameters[p] == applied(parameters[p], map["tensors"], weights))
+          << parameters[p]["name"];
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiny, LoadersMap,
+                         ::testing::Values("gpt-oss_tp2ep", "qwen3-vl-moe-hub_tp2", "mimo-v2-flash_tp2"));
 
 TEST(Landing, ATensorThatIsReadInPartTravelsInPart) {
   const json map = by_hand(json::parse(R"([{"name": "kv", "dtype": "BF16", "shape": [8, 4]}])"),
