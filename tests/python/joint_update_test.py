@@ -54,9 +54,9 @@ class Group:
 
 
 class Together(unittest.TestCase):
-    def updates(self, exports, served=0):
+    def updates(self, exports, served=0, load=None):
         group = Group()
-        return [JointUpdate(export, group.ranks(rank), served, 60) for rank, export in enumerate(exports)]
+        return [JointUpdate(export, group.ranks(rank), served, 60, load) for rank, export in enumerate(exports)]
 
     def outcomes(self, updates, version=None, seconds=60.0):
         """What each rank's wait returns or raises."""
@@ -94,6 +94,51 @@ class Together(unittest.TestCase):
         for error in self.outcomes(self.updates(exports)):
             self.assertIsInstance(error, Invalid)
             self.assertEqual(str(error), "engine rank 2: half")
+
+    def loaded(self, exports, load):
+        """What each rank's only wait gives, in a thread of its own."""
+        outcomes = [None] * RANKS
+
+        def wait(rank, update):
+            try:
+                outcomes[rank] = update.wait(None, 60.0)
+            except weightcast.Error as error:
+                outcomes[rank] = error
+
+        updates = self.updates(exports, load=load)
+        threads = [threading.Thread(target=wait, args=item) for item in enumerate(updates)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        return updates, outcomes
+
+    def test_all_load_what_comes(self):
+        loaded = []
+        exports = [Exports(Wanted(5, 17)), Exports(), Exports()]
+        updates, outcomes = self.loaded(exports, loaded.append)
+        self.assertEqual(outcomes, [5] * RANKS)
+        self.assertEqual([update.version for update in loaded], [5] * RANKS)
+        # Once.
+        self.assertEqual(updates[0].wait(None, 0.0), 5)
+        self.assertEqual(len(loaded), RANKS)
+        for update in updates:
+            update.use()
+        self.assertEqual([export.state for export in exports], ["serving 5"] * RANKS)
+
+    def test_one_rank_that_cannot_load_lets_go_before_the_others_are_heard(self):
+        exports = [Exports(Wanted(5, 17)), Exports(), Exports()]
+        first = threading.Lock()
+
+        def load(_):
+            if first.acquire(blocking=False):
+                raise ValueError("no such tensor")
+            while not any(export.state.startswith("invalid") for export in exports):
+                threading.Event().wait(0.001)
+
+        _, outcomes = self.loaded(exports, load)
+        self.assertEqual({str(error).partition(": ")[2] for error in outcomes}, {"ValueError: no such tensor"})
+        self.assertTrue(all(export.state.startswith("invalid: ") for export in exports))
 
     def test_nobody_asks(self):
         exports = [Exports() for _ in range(RANKS)]

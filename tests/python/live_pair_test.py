@@ -54,6 +54,7 @@ class Program:
 class LivePair(unittest.TestCase):
     trainers = 1
     engines = 1
+    window = ()  # of an engine that takes tensors through one: how many bytes may be in it at once
 
     def start(self, dtype="bfloat16", tied=False, hidden=32, vocabulary=100):
         directory = tempfile.TemporaryDirectory()
@@ -70,8 +71,8 @@ class LivePair(unittest.TestCase):
             self.next_version(trainer)
 
     def program(self, name, rank, ranks):
-        program = Program(name, self.config, self.folder, rank, ranks)
         role = name.removesuffix(".py")
+        program = Program(name, self.config, self.folder, rank, ranks, *(self.window if role == "engine" else ()))
 
         def end():
             program.end(kill=role == "trainer")
@@ -130,6 +131,16 @@ class TwoOfEach(LivePair):
         self.expect_updates(3)
 
     test_a_tied_head_in_float32 = None
+
+
+class Windows(TwoOfEach):
+    """Tensors come through a window, experts stacked as the module has them, and the engines copy them."""
+
+    window = (20_000,)
+
+    def test_a_tied_head_in_float32(self):
+        self.start("float32", tied=True)
+        self.expect_updates(2)
 
 
 class KilledJobSteps(LivePair):

@@ -79,6 +79,35 @@ class PublishedModules(unittest.TestCase):
         self.assertFalse(pathlib.Path(self.folder, "engine-0.json").exists())
         return refused.exception
 
+    def test_a_window_has_pages_for_each_tensor(self):
+        window = {"a": weightcast.Memory("BF16", (3, 5)), "b": weightcast.Memory("F32", ()), "c": weightcast.Memory("BOOL", (0, 2))}
+        export = self.publish(module=Layer(), window=window, limit=1 << 20)
+        entries = self.entries()
+        self.assertEqual(set(entries), {"weight", "scale", "count", *window})
+        self.assertEqual([entries[name]["offset"] % 4096 for name in window], [0, 0, 0])
+        self.assertEqual(entries["a"]["segment"], entries["b"]["segment"])
+        (found,) = [s for s in json.loads(pathlib.Path(self.folder, "engine-0.json").read_text())["segments"] if s["kind"] == "window"]
+        self.assertEqual(found["limit"], 1 << 20)
+        # What comes is torch's.
+        name, form, memory = export._window[len(entries) - len(window)]
+        tensor = weightcast._tensors.view_of(name, form, memory)
+        self.assertEqual((name, tensor.shape, tensor.dtype), ("a", (3, 5), torch.bfloat16))
+
+    def test_windows_that_cannot_be(self):
+        for window, says in [
+            ({"weight": weightcast.Memory("BF16", (1,))}, "tensor weight is published in place and in the window"),
+            ({"a": torch.empty(2)}, "tensor 'a' of the window is .*; give weightcast.Memory"),
+            (["a"], "give a dict of Memory by name"),
+        ]:
+            with self.subTest(says=says), self.assertRaisesRegex(weightcast.Error, says):
+                self.publish(module=Layer(), window=window)
+        with self.assertRaisesRegex(weightcast.Error, "0 bytes may be in at once"):
+            self.publish(window={"a": weightcast.Memory("BF16", (1,))}, limit=0)
+        with self.assertRaisesRegex(weightcast.Error, "only an engine has a window"):
+            weightcast.publish(self.folder, "trainer", 0, 1, window={"a": weightcast.Memory("BF16", (1,))})
+        with self.assertRaisesRegex(weightcast.Error, "nothing comes through a window here"):
+            list(weightcast.Update(1, ()).landed())
+
     def test_a_module_computes_as_before(self):
         layer = Layer()
         x = torch.randn(2, 6)
