@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <climits>
 #include <utility>
 
@@ -44,7 +45,8 @@ weightcast_window_list& LiveWindow::list() const {
 }
 
 std::int64_t LiveWindow::limit() const {
-  return segment_of(*exporter_).limit;
+  const LiveSegment& segment = segment_of(*exporter_);
+  return std::min(segment.limit, segment.bytes);
 }
 
 std::optional<std::uint32_t> LiveWindow::tensor_at(const std::byte* address) const {

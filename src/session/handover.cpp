@@ -32,6 +32,9 @@ Handover::Handover(const Plan& plan, const Catalog& catalog, const Share& share,
                     share.parameters[quant.codes.buffer].name));
   }
   const std::int64_t page = ::sysconf(_SC_PAGESIZE);
+  const auto number_of_page = [page](const std::byte* address) {
+    return reinterpret_cast<std::uintptr_t>(address) / static_cast<std::uintptr_t>(page);
+  };
   for (const ShareBucket& bucket : share.buckets) {
     BucketOfWindow& of_window = buckets_.emplace_back();
     for (const Move& move : std::span(share.moves).subspan(bucket.first_move, bucket.moves)) {
@@ -43,10 +46,12 @@ Handover::Handover(const Plan& plan, const Catalog& catalog, const Share& share,
       tensors_[*tensor].bytes += bytes_of(move);
       tensors_[*tensor].room += room;
       const Range range{parameters[move.buffer] + move.offset, (move.rows - 1) * move.pitch + move.row_bytes};
-      // Runs in neighbouring pages are one request to the system.
+      // Runs in the same page, or in the next one, are one request to the system. A page between them may be
+      // a tensor's that has been taken.
       std::vector<Range>& ranges = of_window.ranges;
       if (!ranges.empty() && range.address >= ranges.back().address &&
-          range.address - ranges.back().address <= ranges.back().bytes + page) {
+          number_of_page(range.address) <=
+              number_of_page(ranges.back().address + ranges.back().bytes - 1) + 1) {
         ranges.back().bytes =
             std::max(ranges.back().bytes, range.address - ranges.back().address + range.bytes);
       } else {
