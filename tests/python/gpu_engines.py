@@ -57,6 +57,13 @@ def look_in_vllm(worker, path):
     look(worker.model_runner.model, worker.rank, path)
 
 
+def wide_checkpoint(folder):
+    """The small trained model of that name, such as step0, with heads as engines have them."""
+    import wide_heads
+
+    wide_heads.widen_checkpoint(MODELS / folder.name, folder)
+
+
 class SGLang:
     def __init__(self, model, tp):
         import sglang
@@ -99,19 +106,20 @@ class SGLang:
 
 
 class Vllm:
-    def __init__(self, model, tp):
+    def __init__(self, model, tp, **more):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # functions of this file go to workers
         from vllm import LLM
 
         self.tp = tp
         self.llm = LLM(
             str(model), tensor_parallel_size=tp, skip_tokenizer_init=True, max_model_len=256, dtype="bfloat16",
-            gpu_memory_utilization=0.3, moe_backend="triton", weight_transfer_config={"backend": "weightcast"},
+            gpu_memory_utilization=0.3, moe_backend="triton", weight_transfer_config={"backend": "weightcast"}, **more,
         )  # fmt: skip
         self.allocation = f"vllm:t{tp}"
 
-    def attach(self, folder):
-        self.llm.init_weight_transfer_engine({"init_info": {"folder": str(folder), "version": 0, "timeout": PATIENCE}})
+    def attach(self, folder, **more):
+        info = {"folder": str(folder), "version": 0, "timeout": PATIENCE, **more}
+        self.llm.init_weight_transfer_engine({"init_info": info})
 
     def update(self, version):
         self.llm.start_weight_update()
@@ -213,13 +221,11 @@ class Jobs:
 
 
 def try_engine(options):
-    import wide_heads
-
     directory = pathlib.Path(tempfile.mkdtemp())
     folder = directory / "weights"
     steps = [directory / "step0", directory / "step181"]
     for step in steps:
-        wide_heads.widen_checkpoint(MODELS / step.name, step)
+        wide_checkpoint(step)
     began = time.monotonic()
     engine = {"sglang": SGLang, "vllm": Vllm}[options.engine](steps[0], options.tp)
     print(f"{options.engine} started in {time.monotonic() - began:.0f} s", flush=True)

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import inspect
 
+import torch
 import vllm
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.logger import init_logger
@@ -171,6 +172,7 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         else:
             from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+            torch.accelerator.set_device_index(self.device)  # of this thread
             initialize_layerwise_reload(self.model)
             try:
                 # It keeps tensors until their layer is complete, and those of the window do not last so long.
@@ -178,6 +180,7 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
                 loaded = _load_batches(self.model, on_device)
             finally:
                 finalize_layerwise_reload(self.model, self.model_config)
+                torch.accelerator.synchronize()
         missing = sorted({name for name, _ in self.model.named_parameters()} - loaded) if loaded is not None else []
         if missing and not self.model_config.quantization:
             raise weightcast.Error(65, f"parameter {missing[0]} and {len(missing) - 1} others got nothing from the model's tensors")
