@@ -90,7 +90,8 @@ class References(unittest.TestCase):
 
     @unittest.skipUnless("WEIGHTCAST_TINY_MODELS" in os.environ, "WEIGHTCAST_TINY_MODELS names no folder")
     def test_all_models(self):
-        for folder in sorted({path.parent for path in pathlib.Path(os.environ["WEIGHTCAST_TINY_MODELS"]).glob("*/vllm_map_*.json")}):
+        maps = pathlib.Path(os.environ["WEIGHTCAST_TINY_MODELS"]).glob("*/vllm_map_*.json")
+        for folder in sorted({path.parent for path in maps}):
             config = {**json.loads((folder / "config.json").read_text()), **MISSING.get(folder.name, {})}
             if folder.name.startswith("qwen3-vl"):
                 config["text_config"]["norm_topk_prob"] = True
@@ -117,22 +118,23 @@ def _installed(name):
 
 def _llama(pick):
     heads = pick(4, 8)
-    return transformers.LlamaConfig(num_attention_heads=heads, num_key_value_heads=pick(1, 2, heads), head_dim=32, tie_word_embeddings=pick(True, False))
+    return transformers.LlamaConfig(num_attention_heads=heads, num_key_value_heads=pick(1, 2, heads), head_dim=32,
+        tie_word_embeddings=pick(True, False))  # fmt: skip
 
 
 def _qwen2_moe(pick):
-    return transformers.Qwen2MoeConfig(num_attention_heads=4, num_key_value_heads=pick(2, 4), num_experts=pick(4, 6), num_experts_per_tok=2,
-        moe_intermediate_size=pick(16, 24), shared_expert_intermediate_size=pick(40, 56))  # fmt: skip
+    return transformers.Qwen2MoeConfig(num_attention_heads=4, num_key_value_heads=pick(2, 4), num_experts=pick(4, 6),
+        num_experts_per_tok=2, moe_intermediate_size=pick(16, 24), shared_expert_intermediate_size=pick(40, 56))  # fmt: skip
 
 
 def _qwen3_moe(pick):
-    return transformers.Qwen3MoeConfig(num_attention_heads=pick(4, 8), num_key_value_heads=pick(1, 2), head_dim=pick(32, 64), num_experts=pick(4, 6),
-        num_experts_per_tok=2, moe_intermediate_size=pick(8, 24), mlp_only_layers=pick([], [1]))  # fmt: skip
+    return transformers.Qwen3MoeConfig(num_attention_heads=pick(4, 8), num_key_value_heads=pick(1, 2), head_dim=pick(32, 64),
+        num_experts=pick(4, 6), num_experts_per_tok=2, moe_intermediate_size=pick(8, 24), mlp_only_layers=pick([], [1]))  # fmt: skip
 
 
 def _glm4_moe(pick):
-    return transformers.Glm4MoeConfig(num_attention_heads=pick(4, 8), num_key_value_heads=4, head_dim=32, n_routed_experts=pick(4, 8), num_experts_per_tok=2,
-        moe_intermediate_size=pick(16, 24), n_shared_experts=1, first_k_dense_replace=1, use_qk_norm=pick(True, False))  # fmt: skip
+    return transformers.Glm4MoeConfig(num_attention_heads=pick(4, 8), num_key_value_heads=4, head_dim=32,
+        n_routed_experts=pick(4, 8), num_experts_per_tok=2, moe_intermediate_size=pick(16, 24), n_shared_experts=1, first_k_dense_replace=1, use_qk_norm=pick(True, False))  # fmt: skip
 
 
 def _gpt_oss(pick):
@@ -140,7 +142,13 @@ def _gpt_oss(pick):
         num_experts_per_tok=2)  # fmt: skip
 
 
-FAMILIES = {"LlamaForCausalLM": _llama, "Qwen2MoeForCausalLM": _qwen2_moe, "Qwen3MoeForCausalLM": _qwen3_moe, "Glm4MoeForCausalLM": _glm4_moe, "GptOssForCausalLM": _gpt_oss}
+FAMILIES = {
+    "LlamaForCausalLM": _llama,
+    "Qwen2MoeForCausalLM": _qwen2_moe,
+    "Qwen3MoeForCausalLM": _qwen3_moe,
+    "Glm4MoeForCausalLM": _glm4_moe,
+    "GptOssForCausalLM": _gpt_oss,
+}
 
 
 def make_checkpoint(folder, architecture, chance):
@@ -198,7 +206,9 @@ def wrong_places(landing, rank, state, checkpoint):
     for of in rank.get("left", []):
         left.setdefault(of["name"], []).extend(of["boxes"])
     named = {*entries, *left, *(alias for of in entries.values() for alias in of.get("aliases", []))}
-    yield from (f"{name} is not in the map" for name, tensor in state.items() if name not in named and tensor.numel() and not _is_alias(name, state, named))
+    for name, tensor in state.items():
+        if name not in named and tensor.numel() and not _is_alias(name, state, named):
+            yield f"{name} is not in the map"
     for name, of in entries.items():
         for alias in of.get("aliases", []):
             if state[alias].data_ptr() != state[name].data_ptr():
@@ -212,7 +222,8 @@ def wrong_places(landing, rank, state, checkpoint):
             for box in of.get(kind, []):
                 tensor, row, rows, col, cols, *_ = box
                 to_row, height, to_col, width = _landing.target(box, kind == "turned")
-                elements = raw(checkpoint[landing["tensors"][tensor]["name"]].to(state[name].dtype))[row : row + rows, col : col + cols]
+                source = checkpoint[landing["tensors"][tensor]["name"]].to(state[name].dtype)
+                elements = raw(source)[row : row + rows, col : col + cols]
                 expected[to_row : to_row + height, to_col : to_col + width] = elements.T if kind == "turned" else elements
                 times[to_row : to_row + height, to_col : to_col + width] += 1
         for row, rows, col, cols in of.get("zero", []):
@@ -539,8 +550,9 @@ class Maps(unittest.TestCase):
             _landing.write(landing, path)
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
                 self.assertEqual(learn.main([folder, "--tp", "2", "--check", str(path)]), 65)
-            said = "rank 1: parameter model.embed_tokens.weight: [0:138, 0:80] come from model.embed_tokens.weight [192:330, 0:80] and from model.embed_tokens.weight [191:329, 0:80]"
-            self.assertIn(said, errors.getvalue())
+            name = "model.embed_tokens.weight"
+            said = f"parameter {name}: [0:138, 0:80] come from {name} [192:330, 0:80] and from {name} [191:329, 0:80]"
+            self.assertIn(f"rank 1: {said}", errors.getvalue())
 
     def test_what_the_engine_has_tied_since(self):
         module = torch.nn.Module()

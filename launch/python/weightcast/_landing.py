@@ -15,7 +15,7 @@ import tempfile
 
 from . import _regions
 from ._library import Error
-from ._sources import Loaded, Zero
+from ._sources import Loaded, Zero, tensors_of
 
 FORMAT = 1
 _MOST_BOXES = 1 << 17  # of a parameter: others go through the engine's loader
@@ -119,7 +119,7 @@ class _Parameter:
 
     def __init__(self, entry, pieces):
         self.entry = entry
-        self.tensors = frozenset().union(*(_tensors_of(of.source) for of in pieces))
+        self.tensors = frozenset().union(*(tensors_of(of.source) for of in pieces))
         self._boxes = None
         self._missing = []
 
@@ -149,13 +149,6 @@ class _Parameter:
             yield {**form, "boxes": self._missing, "why": "padding" if self.tensors else "no checkpoint tensor"}
 
 
-def _tensors_of(source):
-    """The numbers of the checkpoint tensors that a source is made of."""
-    if isinstance(source, Loaded):
-        return {source.tensor}
-    return getattr(source, "tensors", frozenset())
-
-
 def _reasons(pieces, dtype, tensors):
     """Why checkpoint tensors that feed a parameter of that type must go through the engine's loader, by their numbers."""
     reasons = {}
@@ -165,7 +158,7 @@ def _reasons(pieces, dtype, tensors):
             if len(of.source.via) > 1 or (of.source.via and types not in _CONVERTED):
                 reasons[of.source.tensor] = ", then ".join(of.source.via)
         else:
-            reasons.update((number, of.source.how) for number in _tensors_of(of.source))
+            reasons.update((number, of.source.how) for number in tensors_of(of.source))
     return reasons
 
 
@@ -305,7 +298,8 @@ def require_once(name, rows, columns, boxes):
     """Raises Error unless every element of a matrix is in just one box."""
     for row, height, col, width in boxes:
         if not (0 <= row < row + height <= rows and 0 <= col < col + width <= columns):
-            raise Error(70, f"parameter {name} has {rows}x{columns} elements; a box of {height}x{width} at ({row}, {col}) is not in it")
+            box = f"a box of {height}x{width} at ({row}, {col})"
+            raise Error(70, f"parameter {name} has {rows}x{columns} elements; {box} is not in it")
     if _area(boxes) != rows * columns:
         raise Error(70, f"parameter {name} has {rows}x{columns} elements; boxes cover {_area(boxes)}")
     # Of as many elements: where two share one, another is in none. Those that begin in a row must not touch what goes on.
@@ -355,8 +349,8 @@ def _different_boxes(one, a, other, b):
                 if index == 0 and _part(of, box) != _part(against, box):
                     yield f"{_said(box)} come from {_part(of, box)} and from {_part(against, box)}"
             if covered != of[1] * of[3]:
-                which = "first", "second"
-                yield f"{_said(of[:4])} come from {_part(of, of[:4])} in the {which[index]} map and from nothing in the {which[1 - index]}"
+                which, not_which = ("first", "second")[:: -1 if index else 1]
+                yield f"{_said(of[:4])} come from {_part(of, of[:4])} in the {which} map and from nothing in the {not_which}"
 
 
 def _fills(landing, parameter):
@@ -410,10 +404,10 @@ def text_of(landing):
     def line(value):
         return json.dumps(value, separators=(",", ":"))
 
-    head = {key: value for key, value in landing.items() if key not in ("tensors", "ranks")}
     def lines(name, entries):
         return line(name) + ":" + (line(entries) if name == "skipped" else "[\n" + ",\n".join(map(line, entries)) + "]")
 
+    head = {key: value for key, value in landing.items() if key not in ("tensors", "ranks")}
     tensors = lines("tensors", landing["tensors"])
     ranks = ",\n".join("{" + ",\n".join(lines(*of) for of in rank.items()) + "}" for rank in landing["ranks"])
     return line(head)[:-1] + f',\n{tensors},\n"ranks":[\n{ranks}]}}\n'

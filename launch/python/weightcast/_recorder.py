@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _regions
-from ._sources import Before, Loaded, Made, Zero
+from ._sources import Before, Loaded, Made, Zero, tensors_of
 
 _aten = torch.ops.aten
 
@@ -73,7 +73,7 @@ class Recorder(TorchDispatchMode):
     def sources_of(self, tensor):
         """The checkpoint tensors of which anything has come into a tensor's storage."""
         content = self._contents.get(_key(tensor))
-        return frozenset().union(*(_sources(of.source) for of in content.pieces)) if content else frozenset()
+        return frozenset().union(*(tensors_of(of.source) for of in content.pieces)) if content else frozenset()
 
     # What torch calls.
 
@@ -166,9 +166,9 @@ class Recorder(TorchDispatchMode):
         content = self._content(tensor)
         dims = list(zip(tensor.shape, tensor.stride(), _strides(tensor.shape), strict=True))
         if content.itemsize != tensor.element_size():
-            content.itemsize, content.pieces = tensor.element_size(), [
-                _whole([(content.storage.nbytes() // tensor.element_size(), 1, 1)], Made("aten.view of another type", self.sources_of(tensor)))
-            ]  # fmt: skip
+            made = Made("aten.view of another type", self.sources_of(tensor))
+            content.itemsize = tensor.element_size()
+            content.pieces = [_whole([(content.numel(), 1, 1)], made)]
         pieces = pieces_of(dims)
         if tensor.numel() == content.numel():
             content.pieces = pieces
@@ -176,7 +176,7 @@ class Recorder(TorchDispatchMode):
             try:
                 content.pieces = _regions.without(content.pieces, tensor.storage_offset(), dims) + pieces
             except _regions.Mixed as error:
-                sources = self.sources_of(tensor).union(*(_sources(of.source) for of in pieces))
+                sources = self.sources_of(tensor).union(*(tensors_of(of.source) for of in pieces))
                 content.pieces = [_whole([(content.numel(), 1, 1)], Made(f"a copy with {error}", sources))]
 
     def _copy(self, source, target, name):
@@ -254,12 +254,6 @@ def _whole(dims, source):
 def _after(source, via):
     """A source behind one more copy."""
     return Loaded(source.tensor, (*source.via, via)) if via is not None and isinstance(source, Loaded) else source
-
-
-def _sources(source):
-    if isinstance(source, Loaded):
-        return {source.tensor}
-    return source.tensors if isinstance(source, Made) else frozenset()
 
 
 def _key(tensor):

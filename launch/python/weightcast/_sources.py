@@ -23,3 +23,10 @@ class Made(typing.NamedTuple):
 
 class Before(typing.NamedTuple):
     """What was there before the loader ran."""
+
+
+def tensors_of(source):
+    """The numbers of the checkpoint tensors that an element is made of."""
+    if isinstance(source, Loaded):
+        return frozenset({source.tensor})
+    return source.tensors if isinstance(source, Made) else frozenset()

@@ -35,8 +35,7 @@ logger = init_logger("vllm.weightcast")
 # Of the environment, what changes how vLLM builds layers; not, for example, its ports and keys.
 _SETTINGS = re.compile(r"VLLM_(USE_|CPU_SGL|MOE|FUSED|MLA|ROCM|MARLIN|FLASHINFER|.*(QUANT|MOE|PARTITION|PADDING|AITER))")
 
-# Where this machine has no kernel for experts.
-_UNPADDED = UnquantizedMoeBackend.TRITON
+# What a map says where this machine has no kernel for experts.
 _NO_KERNEL = "none here, unpadded"
 
 
@@ -162,9 +161,9 @@ def made_for_of(config, digest, kernels):
 
 def kernels_of(model):
     """What vLLM calls the kernels of a model's unquantised experts; padding depends on them."""
-    methods = (getattr(module, "quant_method", None) for module in model.modules())
-    kernels = (getattr(method, "unquantized_backend", None) for method in methods)
-    return sorted({_NO_KERNEL if kernel is _UNPADDED else kernel.value for kernel in kernels if kernel is not None})
+    methods = [getattr(module, "quant_method", None) for module in model.modules()]
+    methods = [method for method in methods if getattr(method, "unquantized_backend", None) is not None]
+    return sorted({_NO_KERNEL if of.experts_cls is None else of.unquantized_backend.value for of in methods})
 
 
 def checkpoint_of(config, model):
@@ -317,7 +316,7 @@ def any_kernel():
             return experts(*arguments, **named)
         except (NotImplementedError, ValueError) as error:
             logger.warning_once("%s Experts are taken to be unpadded, as Triton's kernels read them.", str(error))
-            return _UNPADDED, None
+            return UnquantizedMoeBackend.TRITON, None
 
     def select_attention(selected, attn_selector_config, **named):
         try:

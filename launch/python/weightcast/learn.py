@@ -109,7 +109,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _arguments(words):
     parser = _Parser(prog="python3 -m weightcast.learn", description="Makes a landing map from an engine's own loader.")
-    parser.add_argument("model", metavar="MODEL", help="folder with config.json and a checkpoint, or with config.json and tensors.json")
+    parser.add_argument("model", metavar="MODEL", help="folder with config.json and a checkpoint, or tensors.json")
     parser.add_argument("--engine", default="vllm", help="whose loader: vllm")
     parser.add_argument("--tp", type=int, default=1, help="ranks of tensor parallelism")
     parser.add_argument("--pp", type=int, default=1, help="stages of the pipeline")
