@@ -267,6 +267,26 @@ TEST_F(LiveLoader, AJobStepThatIsKilledAmidAnUpdate) {
   expect_update(offered());
 }
 
+TEST_F(LiveLoader, AJobWithMemoryOnAGpuIsRefused) {
+  start_engine(0, kLimit);
+  start_engine(1, kLimit);
+  start_trainer();
+  const std::string path = manifest_path(folder_, Role::kTrainer, 0);
+  std::string text = get_file(path);
+  const std::string shared = R"({"kind": "shm")";
+  const std::size_t at = text.find(shared);
+  ASSERT_NE(at, std::string::npos) << text;
+  text.replace(at, shared.size(),
+               R"({"kind": "cuda_ipc", "device": "GPU-9832eea0-ced8-8bb0-9a41-9e53e9d09023", "handle": ")" +
+                   std::string(2 * LiveSegment::kHandleBytes, '0') + '"');
+  put_file(path, text);
+  const Outcome outcome = run(sync_command());
+  EXPECT_EQ(outcome.exit_code, 65) << describe(outcome);
+  EXPECT_EQ(error_lines(outcome.err).size(), 1) << describe(outcome);
+  EXPECT_NE(outcome.err.find("engine-0.json: its tensors come through a window"), std::string::npos)
+      << describe(outcome);
+}
+
 TEST_F(LiveLoader, WhatIsNotPublishedIsNotVerified) {
   start_engine(0, kLimit);
   start_engine(1, kLimit);
