@@ -49,7 +49,8 @@ Remains remains_of(std::uint64_t generation) {
     if (!name.starts_with(stem)) continue;
     struct stat status = {};
     if (::lstat(entry.path().c_str(), &status) != 0 || status.st_uid != ::getuid()) continue;
-    remains.bytes += status.st_size;
+    constexpr std::int64_t kBlock = 512;
+    remains.bytes += status.st_blocks * kBlock;  // not its size: most of a window is not there
     const bool is_control = name.substr(stem.size()) == kControl;
     remains.names.insert(is_control ? remains.names.end() : remains.names.begin(), name);
   }
