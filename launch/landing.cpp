@@ -43,7 +43,9 @@ std::optional<LandingMap> find_landing(const std::string& path) {
   std::error_code none;
   if (!path.ends_with(".json") || !std::filesystem::is_regular_file(path, none)) return std::nullopt;
   const std::string text = read_json_file(path, kMostLandingBytes);
-  if (text.find("\"landing\"") == std::string::npos) return std::nullopt;
+  for (const char* field : {"\"landing\"", "\"made_for\"", "\"ranks\""}) {
+    if (text.find(field) == std::string::npos) return std::nullopt;
+  }
   return parse_landing_map(text, path);
 }
 

@@ -16,6 +16,13 @@ inline bool is_at_rest(weightcast_state state) {
   return state == WEIGHTCAST_NONE || state == WEIGHTCAST_SERVING || state == WEIGHTCAST_INVALID;
 }
 
+/// The state of an engine whose word that is where it is at rest, else the one that it had before it was
+/// asked.
+inline weightcast_state rest_of(const weightcast_block& block, std::uint64_t word) {
+  const weightcast_state state = WEIGHTCAST_STATE_OF(word);
+  return is_at_rest(state) ? state : static_cast<weightcast_state>(block.rest);
+}
+
 /// False when the word is not `from` any more. Wakes whoever waits for a change.
 bool change_word(weightcast_block& block, std::uint64_t from, std::uint64_t to);
 

@@ -116,8 +116,7 @@ int await_version(weightcast_export& e, std::uint64_t question, double seconds, 
     const std::uint64_t word = load_word(block);
     if (is_over(e, word, question)) {
       if (load_word(block) != word) continue;
-      const weightcast_state state = WEIGHTCAST_STATE_OF(word);
-      const auto rest = is_at_rest(state) ? state : static_cast<weightcast_state>(block.rest);
+      const weightcast_state rest = rest_of(block, word);
       if (WEIGHTCAST_UPDATE_OF(word) == question || rest == WEIGHTCAST_INVALID) return not_paused(e, rest);
       return fail(WEIGHTCAST_REFUSED,
                   "the update ended before this rank was asked; go on with what was there");

@@ -62,8 +62,9 @@ int hand_over(weightcast_export& e, std::uint32_t landed, int* numbers, int most
   const std::uint32_t* list = WEIGHTCAST_LIST_ENTRIES(e.list);
   if (landed > static_cast<std::uint32_t>(e.entries.size)) landed = 0;
   for (; e.handed < landed && *count < most; ++e.handed) {
-    if (!is_of_window(e, list[e.handed])) break;
-    numbers[(*count)++] = static_cast<int>(list[e.handed]);
+    const std::uint32_t number = __atomic_load_n(&list[e.handed], __ATOMIC_RELAXED);
+    if (!is_of_window(e, number)) break;
+    numbers[(*count)++] = static_cast<int>(number);
   }
   if (*count > 0) return WEIGHTCAST_OK;
   return fail(WEIGHTCAST_REFUSED,
@@ -87,7 +88,7 @@ int await_landed(weightcast_export& e, int* numbers, int most, int* count) {
       default:
         // The job step writes no more, or is gone; not where this process has left it amid the update.
         if (!e.left_while_written) clear_window(e);
-        return not_paused(e, WEIGHTCAST_STATE_OF(word));
+        return not_paused(e, rest_of(*e.block, word));
     }
     if (now() >= e.wait.piece_end) return WEIGHTCAST_PENDING;
     await_landing(e, landed);

@@ -16,7 +16,7 @@ struct weightcast_window_list {
   uint64_t magic;
   uint64_t generation; /* of the manifest that names this list */
   uint32_t landed;     /* numbers that are there: stored by the job step behind them (release). The exporter
-                          sleeps     on it (a futex). */
+                          sleeps on it (a futex). */
   uint32_t taken;      /* how many of them the exporter has used up, and given the memory of back */
 };
 

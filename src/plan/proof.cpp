@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <unordered_map>
 
 #include "core/boxes.hpp"
 #include "core/error.hpp"
@@ -139,15 +140,23 @@ Move as_matrix(const Move& move) {
   return matrix;
 }
 
-void add_box(const Move& move, std::vector<PlacedMatrix>& matrices) {
-  // Moves of one matrix come one soon after the other.
-  const auto found = std::find_if(matrices.rbegin(), matrices.rend(), [&](const PlacedMatrix& matrix) {
-    return matrix.offset == move.offset && matrix.layout == move.layout;
-  });
-  PlacedMatrix& matrix =
-      found != matrices.rend() ? *found : matrices.emplace_back(PlacedMatrix{move.offset, move.layout, {}});
-  matrix.boxes.push_back({move.row, move.rows, move.byte, move.row_bytes});
-}
+/// The matrices of a parameter, found by where they begin.
+struct PlacedMatrices {
+  std::vector<PlacedMatrix> all;
+  std::unordered_multimap<std::int64_t, std::size_t> by_offset;
+
+  void add_box(const Move& move) {
+    const auto [first, last] = by_offset.equal_range(move.offset);
+    const auto found =
+        std::find_if(first, last, [&](const auto& entry) { return all[entry.second].layout == move.layout; });
+    if (found == last) {
+      by_offset.emplace(move.offset, all.size());
+      all.push_back({move.offset, move.layout, {}});
+    }
+    PlacedMatrix& matrix = found == last ? all.back() : all[found->second];
+    matrix.boxes.push_back({move.row, move.rows, move.byte, move.row_bytes});
+  }
+};
 
 }  // namespace
 
@@ -189,16 +198,16 @@ void prove_sent_once(const Plan& plan, const Catalog& catalog) {
 void prove_written_once(const std::vector<Parameter>& parameters, std::span<const Move> moves) {
   std::vector<Interval> written;
   written.reserve(moves.size());
-  std::map<std::uint32_t, std::vector<PlacedMatrix>> placed;  // by parameter
+  std::map<std::uint32_t, PlacedMatrices> placed;  // by parameter
   const auto in_rows = [](const Move& move) { return move.layout.plain() || move.layout.pitched(); };
   for (const Move& move : moves) {
-    if (!in_rows(move)) add_box(move, placed[move.buffer]);
+    if (!in_rows(move)) placed[move.buffer].add_box(move);
   }
   for (const Move& move : moves) {
     if (!in_rows(move)) continue;
     // Beside what a layout has placed in a parameter everything counts as placed.
     const auto beside = placed.find(move.buffer);
-    beside == placed.end() ? add_intervals(move, written) : add_box(as_matrix(move), beside->second);
+    beside == placed.end() ? add_intervals(move, written) : beside->second.add_box(as_matrix(move));
   }
   std::sort(written.begin(), written.end());
   PlacedProof proof;
@@ -207,7 +216,7 @@ void prove_written_once(const std::vector<Parameter>& parameters, std::span<cons
     const Parameter& parameter = parameters[number];
     std::int64_t end = 0;
     if (const auto matrices = placed.find(number); matrices != placed.end()) {
-      end = proof.first_wrong_byte(matrices->second, parameter.bytes());
+      end = proof.first_wrong_byte(matrices->second.all, parameter.bytes());
     } else {
       for (; at != written.end() && at->buffer == number; ++at) {
         if (at->begin != end) break;

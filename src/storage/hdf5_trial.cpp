@@ -20,13 +20,14 @@ namespace weightcast {
 namespace {
 
 /// What a program does not survive.
-constexpr std::array<int, 7> kCrashes{SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL, SIGSYS, SIGXCPU};
+constexpr std::array<int, 8> kCrashes{SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL, SIGSYS, SIGXCPU, SIGKILL};
 
 /// Far more than unpacking takes.
 rlim_t most_seconds(std::int64_t bytes) {
   constexpr std::int64_t kLeast = 60;
   constexpr std::int64_t kBytesASecond = 10'000'000;
-  return static_cast<rlim_t>(kLeast + bytes / kBytesASecond);
+  constexpr std::int64_t kMost = 3600;  // where nobody says how many bytes there may be
+  return static_cast<rlim_t>(std::min(kMost, kLeast + bytes / kBytesASecond));
 }
 
 /// Ends with 0 unless `read` ends it, or takes that long.
@@ -40,7 +41,10 @@ rlim_t most_seconds(std::int64_t bytes) {
   ::dup2(nowhere, STDERR_FILENO);
   const rlimit none{0, 0};
   ::setrlimit(RLIMIT_CORE, &none);
-  const rlimit time{seconds, seconds + 1};
+  rlimit time{};
+  ::getrlimit(RLIMIT_CPU, &time);
+  time.rlim_max = std::min(time.rlim_max, seconds + 1);
+  time.rlim_cur = std::min(time.rlim_max, seconds);
   ::setrlimit(RLIMIT_CPU, &time);
   for (const int crash : kCrashes) std::signal(crash, SIG_DFL);
   try {
@@ -69,7 +73,9 @@ void require_survivable(const std::string& path, std::int64_t bytes, const std::
       fmt::format("{}: the HDF5 library {} what the file says; it is damaged, or made to do that: copy it "
                   "again, or write the "
                   "weights anew",
-                  path, WTERMSIG(status) == SIGXCPU ? "comes to no end with" : "does not survive"));
+                  path,
+                  WTERMSIG(status) == SIGXCPU || WTERMSIG(status) == SIGKILL ? "comes to no end with"
+                                                                             : "does not survive"));
 }
 
 }  // namespace weightcast

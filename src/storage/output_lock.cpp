@@ -134,10 +134,17 @@ class OutputLock::File {
 
   /// The system's error for locking it, 0 when that went well.
   int lock() const {
-    int error = 0;
-    do {
+    // Who looks whether a neighbour's file is locked has it for a moment.
+    constexpr int kTries = 4;
+    constexpr auto kMoment = std::chrono::milliseconds(5);
+    int error = EINTR;
+    for (int tries = 0; error == EINTR || (error == EWOULDBLOCK && tries < kTries);) {
+      if (error == EWOULDBLOCK) {
+        std::this_thread::sleep_for(kMoment);
+        ++tries;
+      }
       error = ::flock(fd_, LOCK_EX | LOCK_NB) != 0 ? errno : 0;
-    } while (error == EINTR);
+    }
     return error;
   }
 

@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "core/text.hpp"
-#include "support/landing_json.hpp"
 #include "model/landing/landing_map.hpp"
 #include "model_configs.hpp"
+#include "support/landing_json.hpp"
 
 namespace weightcast {
 
@@ -57,6 +57,24 @@ constexpr std::int64_t kHuge = std::int64_t{1} << 62;
 
 const std::vector<Mutant>& mutants() {
   static const std::vector<Mutant> all{
+      // Sums of a rank's bytes must not overflow: 2^11 parameters of 2^53 bytes are 2^64.
+      {"parameters_beyond_all_memory",
+       [](json& m) {
+         for (int i = 0; i < 2048; ++i) {
+           m["ranks"][1]["parameters"].push_back({{"name", fmt::format("huge.{}", i)},
+                                                  {"dtype", "F64"},
+                                                  {"shape", {std::int64_t{1} << 50}},
+                                                  {"zero", {{0, 1, 0, std::int64_t{1} << 50}}}});
+         }
+       },
+       {"rank 1: the parameters", "no model has more than"}},
+      {"boxes_without_end",
+       [](json& m) {
+         json& parts = embedding(m)["parts"];
+         const json first = parts[0];
+         for (int i = 0; i <= 1 << 17; ++i) parts.push_back(first);
+       },
+       {"'parts'", "more than 131072 boxes"}},
       {"no_format", [](json& m) { m.erase("landing"); }, {"'landing' is missing"}},
       {"other_format", [](json& m) { m["landing"] = 2; }, {"'landing'", "another format"}},
       {"format_text", [](json& m) { m["landing"] = "1"; }, {"'landing'", "no whole number"}},
@@ -95,9 +113,7 @@ const std::vector<Mutant>& mutants() {
       {"tensor_without_name", [](json& m) { m["tensors"][3].erase("name"); }, {"tensor number 3", "'name'"}},
       {"tensor_of_unknown_type", [](json& m) { m["tensors"][3]["dtype"] = "BF17"; }, {"'dtype'", "BF17"}},
       {"tensor_of_six_dims",
-       [](json& m) {
-         m["tensors"][3]["shape"] = {1, 1, 1, 1, 1, 80};
-       },
+       [](json& m) { m["tensors"][3]["shape"] = {1, 1, 1, 1, 1, 80}; },
        {"'shape'", "6 dimensions"}},
       {"tensor_of_no_elements",
        [](json& m) {

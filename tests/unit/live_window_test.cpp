@@ -239,6 +239,29 @@ TEST_F(LiveWindowTest, AJobStepThatDiesLeavesNothingInTheWindow) {
   EXPECT_EQ(in_use(), 0);
 }
 
+TEST_F(LiveWindowTest, AnEngineThatStillLoadsWhenTheNextUpdateAsksHasNoVersion) {
+  const std::string took = dir_ / "took";
+  Child engine([&] {
+    const Published p = publish(folder_);
+    std::int64_t version = 0;
+    int number = 0;
+    int count = 0;
+    weightcast_pause(p.handle, 20, &version);
+    if (weightcast_landed(p.handle, &number, 1, &count) != WEIGHTCAST_OK) return 1;
+    std::ofstream(took) << number;
+    // Its loader is at work meanwhile.
+    if (!comes([&] { return weightcast_wanted(p.handle, &version) == 1; })) return 2;
+    return weightcast_landed(p.handle, &number, 1, &count) == WEIGHTCAST_IS_INVALID ? 0 : 3;
+  });
+  ASSERT_NO_FATAL_FAILURE(begin());
+  bring(1);
+  ASSERT_TRUE(comes([&] { return std::filesystem::exists(took); }));
+  // The update fails, and another one asks at once.
+  ASSERT_TRUE(exporter_->change(WEIGHTCAST_WRITING, WEIGHTCAST_INVALID));
+  ASSERT_TRUE(exporter_->ask(WEIGHTCAST_INVALID, 4, 3));
+  EXPECT_EQ(engine.wait(), 0);
+}
+
 TEST_F(LiveWindowTest, AListThatSaysWhatCannotBe) {
   const Child engine([&] {
     const Published p = publish(folder_);

@@ -64,6 +64,12 @@ Parameter place_experts(const LandedParameter& landed, const std::vector<std::ui
     throw InputError(fmt::format("{}: parameter {} {}: gate and up have not as many rows; mark it as w2",
                                  origin, landed.name, landed.shape.to_string()));
   }
+  if (!landed.left.empty()) {
+    throw InputError(
+        fmt::format("{}: parameter {}: part of it is left as it is, which has no place in the layout {}; "
+                    "leave --moe-layout out, or learn the map anew",
+                    origin, landed.name, layout.moe_layout));
+  }
   const MoeLayout& moe_layout = find_moe_layout(layout.moe_layout);
   moe_layout.require({w13 ? rows : cols, 1, w13 ? cols : rows, landed.dtype});
   const ExpertMatrices matrices = moe_layout.matrices(std::nullopt);

@@ -89,9 +89,13 @@ class RankReader {
       : map_(map), where_(std::move(where)), fields_(object, where_) {}
 
   LandingRank read() {
+    double bytes = 0;
     for (const json& object : fields_.list("parameters")) {
       rank_.parameters.push_back(parameter(object, rank_.parameters.size()));
+      const LandedParameter& last = rank_.parameters.back();
+      bytes += static_cast<double>(last.shape.elements()) * static_cast<double>(dtype_bytes(last.dtype));
     }
+    require_plausible(where_ + ": the parameters", static_cast<double>(rank_.parameters.size()), bytes);
     read_left();
     read_loader();
     for (const json& value : fields_.optional_list("skipped")) {
@@ -134,6 +138,12 @@ class RankReader {
       constexpr std::size_t kNumbers = 7;
       const std::vector<std::int64_t> n = numbers(object, kNumbers, fields, list);
       const std::uint32_t tensor = tensor_of(object[0], fields, list);
+      // Far more than experts, heads and stages cut a parameter into; proofs look at all pairs of some of
+      // them.
+      constexpr std::size_t kMostBoxes = std::size_t{1} << 17;
+      if (parameter.landings.size() == kMostBoxes) {
+        fields.refuse(list, fmt::format("make more than {} boxes of one parameter", kMostBoxes));
+      }
       parameter.landings.push_back({tensor, {n[1], n[2], n[3], n[4]}, n[5], n[6], turned});
       reading_.read(tensor);
     }
