@@ -152,6 +152,12 @@ PublishedTensors::PublishedTensors(const Manifest& manifest) : manifest_(manifes
 
 const LiveEntry& PublishedTensors::parameter(const Parameter& parameter) const {
   const auto found = by_name_.find(parameter.name);
+  if (parameter.for_loader && (found == by_name_.end() || found->second->segment != manifest_.window())) {
+    throw InputError(
+        fmt::format("{}: tensor {} goes through the engine's own loader, but no window is published for it; "
+                    "let init_info say \"landing\": \"learn\", which publishes one",
+                    manifest_.path, parameter.name));
+  }
   if (found == by_name_.end()) {
     throw InputError(fmt::format("{}: parameter {} is not published; publish the whole module",
                                  manifest_.path, parameter.name));
@@ -286,7 +292,8 @@ std::vector<const LiveEntry*> parameter_entries(const Manifest& manifest,
                     manifest.path, there->second, parameter.name));
   }
   for (const LiveEntry& entry : manifest.entries) {
-    if (placed.contains(&entry) || !is_parameter(entry.name) || family.is_engines_own(entry.name)) continue;
+    const bool weights = is_parameter(entry.name) || entry.segment == manifest.window();
+    if (placed.contains(&entry) || !weights || family.is_engines_own(entry.name)) continue;
     throw InputError(
         fmt::format("{}: parameter {} {} is published, but nothing of the model goes there, so that it "
                     "would stay as it is; let --model and --inference say what the engine has",

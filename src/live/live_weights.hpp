@@ -65,8 +65,9 @@ class PublishedTensors {
 
   const std::map<std::string, const LiveEntry*, std::less<>>& by_name() const { return by_name_; }
 
-  /// An engine's parameter. Throws InputError naming it when it is not published, or is of another dtype or
-  /// shape, or does not lie row by row, or not in the kind of memory where others are.
+  /// An engine's parameter. Throws InputError naming it when it is not published, or not in a window though
+  /// it is for the engine's loader, or is of another dtype or shape, or does not lie row by row, or not in
+  /// the kind of memory where others are.
   const LiveEntry& parameter(const Parameter& parameter) const;
 
  private:

@@ -79,6 +79,7 @@ struct Parameter {
   std::vector<Padding> padding;
   std::vector<Scalar> scalars = {};
   std::vector<Padding> untouched = {};  ///< what an update leaves as it is
+  bool for_loader = false;  ///< a tensor whole, which the engine's own loader takes out of a window
 
   std::int64_t bytes() const { return shape.elements() * dtype_bytes(dtype); }
 };

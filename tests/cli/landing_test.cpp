@@ -61,6 +61,29 @@ TEST_F(Landing, AChangedBitIsFound) {
   EXPECT_TRUE(refused(verify(sink_, landed()), 66, {path, tensor, "routed_experts.w13_weight"}));
 }
 
+TEST_F(Landing, FilesHaveTheLoadersTensorsAsTheyAre) {
+  const std::string name = "model.norm.weight";
+  nlohmann::json computed = map();
+  for (nlohmann::json& rank : computed["ranks"]) {
+    for (nlohmann::json& parameter : rank["parameters"]) {
+      if (parameter["name"] != name) continue;
+      const nlohmann::json tensor = parameter["parts"][0][0];
+      parameter.erase("parts");
+      parameter["dtype"] = "F32";
+      rank["loader"] = {{{"tensor", tensor}, {"parameters", {name}}, {"why", "aten.exp computes"}}};
+    }
+  }
+  write(computed);
+  EXPECT_TRUE(done(run_job(3, sync(landed(), sink_))));
+  EXPECT_TRUE(done(verify(sink_, landed())));
+  const auto checkpoint = SafetensorsFile::read(trained(0) + "/model.safetensors");
+  const std::string path = sink_ + "/rank-1.h5";
+  const std::size_t at = get_file(path).find(checkpoint.tensors.at(name).data.substr(0, 64));
+  ASSERT_NE(at, std::string::npos);
+  flip_bit(path, at);
+  EXPECT_TRUE(refused(verify(sink_, landed()), 66, {path, name}));
+}
+
 TEST_F(Landing, NeedsNoConfig) {
   const std::string alone = dir_ / "alone";
   std::filesystem::create_directory(alone);

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "engine/live_engines.hpp"
+#include "storage/checkpoint.hpp"
 #include "support/files.hpp"
 
 namespace weightcast::engine {
@@ -203,6 +204,65 @@ TEST_F(LiveLoader, SomeTensorsAreWrittenInPlace) {
   EXPECT_EQ(direct + loader, kEngines * kModelBytes);
   EXPECT_NE(outcome.out.find("through the engines' own loaders"), std::string::npos) << outcome.out;
   expect_update(2);
+}
+
+/// What vLLM's loader might do on one rank: it keeps tensors of attention as they are, and computes with
+/// others.
+nlohmann::json map_of(const Checkpoint& checkpoint) {
+  using nlohmann::json;
+  json tensors = json::array();
+  json rank = {{"parameters", json::array()}, {"loader", json::array()}};
+  for (const StoredTensor& tensor : checkpoint.tensors) {
+    const json number = tensors.size();
+    tensors.push_back({{"name", tensor.name},
+                       {"dtype", dtype_safetensors_name(tensor.dtype)},
+                       {"shape", tensor.shape.extents()}});
+    if (tensor.name.find("self_attn") == std::string::npos) {
+      rank["loader"].push_back({{"tensor", number}, {"why", "aten.exp computes"}});
+      continue;
+    }
+    rank["parameters"].push_back(tensors.back());
+    rank["parameters"].back()["parts"] = {{number, 0, tensor.shape.rows(), 0, tensor.shape.cols(), 0, 0}};
+  }
+  const json layout = {{"tp", 1}, {"pp", 1}, {"ep", 1}};
+  json made_for = layout;
+  made_for.update({{"engine", "vllm"}, {"engine_version", "0.32.0"}, {"architecture", "TestForCausalLM"}});
+  return {
+      {"landing", 1},         {"engine", "vllm"}, {"engine_version", "0.32.0"}, {"key", std::string(64, 'a')},
+      {"made_for", made_for}, {"layout", layout}, {"tensors", tensors},         {"ranks", {rank}}};
+}
+
+TEST_F(LiveLoader, AMapSaysWhatGoesThroughTheLoader) {
+  const std::string map = dir_ / "map.json";
+  put_file(map, map_of(read_checkpoint(kData + std::string("step0"))).dump());
+  const std::string report = dir_ / "report.json";
+  const auto sync_by_map = [&] {
+    return run(mpirun(1 + kEngines, {WEIGHTCAST_BINARY, "sync", "--source", "live:" + folder_, "--sink",
+                                     "live:" + folder_, "--landing", map, "--inference-alloc", "vllm:d2t1",
+                                     "--bucket-size", "64KiB", "--json", report}));
+  };
+  const Words in_place{"--layout", "vllm:d2t1", "--direct", "self_attn"};
+  start_engine(0, kLimit, in_place);
+  start_engine(1, kLimit, in_place);
+  start_trainer();
+  for (const std::string version : {"1", "2"}) {
+    const Outcome outcome = sync_by_map();
+    ASSERT_EQ(outcome.exit_code, 0) << describe(outcome);
+    for (int rank = 0; rank < kEngines; ++rank)
+      EXPECT_TRUE(says(rank, "version " + version + " is there")) << end_engine(rank);
+    const auto landing = nlohmann::json::parse(get_file(report)).at("landing");
+    const auto direct = landing.at("direct_bytes").get<std::int64_t>();
+    EXPECT_GT(direct, 0);
+    EXPECT_EQ(direct + landing.at("loader_bytes").get<std::int64_t>(), kEngines * kModelBytes);
+  }
+  // In place it would be what the loader has to compute with.
+  start_engine(1, kLimit, {"--layout", "vllm:d2t1", "--direct", "layers"});
+  const Outcome outcome = sync_by_map();
+  EXPECT_EQ(outcome.exit_code, 65) << describe(outcome);
+  EXPECT_EQ(error_lines(outcome.err).size(), 1) << describe(outcome);
+  for (const char* word :
+       {"engine-1.json: tensor model.layers.", "no window is published for it", "\"learn\""})
+    EXPECT_NE(outcome.err.find(word), std::string::npos) << word << describe(outcome);
 }
 
 TEST_F(LiveLoader, AnEngineThatGivesUpOrDiesAmidAnUpdate) {

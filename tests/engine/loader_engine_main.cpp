@@ -36,6 +36,7 @@ volatile std::sig_atomic_t stopped = 0;
 
 struct Options {
   std::string folder;
+  std::string layout = "hf";
   int rank = 0;
   int ranks = 1;
   std::vector<std::string> checkpoints;
@@ -69,7 +70,8 @@ class LoaderEngine {
       const bool direct = !options.direct.empty() && tensor.name.find(options.direct) != std::string::npos;
       direct ? direct_.add(tensor, 64) : window_.add(tensor, ::sysconf(_SC_PAGESIZE));
     }
-    check(weightcast_open(options.folder.c_str(), "engine", options.rank, options.ranks, "hf", &export_));
+    check(weightcast_open(options.folder.c_str(), "engine", options.rank, options.ranks,
+                          options.layout.c_str(), &export_));
     void* memory = nullptr;
     if (direct_.bytes > 0) {
       check(weightcast_add_segment(export_, direct_.bytes, &memory, &direct_.segment));
@@ -208,6 +210,7 @@ int main(int argc, char** argv) {
   po::options_description description("Usage: weightcast-loader-engine --folder DIR --checkpoint DIR …");
   auto add = description.add_options();
   add("folder", po::value(&options.folder)->required(), "where to publish");
+  add("layout", po::value(&options.layout), "what the tensors are parameters of (default hf)");
   add("rank", po::value(&options.rank), "of the engines (default 0)");
   add("ranks", po::value(&options.ranks), "engines (default 1)");
   add("checkpoint", po::value(&options.checkpoints)->required()->composing(),

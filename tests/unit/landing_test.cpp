@@ -325,15 +325,36 @@ TEST(Landing, TensorsAreOfTheTypeThatParametersWantThemIn) {
   EXPECT_FALSE(family->catalog()[1].widened);
 }
 
-TEST(Landing, WhatGoesThroughTheLoaderIsRefusedByName) {
-  const json map = by_hand(json::parse(R"([{"name": "A_log", "dtype": "F32", "shape": [6]}])"),
-                           json::parse(R"({"parameters": [{"name": "mixer.A", "dtype": "F32", "shape": [6]}],
-                                           "loader": [{"tensor": 0, "parameters": ["mixer.A"],
-                                                       "why": "aten.exp computes"}]})"));
-  const auto parsed_map = parsed(map);
-  EXPECT_EQ(parsed_map->ranks[0].loader.size(), 1u);
-  expect_has(message_of([&] { make_landed_family(parsed_map, nullptr); }),
-             {"map.json", "rank 0", "A_log", "mixer.A", "aten.exp computes"});
+TEST(Landing, WhatGoesThroughTheLoaderIsATensorWhole) {
+  const json tensors = json::parse(R"([{"name": "A_log", "dtype": "BF16", "shape": [6]},
+                                       {"name": "D", "dtype": "BF16", "shape": [6]}])");
+  json rank =
+      json::parse(R"({"parameters": [{"name": "mixer.A", "dtype": "F32", "shape": [6], "aliases": ["A"]},
+                                             {"name": "mixer.D", "dtype": "F32", "shape": [6],
+                                              "parts": [[1, 0, 1, 0, 6, 0, 0]]}],
+                              "loader": [{"tensor": 0, "parameters": ["mixer.A"], "why": "aten.exp computes"}]})");
+  const auto family = make_landed_family(parsed(by_hand(tensors, rank)), nullptr);
+  const EngineLayout layout = vllm_layout(1, 1, 1);
+  const std::vector<Parameter> parameters = family->parameters(layout, engine_rank(layout, 0));
+  ASSERT_EQ(parameters.size(), 2u);
+  EXPECT_EQ(parameters[0].name, "mixer.D");
+  EXPECT_FALSE(parameters[0].for_loader);
+  EXPECT_EQ(parameters[1].name, "A_log");
+  EXPECT_TRUE(parameters[1].for_loader);
+  // As it is stored, whatever the loader makes of it.
+  EXPECT_EQ(parameters[1].dtype, DType::kBF16);
+  ASSERT_EQ(parameters[1].parts.size(), 1u);
+  EXPECT_EQ(parameters[1].parts[0].box, Box::whole(parameters[1].shape));
+  EXPECT_TRUE(family->is_engines_own("mixer.A"));
+  EXPECT_TRUE(family->is_engines_own("A"));
+  EXPECT_FALSE(family->is_engines_own("mixer.D"));
+  // A parameter has either the loader or boxes, and no other one the tensor's name.
+  rank["parameters"][0]["zero"] = {{0, 1, 0, 6}};
+  expect_has(message_of([&] { parsed(by_hand(tensors, rank)); }), {"rank 0", "mixer.A", "boxes as well"});
+  rank["parameters"][0].erase("zero");
+  rank["parameters"][1]["name"] = "A_log";
+  expect_has(message_of([&] { parsed(by_hand(tensors, rank)); }),
+             {"rank 0", "A_log", "the name of a tensor"});
 }
 
 TEST(Landing, AnotherLayoutIsRefused) {

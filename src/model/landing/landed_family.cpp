@@ -16,19 +16,6 @@ namespace weightcast {
 
 namespace {
 
-/// The one place where tensors of the engine's loader are dealt with.
-void require_no_loader(const LandingMap& map) {
-  for (std::size_t rank = 0; rank < map.ranks.size(); ++rank) {
-    for (const LoadedTensor& loaded : map.ranks[rank].loader) {
-      throw InputError(fmt::format(
-          "{}: rank {}: tensor {} goes to {} through the engine's own loader ({}), so that it cannot be "
-          "written in place; use the map with a model whose tensors all land as they are",
-          map.origin, rank, map.tensors[loaded.tensor].name,
-          loaded.parameters.empty() ? "parameters" : loaded.parameters.front(), loaded.why));
-    }
-  }
-}
-
 /// Rows that lie `pitch` apart, as a layout.
 MatrixLayout in_rows(std::int64_t pitch) {
   MatrixLayout layout;
@@ -86,7 +73,14 @@ class LandedFamily final : public Family {
       catalog_.set_reading(number, tensor.unread,
                            tensor.dtype == DType::kBF16 && tensor.wanted == DType::kF32);
     }
-    for (const LandingRank& rank : map_->ranks) own_.insert(rank.left.begin(), rank.left.end());
+    for (const LandingRank& rank : map_->ranks) {
+      own_.insert(rank.left.begin(), rank.left.end());
+      for (const LandedParameter& parameter : rank.parameters) {
+        if (!parameter.loaded) continue;
+        own_.insert(parameter.name);
+        own_.insert(parameter.aliases.begin(), parameter.aliases.end());
+      }
+    }
   }
 
   const Catalog& catalog() const override { return catalog_; }
@@ -94,14 +88,21 @@ class LandedFamily final : public Family {
   std::vector<Parameter> parameters(const EngineLayout& layout, const EngineRank& rank) const override {
     require_layout(*map_, layout);
     require_expert_layout(layout);
+    const LandingRank& mapped = map_->ranks.at(static_cast<std::size_t>(rank.pp * map_->tp + rank.tp));
     std::vector<Parameter> parameters;
-    for (const LandedParameter& landed :
-         map_->ranks.at(static_cast<std::size_t>(rank.pp * map_->tp + rank.tp)).parameters) {
+    for (const LandedParameter& landed : mapped.parameters) {
+      if (landed.loaded) continue;
       if (landed.experts == ExpertWeights::kNone || layout.moe_layout == EngineLayout().moe_layout) {
         parameters.push_back(as_loaded(landed, numbers_));
       } else {
         parameters.push_back(place_experts(landed, numbers_, catalog_, layout, map_->origin));
       }
+    }
+    for (const LoadedTensor& loaded : mapped.loader) {
+      const Tensor& tensor = catalog_[numbers_[loaded.tensor]];
+      parameters.push_back(
+          stack(catalog_, tensor.name, tensor.shape, {{numbers_[loaded.tensor], Box::whole(tensor.shape)}}));
+      parameters.back().for_loader = true;
     }
     return parameters;
   }
@@ -156,7 +157,6 @@ class LandedFamily final : public Family {
 std::unique_ptr<Family> make_landed_family(std::shared_ptr<const LandingMap> map,
                                            std::unique_ptr<Family> described) {
   if (described) require_as_described(*map, *described);
-  require_no_loader(*map);
   return std::make_unique<LandedFamily>(std::move(map), std::move(described));
 }
 

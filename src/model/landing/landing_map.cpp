@@ -106,6 +106,7 @@ class RankReader {
       prove_landing(parameter, map_, fmt::format("{}, parameter {}", where_, parameter.name));
     }
     reading_.require_all(map_, where_);
+    require_apart();
     return std::move(rank_);
   }
 
@@ -192,6 +193,17 @@ class RankReader {
         if (parameter != rank_.parameters.end()) parameter->loaded = true;
       }
       rank_.loader.push_back(std::move(loaded));
+    }
+  }
+
+  /// A tensor of the loader is published by its own name, beside the parameters.
+  void require_apart() {
+    for (const LoadedTensor& loaded : rank_.loader) {
+      const std::string& name = map_.tensors[loaded.tensor].name;
+      const auto parameter = find(name);
+      if (parameter == rank_.parameters.end() || parameter->loaded) continue;
+      fields_.refuse("loader",
+                     fmt::format("holds {}, the name of a tensor and of a parameter that has boxes", name));
     }
   }
 

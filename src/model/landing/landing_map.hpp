@@ -27,8 +27,8 @@ struct Landing {
 /// them: gate's rows above up's, or down.
 enum class ExpertWeights : std::uint8_t { kNone, kW13, kW2 };
 
-/// A parameter of one rank. Each element is in one landing or in one box of `zero` or `left`, unless the
-/// parameter is loaded.
+/// A parameter of one rank. Each element is in one landing or in one box of `zero` or `left`; of a loaded
+/// parameter none is.
 struct LandedParameter {
   std::string name;
   DType dtype = DType::kBF16;
@@ -38,7 +38,7 @@ struct LandedParameter {
   std::vector<Box> zero;             ///< what the loader sets to zero
   std::vector<Box> left;             ///< what it leaves as it is
   std::vector<std::string> aliases;  ///< other names of the same memory
-  bool loaded = false;               ///< some of it has to go through the engine's loader
+  bool loaded = false;               ///< the engine's loader writes it
 };
 
 /// A tensor that no boxes describe, because the engine's loader computes with it.

@@ -95,6 +95,10 @@ void TensorReading::require_all(const LandingMap& map, const std::string& where)
 }
 
 void prove_landing(const LandedParameter& parameter, const LandingMap& map, const std::string& where) {
+  if (parameter.loaded) {
+    if (parameter.landings.empty() && parameter.zero.empty() && parameter.left.empty()) return;
+    throw InputError(fmt::format("{}: is the engine's loader's, and has boxes as well; {}", where, kRemedy));
+  }
   std::vector<Box> boxes;
   boxes.reserve(parameter.landings.size() + parameter.zero.size() + parameter.left.size());
   for (const Landing& landing : parameter.landings) {
@@ -120,7 +124,6 @@ void prove_landing(const LandedParameter& parameter, const LandingMap& map, cons
     throw InputError(fmt::format("{}: two boxes have elements in common: {} and {}; {}", where,
                                  both->first.to_string(), both->second.to_string(), kRemedy));
   }
-  if (parameter.loaded) return;
   if (const auto gap = find_gap(Box::whole(parameter.shape), boxes)) {
     throw InputError(fmt::format("{}: nothing says what goes to row {}, column {} of {}; {}", where, gap->row,
                                  gap->col, parameter.shape.to_string(), kRemedy));
@@ -129,21 +132,28 @@ void prove_landing(const LandedParameter& parameter, const LandingMap& map, cons
 
 void sum_up_reading(LandingMap& map) {
   std::vector<std::vector<Box>> read(map.tensors.size());
+  const auto add = [&](std::uint32_t number, const Box& box, DType wanted, const std::string& reader) {
+    LandedTensor& tensor = map.tensors[number];
+    if (tensor.read && tensor.wanted != wanted) {
+      throw InputError(
+          fmt::format("{}: tensor {} is read as {}, and as {} by {}; that is for the engine's loader, on all "
+                      "ranks: {}",
+                      map.origin, tensor.name, dtype_safetensors_name(tensor.wanted),
+                      dtype_safetensors_name(wanted), reader, kRemedy));
+    }
+    tensor.read = true;
+    tensor.wanted = wanted;
+    read[number].push_back(box);
+  };
   for (const LandingRank& rank : map.ranks) {
     for (const LandedParameter& parameter : rank.parameters) {
       for (const Landing& landing : parameter.landings) {
-        LandedTensor& tensor = map.tensors[landing.tensor];
-        if (tensor.read && tensor.wanted != parameter.dtype) {
-          throw InputError(
-              fmt::format("{}: tensor {} is read as {}, and as {} by parameter {}; that is for the "
-                          "engine's loader: {}",
-                          map.origin, tensor.name, dtype_safetensors_name(tensor.wanted),
-                          dtype_safetensors_name(parameter.dtype), parameter.name, kRemedy));
-        }
-        tensor.read = true;
-        tensor.wanted = parameter.dtype;
-        read[landing.tensor].push_back(landing.box);
+        add(landing.tensor, landing.box, parameter.dtype, "parameter " + parameter.name);
       }
+    }
+    for (const LoadedTensor& loaded : rank.loader) {
+      const LandedTensor& tensor = map.tensors[loaded.tensor];
+      add(loaded.tensor, Box::whole(tensor.shape), tensor.dtype, "the loader");
     }
   }
   double work = 2e10;

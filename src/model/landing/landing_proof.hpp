@@ -32,12 +32,13 @@ class TensorReading {
 };
 
 /// Throws InputError that begins with `where` unless every box of a parameter lies within its tensor and the
-/// parameter, every element of it is in just one of them (of a loaded parameter: in one at most), and values
-/// need no conversion that is not done.
+/// parameter, every element of it is in just one of them (a loaded parameter has none), and values need no
+/// conversion that is not done.
 void prove_landing(const LandedParameter& parameter, const LandingMap& map, const std::string& where);
 
-/// Finds out for every tensor of a map what all its ranks do with it. Throws InputError naming a tensor that
-/// parameters of two types read, or one that is cut into more pieces than can be planned.
+/// Finds out for every tensor of a map what all its ranks do with it; a loader reads all of it, as it is
+/// stored. Throws InputError naming a tensor that is read as two types, or one that is cut into more pieces
+/// than can be planned.
 void sum_up_reading(LandingMap& map);
 
 }  // namespace weightcast
