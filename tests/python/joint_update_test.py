@@ -14,9 +14,10 @@ RANKS = 3
 class Exports:
     """What a rank has published. The question is asked of the first rank alone, as far as this one knows."""
 
-    def __init__(self, asked=None, failure=None):
+    def __init__(self, asked=None, failure=None, committed=None):
         self.asked = asked
         self.failure = failure
+        self.committed = committed  # without a window: when the version is there, an Event
         self.state = "serving"
 
     def wanted(self):
@@ -27,6 +28,8 @@ class Exports:
         self.state = f"paused for {wanted.question}"
         if self.failure is not None:
             raise self.failure
+        if self.committed is not None and not self.committed.wait(30):
+            raise NoAnswer(76, "the others take nothing")
         try:
             yield Update(wanted.version, ())
         except BaseException as error:
@@ -125,6 +128,12 @@ class Together(unittest.TestCase):
         for update in updates:
             update.use()
         self.assertEqual([export.state for export in exports], ["serving 5"] * RANKS)
+
+    def test_ranks_without_a_window_wait_for_those_that_have_one(self):
+        committed = threading.Event()
+        exports = [Exports(Wanted(5, 17)), Exports(committed=committed), Exports(committed=committed)]
+        updates, outcomes = self.loaded(exports, lambda update: committed.set())
+        self.assertEqual(outcomes, [5] * RANKS)
 
     def test_one_rank_that_cannot_load_lets_go_before_the_others_are_heard(self):
         exports = [Exports(Wanted(5, 17)), Exports(), Exports()]

@@ -93,14 +93,48 @@ class PublishedModules(unittest.TestCase):
         tensor = weightcast._tensors.view_of(name, form, memory)
         self.assertEqual((name, tensor.shape, tensor.dtype), ("a", (3, 5), torch.bfloat16))
 
+    def test_what_the_loader_makes_of_a_tensor_of_the_same_name_is_not_published(self):
+        module = Tied()
+        places = addresses(module)
+        self.publish(module=module, window={"head.weight": weightcast.Memory("F16", (5, 3))})
+        self.assertEqual(set(self.entries()), {"first", "head.weight"})
+        self.assertEqual(self.entries()["head.weight"]["dtype"], "F16")
+        self.assertEqual(module.embedding.weight.data_ptr(), places["embedding.weight"])
+        self.assertIs(module.embedding.weight, module.head.weight)
+
+    def test_a_buffer_that_is_a_view_of_a_parameter_goes_with_it(self):
+        module = Layer()
+        module.register_buffer("rows", module.weight.data[1:3].view(2, 1, 6), persistent=False)
+        rows = module.rows.clone()
+
+        def expect_a_view():
+            self.assertTrue(torch.equal(module.rows, rows))
+            with torch.no_grad():
+                module.weight[2, 5] += 1
+            rows[1, 0, 5] += 1
+            self.assertTrue(torch.equal(module.rows, rows))
+
+        with self.assertRaisesRegex(weightcast.Error, "engine rank 5 of 1|rank 5"):
+            weightcast.publish(self.folder, "engine", 5, 1, module=module)
+        expect_a_view()
+        export = self.publish(module=module)
+        self.assertNotIn("rows", self.entries())
+        expect_a_view()
+        export.close(keep=True)
+        expect_a_view()
+        self.publish(module=module).close()
+        self.assertEqual(module.rows.numel(), 0)
+
     def test_windows_that_cannot_be(self):
         for window, says in [
-            ({"weight": weightcast.Memory("BF16", (1,))}, "tensor weight is published in place and in the window"),
             ({"a": torch.empty(2)}, "tensor 'a' of the window is .*; give weightcast.Memory"),
             (["a"], "give a dict of Memory by name"),
         ]:
             with self.subTest(says=says), self.assertRaisesRegex(weightcast.Error, says):
                 self.publish(module=Layer(), window=window)
+        weight = {"weight": weightcast.Memory("BF16", (1,))}
+        with self.assertRaisesRegex(weightcast.Error, "tensor weight is published in place and in the window"):
+            self.publish(tensors=weight, window=weight)
         with self.assertRaisesRegex(weightcast.Error, "0 bytes may be in at once"):
             self.publish(window={"a": weightcast.Memory("BF16", (1,))}, limit=0)
         with self.assertRaisesRegex(weightcast.Error, "only an engine has a window"):

@@ -1,14 +1,13 @@
 """vLLM, as it is installed, takes the weights of a running trainer through its own loader: dense models on a CPU, with one worker
-and with two.
+and with two; and of a model with Mamba's layers what the loader computes with, the rest in place.
 
 After an update every parameter's SHA-256, as vLLM computes it, and the ids that it generates are those of a vLLM that has loaded
 the same weights from a file.
 """
 
+import json
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 import time
 import unittest
@@ -17,9 +16,23 @@ import job_step
 import torch
 import transformers
 import vllm_test
-from vllm_test import PATIENCE, ROOT, Refused
+from vllm_setup import install_package
+from vllm_test import PATIENCE, Refused
 
 WINDOW = 200_000  # bytes, a part of each model
+
+# Of those whose layers are not all alike.
+SIZES = {
+    "NemotronH": {
+        "layers_block_type": ["linear_attention", "full_attention", "mlp"],
+        "num_nextn_predict_layers": 0,
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 16,
+        "n_groups": 2,
+        "conv_kernel": 3,  # of 4 vLLM packs them for some CPUs
+    }
+}
 
 
 def write_model(folder, kind, seed):
@@ -30,12 +43,12 @@ def write_model(folder, kind, seed):
         vocab_size=330,
         hidden_size=128,
         intermediate_size=192,
-        num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=256,
         tie_word_embeddings=kind == "Qwen3",
+        **SIZES.get(kind, {"num_hidden_layers": 3}),
     )
     torch.manual_seed(seed)
     model = getattr(transformers, f"{kind}ForCausalLM")(config).to(torch.bfloat16)
@@ -48,6 +61,7 @@ def write_model(folder, kind, seed):
 class Loader(unittest.TestCase):
     kind = None
     ranks = 1
+    landing = "loader"
 
     @classmethod
     def setUpClass(cls):
@@ -59,11 +73,10 @@ class Loader(unittest.TestCase):
         for seed in (0, 1):
             write_model(cls.model(seed), cls.kind, seed)
         cls.package = cls.directory / "package"
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-build-isolation", "--no-deps"]
-        subprocess.run([*command, "--target", cls.package, ROOT / "launch" / "python"], check=True)
+        install_package(cls.package)
         cls.folder = str(cls.directory / "weights")
         cls.engine = cls.start_engine(0)
-        cls.engine.ask("init", {"folder": cls.folder, "version": 0, "timeout": PATIENCE, "landing": "loader", "window": WINDOW})
+        cls.engine.ask("init", {"folder": cls.folder, "version": 0, "timeout": PATIENCE, "landing": cls.landing, "window": WINDOW})
         cls.trainer = vllm_test.Trainer(cls.folder, cls.model(0))
         cls.addClassCleanup(cls.trainer.export.close)
         cls.version = 0
@@ -87,8 +100,11 @@ class Loader(unittest.TestCase):
         self.trainer.offer(self.version, self.model(seed))
         return self.version
 
+    def layout(self):
+        return "--inference-alloc", f"hf:d{self.ranks}"
+
     def start_job(self, **environment):
-        words = ["--inference-alloc", f"hf:d{self.ranks}", "--bucket-size", "64KiB"]
+        words = [*self.layout(), "--bucket-size", "64KiB"]
         job = job_step.start(self.folder, self.model(0), 1 + self.ranks, *words, **environment)
         self.addCleanup(job.stdout.close)
         self.addCleanup(job.wait)
@@ -174,6 +190,28 @@ class Llama(Loader):
 class Qwen2OfTwo(Loader):
     kind = "Qwen2"
     ranks = 2
+
+
+class NemotronHOfTwo(Failures):
+    """What the loader computes with (A_log) comes through a window, beside what a job step writes in place."""
+
+    kind = "NemotronH"
+    ranks = 2
+    landing = "learn"
+
+    def layout(self):
+        (path,) = pathlib.Path(self.folder).glob("landing-*.json")
+        return "--inference-alloc", f"vllm:t{self.ranks}", "--landing", path
+
+    def test_the_window_has_what_the_loader_computes_with(self):
+        (path,) = pathlib.Path(self.folder).glob("landing-*.json")
+        landing = json.loads(path.read_text())
+        loaded = {landing["tensors"][of["tensor"]]["name"] for rank in landing["ranks"] for of in rank["loader"]}
+        self.assertEqual(loaded, {"backbone.layers.0.mixer.A_log"})
+        for rank in range(self.ranks):
+            manifest = json.loads(pathlib.Path(self.folder, f"engine-{rank}.json").read_text())
+            (window,) = [number for number, of in enumerate(manifest["segments"]) if of["kind"] == "window"]
+            self.assertEqual({of["name"] for of in manifest["entries"] if of["segment"] == window}, loaded)
 
 
 if __name__ == "__main__":

@@ -362,6 +362,24 @@ class Refusals(unittest.TestCase):
         module.weight = torch.nn.Parameter(torch.empty(0))
         with self.assertRaisesRegex(weightcast.Error, "parameter weight is empty"):
             self.engine._require_writable(self.settings(), module)
+        packed = torch.nn.Module()
+        packed.conv1d = torch.nn.Conv1d(1, 1, 4)
+        packed.conv1d._cpu_unpacked_conv_weight = torch.empty(1, 4)
+        with self.assertRaisesRegex(weightcast.Error, "parameter conv1d.weight: vLLM has packed it"):
+            self.engine._require_writable(self.settings(), packed)
+
+    def test_what_the_loader_cannot_write_beside_a_job_step(self):
+        window = {"A_log": weightcast.Memory("BF16", (2,))}
+        module = torch.nn.Module()
+        module.mixer = torch.nn.Linear(2, 2)
+        self.engine._require_loader_beside(module, {}, set())
+        self.engine._require_loader_beside(module, window, {"mixer.weight"})
+        module.mixer.quant_method = Settings(unquantized_backend=Settings(value="CPU"))
+        with self.assertRaisesRegex(weightcast.Error, "parameter mixer.weight: .* packed for the CPU's kernels"):
+            self.engine._require_loader_beside(module, window, {"mixer.weight"})
+        with unittest.mock.patch.object(self.engine, "current_platform", Settings(is_cpu=lambda: False)):
+            with self.assertRaisesRegex(weightcast.Error, "tensor A_log goes .* on a GPU"):
+                self.engine._require_loader_beside(module, window, {"mixer.weight"})
 
     def test_what_the_loader_does_not_load_twice(self):
         module = torch.nn.Linear(2, 2)

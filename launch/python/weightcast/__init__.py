@@ -56,12 +56,13 @@ class Export:
     """What this process has published. One thread at a time; not for forked children. It stays published until close(),
     also when nothing refers to this object any more."""
 
-    def __init__(self, handle, tensors, memory, state, window):
+    def __init__(self, handle, tensors, memory, state, window, views):
         self._handle = handle
         self._process = os.getpid()
         self._names = (*tensors, *(name for name, _, _ in window.values()))
         self._window = window  # by the number of the entry its name, form and memory
         self._memory = memory
+        self._views = views  # buffers, and in which tensors they lie
         self._entered = None  # the id of the Pause that has been entered and not left
         self._module = None if state is None else _tensors.Watched(state)
         self._places = [
@@ -173,9 +174,13 @@ class Export:
         for place in self._places:
             if place.on_host() and place.address not in new:
                 new[place.address] = place.own.data.clone() if keep else place.own.data.new_empty(0)
+        for view, tensor in self._views:
+            if tensor.data_ptr() in new:
+                view.data = _tensors.followed(view, tensor, new[tensor.data_ptr()])
         for place in self._places:
             if place.on_host():
                 place.own.data = new[place.address]
+        self._views = []
         handle, self._handle = self._handle, None
         places, self._places = self._places, []
         self._memory = {}
@@ -221,7 +226,7 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
     `module`: all parameters and persistent buffers of a torch module, under all names that they have. What is in the
     CPU's memory moves into shared memory, what is on a GPU is published where it lies; all stay the same objects. Of a
     DTensor a trainer publishes its own part, as the box of the whole that it is. Buffers that are not persistent, such
-    as rotary tables, are no weights: they stay where they are. `tensors`: by name torch tensors, which are treated in
+    as rotary tables, are no weights: they stay where they are, but for views of a parameter, which go with it. `tensors`: by name torch tensors, which are treated in
     the same way, or Memory. Without `module` nothing else may have the memory of a tensor on the CPU, because only the
     given objects move: what a module's state_dict() gives is refused. With both, `tensors` gives the names, and all
     that `module` alone would publish must be among them. `layout` says how the parameters are cut ("hf", "sglang:t2e2";
@@ -230,7 +235,8 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
 
     `window`: of an engine that lays weights out in a way of its own, by name Memory of the model's own tensors that its
     loader takes as they come (Update.landed()). They are in memory one after the other, `limit` bytes at once or, where it
-    is larger, what arrives of one.
+    is larger, what arrives of one. A parameter of `module` that has the name of one of them is the loader's, and not
+    published.
     """
     if version is not None:
         version = _library.whole(version, "version")
@@ -243,14 +249,19 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
     forms = {name: _tensors.form_of(name, tensor) for name, tensor in wanted.items()}
     # Before anything moves: what is tied is one memory now.
     keys = {name: _tensors.identity(tensor) for name, tensor in wanted.items()}
+    window = _require_memory(window or {}, tensors or {})
+    # What the loader makes of a tensor of the same name, by all names that it has.
+    loaded = {keys[name] for name in window if name in keys}
+    wanted = {name: tensor for name, tensor in wanted.items() if keys[name] not in loaded}
+    keys = {name: keys[name] for name in wanted}
     first_names = {}
     for name, key in keys.items():
         first_names.setdefault(key, name)
-    window = _require_memory(window or {}, wanted)
     if not first_names and not window:
         raise Error(64, "there is nothing to publish; give a module or tensors")
     firsts = {name: wanted[name] for name in first_names.values()}
     _tensors.require_apart(firsts)
+    views = [] if state is None else state.views_of(firsts.values())
     if module is None:
         _tensors.require_alone(wanted)
     handle = _library.open_export(folder, role, rank, ranks, layout)
@@ -271,13 +282,17 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
             own = _tensors.local(tensor)
             if first not in new:
                 new[first] = _tensors.moved(own, memory[first])
+                for view, of in views:
+                    if of is own:
+                        before.append((view, view.data))
+                        view.data = _tensors.followed(view, own, new[first])
             before.append((own, own.data))
             own.data = new[first]
         places = _add_window(handle, window, limit, len(firsts)) if window else {}
         if version is not None:
             _library.call("weightcast_serve", handle, version)
         _library.call("weightcast_publish", handle)
-        return Export(handle, wanted, memory, state, places)
+        return Export(handle, wanted, memory, state, places, views)
     except BaseException:
         for tensor, data in reversed(before):
             tensor.data = data

@@ -83,7 +83,7 @@ class JointUpdate:
     def __init__(self, export, ranks, served, timeout, load=None):
         """`served` is the version that the memory holds, None when it is not known; `timeout` is how many seconds a job
         step that has been answered may take. `load` is called by wait() with the Update whose tensors come through a
-        window, where there is one, and takes them all."""
+        window, where any rank has one, and takes them all: on a rank without one when the version is there."""
         self._export = export
         self._ranks = ranks
         self._served = served
@@ -91,7 +91,7 @@ class JointUpdate:
         self._load = load
         self._wish = None
         self._pause = None  # entered when a version has been committed, or with a window is being written
-        self._coming = None  # the Update whose tensors are still to be loaded
+        self._coming = None  # of an Update whose tensors are still to be loaded: it, or why there is none here
         self._result = None
         self._thread = threading.Thread(target=self._run, name="weightcast update", daemon=True)
         self._thread.start()
@@ -104,29 +104,29 @@ class JointUpdate:
         if question is None:
             return self._served
         pause = self._export.pause(question, self._timeout)
-        own = _outcome(lambda: self._enter(pause))
+        own = _outcome(pause.__enter__)
         if own[1] is None:
             self._pause = pause
-        try:
-            return self._ranks.together(lambda: _give_back(own))
-        except Error as error:
-            self.abandon(error)
-            raise
+        if self._load is not None:
+            # A rank without a window comes so far when the others have taken all out of theirs.
+            self._coming = own
+            return None
+        return self._agree_on(own)
 
-    def _enter(self, pause):
-        update = pause.__enter__()
-        self._coming = None if self._load is None else update
-        return update.version
-
-    def _take_landed(self, update):
+    def _take_landed(self, own):
         """Loads what comes; all ranks do, or none has a version."""
-        own = _outcome(lambda: self._load(update))
-        if own[1] is not None:
-            # Before the others are heard, which wait for a job step that waits for this rank.
-            self.abandon(error_of(*own[1]))
+        if own[1] is None:
+            _, failure = _outcome(lambda: self._load(own[0]))
+            if failure is not None:
+                # Before the others are heard, which wait for a job step that waits for this rank.
+                self.abandon(error_of(*failure))
+                own = None, failure
+        return self._agree_on(own)
+
+    def _agree_on(self, own):
+        """The version of the Update that all ranks have; none has one where one has none."""
         try:
-            self._ranks.together(lambda: _give_back(own))
-            return update.version
+            return self._ranks.together(lambda: _give_back(own).version)
         except Error as error:
             self.abandon(error)
             raise
@@ -150,9 +150,9 @@ class JointUpdate:
         still take to ask. Raises what is said of Export.pause, on all ranks alike."""
         self._wish = _Wish(version, time.monotonic() + seconds)
         self._thread.join()
-        update, self._coming = self._coming, None
-        if update is not None and self._result[1] is None:
-            self._result = _outcome(lambda: self._take_landed(update))
+        own, self._coming = self._coming, None
+        if own is not None:
+            self._result = _outcome(lambda: self._take_landed(own))
         return _give_back(self._result)
 
     def cancel(self, seconds):

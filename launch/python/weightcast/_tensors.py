@@ -1,5 +1,6 @@
 """What can be published of a module's tensors, and where they lie. Torch is needed only for what is torch's."""
 
+import bisect
 import collections.abc
 import dataclasses
 import sys
@@ -55,6 +56,25 @@ class State:
         persistent = self._persistent() - self._left_out
         own.update((name, buffer) for name, buffer in self._buffers() if name in self._stored or name in persistent)
         return own
+
+    def views_of(self, tensors):
+        """Buffers that are not persistent and lie in the CPU's memory of one of these: pairs of buffer and tensor."""
+        places = [local(tensor) for tensor in tensors if not isinstance(tensor, Memory) and not on_gpu(tensor)]
+        places = sorted(((own.data_ptr(), own) for own in places if own.numel()), key=lambda place: place[0])
+        stored = self.tensors()
+        views = []
+        for name, buffer in self._buffers():
+            if name in stored or buffer.device.type != "cpu" or str(buffer.layout) != "torch.strided" or not buffer.numel():
+                continue
+            before = bisect.bisect_right(places, buffer.data_ptr(), key=lambda place: place[0])
+            start, tensor = places[before - 1] if before else (0, None)
+            if tensor is None or buffer.data_ptr() >= start + span_of(tensor):
+                continue
+            within = buffer.data_ptr() + span_of(buffer) <= start + span_of(tensor)
+            if not within or buffer.dtype != tensor.dtype or not tensor.is_contiguous():
+                raise Error(64, f"buffer {name} shares memory with a parameter, but is no view of its elements alone; give it its own")
+            views.append((buffer, tensor))
+        return views
 
     def _buffers(self):
         return self._module.named_buffers(remove_duplicate=False)
@@ -317,6 +337,14 @@ def view_of(name, form, memory):
     if not len(memory):
         return torch.empty(form.shape, dtype=kind)
     return torch.frombuffer(memory, dtype=kind).view(form.shape)
+
+
+def followed(view, tensor, new):
+    """A view of a tensor, which goes where `new` has that one's elements; without any, where it has none."""
+    if not new.numel():
+        return view.data.new_empty(0)
+    at = new.storage_offset() + view.storage_offset() - tensor.storage_offset()
+    return new.as_strided(view.shape, view.stride(), at)
 
 
 def moved(tensor, memory):

@@ -4,8 +4,9 @@
     update_weights          returns when the version is in the memory of every worker
     finish_weight_update    rebuilds what follows from the weights; from here on the engine serves the version
 
-What a job step cannot lay out as vLLM's kernels read it goes another way, with "landing": "loader": the model's own tensors come
-through a window, and update_weights gives them to the model's load_weights as they come, on each worker.
+What a job step cannot lay out as vLLM's kernels read it goes another way: the model's own tensors come through a window, and
+update_weights gives them to the model's load_weights as they come, on each worker. With "landing": "loader" that is all of them,
+with "learn" those that the loader computes with.
 
 vLLM's executor of several processes reads the workers' answers in order and stops at the first failure; answers behind it would
 be taken for those of the next call. So what fails on any rank is made every rank's failure, and the last one alone raises it.
@@ -33,6 +34,7 @@ except ImportError:  # 0.26
         return isinstance(module, (Attention, MLAAttention))
 
 
+from . import _landing
 from ._checkpoint import tensors_of
 from ._joint_update import JointUpdate, Ranks, gather_objects
 from ._tested import require_tested
@@ -56,9 +58,9 @@ class InitInfo(WeightTransferInitInfo):
     """`folder` is where all publish; `timeout` how many seconds an update may take once it has been asked for; `layout` how
     the parameters are cut, None: as this engine's configuration says; `version` what its memory holds already. Where
     several servers are replicas of one engine, this one is number `replica` of `replicas`. `landing` says how weights get
-    there: "direct", a job step writes the parameters in place; "learn", too, and a map of what vLLM's loader does with the
-    checkpoint is put into the folder, for a model that job steps do not know; "loader", tensors come through a window, in
-    which `window` bytes may be at once on each worker."""
+    there: "direct", a job step writes the parameters in place; "learn", too, by a map of what vLLM's loader does with the
+    checkpoint, which is put into the folder, for a model that job steps do not know; "loader", tensors come through a window,
+    in which `window` bytes may be at once on each worker. What the map says the loader computes with comes through one, too."""
 
     folder: str
     timeout: float = 600.0
@@ -111,8 +113,9 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         before = self._export
         try:
             self._require_no_update()
-            needed = self._ranks.together(lambda: self._publish(init_info))
+            self._ranks.together(lambda: self._require_publishable(init_info))
             landing = self._learn(init_info)
+            needed = self._ranks.together(lambda: self._publish(init_info, landing))
         except weightcast.Error as error:
             if before is None:
                 self._close()
@@ -125,48 +128,69 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             f" --landing {landing}" if landing else "",
         )
 
-    def _publish(self, info):
+    def _require_publishable(self, info):
         if isinstance(info, ValueError):
             raise weightcast.Error(64, str(info))
         if self._export is not None:
             raise weightcast.Error(64, "the parameters are published already; call /shutdown_weight_transfer_engine first")
-        replica = info.replica + self.parallel_config.data_parallel_index
+        replica = self._replica_of(info)
         if not 0 <= replica < info.replicas:
             raise weightcast.Error(
                 64, f"this is replica {replica} of {info.replicas}; let 'replica' and 'replicas' of init_info count servers, and "
                 "data-parallel ranks inside them")  # fmt: skip
         if info.landing not in ("direct", "learn", "loader"):
             raise weightcast.Error(64, f"landing {info.landing!r} of init_info; write direct, learn or loader")
+        if info.landing == "loader":
+            _require_loadable(self._vllm_config, self.model)
+        else:
+            _require_writable(self._vllm_config, self.model)
+
+    def _replica_of(self, info):
+        return info.replica + self.parallel_config.data_parallel_index
+
+    def _publish(self, info, landing):
+        """Returns what a job step needs behind --inference-alloc. `landing` is the file of the map, None without."""
         place = {
             "role": "engine",
-            "rank": replica * self._world + self.parallel_config.rank,
+            "rank": self._replica_of(info) * self._world + self.parallel_config.rank,
             "ranks": info.replicas * self._world,
             "version": info.version,
         }
-        needed = self._publish_window(info, place) if info.landing == "loader" else self._publish_module(info, place)
+        if info.landing == "loader":
+            needed = self._publish_window(info, place)
+        else:
+            needed = self._publish_module(info, place, _landing.read(landing) if landing else None)
         self._timeout = info.timeout
         self._version = info.version
         return needed
 
-    def _publish_module(self, info, place):
-        """Returns what a job step needs behind --inference-alloc."""
-        _require_writable(self._vllm_config, self.model)
+    def _publish_module(self, info, place, landing):
+        """The same. Beside the parameters there is a window for the tensors that the loader computes with on this rank."""
+        entries = [rank.get("loader", []) for rank in landing["ranks"]] if landing else []
+        own = entries[self._ranks.index] if entries else []
+        fed = {name for of in own for name in of.get("parameters", [])}
+        tensors = [landing["tensors"][of["tensor"]] for of in own]
+        window = {of["name"]: weightcast.Memory(of["dtype"], of["shape"]) for of in tensors}
+        _require_loader_beside(self.model, window, fed)
         layout = info.layout or _layout_of(self.parallel_config, info.replicas)
-        self._export = weightcast.publish(info.folder, module=self.model, layout=layout, **place)
+        self._export = weightcast.publish(
+            info.folder, module=self.model, layout=layout, window=window, limit=info.window, **place
+        )
         self._load = None
+        if any(entries):  # on other ranks, too, which wait for this one
+            self._load = functools.partial(self._load_landed, fed=fed) if window else lambda update: None
         return " --moe-layout ".join([layout, *_moe_layouts(self.model)])
 
     def _publish_window(self, info, place):
         """The same. Each worker takes the whole model, of which its loader keeps its part: to the job step it is a replica."""
-        _require_loadable(self._vllm_config, self.model)
         tensors = tensors_of(self.model_config.model)
         self._export = weightcast.publish(info.folder, window=tensors, limit=info.window, layout=info.layout or "hf", **place)
         self._load = self._load_landed
         return f"hf:d{place['ranks']}"
 
-    def _load_landed(self, update):
-        """Gives the model what comes. On a GPU layer by layer as vLLM's own engines do, which repacks what kernels have
-        repacked; on a CPU layers read their weights as they are."""
+    def _load_landed(self, update, fed=None):
+        """Gives the model what comes, of which the parameters named `fed` are made; None: all that it has. On a GPU layer by
+        layer as vLLM's own engines do, which repacks what kernels have repacked; on a CPU layers read their weights as they are."""
         if current_platform.is_cpu():
             loaded = _load_batches(self.model, update.batches())
         else:
@@ -181,7 +205,8 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             finally:
                 finalize_layerwise_reload(self.model, self.model_config)
                 torch.accelerator.synchronize()
-        missing = sorted({name for name, _ in self.model.named_parameters()} - loaded) if loaded is not None else []
+        wanted = {name for name, _ in self.model.named_parameters() if fed is None or name in fed}
+        missing = sorted(wanted - loaded) if loaded is not None else []
         if missing and not self.model_config.quantization:
             raise weightcast.Error(65, f"parameter {missing[0]} and {len(missing) - 1} others got nothing from the model's tensors")
 
@@ -429,7 +454,26 @@ def _require_loadable(config, model):
                 "let init_info say \"landing\": \"direct\"")  # fmt: skip
 
 
+def _require_loader_beside(model, window, fed):
+    """Refuses what the loader cannot write while a job step writes the rest in place."""
+    if not window:
+        return
+    first = next(iter(window))
+    if not current_platform.is_cpu():
+        raise weightcast.Error(
+            64, f"tensor {first} goes through vLLM's own loader and its window in the host's memory, and parameters are on a GPU; "
+            "let init_info say \"landing\": \"loader\"")  # fmt: skip
+    for name in sorted(fed):
+        if hasattr(getattr(model.get_submodule(name.rpartition(".")[0]), "quant_method", None), "unquantized_backend"):
+            raise weightcast.Error(
+                64, f"parameter {name}: goes through vLLM's own loader, but experts are packed for the CPU's kernels, which the "
+                "loader would write over; serve another model")  # fmt: skip
+
+
 def _require_unpacked(model):
+    for name, module in model.named_modules():
+        if hasattr(module, "_cpu_unpacked_conv_weight"):
+            raise weightcast.Error(64, f"parameter {name}.weight: vLLM has packed it for this CPU's convolutions; serve another model")
     for name, parameter in model.named_parameters():
         if parameter.numel() == 0:
             raise weightcast.Error(64, f"parameter {name} is empty: vLLM has packed it for a kernel; serve another model")

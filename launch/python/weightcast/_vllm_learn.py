@@ -76,6 +76,10 @@ def learn_together(config, model, ranks, folder):
     def path_of():
         if len(digests) > 1:
             raise Error(65, "workers read different checkpoints; let all of them read the same folder")
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)  # nothing may have been published there yet
+        except OSError as error:
+            raise Error(74, f"{folder} cannot be made: {error.strerror}") from None
         key = _landing.key_of(made_for_of(config, *digests, kernels))
         path = os.path.join(folder, f"landing-{key[:16]}.json")
         return path, _is_there(path, key)
