@@ -430,6 +430,17 @@ class Recorded(unittest.TestCase):
         self.assertEqual(found["parameters"][0]["parts"], [[0, 0, 1, 1, 1, 0, 0]])
         self.assertNotIn("loader", found)
 
+    def test_a_value_that_is_put_into_several_places(self):
+        def load(parameter, a, _):
+            value = a[1].item()
+            parameter[0].fill_(value)
+            parameter[1:].fill_(value)
+
+        found = self.boxes((3,), load, tensors=((3,), (3,)))
+        self.assertEqual(found["parameters"][0]["parts"], [[0, 0, 1, 1, 1, 0, column] for column in range(3)])
+        self.assertNotIn("loader", found)
+        self.assertNotIn("left", found)
+
     def test_a_value_that_is_looked_at_before(self):
         found = self.boxes((1,), lambda p, a, _: p.fill_(a.item()) if a.item() != 1 else p.zero_(), tensors=((1,), (1,)))
         self.assertEqual(found["loader"][0]["why"], "aten._local_scalar_dense asks for its elements")

@@ -42,6 +42,7 @@ class Recorder(TorchDispatchMode):
         self._contents = {}  # by the storage's address
         self._given = 0  # numbers that stand for elements
         self._values = {}  # by a number that stands for an element: its piece and type
+        self._placed = set()  # such numbers that were put into a tensor
         self._asked = {}  # by checkpoint tensor: the operators that asked for its elements
 
     def checkpoint_tensor(self, number, shape, dtype):
@@ -210,8 +211,10 @@ class Recorder(TorchDispatchMode):
         start = target.storage_offset()
         source, place = Zero() if value == 0 else Made("aten.fill_ sets a constant", frozenset()), 0
         if value in self._values:
-            element, dtype = self._values.pop(value)
-            self._asked[element.source.tensor].remove("aten._local_scalar_dense")
+            element, dtype = self._values[value]
+            if value not in self._placed:
+                self._placed.add(value)
+                self._asked[element.source.tensor].remove("aten._local_scalar_dense")
             via = None if dtype == target.dtype else f"aten.fill_ converts {_name(dtype)} to {_name(target.dtype)}"
             source, place = _after(element.source, via), element.source_at
         self._write(
@@ -228,7 +231,7 @@ class Recorder(TorchDispatchMode):
 
     def _value(self, name, tensors):
         """What stands for an element's value. A loader that looks at it may do anything: asked() says so, unless the value is just
-        put into another tensor."""
+        put into other tensors."""
         for tensor in tensors:
             for number in self.sources_of(tensor):
                 self._asked.setdefault(number, []).append(f"aten.{name}")
