@@ -450,6 +450,15 @@ class Recorded(unittest.TestCase):
         self.assertEqual(found["left"][0]["boxes"], [[4, 1, 0, 6]])
         self.assertEqual(found["left"][0]["why"], "padding")
 
+    def test_what_the_engine_makes_beside_a_tensor_is_left(self):
+        def load(parameter, a, _):
+            parameter[:, :6].copy_(a)
+            parameter[:, 6:].copy_(torch.arange(2.0))
+
+        found = self.boxes((4, 8), load)
+        self.assertEqual(found["parameters"][0]["parts"], [[0, 0, 4, 0, 6, 0, 0]])
+        self.assertEqual([of["boxes"] for of in found["left"]], [[[0, 4, 6, 2]]])
+
     def test_a_type_that_a_job_step_converts(self):
         found = self.boxes((4, 6), lambda p, a, b: p.copy_(a), dtype=torch.float32)
         self.assertEqual(found["parameters"][0]["parts"], [[0, 0, 4, 0, 6, 0, 0]])

@@ -4,9 +4,6 @@ Tensors of floating point that are made meanwhile are torch's meta tensors: shap
 between storages are not done, but recorded as regions. What has elements, as small tables of numbers have, stays real.
 """
 
-import functools
-import operator
-
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -156,7 +153,9 @@ class Recorder(TorchDispatchMode):
         """Pieces of a target; `dims` are (size, step in the tensor's storage, step in the target)."""
         content = self._contents.get(_key(tensor))
         if content is None:
-            return [] if tensor.device.type == "meta" else [_whole(dims, Made("the engine", frozenset()))]
+            if tensor.device.type == "meta":
+                return []
+            return [_regions.piece(0, [(size, to, 0) for size, _, to in dims], Made("the engine", frozenset()), 0)]
         if content.itemsize != tensor.element_size():
             raise _regions.Mixed(f"elements of {content.itemsize} and {tensor.element_size()} bytes")
         return _regions.read(content.pieces, tensor.storage_offset(), dims)
@@ -169,7 +168,7 @@ class Recorder(TorchDispatchMode):
         if content.itemsize != tensor.element_size():
             made = Made("aten.view of another type", self.sources_of(tensor))
             content.itemsize = tensor.element_size()
-            content.pieces = [_whole([(content.numel(), 1, 1)], made)]
+            content.pieces = [_whole(content, made)]
         pieces = pieces_of(dims)
         if tensor.numel() == content.numel():
             content.pieces = pieces
@@ -178,7 +177,7 @@ class Recorder(TorchDispatchMode):
                 content.pieces = _regions.without(content.pieces, tensor.storage_offset(), dims) + pieces
             except _regions.Mixed as error:
                 sources = self.sources_of(tensor).union(*(tensors_of(of.source) for of in pieces))
-                content.pieces = [_whole([(content.numel(), 1, 1)], Made(f"a copy with {error}", sources))]
+                content.pieces = [_whole(content, Made(f"a copy with {error}", sources))]
 
     def _copy(self, source, target, name):
         via = None if source.dtype == target.dtype else f"{name} converts {_name(source.dtype)} to {_name(target.dtype)}"
@@ -249,9 +248,8 @@ class Recorder(TorchDispatchMode):
         return value
 
 
-def _whole(dims, source):
-    numel = functools.reduce(operator.mul, (dim[0] for dim in dims), 1)
-    return _regions.piece(0, [(numel, 1, 1)], source, 0)
+def _whole(content, source):
+    return _regions.piece(0, [(content.numel(), 1, 1)], source, 0)
 
 
 def _after(source, via):
