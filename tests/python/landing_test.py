@@ -574,6 +574,18 @@ class Maps(unittest.TestCase):
             said = f"parameter {name}: [0:138, 0:80] come from {name} [192:330, 0:80] and from {name} [191:329, 0:80]"
             self.assertIn(f"rank 1: {said}", errors.getvalue())
 
+    def test_a_map_of_an_older_learner_has_another_key(self):
+        with tempfile.TemporaryDirectory() as folder:
+            model = json.loads(gzip.decompress((DATA / "qwen3-moe.json.gz").read_bytes()))
+            pathlib.Path(folder, "config.json").write_text(json.dumps(model["config"]))
+            pathlib.Path(folder, "tensors.json").write_text(json.dumps(model["tensors"]))
+            landing = learn.learn(folder)
+            with unittest.mock.patch.object(_vllm_learn, "VERSION", "0.0.9"):
+                older = learn.learn(folder)
+        self.assertEqual(landing["ranks"], older["ranks"])
+        self.assertNotEqual(landing["key"], older["key"])
+        self.assertEqual(older["made_for"]["weightcast"], "0.0.9")
+
     def test_what_the_engine_has_tied_since(self):
         module = torch.nn.Module()
         module.embedding, module.head = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)

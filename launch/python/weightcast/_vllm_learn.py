@@ -29,6 +29,7 @@ from . import _headers, _landing, _regions, _tensors
 from ._library import Error
 from ._recorder import Recorder
 from ._sources import Made
+from ._version import VERSION
 
 logger = init_logger("vllm.weightcast")
 
@@ -137,10 +138,11 @@ def joined(config, learned):
 
 
 def made_for_of(config, digest, kernels):
-    """All that vLLM's loader depends on. `digest` is the checkpoint's, `kernels` the engine's for experts."""
+    """All that a map depends on, this package's version, too. `digest` is the checkpoint's, `kernels` the engine's for experts."""
     parallel, model_config = config.parallel_config, config.model_config
     tensor, pipeline = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
     made_for = {
+        "weightcast": VERSION,
         "engine": "vllm",
         "engine_version": vllm.__version__.split("+")[0],
         "device": current_platform.device_type,
