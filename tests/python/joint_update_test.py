@@ -5,7 +5,7 @@ import threading
 import unittest
 
 import weightcast
-from weightcast import Invalid, NoAnswer, Update, Wanted
+from weightcast import Invalid, NoAnswer, Update, Wanted, sglang
 from weightcast._joint_update import JointUpdate, Ranks
 
 RANKS = 3
@@ -174,6 +174,25 @@ class Together(unittest.TestCase):
         with self.assertRaisesRegex(weightcast.Error, "ZeroDivisionError: division by zero") as caught:
             Ranks().together(divide)
         self.assertEqual(caught.exception.code, 70)
+
+
+class Sglang(unittest.TestCase):
+    """An engine of one rank."""
+
+    def test_what_was_there_is_not_there_behind_half_an_update(self):
+        class Once(Exports):
+            def wanted(self):
+                asked, self.asked = self.asked, None
+                return asked
+
+            def require_in_place(self):
+                pass
+
+        engine = object.__new__(sglang._Engine)
+        engine._model, engine._ranks, engine._version, engine._whole = None, Ranks(), 4, True
+        engine._export = Once(Wanted(5, 17), Invalid(65, "half written"))
+        with self.assertLogs("weightcast.sglang"), self.assertRaises(Invalid):
+            engine.serve({"version": 4, "timeout": 1.0, "attach": False})
 
 
 if __name__ == "__main__":

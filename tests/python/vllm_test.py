@@ -268,6 +268,7 @@ class Sessions(Live):
         self.assertEqual(self.state(), self.loaded[0])
 
     def test_a_job_step_that_dies_while_it_writes(self):
+        before = self.version
         version = self.offer(181)
         self.engine.ask("start")
         # Its last rank stops itself when it may write the last worker's memory.
@@ -279,6 +280,9 @@ class Sessions(Live):
         job_step.kill(job)
         said = self.refused("update", {"version": version})
         self.assertIn("no version is in memory: the job step died", said)
+        # The version that was there is not there any more, either.
+        self.engine.ask("start")
+        self.assertIn("no job step has asked", self.refused("update", {"version": before, "timeout": 0.1}))
         self.update(0)
         self.assertEqual(self.state(), self.loaded[0])
 
@@ -303,6 +307,29 @@ class Sessions(Live):
         job.kill()
         self.update(0)
         self.assertEqual(self.state(), self.loaded[0])
+
+
+class Failures(unittest.TestCase):
+    """What a worker knows of its memory when an update has failed."""
+
+    def version_after(self, error, call):
+        os.environ.update(SETTINGS)
+        from weightcast import _joint_update, _vllm_engine
+
+        engine = object.__new__(_vllm_engine.WeightcastEngine)
+        engine.parallel_config = Settings(rank=0)
+        engine._world, engine._ranks, engine._version, engine._kept = 1, _joint_update.Ranks(), 4, None
+        engine._update = unittest.mock.Mock()
+        engine._update.wait.side_effect = error
+        with self.assertRaises(type(error)):
+            call(engine)
+        self.assertIsNone(engine._update)
+        return engine._version
+
+    def test_what_was_there_is_not_there_behind_half_an_update(self):
+        for call in (lambda engine: engine.update_weights({"version": 5}), lambda engine: engine.finish_weight_update()):
+            self.assertIsNone(self.version_after(weightcast.Invalid(65, "half written"), call))
+            self.assertEqual(self.version_after(weightcast.NoAnswer(76, "nobody has asked"), call), 4)
 
 
 class Refusals(unittest.TestCase):

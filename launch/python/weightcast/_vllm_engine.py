@@ -274,7 +274,7 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         try:
             self._receive(info, wrong)
         except weightcast.Error as error:
-            self._update = None
+            self._forget_update(error)
             self._raise(error, _calling_worker())
 
     def receive_weights(self, update_info):
@@ -307,8 +307,13 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         try:
             self._use(self._waited(None, 0.0))
         except weightcast.Error as error:
-            self._update = None
+            self._forget_update(error)
             self._raise(error, _calling_worker())
+
+    def _forget_update(self, error):
+        self._update = None
+        if isinstance(error, weightcast.Invalid):
+            self._version = None
 
     def _use(self, version):
         update, self._update = self._update, None

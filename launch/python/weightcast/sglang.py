@@ -82,7 +82,7 @@ class _Engine:
                 self._receive(request["version"], until)
                 return
             except Invalid as error:
-                self._whole = False
+                self._version, self._whole = None, False
                 if time.monotonic() >= until:
                     raise
                 logger.error("No version is whole; the next job step may bring one: %s", error)
