@@ -418,6 +418,24 @@ class Refusals(unittest.TestCase):
         with self.assertRaisesRegex(weightcast.Error, "experts: experts are packed for the CPU's kernels, .* \"direct\""):
             self.engine._require_loadable(self.settings(), module)
 
+    def test_experts_that_a_map_would_place_wrongly(self):
+        def publish(backend, landing):
+            engine = object.__new__(self.engine.WeightcastEngine)
+            engine._vllm_config, engine.model = self.settings(), torch.nn.Linear(2, 2)
+            engine.model.experts = torch.nn.Module()
+            engine.model.experts.quant_method = Settings(unquantized_backend=Settings(value=backend), experts_cls=torch.nn.Module)
+            with unittest.mock.patch("weightcast.publish") as published:
+                try:
+                    return engine._publish_module(self.engine.InitInfo("weights", landing=landing, layout="vllm:t1"), {})
+                except weightcast.Error:
+                    published.assert_not_called()
+                    raise
+
+        self.assertEqual(publish("TRITON", "learn"), "vllm:t1 --moe-layout triton")
+        self.assertEqual(publish("FlashInfer CUTLASS", "direct"), "vllm:t1 --moe-layout cutlass")
+        with self.assertRaisesRegex(weightcast.Error, "--moe-layout cutlass .* choose --moe-backend triton"):
+            publish("FlashInfer CUTLASS", "learn")
+
     def test_layouts_are_written_as_allocations(self):
         def layout(replicas, pp, tp, ep):
             parallel = Settings(tensor_parallel_size=tp, pipeline_parallel_size=pp, enable_expert_parallel=ep)

@@ -144,6 +144,8 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             _require_loadable(self._vllm_config, self.model)
         else:
             _require_writable(self._vllm_config, self.model)
+        if info.landing == "learn":
+            _require_learnable(self.model)
 
     def _replica_of(self, info):
         return info.replica + self.parallel_config.data_parallel_index
@@ -500,6 +502,15 @@ def _moe_layouts(model):
             )  # fmt: skip
         found.add(layout)
     return sorted(found)
+
+
+def _require_learnable(model):
+    """A map has the experts as vLLM's loader puts them: what kernels have turned round since is not in it."""
+    for layout in _moe_layouts(model):
+        if layout not in ("triton", "vllm-cpu"):
+            raise weightcast.Error(
+                64, f"experts lie as --moe-layout {layout} says, which is not put on top of a landing map; choose --moe-backend triton"
+            )  # fmt: skip
 
 
 def _layout_of(parallel, replicas):
