@@ -181,7 +181,7 @@ class Trainer:
 
     def __init__(self, folder, model):
         torch.manual_seed(1)
-        torch.set_num_threads(1)  # as vLLM's workers: they share two cores
+        torch.set_num_threads(1)  # as vLLM's workers
         self.module = Qwen3MoeForCausalLM.from_pretrained(model, dtype=torch.float32)
         self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=3e-4, weight_decay=0.0)
         self.export = weightcast.torch.publish(folder, 0, 1, self.module, torch.bfloat16, layout="hf")

@@ -33,8 +33,9 @@ class Update:
 
 
 class Pause:
-    """Entered when the version that was asked for is in memory, with a window when the job step begins to write. Whatever ends it early, a signal's handler too, leaves an
-    engine of which nothing untrue is said: it serves what it had, or it is invalid for that reason."""
+    """Entered when the version that was asked for is in memory, with a window when the job step begins to write. Whatever ends
+    it early, a signal's handler too, leaves an engine of which nothing untrue is said: it serves what it had, or it is
+    invalid for that reason."""
 
     def __init__(self, export, question, timeout):
         self._export = export

@@ -1,6 +1,6 @@
 """Learns from an engine's own loader which box of which checkpoint tensor lands where, and writes a landing map.
 
-    python3 -m weightcast.learn MODEL --engine vllm --tp 2 --output landing.json
+    weightcast learn MODEL --engine vllm --tp 2 --output landing.json          # or python3 -m weightcast.learn
 
 MODEL is a folder with config.json and a checkpoint, of which only headers are read, or with config.json and tensors.json, a list
 [{"name", "dtype", "shape"}, …]. Job steps take the map with --landing. With --check another map is compared with what is learned.
