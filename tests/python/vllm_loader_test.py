@@ -16,8 +16,10 @@ import job_step
 import torch
 import transformers
 import vllm_test
+from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm_setup import install_package
 from vllm_test import PATIENCE, Refused
+from weightcast import vllm_trainer
 
 WINDOW = 200_000  # bytes, a part of each model
 
@@ -183,8 +185,56 @@ class Qwen3OfTwo(Failures):
     ranks = 2
 
 
+class Client:
+    """vLLM's, of an engine that has published already."""
+
+    def __init__(self, engine):
+        self._ask = engine.ask
+
+    def init_weight_transfer_engine(self, info):
+        pass
+
+    def start_weight_update(self):
+        self._ask("start")
+
+    def update_weights(self, info):
+        self._ask("update", info)
+
+    def finish_weight_update(self, version):
+        self._ask("finish")
+
+
 class Llama(Loader):
     kind = "Llama"
+
+    def test_a_trainer_that_uses_vllms_trainer_api(self):
+        words = ["--inference-alloc", f"hf:d{self.ranks}", "--bucket-size", "64KiB"]
+        server = job_step.start(self.folder, self.model(0), 1 + self.ranks, *words, command="serve")
+        self.addCleanup(server.stdout.close)
+        self.addCleanup(server.wait)
+        self.addCleanup(server.kill)
+        until = time.monotonic() + PATIENCE
+        while not pathlib.Path(self.folder, "server.json").exists():
+            self.assertIsNone(server.poll())
+            self.assertLess(time.monotonic(), until)
+            time.sleep(0.01)
+        info = vllm_trainer.InitInfo(self.folder, rank=0, version=self.version, timeout=PATIENCE, workers={"landing": "loader"})
+        source = vllm_trainer.Source(self.trainer.export, torch.nn.Module())
+        sender = WeightTransferTrainerFactory.trainer_init(info, client=Client(self.engine), source=source)
+        states = []
+        for seed in (1, 0):
+            self.trainer.fill(self.model(seed))
+            sender.send_weights()
+            type(self).version = sender.version
+            self.assertEqual(sender.answer.version, sender.version)
+            states.append(self.state_of(self.engine))
+        self.assertNotEqual(*states)
+        server.terminate()
+        server.communicate(timeout=PATIENCE)
+        self.update(1)
+        self.assertEqual(self.state_of(self.engine), states[0])
+        self.update(0)
+        self.assertEqual(self.state_of(self.engine), states[1])
 
 
 class Qwen2OfTwo(Loader):

@@ -88,9 +88,12 @@ class Trainer:
     def offer(self, version, checkpoint):
         with contextlib.suppress(weightcast.Error):  # nothing was offered, or nobody has read it
             self.export.settle(timeout=0)
+        self.fill(checkpoint)
+        self.export.offer(version, wait=False)
+
+    def fill(self, checkpoint):
         for name, tensor in load_file(checkpoint / "model.safetensors").items():
             self.tensors[name].copy_(tensor)
-        self.export.offer(version, wait=False)
 
 
 def model(step):

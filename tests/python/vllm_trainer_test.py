@@ -1,6 +1,7 @@
 """vLLM's trainer API with weightcast as its backend: which calls it makes in which order, and what it does when one fails. rl_loop.py
 runs it with a server."""
 
+import threading
 import unittest
 import unittest.mock
 
@@ -88,6 +89,66 @@ class TrainerEngine(unittest.TestCase):
                 with self.assertRaisesRegex(weightcast.Error, f"{failing} fails"):
                     engine.send_weights()
                 self.assertEqual((self.calls[-1], engine.version), (("settle", 0), 4))
+
+    def through_loader(self, answer, failing=None):
+        """An engine whose update_weights takes the tensors, before which no server answers."""
+        engine = self.start(workers={"landing": "loader"})
+        taken = threading.Event()
+
+        def triggered(folder, version, timeout):
+            if not taken.wait(60):
+                raise weightcast.Error(76, "nothing takes the tensors")
+            return answer(version)
+
+        def update_weights(info):
+            self.calls.append(("update_weights", info))
+            taken.set()
+            if failing is not None:
+                raise failing
+
+        self.trigger.side_effect = triggered
+        engine.client.update_weights = update_weights
+        self.calls.clear()
+        return engine
+
+    def test_tensors_that_go_through_the_loader(self):
+        engine = self.through_loader(lambda version: weightcast.Answer(version, False, ""))
+        engine.send_weights()
+        update = [("start_weight_update",), ("update_weights", {"version": 5, "timeout": 9.0}), ("finish_weight_update", "5")]
+        self.assertEqual(self.calls[1:-1], update)
+        self.assertEqual((engine.version, engine.answer.version), (5, 5))
+
+    def test_a_server_that_fails_while_the_loader_loads(self):
+        def answer(version):
+            raise weightcast.Error(66, "other bytes")
+
+        engine = self.through_loader(answer)
+        with self.assertRaisesRegex(weightcast.Error, "other bytes"):
+            engine.send_weights()
+        self.assertEqual((self.calls[-1], engine.version), (("settle", 0), 4))
+
+    def test_a_loader_that_fails(self):
+        failing = RuntimeError("no such tensor")
+        engine = self.through_loader(lambda version: weightcast.Answer(version, False, ""), failing)
+        with self.assertRaisesRegex(RuntimeError, "no such tensor"):
+            engine.send_weights()
+
+        def answer(version):
+            raise weightcast.Error(74, "engine rank 0 has given up amid the update")
+
+        engine = self.through_loader(answer, failing)
+        with self.assertRaisesRegex(weightcast.Error, "has given up amid the update") as caught:
+            engine.send_weights()
+        self.assertIs(caught.exception.__cause__, failing)
+        self.assertEqual((self.calls[-1], engine.version), (("settle", 0), 4))
+
+    def test_a_server_that_is_not_there_for_the_loader(self):
+        engine = self.start(workers={"landing": "loader"})
+        self.trigger.side_effect = weightcast.Error(74, "the server is gone")
+        self.calls.clear()
+        with self.assertRaisesRegex(weightcast.Error, "the server is gone"):
+            engine.send_weights()
+        self.assertEqual(self.calls[2:], [("update_weights", {"timeout": 0}), ("settle", 0)])
 
     def test_refusals(self):
         info = vllm_trainer.InitInfo("weights", rank=0)

@@ -83,7 +83,8 @@ class JointUpdate:
     def __init__(self, export, ranks, served, timeout, load=None):
         """`served` is the version that the memory holds, None when it is not known; `timeout` is how many seconds a job
         step that has been answered may take. `load` is called by wait() with the Update whose tensors come through a
-        window, where any rank has one, and takes them all: on a rank without one when the version is there."""
+        window, where any rank has one, and takes them all, on a rank without one when the version is there: in the caller's
+        thread, as loaders need what an engine sets there or, as vLLM its configuration, for the process while it calls."""
         self._export = export
         self._ranks = ranks
         self._served = served

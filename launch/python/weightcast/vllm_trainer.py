@@ -13,8 +13,10 @@
 Importing this module registers the backend. vLLM sends nothing itself: a job step, which weightcast's server is, moves the weights.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import threading
 import typing
 
 import vllm
@@ -26,6 +28,9 @@ from ._tested import require_tested
 
 _TESTED = ("0.32.0",)
 _OTHERS = "WEIGHTCAST_VLLM_VERSION"
+
+# Seconds within which a server that is gone, or refuses, has said so.
+_SOON = 0.5
 
 
 @dataclasses.dataclass
@@ -88,15 +93,38 @@ class TrainerEngine(TrainerWeightTransferEngine[InitInfo]):
 
     def _update(self, version):
         self.client.start_weight_update()
-        try:
-            self.answer = trigger(self._info.folder, version, timeout=self._info.timeout) if self._info.triggers else None
-        except Error:
+        answer = self._ask(version)
+        # What goes through vLLM's own loader is taken in update_weights alone, and the server answers when all is.
+        concurrent.futures.wait([answer], _SOON if self._info.workers.get("landing") == "loader" else None)
+        if answer.done() and answer.exception() is not None:
             # vLLM waits for a job step that does not come.
             with contextlib.suppress(Exception):
                 self.client.update_weights({"timeout": 0})
+            raise answer.exception()
+        try:
+            self.client.update_weights({"version": version, "timeout": self._info.timeout})
+            self.client.finish_weight_update(str(version))
+        except Exception as error:
+            if answer.exception() is not None:  # when nobody reads the parameters any more
+                raise answer.exception() from error
             raise
-        self.client.update_weights({"version": version, "timeout": self._info.timeout})
-        self.client.finish_weight_update(str(version))
+        self.answer = answer.result()
+
+    def _ask(self, version):
+        """What the server will say, a Future: a thread waits for it."""
+        answer = concurrent.futures.Future()
+
+        def ask():
+            try:
+                answer.set_result(trigger(self._info.folder, version, timeout=self._info.timeout))
+            except Exception as error:
+                answer.set_exception(error)
+
+        if self._info.triggers:
+            threading.Thread(target=ask, name="weightcast trigger", daemon=True).start()
+        else:
+            answer.set_result(None)
+        return answer
 
 
 def _register():
