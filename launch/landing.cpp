@@ -15,7 +15,7 @@ std::string read_map(const std::string& path) {
   try {
     return read_json_file(path, kMostLandingBytes);
   } catch (const IoError& error) {
-    throw IoError(fmt::format("--landing, what python3 -m weightcast.learn has written: {}", error.what()));
+    throw IoError(fmt::format("--landing, what weightcast learn has written: {}", error.what()));
   }
 }
 
@@ -43,7 +43,7 @@ std::optional<LandingMap> find_landing(const std::string& path) {
   std::error_code none;
   if (!path.ends_with(".json") || !std::filesystem::is_regular_file(path, none)) return std::nullopt;
   const std::string text = read_json_file(path, kMostLandingBytes);
-  for (const char* field : {"\"landing\"", "\"made_for\"", "\"ranks\""}) {
+  for (const char* field : {"\"landing\"", "\"engine_version\""}) {
     if (text.find(field) == std::string::npos) return std::nullopt;
   }
   return parse_landing_map(text, path);

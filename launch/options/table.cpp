@@ -23,7 +23,7 @@ constexpr std::array<OptionInfo, 54> kOptions{{
      "the model's config.json, or its folder (default: beside the source, if there is one)",
      kAll & ~kTrigger},
     {"landing", "FILE",
-     "landing map that python3 -m weightcast.learn has made of the engine: where each tensor lands on each "
+     "landing map that weightcast learn has made of the engine: where each tensor lands on each "
      "rank, in "
      "place "
      "of "

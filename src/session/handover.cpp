@@ -111,7 +111,8 @@ void Handover::arrived(std::size_t k, std::span<const std::uint64_t> written,
     // A bucket has a check for each of its moves, in their order, before all others.
     const DigestBox& check = share_.checks[bucket.first_check + i];
     if (!written.empty()) require_written(plan_, catalog_, share_, check, written[i], expected);
-    if ((missing_[*tensor] -= bytes_of(move)) > 0) continue;
+    missing_[*tensor] -= bytes_of(move);
+    if (missing_[*tensor] > 0) continue;
     {
       // Before it is the loader's, which may take it at once.
       const std::scoped_lock lock(mutex_);

@@ -90,7 +90,7 @@ TEST_F(Terminal, PathsThatAreNotThere) {
   const std::string absent = dir_ / kForged;
   expect_tame_refusal(run_plain({"inspect", absent}), 74);
   expect_tame_refusal(run_plain({"verify", absent, "--source", trained(0), "--json", json_}), 74);
-  EXPECT_TRUE(has(read_json(json_).at("error"), {kForged}));
+  EXPECT_TRUE(has(read_json(json_).at("error"), {kShown}));
   expect_tame_refusal(run_job(3, sync_words(absent) + Words{"--json", json_}), 74);
   EXPECT_EQ(read_json(json_).at("status"), "input/output");
 }

@@ -117,9 +117,9 @@ TEST(Shapes, EveryTensorIsAMatrixToo) {
   }
 }
 
-TEST(Shapes, AtMostFourDimensions) {
-  EXPECT_THROW((Shape{1, 2, 3, 4, 5}), InputError);
-  EXPECT_EQ((Shape{1, 2, 3, 4}.dims()), 4u);
+TEST(Shapes, AtMostFiveDimensions) {
+  EXPECT_THROW((Shape{1, 2, 3, 4, 5, 6}), InputError);
+  EXPECT_EQ((Shape{1, 2, 3, 4, 5}.dims()), 5u);
 }
 
 TEST(Shapes, EqualityLooksAtDimensionsAndExtents) {

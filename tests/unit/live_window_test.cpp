@@ -236,7 +236,8 @@ TEST_F(LiveWindowTest, AJobStepThatDiesLeavesNothingInTheWindow) {
   });
   EXPECT_EQ(job.wait(), 0);
   EXPECT_EQ(engine.wait(), WEIGHTCAST_IS_INVALID);
-  EXPECT_EQ(in_use(), 0);
+  // Nothing, or no window any more: what the dead have left goes with anybody's next publication.
+  EXPECT_LE(in_use(), 0);
 }
 
 TEST_F(LiveWindowTest, AnEngineThatStillLoadsWhenTheNextUpdateAsksHasNoVersion) {

@@ -652,7 +652,7 @@ TEST_F(StorageObstacles, SafetensorsOfOtherTypes) {
   };
   const std::vector<std::string> entries{
       entry("complex", "C64", "[2]", 0, 16), entry("six", "F6_E3M2", "[4]", 16, 19),
-      entry("other", "F8_E4M3FNUZ", "[2,1]", 19, 21), entry("deep", "U8", "[1,1,1,1,3]", 21, 24),
+      entry("other", "F8_E4M3FNUZ", "[2,1]", 19, 21), entry("deep", "U8", "[1,1,1,1,1,3]", 21, 24),
       entry("plain", "U8", "[3]", 24, 27)};
   put_file(dir_ / "x.safetensors", safetensors_bytes(fmt::format("{{{}}}", fmt::join(entries, ",")), 27));
   const Checkpoint checkpoint = read_checkpoint(dir_ / "x.safetensors");
@@ -661,7 +661,7 @@ TEST_F(StorageObstacles, SafetensorsOfOtherTypes) {
   const std::map<std::string, std::string> forms{{"complex", "C64 [2]"},
                                                  {"six", "F6_E3M2 [4]"},
                                                  {"other", "F8_E4M3FNUZ [2, 1]"},
-                                                 {"deep", "U8 [1, 1, 1, 1, 3]"}};
+                                                 {"deep", "U8 [1, 1, 1, 1, 1, 3]"}};
   for (const auto& [name, form] : forms) {
     const StoredTensor* tensor = checkpoint.find(name);
     ASSERT_NE(tensor, nullptr);

@@ -29,7 +29,7 @@ constexpr JsonLimits kLimits{
 class Fields : public JsonFields {
  public:
   Fields(const json& object, std::string where)
-      : JsonFields(object, std::move(where), "learn the map anew with python3 -m weightcast.learn") {}
+      : JsonFields(object, std::move(where), "learn the map anew with weightcast learn") {}
 
   /// A list that may be left out.
   const json& optional_list(const char* name) const {

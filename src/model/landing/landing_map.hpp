@@ -66,7 +66,7 @@ struct LandedTensor {
 };
 
 /// Where an engine's own loader puts every element of a checkpoint, on every rank of one replica: what
-/// `python3 -m weightcast.learn` has found out, in place of a family's rules. The file is JSON; README.md
+/// `weightcast learn` has found out, in place of a family's rules. The file is JSON; README.md
 /// beside this has its format.
 struct LandingMap {
   std::string origin;  ///< the file

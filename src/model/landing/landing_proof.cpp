@@ -13,7 +13,7 @@ namespace weightcast {
 
 namespace {
 
-constexpr const char* kRemedy = "learn the map anew with python3 -m weightcast.learn";
+constexpr const char* kRemedy = "learn the map anew with weightcast learn";
 
 /// Whether a box lies within a shape, whatever its numbers from 0 on are.
 bool within(const Box& box, const Shape& shape) {
