@@ -43,9 +43,7 @@ std::optional<LandingMap> find_landing(const std::string& path) {
   std::error_code none;
   if (!path.ends_with(".json") || !std::filesystem::is_regular_file(path, none)) return std::nullopt;
   const std::string text = read_json_file(path, kMostLandingBytes);
-  for (const char* field : {"\"landing\"", "\"engine_version\""}) {
-    if (text.find(field) == std::string::npos) return std::nullopt;
-  }
+  if (text.find("\"landing\":") == std::string::npos) return std::nullopt;
   return parse_landing_map(text, path);
 }
 
