@@ -208,7 +208,8 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
                 finalize_layerwise_reload(self.model, self.model_config)
                 torch.accelerator.synchronize()
         wanted = {name for name, _ in self.model.named_parameters() if fed is None or name in fed}
-        missing = sorted(wanted - loaded) if loaded is not None else []
+        said = None if loaded is None else {_without_module_of_experts(name) for name in loaded}
+        missing = [] if said is None else sorted(name for name in wanted if _without_module_of_experts(name) not in said)
         if missing and not self.model_config.quantization:
             raise weightcast.Error(65, f"parameter {missing[0]} and {len(missing) - 1} others got nothing from the model's tensors")
 
@@ -398,6 +399,11 @@ def _require_wished(info, wrong, version):
 
 def _require_tested_version():
     require_tested("vLLM", vllm.__version__.split("+")[0], _TESTED, _OTHERS)
+
+
+def _without_module_of_experts(name):
+    """Some loaders leave the module in which experts lie, mlp.experts.routed_experts, out of the names that they say."""
+    return name.replace(".routed_experts.", ".")
 
 
 def _load_batches(model, batches):
