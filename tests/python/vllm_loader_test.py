@@ -15,10 +15,9 @@ import unittest
 import job_step
 import torch
 import transformers
-import vllm_test
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+from vllm_case import PATIENCE, EngineCase, Trainer, Vllm
 from vllm_setup import install_package
-from vllm_test import PATIENCE, Refused
 from weightcast import vllm_trainer
 
 WINDOW = 200_000  # bytes, a part of each model
@@ -60,7 +59,7 @@ def write_model(folder, kind, seed):
     model.save_pretrained(folder)
 
 
-class Loader(unittest.TestCase):
+class Loader(EngineCase):
     kind = None
     ranks = 1
     landing = "loader"
@@ -79,7 +78,7 @@ class Loader(unittest.TestCase):
         cls.folder = str(cls.directory / "weights")
         cls.engine = cls.start_engine(0)
         cls.engine.ask("init", {"folder": cls.folder, "version": 0, "timeout": PATIENCE, "landing": cls.landing, "window": WINDOW})
-        cls.trainer = vllm_test.Trainer(cls.folder, cls.model(0))
+        cls.trainer = Trainer(cls.folder, cls.model(0))
         cls.addClassCleanup(cls.trainer.export.close)
         cls.version = 0
 
@@ -89,7 +88,7 @@ class Loader(unittest.TestCase):
 
     @classmethod
     def start_engine(cls, seed):
-        engine = vllm_test.Vllm(cls.model(seed), {"tensor_parallel_size": cls.ranks}, cls.package)
+        engine = Vllm(cls.model(seed), {"tensor_parallel_size": cls.ranks}, cls.package)
         cls.addClassCleanup(engine.end)
         return engine
 
@@ -97,41 +96,11 @@ class Loader(unittest.TestCase):
     def state_of(engine):
         return {"checksums": engine.ask("checksums"), "ids": engine.ask("generate")}
 
-    def offer(self, seed):
-        type(self).version += 1
-        self.trainer.offer(self.version, self.model(seed))
-        return self.version
+    def words_of_job(self):
+        return *self.layout(), "--bucket-size", "64KiB"
 
     def layout(self):
         return "--inference-alloc", f"hf:d{self.ranks}"
-
-    def start_job(self, **environment):
-        words = [*self.layout(), "--bucket-size", "64KiB"]
-        job = job_step.start(self.folder, self.model(0), 1 + self.ranks, *words, **environment)
-        self.addCleanup(job.stdout.close)
-        self.addCleanup(job.wait)
-        self.addCleanup(job.kill)
-        return job
-
-    def update(self, seed):
-        """Returns what the job step says."""
-        version = self.offer(seed)
-        self.engine.ask("start")
-        job = self.start_job()
-        try:
-            self.engine.ask("update", {"version": version, "timeout": PATIENCE})
-        except Refused as error:
-            job.kill()
-            self.fail(f"{error}\n{job.communicate()[0]}")
-        self.engine.ask("finish")
-        said = job.communicate(timeout=PATIENCE)[0]
-        self.assertEqual(job.returncode, 0, said)
-        return said
-
-    def refused(self, *call):
-        with self.assertRaises(Refused) as caught:
-            self.engine.ask(*call)
-        return str(caught.exception)
 
     def test_what_comes_is_what_a_file_would_have_brought(self):
         loaded = self.state_of(self.engine)

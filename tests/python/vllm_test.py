@@ -4,12 +4,10 @@ After an update every parameter's SHA-256, as vLLM computes it, and the ids that
 the same weights from a file.
 """
 
-import contextlib
 import json
 import os
 import pathlib
 import subprocess
-import sys
 import tempfile
 import time
 import unittest
@@ -20,80 +18,12 @@ import job_step
 import torch
 import weightcast
 import wide_heads
-from safetensors.torch import load_file
-from vllm_setup import SETTINGS, install_package, vllm_segments
+from vllm_case import PATIENCE, EngineCase, Refused, Trainer, Vllm
+from vllm_setup import SETTINGS, install_package
 from weightcast import learn
 
 HERE = pathlib.Path(__file__).parent
 MODELS = HERE.parent / "data" / "python-coder-qwen3-moe"
-PATIENCE = 180  # seconds, on a machine that has other work
-
-
-class Refused(Exception):
-    """What vLLM's call raised."""
-
-
-class Vllm:
-    """vllm_program.py, with pipes."""
-
-    def __init__(self, model, options, package):
-        environment = {**os.environ, **SETTINGS, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONPATH": str(package)}
-        command = [sys.executable, "-B", HERE / "vllm_program.py", model, json.dumps(options)]
-        before = vllm_segments()
-        self.log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
-        )
-        self.answer()
-        self.segments = vllm_segments() - before
-
-    def answer(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"vLLM has ended with {self.process.wait()}:\n{self.logged()[-8000:]}")
-        said = json.loads(line)
-        if isinstance(said, dict) and "error" in said:
-            raise Refused(said["error"])
-        return said
-
-    def ask(self, name, *arguments):
-        self.process.stdin.write(json.dumps([name, *arguments]) + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def logged(self):
-        self.log.seek(0)
-        return self.log.read()
-
-    def end(self):
-        self.process.stdin.close()
-        try:
-            self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process.stdout.close()
-        self.log.close()
-        for segment in self.segments:
-            segment.unlink(missing_ok=True)
-
-
-class Trainer:
-    """Tensors of a checkpoint in live memory, of which a job step reads a version."""
-
-    def __init__(self, folder, checkpoint):
-        self.tensors = load_file(checkpoint / "model.safetensors")
-        self.export = weightcast.publish(folder, role="trainer", rank=0, ranks=1, tensors=self.tensors, layout="hf")
-
-    def offer(self, version, checkpoint):
-        with contextlib.suppress(weightcast.Error):  # nothing was offered, or nobody has read it
-            self.export.settle(timeout=0)
-        self.fill(checkpoint)
-        self.export.offer(version, wait=False)
-
-    def fill(self, checkpoint):
-        for name, tensor in load_file(checkpoint / "model.safetensors").items():
-            self.tensors[name].copy_(tensor)
 
 
 def model(step):
@@ -101,9 +31,10 @@ def model(step):
     return Live.directory / f"step{step}"
 
 
-class Live(unittest.TestCase):
+class Live(EngineCase):
     """One engine for all tests of a class: they leave it as the next one needs it, serving some version."""
 
+    model = staticmethod(model)
     ranks = None
     options = {}  # of vLLM
     allocation = None
@@ -142,40 +73,8 @@ class Live(unittest.TestCase):
     def state_of(cls, engine):
         return {"checksums": engine.ask("checksums"), "ids": engine.ask("generate") if cls.generates else None}
 
-    def start_job(self, **environment):
-        words = ["--inference-alloc", self.allocation, "--moe-layout", "vllm-cpu"]
-        job = job_step.start(self.folder, model(0), 1 + self.ranks, *words, **environment)
-        self.addCleanup(job.stdout.close)
-        self.addCleanup(job.wait)
-        self.addCleanup(job.kill)
-        return job
-
-    def expect_done(self, job):
-        said = job.communicate(timeout=PATIENCE)[0]
-        self.assertEqual(job.returncode, 0, said)
-
-    def offer(self, step):
-        """A new version with the weights of that step."""
-        type(self).version += 1
-        self.trainer.offer(self.version, model(step))
-        return self.version
-
-    def update(self, step):
-        version = self.offer(step)
-        self.engine.ask("start")
-        job = self.start_job()
-        try:
-            self.engine.ask("update", {"version": version, "timeout": PATIENCE})
-        except Refused as error:
-            job.kill()
-            self.fail(f"{error}\n{job.communicate()[0]}")
-        self.engine.ask("finish")
-        self.expect_done(job)
-
-    def refused(self, name, *arguments):
-        with self.assertRaises(Refused) as caught:
-            self.engine.ask(name, *arguments)
-        return str(caught.exception)
+    def words_of_job(self):
+        return "--inference-alloc", self.allocation, "--moe-layout", "vllm-cpu"
 
     def refused_in_session(self, *calls):
         """What is refused by one of these calls, which with several workers is one later than with one."""
@@ -340,9 +239,9 @@ class Refusals(unittest.TestCase):
 
     def setUp(self):
         os.environ.update(SETTINGS)
-        from weightcast import _vllm_engine
+        from weightcast import _vllm_engine, _vllm_refusals
 
-        self.engine = _vllm_engine
+        self.engine, self.refusals = _vllm_engine, _vllm_refusals
 
     def test_a_version_that_was_never_tried(self):
         with unittest.mock.patch("vllm.__version__", "0.33.0+cpu"):
@@ -370,8 +269,8 @@ class Refusals(unittest.TestCase):
         )
 
     def require_direct(self, settings, module):
-        self.engine._require_in_use(settings, module)
-        self.engine._require_writable(settings, module)
+        self.refusals.require_in_use(settings, module)
+        self.refusals.require_writable(settings, module)
 
     def test_what_cannot_be_written_in_place(self):
         module = torch.nn.Linear(2, 2)
@@ -391,45 +290,48 @@ class Refusals(unittest.TestCase):
                 self.require_direct(self.settings(**{setting: value}), module)
         module.weight = torch.nn.Parameter(torch.empty(0))
         with self.assertRaisesRegex(weightcast.Error, "parameter weight is empty"):
-            self.engine._require_writable(self.settings(), module)
+            self.refusals.require_writable(self.settings(), module)
         packed = torch.nn.Module()
         packed.conv1d = torch.nn.Conv1d(1, 1, 4)
         packed.conv1d._cpu_unpacked_conv_weight = torch.empty(1, 4)
         with self.assertRaisesRegex(weightcast.Error, "parameter conv1d.weight: vLLM has packed it"):
-            self.engine._require_writable(self.settings(), packed)
+            self.refusals.require_writable(self.settings(), packed)
 
     def test_what_the_loader_cannot_write_beside_a_job_step(self):
         window = {"A_log": weightcast.Memory("BF16", (2,))}
         module = torch.nn.Module()
         module.mixer = torch.nn.Linear(2, 2)
-        self.engine._require_loader_beside(module, {}, set())
-        self.engine._require_loader_beside(module, window, {"mixer.weight"})
+        self.refusals.require_loader_beside(module, {}, set())
+        self.refusals.require_loader_beside(module, window, {"mixer.weight"})
         module.mixer.quant_method = Settings(unquantized_backend=Settings(value="CPU"))
         with self.assertRaisesRegex(weightcast.Error, "parameter mixer.weight: .* packed for the CPU's kernels"):
-            self.engine._require_loader_beside(module, window, {"mixer.weight"})
-        with unittest.mock.patch.object(self.engine, "current_platform", Settings(is_cpu=lambda: False)):
+            self.refusals.require_loader_beside(module, window, {"mixer.weight"})
+        with unittest.mock.patch.object(self.refusals, "current_platform", Settings(is_cpu=lambda: False)):
             with self.assertRaisesRegex(weightcast.Error, "tensor A_log goes .* on a GPU"):
-                self.engine._require_loader_beside(module, window, {"mixer.weight"})
+                self.refusals.require_loader_beside(module, window, {"mixer.weight"})
 
     def test_what_the_loader_does_not_load_twice(self):
         module = torch.nn.Linear(2, 2)
-        self.engine._require_loadable(self.settings(), module)
+        self.refusals.require_loadable(self.settings(), module)
         with self.assertRaisesRegex(weightcast.Error, "quantised weights are packed for the CPU's kernels"):
-            self.engine._require_loadable(self.settings(quantization="fp8"), module)
+            self.refusals.require_loadable(self.settings(quantization="fp8"), module)
         module.experts = torch.nn.Module()
         module.experts.quant_method = Settings(unquantized_backend=Settings(value="CPU"))
         with self.assertRaisesRegex(weightcast.Error, "experts: experts are packed for the CPU's kernels, .* \"direct\""):
-            self.engine._require_loadable(self.settings(), module)
+            self.refusals.require_loadable(self.settings(), module)
 
     def test_experts_that_a_map_would_place_wrongly(self):
         def publish(backend, landing):
             engine = object.__new__(self.engine.WeightcastEngine)
             engine._vllm_config, engine.model = self.settings(), torch.nn.Linear(2, 2)
+            engine._export, engine.parallel_config = None, Settings(data_parallel_index=0)
             engine.model.experts = torch.nn.Module()
             engine.model.experts.quant_method = Settings(unquantized_backend=Settings(value=backend), experts_cls=torch.nn.Module)
             with unittest.mock.patch("weightcast.publish") as published:
+                info = self.engine.InitInfo("weights", landing=landing, layout="vllm:t1")
                 try:
-                    return engine._publish_module(self.engine.InitInfo("weights", landing=landing, layout="vllm:t1"), {})
+                    engine._require_publishable(info)
+                    return engine._publish_module(info, {}, None)
                 except weightcast.Error:
                     published.assert_not_called()
                     raise

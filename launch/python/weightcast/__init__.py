@@ -312,14 +312,20 @@ def _require_memory(window, tensors):
     return dict(window)
 
 
+def _offsets(tensors, unit):
+    """Places one behind the other, each at a multiple of `unit` bytes: by name, and how many bytes all take."""
+    offsets = {}
+    total = 0
+    for name, tensor in tensors.items():
+        offsets[name] = total
+        total += -(-max(_tensors.bytes_of(tensor), 1) // unit) * unit
+    return offsets, total
+
+
 def _add_window(handle, window, limit, first):
     """Gives each tensor of the window a place that begins with a page. Returns name, form and memory of each by the number
     of its entry; `first` is that of the first."""
-    offsets = {}
-    total = 0
-    for name, tensor in window.items():
-        offsets[name] = total
-        total += -(-max(_tensors.bytes_of(tensor), 1) // _PAGE) * _PAGE
+    offsets, total = _offsets(window, _PAGE)
     address, segment = _library.add_window(handle, total, limit)
     places = {}
     for number, (name, tensor) in enumerate(window.items(), first):
@@ -332,12 +338,7 @@ def _add_window(handle, window, limit, first):
 def _add_entries(handle, tensors, forms):
     """Gives every tensor an entry: one in the CPU's memory a place in a new segment, one on a GPU the place where it is.
     Returns the memory of the former by name."""
-    offsets = {}
-    total = 0
-    for name, tensor in tensors.items():
-        if not _tensors.on_gpu(tensor):
-            offsets[name] = total
-            total += -(-max(_tensors.bytes_of(tensor), 1) // _ALIGNMENT) * _ALIGNMENT
+    offsets, total = _offsets({name: tensor for name, tensor in tensors.items() if not _tensors.on_gpu(tensor)}, _ALIGNMENT)
     address, segment = _library.add_segment(handle, total) if total else (None, None)
     memory = {}
     empty = []  # on a GPU: without elements they have no place

@@ -7,10 +7,12 @@ import pathlib
 import tempfile
 
 from ._library import Error
+from ._tensors import Memory
 
 _LIST = "tensors.json"
 _LONGEST = 100_000_000  # bytes of a header, as safetensors limits it
-_BITS = {"F4": 4, "BOOL": 8, "I8": 8, "U8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16,
+# Of an element, by the type as safetensors names it.
+BITS = {"F4": 4, "BOOL": 8, "I8": 8, "U8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16,
          "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}  # fmt: skip
 
 
@@ -65,9 +67,23 @@ def of_file(path):
     return entries
 
 
+def of_folder(folder):
+    """The same of all files of a checkpoint, as Memory by name. Raises Error."""
+    folder = pathlib.Path(folder)
+    index = folder / "model.safetensors.index.json"
+    try:
+        files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+        paths = [folder / file for file in sorted(files)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Error(
+            65, f"{folder}: the names of the model's tensors cannot be read ({error}); serve a folder with the model's safetensors files"
+        ) from None
+    return {name: Memory(dtype, shape) for path in paths for name, dtype, shape in of_file(path)}
+
+
 def _is_entry(name, dtype, shape):
     extents = isinstance(shape, list) and all(type(extent) is int and 0 <= extent < 1 << 40 for extent in shape)
-    return isinstance(name, str) and name != "" and isinstance(dtype, str) and dtype in _BITS and extents
+    return isinstance(name, str) and name != "" and isinstance(dtype, str) and dtype in BITS and extents
 
 
 def _header(path):
@@ -87,7 +103,7 @@ def _header(path):
             raise Error(65, f"{path}: entry {index} has not a name, a dtype of safetensors and a shape of whole numbers")
         if name in header:
             raise Error(65, f"{path}: entry {index} has the name of another one, {name!r}")
-        bits = _BITS[dtype]
+        bits = BITS[dtype]
         for extent in shape:
             bits *= extent
         if end + bits // 8 >= 1 << 62:

@@ -330,9 +330,8 @@ def view_of(name, form, memory):
     torch = sys.modules.get("torch")
     if torch is None:
         return memory
-    kinds = [kind for kind, dtype in _TORCH_DTYPES.items() if dtype == form.dtype]
-    kind = getattr(torch, (kinds[0] if kinds else form.dtype.lower()).removeprefix("torch."), None)
-    if not isinstance(kind, torch.dtype):
+    kind = torch_dtype(form.dtype)
+    if kind is None:
         raise Error(64, f"tensor {name} is {form.dtype}, which torch has not here; take a torch that has")
     if not len(memory):
         return torch.empty(form.shape, dtype=kind)

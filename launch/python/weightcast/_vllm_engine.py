@@ -34,8 +34,7 @@ except ImportError:  # 0.26
         return isinstance(module, (Attention, MLAAttention))
 
 
-from . import _landing
-from ._checkpoint import tensors_of
+from . import _headers, _landing, _vllm_refusals
 from ._joint_update import JointUpdate, Ranks, gather_objects
 from ._tested import require_tested
 from .learn import vllm_learner
@@ -45,9 +44,6 @@ logger = init_logger("vllm.weightcast")
 # vLLM's whose interface was read and which were run; README.md says with what.
 _TESTED = ("0.26.0", "0.32.0")
 _OTHERS = "WEIGHTCAST_VLLM_VERSION"
-
-# Job steps' --moe-layout by what vLLM calls its kernels of unquantised experts.
-_MOE_LAYOUTS = {"TRITON": "triton", "BATCHED_TRITON": "triton", "FlashInfer CUTLASS": "cutlass", "CPU": "vllm-cpu"}
 
 # Executors of which each worker's failure reaches the caller by itself.
 _SEPARATE_ANSWERS = ("uni", "ray", "external_launcher")
@@ -90,7 +86,7 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     def __init__(self, config, vllm_config, device, model):
         _require_tested_version()
         super().__init__(config, vllm_config, device, model)
-        _require_in_use(vllm_config, model)
+        _vllm_refusals.require_in_use(vllm_config, model)
         self._vllm_config = vllm_config
         self._world = self.parallel_config.world_size
         self._ranks = Ranks(self.parallel_config.rank, gather_objects(self._world)) if self._world > 1 else Ranks()
@@ -141,11 +137,11 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         if info.landing not in ("direct", "learn", "loader"):
             raise weightcast.Error(64, f"landing {info.landing!r} of init_info; write direct, learn or loader")
         if info.landing == "loader":
-            _require_loadable(self._vllm_config, self.model)
+            _vllm_refusals.require_loadable(self._vllm_config, self.model)
         else:
-            _require_writable(self._vllm_config, self.model)
+            _vllm_refusals.require_writable(self._vllm_config, self.model)
         if info.landing == "learn":
-            _require_learnable(self.model)
+            _vllm_refusals.require_learnable(self.model)
 
     def _replica_of(self, info):
         return info.replica + self.parallel_config.data_parallel_index
@@ -173,7 +169,7 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         fed = {name for of in own for name in of.get("parameters", [])}
         tensors = [landing["tensors"][of["tensor"]] for of in own]
         window = {of["name"]: weightcast.Memory(of["dtype"], of["shape"]) for of in tensors}
-        _require_loader_beside(self.model, window, fed)
+        _vllm_refusals.require_loader_beside(self.model, window, fed)
         layout = info.layout or _layout_of(self.parallel_config, info.replicas)
         self._export = weightcast.publish(
             info.folder, module=self.model, layout=layout, window=window, limit=info.window, **place
@@ -181,11 +177,11 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self._load = None
         if any(entries):  # on other ranks, too, which wait for this one
             self._load = functools.partial(self._load_landed, fed=fed) if window else lambda update: None
-        return " --moe-layout ".join([layout, *_moe_layouts(self.model)])
+        return " --moe-layout ".join([layout, *_vllm_refusals.moe_layouts(self.model)])
 
     def _publish_window(self, info, place):
         """The same. Each worker takes the whole model, of which its loader keeps its part: to the job step it is a replica."""
-        tensors = tensors_of(self.model_config.model)
+        tensors = _headers.of_folder(self.model_config.model)
         self._export = weightcast.publish(info.folder, window=tensors, limit=info.window, layout=info.layout or "hf", **place)
         self._load = self._load_landed
         return f"hf:d{place['ranks']}"
@@ -413,110 +409,6 @@ def _load_batches(model, batches):
         names = model.load_weights(batch)
         loaded = None if names is None or loaded is None else loaded | set(names)
     return loaded
-
-
-def _refuse(*findings):
-    for found, why, remedy in findings:
-        if found:
-            raise weightcast.Error(64, f"{why}; {remedy}")
-
-
-def _require_in_use(config, model):
-    """Refuses what has other weights than the model's own in use, or derives weights that would stay as they are."""
-    parallel = config.parallel_config
-    offload = config.offload_config
-    _refuse(
-        (config.model_config.enable_sleep_mode, "memory of the sleep mode cannot be opened by another process, and must not "
-         "be written while the engine is asleep", "start without --enable-sleep-mode"),
-        (config.lora_config, "adapters wrap the layers", "start without --enable-lora"),
-        (config.speculative_config and config.speculative_config.method not in ("ngram", "suffix"), "a draft model would keep its weights", "start without --speculative-config"),
-        (offload.uva.cpu_offload_gb or offload.prefetch.offload_group_size, "offloaded weights move", "start without offloading"),
-        (parallel.enable_eplb, "experts move between ranks", "start without --enable-eplb"),
-        (parallel.data_parallel_size > 1, "experts are cut over data-parallel ranks",
-         "start a server for each, with 'replica' and 'replicas' in init_info"),
-        (parallel.prefill_context_parallel_size > 1, "ranks of context parallelism have the same weights",
-         "start without --prefill-context-parallel-size"),
-        (hasattr(model, "process_weights_after_loading"), f"{type(model).__name__} derives weights of its own",
-         "serve another model"),
-    )  # fmt: skip
-
-
-def _require_writable(config, model):
-    """Refuses what cannot be written in place, or lies where the plan does not know it."""
-    parallel = config.parallel_config
-    _refuse(
-        (config.model_config.quantization, "quantised weights are repacked by vLLM's kernels",
-         "let init_info say \"landing\": \"loader\", or serve an unquantised model"),
-        (parallel.enable_expert_parallel and parallel.expert_placement_strategy != "linear", "experts must be placed linearly",
-         "start without --expert-placement-strategy"),
-    )  # fmt: skip
-    _require_unpacked(model)
-    _moe_layouts(model)
-
-
-def _require_loadable(config, model):
-    """Refuses what the model's own loader does not load a second time."""
-    if not current_platform.is_cpu():
-        return
-    _refuse((config.model_config.quantization, "quantised weights are packed for the CPU's kernels", "serve an unquantised model"))
-    _require_unpacked(model)
-    for name, module in model.named_modules():
-        if hasattr(getattr(module, "quant_method", None), "unquantized_backend"):
-            raise weightcast.Error(
-                64, f"{name}: experts are packed for the CPU's kernels, and vLLM's loader would write over them as they are not; "
-                "let init_info say \"landing\": \"direct\"")  # fmt: skip
-
-
-def _require_loader_beside(model, window, fed):
-    """Refuses what the loader cannot write while a job step writes the rest in place."""
-    if not window:
-        return
-    first = next(iter(window))
-    if not current_platform.is_cpu():
-        raise weightcast.Error(
-            64, f"tensor {first} goes through vLLM's own loader and its window in the host's memory, and parameters are on a GPU; "
-            "let init_info say \"landing\": \"loader\"")  # fmt: skip
-    for name in sorted(fed):
-        if hasattr(getattr(model.get_submodule(name.rpartition(".")[0]), "quant_method", None), "unquantized_backend"):
-            raise weightcast.Error(
-                64, f"parameter {name}: goes through vLLM's own loader, but experts are packed for the CPU's kernels, which the "
-                "loader would write over; serve another model")  # fmt: skip
-
-
-def _require_unpacked(model):
-    for name, module in model.named_modules():
-        if hasattr(module, "_cpu_unpacked_conv_weight"):
-            raise weightcast.Error(64, f"parameter {name}.weight: vLLM has packed it for this CPU's convolutions; serve another model")
-    for name, parameter in model.named_parameters():
-        if parameter.numel() == 0:
-            raise weightcast.Error(64, f"parameter {name} is empty: vLLM has packed it for a kernel; serve another model")
-
-
-def _moe_layouts(model):
-    """The --moe-layout of the experts: one at most."""
-    found = set()
-    for name, module in model.named_modules():
-        method = getattr(module, "quant_method", None)
-        backend = getattr(method, "unquantized_backend", None)
-        if backend is None:
-            continue
-        kernel = method.experts_cls.__name__
-        layout = _MOE_LAYOUTS.get(backend.value)
-        if layout is None or (backend.value == "CPU" and (kernel != "CPUUnquantizedExperts" or current_platform.is_zen_cpu())):
-            raise weightcast.Error(
-                64, f"{name}: experts lie as {backend.value} ({kernel}) reads them, which no --moe-layout says; choose --moe-backend triton"
-            )  # fmt: skip
-        found.add(layout)
-    return sorted(found)
-
-
-def _require_learnable(model):
-    """A map has the experts as vLLM's loader puts them: what kernels have turned round since is not in it."""
-    for layout in _moe_layouts(model):
-        if layout not in ("triton", "vllm-cpu"):
-            raise weightcast.Error(
-                64, f"experts lie as --moe-layout {layout} says, which is not put on top of a landing map; choose --moe-backend triton"
-            )  # fmt: skip
 
 
 def _layout_of(parallel, replicas):

@@ -55,11 +55,10 @@ def summary(landing):
     """What a map says, in lines."""
     direct = total = parameters = 0
     reasons = {}
-    sizes = {"F32": 4, "F64": 8, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
     for rank in landing["ranks"]:
         for of in rank.get("parameters", []):
             rows, columns = _landing.matrix(of["shape"])
-            size = rows * columns * sizes.get(of["dtype"], 2)
+            size = rows * columns * _headers.BITS.get(of["dtype"], 16) // 8
             total += size
             parameters += 1
             if any(name in of for name in ("parts", "turned", "zero")):
