@@ -91,6 +91,16 @@ int take_all(const std::string& folder) {
                                                                                                          : 6;
 }
 
+/// An engine that lets a job step write, gives up where there is a reason, and does nothing more.
+int pause_and_sleep(const std::string& folder, const char* reason = nullptr) {
+  const Published p = publish(folder);
+  std::int64_t version = 0;
+  weightcast_pause(p.handle, 20, &version);
+  if (reason != nullptr) weightcast_abandon(p.handle, reason);
+  ::pause();
+  return 0;
+}
+
 bool comes(const std::function<bool()>& done) {
   const auto give_up = std::chrono::steady_clock::now() + 20s;
   while (!done() && std::chrono::steady_clock::now() < give_up) std::this_thread::sleep_for(1ms);
@@ -192,26 +202,13 @@ TEST_F(LiveWindowTest, AnEngineThatDiesOrGivesUpOrSleepsIsNamed) {
     exporter_.reset();
   }
   {
-    const Child engine([&] {
-      const Published p = publish(folder_);
-      std::int64_t version = 0;
-      weightcast_pause(p.handle, 20, &version);
-      weightcast_abandon(p.handle, "a test wants it so");
-      ::pause();
-      return 0;
-    });
+    const Child engine([&] { return pause_and_sleep(folder_, "a test wants it so"); });
     ASSERT_NO_FATAL_FAILURE(begin());
     expect_told<IoError>("has given up amid the update: a test wants it so");
     window_.reset();
     exporter_.reset();
   }
-  const Child engine([&] {
-    const Published p = publish(folder_);
-    std::int64_t version = 0;
-    weightcast_pause(p.handle, 20, &version);
-    ::pause();
-    return 0;
-  });
+  const Child engine([&] { return pause_and_sleep(folder_); });
   ASSERT_NO_FATAL_FAILURE(begin(1s));
   // Where nothing lies there it has all the time.
   std::this_thread::sleep_for(1200ms);
@@ -264,13 +261,7 @@ TEST_F(LiveWindowTest, AnEngineThatStillLoadsWhenTheNextUpdateAsksHasNoVersion) 
 }
 
 TEST_F(LiveWindowTest, AListThatSaysWhatCannotBe) {
-  const Child engine([&] {
-    const Published p = publish(folder_);
-    std::int64_t version = 0;
-    weightcast_pause(p.handle, 20, &version);
-    ::pause();
-    return 0;
-  });
+  const Child engine([&] { return pause_and_sleep(folder_); });
   ASSERT_NO_FATAL_FAILURE(begin());
   const Manifest& manifest = exporter_->manifest();
   const std::string file = "/dev/shm" + manifest.segments.at(1).list;
