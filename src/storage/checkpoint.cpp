@@ -231,6 +231,11 @@ std::optional<std::string> carried_config(const std::string& path) {
       "{}: attribute weightcast.config is no text; name the model's config.json with --model", path));
 }
 
+/// Where a checkpoint's config.json has to be.
+fs::path config_beside(const fs::path& checkpoint, bool is_directory) {
+  return (is_directory ? checkpoint : checkpoint.parent_path()) / "config.json";
+}
+
 }  // namespace
 
 bool same_bytes(const StoredTensor& a, const StoredTensor& b) {
@@ -274,8 +279,7 @@ Checkpoint read_checkpoint(const std::string& path, OtherFiles other_files) {
 std::optional<std::string> find_config_text(const std::string& checkpoint_path,
                                             std::vector<CheckpointFile>* texts) {
   const bool in_directory = kind_of(checkpoint_path) == PathKind::kDirectory;
-  const fs::path path(checkpoint_path);
-  const fs::path beside = (in_directory ? path : path.parent_path()) / "config.json";
+  const fs::path beside = config_beside(checkpoint_path, in_directory);
   std::error_code error;
   // A link that leads nowhere is missed, not passed over.
   if (fs::exists(fs::symlink_status(beside, error))) {
@@ -302,14 +306,12 @@ std::optional<std::string> find_config_text(const std::string& checkpoint_path,
 std::string read_config_text(const std::string& checkpoint_path, std::vector<CheckpointFile>* texts) {
   if (auto text = find_config_text(checkpoint_path, texts)) return *std::move(text);
   const bool in_directory = kind_of(checkpoint_path) == PathKind::kDirectory;
-  const fs::path path(checkpoint_path);
-  const fs::path beside = (in_directory ? path : path.parent_path()) / "config.json";
   // Without weights that is what is missing first.
   if (in_directory && !holds_weights(checkpoint_path)) hdf5_file_in(checkpoint_path);
   throw IoError(
       fmt::format("{} has no config.json beside it ({} is not there); name the model's config.json with "
                   "--model",
-                  checkpoint_path, beside.string()));
+                  checkpoint_path, config_beside(checkpoint_path, in_directory).string()));
 }
 
 }  // namespace weightcast

@@ -223,8 +223,8 @@ bool has_hdf5_signature(const std::string& path) {
 
 std::optional<std::int64_t> read_hdf5_header(const std::string& path, Checkpoint& checkpoint,
                                              OtherFiles other_files) {
-  const auto read = [&](Checkpoint& into) {
-    Walk walk(open_hdf5(path), into, other_files);
+  const auto read = [&] {
+    Walk walk(open_hdf5(path), checkpoint, other_files);
     walk.visit_all();
     const auto version = walk.version();
     walk.require_unchanged();
@@ -233,11 +233,9 @@ std::optional<std::int64_t> read_hdf5_header(const std::string& path, Checkpoint
   const Hdf5Lock lock;
   // Other files may be as large as they like.
   const std::int64_t bytes = other_files == OtherFiles::kRefused ? InputFile(path).size() : kAnySize;
-  require_survivable(path, bytes, [&] {
-    Checkpoint trial = checkpoint;
-    read(trial);
-  });
-  return read(checkpoint);
+  // What it adds to the checkpoint is added in the child alone.
+  require_survivable(path, bytes, read);
+  return read();
 }
 
 }  // namespace weightcast
