@@ -46,7 +46,7 @@ SAMPLES = 32
 LENGTH = 32  # tokens of a sample
 WORKERS = 2
 LAYOUT = ["--inference-alloc", f"vllm:t{WORKERS}", "--moe-layout", "vllm-cpu"]
-CONTEXT = 2048  # tokens that vLLM takes: more than the model was trained with, for a request that is kept
+CONTEXT = 16384  # tokens that vLLM takes: more than the model was trained with, so that a kept request outlives an iteration
 BLOCK = 32  # tokens of a block of vLLM's cache
 
 
