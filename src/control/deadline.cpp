@@ -88,7 +88,7 @@ Error Deadline::in_phase(const std::exception& exception) const {
   Error error = error_of(exception);
   // What libraries throw does not say what was being done.
   if (dynamic_cast<const Error*>(&exception) != nullptr) return error;
-  return {error.code(), fmt::format("{}: {}", phase(), error.what()), error.where()};
+  return {error.code(), fmt::format("{}: {}", phase(), error.what())};
 }
 
 }  // namespace weightcast

@@ -59,10 +59,22 @@ std::string file_text(const std::filesystem::filesystem_error& error) {
                      error.code().message());
 }
 
+/// `src/plan/proof.cpp:88`: the compiler was given whole paths.
+std::string place_of(const std::source_location& where) {
+  std::string_view file = where.file_name();
+  for (const std::string_view folder : {"/src/", "/kernels/", "/launch/", "/tests/"}) {
+    if (const std::size_t at = file.rfind(folder); at != std::string_view::npos) file.remove_prefix(at + 1);
+  }
+  return fmt::format("{}:{}", file, where.line());
+}
+
 }  // namespace
 
-Error::Error(ExitCode code, const std::string& message, std::source_location where)
-    : std::runtime_error(one_line(message)), code_(code), where_(where) {}
+Error::Error(ExitCode code, const std::string& message)
+    : std::runtime_error(one_line(message)), code_(code) {}
+
+InternalError::InternalError(const std::string& message, std::source_location where)
+    : Error(ExitCode::kInternal, fmt::format("{} ({})", message, place_of(where))) {}
 
 void call_options(std::map<std::string, std::string, std::less<>> names) {
   option_names() = std::move(names);
@@ -71,7 +83,7 @@ void call_options(std::map<std::string, std::string, std::less<>> names) {
 Error error_of(const std::exception& exception) {
   if (const auto* error = dynamic_cast<const Error*>(&exception)) {
     if (option_names().empty()) return *error;
-    return {error->code(), with_option_names(error->what()), error->where()};
+    return {error->code(), with_option_names(error->what())};
   }
   // A length that no container can have is more memory than there is, too.
   if (dynamic_cast<const std::bad_alloc*>(&exception) != nullptr ||
@@ -87,7 +99,7 @@ Error error_of(const std::exception& exception) {
   if (const auto* error = dynamic_cast<const std::system_error*>(&exception)) {
     return IoError(system_text(*error));
   }
-  return InternalError(exception.what());
+  return {ExitCode::kInternal, exception.what()};
 }
 
 }  // namespace weightcast

@@ -21,36 +21,38 @@ enum class ExitCode : int {
 };
 
 /// Base of every error that the program raises on purpose. `what()` is one line that names the culprit (file,
-/// tensor, option) and the remedy, as one_line() of core/text.hpp shows it, whatever the message quotes. The
-/// place in the source is for the log at debug level.
+/// tensor, option) and the remedy, as one_line() of core/text.hpp shows it, whatever the message quotes.
 class Error : public std::runtime_error {
  public:
-  Error(ExitCode code, const std::string& message,
-        std::source_location where = std::source_location::current());
+  Error(ExitCode code, const std::string& message);
 
   ExitCode code() const { return code_; }
-  const std::source_location& where() const { return where_; }
 
  private:
   ExitCode code_;
-  std::source_location where_;
 };
 
 /// An error class for each exit code, so that a throw says what kind of thing went wrong.
 template <ExitCode Code>
 class ErrorOf : public Error {
  public:
-  explicit ErrorOf(const std::string& message, std::source_location where = std::source_location::current())
-      : Error(Code, message, where) {}
+  explicit ErrorOf(const std::string& message) : Error(Code, message) {}
 };
 
 using UsageError = ErrorOf<ExitCode::kUsage>;                ///< the command line is wrong
 using InputError = ErrorOf<ExitCode::kBadInput>;             ///< a file's content is wrong
 using VerifyError = ErrorOf<ExitCode::kVerificationFailed>;  ///< weights arrived different
-using InternalError = ErrorOf<ExitCode::kInternal>;          ///< the program is wrong
 using IoError = ErrorOf<ExitCode::kInputOutput>;             ///< the system refused
 using StoppedError = ErrorOf<ExitCode::kStopped>;            ///< a signal asked to stop
 using TimeoutError = ErrorOf<ExitCode::kTimeout>;            ///< a deadline passed
+
+/// The program is wrong. The line ends with the place in its source, for whoever mends it:
+/// `(src/plan/proof.cpp:88)`.
+class InternalError : public Error {
+ public:
+  explicit InternalError(const std::string& message,
+                         std::source_location where = std::source_location::current());
+};
 
 /// What the user wrote in place of options, for messages: by option (`bucket-size`) a variable's name or the
 /// line of a file. Messages name options as `--bucket-size`; errors that error_of() makes name them so.

@@ -41,18 +41,17 @@ std::string_view remedy(int error) {
   }
 }
 
-[[noreturn]] void fail_to_create(const std::string& path, int error,
-                                 std::source_location where = std::source_location::current()) {
+[[noreturn]] void fail_to_create(const std::string& path, int error) {
   throw SystemRefusal(
       fmt::format("cannot create a file beside {}: {}; {}", path, system_error_text(error), remedy(error)),
-      error, where);
+      error);
 }
 
 }  // namespace
 
-void fail_at(std::string_view what, const std::string& path, int error, std::source_location where) {
+void fail_at(std::string_view what, const std::string& path, int error) {
   throw SystemRefusal(
-      fmt::format("cannot {} {}: {}; {}", what, path, system_error_text(error), remedy(error)), error, where);
+      fmt::format("cannot {} {}: {}; {}", what, path, system_error_text(error), remedy(error)), error);
 }
 
 FileReplacement::FileReplacement(const std::string& final_path, const std::string& id)

@@ -66,7 +66,6 @@ class FileReplacement : public Replacement {
 void sync_directory(const std::string& directory);
 
 /// Throws SystemRefusal: `cannot WHAT PATH: …`.
-[[noreturn]] void fail_at(std::string_view what, const std::string& path, int error,
-                          std::source_location where = std::source_location::current());
+[[noreturn]] void fail_at(std::string_view what, const std::string& path, int error);
 
 }  // namespace weightcast

@@ -29,11 +29,9 @@ namespace fs = std::filesystem;
 // One system call moves a little less than 2 GiB at most.
 constexpr std::size_t kMaxWrite = std::size_t{1} << 30;
 
-[[noreturn]] void fail_for_space(const std::string& path, std::int64_t needed, int error,
-                                 std::source_location where = std::source_location::current()) {
+[[noreturn]] void fail_for_space(const std::string& path, std::int64_t needed, int error) {
   throw IoError(fmt::format("cannot write {}: {} ({} needed); free some space or choose another folder", path,
-                            system_error_text(error), format_bytes(needed)),
-                where);
+                            system_error_text(error), format_bytes(needed)));
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <source_location>
 #include <span>
 #include <string>
 
@@ -41,9 +40,7 @@ class Replacement {
 /// What the system refused, with its number.
 class SystemRefusal : public IoError {
  public:
-  SystemRefusal(const std::string& message, int number,
-                std::source_location where = std::source_location::current())
-      : IoError(message, where), number_(number) {}
+  SystemRefusal(const std::string& message, int number) : IoError(message), number_(number) {}
   int number() const { return number_; }
 
  private:

@@ -12,8 +12,7 @@ void check_cuda(cudaError_t status, const char* call, std::source_location where
   if (status == cudaSuccess) return;
   if (status == cudaErrorMemoryAllocation) {
     throw IoError(
-        fmt::format("{}: out of device memory; use more GPUs, a larger tp or a smaller --bucket-size", call),
-        where);
+        fmt::format("{}: out of device memory; use more GPUs, a larger tp or a smaller --bucket-size", call));
   }
   throw InternalError(fmt::format("{}: {}", call, cudaGetErrorString(status)), where);
 }

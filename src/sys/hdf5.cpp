@@ -107,14 +107,13 @@ Hdf5Properties hdf5_file_access() {
   return access;
 }
 
-void detail::throw_hdf5_error(std::string_view call, std::string_view subject, std::source_location where) {
+void detail::throw_hdf5_error(std::string_view call, std::string_view subject) {
   require_hdf5_memory();
   const std::string_view function = call.substr(0, call.find('('));
   if (is_reading(function) && !system_refused()) {
-    throw InputError(fmt::format("{}: {}; the file is damaged, copy it again", subject, hdf5_error_text()),
-                     where);
+    throw InputError(fmt::format("{}: {}; the file is damaged, copy it again", subject, hdf5_error_text()));
   }
-  throw IoError(fmt::format("{}: {} failed: {}", subject, function, hdf5_error_text()), where);
+  throw IoError(fmt::format("{}: {} failed: {}", subject, function, hdf5_error_text()));
 }
 
 }  // namespace weightcast

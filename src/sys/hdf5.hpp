@@ -3,7 +3,6 @@
 #include <hdf5.h>
 
 #include <mutex>
-#include <source_location>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -72,17 +71,15 @@ std::string hdf5_error_text();
 Hdf5Properties hdf5_file_access();
 
 namespace detail {
-[[noreturn]] void throw_hdf5_error(std::string_view call, std::string_view subject,
-                                   std::source_location where);
+[[noreturn]] void throw_hdf5_error(std::string_view call, std::string_view subject);
 }  // namespace detail
 
 /// `result` when it is no failure. Otherwise throws InputError naming `subject` for a reading function that
 /// failed although the system refused nothing: the file is damaged. Throws IoError naming `subject`, the
 /// function and the library's reason for any other.
 template <typename Result>
-Result check_hdf5(Result result, std::string_view call, std::string_view subject,
-                  std::source_location where = std::source_location::current()) {
-  if (result < 0) detail::throw_hdf5_error(call, subject, where);
+Result check_hdf5(Result result, std::string_view call, std::string_view subject) {
+  if (result < 0) detail::throw_hdf5_error(call, subject);
   return result;
 }
 

@@ -14,7 +14,7 @@ void check_nccl(ncclResult_t status, const char* call, std::source_location wher
   const std::string_view detail = ncclGetLastError(nullptr);
   const std::string text =
       fmt::format("{}: {} ({}); NCCL_DEBUG=WARN says more", call, ncclGetErrorString(status), detail);
-  if (detail.find("out of memory") != std::string_view::npos) throw IoError(text, where);
+  if (detail.find("out of memory") != std::string_view::npos) throw IoError(text);
   throw NcclError(text, where);
 }
 
