@@ -5,8 +5,8 @@
 
 namespace weightcast {
 
-/// What checkpoints hold beside weights, by the spellings of the libraries that write it. No engine takes it
-/// from an update: it computes such a table itself, and keeps such a scale as it loaded it.
+/// Tensors of checkpoints that are no weights, known by the names that libraries give them. An engine takes
+/// none of them from an update: it computes tables itself, and keeps the scales that it loaded.
 
 /// A table of rotary positions: `rotary_emb.inv_freq`, `cos_cached`, `cos_sin_cache`, `freqs_cis`, …
 bool is_rotary_table(std::string_view stored_name);

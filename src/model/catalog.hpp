@@ -21,7 +21,7 @@ struct Tensor {
   DType dtype = DType::kBF16;
   Shape shape;
   std::int64_t layer = kNone;   ///< none for embedding, head, …
-  std::int64_t expert = kNone;  ///< none for what all tokens pass
+  std::int64_t expert = kNone;  ///< none for weights that all tokens use
   std::int64_t unread = 0;      ///< elements that no rank of any replica reads
   bool widened = false;         ///< a checkpoint may have it in bfloat16, where `dtype` is float32
 
@@ -38,10 +38,10 @@ class Catalog {
   /// Appends a tensor; throws InternalError when the name is there already.
   std::uint32_t add(std::string name, DType dtype, Shape shape);
 
-  /// Says of a tensor of which layer and expert it is.
+  /// Sets the layer and the expert that a tensor belongs to.
   void set_place(std::uint32_t index, std::int64_t layer, std::int64_t expert);
 
-  /// Says of a tensor what of it engines leave out, and whether they widen it.
+  /// Sets how many elements of a tensor no engine reads, and whether engines widen it to float32.
   void set_reading(std::uint32_t index, std::int64_t unread, bool widened);
 
   const std::vector<Tensor>& tensors() const { return tensors_; }

@@ -12,7 +12,7 @@
 
 namespace weightcast {
 
-/// What a parameter holds of a tensor: its values, or of the quantised tensor the codes or the scales of its
+/// What a parameter holds of a tensor: its values or, of a quantised tensor, the codes, or the scales of the
 /// blocks.
 enum class Plane : std::uint8_t { kValues, kCodes, kScales };
 
@@ -36,8 +36,8 @@ struct PlaneForm {
 
 /// A box of one tensor that feeds a region of one parameter: element (r, c) of the box lies at byte
 /// `offset + r × pitch + c × element bytes` of the parameter. With a layout it is row r and byte
-/// c × element bytes of the matrix that the layout places from `offset` on. Of a plane that is not the
-/// tensor's values, (r, c) count the elements of `form.of(box)`.
+/// c × element bytes of the matrix that the layout places from `offset` on. For codes and scales, (r, c)
+/// count the elements of `form.of(box)`.
 struct Part {
   std::uint32_t tensor = 0;
   Box box;  ///< of the tensor, whatever the plane
@@ -45,11 +45,11 @@ struct Part {
   std::int64_t pitch = 0;
   MatrixLayout layout = {};
   PlaneForm form = {};
-  std::uint32_t scope = 0;  ///< of a quantised tensor: the first of those that share one scale for all
+  std::uint32_t scope = 0;  ///< of a quantised tensor: the first of the tensors that share one scale
 };
 
-/// Four bytes of a parameter that hold, as float32, the scale that the tensors of a scope share, times what
-/// kernels want it multiplied with.
+/// A float32 in a parameter: the scale that the tensors of a scope share, times the factors that kernels want
+/// in it.
 struct Scalar {
   std::int64_t offset = 0;
   std::uint32_t scope = 0;

@@ -35,7 +35,8 @@ class Quantization {
   /// The type of its elements: float8_e4m3fn, e2m1x2; float32, float8_e4m3fn or float8_e8m0.
   DType dtype(Plane plane) const;
 
-  /// What `stack` and `place` need to make a parameter of the plane: with stored planes, its own elements.
+  /// What `stack` and `place` need to make a parameter of the plane. Stored codes and scales are tensors of
+  /// their own, of which every element stands for itself.
   PlaneType type(Plane plane, std::int64_t cols) const;
 
   /// Rows and columns of the matrix that a tensor stands for, in values, and `box` of its elements likewise.
@@ -63,9 +64,9 @@ class Quantization {
   Origin origin_;
 };
 
-/// The parameter [n] of one fp32 scale for each of n groups of tensors that share one. Of stored tensors
-/// every one has its own, so it is [n, m] for groups of m, [m] for one group, [n] where m is 1: what engines
-/// keep until they merge the tensors. Throws InputError for a stored tensor without such a scale.
+/// The parameter of the fp32 scales of n groups of m tensors. Computed scales are one for each group, [n].
+/// Stored scales are one for each tensor, as engines keep them until they merge the tensors: [n, m], or [m]
+/// for one group, [n] where m is 1. Throws InputError for a stored tensor without such a scale.
 Parameter global_scales(const Catalog& catalog, std::string name,
                         const std::vector<std::vector<std::uint32_t>>& groups,
                         const Quantization& quantization);

@@ -9,9 +9,9 @@
 
 namespace weightcast {
 
-/// How weights are cut over a tensor-parallel group: the rules that engines of the SGLang and vLLM kind
-/// share (column-parallel, row-parallel, fused qkv, fused gate_up, vocabulary), and where trainers cut
-/// otherwise theirs. Every function returns the parameter of rank `tp_rank` of `tp_size`; a size that does
+/// How weights are cut over a tensor-parallel group, by the rules of engines like SGLang and vLLM
+/// (column-parallel, row-parallel, fused qkv, fused gate_up, vocabulary) and, where trainers cut differently,
+/// by theirs. Every function returns the parameter of rank `tp_rank` of `tp_size`; a size that does
 /// not divide is a UsageError that names the tensor, `option` and in it `size_name`.
 class TensorParallel {
  public:

@@ -26,7 +26,7 @@ struct HeldBox {
   }
 };
 
-/// What a trainer holds, whoever has made the memory and however it lies there, or what a checkpoint does.
+/// The boxes that a trainer holds in memory, whoever made that memory, or that a checkpoint holds in files.
 class HeldWeights {
  public:
   HeldWeights() = default;  ///< of no tensors
@@ -44,8 +44,8 @@ class HeldWeights {
   std::vector<std::size_t> starts_;
 };
 
-/// Memory of one buffer in which a trainer holds what it sends, as a training framework would: of every
-/// tensor that it sends any of, the rows that it sends. `bytes` is the buffer's size.
+/// One buffer in which a trainer holds what it sends, as a training framework would: for every tensor of
+/// which it sends something, the rows that it sends. `bytes` is the buffer's size.
 struct OwnWeights {
   HeldWeights held;
   std::int64_t bytes = 0;

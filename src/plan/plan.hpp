@@ -16,8 +16,8 @@ namespace weightcast {
 enum class FanOut : std::uint8_t { kNeeded, kAll };
 
 /// Which side quantises what the engine keeps quantised. Both give the same bits; at the source fewer bytes
-/// travel. What a rank receives only in part of what a scale follows from is quantised at the source all the
-/// same.
+/// travel. Where a rank receives only some of the values that a scale follows from, the source quantises in
+/// any case.
 enum class QuantizeAt : std::uint8_t { kSource, kDestination };
 
 /// The limits that the user sets.
@@ -47,8 +47,8 @@ struct Bucket {
   std::int64_t bytes = 0;  ///< from the first byte of the first segment to the last of the last
 };
 
-/// What a trainer sends and an inference rank receives, padding between segments included. What a colocated
-/// rank hands to itself is neither.
+/// Bytes that a rank sends and receives, padding between segments included. Bytes that a colocated rank hands
+/// to itself count as neither.
 struct Traffic {
   std::int64_t sent = 0;
   std::int64_t received = 0;
@@ -75,8 +75,8 @@ struct Plan {
 
   std::int64_t segment_bytes(const Segment& segment) const { return wire[segment.tensor].bytes(segment.box); }
 
-  /// Digests are numbered like the segments whose values or codes they are of; behind these come those of the
-  /// scales.
+  /// How many digests there are: digest s is of the values or codes of segment s, and with a quantiser digest
+  /// segments.size() + s is of its scales.
   std::size_t digests() const { return segments.size() * (topology.engine.quantizer ? 2 : 1); }
   const Segment& segment_of_digest(std::uint32_t number) const { return segments[number % segments.size()]; }
 

@@ -22,10 +22,10 @@ QuantMove quant_move(const Plan& plan, const Catalog& catalog, std::uint32_t seg
 MatrixPlace staged_codes(const CodesForm& form, const Segment& segment);
 MatrixPlace staged_scales(const CodesForm& form, const Segment& segment);
 
-/// The plan's scopes' scales, when `largest` are the largest magnitudes of each.
+/// The scale of each of the plan's scopes; `largest[i]` is the largest magnitude in scope i.
 std::vector<GlobalScale> scales_of_scopes(const Plan& plan, std::span<const float> largest);
 
-/// What `parameter`, one of scales that tensors share, holds when those of the plan's scopes are `scales`.
+/// What `parameter`, whose elements are scales of scopes, holds; `scales[i]` is the scale of scope i.
 std::vector<float> scalar_values(const Plan& plan, const Parameter& parameter,
                                  std::span<const GlobalScale> scales);
 

@@ -14,14 +14,15 @@
 namespace weightcast {
 
 /// What a trainer whose weights are in memory does for an update, compiled: how it packs its buckets, in
-/// their order, out of its numbered buffers. Where values travel a move takes each part of a segment that
-/// lies in one held box. A segment that is quantised somewhere has a quantiser's move, which where the values
-/// travel writes nothing and is there for digests; all others have a digest box for each part.
+/// their order, out of its numbered buffers. Where values travel, there is a move for each part of a segment
+/// that lies in one held box. A segment that is quantised on either side has a quantiser's move, which makes
+/// its digests; where the values travel, that move writes nothing. Other segments have a digest box for each
+/// part.
 struct Sending {
   /// Ranges by plan bucket; empty for the buckets of other trainers.
   struct Ranges {
     ProgramRange moves;   ///< all of them
-    ProgramRange staged;  ///< those of what is not sent from its own place
+    ProgramRange staged;  ///< the moves of segments that travel through staging
     ProgramRange quants;
     ProgramRange boxes;
   };

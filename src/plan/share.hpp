@@ -13,10 +13,10 @@
 
 namespace weightcast {
 
-/// A consecutive part of a bucket that travels as one message. Segments of at least kDirectBytes travel
-/// alone, so that a root may send them from where they are and a destination receive them where they belong,
-/// without staging; what lies between them travels together. The cuts depend on the plan alone: both sides
-/// make the same.
+/// A consecutive part of a bucket that travels as one message. A segment of at least kDirectBytes is a
+/// message of its own: a root may send it from where it is, and a destination may receive it where it
+/// belongs, without staging. The segments between two such are one message. The cuts depend on the plan
+/// alone, so both sides make the same ones.
 struct Message {
   static constexpr std::uint32_t kNone = ~0u;
 
@@ -40,8 +40,8 @@ struct ShareBucket {
   std::uint32_t checks = 0;
   std::uint32_t first_message = 0;  ///< of Share::messages
   std::uint32_t messages = 0;
-  std::int64_t progress_bytes =
-      0;  ///< of the whole update, up to this bucket and from the share's one before
+  /// Bytes of all of the plan's buckets behind this rank's previous bucket, up to and with this one.
+  std::int64_t progress_bytes = 0;
 };
 
 /// What one rank has to do for an update, compiled: flat arrays, no names, no decisions left.
@@ -52,7 +52,7 @@ struct Share {
   std::vector<ShareBucket> buckets;             ///< in the global order
   std::vector<Move> moves;                      ///< of all buckets, one behind the other
   std::vector<QuantMove> quants;                ///< of all buckets: what is quantised here on arrival
-  /// Of all buckets: in each first those of its moves, one for one, then those of what it quantises.
+  /// Of all buckets: for each bucket first one for each of its moves, then those of what it quantises.
   std::vector<DigestBox> checks;
   std::vector<Message> messages;  ///< of all buckets, one behind the other
   std::vector<Move> padding;      ///< zero fills, run before the first bucket

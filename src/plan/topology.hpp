@@ -35,8 +35,8 @@ struct Topology {
   SourceSplit source_split = SourceSplit::kCatalog;
   /// What the trainers hold, and so may send, in place of `source_split`. Has `trainers` ranks.
   std::optional<TrainerLayout> trainer_layout;
-  /// The same where trainers say it themselves, one by one: what each of them holds. Empty where each may
-  /// send anything.
+  /// By trainer, what each says that it holds, where trainers say so themselves. Empty: each trainer may send
+  /// everything, or `trainer_layout` says what.
   std::vector<std::vector<Holding>> holdings = {};
 
   std::int64_t ranks() const { return colocate ? engine.ranks() : trainers + engine.ranks(); }

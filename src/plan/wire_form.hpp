@@ -13,8 +13,8 @@
 
 namespace weightcast {
 
-/// Values as the trainer holds them, row-major without gaps. Where engines keep codes, the receiver makes
-/// them.
+/// Values as the trainer holds them, row-major without gaps. An engine that keeps codes makes them on
+/// arrival.
 struct ValuesForm {};
 
 /// The codes of a quantised tensor and behind them the scales of their blocks, so that a scale is never apart
@@ -77,7 +77,8 @@ struct WireForm {
   }
 
  private:
-  /// What a box adds to one above it: its bytes without a gap, which comes once in a segment.
+  /// Bytes by which a segment grows when `box` is added below it: without the gap before the scales, which a
+  /// segment has once.
   std::int64_t least_bytes(const Box& box) const {
     return std::visit(
         Overloaded{[&](const ValuesForm&) { return box.area() * element_bytes; },

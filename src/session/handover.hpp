@@ -17,10 +17,10 @@ namespace weightcast {
 /// Brings one rank's parameters through a window: which bucket may be received when, and which tensor is
 /// whole and handed over after which bucket.
 ///
-/// A bucket waits while there is no room for it in the window's limit, and something else can make room: a
-/// tensor that was handed over and is not taken yet, or a bucket under way. So it waits for nothing that
-/// waits for it. Where a tensor is larger than the limit, or several are under way, there is more in the
-/// window: what has arrived of them, and one bucket.
+/// A bucket waits while the window's limit has no room for it, but only if room can come: the engine has not
+/// yet taken a tensor that was handed over, or another bucket is under way. Otherwise it goes past the limit,
+/// because nothing would ever make room. So the window holds at most the limit or, where that is more, what
+/// has arrived of unfinished tensors and one bucket.
 class Handover {
  public:
   /// `parameters[p]` is the memory of parameter p of the share. All references must outlive this. Throws

@@ -12,8 +12,8 @@
 
 namespace weightcast {
 
-/// What brings a rank's local buckets from its own weights to its own parameters, compiled: the programs of
-/// its share with the weights in the place of staging.
+/// What brings a rank's local buckets from its own weights to its own parameters, compiled: the programs that
+/// would unpack these buckets from staging, reading the weights themselves instead.
 struct LocalPrograms {
   std::vector<Move> moves;                  ///< their staging side is the buffer of the weights
   std::vector<ProgramRange> move_programs;  ///< by bucket of the share; empty where it is not local

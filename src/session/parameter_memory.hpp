@@ -22,13 +22,14 @@ class ParameterMemory {
   /// Bytes that `open` takes from the system: all that a check of free memory has to count.
   virtual std::int64_t bytes_to_allocate(const Share& share) const = 0;
 
-  /// Makes or finds the place of every parameter of the share, before anything below is called. Throws
-  /// IoError when the system refuses, InputError naming a parameter that has no place or one of another size.
+  /// Allocates or finds the memory of every parameter of the share; called once, before anything below.
+  /// Throws IoError when the system refuses, InputError naming a parameter whose memory is missing or has
+  /// another size.
   virtual void open(const Share& share) = 0;
 
-  /// An update to `version` is about to write: from here on what is there is no version. After `commit`, on
-  /// all ranks or on none, it is the whole of `version`. Called between agreements of all ranks; what they
-  /// throw ends the update on every rank.
+  /// `begin`: an update to `version` is about to write, and until `commit` the memory holds no version.
+  /// `commit`: it holds `version`, on every rank. All ranks agree before and after each of the two; what one
+  /// throws ends the update on every rank.
   virtual void begin(std::int64_t /*version*/) {}
   virtual void commit(std::int64_t /*version*/) {}
 

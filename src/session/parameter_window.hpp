@@ -6,9 +6,9 @@
 
 namespace weightcast {
 
-/// Memory of parameters that the engine's own loader takes from there one by one, while the update is under
-/// way, and gives the room of back: it is as large as all of them, but only a part of it may be in use at
-/// once. Who writes into it is the session's affair (handover.hpp).
+/// Memory through which parameters pass on their way to the engine's own loader, which takes them one by one
+/// while the update is under way and frees the pages of each. The memory is as large as all parameters, but
+/// only `limit` bytes are to be in use at once; the session keeps to that (handover.hpp).
 class ParameterWindow {
  public:
   virtual ~ParameterWindow() = default;

@@ -21,17 +21,17 @@ class Pipeline {
  public:
   virtual ~Pipeline() = default;
 
-  /// Makes what an update from this source needs and an earlier one has not made; does not communicate.
+  /// Makes what an update from this source needs, unless an earlier update has made it. Does not communicate.
   virtual void prepare(const Source* source) = 0;
 
   /// One update, prepared: `source` is null on a rank that is no trainer, `scales` are those of the plan's
   /// scopes. With verification `sent` (numbered as Plan::digests) and `written[i]` receive the digests of
   /// what is sent and of share.checks[i]; empty spans mean no digests.
   ///
-  /// Returns null or, when a stage of this rank failed, what that threw. All buckets have travelled by then
-  /// all the same, with anything in them, so that no other rank waits and the next update may follow; or the
-  /// wire is broken, on this rank or another, and all ranks have to reopen it first. Throws what `Control`
-  /// says, and a wire that cannot be reopened; after that the session is of no use.
+  /// Returns null or, when a stage of this rank failed, what that stage threw. By then all buckets have
+  /// travelled, whatever is in them, so that no other rank waits and the next update may follow; or the wire
+  /// is broken on some rank, and all ranks have to call reopen_wire() first. Throws what `Control` throws
+  /// when the job ends; after that the session is of no use.
   [[nodiscard]] virtual std::exception_ptr run(Source* source, std::span<const GlobalScale> scales,
                                                std::span<std::uint64_t> sent,
                                                std::span<std::uint64_t> written, Progress& progress) = 0;

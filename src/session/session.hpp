@@ -26,8 +26,8 @@ struct SessionOptions {
   Wire wire = Wire::kMpi;
   /// Where this rank's parameters are; null: in an allocation of the session's own.
   std::shared_ptr<ParameterMemory> parameters = nullptr;
-  /// What is in place while an update writes, for the line when a signal or the deadline ends it; empty where
-  /// the previous version is elsewhere and untouched.
+  /// For the line when a signal or the deadline ends an update that writes: what the memory holds then. Empty
+  /// where the previous version is elsewhere and untouched.
   std::string while_written = {};
   /// What this rank's source will hold beside the session, in the same memory as the parameters.
   std::int64_t (*source_bytes)(const Plan&, const Catalog&, std::int64_t trainer) = nullptr;
@@ -92,8 +92,7 @@ class Session {
   void release_staging() { pipeline_.reset(); }
   void take_staging();
 
-  /// Whether an update that has failed had come so far that parameters of some rank may have been written;
-  /// the same on every rank.
+  /// Whether the update that failed may have written parameters on some rank; the same answer on every rank.
   bool has_written() const { return has_written_; }
 
  private:

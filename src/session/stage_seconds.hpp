@@ -14,8 +14,8 @@ struct StageSeconds {
   double verify = 0;  ///< digests of what was written
 };
 
-/// The slices of an update by stage. Buckets that travel at once count once: `slices` has those of the
-/// transport in the order in which they began.
+/// Sums the slices of an update by stage. Seconds in which several buckets travel count once, for which
+/// `slices` must have those of the transport in the order in which they began.
 StageSeconds sum_by_stage(std::span<const TraceSlice> slices);
 
 }  // namespace weightcast

@@ -19,7 +19,7 @@
 
 namespace weightcast {
 
-/// What something is called in checkpoints (and so in the catalog), in an engine, and at a trainer rank.
+/// The names of one tensor in checkpoints (and so in the catalog), in an engine, and at a trainer rank.
 struct Names {
   std::string canonical;
   std::string engine;
@@ -76,9 +76,9 @@ struct TrainerExpertCut {
   bool global_numbers = false;  ///< in names: an expert's number in the layer, not on the rank
 };
 
-/// A part of a model that comes again, in many layers or in many families: says once which tensors it has,
-/// which parameters an engine makes of them, and what a trainer holds of them. It does not know its layer, so
-/// that one object serves all of a kind. Lists that are appended to are in network order.
+/// A part of a model that many layers or families have, such as an MLP: which tensors it has, which
+/// parameters an engine makes of them, and what a trainer holds of them. A block does not know its layer, so
+/// that one object serves all layers of a kind. Functions append to their lists in network order.
 class Block {
  public:
   virtual ~Block() = default;

@@ -48,19 +48,18 @@ struct SlabLayout {
   std::int64_t up = 0;
 };
 
-/// Of w13 it is given one half, and places both.
+/// Says where a matrix lies in its slab. For w13 the argument is one half, and the result is for both.
 using Placing = SlabLayout (*)(const PlaneMatrix& matrix);
 
-/// What kernels multiply the results of an expert's products with, each a parameter [El] of float32 behind
-/// the experts' prefix: with a and b the scales of what goes into w13 and into w2, s13 and s2 those of the
-/// weights.
+/// Names of the parameters [El] of float32 by which kernels multiply an expert's products. a and b are the
+/// scales of what goes into w13 and into w2, s13 and s2 those of the weights.
 struct OutputScalars {
   const char* gate = nullptr;   ///< a · s13
   const char* inner = nullptr;  ///< (1/b) · a · s13
   const char* down = nullptr;   ///< b · s2
 };
 
-/// All of what a layout does with a layer's experts.
+/// Everything that a layout does with a layer's experts.
 struct ExpertMatrices {
   Placing w13 = nullptr;         ///< values, or codes
   Placing w2 = nullptr;          ///< as above

@@ -49,7 +49,7 @@ class MoeLayout {
 
   virtual TakenWeights takes() const = 0;
 
-  /// Of weights that it takes.
+  /// The rules for sizes, of weights that the layout takes.
   virtual std::vector<SizeRule> rules(const ExpertForm& form) const = 0;
 
   /// Where the matrices of such weights lie.

@@ -7,14 +7,14 @@
 
 namespace weightcast {
 
-/// A digit of a row's number: its bits, and the bytes by which a place moves when it grows by one.
+/// Some bits of a row's number, read as a digit; the row lies `step` bytes further for each unit of it.
 struct RowDigit {
   std::uint8_t bits = 0;
   std::int64_t step = 0;
 };
 
 /// The layout that reads a row's number as `digits` (at most three, lowest first), with `rest` bytes for what
-/// is left of it above them. A row lies together.
+/// is left of it above them. The bytes of a row lie one behind the other.
 constexpr MatrixLayout row_digits(std::initializer_list<RowDigit> digits, std::int64_t rest) {
   MatrixLayout layout;
   int number = 0;

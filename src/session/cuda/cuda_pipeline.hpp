@@ -53,9 +53,9 @@ class CudaPipeline final : public Pipeline {
   void enqueue_group(Schedule::Group group);
   /// From this rank's weights to its parameters.
   void enqueue_local(std::size_t k);
-  /// What comes before bucket k travels: its slot is free and, on the root, filled.
+  /// Enqueues the waits before bucket k travels: its slot is free and, on the root, filled.
   void enqueue_departure(std::size_t k);
-  /// What comes after bucket k has travelled, on a destination.
+  /// Enqueues the work after bucket k has travelled, on a destination.
   void enqueue_arrival(std::size_t k);
   /// Happens when bucket k may go into its slot; null when nothing has been there in this update.
   const CudaEvent* slot_free(std::size_t k) const;
@@ -66,8 +66,8 @@ class CudaPipeline final : public Pipeline {
   void wait_for_the_end(Progress& progress);
   /// Happens when this rank has done its part of bucket k but for sending and digests.
   const CudaEvent& last_stage(std::size_t k) const;
-  /// Called in every wait. Throws what the wire or the deadline says, and CalledOff when another rank's wire
-  /// has failed.
+  /// Called in every wait. Throws when the wire has failed or the deadline is over, CalledOff when another
+  /// rank's wire has failed.
   void poll();
   /// Ends everything that is in the streams.
   void break_off();

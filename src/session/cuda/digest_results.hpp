@@ -11,8 +11,8 @@
 
 namespace weightcast {
 
-/// What the digests of an update come to: words in device memory that kernels add to, and the pinned copy
-/// that the host reads after the update.
+/// The digests of an update: words in device memory to which kernels add, and the pinned copy that the host
+/// reads after the update.
 class DigestResults {
  public:
   DigestResults(const Plan& plan, const Share& share);
@@ -26,7 +26,7 @@ class DigestResults {
   unsigned* dirty_padding() const { return reinterpret_cast<unsigned*>(written() + checks_); }
 
   void enqueue_clear(cudaStream_t stream);
-  /// Says that no padding is dirty.
+  /// Resets the number of the dirty padding to -1: none.
   void enqueue_clean(cudaStream_t stream);
   /// To the host, where everything below reads.
   void enqueue_copy(cudaStream_t stream);

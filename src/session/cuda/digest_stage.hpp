@@ -16,8 +16,8 @@
 
 namespace weightcast {
 
-/// Looks at what is sent from the device and at what was written: digests of both, and whether the padding is
-/// zero. Does nothing for an update that wants no digests.
+/// Computes the digests of what is sent from the device and of what was written, and finds padding that is
+/// not zero. Does nothing for an update that wants no digests.
 class DigestStage {
  public:
   /// All references must outlive the stage. `parameters[p]` is the device memory of parameter p, `padding`
@@ -36,7 +36,7 @@ class DigestStage {
   void enqueue_clear() { results_.enqueue_clear(stream()); }
   /// Digests of what bucket k of the share sends. `packed`: those that packing makes are being made.
   void enqueue_sent(std::size_t k, bool packed);
-  /// Digests of what bucket k has written, once all that `writer` has been given has happened.
+  /// Digests of what bucket k has written, after everything that is in the stream `writer` now.
   void enqueue_written(std::size_t k, cudaStream_t writer, int blocks);
   /// Brings the results to the host; all writes come before.
   void enqueue_results();

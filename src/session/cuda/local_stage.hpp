@@ -26,8 +26,8 @@ class LocalStage {
 
   cudaStream_t stream() const { return stream_.get(); }
 
-  /// Compiles what belongs to a source, unless that was the last one, too. It is the source of what is
-  /// enqueued from now on.
+  /// Makes `source` the source of what is enqueued from now on, and compiles its programs unless it is the
+  /// same as before.
   void prepare(const ResidentSource& source);
   /// Moves and quantises bucket k of the share, which is local.
   void enqueue(std::size_t k, int blocks);

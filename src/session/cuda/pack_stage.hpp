@@ -32,7 +32,7 @@ class PackStage {
   /// Happens when what was put last into the slot is there.
   const CudaEvent& packed(std::size_t slot) const { return packed_[slot]; }
 
-  /// Makes what this kind of source needs and no earlier update has made.
+  /// Makes what this kind of source needs, unless an earlier update has made it.
   void prepare(const Source& source);
   /// An update begins; `source` may be null, `sent` is that of Pipeline::run.
   void begin(Source* source, std::span<std::uint64_t> sent);

@@ -23,9 +23,10 @@ class WireStage {
             std::unique_ptr<NcclTransport> transport, StageClock& clock);
 
   NcclTransport& transport() const { return *transport_; }
-  /// Those that buckets travel in.
+  /// The streams that buckets travel in.
   std::span<const CudaStream> streams() const { return transport_->streams(); }
-  /// The one of bucket k, as long as its group has not been enqueued: what is put there comes before it.
+  /// The stream that bucket k will travel in. Until its group is enqueued, work that is put there comes
+  /// before the transfer.
   cudaStream_t stream_of(std::size_t k) const { return transport_->next_stream(route(k)); }
   /// Happens when what travelled last in the slot has left or arrived.
   const CudaEvent& travelled(std::size_t slot) const { return transport_->end(slot); }
