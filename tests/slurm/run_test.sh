@@ -154,9 +154,9 @@ link_checkpoint="ln -sfn '$source_dir' \"\$CHECKPOINT\""
 warned=$(TRAIN_COMMAND="$link_checkpoint" ITERATIONS=100000 CHECKPOINTS=checkpoints-warned WC_STATE=warned.state \
   WEIGHTCAST_SINK=hdf5:warned WEIGHTCAST_INFERENCE=tp=2,ep=2 submit warned rl-loop.sbatch --time=1 --signal=B:USR1@50)
 
-step "sync.sbatch: one node"
+step "sync.sbatch: one node; a layout given as an allocation takes the place of the script's own"
 export WEIGHTCAST_SOURCE=$source_dir
-job=$(WEIGHTCAST_SINK=hdf5:one-node WEIGHTCAST_WEIGHT_VERSION=7 submit one-node sync.sbatch)
+job=$(WEIGHTCAST_SINK=hdf5:one-node WEIGHTCAST_WEIGHT_VERSION=7 WEIGHTCAST_INFERENCE_ALLOC=sglang:t2e2 submit one-node sync.sbatch)
 expect_job one-node "$job" 60 COMPLETED 0
 expect_shards "$work/one-node" 7 2
 
