@@ -143,7 +143,10 @@ class JointUpdate:
                 if wish.version is not None and wish.version == self._served:
                     return None
                 if time.monotonic() >= wish.until:
-                    raise NoAnswer(NoAnswer.CODE, "no job step has asked in time; the weights are as they were")
+                    raise NoAnswer(
+                        NoAnswer.CODE,
+                        "no job step has asked in time; the weights are as they were; run weightcast trigger or sync beside this call",
+                    )
             time.sleep(_LOOK)
 
     def wait(self, version, seconds):

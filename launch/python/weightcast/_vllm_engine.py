@@ -118,8 +118,9 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             self._raise(error)
             return
         logger.info(
-            "Parameters are published in %s. A job step needs --inference-alloc %s%s",
+            "Parameters are published in %s. A job step needs --model %s --inference-alloc %s%s",
             init_info.folder,
+            self.model_config.model,
             needed,
             f" --landing {landing}" if landing else "",
         )
