@@ -294,7 +294,8 @@ TEST(StorageHdf5, WrongFilesAreRefused) {
   EXPECT_TRUE(has(refused(""), {dir.string(), "HDF5 files", "name one of them"}));
 }
 
-// The library reads texts of variable length from where the attribute says, and as long as it is there.
+// The library reads texts of variable length from where the attribute says, and as long as it is there, or
+// makes room for as much as it says.
 TEST(StorageHdf5, ATextThatLeadsOutOfItsHeapIsRefused) {
   const TempDir dir;
   const std::string path = dir / "a.h5";
@@ -306,18 +307,32 @@ TEST(StorageHdf5, ATextThatLeadsOutOfItsHeapIsRefused) {
     write_hdf5_attribute(file.get(), "config", std::string("{}"), path);
   }
   EXPECT_EQ(read_config_text(path), "{}");
-  std::string bytes = get_file(path);
+  const std::string bytes = get_file(path);
   const std::uint64_t heap = bytes.find("GCOL");
   ASSERT_NE(heap, std::string::npos);
   // Length, address and number of the text in the heap.
   const std::size_t address = bytes.find(std::string(reinterpret_cast<const char*>(&heap), sizeof heap));
   ASSERT_NE(address, std::string::npos);
-  const std::uint32_t beyond = 0x7fffff00;
-  bytes.replace(address + sizeof heap, sizeof beyond, reinterpret_cast<const char*>(&beyond), sizeof beyond);
-  put_file(path, bytes);
-  for (const auto& read :
-       std::vector<std::function<void()>>{[&] { read_attributes(path); }, [&] { read_config_text(path); }}) {
-    EXPECT_TRUE(has(message_of<InputError>(read), {path, "copy it again"}));
+  struct Wrong {
+    std::size_t at;
+    const char* what;
+  };
+  constexpr std::uint32_t kBeyond = 0x7fffff00;
+  for (const Wrong& wrong : {Wrong{address + sizeof heap, "the HDF5 library does not survive what"},
+                             Wrong{address - sizeof kBeyond, "needs more than 1 GiB of memory for what"}}) {
+    SCOPED_TRACE(wrong.what);
+    std::string changed = bytes;
+    changed.replace(wrong.at, sizeof kBeyond, reinterpret_cast<const char*>(&kBeyond), sizeof kBeyond);
+    put_file(path, changed);
+#ifdef __SANITIZE_ADDRESS__
+    const char* const what = "copy it again";  // there a process that asks for too much memory ends
+#else
+    const char* const what = wrong.what;
+#endif
+    for (const auto& read : std::vector<std::function<void()>>{[&] { read_attributes(path); },
+                                                               [&] { read_config_text(path); }}) {
+      EXPECT_TRUE(has(message_of<InputError>(read), {path, what, "copy it again"}));
+    }
   }
 }
 
