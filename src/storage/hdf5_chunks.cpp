@@ -141,6 +141,13 @@ void Hdf5Chunks::read(const Hdf5Extents& start, const Hdf5Extents& count, hid_t 
   });
 }
 
+void Hdf5Chunks::find_all() {
+  visit_chunks(Hdf5Extents{}, extents_, [&](const Hdf5Extents& chunk) {
+    if (stored_bytes(chunk) > 0) return;
+    throw InputError(fmt::format("{} is not there; {}", describe(chunk), kRemedy));
+  });
+}
+
 void Hdf5Chunks::check_all() {
   Hdf5Extents one{};
   one.fill(1);

@@ -29,7 +29,11 @@ class Hdf5Chunks {
   /// Throws InputError naming dataset and chunk when a chunk that it needs is damaged.
   void read(const Hdf5Extents& start, const Hdf5Extents& count, hid_t memory_type, std::byte* to);
 
-  /// Looks at every chunk. Throws as above.
+  /// Looks up where every chunk is, as reading it does. Throws InputError naming dataset and chunk when one
+  /// is nowhere. What the library does not survive there it should meet in a child (storage/hdf5_trial.hpp).
+  void find_all();
+
+  /// Looks at every chunk. Throws as `read` does.
   void check_all();
 
  private:

@@ -167,12 +167,12 @@ class Placement {
       return fmt::format(
           "was written only in part: {} of {} chunks are there; write the rest, or copy the file again",
           written, expected);
-    if (!has_filters(found_.dataset, subject())) {
-      require_whole_chunks(written, static_cast<hsize_t>(chunk_bytes), chunk);
-    } else if (found_.level > 0) {
-      // Of a virtual dataset the library itself reads the sources.
-      Hdf5Chunks(found_.dataset, subject(), found_.file.input.size()).check_all();
-    }
+    const bool filtered = has_filters(found_.dataset, subject());
+    if (!filtered) require_whole_chunks(written, static_cast<hsize_t>(chunk_bytes), chunk);
+    Hdf5Chunks chunks(found_.dataset, subject(), found_.file.input.size());
+    chunks.find_all();
+    // Of a virtual dataset the library itself reads the sources.
+    if (filtered && found_.level > 0) chunks.check_all();
     return std::nullopt;
   }
 

@@ -167,6 +167,32 @@ TEST_F(StorageChunks, OfWhichTwoHaveOnePlaceAreRefused) {
   }
 }
 
+// Where a chunk should be and none is the library reads zeros, of a dataset without filters.
+TEST_F(StorageChunks, OfManyEachIsLookedUp) {
+  constexpr std::uint64_t kRows = 60;
+  constexpr std::uint64_t kCols = 40;
+  constexpr std::uint64_t kRow = 33;
+  {
+    const Hdf5Lock lock;
+    const Hdf5File file = create_file(path_);
+    const Hdf5Dataset dataset = make(file, "w", none, {1, 1}, {kRows, kCols});
+    const std::vector<std::uint16_t> ones(kRows * kCols, 1);
+    WEIGHTCAST_HDF5(H5Dwrite(dataset.get(), H5T_NATIVE_UINT16, H5S_ALL, H5S_ALL, H5P_DEFAULT, ones.data()),
+                    kFile);
+  }
+  EXPECT_EQ(read_checkpoint(path_).tensors.size(), 1U);
+  // In the old index of chunks a place is given in elements, behind bytes and mask.
+  const std::array<std::uint64_t, 4> key{2, kRow, 17, 0};
+  const std::string written(reinterpret_cast<const char*>(key.data()), sizeof key);
+  std::string bytes = get_file(path_);
+  const std::size_t at = bytes.find(written);
+  ASSERT_NE(at, std::string::npos);
+  bytes[at + 8] = static_cast<char>(kRow + 200);
+  put_file(path_, bytes);
+  EXPECT_TRUE(
+      has(message_of<InputError>([&] { read_checkpoint(path_); }), {path_, "'w'", "chunk", "copy it again"}));
+}
+
 TEST_F(StorageChunks, AnyFiltersAreUndone) {
   const std::vector<Filters> all{none,
                                  deflate,
