@@ -4,6 +4,7 @@
 
 #include <cinttypes>
 #include <cstdio>
+#include <cstring>
 
 #include "client/arguments.hpp"
 #include "client/block.hpp"
@@ -97,6 +98,15 @@ int nothing_came(const weightcast_export& e, weightcast_state rest, double secon
   return fail(WEIGHTCAST_NO_ANSWER, "no new weights came within %g s; go on with the old ones", seconds);
 }
 
+/// Answers a question, for which the window would have to be empty: the engine goes on with what it has.
+int decline_for_window(weightcast_export& e, std::uint64_t word) {
+  weightcast_block& block = *e.block;
+  const int error = errno;
+  std::snprintf(block.reason, sizeof block.reason, "its window cannot be emptied: %s", std::strerror(error));
+  change_word(block, word, rest_word(block, word));
+  return not_paused(e, static_cast<weightcast_state>(block.rest));
+}
+
 /// Whether that question, which an engine has been asked on some of its ranks, will not be asked on this one
 /// any more. 0 stands for whichever comes.
 bool is_over(const weightcast_export& e, std::uint64_t word, std::uint64_t question) {
@@ -123,7 +133,7 @@ int await_version(weightcast_export& e, std::uint64_t question, double seconds, 
     }
     switch (WEIGHTCAST_STATE_OF(word)) {
       case WEIGHTCAST_ASKED:
-        clear_window(e);
+        if (!clear_window(e)) return decline_for_window(e, word);
         paused = change_word(block, word, WEIGHTCAST_WORD(WEIGHTCAST_PAUSED, WEIGHTCAST_UPDATE_OF(word))) ||
                  paused;
         continue;
@@ -154,7 +164,8 @@ int await_version(weightcast_export& e, std::uint64_t question, double seconds, 
   }
 }
 
-/// Ends the engine's part in an update, wherever that is.
+}  // namespace
+
 void leave_update(weightcast_export& e, const char* reason) {
   weightcast_block& block = *e.block;
   for (;;) {
@@ -177,8 +188,6 @@ void leave_update(weightcast_export& e, const char* reason) {
     }
   }
 }
-
-}  // namespace
 
 void settle_if_dead(weightcast_export& e, std::uint64_t word, double until) {
   // At rest there is no update whose job step could be gone, and its lock is not to be in a new one's way.

@@ -72,6 +72,7 @@ struct Entry {
   std::int64_t strides[WEIGHTCAST_MOST_DIMS] = {};
   int segment = 0;
   std::int64_t offset = 0;
+  bool landed = false;  ///< in a window: given to the caller in this update
   bool is_box = false;  ///< of a tensor of shape `whole`, from element `start` on
   std::int64_t whole[WEIGHTCAST_MOST_DIMS] = {};
   std::int64_t start[WEIGHTCAST_MOST_DIMS] = {};
@@ -142,8 +143,12 @@ int make_window_list(weightcast_export& e);
 /// Unmaps and removes it, where there is one.
 void drop_window_list(weightcast_export& e);
 
-/// Gives all memory of the window back, and empties its list. Only while no job step writes.
-void clear_window(weightcast_export& e);
+/// Ends the engine's part in an update, wherever that is, for that reason.
+void leave_update(weightcast_export& e, const char* reason);
+
+/// Gives all memory of the window back, and empties its list. Only while no job step writes. False, with
+/// errno, when the system does not take it back.
+bool clear_window(weightcast_export& e);
 
 /// Takes back what a trainer offers; fails while it is being read.
 int abandon_offer(weightcast_export& e);

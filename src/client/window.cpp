@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <linux/futex.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -6,6 +7,7 @@
 
 #include <climits>
 #include <cstdio>
+#include <cstring>
 
 #include "client/arguments.hpp"
 #include "client/block.hpp"
@@ -34,12 +36,26 @@ void await_landing(const weightcast_export& e, std::uint32_t landed) {
   ::syscall(SYS_futex, &e.list->landed, FUTEX_WAIT, landed, &time, nullptr, 0);
 }
 
-/// The system takes the pages of an entry of the window, or of all of it.
-void give_memory_back(const weightcast_export& e, std::int64_t offset, std::int64_t bytes) {
+/// The system takes the pages of an entry of the window, or of all of it. False, with errno, when it does
+/// not.
+bool give_memory_back(const weightcast_export& e, std::int64_t offset, std::int64_t bytes) {
   const std::int64_t page = ::sysconf(_SC_PAGESIZE);
-  const std::int64_t pages = (bytes + page - 1) / page;
+  const auto size = static_cast<std::size_t>((bytes + page - 1) / page * page);
   char* memory = static_cast<char*>(e.segments.items[e.window].memory) + offset;
-  if (pages > 0) ::madvise(memory, static_cast<std::size_t>(pages * page), MADV_REMOVE);
+  if (size == 0 || ::madvise(memory, size, MADV_REMOVE) == 0) return true;
+  // Locked, as all memory is of a process that has called mlockall().
+  return ::munlock(memory, size) == 0 && ::madvise(memory, size, MADV_REMOVE) == 0;
+}
+
+/// Ends an update that is under way: of it the caller may have a part, so that no version is in memory.
+int give_up(weightcast_export& e, const char* reason) {
+  leave_update(e, reason);
+  return not_paused(e, rest_of(*e.block, load_word(*e.block)));
+}
+
+/// Of give_memory_back(), which has failed.
+void say_that_memory_stays(char* reason, std::size_t size) {
+  std::snprintf(reason, size, "the system does not take back memory of the window: %s", std::strerror(errno));
 }
 
 bool is_of_window(const weightcast_export& e, std::uint32_t number) {
@@ -47,14 +63,19 @@ bool is_of_window(const weightcast_export& e, std::uint32_t number) {
 }
 
 /// Gives back what the caller has been given.
-void give_back_taken(weightcast_export& e) {
+int give_back_taken(weightcast_export& e) {
   for (std::uint32_t i = load(e.list->taken); i < e.handed; ++i) {
     const std::uint32_t number = WEIGHTCAST_LIST_ENTRIES(e.list)[i];
     if (!is_of_window(e, number)) continue;
     const Entry& entry = e.entries.items[number];
-    give_memory_back(e, entry.offset, bytes_of_entry(entry));
+    if (!give_memory_back(e, entry.offset, bytes_of_entry(entry))) {
+      char reason[sizeof e.block->reason];
+      say_that_memory_stays(reason, sizeof reason);
+      return give_up(e, reason);
+    }
   }
   __atomic_store_n(&e.list->taken, e.handed, __ATOMIC_RELEASE);
+  return WEIGHTCAST_OK;
 }
 
 /// The numbers that are in the list up to `landed`, behind those that were handed over before.
@@ -63,12 +84,15 @@ int hand_over(weightcast_export& e, std::uint32_t landed, int* numbers, int most
   if (landed > static_cast<std::uint32_t>(e.entries.size)) landed = 0;
   for (; e.handed < landed && *count < most; ++e.handed) {
     const std::uint32_t number = __atomic_load_n(&list[e.handed], __ATOMIC_RELAXED);
-    if (!is_of_window(e, number)) break;
+    if (!is_of_window(e, number) || e.entries.items[number].landed) break;
+    e.entries.items[number].landed = true;
     numbers[(*count)++] = static_cast<int>(number);
   }
   if (*count > 0) return WEIGHTCAST_OK;
-  return fail(WEIGHTCAST_REFUSED,
-              "what the job step has handed over is no tensor of the window; run a job step of this version");
+  return give_up(
+      e,
+      "the window's list names what is no tensor of the window, or has come before; run a job step "
+      "of this version");
 }
 
 /// The wait of weightcast_landed().
@@ -106,7 +130,8 @@ int make_window_list(weightcast_export& e) {
   if (e.list == nullptr) return WEIGHTCAST_REFUSED;
   e.list->magic = WEIGHTCAST_LIST_MAGIC;
   e.list->generation = e.generation;
-  return WEIGHTCAST_OK;
+  // All of it has pages where a process locks what it maps.
+  return clear_window(e) ? WEIGHTCAST_OK : fail_with_errno("%s: a window cannot be emptied", e.list_name);
 }
 
 void drop_window_list(weightcast_export& e) {
@@ -116,12 +141,13 @@ void drop_window_list(weightcast_export& e) {
   e.list = nullptr;
 }
 
-void clear_window(weightcast_export& e) {
-  if (e.list == nullptr) return;
-  give_memory_back(e, 0, e.segments.items[e.window].bytes);
+bool clear_window(weightcast_export& e) {
+  if (e.list == nullptr) return true;
+  for (int i = 0; i < e.entries.size; ++i) e.entries.items[i].landed = false;
   e.handed = 0;
   __atomic_store_n(&e.list->taken, 0, __ATOMIC_RELEASE);
   __atomic_store_n(&e.list->landed, 0, __ATOMIC_RELEASE);
+  return give_memory_back(e, 0, e.segments.items[e.window].bytes);
 }
 
 }  // namespace weightcast::client
@@ -142,6 +168,8 @@ extern "C" int weightcast_landed(weightcast_export* e, int* numbers, int most, i
   // How long a folder is looked at that does not say what a job step which is gone has decided.
   constexpr double kFolderSeconds = 60;
   // In a call that is made again all has been given back.
-  if (begin_wait(*e, Call::kLanded, kFolderSeconds)) give_back_taken(*e);
+  if (begin_wait(*e, Call::kLanded, kFolderSeconds)) {
+    if (const int code = give_back_taken(*e); code != WEIGHTCAST_OK) return end_wait(*e, code);
+  }
   return end_wait(*e, await_landed(*e, numbers, most, count));
 }

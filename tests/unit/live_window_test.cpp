@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -63,8 +64,9 @@ Published publish(const std::string& folder) {
 }
 
 /// An engine that takes tensors as they come, each of which holds its number, and goes on when all have come.
-int take_all(const std::string& folder) {
+int take_all(const std::string& folder, bool locks_memory = false) {
   const Published p = publish(folder);
+  if (locks_memory && ::mlock2(p.window, kTensors * kBytes, MLOCK_ONFAULT) != 0) return 7;
   std::int64_t version = 0;
   if (weightcast_pause(p.handle, 20, &version) != WEIGHTCAST_OK || version != 2) return 1;
   // It is not over yet.
@@ -167,8 +169,11 @@ class LiveWindowTest : public ::testing::Test {
   std::unique_ptr<LiveWindow> window_;
 };
 
-TEST_F(LiveWindowTest, WhatIsHandedOverIsTakenAndItsMemoryGivenBack) {
-  Child engine([&] { return take_all(folder_); });
+/// An engine takes all; whether it keeps its memory from being paged out.
+class LiveWindowTaken : public LiveWindowTest, public ::testing::WithParamInterface<bool> {};
+
+TEST_P(LiveWindowTaken, WhatIsHandedOverIsTakenAndItsMemoryGivenBack) {
+  Child engine([&] { return take_all(folder_, GetParam()); });
   ASSERT_NO_FATAL_FAILURE(begin());
   EXPECT_EQ(window_->limit(), kBytes);
   EXPECT_EQ(window_->tensor_at(place(2)), 2);
@@ -190,6 +195,10 @@ TEST_F(LiveWindowTest, WhatIsHandedOverIsTakenAndItsMemoryGivenBack) {
   exporter_.reset();
   EXPECT_EQ(engine.wait(), 0);
 }
+
+INSTANTIATE_TEST_SUITE_P(OfAnEngine, LiveWindowTaken, ::testing::Bool(), [](const auto& param) {
+  return param.param ? "ThatLocksItsMemory" : "ThatDoesNot";
+});
 
 TEST_F(LiveWindowTest, AnEngineThatDiesOrGivesUpOrSleepsIsNamed) {
   {
@@ -258,6 +267,19 @@ TEST_F(LiveWindowTest, AnEngineThatStillLoadsWhenTheNextUpdateAsksHasNoVersion) 
   ASSERT_TRUE(exporter_->change(WEIGHTCAST_WRITING, WEIGHTCAST_INVALID));
   ASSERT_TRUE(exporter_->ask(WEIGHTCAST_INVALID, 4, 3));
   EXPECT_EQ(engine.wait(), 0);
+}
+
+TEST_F(LiveWindowTest, ATensorThatTheListNamesTwiceIsTakenOnce) {
+  Child engine([&] { return take_all(folder_); });
+  ASSERT_NO_FATAL_FAILURE(begin());
+  bring(1);
+  ASSERT_TRUE(comes([&] { return window_->taken() == 1; }));
+  // As if it stood where another one did: what that one had is the loader's nowhere.
+  window_->hand_over(1);
+  expect_told<IoError>(
+      "has given up amid the update: the window's list names what is no tensor of the window, or has come "
+      "before");
+  EXPECT_EQ(engine.wait(), WEIGHTCAST_IS_INVALID);
 }
 
 TEST_F(LiveWindowTest, AListThatSaysWhatCannotBe) {
