@@ -155,6 +155,51 @@ class Client(unittest.TestCase):
             self.refuse("dtype .* of Memory; give its name", lambda: Memory(dtype, (1,)))
         self.refuse("shape 5 of Memory; give its extents", lambda: Memory("BF16", 5))
 
+    def test_whatever_is_given_is_told_in_one_line(self):
+        class Long:
+            def __repr__(self):
+                return "two lines\n\x1b[2J" + 10000 * "x"
+
+        class Silent:
+            def __repr__(self):
+                raise ValueError("no words")
+
+        export = self.publish(version=1)
+        self.addCleanup(export.close)
+        for value in (Long(), Silent()):
+            for call in (
+                lambda: weightcast.publish(value, "engine", 0, 1),
+                lambda: weightcast.publish(self.folder, value, 0, 1, tensors={"x": Memory("BF16", (1,))}),
+                lambda: weightcast.publish(self.folder, "engine", value, 1, tensors={"x": Memory("BF16", (1,))}),
+                lambda: weightcast.publish(self.folder, "engine", 0, 1, window=value),
+                lambda: weightcast.publish(self.folder, "engine", 0, 1, window={"x": value}),
+                lambda: Memory(value, (1,)),
+                lambda: Memory("BF16", (value,)),
+                lambda: export.memory(value),
+                lambda: export.serve(value),
+                lambda: export.pause(value),
+                lambda: export.pause(timeout=value),
+                lambda: export.close(timeout=value),
+                lambda: weightcast.trigger(self.folder, version=value),
+            ):
+                with self.assertRaises(weightcast.Error) as refused:
+                    call()
+                said = str(refused.exception)
+                self.assertEqual(refused.exception.code, 64)
+                self.assertTrue(said.isprintable() and len(said) < 400, said)
+            export.invalidate(value)
+            export.serve(1)
+        for name in (["a"], {}, None):
+            self.refuse("tensor .* is not in the host's memory", lambda: export.memory(name))
+        self.refuse("folder .*; name one", lambda: weightcast.publish(self.folder + "\ud800", "engine", 0, 1, window={"x": Memory("BF16", (1,))}))
+
+    def test_a_view_of_memory_is_the_callers(self):
+        export = self.publish()
+        self.addCleanup(export.close)
+        with export.memory("a") as view:
+            view[0] = 7
+        self.assertEqual(export.memory("a")[0], 7)
+
     def test_a_folder_may_be_named_as_job_steps_name_it(self):
         folder, self.folder = self.folder, "live:" + self.folder
         with self.publish():

@@ -73,9 +73,9 @@ class Export:
     def memory(self, name):
         """The bytes of a tensor in the host's memory, as a writable view of what is published."""
         self._open()
-        if name not in self._memory:
-            raise Error(64, f"tensor {name!r} is not in the host's memory here; name one that was published there")
-        return self._memory[name]
+        if not isinstance(name, str) or name not in self._memory:
+            raise Error(64, f"tensor {_library.shown(name)} is not in the host's memory here; name one that was published there")
+        return self._memory[name][:]  # a view that the caller may release
 
     def require_in_place(self):
         """Raises Error naming a tensor that is not where it was published, has another shape, type or name now, or is not
@@ -107,7 +107,7 @@ class Export:
         what follows from the weights. With a window it runs when the job step begins to write, and takes what comes from
         Update.landed(). Raises Invalid when the memory holds no version, Error or NoAnswer when it holds what it held
         before: also because nobody asks within `timeout` seconds. Where the body raises, the engine is
-        invalid until another update; so it is when a signal's handler raises after the first byte was written.
+        invalid until another update, and an Error comes out as Invalid; invalid it is, too, when a signal's handler raises after the first byte was written.
 
         `wanted` is what wanted() said, on this rank of the engine or another: all of them come back alike when that
         has been taken back. None waits for whatever is asked next."""
@@ -216,7 +216,7 @@ def _question_of(wanted):
     try:
         _, question = wanted
     except (TypeError, ValueError):
-        raise Error(64, f"wanted is {wanted!r}; give what wanted() said") from None
+        raise Error(64, f"wanted is {_library.shown(wanted)}; give what wanted() said") from None
     return _library.whole(question, "the question of wanted is", 2**64 - 1)
 
 
@@ -249,7 +249,7 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
     forms = {name: _tensors.form_of(name, tensor) for name, tensor in wanted.items()}
     # Before anything moves: what is tied is one memory now.
     keys = {name: _tensors.identity(tensor) for name, tensor in wanted.items()}
-    window = _require_memory(window or {}, tensors or {})
+    window = _require_memory({} if window is None else window, tensors or {})
     # What the loader makes of a tensor of the same name, by all names that it has.
     loaded = {keys[name] for name in window if name in keys}
     wanted = {name: tensor for name, tensor in wanted.items() if keys[name] not in loaded}
@@ -303,10 +303,10 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
 def _require_memory(window, tensors):
     """The tensors of a window. Raises Error naming one that cannot be there."""
     if not isinstance(window, collections.abc.Mapping):
-        raise Error(64, f"window is {window!r}; give a dict of Memory by name")
+        raise Error(64, f"window is {_library.shown(window)}; give a dict of Memory by name")
     for name, tensor in window.items():
         if not isinstance(tensor, Memory):
-            raise Error(64, f"tensor {name!r} of the window is {tensor!r}; give weightcast.Memory")
+            raise Error(64, f"tensor {_library.shown(name)} of the window is {_library.shown(tensor)}; give weightcast.Memory")
         if name in tensors:
             raise Error(64, f"tensor {name} is published in place and in the window; give it once")
     return dict(window)

@@ -15,11 +15,26 @@ DTYPE_BYTES = {
 }  # fmt: skip
 
 
+def printable(text):
+    """The text on one line, as a terminal may have it: what comes from elsewhere moves no cursor and hides nothing."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value):
+    """A value that was given, for a line: what it says of itself, cut where that is long; its kind where that fails."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"<{type(value).__qualname__}>"
+    most = 200
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 4 :]}"
+
+
 class Error(RuntimeError):
-    """What a call refused, with the code that a program of weightcast would end with."""
+    """What a call refused, in one line, with the code that a program of weightcast would end with."""
 
     def __init__(self, code, message):
-        super().__init__(message)
+        super().__init__(printable(message))
         self.code = code
 
 
@@ -141,7 +156,7 @@ def whole(value, what, most=2**63 - 1):
     except TypeError:
         number = -1
     if not 0 <= number <= most:
-        raise Error(64, f"{what} {value!r}; give a whole number from 0 to {most}")
+        raise Error(64, f"{what} {shown(value)}; give a whole number from 0 to {most}")
     return number
 
 
@@ -149,7 +164,7 @@ def seconds(value):
     """How long a call may wait."""
     most = 1e9
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= most:
-        raise Error(64, f"a timeout of {value!r}; give a number of seconds from 0 to {most:g}")
+        raise Error(64, f"a timeout of {shown(value)}; give a number of seconds from 0 to {most:g}")
     return float(value)
 
 
@@ -158,15 +173,16 @@ def text(value, what):
     try:
         encoded = value.encode()
     except (AttributeError, UnicodeError):
-        raise Error(64, f"{what} {value!r} is no text that UTF-8 has; give a str") from None
+        raise Error(64, f"{what} {shown(value)} is no text that UTF-8 has; give a str") from None
     if b"\0" in encoded:
-        raise Error(64, f"{what} {value!r} has a NUL in it; leave that out")
+        raise Error(64, f"{what} {shown(value)} has a NUL in it; leave that out")
     return encoded
 
 
 def reason(value):
     """The bytes of a text for people, whatever is in it."""
-    return str(value).replace("\0", " ").encode(errors="replace")
+    text = value if isinstance(value, str) else words_of(value) if isinstance(value, BaseException) else shown(value)
+    return text.replace("\0", " ").encode(errors="replace")
 
 
 def words_of(error):
@@ -181,10 +197,11 @@ def path(folder):
     """The name of a folder; `live:` in front, as job steps have it, is no part of it."""
     try:
         name = os.fsdecode(folder).removeprefix("live:")
-    except TypeError:
-        raise Error(64, f"folder {folder!r}; name one, as str or os.PathLike") from None
+        os.fsencode(name)
+    except (TypeError, UnicodeError):
+        raise Error(64, f"folder {shown(folder)}; name one, as str or os.PathLike") from None
     if "\0" in name:
-        raise Error(64, f"folder {name!r} has a NUL in it; name another")
+        raise Error(64, f"folder {shown(name)} has a NUL in it; name another")
     if not name:
         raise Error(64, "the folder's name is empty; name one")
     return name
@@ -194,7 +211,7 @@ def open_export(folder, role, rank, ranks, layout):
     handle = _POINTER()
     most = 2**31 - 1
     call("weightcast_open", os.fsencode(path(folder)), text(role, "role"), whole(rank, "rank", most), whole(ranks, "ranks", most),
-         None if layout in (None, "") else text(layout, "layout"), ctypes.byref(handle))  # fmt: skip
+         None if layout is None or (isinstance(layout, str) and not layout) else text(layout, "layout"), ctypes.byref(handle))  # fmt: skip
     call("weightcast_wait_in_pieces", handle, _PIECE)
     return handle
 

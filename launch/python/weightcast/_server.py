@@ -8,7 +8,7 @@ import struct
 import time
 import typing
 
-from ._library import Error, NoAnswer, seconds, whole
+from ._library import Error, NoAnswer, printable, seconds, whole
 from ._library import path as path_of
 
 # As launch/serve/message.hpp has them.
@@ -47,20 +47,15 @@ def trigger(folder, version=None, queue=True, timeout=1800.0):
     answer = _parse(line)
     if answer["code"] != 0:
         raise _error(answer["code"], answer["error"])
-    return Answer(answer["version"], answer["was_there"], "\n".join(map(_printable, answer["report"].split("\n"))))
+    return Answer(answer["version"], answer["was_there"], "\n".join(map(printable, answer["report"].split("\n"))))
 
 
 class _Gone(Exception):
     """There is no server that would answer."""
 
 
-def _printable(text):
-    """What comes from elsewhere moves no cursor and hides nothing."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _error(code, message):
-    return (NoAnswer if code == 76 else Error)(code, _printable(message))
+    return (NoAnswer if code == 76 else Error)(code, message)
 
 
 def _object(text, origin, remedy):

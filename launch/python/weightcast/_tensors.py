@@ -18,11 +18,11 @@ class Memory:
 
     def __post_init__(self):
         if not isinstance(self.dtype, str):
-            raise Error(64, f"dtype {self.dtype!r} of Memory; give its name as a str, such as 'BF16'")
+            raise Error(64, f"dtype {_library.shown(self.dtype)} of Memory; give its name as a str, such as 'BF16'")
         try:
             extents = tuple(self.shape)
         except TypeError:
-            raise Error(64, f"shape {self.shape!r} of Memory; give its extents, such as (4, 8)") from None
+            raise Error(64, f"shape {_library.shown(self.shape)} of Memory; give its extents, such as (4, 8)") from None
         object.__setattr__(self, "shape", tuple(_library.whole(extent, "an extent of") for extent in extents))
 
 
@@ -154,7 +154,7 @@ def tensors_of(state, tensors):
         if name == "":
             raise Error(64, "a tensor's name is empty; give it one")
         if not isinstance(tensor, Memory) and not _is_torchs(tensor):
-            raise Error(64, f"tensor {name!r} is a {_kind(tensor)}; give a tensor of torch, or weightcast.Memory")
+            raise Error(64, f"tensor {_library.shown(name)} is a {_kind(tensor)}; give a tensor of torch, or weightcast.Memory")
     if state is None:
         return given
     own = state.tensors()
@@ -329,7 +329,7 @@ def view_of(name, form, memory):
     torch has no such type."""
     torch = sys.modules.get("torch")
     if torch is None:
-        return memory
+        return memory[:]  # a view that the caller may release
     kind = torch_dtype(form.dtype)
     if kind is None:
         raise Error(64, f"tensor {name} is {form.dtype}, which torch has not here; take a torch that has")

@@ -12,7 +12,7 @@ import torch
 
 from . import _tensors
 from . import publish as _publish
-from ._library import Error, NoAnswer
+from ._library import Error, NoAnswer, shown
 from ._wrapper import Wrapper
 
 
@@ -21,7 +21,7 @@ def publish(folder, rank, ranks, module, dtype, layout=None):
     another floating type, the rest where it is. The copy lies where the original does; of a DTensor, such as FSDP2's, it
     is this process's part. `layout` as of weightcast.publish."""
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise Error(64, f"dtype {dtype!r}; give a floating type of torch, such as torch.bfloat16")
+        raise Error(64, f"dtype {shown(dtype)}; give a floating type of torch, such as torch.bfloat16")
     state = _tensors.State(module)
     tensors = state.tensors()
     copy_of = {}  # by the original's identity: what is tied is one copy
