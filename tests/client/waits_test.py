@@ -190,6 +190,36 @@ class Waits(unittest.TestCase):
                         self.fail("entered")
                 engine.close()
 
+    def test_no_error_of_the_body_says_that_the_memory_is_as_it_was(self):
+        def raises():
+            raise weightcast.Error(64, "no such tensor")
+
+        window = {"w": Memory("BF16", (4,))}
+        for more, steps, body, said in (
+            ({}, (WRITING, WRITTEN, COMMITTED), raises, "no such tensor"),
+            ({"window": window}, (WRITING,), raises, "no such tensor"),
+            ({"window": window}, (WRITING,), lambda: None, "nothing has been committed"),  # it leaves early
+        ):
+            with self.subTest(said, more=more):
+                engine = self.publish("engine", version=1, **more)
+                with self.job("engine", *self.paused_until(*steps)) as look:
+                    with self.assertRaisesRegex(weightcast.Invalid, f"could not use version {job_step.VERSION}: {said}"):
+                        with engine.pause():
+                            body()
+                    self.assertEqual(look()["state"], INVALID)
+                engine.close()
+
+    def test_a_job_step_that_takes_its_question_back_amid_the_body(self):
+        engine = self.publish("engine", version=1, window={"w": Memory("BF16", (4,))})
+        gate = pathlib.Path(self.folder, "gate")
+        gate.touch()
+        with self.job("engine", *self.paused_until(WRITING, f"-{gate}", SERVING)) as look:
+            with self.assertRaisesRegex(weightcast.Error, "go on with what was there") as refused:
+                with engine.pause() as update:
+                    gate.unlink()
+                    list(update.landed())
+            self.assertEqual((refused.exception.code, look()["state"]), (74, SERVING))
+
     def test_a_signal_at_the_end_of_the_wait_leaves_no_version_in_between(self):
         for _ in range(20):
             engine = self.publish("engine", version=1)

@@ -4,6 +4,7 @@ import contextlib
 import threading
 import unittest
 
+import torch
 import weightcast
 from weightcast import Invalid, NoAnswer, Update, Wanted, sglang
 from weightcast._joint_update import JointUpdate, Ranks
@@ -87,9 +88,14 @@ class Together(unittest.TestCase):
     def test_one_rank_that_fails_makes_all_fail_alike(self):
         exports = [Exports(Wanted(5, 17)), Exports(failure=weightcast.Error(74, "taken back")), Exports()]
         for error in self.outcomes(self.updates(exports)):
-            self.assertEqual((error.code, str(error)), (74, "engine rank 1: taken back"))
+            # Of the others' memory nobody may say that it holds what it held.
+            self.assertEqual((error.code, str(error)), (65, "engine rank 1: taken back"))
         cause = "invalid: engine rank 1: taken back"
         self.assertEqual([export.state for export in exports], [cause, "paused for 17", cause])
+
+    def test_all_ranks_that_fail_hold_what_they_held(self):
+        exports = [Exports(Wanted(5, 17), weightcast.Error(74, "taken back")), *(Exports(failure=weightcast.Error(74, "too")) for _ in (1, 2))]
+        self.assertEqual([error.code for error in self.outcomes(self.updates(exports))], [74] * RANKS)
 
     def test_a_memory_without_a_version_is_what_is_told(self):
         failures = [NoAnswer(76, "late"), None, Invalid(65, "half")]
@@ -149,6 +155,16 @@ class Together(unittest.TestCase):
         self.assertEqual({str(error).partition(": ")[2] for error in outcomes}, {"ValueError: no such tensor"})
         self.assertTrue(all(export.state.startswith("invalid: ") for export in exports))
 
+    def test_what_an_only_rank_has_loaded_in_part_is_no_version(self):
+        def load(of):
+            raise of
+
+        for of, code in ((ValueError("no such tensor"), 65), (weightcast.Error(74, "the update did not take place"), 74)):
+            update = JointUpdate(Exports(Wanted(5, 17)), Ranks(), 4, 60, lambda _: load(of))
+            with self.assertRaisesRegex(weightcast.Error, str(of)) as failed:
+                update.wait(5, 60.0)
+            self.assertEqual(failed.exception.code, code)
+
     def test_nobody_asks(self):
         exports = [Exports() for _ in range(RANKS)]
         for error in self.outcomes(self.updates(exports), version=1, seconds=0.05):
@@ -178,6 +194,23 @@ class Together(unittest.TestCase):
 
 class Sglang(unittest.TestCase):
     """An engine of one rank."""
+
+    def test_a_request_that_cannot_be_is_refused_where_it_is_made(self):
+        for more in ({"folder": None}, {"version": "1"}, {"version": -1}, {"timeout": None}, {"timeout": float("nan")}, {"holds": 1.5}):
+            with self.subTest(more=more), self.assertRaises(weightcast.Error) as refused:
+                sglang.tensors(**{"folder": "weights", **more})
+            self.assertEqual(refused.exception.code, 64)
+        ((name, said),) = sglang.tensors("weights", version=3)
+        self.assertEqual(sglang._request_of([(name, said)])["version"], 3)
+
+    def test_what_is_no_request_ends_no_engine(self):
+        def of(text):
+            return [("weightcast", torch.frombuffer(bytearray(text), dtype=torch.uint8))]
+
+        for given in ([], of(b"{"), of(b"[]"), of(b'{"folder": "weights"}'), of(b"\xff"), [("w", torch.zeros(2)), ("v", torch.zeros(2))]):
+            with self.subTest(given=given), self.assertLogs("weightcast.sglang") as logged:
+                sglang.load(object(), given)
+            self.assertIn("is no request of weightcast.sglang", logged.output[0])
 
     def test_what_was_there_is_not_there_behind_half_an_update(self):
         class Once(Exports):

@@ -116,13 +116,21 @@ class JointUpdate:
 
     def _take_landed(self, own):
         """Loads what comes; all ranks do, or none has a version."""
-        if own[1] is None:
-            _, failure = _outcome(lambda: self._load(own[0]))
-            if failure is not None:
-                # Before the others are heard, which wait for a job step that waits for this rank.
-                self.abandon(error_of(*failure))
-                own = None, failure
-        return self._agree_on(own)
+        failure = self._failure_of_load(own[0]) if own[1] is None else None
+        return self._agree_on(own if failure is None else (None, failure))
+
+    def _failure_of_load(self, update):
+        """The code and text of why the loader has not taken all of an Update, None where it has. The memory may hold a part of
+        it, unless the job step has said otherwise."""
+        try:
+            self._load(update)
+            return None
+        except Exception as error:
+            pause, self._pause = self._pause, None
+            # Before the others are heard, which wait for a job step that waits for this rank.
+            said = _outcome(lambda: pause.__exit__(type(error), error, error.__traceback__))[1]
+            code, message = said or _outcome(lambda: _raise(error))[1]
+            return (code if isinstance(error, Error) else Invalid.CODE), message
 
     def _agree_on(self, own):
         """The version of the Update that all ranks have; none has one where one has none."""
@@ -130,6 +138,9 @@ class JointUpdate:
             return self._ranks.together(lambda: _give_back(own).version)
         except Error as error:
             self.abandon(error)
+            if any(self._ranks.all(lambda: own[1] is None)):
+                # What was there is not there any more on the ranks that have been written.
+                raise Invalid(Invalid.CODE, str(error)) from None
             raise
 
     def _await_question(self):
@@ -177,6 +188,10 @@ class JointUpdate:
         if pause is not None:
             with contextlib.suppress(Error):
                 pause.__exit__(type(error), error, None)
+
+
+def _raise(error):
+    raise error
 
 
 def _give_back(outcome):

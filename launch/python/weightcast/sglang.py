@@ -14,11 +14,10 @@ than that it serves such weights.
 
 import json
 import logging
-import os
 import time
 
 from ._joint_update import JointUpdate, Ranks, gather_objects
-from ._library import Error, Invalid
+from ._library import Error, Invalid, path, seconds, whole, words_of
 from ._tested import require_tested
 
 logger = logging.getLogger("weightcast.sglang")
@@ -37,7 +36,7 @@ def tensors(folder, version=None, timeout=600.0, holds=None, attach=False):
     version the engine has loaded itself; with `attach` the parameters are published, and nothing is waited for."""
     import torch
 
-    said = {"folder": os.fspath(folder), "version": version, "timeout": timeout, "holds": holds, "attach": attach}
+    said = _checked(path(folder), version, timeout, holds, bool(attach))
     return [("weightcast", torch.frombuffer(bytearray(json.dumps(said).encode()), dtype=torch.uint8))]
 
 
@@ -46,17 +45,34 @@ def body(tp, folder, **more):
     from sglang.srt.utils import MultiprocessingSerializer
 
     payload = MultiprocessingSerializer.serialize(tensors(folder, **more), output_str=True)
-    return {"serialized_named_tensors": [payload] * tp, "load_format": _LOAD_FORMAT}
+    return {"serialized_named_tensors": [payload] * whole(tp, "tp"), "load_format": _LOAD_FORMAT}
 
 
 def load(model, named_tensors):
     """What SGLang calls on each rank. Raises Invalid on all ranks when no version was whole in time."""
-    ((_, said),) = named_tensors
-    request = json.loads(bytes(said.cpu().tolist()))
+    try:
+        request = _request_of(named_tensors)
+    except Exception as error:
+        # On all ranks, which are given the same.
+        logger.error("What was given is no request of weightcast.sglang: %s", words_of(error))
+        return
     engine = _engines.get(id(model))
     if engine is None:
         engine = _engines[id(model)] = _Engine(model)
     engine.serve(request)
+
+
+def _request_of(named_tensors):
+    ((_, said),) = named_tensors
+    return _checked(**json.loads(bytes(said.cpu().tolist())))
+
+
+def _checked(folder, version, timeout, holds, attach):
+    """A request, by name. Raises Error."""
+    for name, value in (("version", version), ("holds", holds)):
+        if value is not None:
+            whole(value, name)
+    return {"folder": path(folder), "version": version, "timeout": seconds(timeout), "holds": holds, "attach": attach}
 
 
 class _Engine:
