@@ -234,6 +234,27 @@ class Failures(unittest.TestCase):
             self.assertEqual(self.version_after(weightcast.NoAnswer(76, "nobody has asked"), call), 4)
 
 
+    def test_what_cannot_be_asked_for_is_no_wait(self):
+        os.environ.update(SETTINGS)
+        from weightcast import _vllm_engine
+
+        for info in ({"timeout": "5"}, {"timeout": None}, {"timeout": float("nan")}, {"timeout": -1}, {"version": "1"}, {"version": 1.0}, []):
+            waited = weightcast.NoAnswer(76, "nobody has asked")
+            with self.subTest(info=info), unittest.mock.patch.object(_vllm_engine.JointUpdate, "wait", side_effect=waited):
+                self.assertEqual(self.version_after(weightcast.Error(64, ""), lambda engine: engine.update_weights(info)), 4)
+
+    def test_what_a_server_is_told_of_itself(self):
+        os.environ.update(SETTINGS)
+        from weightcast import _vllm_engine
+
+        engine = object.__new__(_vllm_engine.WeightcastEngine)
+        engine._export = None
+        for more in ({"replica": "1"}, {"replicas": None}, {"window": "1GiB"}, {"window": -1}, {"timeout": "5"}, {"timeout": float("nan")}):
+            with self.subTest(more=more), self.assertRaises(weightcast.Error) as refused:
+                engine._require_publishable(_vllm_engine.InitInfo(folder="weights", **more))
+            self.assertEqual(refused.exception.code, 64)
+
+
 class Refusals(unittest.TestCase):
     """What is refused when a worker starts, before anything is published."""
 

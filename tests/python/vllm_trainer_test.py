@@ -150,6 +150,12 @@ class TrainerEngine(unittest.TestCase):
             engine.send_weights()
         self.assertEqual(self.calls[2:], [("update_weights", {"timeout": 0}), ("settle", 0)])
 
+    def test_what_cannot_be_asked_for_starts_nothing(self):
+        for more in ({"timeout": "9"}, {"timeout": None}, {"version": "4"}, {"version": -1}, {"workers": ["landing"]}):
+            with self.subTest(more=more), self.assertRaises(weightcast.Error) as refused:
+                self.start(**more)
+            self.assertEqual((refused.exception.code, self.calls), (64, []))
+
     def test_refusals(self):
         info = vllm_trainer.InitInfo("weights", rank=0)
         with self.assertRaisesRegex(weightcast.Error, "source is a ModuleSource; give a weightcast.vllm_trainer.Source"):

@@ -36,6 +36,7 @@ except ImportError:  # 0.26
 
 from . import _headers, _landing, _vllm_refusals
 from ._joint_update import JointUpdate, Ranks, gather_objects
+from ._library import seconds, whole
 from ._tested import require_tested
 from .learn import vllm_learner
 
@@ -130,6 +131,9 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             raise weightcast.Error(64, str(info))
         if self._export is not None:
             raise weightcast.Error(64, "the parameters are published already; call /shutdown_weight_transfer_engine first")
+        for name in ("replica", "replicas", "window"):
+            whole(getattr(info, name), f"{name} of init_info is")
+        seconds(info.timeout)
         replica = self._replica_of(info)
         if not 0 <= replica < info.replicas:
             raise weightcast.Error(
@@ -268,14 +272,21 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         # Not the base's, which would raise what is wrong with update_info on every rank.
         info, wrong = UpdateInfo(timeout=0), None
         try:
-            info = self.parse_update_info(update_info)
-        except ValueError as error:
+            info = self._update_info_of(update_info)
+        except (ValueError, weightcast.Error) as error:
             wrong = weightcast.Error(64, str(error))
         try:
             self._receive(info, wrong)
         except weightcast.Error as error:
             self._forget_update(error)
             self._raise(error, _calling_worker())
+
+    def _update_info_of(self, update_info):
+        info = self.parse_update_info(update_info)
+        if info.version is not None:
+            whole(info.version, "version of update_info is")
+        seconds(info.timeout)
+        return info
 
     def receive_weights(self, update_info):
         self._receive(update_info, None)

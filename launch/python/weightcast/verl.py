@@ -20,7 +20,7 @@ import torch
 from verl.checkpoint_engine import CheckpointEngine, CheckpointEngineRegistry
 
 from . import publish
-from ._library import Error
+from ._library import Error, path, seconds, shown
 from ._tested import require_tested
 
 _TESTED = ("0.9.1",)
@@ -42,13 +42,16 @@ class WeightcastCheckpointEngine(CheckpointEngine):
 
     def __init__(self, bucket_size, folder, is_master=False, timeout=600.0, device="cpu", dtype="bfloat16"):
         require_tested("verl", importlib.metadata.version("verl"), _TESTED, _OTHERS)
-        self._folder = folder
+        self._folder = path(folder)
         self._is_master = is_master
-        self._timeout = timeout
-        self._device = device
-        self._dtype = getattr(torch, dtype, None)
+        self._timeout = seconds(timeout)
+        try:
+            self._device = torch.device(device)
+        except (RuntimeError, TypeError):
+            raise Error(64, f"device {shown(device)}; give the name of one of torch, such as cpu") from None
+        self._dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else None
         if not isinstance(self._dtype, torch.dtype):
-            raise Error(64, f"dtype {dtype!r}; give the name of a type of torch, such as bfloat16")
+            raise Error(64, f"dtype {shown(dtype)}; give the name of a type of torch, such as bfloat16")
         self._version = 0  # that was sent or received last
         self._coming = None
         self._drives = False

@@ -13,6 +13,7 @@
 Importing this module registers the backend. vLLM sends nothing itself: a job step, which weightcast's server is, moves the weights.
 """
 
+import collections.abc
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -22,7 +23,7 @@ import typing
 import vllm
 from vllm.distributed.weight_transfer.base import ModuleSource, TrainerInitInfo, TrainerWeightTransferEngine
 
-from ._library import Error
+from ._library import Error, path, seconds, shown, whole
 from ._server import trigger
 from ._tested import require_tested
 
@@ -67,6 +68,7 @@ class TrainerEngine(TrainerWeightTransferEngine[InitInfo]):
         require_tested("vLLM", vllm.__version__.split("+")[0], _TESTED, _OTHERS)
         if not isinstance(source, Source):
             raise Error(64, f"source is a {type(source).__name__}; give a weightcast.vllm_trainer.Source")
+        _require_sound(init_info)
         engine = cls(client=client, source=source, is_sender=init_info.is_sender)
         engine._info = init_info
         engine.version = init_info.version
@@ -125,6 +127,15 @@ class TrainerEngine(TrainerWeightTransferEngine[InitInfo]):
         else:
             answer.set_result(None)
         return answer
+
+
+def _require_sound(info):
+    """Before vLLM's workers publish."""
+    path(info.folder)
+    whole(info.version, "version of InitInfo is")
+    seconds(info.timeout)
+    if not isinstance(info.workers, collections.abc.Mapping):
+        raise Error(64, f"workers of InitInfo is {shown(info.workers)}; give a dict of vLLM's init_info")
 
 
 def _register():
