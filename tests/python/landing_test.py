@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import tempfile
 import unittest
 import unittest.mock
@@ -528,6 +529,10 @@ class Maps(unittest.TestCase):
             (root / "broken.json").write_text("{")
             (root / "no-list").mkdir()
             (root / "no-list" / "config.json").write_text("{}")
+            for name, make in {"no-file": os.mkfifo, "none-in-it": lambda path: path.write_bytes(b"\2" + bytes(7) + b"{}")}.items():
+                (root / name).mkdir()
+                (root / name / "config.json").write_text(json.dumps(model["config"]))
+                make(root / name / "model.safetensors")
             (root / "bad-list").mkdir()
             (root / "bad-list" / "config.json").write_text("{}")
             (root / "bad-list" / "tensors.json").write_text('[{"name": "x\\u001b", "dtype": "BF16", "shape": [-1]}]')
@@ -542,6 +547,9 @@ class Maps(unittest.TestCase):
                 ([f"{folder}/none", "--output", "x"], 74, "is no folder"),
                 ([f"{folder}/no-list", "--output", "x"], 74, "neither *.safetensors nor tensors.json"),
                 ([f"{folder}/bad-list", "--output", "x"], 65, "entry 0 has not a name, a dtype of safetensors and a shape"),
+                ([f"{folder}/no-file", "--output", "x"], 74, "model.safetensors cannot be read: it is no file"),
+                ([f"{folder}/none-in-it", "--output", "x"], 65, "has no tensor"),
+                ([folder, "--output", "/dev/full"], 74, "/dev/full cannot be written: No space left on device"),
                 ([folder, "--check", f"{folder}/broken.json"], 65, "is no JSON file"),
                 ([folder, "--check", f"{folder}/none.json"], 74, "cannot be read"),
                 ([folder, "--check", f"{folder}/config.json"], 65, "is no landing map"),
@@ -552,7 +560,19 @@ class Maps(unittest.TestCase):
                         self.assertEqual(learn.main(words), code)
                     lines = errors.getvalue().splitlines()
                     self.assertEqual(len(lines), 1, lines)
-                    self.assertIn(said, lines[0])
+                    self.assertRegex(lines[0], f"^weightcast: error: .*{re.escape(said)}")
+            self.assertTrue(pathlib.Path("/dev/full").is_char_device())
+
+    def test_what_nothing_is_written_to_is_told(self):
+        landing = {"tensors": [], "ranks": [{"left": [{"name": "b", "why": "no checkpoint tensor"}, {"name": "a", "why": "no checkpoint tensor"}]}]}
+        self.assertIn("left as it is, in 2 parameters such as a: no checkpoint tensor", list(learn.summary(landing)))
+
+    def test_a_link_to_a_map_stays_one(self):
+        with tempfile.TemporaryDirectory() as folder:
+            root = pathlib.Path(folder)
+            (root / "link").symlink_to("map.json")
+            _landing.write({"landing": _landing.FORMAT, "tensors": [], "ranks": []}, root / "link")
+            self.assertTrue((root / "link").is_symlink() and (root / "map.json").is_file())
 
     def test_a_map_is_checked_against_another(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -34,7 +34,7 @@ def network_order(name):
     """Sorts names of tensors: embedding, layers by number, norm and head."""
     numbered = re.search(r"\.\d+\.", name) is not None
     place = 1 if numbered else 0 if "embed" in name else 3 if "head" in name else 2
-    return place, [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return place, [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def key_of(made_for):
@@ -382,19 +382,24 @@ def _said(box):
 
 
 def write(landing, path):
-    """Writes a map whole or not at all."""
-    folder, name = os.path.split(os.path.abspath(path))
+    """Writes a map whole or not at all; a device or a pipe stays what it is."""
+    place = os.path.realpath(path)
     try:
+        if os.path.exists(place) and not os.path.isfile(place):
+            with open(place, "w") as file:
+                file.write(text_of(landing))
+            return
+        folder, name = os.path.split(place)
         handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text_of(landing))
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, place)
+        except BaseException:
+            os.unlink(temporary)
+            raise
     except OSError as error:
-        raise Error(74, f"{path} cannot be written: {error.strerror}") from None
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text_of(landing))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        os.unlink(temporary)
         raise Error(74, f"{path} cannot be written: {error.strerror}") from None
 
 

@@ -184,6 +184,8 @@ def checkpoint_of(config, model):
             raise
         except (OSError, RuntimeError) as error:
             raise Error(65, f"{config.model_config.model} has no checkpoint that vLLM reads: {first_line(error)}") from None
+    if not found:
+        raise Error(65, f"the checkpoint of {config.model_config.model} has no tensor; give one that has the model's")
     if len({of["name"] for of in found}) != len(found):
         raise Error(65, f"{config.model_config.model} has two tensors of one name; keep one of the files")
     return sorted(found, key=lambda of: _landing.network_order(of["name"]))

@@ -11,7 +11,7 @@ import os
 import sys
 
 from . import _headers, _landing
-from ._library import Error
+from ._library import Error, printable, shown, whole
 from ._tested import require_tested
 
 # vLLM's whose loader was read, and whose maps were compared with what it loads.
@@ -38,12 +38,16 @@ def learn(model, engine="vllm", tp=1, pp=1, ep=1, dtype="auto"):
         raise Error(64, "nothing can be learned from SGLang: its models are made on GPUs only, and none was tried; describe it by "
                     "--inference sglang:…, or learn from vllm")  # fmt: skip
     if engine != "vllm":
-        raise Error(64, f"engine {engine!r} is unknown; give vllm")
+        raise Error(64, f"engine {shown(engine)} is unknown; give vllm")
     for name, value in (("tp", tp), ("pp", pp), ("ep", ep)):
-        if value < 1:
+        if whole(value, name) < 1:
             raise Error(64, f"{name} is {value}; give the number of ranks")
     if ep not in (1, tp):
         raise Error(64, f"ep is {ep}; vLLM gives whole experts to all ranks of tp, or to none: give 1 or {tp}")
+    if not isinstance(model, (str, os.PathLike)):
+        raise Error(64, f"model {shown(model)}; name its folder")
+    if not isinstance(dtype, str):
+        raise Error(64, f"dtype {shown(dtype)}; give the engine's option, such as auto")
     with _headers.folder_with_headers(model) as folder:
         try:
             return vllm_learner().learn(folder, tp, pp, ep > 1, dtype)
@@ -54,7 +58,7 @@ def learn(model, engine="vllm", tp=1, pp=1, ep=1, dtype="auto"):
 def summary(landing):
     """What a map says, in lines."""
     direct = total = parameters = 0
-    reasons = {}
+    reasons, left = {}, {}
     for rank in landing["ranks"]:
         for of in rank.get("parameters", []):
             rows, columns = _landing.matrix(of["shape"])
@@ -63,10 +67,14 @@ def summary(landing):
             parameters += 1
             if any(name in of for name in ("parts", "turned", "zero")):
                 direct += size
+        for of in rank.get("left", []):
+            left.setdefault(of["why"], set()).add(of["name"])
         for of in rank.get("loader", []):
             reasons.setdefault(of["why"], set()).add(landing["tensors"][of["tensor"]]["name"])
     share = 100 * direct / total if total else 100.0
     yield f"{len(landing['ranks'])} ranks, {parameters} parameters, {share:.2f} % of their bytes land directly"
+    for why, names in left.items():
+        yield f"left as it is, in {len(names)} parameters such as {min(names)}: {why}"
     for why, names in reasons.items():
         yield f"through the engine's loader: {len(names)} tensors, such as {min(names)}: {why}"
 
@@ -77,7 +85,7 @@ def main(words=None):
         _run(_arguments(words))
         return 0
     except Error as error:
-        print(f"weightcast learn: {_printable(str(error))}", file=sys.stderr)
+        print(f"weightcast: error: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         return 75
@@ -89,16 +97,16 @@ def _run(options):
     other = None if options.check is None else _landing.read(options.check)
     landing = learn(options.model, options.engine, options.tp, options.pp, options.ep, options.dtype)
     for line in summary(landing):
-        print(_printable(line))
+        print(printable(line))
     if other is not None:
         found = _landing.differences(landing, other)
         for line in found:
-            print(_printable(line), file=sys.stderr)
+            print(printable(line), file=sys.stderr)
         if found:
             raise Error(65, f"{options.check} is not what {options.engine} does with this checkpoint (first: what was learned)")
     if options.output is not None:
         _landing.write(landing, options.output)
-        print(f"{_printable(options.output)} is written; a job step takes it as --landing")
+        print(f"{printable(options.output)} is written; a job step takes it as --landing")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -117,10 +125,6 @@ def _arguments(words):
     parser.add_argument("--output", metavar="FILE", help="the map that is written")
     parser.add_argument("--check", metavar="FILE", help="a map that must say what is learned; otherwise the exit code is 65")
     return parser.parse_args(words)
-
-
-def _printable(text):
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 if __name__ == "__main__":
