@@ -9,7 +9,7 @@
 #include "launch/model.hpp"
 #include "report/log.hpp"
 #include "source/bound_reader.hpp"
-#include "storage/hdf5_header.hpp"
+#include "storage/attributes.hpp"
 #include "storage/reader.hpp"
 #include "storage/writer.hpp"
 #include "sys/team.hpp"
@@ -37,7 +37,6 @@ void require_meaning(const Options& options) {
 /// Throws InputError for a file of a rank, which is no checkpoint.
 void require_whole(const Checkpoint& checkpoint) {
   for (const auto& [file, identity, hash] : checkpoint.files) {
-    if (!has_hdf5_signature(file)) continue;
     const Attributes attributes = read_attributes(file);
     const auto kind = attributes.find("kind");
     if (kind == attributes.end()) continue;

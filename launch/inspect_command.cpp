@@ -17,7 +17,7 @@
 #include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
-#include "storage/hdf5_header.hpp"
+#include "storage/attributes.hpp"
 #include "storage/reader.hpp"
 #include "storage/writer.hpp"
 
@@ -43,7 +43,7 @@ std::uint64_t digest_of(const CheckpointReader& reader, const StoredTensor& tens
 
 /// What a shard file says of itself: rank, layout, quantiser, version.
 void print_attributes(const Checkpoint& checkpoint, nlohmann::ordered_json& json) {
-  if (checkpoint.files.empty() || !has_hdf5_signature(checkpoint.files.front().path)) return;
+  if (checkpoint.files.empty()) return;
   const std::string& path = checkpoint.files.front().path;
   for (const auto& [name, value] : read_attributes(path)) {
     const auto* text = std::get_if<std::string>(&value);

@@ -129,7 +129,7 @@ void print_share(const Plan& plan, const Share& share, std::int64_t rank) {
 void run_plan(const Options& options, OutputFile* json) {
   require_live_options(options);
   // The plan is the same for every sink; what is none is refused.
-  static_cast<void>(shard_directory(options.sink));
+  static_cast<void>(shard_place(options.sink));
   const std::shared_ptr<const LandingMap> landing = load_landing(options);
   Topology topology = topology_of(options, landing.get());
   Options files = options;

@@ -67,13 +67,13 @@ class SyncJob {
   /// Throws UsageError when an update would replace or remove a file of some source, or the files of another
   /// update into a folder that should be its own.
   void require_sources_stay() {
-    if (!job_.sink_directory()) return;
+    if (!job_.shard_place()) return;
     std::set<std::string> folders;
     for (std::size_t i = 0; i < options_.sources.size(); ++i) {
-      folders.insert(sink_folder(*job_.sink_directory(), version(i)));
+      folders.insert(job_.shard_place()->folder(version(i)));
     }
-    require_folders_apart(*job_.sink_directory(), folders);
-    const SinkFolders sinks(folders);
+    require_folders_apart(*job_.shard_place(), folders);
+    const SinkFolders sinks(*job_.shard_place(), folders);
     for (const BoundCheckpoint& source : job_.model().sources) sinks.require_no_shard_of(source.checkpoint);
   }
 

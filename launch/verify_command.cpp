@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 #include <span>
+#include <utility>
 
 #include "core/error.hpp"
 #include "core/text.hpp"
@@ -18,10 +19,10 @@
 #include "model/layer_counts.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
+#include "storage/attributes.hpp"
 #include "storage/input_file.hpp"
+#include "storage/rank_file.hpp"
 #include "storage/reader.hpp"
-#include "storage/shard_name.hpp"
-#include "storage/writer.hpp"
 
 namespace weightcast {
 
@@ -32,13 +33,13 @@ namespace fs = std::filesystem;
 /// A shard file and what its attributes say.
 struct Shard {
   std::string path;
+  RankFile file;          ///< what its name says
   FileIdentity identity;  ///< of the file whose attributes these are
   Attributes attributes;
 
   std::int64_t integer(const std::string& name) const {
-    const auto found = attributes.find(name);
-    const auto* value = found == attributes.end() ? nullptr : std::get_if<std::int64_t>(&found->second);
-    if (value == nullptr) throw unfit(name, "one integer");
+    const auto value = integer_in(attributes, name);
+    if (!value) throw unfit(name, "one integer");
     return *value;
   }
   std::string text(const std::string& name) const {
@@ -62,26 +63,44 @@ struct Shard {
   }
 };
 
-std::vector<Shard> read_shards(const std::string& directory) {
+/// The shard files of a folder by rank, all of one format.
+std::vector<RankFile> list_shards(const std::string& directory) {
   std::error_code error;
   if (!fs::is_directory(directory, error))
-    throw IoError(fmt::format("{}: no such folder of shard files; name that of --sink hdf5:DIR", directory));
-  std::vector<Shard> shards;
+    throw IoError(fmt::format("{}: no such folder of shard files; name that of --sink", directory));
+  std::vector<RankFile> files;
   fs::directory_iterator entries(directory, error);
   if (error)
     throw IoError(fmt::format("cannot list {}: {}; check the permissions", directory, error.message()));
   for (const auto& entry : entries) {
-    const std::string name = entry.path().filename().string();
-    if (!rank_of_shard(name)) continue;
-    const std::string path = entry.path().string();
-    const FileIdentity identity = InputFile(path).identity();
-    shards.push_back({path, identity, read_attributes(path)});
+    if (const auto file = parse_rank_file(kShardStem, entry.path().filename().string())) {
+      files.push_back(*file);
+    }
   }
-  if (shards.empty())
+  if (files.empty()) {
+    throw InputError(fmt::format(
+        "{}: no shard files (rank-<n>.h5 or rank-<n>.safetensors); name the folder of --sink", directory));
+  }
+  std::ranges::sort(files, {}, [](const RankFile& file) { return std::pair(file.rank, file.format); });
+  const RankFile first = files.front();
+  const auto other = std::ranges::find_if_not(
+      files, [&](FileFormat format) { return format == first.format; }, &RankFile::format);
+  if (other != files.end()) {
     throw InputError(
-        fmt::format("{}: no shard files (rank-<n>.h5); name the folder of --sink hdf5:DIR", directory));
-  std::sort(shards.begin(), shards.end(),
-            [](const Shard& a, const Shard& b) { return a.integer("rank") < b.integer("rank"); });
+        fmt::format("{}: mixed shards: {} and {} are of two formats; remove those that are not meant, or run "
+                    "the update again",
+                    directory, rank_file_name(kShardStem, first), rank_file_name(kShardStem, *other)));
+  }
+  return files;
+}
+
+std::vector<Shard> read_shards(const std::string& directory) {
+  std::vector<Shard> shards;
+  for (const RankFile& file : list_shards(directory)) {
+    const std::string path = (fs::path(directory) / rank_file_name(kShardStem, file)).string();
+    const FileIdentity identity = InputFile(path).identity();
+    shards.push_back({path, file, identity, read_attributes(path)});
+  }
   return shards;
 }
 
@@ -89,7 +108,7 @@ std::vector<Shard> read_shards(const std::string& directory) {
 void require_own_place(const EngineLayout& layout, const Shard& shard) {
   const std::int64_t rank = shard.integer("rank");
   const EngineRank place = engine_rank(layout, rank);
-  if (fs::path(shard.path).filename() != shard_name(rank) || shard.integer("replica") != place.replica ||
+  if (shard.file.rank != rank || shard.integer("replica") != place.replica ||
       shard.integer("pp_rank") != place.pp || shard.integer("tp_rank") != place.tp ||
       shard.integer("ep_rank") != place.ep) {
     throw InputError(
@@ -191,7 +210,7 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
     const auto at = static_cast<std::size_t>(rank);
     if (at >= shards.size() || shards[at].integer("rank") != rank) {
       throw InputError(fmt::format("{}: {} of {} is missing; run the update again", directory,
-                                   shard_name(rank), layout.ranks()));
+                                   rank_file_name(kShardStem, {rank, first.file.format}), layout.ranks()));
     }
   }
   if (static_cast<std::int64_t>(shards.size()) != layout.ranks()) {

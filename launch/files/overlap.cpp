@@ -5,12 +5,13 @@
 
 #include <filesystem>
 #include <system_error>
+#include <utility>
 
 #include "core/error.hpp"
 #include "storage/folder_savings.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/model_files.hpp"
-#include "storage/shard_name.hpp"
+#include "storage/rank_file.hpp"
 
 namespace weightcast {
 
@@ -65,15 +66,15 @@ void require_other_place_than_model(const std::string& option, const std::string
   }
 }
 
-SinkFolders::SinkFolders(const std::set<std::string>& folders) {
+SinkFolders::SinkFolders(ShardPlace place, const std::set<std::string>& folders) : place_(std::move(place)) {
   for (const std::string& folder : folders) {
     struct stat there {};
     if (::stat(folder.c_str(), &there) != 0 || !S_ISDIR(there.st_mode)) continue;
     folders_.emplace(std::pair(there.st_dev, there.st_ino), folder);
     if (const std::string other = safetensors_in(folder); !other.empty()) {
-      throw UsageError(fmt::format(
-          "--sink hdf5:{}: the folder would hold two savings, for {} is there; name another folder", folder,
-          other));
+      throw UsageError(
+          fmt::format("{}: the folder would hold two savings, for {} is there; name another folder",
+                      place_.option(folder), other));
     }
   }
 }
@@ -90,17 +91,16 @@ void SinkFolders::require_no_shard_of(const Checkpoint& checkpoint) const {
     std::error_code error;
     // The name that was given may be a link in the folder, or one that leads to a file in it.
     for (const fs::path& path : {fs::path(file.path), fs::canonical(file.path, error)}) {
-      if (!rank_of_shard(path.filename().string())) continue;
+      if (!parse_rank_file(kShardStem, path.filename().string())) continue;
       const std::string folder = folder_at(directory_of(path.string()));
       if (folder.empty()) continue;
-      throw UsageError(fmt::format(
-          "--sink hdf5:{}: holds {} of the source, which would be replaced or removed; name another "
-          "folder",
-          folder, path.filename().string()));
+      throw UsageError(
+          fmt::format("{}: holds {} of the source, which would be replaced or removed; name another folder",
+                      place_.option(folder), path.filename().string()));
     }
   }
   if (const std::string folder = folder_at(checkpoint.path); !folder.empty())
-    refuse_source(fmt::format("--sink hdf5:{}", folder), folder);
+    refuse_source(place_.option(folder), folder);
 }
 
 }  // namespace weightcast

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "sink/shard_sink.hpp"
 #include "storage/checkpoint.hpp"
 
 namespace weightcast {
@@ -24,7 +25,7 @@ void require_other_place_than_model(const std::string& option, const std::string
 class SinkFolders {
  public:
   /// Throws UsageError for a folder with a model's safetensors, which would hold two savings.
-  explicit SinkFolders(const std::set<std::string>& folders);
+  SinkFolders(ShardPlace place, const std::set<std::string>& folders);
 
   /// Throws UsageError when a source has a file of such a name in one of them, or is one of them.
   void require_no_shard_of(const Checkpoint& checkpoint) const;
@@ -33,6 +34,7 @@ class SinkFolders {
   /// The folder that a path leads to; empty when it is none of these.
   std::string folder_at(const std::string& path) const;
 
+  ShardPlace place_;
   std::map<std::pair<dev_t, ino_t>, std::string> folders_;  ///< those that are there, by device and inode
 };
 

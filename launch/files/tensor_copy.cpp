@@ -18,7 +18,7 @@
 #include "storage/hidden_names.hpp"
 #include "storage/model_files.hpp"
 #include "storage/output_lock.hpp"
-#include "storage/shard_name.hpp"
+#include "storage/rank_file.hpp"
 #include "storage/trainer_shard.hpp"
 
 namespace weightcast {
@@ -36,9 +36,10 @@ void require_checkpoint_output(const std::string& output) {
     throw UsageError(
         fmt::format("--output {}: {} holds trainers' shards; name another folder", output, directory));
   }
-  // Nor may HDF5 files lie beside safetensors: the folder is what a reader is told.
+  // Nor may HDF5 files or shards lie beside safetensors: the folder is what a reader is told.
   const bool hdf5 = ends_as_hdf5(output);
-  if (const std::string other = hdf5 ? safetensors_in(directory) : hdf5_in(directory); !other.empty()) {
+  if (const std::string other = hdf5 ? safetensors_in(directory) : hdf5_or_shard_in(directory);
+      !other.empty()) {
     throw UsageError(
         fmt::format("--output {}: {} would hold two savings, for {} is there; name another folder", output,
                     directory, other));
@@ -59,8 +60,8 @@ bool is_checkpoint_file(std::string_view name) {
 std::string lock_of(const std::string& output) {
   if (!ends_as_hdf5(output)) return folder_lock(output);
   const std::string name = std::filesystem::path(output).filename().string();
-  return rank_of_shard(name) || is_trainer_shard(name) ? folder_lock(directory_of(output))
-                                                       : file_lock(output);
+  return parse_rank_file(kShardStem, name) || is_trainer_shard(name) ? folder_lock(directory_of(output))
+                                                                     : file_lock(output);
 }
 
 bool is_own_hdf5(const std::filesystem::path& path) {

@@ -105,7 +105,7 @@ void require_live_options(const Options& options) {
     throw UsageError(
         "--source live:DIR: without --sink the trainers' offer would be taken, and nobody would have it; "
         "name "
-        "--sink live:DIR or hdf5:DIR");
+        "--sink live:DIR, hdf5:DIR or safetensors:DIR");
   }
   if (source && options.has_weight_version) {
     throw UsageError("--weight-version: a live source has the version that the trainers offer; leave it out");

@@ -92,11 +92,16 @@ void describe_start(Control& control, const Session& session, const Placement& p
 
 }  // namespace
 
-std::optional<std::string> shard_directory(const std::string& sink) {
-  constexpr std::string_view kHdf5 = "hdf5:";
+std::optional<ShardPlace> shard_place(const std::string& sink) {
   if (sink == "none" || live_directory(sink)) return std::nullopt;
-  if (sink.starts_with(kHdf5) && sink.size() > kHdf5.size()) return sink.substr(kHdf5.size());
-  throw UsageError(fmt::format("--sink {}: write none, hdf5:DIR or live:DIR", excerpt(sink)));
+  for (const FileFormat format : {FileFormat::kHdf5, FileFormat::kSafetensors}) {
+    const std::string prefix = fmt::format("{}:", file_format_name(format));
+    if (sink.starts_with(prefix) && sink.size() > prefix.size()) {
+      return ShardPlace{format, sink.substr(prefix.size())};
+    }
+  }
+  throw UsageError(
+      fmt::format("--sink {}: write none, hdf5:DIR, safetensors:DIR or live:DIR", excerpt(sink)));
 }
 
 LimitRecord stage_limit(const UpdateSeconds& s, std::int64_t model_bytes) {
@@ -118,7 +123,7 @@ UpdateJob::UpdateJob(Control& control, const Options& options)
 void UpdateJob::open(SessionOptions session, const std::function<void()>& check) {
   const auto start = Clock::now();
   control_.agreement.together([&] {
-    sink_directory_ = shard_directory(options_.sink);
+    shard_place_ = weightcast::shard_place(options_.sink);
     require_live_options(options_);
   });
   const std::shared_ptr<const LandingMap> landing = load_landing(control_, options_);
@@ -145,9 +150,9 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
   const int threads = file_threads(control_, trainer().has_value());
   readers_.emplace(trainer() && options_.read_threads > 0 ? static_cast<int>(options_.read_threads)
                                                           : threads);
-  if (sink_directory_) {
+  if (shard_place_) {
     writers_.emplace(file_threads(control_, topology_.inference_rank(control_.rank()).has_value()));
-    sink_.emplace(control_, *session_, *writers_, *sink_directory_);
+    sink_.emplace(control_, *session_, *writers_, *shard_place_);
   }
   startup_seconds_ = seconds_since(start);
 }

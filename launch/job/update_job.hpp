@@ -23,9 +23,9 @@
 
 namespace weightcast {
 
-/// The directory of `--sink hdf5:DIR`, nothing for `none` and live memory. Throws UsageError for anything
-/// else.
-std::optional<std::string> shard_directory(const std::string& sink);
+/// The place of `--sink hdf5:DIR` or `safetensors:DIR`, nothing for `none` and live memory. Throws UsageError
+/// for anything else.
+std::optional<ShardPlace> shard_place(const std::string& sink);
 
 /// What differs from one update to the next.
 struct Update {
@@ -86,8 +86,8 @@ class UpdateJob {
 
   /// The number of this rank among the trainers, if it is one.
   std::optional<std::int64_t> trainer() const { return topology_.trainer(control_.rank()); }
-  /// The folder of `--sink`, as in sink_folder(), if there is one.
-  const std::optional<std::string>& sink_directory() const { return sink_directory_; }
+  /// Where `--sink` has shard files written, if it does.
+  const std::optional<ShardPlace>& shard_place() const { return shard_place_; }
   const Placement& placement() const { return placement_; }
   /// The running processes at the job's ends; null where there are none.
   LiveEnds* live() { return live_ ? &*live_ : nullptr; }
@@ -103,7 +103,7 @@ class UpdateJob {
   Control& control_;
   const Options& options_;
   Progress progress_;
-  std::optional<std::string> sink_directory_;
+  std::optional<ShardPlace> shard_place_;
   Topology topology_;
   Placement placement_;
   Model model_;

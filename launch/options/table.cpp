@@ -97,8 +97,10 @@ constexpr std::array<OptionInfo, 54> kOptions{{
      "threads of a trainer that read files (default: its share of the node's cores, at most 16)", kJobs,
      Ranks::kEachItsOwn},
     {"sink", "WHERE",
-     "none; hdf5:DIR with one file a rank, {version} in DIR becomes the version; or live:DIR: the memory of "
-     "engines that have published it there (plan: compares what they have published with the layout)",
+     "none; hdf5:DIR or safetensors:DIR with one file a rank, {version} in DIR becomes the version; or "
+     "live:DIR: "
+     "the memory of engines that have published it there (plan: compares what they have published with the "
+     "layout)",
      kUpdates | kBench | kPlan},
     {"allow-older", nullptr, "engines of live:DIR may be given an older version than they serve",
      kUpdates | kBench},

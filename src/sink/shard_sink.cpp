@@ -22,9 +22,9 @@
 #include "storage/file_kind.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/output_lock.hpp"
+#include "storage/rank_file.hpp"
 #include "storage/removal.hpp"
 #include "storage/replacement.hpp"
-#include "storage/shard_name.hpp"
 #include "storage/writer.hpp"
 #include "sys/host.hpp"
 
@@ -67,10 +67,6 @@ Attributes shard_attributes(const Topology& topology, std::int64_t inference_ran
   return attributes;
 }
 
-std::string shard_path(const std::string& directory, std::int64_t inference_rank) {
-  return fmt::format("{}/{}", directory, shard_name(inference_rank));
-}
-
 void require_no_hard_stop(const std::string& where) {
   const int signal = hard_stop_signal();
   if (signal != 0) throw StoppedError(fmt::format("stopped by {} {}", signal_name(signal), where));
@@ -80,17 +76,65 @@ bool is_shard(const std::filesystem::path& path) {
   return is_file_of_kind(path, kShardKind);
 }
 
-/// The shards of an earlier, larger layout, which would make a mixture of the folder. Throws IoError for one
-/// that cannot be read, because it may be this program's.
-std::vector<std::string> surplus_shards(std::int64_t first, const std::string& directory) {
+std::string shard_path(const std::string& directory, const RankFile& file) {
+  return fmt::format("{}/{}", directory, rank_file_name(kShardStem, file));
+}
+
+[[noreturn]] void refuse_one_folder(const ShardPlace& to, const std::string& first,
+                                    const std::string& second) {
+  throw UsageError(
+      fmt::format("{}: {} and {} are the same folder, where a version would replace another; "
+                  "remove the link, or name another place",
+                  to.option(to.directory), first, second));
+}
+
+}  // namespace
+
+std::string ShardPlace::folder(std::int64_t version) const {
+  constexpr std::string_view kPlaceholder = "{version}";
+  const std::string number = std::to_string(version);
+  std::string folder = directory;
+  std::size_t at = 0;
+  while ((at = folder.find(kPlaceholder, at)) != std::string::npos) {
+    folder.replace(at, kPlaceholder.size(), number);
+  }
+  return folder;
+}
+
+std::string ShardPlace::option(const std::string& folder) const {
+  return fmt::format("--sink {}:{}", file_format_name(format), folder);
+}
+
+void require_folders_apart(const ShardPlace& to, const std::set<std::string>& folders) {
+  std::map<std::string, std::string> known;  // by what is_same_folder compares; a path begins with '/'
+  for (const std::string& folder : folders) {
+    const FolderPlace place = place_of_folder(folder);
+    for (const std::string& mark : {place.path, place.number}) {
+      const auto& other = known.try_emplace(mark, folder).first->second;
+      if (other != folder) refuse_one_folder(to, other, folder);
+    }
+  }
+}
+
+ShardSink::ShardSink(Control& control, const Session& session, Team& writers, ShardPlace to)
+    : control_(control), session_(session), writers_(writers), to_(std::move(to)) {}
+
+std::vector<std::string> ShardSink::surplus_files(const std::string& directory,
+                                                  std::int64_t inference_rank) const {
+  const std::int64_t ranks = session_.plan().topology.engine.ranks();
   std::vector<std::string> surplus;
   std::error_code error;
   std::filesystem::directory_iterator entry(directory, error);
   for (const std::filesystem::directory_iterator end; !error && entry != end; entry.increment(error)) {
     const std::filesystem::path& path = entry->path();
-    if (rank_of_shard(path.filename().string()).value_or(-1) < first) continue;
+    const auto file = parse_rank_file(kShardStem, path.filename().string());
+    if (!file) continue;
+    const bool twin = file->rank == inference_rank && file->format != to_.format;  // of the new file
+    if (!twin && (inference_rank != 0 || file->rank < ranks)) continue;
     if (is_shard(path)) {
       surplus.push_back(path.string());
+    } else if (twin) {
+      refuse_foreign(path);
     } else {
       log_note(
           fmt::format("{} stays: it has a shard's name but is none that this program wrote", path.string()));
@@ -102,54 +146,23 @@ std::vector<std::string> surplus_shards(std::int64_t first, const std::string& d
   return surplus;
 }
 
-[[noreturn]] void refuse_one_folder(const std::string& directory, const std::string& first,
-                                    const std::string& second) {
-  throw UsageError(
-      fmt::format("--sink hdf5:{}: {} and {} are the same folder, where a version would replace another; "
-                  "remove the link, or name another place",
-                  directory, first, second));
-}
-
-}  // namespace
-
-std::string sink_folder(std::string directory, std::int64_t version) {
-  constexpr std::string_view kPlaceholder = "{version}";
-  const std::string number = std::to_string(version);
-  std::size_t at = 0;
-  while ((at = directory.find(kPlaceholder, at)) != std::string::npos) {
-    directory.replace(at, kPlaceholder.size(), number);
-  }
-  return directory;
-}
-
-void require_folders_apart(const std::string& directory, const std::set<std::string>& folders) {
-  std::map<std::string, std::string> known;  // by what is_same_folder compares; a path begins with '/'
-  for (const std::string& folder : folders) {
-    const FolderPlace place = place_of_folder(folder);
-    for (const std::string& mark : {place.path, place.number}) {
-      const auto& other = known.try_emplace(mark, folder).first->second;
-      if (other != folder) refuse_one_folder(directory, other, folder);
-    }
-  }
-}
-
-ShardSink::ShardSink(Control& control, const Session& session, Team& writers, std::string directory)
-    : control_(control), session_(session), writers_(writers), directory_(std::move(directory)) {}
-
 void ShardSink::begin(std::int64_t version, const std::string& command) {
-  const std::string directory = sink_folder(directory_, version);
+  const std::string directory = to_.folder(version);
   const auto rank = session_.plan().topology.inference_rank(control_.rank());
-  const auto [found, is_new] = places_.try_emplace(directory);
-  Place& place = found->second;
+  const auto [found, is_new] = folders_.try_emplace(directory);
+  Folder& place = found->second;
   try {
     if (is_new) claim(place, directory, command);
   } catch (const AgreedFailure&) {
-    places_.erase(found);
+    folders_.erase(found);
     throw;
   }
   std::optional<Error> problem;
   try {
-    if (rank) require_free_or_own(shard_path(directory, *rank), kShardKind);
+    // A reader could not tell which of two files of a rank is meant: the other one goes, if it may.
+    for (const FileFormat format : {FileFormat::kHdf5, FileFormat::kSafetensors}) {
+      if (rank) require_free_or_own(shard_path(directory, {*rank, format}), kShardKind);
+    }
   } catch (const std::exception& exception) {
     problem = error_of(exception);
   }
@@ -181,27 +194,27 @@ void ShardSink::require_one_folder(const std::string& directory, const FolderPla
       const auto& [other, known] = first.try_emplace(host, rank, place).first->second;
       if (is_same_folder(place, known)) continue;
       throw UsageError(
-          fmt::format("--sink hdf5:{}: is {} for rank {} and {} for rank {} of the same host; "
-                      "name the whole path",
-                      directory, known.path, other, place.path, rank));
+          fmt::format("{}: is {} for rank {} and {} for rank {} of the same host; name the whole path",
+                      to_.option(directory), known.path, other, place.path, rank));
     }
   });
 }
 
-void ShardSink::claim(Place& place, const std::string& directory, const std::string& command) {
+void ShardSink::claim(Folder& place, const std::string& directory, const std::string& command) {
   const auto rank = session_.plan().topology.inference_rank(control_.rank());
   require_one_folder(directory, place_of_folder(directory));
   control_.agreement.together([&] {
     if (rank != 0) return;
     place.claim.emplace(
-        folder_lock(directory), "--sink hdf5:" + directory, command,
+        folder_lock(directory), to_.option(directory), command,
         LeftOvers(
-            directory, [](std::string_view name) { return rank_of_shard(name).has_value(); }, &is_shard));
+            directory, [](std::string_view name) { return parse_rank_file(kShardStem, name).has_value(); },
+            &is_shard));
     // What is a link to the folder of another version may not have been one when the job began.
     place.where = place_of_folder(directory);
-    for (const auto& [other, known] : places_) {
+    for (const auto& [other, known] : folders_) {
       if (other != directory && is_same_folder(place.where, known.where)) {
-        refuse_one_folder(directory_, other, directory);
+        refuse_one_folder(to_, other, directory);
       }
     }
   });
@@ -212,14 +225,20 @@ void ShardSink::claim(Place& place, const std::string& directory, const std::str
     if (!rank || rank == 0) return;
     place.folder.emplace(directory, static_cast<int>(claimed[1]));
     if (claimed[0] == 0) return;
-    // The folder may be another one on every node: each rank clears its own file's, the first one all
+    // The folder may be another one on every node: each rank clears its own files', the first one all
     // others'.
-    place.left_overs.emplace(shard_path(directory, *rank), &is_shard);
+    place.left_overs.emplace(
+        directory,
+        [own = *rank](std::string_view name) {
+          const auto file = parse_rank_file(kShardStem, name);
+          return file && file->rank == own;
+        },
+        &is_shard);
   });
   clear(place);
 }
 
-void ShardSink::clear(const Place& place) {
+void ShardSink::clear(const Folder& place) {
   std::set<std::string> unfinished;
   control_.agreement.together([&] {
     if (place.claim) unfinished = place.claim->unfinished();
@@ -247,7 +266,7 @@ void ShardSink::clear(const Place& place) {
 }
 
 void ShardSink::write(std::int64_t version) {
-  const std::string directory = sink_folder(directory_, version);
+  const std::string directory = to_.folder(version);
   const auto rank = session_.plan().topology.inference_rank(control_.rank());
   // Of all ranks' files, which tells them from those of every other update.
   const std::string update = control_.agreement.broadcast(fresh_id());
@@ -268,9 +287,9 @@ void ShardSink::write(std::int64_t version) {
     for (const Parameter& parameter : parameters) {
       datasets.push_back({parameter.name, parameter.dtype, parameter.shape});
     }
-    writer =
-        create_hdf5(shard_path(directory, *rank),
-                    shard_attributes(session_.plan().topology, *rank, version, update), datasets, update);
+    writer = create_tensor_file(to_.format, shard_path(directory, {*rank, to_.format}),
+                                shard_attributes(session_.plan().topology, *rank, version, update), datasets,
+                                update);
     std::vector<std::pair<std::size_t, std::int64_t>> pieces;  // parameter and offset
     for (std::size_t p = 0; p < parameters.size(); ++p) {
       for (std::int64_t at = 0; at < parameters[p].bytes(); at += Session::kPieceBytes)
@@ -289,15 +308,15 @@ void ShardSink::write(std::int64_t version) {
   // All have written; one that does not vote keeps all from renaming. A deadline of its own, because the time
   // that the update has left must not run out between two renames.
   control_.deadline.begin_phase("renaming the shards of version", version, kMaybeMixed);
-  const Place& place = places_.at(directory);
+  const Folder& place = folders_.at(directory);
   std::vector<std::unique_ptr<Removal>> removals;
   std::vector<Replacement*> parts;
   try {
     control_.agreement.together([&] {
       stop_if_asked();
-      if (place.claim) {
-        place.claim->require_name();
-        for (const std::string& path : surplus_shards(session_.plan().topology.engine.ranks(), directory)) {
+      if (place.claim) place.claim->require_name();
+      if (rank) {
+        for (const std::string& path : surplus_files(directory, *rank)) {
           removals.push_back(std::make_unique<Removal>(path, update));
           // Another one may have come since it was found.
           require_free_or_own(path, kShardKind);

@@ -6,10 +6,12 @@
 #include <set>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "control/control.hpp"
 #include "session/session.hpp"
 #include "sink/output_claim.hpp"
+#include "storage/file_format.hpp"
 #include "storage/folder_place.hpp"
 #include "storage/left_overs.hpp"
 #include "storage/replacement.hpp"
@@ -18,20 +20,29 @@
 
 namespace weightcast {
 
-/// The folder of a sink for a version: each `{version}` in the directory's name becomes its number.
-std::string sink_folder(std::string directory, std::int64_t version);
+/// Where shard files go, and in which format, as `--sink hdf5:DIR` and `--sink safetensors:DIR` say it.
+struct ShardPlace {
+  FileFormat format = FileFormat::kHdf5;
+  std::string directory;  ///< `{version}` in it stands for the number of a version
+
+  /// The folder of a version.
+  std::string folder(std::int64_t version) const;
+  /// What names a folder of this sink in messages: `--sink hdf5:shards`.
+  std::string option(const std::string& folder) const;
+};
 
 /// Throws UsageError when the folders of different versions are one, through links.
-void require_folders_apart(const std::string& directory, const std::set<std::string>& folders);
+void require_folders_apart(const ShardPlace& place, const std::set<std::string>& folders);
 
-/// Writes each inference rank's parameters as `DIRECTORY/rank-<inference rank>.h5`. All ranks write beside
-/// the final names, flush, agree, and only then rename; the old files are kept until all have: a failure of
-/// any rank leaves every old file as it was. Shards of an earlier, larger layout go with the same renames.
+/// Writes each inference rank's parameters as `DIRECTORY/rank-<inference rank>.h5` or `.safetensors`. All
+/// ranks write beside the final names, flush, agree, and only then rename; the old files are kept until all
+/// have: a failure of any rank leaves every old file as it was. Shards of an earlier, larger layout go with
+/// the same renames, and so do those of an update in the other format.
 class ShardSink {
  public:
-  /// `directory` is as in `sink_folder`. `control` and `session` must
-  /// outlive the sink. `writers` writes for it alone; unused on a rank that is no inference rank.
-  ShardSink(Control& control, const Session& session, Team& writers, std::string directory);
+  /// `control` and `session` must outlive the sink. `writers` writes for it alone; unused on a rank that is
+  /// no inference rank.
+  ShardSink(Control& control, const Session& session, Team& writers, ShardPlace to);
 
   /// To be called before anything of a version moves: locks its folder for as long as the sink lives, and
   /// clears it of what broken runs left. Throws (by agreement) IoError when another job writes there, when
@@ -45,27 +56,31 @@ class ShardSink {
 
  private:
   /// What a rank has of a folder.
-  struct Place {
+  struct Folder {
     FolderPlace where;
-    std::optional<OutputClaim> claim;       ///< on the first inference rank
-    std::optional<LeftOvers> left_overs;    ///< of its own file, on the others while the first holds the lock
+    std::optional<OutputClaim> claim;     ///< on the first inference rank
+    std::optional<LeftOvers> left_overs;  ///< of its own files, on the others while the first holds the lock
     std::optional<TentativeFolder> folder;  ///< on the others
   };
 
   /// Throws (by agreement) UsageError when the folder is another one for some ranks of a host. Collective.
   void require_one_folder(const std::string& directory, const FolderPlace& where);
   /// Locks a folder, and clears it. Collective.
-  void claim(Place& place, const std::string& directory, const std::string& command);
+  void claim(Folder& place, const std::string& directory, const std::string& command);
   /// Clears a folder of what broken runs left, on all nodes alike. Collective.
-  void clear(const Place& place);
+  void clear(const Folder& place);
+  /// The files of a folder that have to go when this rank's new one takes its name: on the first inference
+  /// rank also those of ranks that the layout has not. Throws IoError for one that cannot be read, because it
+  /// may be this program's.
+  std::vector<std::string> surplus_files(const std::string& directory, std::int64_t inference_rank) const;
   /// All ranks' files take their names, or none do. Collective.
   void place_everywhere(std::span<Replacement* const> parts);
 
   Control& control_;
   const Session& session_;
   Team& writers_;
-  std::string directory_;
-  std::map<std::string, Place> places_;  ///< by folder
+  ShardPlace to_;
+  std::map<std::string, Folder> folders_;  ///< by path
 };
 
 }  // namespace weightcast

@@ -23,6 +23,7 @@
 #include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
 #include "storage/model_files.hpp"
+#include "storage/rank_file.hpp"
 #include "storage/safetensors_header.hpp"
 #include "storage/safetensors_index.hpp"
 #include "storage/trainer_shard.hpp"
@@ -193,6 +194,10 @@ void require_one_kind(const std::string& directory) {
   std::vector<std::string> kinds{
       first([](const std::string& name) { return is_model_data(name) || name == kSafetensorsIndexName; }),
       first([](const std::string& name) { return is_hdf5_name(name) && !is_trainer_shard(name); }),
+      first([](const std::string& name) {
+        const auto shard = parse_rank_file(kShardStem, name);
+        return shard && shard->format == FileFormat::kSafetensors;
+      }),
       first([](const std::string& name) { return is_trainer_shard(name); })};
   std::erase(kinds, "");
   if (kinds.size() < 2) return;

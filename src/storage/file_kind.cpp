@@ -6,6 +6,7 @@
 #include <variant>
 
 #include "core/error.hpp"
+#include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_header.hpp"
 #include "storage/safetensors_header.hpp"
 
@@ -30,7 +31,7 @@ Attributes attributes_of(const fs::path& path) {
   if (type_of(path) != fs::file_type::regular) return {};
   try {
     // A hidden name does not say which it is.
-    return has_hdf5_signature(path.string()) ? read_attributes(path.string())
+    return has_hdf5_signature(path.string()) ? read_hdf5_attributes(path.string())
                                              : read_safetensors_attributes(path.string());
   } catch (const IoError& error) {
     throw IoError(fmt::format("{}; if this file is not meant, remove it", error.what()));

@@ -12,6 +12,7 @@
 #include "storage/input_file.hpp"
 #include "storage/journal.hpp"
 #include "storage/model_files.hpp"
+#include "storage/rank_file.hpp"
 
 namespace weightcast {
 
@@ -57,8 +58,10 @@ std::string safetensors_in(const std::string& directory) {
   });
 }
 
-std::string hdf5_in(const std::string& directory) {
-  return first_in(directory, [](const std::string& name) { return is_hdf5_name(name); });
+std::string hdf5_or_shard_in(const std::string& directory) {
+  return first_in(directory, [](const std::string& name) {
+    return is_hdf5_name(name) || parse_rank_file(kShardStem, name);
+  });
 }
 
 std::vector<std::string> files_in(const std::string& directory,

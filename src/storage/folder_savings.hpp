@@ -16,9 +16,9 @@ std::vector<std::string> files_in(const std::string& directory,
                                   const std::function<bool(const std::filesystem::path&)>& wanted);
 
 /// The first file of a folder, which may be missing, that a reader would take for a model's safetensors, or
-/// for HDF5: its path, or empty.
+/// for HDF5 or an inference rank's shard: its path, or empty.
 std::string safetensors_in(const std::string& directory);
-std::string hdf5_in(const std::string& directory);
+std::string hdf5_or_shard_in(const std::string& directory);
 
 /// Throws InputError for a folder in which some files have been replaced and others were to be: it holds
 /// neither the old checkpoint nor the new one, for a job is at it, or was killed in the middle.

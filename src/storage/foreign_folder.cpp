@@ -32,9 +32,10 @@ constexpr const char* kDistributed =
 constexpr const char* kTorch =
     "PyTorch files; load them and write them with save_pretrained(…, safe_serialization=True)";
 
+constexpr const char* kRankShards = "shards of inference ranks; name the checkpoint that they were made from";
 constexpr const char* kShards = "trainers' shards; name one, or use them with --trainer-alloc";
 
-constexpr std::array<Kind, 18> kKinds{{
+constexpr std::array<Kind, 19> kKinds{{
     {"adapter_model", "", "an adapter without its model; merge it (merge_and_unload) and save the whole"},
     {"", ".distcp", kDistributed},
     {"", ".pt", kTorch},
@@ -48,7 +49,8 @@ constexpr std::array<Kind, 18> kKinds{{
     {"", ".npy", "NumPy files; write safetensors or HDF5"},
     {"", ".msgpack", "Flax files; load them and write them with save_pretrained(…, safe_serialization=True)"},
     {"", ".onnx", "an ONNX model; use the Hugging Face checkpoint that it was made from"},
-    {"rank-", ".h5", "shards of inference ranks; name the checkpoint that they were made from"},
+    {"rank-", ".h5", kRankShards},
+    {"rank-", ".safetensors", kRankShards},
     {"trainer-", ".safetensors", kShards},
     {"trainer-", ".h5", kShards},
     {"", ".dcp", kDistributed},

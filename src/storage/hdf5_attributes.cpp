@@ -120,7 +120,7 @@ Attributes read_hdf5_attributes(hid_t object, const std::string& subject) {
   return attributes;
 }
 
-Attributes read_attributes(const std::string& path) {
+Attributes read_hdf5_attributes(const std::string& path) {
   const Hdf5Lock lock;
   const auto read = [&] {
     const OpenHdf5 file = open_hdf5(path);

@@ -36,4 +36,8 @@ std::optional<AttributeValue> read_hdf5_attribute(hid_t object, const std::strin
 /// All attributes whose names start with the prefix.
 Attributes read_hdf5_attributes(hid_t object, const std::string& subject);
 
+/// Those of a file's root; takes the lock itself. Throws IoError when the file cannot be read, InputError
+/// when it is not HDF5.
+Attributes read_hdf5_attributes(const std::string& path);
+
 }  // namespace weightcast

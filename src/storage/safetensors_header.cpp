@@ -276,6 +276,8 @@ void add_aliases(const json& header, std::size_t first, std::vector<StoredTensor
   std::unordered_map<std::string, std::size_t> numbers;
   for (std::size_t i = first; i < tensors.size(); ++i) numbers.emplace(tensors[i].name, i);
   for (const auto& [name, value] : metadata->items()) {
+    // What this program says of a file is no tensor, whatever it says.
+    if (name.starts_with(kAttributePrefix)) continue;
     if (!value.is_string() || numbers.contains(name) || name.find('\0') != std::string::npos) continue;
     const auto meant = numbers.find(value.get<std::string>());
     if (meant == numbers.end()) continue;

@@ -85,6 +85,19 @@ std::string header_bytes(const std::vector<DatasetSpec>& specs, const Group& gro
           fmt::format("{}: the name of tensor {} is no UTF-8, as safetensors want it; rename the tensor",
                       path, excerpt(specs[i].name)));
     }
+    if (specs[i].name == kSafetensorsMetadata) {
+      throw InputError(
+          fmt::format("{}: a tensor cannot be named {}, which safetensors have for what they say of "
+                      "themselves; rename it",
+                      path, kSafetensorsMetadata));
+    }
+    // The format counts codes, of which a byte has two.
+    if (specs[i].dtype == DType::kF4E2M1x2 && specs[i].shape.dims() == 0) {
+      throw InputError(
+          fmt::format("{}: tensor {} is one byte of {} codes without a dimension, for which "
+                      "safetensors have no shape; write HDF5",
+                      path, excerpt(specs[i].name), dtype_safetensors_name(specs[i].dtype)));
+    }
     const std::int64_t end = offset + specs[i].bytes();
     header[specs[i].name] = {{"dtype", dtype_safetensors_name(specs[i].dtype)},
                              {"shape", header_shape(specs[i])},

@@ -3,19 +3,20 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <filesystem>
 #include <optional>
 #include <string_view>
 #include <utility>
 
 #include "core/error.hpp"
+#include "storage/attributes.hpp"
 #include "storage/file_kind.hpp"
 #include "storage/hdf5_attributes.hpp"
 #include "storage/hdf5_header.hpp"
 #include "storage/input_file.hpp"
 #include "storage/local_files.hpp"
 #include "storage/model_files.hpp"
+#include "storage/rank_file.hpp"
 #include "storage/safetensors_header.hpp"
 #include "storage/safetensors_index.hpp"
 #include "sys/host.hpp"
@@ -28,56 +29,20 @@ namespace fs = std::filesystem;
 
 constexpr const char* kRankAttribute = "trainer_rank";
 constexpr const char* kLayoutAttribute = "trainer_layout";
-constexpr std::string_view kSafetensors = ".safetensors";
-constexpr std::string_view kHdf5 = ".h5";
 
-std::string path_of(const std::string& directory, std::int64_t rank, std::string_view extension) {
-  return (fs::path(directory) / fmt::format("trainer-{}{}", rank, extension)).string();
+FileFormat format_of(bool hdf5) {
+  return hdf5 ? FileFormat::kHdf5 : FileFormat::kSafetensors;
 }
 
-struct ShardName {
-  std::int64_t rank = 0;
-  bool hdf5 = false;
-};
+std::string path_of(const std::string& directory, std::int64_t rank, bool hdf5) {
+  return (fs::path(directory) / rank_file_name(kTrainerStem, {rank, format_of(hdf5)})).string();
+}
 
-/// `trainer-3.h5`; nothing for another name.
-std::optional<ShardName> parse_name(std::string_view name) {
-  constexpr std::string_view kStem = "trainer-";
+/// Nothing for another name, also for one with a number that no trainer has.
+std::optional<RankFile> parse_name(std::string_view name) {
   constexpr std::int64_t kMostRanks = std::int64_t{1} << 20;
-  if (!name.starts_with(kStem)) return std::nullopt;
-  ShardName result;
-  const char* last = name.data() + name.size();
-  const auto [end, status] = std::from_chars(name.data() + kStem.size(), last, result.rank);
-  const std::string_view extension(end, static_cast<std::size_t>(last - end));
-  result.hdf5 = extension == kHdf5;
-  const bool known = result.hdf5 || extension == kSafetensors;
-  if (status != std::errc() || !known || result.rank < 0 || result.rank >= kMostRanks) return std::nullopt;
-  return result;
-}
-
-/// An attribute as text, in either format; empty when it is not there.
-std::string text_of(const Attributes& attributes, const char* name) {
-  const auto found = attributes.find(name);
-  if (found == attributes.end()) return "";
-  const auto* number = std::get_if<std::int64_t>(&found->second);
-  return number != nullptr ? std::to_string(*number) : std::get<std::string>(found->second);
-}
-
-std::string existing_path(const std::string& directory, std::int64_t rank) {
-  const std::string safetensors = path_of(directory, rank, kSafetensors);
-  const std::string hdf5 = path_of(directory, rank, kHdf5);
-  std::error_code error;
-  const bool has_safetensors = fs::exists(safetensors, error);
-  const bool has_hdf5 = fs::exists(hdf5, error);
-  if (has_safetensors && has_hdf5) {
-    throw InputError(fmt::format("{}: {} is beside it; remove the one that is not meant", safetensors,
-                                 fs::path(hdf5).filename().string()));
-  }
-  if (!has_safetensors && !has_hdf5) {
-    throw IoError(
-        fmt::format("{} is not there, nor with .h5; every trainer needs its own file", safetensors));
-  }
-  return has_hdf5 ? hdf5 : safetensors;
+  const auto file = parse_rank_file(kTrainerStem, name);
+  return file && file->rank < kMostRanks ? file : std::nullopt;
 }
 
 }  // namespace
@@ -110,16 +75,15 @@ std::int64_t count_trainer_shards(const std::string& directory) {
 
 TrainerShard read_trainer_shard(const std::string& directory, std::int64_t rank, const std::string& layout,
                                 OtherFiles other_files) {
-  const std::string path = existing_path(directory, rank);
+  const std::string path = existing_rank_file(directory, kTrainerStem, rank);
   const FileIdentity identity = InputFile(path).identity();
-  const Attributes attributes =
-      path.ends_with(kHdf5) ? read_attributes(path) : read_safetensors_attributes(path);
-  const std::string written_rank = text_of(attributes, kRankAttribute);
+  const Attributes attributes = read_attributes(path);
+  const std::string written_rank = text_in(attributes, kRankAttribute);
   if (!written_rank.empty() && written_rank != std::to_string(rank)) {
     throw InputError(
         fmt::format("{} says that it is of trainer {}, not {}; was it renamed?", path, written_rank, rank));
   }
-  const std::string written_layout = text_of(attributes, kLayoutAttribute);
+  const std::string written_layout = text_in(attributes, kLayoutAttribute);
   if (!written_layout.empty() && written_layout != layout) {
     throw InputError(
         fmt::format("{} was written for '{}', not for '{}'; name the layout that it was written "
@@ -130,12 +94,13 @@ TrainerShard read_trainer_shard(const std::string& directory, std::int64_t rank,
   Checkpoint shard;
   shard.path = path;
   shard.host = this_host();
-  shard.weight_version = path.ends_with(kHdf5) ? read_hdf5_header(path, shard, other_files)
-                                               : read_safetensors_header(path, shard).weight_version;
+  shard.weight_version = path.ends_with(file_extension(FileFormat::kHdf5))
+                             ? read_hdf5_header(path, shard, other_files)
+                             : read_safetensors_header(path, shard).weight_version;
   // Attributes and header are of one file.
   require_same_file(identity, shard.files.front());
   std::ranges::sort(shard.tensors, {}, &StoredTensor::name);
-  return {std::move(shard), text_of(attributes, kConversionAttribute),
+  return {std::move(shard), text_in(attributes, kConversionAttribute),
           !written_rank.empty() && !written_layout.empty()};
 }
 
@@ -147,9 +112,7 @@ std::unique_ptr<TensorFileWriter> create_trainer_shard(const std::string& direct
                               {kLayoutAttribute, labels.layout},
                               {kConversionAttribute, labels.id},
                               {kVersionAttribute, labels.weight_version}};
-  return hdf5 ? create_hdf5(path_of(directory, rank, kHdf5), attributes, datasets, labels.id)
-              : create_safetensors_file(path_of(directory, rank, kSafetensors), attributes, datasets,
-                                        labels.id);
+  return create_tensor_file(format_of(hdf5), path_of(directory, rank, hdf5), attributes, datasets, labels.id);
 }
 
 OtherTrainerShards other_trainer_shards(const std::string& directory, std::int64_t ranks, bool hdf5) {
@@ -158,7 +121,7 @@ OtherTrainerShards other_trainer_shards(const std::string& directory, std::int64
   fs::directory_iterator entry(directory, listing);
   for (const fs::directory_iterator end; !listing && entry != end; entry.increment(listing)) {
     const auto name = parse_name(entry->path().filename().string());
-    if (!name || (name->rank < ranks && name->hdf5 == hdf5)) continue;
+    if (!name || (name->rank < ranks && name->format == format_of(hdf5))) continue;
     const bool own = is_file_of_kind(entry->path(), kTrainerKind);
     (own ? others.own : others.foreign).push_back(entry->path().string());
   }
@@ -172,7 +135,7 @@ void require_own_trainer_shards(const std::string& directory, std::int64_t ranks
                                 const std::string& config_text) {
   bool beside_own = !other_trainer_shards(directory, ranks, hdf5).own.empty();
   for (std::int64_t rank = 0; rank < ranks; ++rank) {
-    const std::string path = path_of(directory, rank, hdf5 ? kHdf5 : kSafetensors);
+    const std::string path = path_of(directory, rank, hdf5);
     require_free_or_own(path, kTrainerKind);
     beside_own = beside_own || !is_free(path);
   }

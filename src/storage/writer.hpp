@@ -13,6 +13,7 @@
 
 #include "core/dtype.hpp"
 #include "core/shape.hpp"
+#include "storage/file_format.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/replacement.hpp"
 
@@ -77,8 +78,10 @@ std::unique_ptr<TensorFileWriter> create_safetensors_file(const std::string& pat
                                                           const std::vector<DatasetSpec>& datasets,
                                                           const std::string& id = fresh_id());
 
-/// The root attributes of an HDF5 file whose names start with `weightcast.`, without that prefix. Throws
-/// IoError when the file cannot be read, InputError when it is not HDF5.
-Attributes read_attributes(const std::string& path);
+/// One file in either format.
+std::unique_ptr<TensorFileWriter> create_tensor_file(FileFormat format, const std::string& path,
+                                                     const Attributes& attributes,
+                                                     const std::vector<DatasetSpec>& datasets,
+                                                     const std::string& id = fresh_id());
 
 }  // namespace weightcast

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "cli/trainers.hpp"
+#include "storage/attributes.hpp"
 #include "storage/writer.hpp"
 
 namespace weightcast::test_support {

@@ -7,12 +7,11 @@
 #include <fstream>
 #include <iterator>
 #include <span>
-#include <variant>
 
 #include "core/error.hpp"
 #include "core/float_bits.hpp"
 #include "engine/laid_out_source.hpp"
-#include "storage/writer.hpp"
+#include "storage/attributes.hpp"
 
 namespace weightcast::engine {
 namespace {
@@ -56,16 +55,16 @@ std::vector<std::int64_t> read_ids(const Checkpoint& checkpoint, const Checkpoin
   return read_elements<std::int64_t>(reader, tensor);
 }
 
-template <typename T>
-T attribute(const Attributes& attributes, const std::string& path, const char* name) {
-  const auto found = attributes.find(name);
-  if (found == attributes.end()) {
-    throw InputError(fmt::format("{}: attribute weightcast.{} is missing", path, name));
-  }
-  const T* value = std::get_if<T>(&found->second);
-  if (value == nullptr)
-    throw InputError(fmt::format("{}: attribute weightcast.{} has another type", path, name));
-  return *value;
+std::int64_t require_integer(const Attributes& attributes, const std::string& path, const char* name) {
+  const auto value = integer_in(attributes, name);
+  if (value) return *value;
+  throw InputError(fmt::format("{}: attribute weightcast.{} is missing or no integer", path, name));
+}
+
+std::string require_text(const Attributes& attributes, const std::string& path, const char* name) {
+  std::string text = text_in(attributes, name);
+  if (!text.empty()) return text;
+  throw InputError(fmt::format("{}: attribute weightcast.{} is missing", path, name));
 }
 
 }  // namespace
@@ -85,8 +84,8 @@ Tensor FileSource::read(const std::string& name) const {
 
 ShardFacts read_shard_facts(const std::string& path) {
   const Attributes attributes = read_attributes(path);
-  const auto number = [&](const char* name) { return attribute<std::int64_t>(attributes, path, name); };
-  const auto text = [&](const char* name) { return attribute<std::string>(attributes, path, name); };
+  const auto number = [&](const char* name) { return require_integer(attributes, path, name); };
+  const auto text = [&](const char* name) { return require_text(attributes, path, name); };
   if (text("kind") != "shard") throw InputError(fmt::format("{}: not a shard file", path));
   if (number("pp_size") != 1 || number("pp_rank") != 0) {
     throw InputError(fmt::format("{}: pipeline stages are not computed", path));

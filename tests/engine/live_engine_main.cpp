@@ -22,6 +22,7 @@
 #include "engine/mpi_group.hpp"
 #include "engine/published.hpp"
 #include "engine/vocabulary.hpp"
+#include "storage/rank_file.hpp"
 #include "support/client_call.hpp"
 #include "sys/mpi.hpp"
 
@@ -46,7 +47,7 @@ enum class Order : std::uint64_t { kGenerate, kWait, kPause, kStop };
 void serve(const Options& options, MpiGroup& group, MPI_Comm comm) {
   const ModelConfig config = parse_model_config(read_text(options.config));
   const std::int64_t rank = options.replica * group.size() + group.rank();
-  const std::string path = fmt::format("{}/rank-{}.h5", options.shards, rank);
+  const std::string path = existing_rank_file(options.shards, kShardStem, rank);
   const ShardFacts facts = read_shard_facts(path);
   const Reference reference = read_reference(options.reference);
   const Exporter exporter{options.folder, "engine", static_cast<int>(rank),
@@ -130,7 +131,8 @@ int main(int argc, char** argv) {
       "Usage: mpirun -n TP weightcast-live-engine --folder DIR --shards DIR …");
   auto add = description.add_options();
   add("folder", po::value(&options.folder)->required(), "where to publish");
-  add("shards", po::value(&options.shards)->required(), "directory with rank-N.h5: the first weights");
+  add("shards", po::value(&options.shards)->required(),
+      "directory with rank-N.h5 or .safetensors: the first weights");
   add("replica", po::value(&options.replica), "replica to run (default 0)");
   add("config", po::value(&options.config)->required(), "config.json of the model");
   add("reference", po::value(&options.reference)->required(), "reference.safetensors with the prompt");

@@ -19,6 +19,7 @@
 #include "engine/model_config.hpp"
 #include "engine/mpi_group.hpp"
 #include "engine/vocabulary.hpp"
+#include "storage/rank_file.hpp"
 #include "sys/mpi.hpp"
 
 namespace weightcast::engine {
@@ -48,7 +49,7 @@ std::optional<Options> parse_options(int argc, char** argv) {
       "Runs one replica of a Qwen3-MoE model from its shard files and compares it with references");
   auto add = description.add_options();
   add("help", "print this text");
-  add("shards", po::value(&options.shards)->required(), "directory with rank-N.h5");
+  add("shards", po::value(&options.shards)->required(), "directory with rank-N.h5 or rank-N.safetensors");
   add("replica", po::value(&options.replica), "replica to run (default 0)");
   add("config", po::value(&options.config)->required(), "config.json of the model");
   add("reference", po::value(&options.reference)->required(),
@@ -84,7 +85,7 @@ int run(const Options& options, MpiGroup& group) {
   for (const std::string& path : options.others) others.push_back(read_reference(path));
 
   const std::int64_t rank = options.replica * group.size() + group.rank();
-  const std::string path = fmt::format("{}/rank-{}.h5", options.shards, rank);
+  const std::string path = existing_rank_file(options.shards, kShardStem, rank);
   const ShardFacts facts = read_shard_facts(path);
   if (facts.replica != options.replica || facts.rank != rank) {
     throw InputError(fmt::format("{}: holds rank {} of replica {}", path, facts.rank, facts.replica));

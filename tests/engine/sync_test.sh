@@ -2,9 +2,9 @@
 # The product's own shards, read by the test engine: all three versions, sent in one session, must give their reference's
 # logits and text for one layout.
 #
-#   sync_test.sh WEIGHTCAST ENGINE MODEL_DIRECTORY TP EP MOE_LAYOUT
+#   sync_test.sh WEIGHTCAST ENGINE MODEL_DIRECTORY TP EP MOE_LAYOUT FORMAT
 set -euo pipefail
-weightcast=$1 engine=$2 model=$3 tp=$4 ep=$5 layout=$6
+weightcast=$1 engine=$2 model=$3 tp=$4 ep=$5 layout=$6 format=$7
 
 run_ranks() { mpirun --oversubscribe --bind-to none -n "$@"; }
 
@@ -14,7 +14,7 @@ steps=(step0 step1 step181)
 sources=()
 for step in "${steps[@]}"; do sources+=(--source "$model/$step"); done
 run_ranks $((2 + tp)) "$weightcast" sync -q "${sources[@]}" --trainers 2 --inference "tp=$tp,ep=$ep" \
-  --moe-layout "$layout" --bucket-size 64KiB --sink "hdf5:$shards/{version}"
+  --moe-layout "$layout" --bucket-size 64KiB --sink "$format:$shards/{version}"
 
 for version in 0 1 2; do
   step=${steps[$version]}

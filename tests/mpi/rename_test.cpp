@@ -86,10 +86,18 @@ class BrokenRename : public FaultyRename {
   }
 
   Words words(const std::string& inference, const std::string& version) const {
-    return {"sync",          "--source",         trained(version == "1" ? 1 : 0),
-            "--inference",   inference,          "--sink",
-            "hdf5:" + sink_, "--weight-version", version};
+    return {"sync",
+            "--source",
+            trained(version == "1" ? 1 : 0),
+            "--inference",
+            inference,
+            "--sink",
+            (version == "2" ? format_of_2_ : "hdf5:") + sink_,
+            "--weight-version",
+            version};
   }
+
+  std::string format_of_2_ = "hdf5:";
 
   /// Version 2 with another layout; one call of one rank goes as the variables say.
   Outcome break_off(const std::string& inference, int ranks, Variables variables,
@@ -134,6 +142,24 @@ TEST_F(BrokenRename, OfASmallerLayoutIsUndone) {
       0);
   fail_next();
   expect_version_1(4);
+}
+
+TEST_F(BrokenRename, OfTheOtherFormatIsUndone) {
+  put_version_1("tp=4", 4);
+  format_of_2_ = "safetensors:";
+  // A rank that has replaced its HDF5 shard, and the one before it, of which another one has.
+  for (const char* path : {"/.rank-1.h5", "/rank-1.safetensors"}) {
+    const bool hdf5 = std::string(path).ends_with(".h5");
+    EXPECT_NE(break_off("tp=2", 2,
+                        {{"FAIL_RANK", "2"},
+                         {"FAIL_CALL", hdf5 ? "unlink" : "rename"},
+                         {"FAIL_PATH", path},
+                         {"FAIL_SIGNAL", kKill}})
+                  .exit_code,
+              0);
+    fail_next();
+    expect_version_1(4);
+  }
 }
 
 TEST_F(BrokenRename, BeforeAnOldShardHasLostItsNamesIsUndone) {

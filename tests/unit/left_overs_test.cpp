@@ -23,8 +23,8 @@
 #include "storage/model_files.hpp"
 #include "storage/output_lock.hpp"
 #include "storage/partial_file.hpp"
+#include "storage/rank_file.hpp"
 #include "storage/removal.hpp"
-#include "storage/shard_name.hpp"
 #include "storage/trainer_shard.hpp"
 #include "storage_files.hpp"
 #include "support/files.hpp"
@@ -354,11 +354,18 @@ TEST_F(LeftOversTest, TrainersShardsOfOthersStay) {
 }
 
 TEST_F(LeftOversTest, NamesOfShards) {
-  EXPECT_EQ(rank_of_shard(shard_name(0)), 0);
-  EXPECT_EQ(rank_of_shard(shard_name(1234)), 1234);
+  const RankFile hdf5{0, FileFormat::kHdf5};
+  const RankFile safetensors{1234, FileFormat::kSafetensors};
+  EXPECT_EQ(rank_file_name(kShardStem, hdf5), "rank-0.h5");
+  EXPECT_EQ(rank_file_name(kShardStem, safetensors), "rank-1234.safetensors");
+  for (const RankFile& file : {hdf5, safetensors}) {
+    EXPECT_EQ(parse_rank_file(kShardStem, rank_file_name(kShardStem, file)), file);
+    EXPECT_FALSE(parse_rank_file(kTrainerStem, rank_file_name(kShardStem, file)).has_value());
+  }
   for (const char* name : {"rank-.h5", "rank--1.h5", "rank-01.h5", "rank-1.h5x", "rank-1", "Rank-1.h5", "",
-                           "rank-99999999999999999999.h5"}) {
-    EXPECT_FALSE(rank_of_shard(name).has_value()) << name;
+                           "rank-99999999999999999999.h5", "rank-.safetensors", "rank-1.safetensors.h5",
+                           "rank-07.safetensors", "rank-1.h5.safetensors"}) {
+    EXPECT_FALSE(parse_rank_file(kShardStem, name).has_value()) << name;
   }
 }
 

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "core/error.hpp"
+#include "storage/attributes.hpp"
 #include "storage/hdf5_attributes.hpp"
 #include "storage_files.hpp"
 #include "storage_hdf5_files.hpp"

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "core/error.hpp"
+#include "storage/attributes.hpp"
 #include "storage_files.hpp"
 
 namespace weightcast {
@@ -136,6 +137,36 @@ TEST(Storage, PackedCodesCountTwiceInSafetensors) {
   const Checkpoint checkpoint = read_checkpoint(dir / "x.safetensors");
   EXPECT_EQ(checkpoint.find("w")->shape, (Shape{3, 4}));
   EXPECT_EQ(checkpoint.find("w")->bytes(), 12);
+}
+
+TEST(Storage, WhatSafetensorsCannotSayIsRefused) {
+  const TempDir dir;
+  const auto refusal = [&](const DatasetSpec& spec) {
+    return message_of<InputError>([&] { create_safetensors_file(dir / "x.safetensors", {}, {spec}); });
+  };
+  EXPECT_TRUE(
+      has(refusal({"__metadata__", DType::kBF16, Shape{2}}), {"x.safetensors", "__metadata__", "rename"}));
+  EXPECT_TRUE(
+      has(refusal({"code", DType::kF4E2M1x2, Shape{}}), {"x.safetensors", "code", "F4", "write HDF5"}));
+  EXPECT_TRUE(names_in(dir.string()).empty());
+}
+
+TEST(Storage, AttributesSayTheSameInBothFormats) {
+  const TempDir dir;
+  const Attributes attributes{
+      {"kind", std::string("shard")}, {"rank", std::int64_t{-3}}, {"text", std::string("7b")}};
+  for (const FileFormat format : {FileFormat::kHdf5, FileFormat::kSafetensors}) {
+    const std::string path = dir / std::string(file_format_name(format));
+    create_tensor_file(format, path, attributes, {{"7b", DType::kBF16, Shape{2}}})->commit();
+    const Attributes read = read_attributes(path);
+    EXPECT_EQ(integer_in(read, "rank"), -3);
+    EXPECT_EQ(text_in(read, "rank"), "-3");
+    EXPECT_EQ(integer_in(read, "text"), std::nullopt);
+    EXPECT_EQ(integer_in(read, "absent"), std::nullopt);
+    EXPECT_EQ(text_in(read, "absent"), "");
+    // What an attribute says is no other name of a tensor.
+    EXPECT_EQ(read_checkpoint(path).tensors.size(), 1);
+  }
 }
 
 TEST(Storage, AFileIsKnownByItsContent) {
