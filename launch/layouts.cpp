@@ -128,8 +128,8 @@ std::string explain(const Topology& topology, std::int64_t layers) {
   if (topology.trainer_layout) {
     const TrainerLayout& t = *topology.trainer_layout;
     text += fmt::format(
-        "# trainers   {} ranks: {} stages × dp {} × cp {} × tp {}; experts: edp {} × ep {} × etp {}; "
-        "ranks count {}\n",
+        "# trainers   {} ranks: {} stages × dp {} × cp {} × tp {};\n"
+        "#            experts: edp {} × ep {} × etp {}; ranks count {}\n",
         t.ranks(), t.pp, t.dp, t.cp, t.tp, t.edp, t.ep, t.etp,
         t.order == TrainerOrder::kTpDpPp ? "tp, cp, dp, pp" : "tp, cp, pp, dp");
     text += fmt::format("# stages     layers {}\n", explain_stages(t, layers));
@@ -138,10 +138,10 @@ std::string explain(const Topology& topology, std::int64_t layers) {
   }
   text += fmt::format("# inference  {} ranks: {} replicas × pp {} × tp {}, ep {}{}{}\n", engine.ranks(),
                       engine.replicas, engine.pp, engine.tp, engine.ep,
-                      engine.canonical()
-                          ? "; tensors whole, by Hugging Face name"
-                          : fmt::format("; names of {}{}", engine_name(engine.engine),
-                                        engine.landing.empty() ? "" : ", as landing map " + engine.landing),
+                      engine.canonical()       ? "; tensors whole, by Hugging Face name"
+                      : engine.landing.empty() ? fmt::format("; names of {}", engine_name(engine.engine))
+                                               : fmt::format("\n#            names of {}, as landing map {}",
+                                                             engine_name(engine.engine), engine.landing),
                       topology.colocate ? "; the same ranks as the trainers" : "");
   return text;
 }

@@ -176,6 +176,8 @@ void take(const Values& values, ReportOptions& options) {
   options.trace = values.text("trace", "");
   if (values.has("rank")) options.rank = values.integer("rank", 0, 0);
   options.segments = values.flag("segments");
+  options.all = values.flag("all");
+  if (values.has("link-gbps")) options.link_gbps = values.positive("link-gbps");
   options.no_digests = values.flag("no-digests");
 }
 

@@ -72,6 +72,8 @@ struct ReportOptions {
   std::string trace;
   std::optional<std::int64_t> rank;
   bool segments = false;
+  bool all = false;
+  std::optional<double> link_gbps;  ///< of a rank's link, each way
   bool no_digests = false;
 };
 

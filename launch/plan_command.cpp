@@ -1,13 +1,13 @@
 #include <fmt/format.h>
 #include <sys/resource.h>
 
-#include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
 #include <vector>
 
 #include "control/signals.hpp"
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "core/units.hpp"
 #include "launch/commands.hpp"
 #include "launch/job/live_ends.hpp"
@@ -16,17 +16,16 @@
 #include "launch/layouts.hpp"
 #include "launch/live/plan_live.hpp"
 #include "launch/model.hpp"
+#include "launch/plan/plan_text.hpp"
 #include "plan/share.hpp"
-#include "plan/steps.hpp"
 #include "report/json_report.hpp"
+#include "report/lines.hpp"
 #include "report/log.hpp"
-#include "report/table.hpp"
 
 namespace weightcast {
 
 namespace {
 
-constexpr std::size_t kMostRowsOfRanks = 64;
 constexpr const char* kNotPrinted = "the plan was not printed";
 
 std::int64_t peak_memory() {
@@ -43,85 +42,28 @@ std::string quantizer_text(const Plan& plan) {
                      plan.limits.quantize_at == QuantizeAt::kSource ? "source" : "destination");
 }
 
-void print_ranks(const Plan& plan) {
-  const std::vector<Traffic> traffic = plan.traffic();
-  Table table({"rank", "role", "sent", "received", "buckets", "staging"});
-  for (std::size_t rank = 0; rank < std::min(traffic.size(), kMostRowsOfRanks); ++rank) {
-    table.add({std::to_string(rank), role_of(plan.topology, static_cast<std::int64_t>(rank)),
-               std::to_string(traffic[rank].sent), std::to_string(traffic[rank].received),
-               std::to_string(traffic[rank].buckets), std::to_string(plan.staging_bytes_per_rank())});
+/// The plan and what it was made for, in words: model, layouts, limits.
+std::string details(const Plan& plan, const Model& model, double seconds) {
+  const Topology& topology = plan.topology;
+  const Catalog& catalog = model.family->catalog();
+  std::string text = fmt::format("# model      {} tensors, {}: {}\n", catalog.size(),
+                                 format_bytes(catalog.bytes()), printable(model.title));
+  text +=
+      wrapped(explain(topology, topology.trainer_layout ? model.config->integer({"num_hidden_layers"}) : 0),
+              kLineWidth, "#            ");
+  text += fmt::format("# experts    {}{}\n", topology.engine.experts_text(), quantizer_text(plan));
+  text += fmt::format("# buckets    {} of at most {}; a rank has room for {}, {} of staging\n",
+                      plan.buckets.size(), format_bytes(plan.slot_bytes), plan.limits.buffers,
+                      format_bytes(plan.staging_bytes_per_rank()));
+  for (const BoundCheckpoint& source : model.sources) {
+    if (source.binding.cast_tensors > 0) {
+      text += fmt::format("# cast       {}\n", printable(source.binding.note()));
+    }
   }
-  print_report(table.text());
-  if (traffic.size() > kMostRowsOfRanks) {
-    print_line(fmt::format("# {} more ranks; --json FILE lists all", traffic.size() - kMostRowsOfRanks));
-  }
-  const auto most = [&](std::int64_t Traffic::*field) {
-    std::int64_t greatest = 0;
-    for (const Traffic& rank : traffic) greatest = std::max(greatest, rank.*field);
-    return greatest;
-  };
-  std::int64_t sent = 0;
-  for (const Traffic& rank : traffic) sent += rank.sent;
-  const std::int64_t mean = sent / plan.topology.trainers;
-  if (mean > 0) {
-    print_line(fmt::format("# sending: the busiest trainer has {:.3f} × the mean",
-                           static_cast<double>(most(&Traffic::sent)) / static_cast<double>(mean)));
-  }
-  print_line(fmt::format("# lower bound: the busiest link carries {} out or {} in",
-                         format_bytes(most(&Traffic::sent)), format_bytes(most(&Traffic::received))));
-  const StepCounts steps = count_steps(plan);
-  print_line(fmt::format(
-      "# steps: {} of one bucket a link (the busiest link alone needs {}); in {} a link idles beside a busy "
-      "one though it is needed later",
-      steps.steps, steps.least, steps.with_idle_link));
-}
-
-/// The routes, largest first.
-void print_routes(const Plan& plan) {
-  struct RouteLine {
-    std::uint32_t root = 0;
-    std::uint32_t destinations = 0;
-    std::int64_t buckets = 0;
-    std::int64_t bytes = 0;
-  };
-  std::vector<RouteLine> lines;
-  for (const Bucket& bucket : plan.buckets) {
-    auto found = std::find_if(lines.begin(), lines.end(), [&](const RouteLine& line) {
-      return line.root == bucket.root && line.destinations == bucket.destinations;
-    });
-    if (found == lines.end()) found = lines.insert(lines.end(), {bucket.root, bucket.destinations, 0, 0});
-    ++found->buckets;
-    found->bytes += bucket.bytes;
-  }
-  std::stable_sort(lines.begin(), lines.end(),
-                   [](const RouteLine& a, const RouteLine& b) { return a.bytes > b.bytes; });
-  Table table({"route", "receivers", "buckets", "bytes"});
-  constexpr std::size_t kMostRoutes = 32;
-  for (std::size_t i = 0; i < std::min(lines.size(), kMostRoutes); ++i) {
-    const auto receivers = plan.destination_ranks(lines[i].destinations);
-    std::string names = std::to_string(receivers.front());
-    constexpr std::size_t kMostNames = 8;
-    for (std::size_t r = 1; r < std::min(receivers.size(), kMostNames); ++r)
-      names += fmt::format(",{}", receivers[r]);
-    if (receivers.size() > kMostNames) names += fmt::format(",… ({})", receivers.size());
-    table.add({fmt::format("{} →", lines[i].root), names, std::to_string(lines[i].buckets),
-               std::to_string(lines[i].bytes)});
-  }
-  print_report(table.text());
-  if (lines.size() > kMostRoutes) print_line(fmt::format("# {} more routes", lines.size() - kMostRoutes));
-}
-
-void print_share(const Plan& plan, const Share& share, std::int64_t rank) {
-  const Traffic traffic = plan.traffic().at(static_cast<std::size_t>(rank));
-  Table table({"rank " + std::to_string(rank), role_of(plan.topology, rank)});
-  table.add(
-      {"parameters", fmt::format("{} in {}", format_bytes(share.parameter_bytes), share.parameters.size())});
-  table.add({"sent", format_bytes(traffic.sent)});
-  table.add({"received", format_bytes(traffic.received)});
-  table.add({"buckets", std::to_string(traffic.buckets)});
-  table.add({"moves", std::to_string(share.moves.size())});
-  table.add({"staging", format_bytes(plan.staging_bytes_per_rank())});
-  print_report(table.text());
+  text += fmt::format("# plan       {} ranks, {} routes, hash {:016x}\n", topology.ranks(), plan.routes(),
+                      plan.hash);
+  text += fmt::format("# made       in {:.3f} s with {} of memory\n", seconds, format_bytes(peak_memory()));
+  return text;
 }
 
 }  // namespace
@@ -149,26 +91,14 @@ void run_plan(const Options& options, OutputFile* json) {
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   require_no_signal(kNotPrinted);
-  print_line(fmt::format("# model   {}, {} tensors, {}", model.title, model.family->catalog().size(),
-                         format_bytes(model.family->catalog().bytes())));
-  print_report(explain(topology, topology.trainer_layout ? model.config->integer({"num_hidden_layers"}) : 0));
-  print_line(
-      fmt::format("# plan    {} ranks, {} routes, {} buckets of at most {}, {} on the wire, hash {:016x}",
-                  topology.ranks(), plan.routes(), plan.buckets.size(),
-                  format_bytes(plan.limits.bucket_bytes), format_bytes(plan.wire_bytes()), plan.hash));
-  print_line(fmt::format("# experts {}{}", topology.engine.experts_text(), quantizer_text(plan)));
-  for (const BoundCheckpoint& source : model.sources) {
-    if (source.binding.cast_tensors > 0) print_line(fmt::format("# cast    {}", source.binding.note()));
-  }
-  print_line(fmt::format("# built in {:.3f} s with {} of memory", seconds, format_bytes(peak_memory())));
-  if (share) {
-    print_share(plan, *share, *options.rank);
-  } else {
-    print_routes(plan);
-    print_ranks(plan);
-  }
+  if (!share) print_report(plan_summary(plan, options.link_gbps) + "#\n");
+  print_report(details(plan, model, seconds) + "#\n");
+  print_report(share ? share_text(plan, *share, *options.rank) : plan_tables(plan, options.all));
   live.print(plan, model.family->catalog(), options.rank);
-  if (json != nullptr) json->write(json_report(plan_json(plan, model.family->catalog(), options.segments)));
+  if (json == nullptr) return;
+  nlohmann::ordered_json report = plan_json(plan, model.family->catalog(), options.segments);
+  if (options.link_gbps) report["least_seconds"] = least_seconds(plan, *options.link_gbps);
+  json->write(json_report(report));
 }
 
 }  // namespace weightcast

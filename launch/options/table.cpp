@@ -13,7 +13,7 @@ namespace {
 
 namespace po = boost::program_options;
 
-constexpr std::array<OptionInfo, 54> kOptions{{
+constexpr std::array<OptionInfo, 56> kOptions{{
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors "
@@ -124,6 +124,9 @@ constexpr std::array<OptionInfo, 54> kOptions{{
     {"trace", "FILE", "write a Chrome/Perfetto trace: a lane a rank and stage, a slice a bucket",
      kSync | kBench},
     {"rank", "R", "show the share of one world rank alone", kPlan},
+    {"all", nullptr, "list every rank and every route, not the five with most alone", kPlan},
+    {"link-gbps", "N", "Gbit/s that a rank's link carries each way: says how long an update takes at least",
+     kPlan},
     {"segments", nullptr, "list every segment in the JSON", kPlan},
     {"layouts", nullptr,
      "one rank: time the unpack alone of a layer's experts in every MoE layout and quantiser, or in those of "

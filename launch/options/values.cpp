@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <optional>
 #include <utility>
 
 #include "core/error.hpp"
@@ -16,6 +17,17 @@
 #include "model/layer_counts.hpp"
 
 namespace weightcast {
+
+namespace {
+
+std::optional<double> finite_number(const std::string& text) {
+  char* end = nullptr;
+  const double number = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end != '\0' || !std::isfinite(number)) return std::nullopt;
+  return number;
+}
+
+}  // namespace
 
 Values::Values(boost::program_options::variables_map map, Origins origins)
     : map_(std::move(map)), origins_(std::move(origins)) {}
@@ -70,10 +82,16 @@ std::int64_t Values::bytes(const char* name, std::int64_t fallback, std::int64_t
 
 double Values::share(const char* name) const {
   const std::string value = text(name, "0");
-  char* end = nullptr;
-  const double share = std::strtod(value.c_str(), &end);
-  if (!value.empty() && *end == '\0' && share >= 0 && std::isfinite(share)) return share;
+  const std::optional<double> share = finite_number(value);
+  if (share && *share >= 0) return *share;
   throw UsageError(fmt::format("{} {}: write a share such as 0.95", label(name), excerpt(value)));
+}
+
+double Values::positive(const char* name) const {
+  const std::string value = text(name, "");
+  const std::optional<double> number = finite_number(value);
+  if (number && *number > 0) return *number;
+  throw UsageError(fmt::format("{} {}: write a number above 0, such as 400", label(name), excerpt(value)));
 }
 
 std::string Values::choice(const char* name, const std::vector<std::string>& choices) const {

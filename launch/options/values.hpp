@@ -34,6 +34,8 @@ class Values {
   std::int64_t bytes(const char* name, std::int64_t fallback, std::int64_t least) const;
   /// A share of one, such as 0.95.
   double share(const char* name) const;
+  /// A number above 0.
+  double positive(const char* name) const;
   /// One of `choices`, the first of which is the default.
   std::string choice(const char* name, const std::vector<std::string>& choices) const;
   /// `2,1,1`; empty without the option.

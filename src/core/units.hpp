@@ -12,6 +12,9 @@ std::int64_t parse_bytes(std::string_view text);
 /// `256 MiB`, `61.06 GB`-style text for people: binary units, three significant digits.
 std::string format_bytes(std::int64_t bytes);
 
+/// `1 trainer`, `2 trainers`; `word` forms its plural with s.
+std::string counted(std::int64_t count, std::string_view word);
+
 /// `value` rounded up to a multiple of `step` (step > 0).
 constexpr std::int64_t round_up(std::int64_t value, std::int64_t step) {
   return (value + step - 1) / step * step;

@@ -1,14 +1,14 @@
 #include "report/table.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
+#include <utility>
 
 #include "core/text.hpp"
+#include "report/lines.hpp"
 
 namespace weightcast {
 
-Table::Table(std::vector<std::string> header) {
+Table::Table(std::vector<std::string> header, std::set<std::size_t> left) : left_(std::move(left)) {
   add(std::move(header));
 }
 
@@ -21,15 +21,22 @@ std::string Table::text(const std::string& indent) const {
   std::vector<std::size_t> widths;
   for (const auto& row : rows_) {
     widths.resize(std::max(widths.size(), row.size()), 0);
-    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], width_of(row[i]));
   }
   std::string text;
   for (const auto& row : rows_) {
     std::string line = indent;
+    std::size_t last = 0;  // where the last column begins
     for (std::size_t i = 0; i < row.size(); ++i) {
-      line += i == 0 ? fmt::format("{:<{}}", row[i], widths[i]) : fmt::format("  {:>{}}", row[i], widths[i]);
+      if (i > 0) line += "  ";
+      last = width_of(line);
+      const std::string blanks(widths[i] - width_of(row[i]), ' ');
+      line += left_.contains(i) ? row[i] + blanks : blanks + row[i];
     }
     line.erase(line.find_last_not_of(' ') + 1);
+    if (left_.contains(row.size() - 1)) {
+      line = wrapped(line, kLineWidth, indent + std::string(last - width_of(indent), ' '));
+    }
     text += line + "\n";
   }
   return text;

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <numeric>
+#include <sstream>
 
 #include "cli/cli.hpp"
 
@@ -106,13 +107,78 @@ TEST_F(PlanTest, SameInputsSamePlan) {
   EXPECT_NE(plan(words + Words{"--moe-layout", "cutlass"}).at("hash"), first.at("hash"));
 }
 
-TEST_F(PlanTest, TextShowsRoutesRanksAndBound) {
+/// Lines that are longer than 80 characters.
+std::string too_wide(const std::string& text) {
+  std::istringstream lines(text);
+  std::string wide;
+  for (std::string line; std::getline(lines, line);) {
+    const auto width = std::count_if(line.begin(), line.end(), [](char c) { return (c & 0xc0) != 0x80; });
+    if (width > 80) wide += line + "\n";
+  }
+  return wide;
+}
+
+TEST_F(PlanTest, TextBeginsWithTheAnswer) {
   const Outcome outcome = run_plain({"plan", "--source", trained(0), "--inference", "tp=2,ep=2"});
   EXPECT_TRUE(done(outcome));
   EXPECT_EQ(outcome.err, "");
-  EXPECT_TRUE(
-      has(outcome.out, {"Qwen3MoeForCausalLM", "102 tensors", "3 ranks", "3 routes", "route", "receivers",
-                        "1,2", "sent", "received", "staging", "trainer", "inference 1", "lower bound"}));
+  EXPECT_TRUE(outcome.out.starts_with("# 1 trainer send")) << outcome.out;
+  EXPECT_TRUE(has(outcome.out, {"2 inference ranks get", "busiest sender: rank 0 with 1.49 MiB, 1.00 ×",
+                                "busiest receiver: rank 1 with", "steps: 3,", "--link-gbps N",
+                                "Qwen3MoeForCausalLM", "102 tensors", "3 ranks", "3 routes", "median",
+                                "inference 1 (replica 0 pp 0 tp 1 ep 1)"}));
+  // The summary is at the top, before what it was made of.
+  EXPECT_LT(outcome.out.find("# lower bound"), outcome.out.find("# model"));
+}
+
+TEST_F(PlanTest, EverythingFitsEightyColumns) {
+  const Words tall{"plan", "--model", model_folder("Qwen3-30B-A3B"), "--layers", "4"};
+  for (const Words& layout :
+       {Words{"--trainers", "8", "--inference", "tp=4,ep=4,replicas=2"},
+        Words{"--colocate", "--alloc", "sglang:d2p1t4+megatron:(attn:d1p4t2c1|ffn:d1p4t1e2)"},
+        Words{"--alloc", "sglang:d2p1t2e2+megatron:(attn:d2p4t2c2|ffn:d1p4t2e4)", "--all"}}) {
+    const Outcome outcome = run_plain(tall + layout);
+    EXPECT_TRUE(done(outcome));
+    std::string text = outcome.out;
+    // The name of a file has no place to be broken at.
+    const std::size_t name = text.find(model_folder("Qwen3-30B-A3B"));
+    text.erase(name, text.find('\n', name) - name);
+    EXPECT_EQ(too_wide(text), "");
+  }
+}
+
+TEST_F(PlanTest, SecondsOfALink) {
+  const Words words{"plan", "--source", trained(0), "--inference", "tp=2,ep=2", "--link-gbps"};
+  const Outcome outcome = run_plain(words + Words{"0.1", "--json", dir_ / "plan.json"});
+  EXPECT_TRUE(done(outcome));
+  // The trainer has 1.49 MiB to send, 12.5 MB in a second.
+  EXPECT_TRUE(has(outcome.out, {"lower bound: 0.125 s at 0.1 Gbit/s"}));
+  const auto json = read_json(dir_ / "plan.json");
+  EXPECT_NEAR(json.at("least_seconds"), json.at("ranks")[0].at("sent").get<double>() / 12.5e6, 1e-9);
+  for (const char* value : {"0", "-1", "fast", "inf"}) {
+    EXPECT_TRUE(refused(run_plain(words + Words{value}), 64, {"--link-gbps", value, "400"}));
+  }
+}
+
+TEST_F(PlanTest, AllRowsWhereTheyAreAskedFor) {
+  const Words words{"plan", "--source", trained(0), "--trainers", "7", "--inference", "tp=8,ep=8"};
+  const auto rows = [](const std::string& text, const std::string& role) {
+    std::size_t count = 0;
+    for (std::size_t at = text.find(role); at != std::string::npos; at = text.find(role, at + 1)) ++count;
+    return count;
+  };
+  const Outcome few = run_plain(words);
+  EXPECT_TRUE(has(few.out, {"and 2 trainers; --all lists them", "and 3 inference ranks;", "routes; --all"}));
+  EXPECT_EQ(rows(few.out, "  trainer\n"), 5);
+  EXPECT_EQ(rows(few.out, "  inference "), 5);
+  const Outcome all = run_plain(words + Words{"--all"});
+  EXPECT_FALSE(has(all.out, {"--all"}));
+  EXPECT_EQ(rows(all.out, "  trainer\n"), 7);
+  EXPECT_EQ(rows(all.out, "  inference "), 8);
+}
+
+TEST_F(PlanTest, WhatNeedNotTravelIsSaid) {
+  EXPECT_TRUE(has(run_plain({"plan", "--source", trained(0), "--colocate"}).out, {"nothing travels"}));
 }
 
 TEST_F(PlanTest, ShareOfOneRank) {
