@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "core/error.hpp"
+#include "model/map_fields.hpp"
 #include "storage/foreign_file.hpp"
 
 namespace weightcast {
@@ -13,7 +14,7 @@ namespace {
 
 std::string read_map(const std::string& path) {
   try {
-    return read_json_file(path, kMostLandingBytes);
+    return read_json_file(path, kMostMapBytes);
   } catch (const IoError& error) {
     throw IoError(fmt::format("--landing, what weightcast learn has written: {}", error.what()));
   }
@@ -42,7 +43,7 @@ std::shared_ptr<const LandingMap> load_landing(Control& control, const Options& 
 std::optional<LandingMap> find_landing(const std::string& path) {
   std::error_code none;
   if (!path.ends_with(".json") || !std::filesystem::is_regular_file(path, none)) return std::nullopt;
-  const std::string text = read_json_file(path, kMostLandingBytes);
+  const std::string text = read_json_file(path, kMostMapBytes);
   if (text.find("\"landing\":") == std::string::npos) return std::nullopt;
   return parse_landing_map(text, path);
 }

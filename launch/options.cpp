@@ -40,8 +40,9 @@ void refuse_together(const Values& values, const char* option, std::initializer_
 
 /// Throws UsageError for what has no meaning where one rank unpacks its own values.
 void refuse_with_layouts(const Values& values) {
-  for (const char* option : {"source", "landing", "trainers", "inference", "alloc", "inference-alloc",
-                             "trainer-alloc", "source-split", "quantize-at", "min-achieved", "trace"}) {
+  for (const char* option :
+       {"source", "landing", "export-map", "trainers", "inference", "alloc", "inference-alloc",
+        "trainer-alloc", "source-split", "quantize-at", "min-achieved", "trace"}) {
     if (!values.has(option)) continue;
     throw UsageError(fmt::format(
         "{}: not together with {}, which times what one rank unpacks of synthetic values; leave one out",
@@ -52,7 +53,7 @@ void refuse_with_layouts(const Values& values) {
 /// Throws UsageError for an empty value, as an unset variable of a script leaves it, where it would count as
 /// no value at all.
 void require_values(const Values& values) {
-  for (const char* name : {"model", "landing", "quantize", "json", "trace", "output"}) {
+  for (const char* name : {"model", "landing", "export-map", "quantize", "json", "trace", "output"}) {
     if (!values.has(name) || !values.text(name, "").empty()) continue;
     throw UsageError(fmt::format("{}: is empty; give it a value, or leave it out", values.label(name)));
   }
@@ -96,6 +97,7 @@ void take(const Values& values, SourceOptions& options) {
   }
   options.model = values.text("model", "");
   options.landing = values.text("landing", "");
+  options.export_map = values.text("export-map", "");
   options.external_data = values.flag("external-data");
   options.tied_head = values.choice("tied-head", {"refuse", "embedding"});
   if (values.has("layers")) options.layers = values.integer("layers", 0, 1, 100'000);
@@ -109,6 +111,7 @@ void require_meaning_of_layouts(const Values& values) {
                                  values.label("trainers"), values.label("colocate")));
   }
   refuse_together(values, "alloc", {"inference", "trainers", "inference-alloc", "trainer-alloc"});
+  refuse_together(values, "export-map", {"alloc", "trainer-alloc", "source-split"});
   refuse_together(values, "inference-alloc", {"inference"});
   refuse_together(values, "trainer-alloc", {"trainers"});
   const bool trainers_given = values.has("alloc") || values.has("trainer-alloc");

@@ -15,6 +15,7 @@ struct SourceOptions {
   std::vector<std::string> sources;
   std::string model;
   std::string landing;
+  std::string export_map;
   bool external_data = false;
   std::string tied_head = "refuse";
   std::optional<std::int64_t> layers;

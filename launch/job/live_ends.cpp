@@ -13,6 +13,7 @@
 
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "launch/job/export_map.hpp"
 #include "live/folder.hpp"
 #include "live/gpu_live.hpp"
 #include "live/live_weights.hpp"
@@ -31,22 +32,29 @@ Binding bind_live(const Family& family, const Topology& topology, std::int64_t t
                                  : bind(family, published);
 }
 
-/// Throws InputError for a trainer that has boxes of tensors where a layout says what it holds, UsageError
-/// where it has published another layout.
-void require_held_as_laid_out(const Manifest& manifest, const std::optional<TrainerLayout>& layout) {
+/// What a trainer has published, as a checkpoint. Throws InputError for one that has boxes of tensors where a
+/// layout says what it holds, or a map that the first trainer has not; UsageError where it has published
+/// another layout.
+Checkpoint checkpoint_as_laid_out(const Manifest& manifest, const std::optional<TrainerLayout>& layout,
+                                  const ExportMap* map) {
   if (layout && has_boxes(manifest)) {
     throw InputError(
         fmt::format("{}: has boxes of tensors, but {} says what each trainer holds; leave it out, or let "
                     "trainers publish their own tensors",
                     manifest.path, layout->option));
   }
-  require_published_layout(manifest, layout);
+  if (!layout && map == nullptr && published_map(manifest)) {
+    throw InputError(
+        fmt::format("{}: was published with an export map, but trainer 0 was not; let all publish "
+                    "alike",
+                    manifest.path));
+  }
+  require_published_layout(manifest, layout, map);
+  return map == nullptr ? checkpoint_of(manifest) : checkpoint_of(manifest, *map);
 }
 
-std::vector<Holding> holding_of(const Manifest& manifest, const BoundCheckpoint& weights,
-                                const Catalog& catalog) {
+std::vector<Holding> holding_of(const HeldWeights& held) {
   std::vector<Holding> holding;
-  const HeldWeights held = held_in_segments(manifest, weights.checkpoint, weights.binding.held, catalog);
   for (const HeldBox& box : held.boxes()) holding.push_back({box.tensor, box.box});
   return holding;
 }
@@ -110,6 +118,10 @@ void require_live_options(const Options& options) {
   if (source && options.has_weight_version) {
     throw UsageError("--weight-version: a live source has the version that the trainers offer; leave it out");
   }
+  if (!source && !options.export_map.empty()) {
+    throw UsageError(
+        "--export-map: is of live trainers' own tensors; name --source live:DIR, or leave it out");
+  }
   if (sink && options.no_verify) {
     throw UsageError("--no-verify: an engine is given nothing that was not verified; leave it out");
   }
@@ -137,15 +149,17 @@ Manifest read_manifest_of(const std::string& directory, Role role, std::int64_t 
   return manifest;
 }
 
-std::vector<LiveTrainer> load_live_trainers(const std::string& directory, const Family& family,
-                                            Topology& topology) {
+std::vector<LiveTrainer> load_live_trainers(const Options& options, const std::string& directory,
+                                            const Family& family, Topology& topology) {
   std::vector<LiveTrainer> trainers;
   std::int64_t padded = 0;
   for (std::int64_t rank = 0; rank < topology.trainers; ++rank) {
     LiveTrainer trainer;
     trainer.manifest = read_manifest_of(directory, Role::kTrainer, rank, topology.trainers);
-    require_held_as_laid_out(trainer.manifest, topology.trainer_layout);
-    trainer.weights.checkpoint = checkpoint_of(trainer.manifest);
+    trainer.map = rank == 0 ? load_export_map(options, directory, trainer.manifest, topology.trainers)
+                            : trainers.front().map;
+    trainer.weights.checkpoint =
+        checkpoint_as_laid_out(trainer.manifest, topology.trainer_layout, trainer.map.get());
     if (topology.trainer_layout) {
       padded = std::max(padded, padded_vocabulary_of(*topology.trainer_layout, trainer.weights.checkpoint));
     }
@@ -156,13 +170,20 @@ std::vector<LiveTrainer> load_live_trainers(const std::string& directory, const 
     BoundCheckpoint& weights = trainers[i].weights;
     weights.binding = bind_live(family, topology, static_cast<std::int64_t>(i), weights.checkpoint);
   }
-  if (std::any_of(trainers.begin(), trainers.end(),
-                  [](const LiveTrainer& trainer) { return has_boxes(trainer.manifest); })) {
+  if (std::any_of(trainers.begin(), trainers.end(), [](const LiveTrainer& trainer) {
+        return trainer.map != nullptr || has_boxes(trainer.manifest);
+      })) {
     for (const LiveTrainer& trainer : trainers) {
-      topology.holdings.push_back(holding_of(trainer.manifest, trainer.weights, family.catalog()));
+      topology.holdings.push_back(holding_of(held_by(trainer, family.catalog())));
     }
   }
   return trainers;
+}
+
+HeldWeights held_by(const LiveTrainer& trainer, const Catalog& catalog) {
+  const BoundCheckpoint& weights = trainer.weights;
+  return held_in_segments(trainer.manifest, weights.checkpoint, weights.binding.held, catalog,
+                          trainer.map.get());
 }
 
 LiveEnds::LiveEnds(Control& control, const Options& options, const Topology& topology)
@@ -221,11 +242,12 @@ Placement LiveEnds::choose_placement() {
 BoundCheckpoint LiveEnds::load_weights(const Family& family, Topology& topology) {
   BoundCheckpoint loaded;
   std::array<std::int64_t, 2> learnt{0, 0};  // rows of the padded vocabulary; whether tensors are cut
+  map_ = load_export_map(control_, options_, live_directory(options_.sources.front()).value(),
+                         trainer_manifest_ ? &*trainer_manifest_ : nullptr, topology.trainers);
   control_.agreement.together([&] {
     if (!trainer_manifest_) return;
-    loaded.checkpoint = checkpoint_of(*trainer_manifest_);
-    require_held_as_laid_out(*trainer_manifest_, topology.trainer_layout);
-    learnt[1] = has_boxes(*trainer_manifest_) ? 1 : 0;
+    loaded.checkpoint = checkpoint_as_laid_out(*trainer_manifest_, topology.trainer_layout, map_.get());
+    learnt[1] = map_ || has_boxes(*trainer_manifest_) ? 1 : 0;
     if (!topology.trainer_layout) return;
     learnt[0] = padded_vocabulary_of(*topology.trainer_layout, loaded.checkpoint);
   });
@@ -240,7 +262,8 @@ BoundCheckpoint LiveEnds::load_weights(const Family& family, Topology& topology)
   std::vector<Holding> own;
   control_.agreement.together([&] {
     if (!trainer_manifest_) return;
-    own = holding_of(*trainer_manifest_, loaded, family.catalog());
+    own = holding_of(held_in_segments(*trainer_manifest_, loaded.checkpoint, loaded.binding.held,
+                                      family.catalog(), map_.get()));
   });
   topology.holdings = share_holdings(control_, own, topology.trainers);
   return loaded;
@@ -268,7 +291,7 @@ std::unique_ptr<Source> LiveEnds::source(const Plan& plan, const Catalog& catalo
                                          const BoundCheckpoint& from) const {
   if (!trainer_) return nullptr;
   const HeldWeights held =
-      held_in_segments(trainer_->manifest(), from.checkpoint, from.binding.held, catalog);
+      held_in_segments(trainer_->manifest(), from.checkpoint, from.binding.held, catalog, map_.get());
   if (!trainer_->manifest().device().empty()) {
     return make_live_gpu_source(plan, catalog, trainer_number_, held, *trainer_);
   }

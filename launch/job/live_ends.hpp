@@ -13,6 +13,8 @@
 #include "live/exporter.hpp"
 #include "live/live_update.hpp"
 #include "live/manifest.hpp"
+#include "model/export_map.hpp"
+#include "plan/held_weights.hpp"
 #include "plan/plan.hpp"
 #include "plan/topology.hpp"
 #include "session/parameter_memory.hpp"
@@ -35,12 +37,16 @@ void require_live_options(const Options& options);
 struct LiveTrainer {
   Manifest manifest;
   BoundCheckpoint weights;
+  std::shared_ptr<const ExportMap> map;  ///< all trainers', null without one
 };
 
 /// All trainers of a folder, for a command without ranks; nothing is mapped. `topology` learns how the
 /// vocabulary is padded. Throws InputError, IoError.
-std::vector<LiveTrainer> load_live_trainers(const std::string& directory, const Family& family,
-                                            Topology& topology);
+std::vector<LiveTrainer> load_live_trainers(const Options& options, const std::string& directory,
+                                            const Family& family, Topology& topology);
+
+/// Which boxes of the model lie where in a trainer's segments. Throws as held_in_segments().
+HeldWeights held_by(const LiveTrainer& trainer, const Catalog& catalog);
 
 /// The manifest of number `rank` of `ranks` exporters. Throws InputError when there are more or fewer,
 /// IoError when there is none yet, or the exporter is of another start of this process's Slurm job.
@@ -88,6 +94,7 @@ class LiveEnds {
   std::int64_t trainer_number_ = 0;
   std::optional<Manifest> trainer_manifest_;
   std::optional<Manifest> engine_manifest_;
+  std::shared_ptr<const ExportMap> map_;  ///< the trainers', null without one
   std::shared_ptr<Exporter> trainer_;
   std::shared_ptr<Exporter> engine_;
   std::optional<LiveUpdate> update_;

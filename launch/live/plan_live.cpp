@@ -27,7 +27,7 @@ const HeldBox* feeding(const HeldWeights& held, std::uint32_t tensor, const Box&
 
 LivePlan::LivePlan(const Options& options, const Family& family, Topology& topology) {
   const auto from = options.sources.empty() ? std::nullopt : live_directory(options.sources.front());
-  if (from) trainers_ = load_live_trainers(*from, family, topology);
+  if (from) trainers_ = load_live_trainers(options, *from, family, topology);
   for (const LiveTrainer& trainer : trainers_) {
     require_not_dead(trainer.manifest);
     if (compares_tied_head(options))
@@ -42,9 +42,7 @@ LivePlan::LivePlan(const Options& options, const Family& family, Topology& topol
 
 void LivePlan::require_published(const Plan& plan, const Family& family) const {
   for (const LiveTrainer& trainer : trainers_) {
-    const BoundCheckpoint& weights = trainer.weights;
-    static_cast<void>(
-        held_in_segments(trainer.manifest, weights.checkpoint, weights.binding.held, family.catalog()));
+    static_cast<void>(held_by(trainer, family.catalog()));
   }
   const EngineLayout& layout = plan.topology.engine;
   for (const Manifest& engine : engines_) {
@@ -84,8 +82,7 @@ void LivePlan::print_boxes(const Plan& plan, const Catalog& catalog, std::int64_
   // Where it is in the trainers' memory, be it a tensor or a box of one.
   std::vector<HeldWeights> held;
   for (const LiveTrainer& trainer : trainers_) {
-    held.push_back(held_in_segments(trainer.manifest, trainer.weights.checkpoint,
-                                    trainer.weights.binding.held, catalog));
+    held.push_back(held_by(trainer, catalog));
   }
   for (const Bucket& bucket : plan.buckets) {
     const auto receivers = plan.destination_ranks(bucket.destinations);

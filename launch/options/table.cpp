@@ -13,7 +13,7 @@ namespace {
 
 namespace po = boost::program_options;
 
-constexpr std::array<OptionInfo, 56> kOptions{{
+constexpr std::array<OptionInfo, 57> kOptions{{
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors "
@@ -29,6 +29,10 @@ constexpr std::array<OptionInfo, 56> kOptions{{
      "of "
      "what is known of the model's family; the layout is the map's",
      kJobs | kPlan | kVerify},
+    {"export-map", "FILE",
+     "export map of trainers of live:DIR that have published their own tensors: which box of them each "
+     "tensor of the model is (default: the one that they have published with them)",
+     kJobs | kPlan},
     {"external-data", nullptr,
      "HDF5 sources may have data in other files (external storage, links, virtual datasets) below their "
      "folder",

@@ -60,12 +60,22 @@ bool take_trainer_options(const char*& at) {
   }
 }
 
+/// The SHA-256 of an export map.
+bool take_key(const char*& at) {
+  constexpr std::size_t kDigits = 64;
+  const std::size_t length = std::strspn(at, "0123456789abcdef");
+  at += length;
+  return length == kDigits;
+}
+
 bool is_layout(const char* at, bool engine) {
   bool taken = false;
   if (take(at, "hf")) {
     taken = !take(at, ":") || take_sizes(at, "d");
   } else if (engine) {
     taken = (take(at, "sglang:") || take(at, "vllm:")) && take_sizes(at, "dpte");
+  } else if (take(at, "map:")) {
+    taken = take_key(at);
   } else {
     taken = take(at, "megatron:") && take_megatron(at) && take_trainer_options(at);
   }

@@ -1,8 +1,11 @@
 #include "core/boxes.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <functional>
 #include <map>
+#include <numeric>
 #include <queue>
 
 namespace weightcast {
@@ -60,6 +63,25 @@ class OpenBoxes {
   std::int64_t cols_ = 0;
 };
 
+/// Sorted, each once.
+template <typename T>
+void sort_once(std::vector<T>& values) {
+  std::sort(values.begin(), values.end());
+  values.erase(std::unique(values.begin(), values.end()), values.end());
+}
+
+/// The edges of boxes along one axis.
+std::vector<std::int64_t> edges(const std::vector<Box>& boxes, std::int64_t Box::*start,
+                                std::int64_t Box::*count) {
+  std::vector<std::int64_t> result;
+  for (const Box& box : boxes) {
+    result.push_back(box.*start);
+    result.push_back(box.*start + box.*count);
+  }
+  sort_once(result);
+  return result;
+}
+
 }  // namespace
 
 std::optional<std::pair<Box, Box>> find_overlap(std::vector<Box> boxes) {
@@ -86,6 +108,38 @@ std::optional<Box> find_gap(const Box& whole, std::vector<Box> boxes) {
     if (next != boxes.end()) row = std::min(row, next->row);
   }
   return std::nullopt;
+}
+
+std::optional<std::int64_t> covered_area(std::vector<Box>& boxes, double& work) {
+  sort_once(boxes);
+  const std::vector<std::int64_t> rows = edges(boxes, &Box::row, &Box::rows);
+  const std::vector<std::int64_t> cols = edges(boxes, &Box::col, &Box::cols);
+  work -=
+      static_cast<double>(rows.size()) * static_cast<double>(cols.size()) * static_cast<double>(boxes.size());
+  if (work < 0) return std::nullopt;
+  if (!find_overlap(boxes)) {
+    return std::accumulate(boxes.begin(), boxes.end(), std::int64_t{0},
+                           [](std::int64_t sum, const Box& box) { return sum + box.area(); });
+  }
+  std::int64_t area = 0;
+  for (std::size_t r = 0; r + 1 < rows.size(); ++r) {
+    for (std::size_t c = 0; c + 1 < cols.size(); ++c) {
+      const Box cell{rows[r], rows[r + 1] - rows[r], cols[c], cols[c + 1] - cols[c]};
+      const bool covered =
+          std::any_of(boxes.begin(), boxes.end(), [&](const Box& box) { return box.contains(cell); });
+      if (covered) area += cell.area();
+    }
+  }
+  return area;
+}
+
+bool lies_within(const Box& box, const Shape& shape) {
+  return box.rows > 0 && box.cols > 0 && box.row < shape.rows() && box.rows <= shape.rows() - box.row &&
+         box.col < shape.cols() && box.cols <= shape.cols() - box.col;
+}
+
+std::string text_of_extents(const Box& box) {
+  return fmt::format("{} rows from {} on, {} columns from {} on", box.rows, box.row, box.cols, box.col);
 }
 
 }  // namespace weightcast

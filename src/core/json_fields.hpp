@@ -30,6 +30,7 @@ class JsonFields {
   [[noreturn]] void refuse(const char* name, const std::string& what) const;
 
   const std::string& where() const { return where_; }
+  const std::string& remedy() const { return remedy_; }
 
  private:
   const nlohmann::json& object_;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -21,10 +22,12 @@ void require_contiguous(const Manifest& manifest, const LiveEntry& entry) {
                                Shape(std::span<const std::int64_t>(entry.strides)).to_string()));
 }
 
-/// Part of a tensor's matrix view that lies without gaps in an entry, from element number `first` of it on.
+/// Part of a tensor's matrix view that lies in an entry, from element number `first` of it on, its rows
+/// `pitch` elements apart.
 struct Run {
   Box box;
   std::int64_t first = 0;
+  std::int64_t pitch = 0;
 };
 
 /// An entry that is a box of a tensor, in runs: all of it where the dimensions but the first and the last are
@@ -62,28 +65,78 @@ std::vector<Run> runs_of(const Shape& shape, const LiveBox& box) {
       left /= shape[i];
       step *= box.whole[i];
     }
-    runs.push_back({{at * whole_rows + row_of_inner, rows, col, cols}, number * rows * cols});
+    runs.push_back({{at * whole_rows + row_of_inner, rows, col, cols}, number * rows * cols, cols});
   }
   return runs;
 }
 
-/// Appends what of `held`, in a tensor as a whole, lies in an entry that is a box of it.
-void add_boxes(const HeldBox& held, const StoredTensor& whole, const LiveEntry& entry,
-               std::vector<HeldBox>& boxes) {
+/// Where an entry is in tensors of checkpoint_of(), and which part of one it is.
+struct EntryRun {
+  const LiveEntry* entry = nullptr;
+  Run run;
+};
+
+/// Appends what of `held`, in a tensor as a whole, lies in a part of it.
+void add_box(const HeldBox& held, const StoredTensor& whole, const EntryRun& of,
+             std::vector<HeldBox>& boxes) {
   if (held.box.empty()) return;
-  const std::int64_t element = dtype_bytes(entry.dtype);
+  const std::int64_t element = dtype_bytes(whole.dtype);
   const std::int64_t cols = whole.shape.cols();
   const std::int64_t first_row = held.offset / element / cols;
   const std::int64_t first_col = held.offset / element % cols;
   const Box in_whole{first_row, held.box.rows, first_col, held.box.cols};
-  for (const Run& run : runs_of(entry.shape, *entry.box)) {
-    const Box part = run.box.intersect(in_whole);
-    if (part.empty()) continue;
-    const Box of_tensor{held.box.row + part.row - first_row, part.rows, held.box.col + part.col - first_col,
-                        part.cols};
-    const std::int64_t first = run.first + (part.row - run.box.row) * run.box.cols + part.col - run.box.col;
-    boxes.push_back(
-        {held.tensor, of_tensor, entry.segment, entry.offset + first * element, run.box.cols * element});
+  const Run& run = of.run;
+  const Box part = run.box.intersect(in_whole);
+  if (part.empty()) return;
+  const Box of_tensor{held.box.row + part.row - first_row, part.rows, held.box.col + part.col - first_col,
+                      part.cols};
+  const std::int64_t first = run.first + (part.row - run.box.row) * run.pitch + part.col - run.box.col;
+  boxes.push_back(
+      {held.tensor, of_tensor, of.entry->segment, of.entry->offset + first * element, run.pitch * element});
+}
+
+/// What a trainer's entries have of each tensor of a map.
+std::vector<std::vector<EntryRun>> runs_of(const Manifest& manifest, const PublishedTensors& published,
+                                           const ExportMap& map) {
+  std::vector<std::vector<EntryRun>> runs(map.tensors.size());
+  for (const OwnTensor& own : map.ranks.at(static_cast<std::size_t>(manifest.rank)).tensors) {
+    const LiveEntry* const entry = published.by_name().at(own.name);
+    for (const ExportedBox& box : own.boxes) {
+      runs[box.tensor].push_back({entry, {box.box, box.from, box.pitch}});
+    }
+  }
+  return runs;
+}
+
+/// Throws InputError unless a trainer has published just what the map says of it.
+void require_as_mapped(const Manifest& manifest, const PublishedTensors& published, const ExportMap& map) {
+  constexpr const char* kRemedy = "let all trainers publish anew, which learns the map anew";
+  const ExportingRank& rank = map.ranks.at(static_cast<std::size_t>(manifest.rank));
+  std::set<const LiveEntry*> mapped;
+  for (const OwnTensor& own : rank.tensors) {
+    const auto found = published.by_name().find(own.name);
+    if (found == published.by_name().end()) {
+      throw InputError(fmt::format("{}: tensor {} of {} is not published; {}", manifest.path, own.name,
+                                   map.origin, kRemedy));
+    }
+    const LiveEntry& entry = *found->second;
+    if (entry.dtype != own.dtype || entry.shape != own.shape) {
+      throw InputError(fmt::format("{}: tensor {} is {} {}, but {} {} in {}; {}", manifest.path, own.name,
+                                   dtype_name(entry.dtype), entry.shape.to_string(), dtype_name(own.dtype),
+                                   own.shape.to_string(), map.origin, kRemedy));
+    }
+    require_contiguous(manifest, entry);
+    if (!mapped.insert(&entry).second) {
+      throw InputError(fmt::format("{}: tensor {} is the memory of another one, but two tensors in {}; {}",
+                                   manifest.path, own.name, map.origin, kRemedy));
+    }
+  }
+  for (const LiveEntry& entry : manifest.entries) {
+    const auto is_left = [&](const std::string& name) { return rank.left.contains(name); };
+    if (mapped.contains(&entry) || is_left(entry.name) || std::ranges::any_of(entry.aliases, is_left))
+      continue;
+    throw InputError(fmt::format("{}: tensor {} {} is published, but {} does not know it; {}", manifest.path,
+                                 entry.name, entry.shape.to_string(), map.origin, kRemedy));
   }
 }
 
@@ -196,13 +249,31 @@ Checkpoint checkpoint_of(const Manifest& manifest) {
   return checkpoint;
 }
 
+Checkpoint checkpoint_of(const Manifest& manifest, const ExportMap& map) {
+  require_as_mapped(manifest, PublishedTensors(manifest), map);
+  Checkpoint checkpoint;
+  checkpoint.path = map.origin;
+  checkpoint.host = manifest.host;
+  for (const ExportedTensor& exported : map.tensors) {
+    StoredTensor tensor;
+    tensor.name = exported.name;
+    tensor.dtype = exported.dtype;
+    tensor.shape = exported.shape;
+    tensor.offset = exported.same_as;  // in no file: what is the same has the same place
+    checkpoint.tensors.push_back(std::move(tensor));
+  }
+  std::ranges::sort(checkpoint.tensors, {}, &StoredTensor::name);
+  return checkpoint;
+}
+
 HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpoint, const HeldWeights& held,
-                             const Catalog& catalog) {
+                             const Catalog& catalog, const ExportMap* map) {
   const PublishedTensors published(manifest);
+  std::vector<std::vector<EntryRun>> mapped;
+  if (map != nullptr) mapped = runs_of(manifest, published, *map);
   std::vector<HeldBox> boxes;
   for (const HeldBox& box : held.boxes()) {
     const StoredTensor& stored = checkpoint.tensors.at(box.buffer);
-    const LiveEntry& entry = *published.by_name().at(stored.name);
     const Tensor& tensor = catalog[box.tensor];
     if (dtype_bytes(stored.dtype) != dtype_bytes(tensor.dtype)) {
       throw InputError(
@@ -211,18 +282,24 @@ HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpo
                       "the model's type",
                       manifest.path, stored.name, dtype_name(stored.dtype), dtype_name(tensor.dtype)));
     }
-    if (!manifest.device().empty() && manifest.segments[entry.segment].on_host()) {
+    const std::size_t before = boxes.size();
+    if (map != nullptr) {
+      for (const EntryRun& run : mapped[stored.offset]) add_box(box, stored, run, boxes);
+    } else if (const LiveEntry& entry = *published.by_name().at(stored.name); entry.box) {
+      for (const Run& run : runs_of(entry.shape, *entry.box)) add_box(box, stored, {&entry, run}, boxes);
+    } else {
+      boxes.push_back(box);
+      boxes.back().buffer = entry.segment;
+      boxes.back().offset += entry.offset;
+    }
+    const bool on_host =
+        std::any_of(boxes.begin() + static_cast<std::ptrdiff_t>(before), boxes.end(),
+                    [&](const HeldBox& of) { return manifest.segments[of.buffer].on_host(); });
+    if (!manifest.device().empty() && on_host) {
       throw InputError(
           fmt::format("{}: tensor {} is in the host's memory, others on {}; move the whole model there",
                       manifest.path, stored.name, manifest.device()));
     }
-    if (entry.box) {
-      add_boxes(box, stored, entry, boxes);
-      continue;
-    }
-    boxes.push_back(box);
-    boxes.back().buffer = entry.segment;
-    boxes.back().offset += entry.offset;
   }
   return {std::move(boxes), catalog.size()};
 }

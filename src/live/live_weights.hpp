@@ -10,6 +10,7 @@
 
 #include "live/exporter.hpp"
 #include "live/manifest.hpp"
+#include "model/export_map.hpp"
 #include "model/family.hpp"
 #include "model/parameter.hpp"
 #include "model/trainer.hpp"
@@ -26,11 +27,16 @@ namespace weightcast {
 /// naming an entry that is not row by row.
 Checkpoint checkpoint_of(const Manifest& manifest);
 
+/// The same for a trainer that has its own names: all tensors of the map, whole, whoever has them. Throws
+/// InputError naming a tensor that is not published as the map says of this trainer, or that it does not
+/// know. The map must have this trainer's rank.
+Checkpoint checkpoint_of(const Manifest& manifest, const ExportMap& map);
+
 /// Boxes of the model in the trainer's segments, when `held` are those in the tensors of checkpoint_of():
-/// buffer number s is segment number s. Throws InputError naming a tensor that is of another dtype than the
-/// model's: what is read in place is not converted.
+/// buffer number s is segment number s. `map` is that of checkpoint_of(), null without one. Throws InputError
+/// naming a tensor that is of another dtype than the model's: what is read in place is not converted.
 HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpoint, const HeldWeights& held,
-                             const Catalog& catalog);
+                             const Catalog& catalog, const ExportMap* map = nullptr);
 
 /// Throws InputError naming a tensor that has memory of its own though the model's config ties it to another
 /// one, when `binding` is that of checkpoint_of().

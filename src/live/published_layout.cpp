@@ -14,6 +14,8 @@ namespace weightcast {
 
 namespace {
 
+const std::string kMap = "map:";
+
 EngineLayout published_layout(const Manifest& engine) {
   try {
     return parse_inference_allocation("layout", engine.layout);
@@ -23,9 +25,10 @@ EngineLayout published_layout(const Manifest& engine) {
   }
 }
 
-/// As TrainerLayout::to_string() writes it, which ends in options behind the allocation; `hf` as it is.
+/// As TrainerLayout::to_string() writes it, which ends in options behind the allocation; `hf` and an export
+/// map as they are.
 std::string published_trainers(const Manifest& trainer) {
-  if (trainer.layout == "hf") return trainer.layout;
+  if (trainer.layout == "hf" || published_map(trainer)) return trainer.layout;
   const std::size_t end = std::min(trainer.layout.find(' '), trainer.layout.size());
   try {
     const TrainerLayout allocation = parse_trainer_allocation("layout", trainer.layout.substr(0, end));
@@ -51,15 +54,23 @@ void require_published_layout(const Manifest& engine, const EngineLayout& layout
                   engine.path, excerpt(engine.layout), layout.option));
 }
 
-void require_published_layout(const Manifest& trainer, const std::optional<TrainerLayout>& layout) {
+void require_published_layout(const Manifest& trainer, const std::optional<TrainerLayout>& layout,
+                              const ExportMap* map) {
   if (trainer.layout.empty()) return;
   const std::string published = published_trainers(trainer);
-  if (published == (layout ? layout->to_string() : "hf")) return;
+  if (published == (layout ? layout->to_string() : map != nullptr ? kMap + map->key : "hf")) return;
+  const std::string said = layout           ? fmt::format("{} says {}", layout->option, layout->to_string())
+                           : map != nullptr ? fmt::format("{} is map {}", map->origin, map->key)
+                                            : "no --trainer-alloc says that trainers hold parts of a model";
+  const bool option = map == nullptr && published != "hf" && !published_map(trainer);
   throw UsageError(fmt::format("{}: was published with layout {}, but {}; {}", trainer.path,
-                               excerpt(trainer.layout),
-                               layout ? fmt::format("{} says {}", layout->option, layout->to_string())
-                                      : "no --trainer-alloc says that trainers hold parts of a model",
-                               published == "hf" ? "leave it out" : "give that layout with --trainer-alloc"));
+                               excerpt(trainer.layout), said,
+                               option ? "give that layout with --trainer-alloc" : "leave it out"));
+}
+
+std::optional<std::string> published_map(const Manifest& trainer) {
+  if (!trainer.layout.starts_with(kMap)) return std::nullopt;
+  return trainer.layout.substr(kMap.size());
 }
 
 }  // namespace weightcast

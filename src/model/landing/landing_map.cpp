@@ -4,17 +4,15 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <unordered_map>
 #include <utility>
 
 #include "core/error.hpp"
 #include "core/hash.hpp"
-#include "core/json_fields.hpp"
 #include "core/json_text.hpp"
-#include "core/text.hpp"
 #include "model/catalog.hpp"
 #include "model/landing/landing_proof.hpp"
+#include "model/map_fields.hpp"
 
 namespace weightcast {
 
@@ -23,63 +21,10 @@ namespace {
 using nlohmann::json;
 
 constexpr std::int64_t kFormat = 1;
-constexpr JsonLimits kLimits{
-    .bytes = kMostLandingBytes, .depth = 16, .values = 40'000'000, .unique_names = true};
-
-class Fields : public JsonFields {
+class Fields : public MapFields {
  public:
   Fields(const json& object, std::string where)
-      : JsonFields(object, std::move(where), "learn the map anew with weightcast learn") {}
-
-  /// A list that may be left out.
-  const json& optional_list(const char* name) const {
-    static const json none = json::array();
-    return find(name, false) == nullptr ? none : list(name);
-  }
-
-  /// A text that people are told of.
-  std::string name(const char* field) const { return checked(text(field), field); }
-
-  std::vector<std::string> names(const char* field) const {
-    std::vector<std::string> result;
-    for (const json& value : optional_list(field)) {
-      if (!value.is_string()) refuse(field, "holds what is no text");
-      result.push_back(checked(value.get<std::string>(), field));
-    }
-    return result;
-  }
-
-  DType dtype() const {
-    const auto dtype = dtype_from_safetensors(text("dtype"));
-    if (!dtype) refuse("dtype", fmt::format("is '{}', which is not known", excerpt(text("dtype"))));
-    return *dtype;
-  }
-
-  /// Of so few elements that they can be counted in bytes.
-  Shape shape() const {
-    constexpr std::int64_t kMost = std::int64_t{1} << 50;
-    const std::vector<std::int64_t> extents = numbers("shape");
-    if (extents.size() > Shape::kMaxDims) {
-      refuse("shape",
-             fmt::format("has {} dimensions; at most {} are taken", extents.size(), Shape::kMaxDims));
-    }
-    std::int64_t elements = 1;
-    for (const std::int64_t extent : extents) {
-      if (extent < 1 || extent > kMost / elements) refuse("shape", "is of no elements, or of too many");
-      elements *= extent;
-    }
-    return Shape(std::span<const std::int64_t>(extents));
-  }
-
- private:
-  std::string checked(std::string value, const char* field) const {
-    constexpr std::size_t kMostBytes = 1024;
-    if (value.empty() || value.size() > kMostBytes || printable(value) != value) {
-      refuse(field, fmt::format("is '{}': empty, too long, or with characters that cannot be printed",
-                                excerpt(value)));
-    }
-    return value;
-  }
+      : MapFields(object, std::move(where), "learn the map anew with weightcast learn") {}
 };
 
 /// Reads and proves one rank.
@@ -137,13 +82,10 @@ class RankReader {
   void read_landings(const Fields& fields, const char* list, bool turned, LandedParameter& parameter) {
     for (const json& object : fields.optional_list(list)) {
       constexpr std::size_t kNumbers = 7;
-      const std::vector<std::int64_t> n = numbers(object, kNumbers, fields, list);
+      const std::vector<std::int64_t> n = fields.box(object, kNumbers, list);
       const std::uint32_t tensor = tensor_of(object[0], fields, list);
-      // Far more than experts, heads and stages cut a parameter into; proofs look at all pairs of some of
-      // them.
-      constexpr std::size_t kMostBoxes = std::size_t{1} << 17;
-      if (parameter.landings.size() == kMostBoxes) {
-        fields.refuse(list, fmt::format("make more than {} boxes of one parameter", kMostBoxes));
+      if (parameter.landings.size() == kMostMapBoxes) {  // proofs look at all pairs of some of them
+        fields.refuse(list, fmt::format("make more than {} boxes of one parameter", kMostMapBoxes));
       }
       parameter.landings.push_back({tensor, {n[1], n[2], n[3], n[4]}, n[5], n[6], turned});
       reading_.read(tensor);
@@ -155,7 +97,7 @@ class RankReader {
     std::vector<Box> result;
     for (const json& object : fields.optional_list(list)) {
       constexpr std::size_t kNumbers = 4;
-      const std::vector<std::int64_t> n = numbers(object, kNumbers, fields, list);
+      const std::vector<std::int64_t> n = fields.box(object, kNumbers, list);
       result.push_back({n[0], n[1], n[2], n[3]});
     }
     return result;
@@ -220,24 +162,7 @@ class RankReader {
   }
 
   std::uint32_t tensor_of(const json& value, const Fields& fields, const char* field) const {
-    if (!is_whole_number(value) || value.get<std::uint64_t>() >= map_.tensors.size()) {
-      fields.refuse(field, "names a tensor by no number of the list 'tensors'");
-    }
-    return value.get<std::uint32_t>();
-  }
-
-  static std::vector<std::int64_t> numbers(const json& list, std::size_t count, const Fields& fields,
-                                           const char* field) {
-    std::vector<std::int64_t> result;
-    if (list.is_array() && list.size() == count) {
-      for (const json& value : list) {
-        if (is_whole_number(value)) result.push_back(value.get<std::int64_t>());
-      }
-    }
-    if (result.size() != count) {
-      fields.refuse(field, fmt::format("holds what is no list of {} whole numbers", count));
-    }
-    return result;
+    return fields.tensor(value, map_.tensors.size(), field);
   }
 
   const LandingMap& map_;
@@ -250,30 +175,18 @@ class RankReader {
 
 std::vector<LandedTensor> read_tensors(const Fields& fields) {
   std::vector<LandedTensor> tensors;
-  std::set<std::string> names;
-  double bytes = 0;
-  for (const json& object : fields.list("tensors")) {
-    const Fields unnamed(object, fmt::format("{}: tensor number {}", fields.where(), tensors.size()));
-    LandedTensor tensor;
-    tensor.name = unnamed.name("name");
-    const Fields named(object, fmt::format("{}: tensor {}", fields.where(), tensor.name));
-    tensor.dtype = named.dtype();
-    tensor.shape = named.shape();
-    if (!names.insert(tensor.name).second) named.refuse("name", "is there twice");
-    bytes += static_cast<double>(tensor.shape.elements()) * static_cast<double>(dtype_bytes(tensor.dtype));
-    tensors.push_back(std::move(tensor));
+  for (NamedTensor& of : fields.tensors("tensors")) {
+    LandedTensor& tensor = tensors.emplace_back();
+    tensor.name = std::move(of.name);
+    tensor.dtype = of.dtype;
+    tensor.shape = of.shape;
   }
-  require_plausible(fields.where() + ": the tensors", static_cast<double>(tensors.size()), bytes);
   return tensors;
 }
 
 /// Throws InputError unless what the map says of the learning is what it says of itself.
 void require_made_for(const LandingMap& map, const Fields& fields) {
-  const std::string key = fields.text("key");
-  constexpr std::size_t kDigits = 64;
-  if (key.size() != kDigits || key.find_first_not_of("0123456789abcdef") != std::string::npos) {
-    fields.refuse("key", "is no SHA-256, 64 hexadecimal digits");
-  }
+  fields.key();
   const Fields made_for(*fields.find("made_for", true), fields.where() + ": 'made_for'");
   const auto require = [&](const char* name, bool same) {
     if (!same) made_for.refuse(name, "is not what the map says outside of 'made_for'");
@@ -306,7 +219,7 @@ std::string LandingMap::title() const {
 }
 
 LandingMap parse_landing_map(const std::string& text, const std::string& origin) {
-  const json object = parse_json(text, origin, kLimits);
+  const json object = parse_json(text, origin, kMapLimits);
   const Fields fields(object, origin);
   if (fields.number("landing") != kFormat) {
     fields.refuse("landing", fmt::format("is another format than {}, which this version reads", kFormat));

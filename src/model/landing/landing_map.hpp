@@ -85,9 +85,6 @@ struct LandingMap {
   std::string title() const;
 };
 
-/// The most bytes of such a file that are read.
-inline constexpr std::size_t kMostLandingBytes = std::size_t{256} << 20;
-
 /// Reads and proves a map. Throws InputError that names `origin` and what is wrong where: no JSON, fields
 /// that are missing or of another type, names that are there twice or cannot be printed, boxes beyond their
 /// tensor or parameter, elements of a parameter in two boxes or in none, a tensor that a rank both reads and

@@ -3,8 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <numeric>
-#include <optional>
 
 #include "core/boxes.hpp"
 #include "core/error.hpp"
@@ -15,70 +13,16 @@ namespace {
 
 constexpr const char* kRemedy = "learn the map anew with weightcast learn";
 
-/// Whether a box lies within a shape, whatever its numbers from 0 on are.
-bool within(const Box& box, const Shape& shape) {
-  return box.rows > 0 && box.cols > 0 && box.row < shape.rows() && box.rows <= shape.rows() - box.row &&
-         box.col < shape.cols() && box.cols <= shape.cols() - box.col;
-}
-
-/// Of any numbers from 0 on.
-std::string text_of(const Box& box) {
-  return fmt::format("{} rows from {} on, {} columns from {} on", box.rows, box.row, box.cols, box.col);
-}
-
 void require_within(const Box& box, const Shape& shape, const std::string& where, const std::string& of) {
-  if (within(box, shape)) return;
-  throw InputError(
-      fmt::format("{}: {} {} has no such box: {}; {}", where, of, shape.to_string(), text_of(box), kRemedy));
+  if (lies_within(box, shape)) return;
+  throw InputError(fmt::format("{}: {} {} has no such box: {}; {}", where, of, shape.to_string(),
+                               text_of_extents(box), kRemedy));
 }
 
 /// Whether values of one type may become those of another on the way.
 bool converts(DType from, DType to) {
   return from == to || (from == DType::kBF16 && to == DType::kF32) ||
          (from == DType::kF32 && to == DType::kBF16);
-}
-
-/// Sorted, each once.
-template <typename T>
-void sort_once(std::vector<T>& values) {
-  std::sort(values.begin(), values.end());
-  values.erase(std::unique(values.begin(), values.end()), values.end());
-}
-
-/// The edges of boxes along one axis.
-std::vector<std::int64_t> edges(const std::vector<Box>& boxes, std::int64_t Box::*start,
-                                std::int64_t Box::*count) {
-  std::vector<std::int64_t> result;
-  for (const Box& box : boxes) {
-    result.push_back(box.*start);
-    result.push_back(box.*start + box.*count);
-  }
-  sort_once(result);
-  return result;
-}
-
-/// The elements that some of the boxes has, each box there once. Nothing when to cut a tensor along all their
-/// edges, as a plan does, is more than what is left of `work`: box by box in each cell.
-std::optional<std::int64_t> area_of(const std::vector<Box>& boxes, double& work) {
-  const std::vector<std::int64_t> rows = edges(boxes, &Box::row, &Box::rows);
-  const std::vector<std::int64_t> cols = edges(boxes, &Box::col, &Box::cols);
-  work -=
-      static_cast<double>(rows.size()) * static_cast<double>(cols.size()) * static_cast<double>(boxes.size());
-  if (work < 0) return std::nullopt;
-  if (!find_overlap(boxes)) {
-    return std::accumulate(boxes.begin(), boxes.end(), std::int64_t{0},
-                           [](std::int64_t sum, const Box& box) { return sum + box.area(); });
-  }
-  std::int64_t area = 0;
-  for (std::size_t r = 0; r + 1 < rows.size(); ++r) {
-    for (std::size_t c = 0; c + 1 < cols.size(); ++c) {
-      const Box cell{rows[r], rows[r + 1] - rows[r], cols[c], cols[c + 1] - cols[c]};
-      const bool read =
-          std::any_of(boxes.begin(), boxes.end(), [&](const Box& box) { return box.contains(cell); });
-      if (read) area += cell.area();
-    }
-  }
-  return area;
 }
 
 }  // namespace
@@ -158,9 +102,8 @@ void sum_up_reading(LandingMap& map) {
   }
   double work = 2e10;
   for (std::size_t i = 0; i < read.size(); ++i) {
-    sort_once(read[i]);
     LandedTensor& tensor = map.tensors[i];
-    const auto area = area_of(read[i], work);
+    const auto area = covered_area(read[i], work);
     if (!area) {
       throw InputError(fmt::format("{}: tensor {} is cut into too many pieces by its {} boxes; {}",
                                    map.origin, tensor.name, read[i].size(), kRemedy));
