@@ -54,9 +54,30 @@ def learn(exporter, module=None, tensors=None, rank=0, ranks=1, gather=None, rep
     return _map_of(exported, [of[0] for of in everyone], numbering, _Replicas(replicas, [of[1] for of in everyone]))
 
 
+def publish(folder, exporter, module, rank, ranks, gather=None, replicas=None, dtype=None):
+    """Learns a map, and writes it into the folder where the trainers publish, on all ranks together. Returns the layout to
+    publish with, by which job steps find the map. Raises Error."""
+    gather = _gather_of(gather, ranks)
+    found = learn(exporter, module, None, rank, ranks, gather, replicas, dtype)
+    failure = None
+    if rank == 0:
+        try:
+            write(found, folder)
+        except Error as error:
+            failure = error
+    for error in gather(None if failure is None else (failure.code, str(failure))):
+        if error is not None:
+            raise Error(*error) from failure
+    return f"map:{found['key']}"
+
+
 def write(found, folder):
-    """Writes a map into the folder where trainers publish, under its key. Returns the path."""
+    """Writes a map into a folder, under its key. Returns the path."""
     path = os.path.join(os.fspath(folder), f"export-map-{found['key']}.json")
+    try:
+        os.makedirs(folder, 0o700, exist_ok=True)
+    except OSError as error:
+        raise Error(74, f"{folder} cannot be made: {error.strerror}") from None
     _landing.write(found, path)
     return path
 

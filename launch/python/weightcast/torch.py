@@ -1,36 +1,50 @@
-"""Trainers of torch: what optimisers keep in float32 is published in the type of the engines.
+"""Trainers of torch: what optimisers keep in float32 is published in the type of the engines, and what has names of its own as
+the trainer's exporter to Hugging Face's names shows.
 
     export = weightcast.torch.publish("run/weights", rank=rank, ranks=ranks, module=model, dtype=torch.bfloat16)
     for version in itertools.count(1):
         train()
         export.offer(version)
 
-A module whose parameters have the engines' type needs nothing of this: weightcast.publish publishes them where they are.
+A module whose parameters have the engines' type and names needs nothing of this: weightcast.publish publishes them where they are.
 """
 
 import torch
 
-from . import _tensors
+from . import _tensors, export_map
 from . import publish as _publish
 from ._library import Error, NoAnswer, shown
 from ._wrapper import Wrapper
 
 
-def publish(folder, rank, ranks, module, dtype, layout=None):
+def publish(folder, rank, ranks, module, dtype=None, layout=None, exporter=None, replicas=None, gather=None):
     """Publishes a module's parameters and persistent buffers as trainer `rank` of `ranks`: a copy in `dtype` of what has
     another floating type, the rest where it is. The copy lies where the original does; of a DTensor, such as FSDP2's, it
-    is this process's part. `layout` as of weightcast.publish."""
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+    is this process's part. `layout` as of weightcast.publish.
+
+    `exporter`, in place of `layout`: a function that gives pairs of Hugging Face's names and tensors of the module, as one
+    that saves checkpoints does. All ranks call this together, and it runs the exporter a few times to learn which box of whose
+    tensors is what (export_map.learn, where `replicas` and `gather` are); the map goes into the folder, and job steps find it.
+    Without `dtype` all tensors are then published where they are."""
+    if (dtype is not None or exporter is None) and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise Error(64, f"dtype {shown(dtype)}; give a floating type of torch, such as torch.bfloat16")
+    if exporter is None and (replicas is not None or gather is not None):
+        raise Error(64, "replicas and gather are of an exporter; give it, or leave them out")
+    if exporter is not None and layout is not None:
+        raise Error(64, f"layout {shown(layout)} beside an exporter, which says how tensors are cut; leave one out")
     state = _tensors.State(module)
+    if exporter is not None:
+        layout = export_map.publish(folder, exporter, module, rank, ranks, gather, replicas, dtype)
     tensors = state.tensors()
     copy_of = {}  # by the original's identity: what is tied is one copy
     copies = {}
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.dtype != dtype:
+        if dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype:
             if id(tensor) not in copy_of:
                 copy_of[id(tensor)] = torch.empty_like(tensor.detach(), dtype=dtype)
             copies[name] = copy_of[id(tensor)]
+    if not copies:
+        return _publish(folder, "trainer", rank, ranks, module=module, layout=layout)
     if len(copies) < len(tensors):
         _tensors.require_own_memory(module)
     export = _publish(folder, "trainer", rank, ranks, tensors={**tensors, **copies}, layout=layout)
