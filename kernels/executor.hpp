@@ -26,7 +26,7 @@ struct DigestBox {
   Box box;                  ///< canonical coordinates
   std::uint64_t tensor_key = 0;
   std::uint32_t buffer = 0;
-  std::uint32_t segment = 0;  ///< where the expected digest stands (Plan::digests)
+  std::uint32_t digest = 0;  ///< where the expected digest stands (Plan::digests)
   std::uint8_t element_bytes = 0;
 
   /// As in a move: with a layout, the box begins at row `row`, byte `byte` of the matrix from `offset` on.

@@ -12,7 +12,7 @@
 #include "storage/attributes.hpp"
 #include "storage/reader.hpp"
 #include "storage/writer.hpp"
-#include "sys/team.hpp"
+#include "sys/thread_pool.hpp"
 
 namespace weightcast {
 
@@ -89,7 +89,7 @@ void write_canonical(const Options& options) {
   if (const std::string note = binding.note(); !note.empty()) {
     log_note(fmt::format("{}: {}", checkpoint.path, note));
   }
-  Team readers(1);
+  ThreadPool readers(1);
   require_equal_copies(options, *model.family, model.sources.front(), readers, {}, [] {});
   const BoundReader source(catalog, checkpoint, binding.held);
   write_checkpoint(

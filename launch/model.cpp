@@ -304,7 +304,7 @@ bool compares_tied_head(const Options& options) {
 }
 
 void require_equal_copies(const Options& options, const Family& family, const BoundCheckpoint& source,
-                          Team& readers, const WorkShare& share, const std::function<void()>& poll) {
+                          ThreadPool& readers, const WorkShare& share, const std::function<void()>& poll) {
   if (!compares_tied_head(options)) return;
   require_equal_copies(family.catalog(), source.checkpoint, source.binding, readers, share, poll);
 }

@@ -68,6 +68,6 @@ bool compares_tied_head(const Options& options);
 /// Compares what a source keeps beside the model's tensors and must equal them (source/copies.hpp), unless
 /// `--tied-head` says otherwise.
 void require_equal_copies(const Options& options, const Family& family, const BoundCheckpoint& source,
-                          Team& readers, const WorkShare& share, const std::function<void()>& poll);
+                          ThreadPool& readers, const WorkShare& share, const std::function<void()>& poll);
 
 }  // namespace weightcast

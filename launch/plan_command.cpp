@@ -17,7 +17,7 @@
 #include "launch/live/plan_live.hpp"
 #include "launch/model.hpp"
 #include "launch/plan/plan_text.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "report/json_report.hpp"
 #include "report/lines.hpp"
 #include "report/log.hpp"
@@ -85,15 +85,15 @@ void run_plan(const Options& options, OutputFile* json) {
   const auto start = std::chrono::steady_clock::now();
   const Plan plan = make_plan(*model.family, topology, limits_of(options));
   live.require_published(plan, *model.family);
-  std::optional<Share> share;
+  std::optional<RankPlan> rank_plan;
   require_no_signal(kNotPrinted);
-  if (options.rank) share = make_share(plan, *model.family, *options.rank);
+  if (options.rank) rank_plan = make_rank_plan(plan, *model.family, *options.rank);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   require_no_signal(kNotPrinted);
-  if (!share) print_report(plan_summary(plan, options.link_gbps) + "#\n");
+  if (!rank_plan) print_report(plan_summary(plan, options.link_gbps) + "#\n");
   print_report(details(plan, model, seconds) + "#\n");
-  print_report(share ? share_text(plan, *share, *options.rank) : plan_tables(plan, options.all));
+  print_report(rank_plan ? share_text(plan, *rank_plan, *options.rank) : plan_tables(plan, options.all));
   live.print(plan, model.family->catalog(), options.rank);
   if (json == nullptr) return;
   nlohmann::ordered_json report = plan_json(plan, model.family->catalog(), options.segments);

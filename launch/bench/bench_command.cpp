@@ -113,7 +113,7 @@ class BenchJob {
   bool from_files() const { return !options_.sources.empty() && !from_trainers(); }
   /// Whether what is written is the memory of running engines: it is theirs between updates.
   bool into_engines() const { return live_directory(options_.sink).has_value(); }
-  bool on_gpu() const { return job_.placement().wire == Wire::kNccl; }
+  bool on_gpu() const { return job_.wire_choice().wire == Wire::kNccl; }
   const Plan& plan() const { return job_.session().plan(); }
 
   /// A trainer's weights in host memory.
@@ -125,7 +125,7 @@ class BenchJob {
   /// Bytes of the buckets that this rank packs.
   std::int64_t packed_bytes() const {
     std::int64_t bytes = 0;
-    for (const ShareBucket& bucket : job_.session().share().buckets) {
+    for (const RankBucket& bucket : job_.session().rank_plan().buckets) {
       if (bucket.root) bytes += plan().buckets[bucket.bucket].bytes;
     }
     return bytes;
@@ -203,7 +203,7 @@ class BenchJob {
   std::int64_t memory_beyond_parameters() {
     if (gpu_) return gpu_->memory_beyond_parameters();
     std::array<std::int64_t, 1> most{peak_resident_bytes() - baseline_memory_ -
-                                     job_.session().share().parameter_bytes -
+                                     job_.session().rank_plan().parameter_bytes -
                                      static_cast<std::int64_t>(host_weights().size())};
     control_.agreement.maximum(std::span<std::int64_t>(most));
     return most[0];

@@ -26,8 +26,8 @@
 #include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "session/gpu.hpp"
-#include "session/placement.hpp"
 #include "session/verification.hpp"
+#include "session/wire_choice.hpp"
 
 namespace weightcast {
 
@@ -204,22 +204,22 @@ class LayoutBench {
       sizes_ = expert_sizes(*config_);
       pairs_ = pairs_of(options_, sizes_);
     });
-    placement_ = choose_placement(control_, options_.transport);
-    team_.emplace(file_threads(control_, true));
+    wire_choice_ = choose_wire(control_, options_.transport);
+    pool_.emplace(file_threads(control_, true));
     control_.agreement.together([&] {
       all_experts_ = sizes_.experts;
       sizes_.experts = std::clamp((on_gpu() ? kMostOnGpu : kMostOnHost) / sizes_.expert_bytes(),
                                   std::int64_t{1}, all_experts_);
       family_.emplace(sizes_);
-      values_.emplace(*team_);
+      values_.emplace(*pool_);
       print_report(header() + head_text());
     });
   }
 
-  bool on_gpu() const { return placement_.wire == Wire::kNccl; }
+  bool on_gpu() const { return wire_choice_.wire == Wire::kNccl; }
 
   std::string header() const {
-    const std::string device = on_gpu() ? placement_.device : placement_.device + ", one thread";
+    const std::string device = on_gpu() ? wire_choice_.device : wire_choice_.device + ", one thread";
     return fmt::format(
         "# {} {} --layouts\n"
         "# model   {} ({})\n"
@@ -247,29 +247,29 @@ class LayoutBench {
     row.layout = pair.layout->name();
     row.quantizer = pair.quantizer_text();
     Plan plan;
-    Share share;
+    RankPlan rank_plan;
     try {
       plan = make_plan(*family_, topology_of(pair), limits_of(family_->catalog()));
-      share = make_share(plan, *family_, 0);
+      rank_plan = make_rank_plan(plan, *family_, 0);
     } catch (const UsageError& error) {
       // The limits are our own: only the pair itself can be wrong for the model.
       row.refused = reason_of(error.what());
       return row;
     }
     stage(plan);
-    const std::unique_ptr<Memory> parameters = make_memory(share.parameter_bytes, "the parameters");
-    const std::vector<GlobalScale> scales = values_->scales(plan, share);
-    const std::vector<IndexedMatrix> matrices = indexed_matrices(plan, share);
-    const std::unique_ptr<Unpacking> unpacking = make_unpacking(share, *parameters, scales, matrices);
-    count_bytes(share, row);
+    const std::unique_ptr<Memory> parameters = make_memory(rank_plan.parameter_bytes, "the parameters");
+    const std::vector<GlobalScale> scales = values_->scales(plan, rank_plan);
+    const std::vector<IndexedMatrix> matrices = indexed_matrices(plan, rank_plan);
+    const std::unique_ptr<Unpacking> unpacking = make_unpacking(rank_plan, *parameters, scales, matrices);
+    count_bytes(rank_plan, row);
     time(*unpacking, row);
     if (options_.no_verify) return row;
-    const std::vector<std::uint64_t> expected = values_->digests(plan, family_->catalog(), share, scales);
+    const std::vector<std::uint64_t> expected = values_->digests(plan, family_->catalog(), rank_plan, scales);
     const auto verify = [&](const char* what, double (Unpacking::*way)()) {
-      prepare(plan, share, scales, *parameters, *unpacking);
+      prepare(plan, rank_plan, scales, *parameters, *unpacking);
       ((*unpacking).*way)();
       try {
-        verify_parameters(plan, share, expected, *parameters);
+        verify_parameters(plan, rank_plan, expected, *parameters);
       } catch (const VerifyError& error) {
         throw VerifyError(fmt::format("{} with {}{}: {}", row.layout, row.quantizer, what, error.what()));
       }
@@ -290,23 +290,23 @@ class LayoutBench {
     staging_->write(0, values_->bytes());
   }
 
-  std::unique_ptr<Unpacking> make_unpacking(const Share& share, const Memory& parameters,
+  std::unique_ptr<Unpacking> make_unpacking(const RankPlan& rank_plan, const Memory& parameters,
                                             const std::vector<GlobalScale>& scales,
                                             std::vector<IndexedMatrix> matrices) const {
     UnpackBuffers buffers{
         {staging_->data(), static_cast<std::size_t>(staging_->bytes())}, {}, copied_->data()};
-    for (const std::int64_t offset : share.parameter_offsets) {
+    for (const std::int64_t offset : rank_plan.parameter_offsets) {
       buffers.parameters.push_back(parameters.data() + offset);
     }
-    return (on_gpu() ? &make_gpu_unpacking : &make_host_unpacking)(share, std::move(buffers), scales,
+    return (on_gpu() ? &make_gpu_unpacking : &make_host_unpacking)(rank_plan, std::move(buffers), scales,
                                                                    std::move(matrices));
   }
 
   /// Padding lies in parameters but is not written again.
-  void count_bytes(const Share& share, LayoutRow& row) const {
-    for (const Parameter& parameter : share.parameters) row.written += parameter.bytes();
+  void count_bytes(const RankPlan& rank_plan, LayoutRow& row) const {
+    for (const Parameter& parameter : rank_plan.parameters) row.written += parameter.bytes();
     const std::int64_t padding =
-        std::accumulate(share.padding.begin(), share.padding.end(), std::int64_t{0},
+        std::accumulate(rank_plan.padding.begin(), rank_plan.padding.end(), std::int64_t{0},
                         [](std::int64_t sum, const Move& move) { return sum + move.bytes(); });
     row.unpack.bytes = family_->catalog().bytes() + row.written - padding;
     row.index.bytes = row.unpack.bytes;
@@ -333,33 +333,33 @@ class LayoutBench {
   }
 
   /// Parameters of which nothing is left that was unpacked before.
-  void prepare(const Plan& plan, const Share& share, std::span<const GlobalScale> scales, Memory& parameters,
-               Unpacking& unpacking) const {
+  void prepare(const Plan& plan, const RankPlan& rank_plan, std::span<const GlobalScale> scales,
+               Memory& parameters, Unpacking& unpacking) const {
     constexpr std::byte kPoison{0xa5};
     parameters.fill(0, parameters.bytes(), kPoison);
     unpacking.zero_padding();
-    for (std::size_t p = 0; p < share.parameters.size(); ++p) {
-      if (share.parameters[p].scalars.empty()) continue;
-      const std::vector<float> values = scalar_values(plan, share.parameters[p], scales);
-      parameters.write(share.parameter_offsets[p], std::as_bytes(std::span(values)));
+    for (std::size_t p = 0; p < rank_plan.parameters.size(); ++p) {
+      if (rank_plan.parameters[p].scalars.empty()) continue;
+      const std::vector<float> values = scalar_values(plan, rank_plan.parameters[p], scales);
+      parameters.write(rank_plan.parameter_offsets[p], std::as_bytes(std::span(values)));
     }
   }
 
   /// On the host, through the layout, whatever wrote them.
-  void verify_parameters(const Plan& plan, const Share& share, std::span<const std::uint64_t> expected,
+  void verify_parameters(const Plan& plan, const RankPlan& rank_plan, std::span<const std::uint64_t> expected,
                          const Memory& parameters) {
     HostBuffer held(parameters.on_host() ? 0 : parameters.bytes(), "a copy of the parameters");
     if (!parameters.on_host()) parameters.read(0, held.span());
     const std::byte* const base = parameters.on_host() ? parameters.data() : held.data();
     std::vector<const std::byte*> buffers;
-    for (const std::int64_t offset : share.parameter_offsets) buffers.push_back(base + offset);
-    std::vector<std::uint64_t> written(share.checks.size());
+    for (const std::int64_t offset : rank_plan.parameter_offsets) buffers.push_back(base + offset);
+    std::vector<std::uint64_t> written(rank_plan.checks.size());
     const std::unique_ptr<Executor> executor = make_host_executor();
-    team_->run(written.size(), [&](std::size_t i) {
-      executor->digest({&share.checks[i], 1}, buffers, {&written[i], 1});
+    pool_->run(written.size(), [&](std::size_t i) {
+      executor->digest({&rank_plan.checks[i], 1}, buffers, {&written[i], 1});
     });
-    require_written(plan, family_->catalog(), share, written, expected);
-    require_zero_padding(share, executor->first_not_zero(share.padding, buffers));
+    require_written(plan, family_->catalog(), rank_plan, written, expected);
+    require_zero_padding(rank_plan, executor->first_not_zero(rank_plan.padding, buffers));
   }
 
   bool measured_any() const { return !copy_.seconds.empty(); }
@@ -377,7 +377,7 @@ class LayoutBench {
     ordered_json json{
         {"weightcast", version_line()}, {"command", options_.command}, {"status", status_name(code)}};
     json["ranks"] =
-        ordered_json::array({{{"rank", 0}, {"host", control_.host()}, {"device", placement_.device}}});
+        ordered_json::array({{{"rank", 0}, {"host", control_.host()}, {"device", wire_choice_.device}}});
     if (family_) {
       json["experts"] = {{"taken", sizes_.experts},
                          {"of", all_experts_},
@@ -400,8 +400,8 @@ class LayoutBench {
   ExpertSizes sizes_;  ///< of those that are taken
   std::int64_t all_experts_ = 0;
   std::vector<Pair> pairs_;
-  Placement placement_;
-  std::optional<Team> team_;
+  WireChoice wire_choice_;
+  std::optional<ThreadPool> pool_;
   std::optional<LayerExperts> family_;
   std::optional<StagedValues> values_;
   std::unique_ptr<Memory> staging_;

@@ -11,7 +11,7 @@
 #include "launch/files/tensor_copy.hpp"
 #include "model/quantization.hpp"
 #include "model/stored_quantization.hpp"
-#include "sys/team.hpp"
+#include "sys/thread_pool.hpp"
 
 namespace weightcast {
 
@@ -37,7 +37,7 @@ ReferenceWeights::ReferenceWeights(const Options& options, const std::shared_ptr
         "they were made from",
         kept_in, quantizer_name(*quantizer), options.sources.front(), quantizer_name(stored->quantizer())));
   }
-  Team readers(1);
+  ThreadPool readers(1);
   const BoundCheckpoint& from = model_.sources.front();
   require_equal_copies(options, *model_.family, from, readers, {}, [] {});
   reader_.emplace(model_.family->catalog(), from.checkpoint, from.binding.held);

@@ -24,7 +24,7 @@
 #include "storage/partial_file.hpp"
 #include "storage/removal.hpp"
 #include "storage/trainer_shard.hpp"
-#include "sys/team.hpp"
+#include "sys/thread_pool.hpp"
 
 namespace weightcast {
 
@@ -91,7 +91,7 @@ void write_trainer_shards(const Options& options) {
   const Model model = load_model(options, nullptr, none);
   const auto& [checkpoint, binding] = model.sources.front();
   require_other_place("--output", output, checkpoint);
-  Team readers(1);
+  ThreadPool readers(1);
   require_equal_copies(options, *model.family, model.sources.front(), readers, {}, [] {});
   const BoundReader source(model.family->catalog(), checkpoint, binding.held);
   const std::int64_t version = version_of(options, checkpoint);

@@ -203,7 +203,7 @@ LiveEnds::LiveEnds(Control& control, const Options& options, const Topology& top
   });
 }
 
-Placement LiveEnds::choose_placement() {
+WireChoice LiveEnds::choose_wire() {
   const std::string from = trainer_manifest_ ? trainer_manifest_->device() : "";
   const std::string to = engine_manifest_ ? engine_manifest_->device() : "";
   control_.agreement.together([&] {
@@ -236,7 +236,7 @@ Placement LiveEnds::choose_placement() {
       throw UsageError("--transport nccl: live memory is the host's; leave it out, or use mpi");
     }
   });
-  return weightcast::choose_placement(control_, gpu ? "nccl" : "mpi", from.empty() ? to : from);
+  return weightcast::choose_wire(control_, gpu ? "nccl" : "mpi", from.empty() ? to : from);
 }
 
 BoundCheckpoint LiveEnds::load_weights(const Family& family, Topology& topology) {

@@ -18,7 +18,7 @@
 #include "plan/plan.hpp"
 #include "plan/topology.hpp"
 #include "session/parameter_memory.hpp"
-#include "session/placement.hpp"
+#include "session/wire_choice.hpp"
 #include "source/source.hpp"
 
 namespace weightcast {
@@ -61,7 +61,7 @@ class LiveEnds {
   /// The wire that goes with their memory: NCCL where any of it is on a GPU, which becomes the current
   /// device. Throws (by agreement) UsageError, InputError where `--transport` is another, or where weights
   /// would go from a GPU to the host. Collective.
-  Placement choose_placement();
+  WireChoice choose_wire();
 
   /// What this rank's trainer has published, matched with the model; nothing on other ranks. `topology`
   /// learns how the vocabulary is padded, and which boxes of tensors trainers hold. Throws (by agreement)

@@ -32,7 +32,7 @@ double seconds_since(Clock::time_point start) {
 }
 
 /// What the report says of a model and its plan.
-void describe(const Options& options, const Model& model, const Plan& plan, const Placement& placement,
+void describe(const Options& options, const Model& model, const Plan& plan, const WireChoice& wire_choice,
               JobReport& report) {
   const EngineLayout& engine = plan.topology.engine;
   report.model = model.title;
@@ -44,7 +44,7 @@ void describe(const Options& options, const Model& model, const Plan& plan, cons
       engine.replicas, engine.pp, engine.tp, engine.ep, engine.experts_text(),
       engine.quantizer ? fmt::format(", {} at the {}", quantizer_name(*engine.quantizer), options.quantize_at)
                        : "",
-      options.fan_out, wire_name(placement.wire), format_bytes(plan.limits.bucket_bytes),
+      options.fan_out, wire_name(wire_choice.wire), format_bytes(plan.limits.bucket_bytes),
       plan.limits.buffers);
   report.tensors = static_cast<std::int64_t>(model.family->catalog().size());
   report.model_bytes = model.family->catalog().bytes();
@@ -59,7 +59,7 @@ void describe(const Options& options, const Model& model, const Plan& plan, cons
 void describe_landing(Control& control, const Session& session, JobReport& report) {
   std::array<std::uint64_t, 2> bytes{0, 0};
   const ParameterWindow* const window = session.memory().window();
-  for (std::size_t p = 0; p < session.share().parameters.size(); ++p) {
+  for (std::size_t p = 0; p < session.rank_plan().parameters.size(); ++p) {
     const std::span<const std::byte> parameter = session.parameter(p);
     const bool direct = window == nullptr || !window->tensor_at(parameter.data());
     bytes[direct ? 0 : 1] += parameter.size();
@@ -70,13 +70,13 @@ void describe_landing(Control& control, const Session& session, JobReport& repor
 }
 
 /// What the start was made of; each part is the slowest rank's.
-void describe_start(Control& control, const Session& session, const Placement& placement, double seconds,
+void describe_start(Control& control, const Session& session, const WireChoice& wire_choice, double seconds,
                     JobReport& report) {
   const StartSeconds& start = session.start_seconds();
   std::vector<std::pair<std::string, double>> parts{
       {"MPI", MpiEnvironment::start_seconds()}, {"plan", start.plan}, {"memory", start.memory}};
-  if (placement.wire == Wire::kNccl) {
-    parts.insert(parts.end(), {{"device", placement.seconds},
+  if (wire_choice.wire == Wire::kNccl) {
+    parts.insert(parts.end(), {{"device", wire_choice.seconds},
                                {"communicators", start.gpu.communicators},
                                {"first transfers", start.gpu.connections},
                                {"programs", start.gpu.programs}});
@@ -134,10 +134,10 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
   const bool is_live = live_directory(options_.sink) ||
                        (!options_.sources.empty() && live_directory(options_.sources.front()));
   if (is_live) live_.emplace(control_, options_, topology_);
-  placement_ = live_ ? live_->choose_placement() : choose_placement(control_, options_.transport);
+  wire_choice_ = live_ ? live_->choose_wire() : choose_wire(control_, options_.transport);
   model_ = load_model(control_, options_, landing, topology_, live());
   control_.agreement.together(check);
-  session.wire = placement_.wire;
+  session.wire = wire_choice_.wire;
   if (live_) {
     live_->open();
     control_.agreement.together(
@@ -166,11 +166,11 @@ void UpdateJob::write_trace() {
 }
 
 void UpdateJob::print_head() {
-  describe(options_, model_, session_->plan(), placement_, report_);
+  describe(options_, model_, session_->plan(), wire_choice_, report_);
   describe_landing(control_, *session_, report_);
-  describe_start(control_, *session_, placement_, startup_seconds_, report_);
+  describe_start(control_, *session_, wire_choice_, startup_seconds_, report_);
   const std::vector<std::string> hosts = control_.agreement.gather(control_.host());
-  const std::vector<std::string> devices = control_.agreement.gather(placement_.device);
+  const std::vector<std::string> devices = control_.agreement.gather(wire_choice_.device);
   if (control_.rank() != 0) return;
   for (std::size_t i = 0; i < hosts.size(); ++i) {
     const auto rank = static_cast<int>(i);

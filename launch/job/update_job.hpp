@@ -15,11 +15,11 @@
 #include "plan/topology.hpp"
 #include "report/progress.hpp"
 #include "report/update_report.hpp"
-#include "session/placement.hpp"
 #include "session/session.hpp"
+#include "session/wire_choice.hpp"
 #include "sink/shard_sink.hpp"
 #include "source/source.hpp"
-#include "sys/team.hpp"
+#include "sys/thread_pool.hpp"
 
 namespace weightcast {
 
@@ -88,13 +88,13 @@ class UpdateJob {
   std::optional<std::int64_t> trainer() const { return topology_.trainer(control_.rank()); }
   /// Where `--sink` has shard files written, if it does.
   const std::optional<ShardPlace>& shard_place() const { return shard_place_; }
-  const Placement& placement() const { return placement_; }
+  const WireChoice& wire_choice() const { return wire_choice_; }
   /// The running processes at the job's ends; null where there are none.
   LiveEnds* live() { return live_ ? &*live_ : nullptr; }
   Model& model() { return model_; }
   Session& session() { return *session_; }
   const Session& session() const { return *session_; }
-  Team& readers() { return *readers_; }
+  ThreadPool& readers() { return *readers_; }
   /// Also of what is not open yet: it then says which program runs which command.
   JobReport& report() { return report_; }
   const JobReport& report() const { return report_; }
@@ -105,11 +105,11 @@ class UpdateJob {
   Progress progress_;
   std::optional<ShardPlace> shard_place_;
   Topology topology_;
-  Placement placement_;
+  WireChoice wire_choice_;
   Model model_;
   std::optional<Session> session_;
-  std::optional<Team> readers_;
-  std::optional<Team> writers_;
+  std::optional<ThreadPool> readers_;
+  std::optional<ThreadPool> writers_;
   std::optional<ShardSink> sink_;
   std::optional<LiveEnds> live_;
   std::optional<TraceFile> trace_;

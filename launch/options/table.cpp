@@ -127,7 +127,7 @@ constexpr std::array<OptionInfo, 57> kOptions{{
     {"json", "FILE", "also write the report as JSON", kJobs | kPlan | kInspect | kVerify, Ranks::kEachItsOwn},
     {"trace", "FILE", "write a Chrome/Perfetto trace: a lane a rank and stage, a slice a bucket",
      kSync | kBench},
-    {"rank", "R", "show the share of one world rank alone", kPlan},
+    {"rank", "R", "show the plan of one world rank alone", kPlan},
     {"all", nullptr, "list every rank and every route, not the five with most alone", kPlan},
     {"link-gbps", "N", "Gbit/s that a rank's link carries each way: says how long an update takes at least",
      kPlan},

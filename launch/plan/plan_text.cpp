@@ -207,15 +207,15 @@ std::string plan_tables(const Plan& plan, bool all) {
   return text;
 }
 
-std::string share_text(const Plan& plan, const Share& share, std::int64_t rank) {
+std::string share_text(const Plan& plan, const RankPlan& rank_plan, std::int64_t rank) {
   const Traffic traffic = plan.traffic().at(static_cast<std::size_t>(rank));
   Table table({"rank " + std::to_string(rank), role_of(plan.topology, rank)}, {0, 1});
-  table.add(
-      {"parameters", fmt::format("{} in {}", format_bytes(share.parameter_bytes), share.parameters.size())});
+  table.add({"parameters",
+             fmt::format("{} in {}", format_bytes(rank_plan.parameter_bytes), rank_plan.parameters.size())});
   table.add({"sent", format_bytes(traffic.sent)});
   table.add({"received", format_bytes(traffic.received)});
   table.add({"buckets", std::to_string(traffic.buckets)});
-  table.add({"moves", std::to_string(share.moves.size())});
+  table.add({"moves", std::to_string(rank_plan.moves.size())});
   table.add({"staging", format_bytes(plan.staging_bytes_per_rank())});
   return table.text();
 }

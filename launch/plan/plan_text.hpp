@@ -5,7 +5,7 @@
 #include <string>
 
 #include "plan/plan.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 
 namespace weightcast {
 
@@ -21,6 +21,6 @@ double least_seconds(const Plan& plan, double link_gbps);
 std::string plan_tables(const Plan& plan, bool all);
 
 /// What one rank does.
-std::string share_text(const Plan& plan, const Share& share, std::int64_t rank);
+std::string share_text(const Plan& plan, const RankPlan& rank_plan, std::int64_t rank);
 
 }  // namespace weightcast

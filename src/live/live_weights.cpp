@@ -175,12 +175,12 @@ class LiveParameters final : public ParameterMemory {
     window_ = window_of(exporter, patience);
   }
 
-  std::int64_t bytes_to_allocate(const Share& /*share*/) const override {
+  std::int64_t bytes_to_allocate(const RankPlan& /*rank_plan*/) const override {
     return window_ ? window_->limit() : 0;
   }
 
-  void open(const Share& share) override {
-    for (const LiveEntry* entry : parameter_entries(manifest_, share.parameters, family_)) {
+  void open(const RankPlan& rank_plan) override {
+    for (const LiveEntry* entry : parameter_entries(manifest_, rank_plan.parameters, family_)) {
       place(entry->segment, entry->offset, entry->shape.elements() * dtype_bytes(entry->dtype));
     }
   }

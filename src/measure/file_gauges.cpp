@@ -67,9 +67,9 @@ FileGauges::FileGauges(Control& control, Session& session, const Checkpoint& che
 void FileGauges::find_what_is_read(const HeldWeights& weights) {
   for (const CheckpointFile& file : checkpoint_.files) files_.emplace_back(file.path);
   std::vector<bool> wanted(checkpoint_.tensors.size(), false);
-  for (const ShareBucket& share : session_.share().buckets) {
-    if (!share.root) continue;
-    const Bucket& bucket = session_.plan().buckets[share.bucket];
+  for (const RankBucket& rank_plan : session_.rank_plan().buckets) {
+    if (!rank_plan.root) continue;
+    const Bucket& bucket = session_.plan().buckets[rank_plan.bucket];
     const auto segments = std::span(session_.plan().segments).subspan(bucket.first_segment, bucket.segments);
     for (const Segment& segment : segments) {
       for (const HeldBox& held : weights.of(segment.tensor)) {
@@ -178,7 +178,7 @@ void FileGauges::read_alone(std::span<std::uint64_t> digests) {
   const Plan& plan = session_.plan();
   const std::span<std::byte> ring = session_.pipeline().host_staging();
   std::vector<std::uint32_t> buckets;
-  for (const ShareBucket& bucket : session_.share().buckets) {
+  for (const RankBucket& bucket : session_.rank_plan().buckets) {
     if (bucket.root) buckets.push_back(bucket.bucket);
   }
   const auto slots = static_cast<std::size_t>(plan.limits.buffers);

@@ -6,7 +6,7 @@
 
 #include "measure/unpacking.hpp"
 #include "memory/memory.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "session/pipeline.hpp"
 #include "source/source.hpp"
 
@@ -48,12 +48,12 @@ class GpuGauges {
 /// `source` may be null. All references must outlive the gauges. With `own_wire` weights and parameters are
 /// other processes' memory, and broadcasts are from and into a GiB of the gauges' own, again and again;
 /// throws IoError where there is none.
-std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& pipeline, const Share& share, Memory& parameters,
+std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& pipeline, const RankPlan& rank_plan, Memory& parameters,
                                            Source* source, bool own_wire);
 
 /// As make_host_unpacking(), on the whole of the current device; times are the device's. That of the indexed
 /// way counts what the host does meanwhile.
-std::unique_ptr<Unpacking> make_gpu_unpacking(const Share& share, UnpackBuffers buffers,
+std::unique_ptr<Unpacking> make_gpu_unpacking(const RankPlan& rank_plan, UnpackBuffers buffers,
                                               const std::vector<GlobalScale>& scales,
                                               std::vector<IndexedMatrix> matrices);
 

@@ -14,8 +14,8 @@ namespace weightcast {
 GpuParts::GpuParts(Control& control, const Session& session, Source* source, Parts parts)
     : control_(control), session_(session) {
   control.agreement.together([&] {
-    gauges_ = make_gpu_gauges(session.pipeline(), session.share(), *session.memory().allocations().front(),
-                              source, parts == kWire);
+    gauges_ = make_gpu_gauges(session.pipeline(), session.rank_plan(),
+                              *session.memory().allocations().front(), source, parts == kWire);
   });
   constexpr std::int64_t kAnything = std::numeric_limits<std::int64_t>::max();
   const Topology& topology = session.plan().topology;
@@ -42,10 +42,10 @@ GpuParts::GpuParts(Control& control, const Session& session, Source* source, Par
   std::int64_t held = 0;    // values that the rank packs
   std::int64_t packed = 0;  // buckets that it makes of them
   std::int64_t arrived = 0;
-  for (const ShareBucket& share : session.share().buckets) {
-    const Bucket& bucket = plan.buckets[share.bucket];
-    if (share.destination) arrived += bucket.bytes;
-    if (!share.root || gauges_->source_bytes() == 0) continue;
+  for (const RankBucket& rank_plan : session.rank_plan().buckets) {
+    const Bucket& bucket = plan.buckets[rank_plan.bucket];
+    if (rank_plan.destination) arrived += bucket.bytes;
+    if (!rank_plan.root || gauges_->source_bytes() == 0) continue;
     packed += bucket.bytes;
     for (const Segment& segment : std::span(plan.segments).subspan(bucket.first_segment, bucket.segments)) {
       held += segment.box.area() * plan.wire[segment.tensor].element_bytes;
@@ -54,8 +54,8 @@ GpuParts::GpuParts(Control& control, const Session& session, Source* source, Par
   // What is read and what is written, each once. Compared are the bytes of the rank that has most.
   const std::int64_t copied = 2 * extreme(gauges_->copy_bytes(), true);
   const std::int64_t packing = extreme(held + packed, true);
-  const std::int64_t unpacking = extreme(arrived + session.share().parameter_bytes, true);
-  const std::int64_t digesting = extreme(held + session.share().parameter_bytes, true);
+  const std::int64_t unpacking = extreme(arrived + session.rank_plan().parameter_bytes, true);
+  const std::int64_t digesting = extreme(held + session.rank_plan().parameter_bytes, true);
   device_ = {{"device copy", {}, copied},
              {"pack alone", {}, packing},
              {"pack alone, whole device", {}, packing},
@@ -103,7 +103,7 @@ std::int64_t GpuParts::extreme(std::int64_t value, bool greatest) {
 }
 
 std::int64_t GpuParts::memory_beyond_parameters() {
-  return extreme(gauges_->device_bytes() - session_.memory().bytes_to_allocate(session_.share()) -
+  return extreme(gauges_->device_bytes() - session_.memory().bytes_to_allocate(session_.rank_plan()) -
                      gauges_->source_bytes(),
                  true);
 }

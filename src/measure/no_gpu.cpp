@@ -13,11 +13,11 @@ namespace {
 
 }  // namespace
 
-std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& /*pipeline*/, const Share& /*share*/,
+std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& /*pipeline*/, const RankPlan& /*rank_plan*/,
                                            Memory& /*parameters*/, Source* /*source*/, bool /*own_wire*/) {
   refuse();
 }
-std::unique_ptr<Unpacking> make_gpu_unpacking(const Share& /*share*/, UnpackBuffers /*buffers*/,
+std::unique_ptr<Unpacking> make_gpu_unpacking(const RankPlan& /*rank_plan*/, UnpackBuffers /*buffers*/,
                                               const std::vector<GlobalScale>& /*scales*/,
                                               std::vector<IndexedMatrix> /*matrices*/) {
   refuse();

@@ -52,15 +52,15 @@ bool add_part(const Part& part, std::int64_t staging, std::int64_t row_bytes, In
 
 }  // namespace
 
-std::vector<IndexedMatrix> indexed_matrices(const Plan& plan, const Share& share) {
-  if (plan.topology.engine.quantizer || !share.padding.empty()) return {};
+std::vector<IndexedMatrix> indexed_matrices(const Plan& plan, const RankPlan& rank_plan) {
+  if (plan.topology.engine.quantizer || !rank_plan.padding.empty()) return {};
   std::map<std::uint32_t, const Segment*> segments;
   for (const Segment& segment : plan.segments) {
     if (!segments.emplace(segment.tensor, &segment).second) return {};
   }
   std::vector<IndexedMatrix> matrices;
-  for (std::uint32_t number = 0; number < share.parameters.size(); ++number) {
-    const Parameter& parameter = share.parameters[number];
+  for (std::uint32_t number = 0; number < rank_plan.parameters.size(); ++number) {
+    const Parameter& parameter = rank_plan.parameters[number];
     const std::int64_t slab = parameter.bytes() / parameter.shape[0];
     const std::size_t before = matrices.size();
     for (std::int64_t expert = 0; expert < parameter.shape[0]; ++expert) {

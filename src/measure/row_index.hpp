@@ -7,7 +7,7 @@
 
 #include "core/matrix_layout.hpp"
 #include "plan/plan.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 
 namespace weightcast {
 
@@ -39,9 +39,9 @@ struct IndexedMatrix {
 inline constexpr std::int64_t kIndexedBlockBytes = 128;
 inline constexpr std::int64_t kIndexedUnitBytes = 16;
 
-/// The matrices of a share of one bucket of values. Empty where no row changes its place, and where more
+/// The matrices of a rank plan of one bucket of values. Empty where no row changes its place, and where more
 /// happens than this can express: a quantiser, padding, a transpose.
-std::vector<IndexedMatrix> indexed_matrices(const Plan& plan, const Share& share);
+std::vector<IndexedMatrix> indexed_matrices(const Plan& plan, const RankPlan& rank_plan);
 
 /// Fills the table: row n of the matrix is row index[n] of its parts, counted through both. Its size is the
 /// number of the matrix's rows.

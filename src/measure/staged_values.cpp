@@ -18,14 +18,14 @@ bool same_segments(const std::vector<Segment>& a, const std::vector<Segment>& b)
 
 }  // namespace
 
-StagedValues::StagedValues(Team& team) : team_(team), executor_(make_host_executor()) {}
+StagedValues::StagedValues(ThreadPool& pool) : pool_(pool), executor_(make_host_executor()) {}
 
 void StagedValues::fill(const Plan& plan, const Catalog& catalog) {
   if (plan.buckets.size() != 1) throw InternalError("values to stage that are not in one bucket");
   if (same_segments(segments_, plan.segments)) return;
   segments_ = plan.segments;
   memory_ = HostBuffer(plan.buckets.front().bytes, "the values");
-  team_.run(segments_.size(), [&](std::size_t number) {
+  pool_.run(segments_.size(), [&](std::size_t number) {
     const Segment& segment = segments_[number];
     const Tensor& tensor = catalog[segment.tensor];
     if (segment.box.cols != tensor.shape.cols()) throw InternalError("values to stage that are cut columns");
@@ -35,17 +35,18 @@ void StagedValues::fill(const Plan& plan, const Catalog& catalog) {
   });
 }
 
-std::vector<GlobalScale> StagedValues::scales(const Plan& plan, const Share& share) const {
+std::vector<GlobalScale> StagedValues::scales(const Plan& plan, const RankPlan& rank_plan) const {
   std::vector<float> largest(plan.scopes.size(), 0.0f);
-  if (!largest.empty()) executor_->find_largest(share.quants, {{}, memory_.data(), {}}, largest);
+  if (!largest.empty()) executor_->find_largest(rank_plan.quants, {{}, memory_.data(), {}}, largest);
   return scales_of_scopes(plan, largest);
 }
 
-std::vector<std::uint64_t> StagedValues::digests(const Plan& plan, const Catalog& catalog, const Share& share,
+std::vector<std::uint64_t> StagedValues::digests(const Plan& plan, const Catalog& catalog,
+                                                 const RankPlan& rank_plan,
                                                  std::span<const GlobalScale> scales) const {
   std::vector<std::uint64_t> digests(plan.digests(), 0);
   // What is not quantised arrives as it is.
-  team_.run(plan.segments.size(), [&](std::size_t number) {
+  pool_.run(plan.segments.size(), [&](std::size_t number) {
     const Segment& segment = plan.segments[number];
     const WireForm& form = plan.wire[segment.tensor];
     if (form.quantized()) return;
@@ -55,8 +56,8 @@ std::vector<std::uint64_t> StagedValues::digests(const Plan& plan, const Catalog
     const std::byte* const values = memory_.data();
     executor_->digest({&box, 1}, {&values, 1}, {&digests[number], 1});
   });
-  team_.run(share.quants.size(), [&](std::size_t i) {
-    QuantMove quant = share.quants[i];
+  pool_.run(rank_plan.quants.size(), [&](std::size_t i) {
+    QuantMove quant = rank_plan.quants[i];
     quant.codes.space = quant.scales.space = Space::kNowhere;
     QuantDigests made;
     executor_->quantize({&quant, 1}, {{}, memory_.data(), {}}, scales, {&made, 1});

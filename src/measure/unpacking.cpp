@@ -25,9 +25,9 @@ double timed(const std::function<void()>& work) {
 
 class HostUnpacking final : public Unpacking {
  public:
-  HostUnpacking(const Share& share, UnpackBuffers buffers, std::vector<GlobalScale> scales,
+  HostUnpacking(const RankPlan& rank_plan, UnpackBuffers buffers, std::vector<GlobalScale> scales,
                 std::vector<IndexedMatrix> matrices)
-      : share_(share),
+      : rank_plan_(rank_plan),
         buffers_(std::move(buffers)),
         scales_(std::move(scales)),
         matrices_(std::move(matrices)),
@@ -38,15 +38,15 @@ class HostUnpacking final : public Unpacking {
     }
   }
 
-  void zero_padding() override { executor_->unpack(share_.padding, nullptr, buffers_.parameters); }
+  void zero_padding() override { executor_->unpack(rank_plan_.padding, nullptr, buffers_.parameters); }
 
   double unpack_seconds() override {
-    const ShareBucket& bucket = share_.buckets.front();
-    const std::span<const Move> moves = std::span(share_.moves).subspan(bucket.first_move, bucket.moves);
+    const RankBucket& bucket = rank_plan_.buckets.front();
+    const std::span<const Move> moves = std::span(rank_plan_.moves).subspan(bucket.first_move, bucket.moves);
     std::byte* const staging = buffers_.staging.data();
     return timed([&] {
       executor_->unpack(moves, staging, buffers_.parameters);
-      executor_->quantize(share_.quant_program(bucket), {{}, staging, buffers_.parameters}, scales_, {});
+      executor_->quantize(rank_plan_.quant_program(bucket), {{}, staging, buffers_.parameters}, scales_, {});
     });
   }
 
@@ -98,7 +98,7 @@ class HostUnpacking final : public Unpacking {
     }
   }
 
-  const Share& share_;
+  const RankPlan& rank_plan_;
   UnpackBuffers buffers_;
   std::vector<GlobalScale> scales_;
   std::vector<IndexedMatrix> matrices_;
@@ -109,10 +109,10 @@ class HostUnpacking final : public Unpacking {
 
 }  // namespace
 
-std::unique_ptr<Unpacking> make_host_unpacking(const Share& share, UnpackBuffers buffers,
+std::unique_ptr<Unpacking> make_host_unpacking(const RankPlan& rank_plan, UnpackBuffers buffers,
                                                const std::vector<GlobalScale>& scales,
                                                std::vector<IndexedMatrix> matrices) {
-  return std::make_unique<HostUnpacking>(share, std::move(buffers), scales, std::move(matrices));
+  return std::make_unique<HostUnpacking>(rank_plan, std::move(buffers), scales, std::move(matrices));
 }
 
 }  // namespace weightcast

@@ -7,7 +7,7 @@
 
 #include "core/quantizer.hpp"
 #include "measure/row_index.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 
 namespace weightcast {
 
@@ -34,9 +34,9 @@ class Unpacking {
   virtual double copy_seconds() = 0;
 };
 
-/// On one thread of the host. `share` has one bucket and must outlive it; `scales` are those of the plan's
-/// scopes; `matrices` may be empty, index_seconds() is then 0.
-std::unique_ptr<Unpacking> make_host_unpacking(const Share& share, UnpackBuffers buffers,
+/// On one thread of the host. `rank_plan` has one bucket and must outlive it; `scales` are those of the
+/// plan's scopes; `matrices` may be empty, index_seconds() is then 0.
+std::unique_ptr<Unpacking> make_host_unpacking(const RankPlan& rank_plan, UnpackBuffers buffers,
                                                const std::vector<GlobalScale>& scales,
                                                std::vector<IndexedMatrix> matrices);
 

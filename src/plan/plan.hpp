@@ -56,7 +56,7 @@ struct Traffic {
 };
 
 /// The same immutable object on every rank: what travels from whom to whom, in which order. What one rank has
-/// to do for it is its share (share.hpp).
+/// to do for it is its share (rank_plan.hpp).
 struct Plan {
   Topology topology;
   Limits limits;
@@ -98,7 +98,7 @@ struct Plan {
 /// Segments begin at multiples of this in a bucket, so that vector loads are aligned whatever the dtypes.
 inline constexpr std::int64_t kSegmentAlignment = 256;
 
-/// The least size of a segment that is worth a message of its own (share.hpp).
+/// The least size of a segment that is worth a message of its own (rank_plan.hpp).
 inline constexpr std::int64_t kDirectBytes = 256 << 10;
 
 /// Plans an update of `family`'s model: a pure function of its arguments. Cuts every tensor where some rank's

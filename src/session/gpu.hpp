@@ -9,9 +9,9 @@
 #include "memory/memory.hpp"
 #include "model/catalog.hpp"
 #include "plan/plan.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "session/pipeline.hpp"
-#include "session/placement.hpp"
+#include "session/wire_choice.hpp"
 #include "source/source.hpp"
 #include "transport/transport.hpp"
 
@@ -52,7 +52,7 @@ struct GpuStart {
 
 /// Opens the routes over NCCL and makes the pipeline over them; the arguments as for CudaPipeline.
 /// Collective.
-std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const Share& share,
+std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const RankPlan& rank_plan,
                                             const std::vector<Route>& routes,
                                             std::vector<std::size_t> route_of_bucket,
                                             std::vector<std::byte*> parameters, Control& control, int blocks,

@@ -20,24 +20,24 @@ std::int64_t bytes_of(const Move& move) {
 
 }  // namespace
 
-Handover::Handover(const Plan& plan, const Catalog& catalog, const Share& share,
+Handover::Handover(const Plan& plan, const Catalog& catalog, const RankPlan& rank_plan,
                    std::span<std::byte* const> parameters, ParameterWindow& window)
-    : plan_(plan), catalog_(catalog), share_(share), window_(window) {
+    : plan_(plan), catalog_(catalog), rank_plan_(rank_plan), window_(window) {
   for (const std::byte* memory : parameters) tensor_of_.push_back(window.tensor_at(memory));
-  for (const QuantMove& quant : share.quants) {
+  for (const QuantMove& quant : rank_plan.quants) {
     if (!tensor_of_[quant.codes.buffer]) continue;
     throw UsageError(
         fmt::format("parameter {}: is quantised on its way, but the engine's loader takes the "
                     "model's own tensors; leave --quantize out",
-                    share.parameters[quant.codes.buffer].name));
+                    rank_plan.parameters[quant.codes.buffer].name));
   }
   const std::int64_t page = ::sysconf(_SC_PAGESIZE);
   const auto number_of_page = [page](const std::byte* address) {
     return reinterpret_cast<std::uintptr_t>(address) / static_cast<std::uintptr_t>(page);
   };
-  for (const ShareBucket& bucket : share.buckets) {
+  for (const RankBucket& bucket : rank_plan.buckets) {
     BucketOfWindow& of_window = buckets_.emplace_back();
-    for (const Move& move : std::span(share.moves).subspan(bucket.first_move, bucket.moves)) {
+    for (const Move& move : std::span(rank_plan.moves).subspan(bucket.first_move, bucket.moves)) {
       const auto tensor = tensor_of_[move.buffer];
       if (!tensor) continue;
       const std::int64_t room = round_up(bytes_of(move), page);
@@ -103,14 +103,14 @@ bool Handover::is_over() const {
 
 void Handover::arrived(std::size_t k, std::span<const std::uint64_t> written,
                        std::span<const std::uint64_t> expected) {
-  const ShareBucket& bucket = share_.buckets[k];
+  const RankBucket& bucket = rank_plan_.buckets[k];
   for (std::uint32_t i = 0; i < bucket.moves; ++i) {
-    const Move& move = share_.moves[bucket.first_move + i];
+    const Move& move = rank_plan_.moves[bucket.first_move + i];
     const auto tensor = tensor_of_[move.buffer];
     if (!tensor) continue;
     // A bucket has a check for each of its moves, in their order, before all others.
-    const DigestBox& check = share_.checks[bucket.first_check + i];
-    if (!written.empty()) require_written(plan_, catalog_, share_, check, written[i], expected);
+    const DigestBox& check = rank_plan_.checks[bucket.first_check + i];
+    if (!written.empty()) require_written(plan_, catalog_, rank_plan_, check, written[i], expected);
     missing_[*tensor] -= bytes_of(move);
     if (missing_[*tensor] > 0) continue;
     {

@@ -9,7 +9,7 @@
 
 #include "model/catalog.hpp"
 #include "plan/plan.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "session/parameter_window.hpp"
 
 namespace weightcast {
@@ -23,9 +23,9 @@ namespace weightcast {
 /// has arrived of unfinished tensors and one bucket.
 class Handover {
  public:
-  /// `parameters[p]` is the memory of parameter p of the share. All references must outlive this. Throws
+  /// `parameters[p]` is the memory of parameter p of the rank plan. All references must outlive this. Throws
   /// UsageError for a parameter of the window that would be quantised.
-  Handover(const Plan& plan, const Catalog& catalog, const Share& share,
+  Handover(const Plan& plan, const Catalog& catalog, const RankPlan& rank_plan,
            std::span<std::byte* const> parameters, ParameterWindow& window);
 
   /// An update begins.
@@ -35,7 +35,7 @@ class Handover {
 
   /// Looks at what the engine has taken. Throws as ParameterWindow::taken().
   void look();
-  /// Whether there is room for bucket k of the share, as look() has found it.
+  /// Whether there is room for bucket k of the rank plan, as look() has found it.
   bool has_room(std::size_t k) const;
   /// Bucket k is about to be received. Throws as ParameterWindow::reserve().
   void start(std::size_t k);
@@ -44,7 +44,7 @@ class Handover {
 
   // Of the thread that unpacks:
 
-  /// Bucket k, in the share's order, is where it belongs. Hands over the tensors that are whole with it.
+  /// Bucket k, in the rank plan's order, is where it belongs. Hands over the tensors that are whole with it.
   /// `written` are the digests of the bucket's checks and `expected` those of the plan; without verification
   /// both are empty. Throws VerifyError naming what arrived wrong; nothing of it is handed over.
   void arrived(std::size_t k, std::span<const std::uint64_t> written,
@@ -69,11 +69,11 @@ class Handover {
 
   const Plan& plan_;
   const Catalog& catalog_;
-  const Share& share_;
+  const RankPlan& rank_plan_;
   ParameterWindow& window_;
   std::vector<std::optional<std::uint32_t>> tensor_of_;  ///< by parameter: the window's number
   std::vector<TensorOfWindow> tensors_;                  ///< by the window's number
-  std::vector<BucketOfWindow> buckets_;                  ///< by bucket of the share
+  std::vector<BucketOfWindow> buckets_;                  ///< by bucket of the rank plan
 
   mutable std::mutex mutex_;
   std::vector<std::int64_t>

@@ -27,11 +27,11 @@ class EndsEmpty {
 
 }  // namespace
 
-HostPipeline::HostPipeline(const Plan& plan, const Share& share, std::vector<std::size_t> routes,
+HostPipeline::HostPipeline(const Plan& plan, const RankPlan& rank_plan, std::vector<std::size_t> routes,
                            std::vector<std::byte*> parameters, std::unique_ptr<Transport> transport,
                            Control& control, std::unique_ptr<Handover> handover, bool windows)
     : plan_(plan),
-      share_(share),
+      rank_plan_(rank_plan),
       routes_(std::move(routes)),
       parameters_(std::move(parameters)),
       written_parameters_(parameters_.begin(), parameters_.end()),
@@ -41,19 +41,20 @@ HostPipeline::HostPipeline(const Plan& plan, const Share& share, std::vector<std
       windows_(windows),
       executor_(make_host_executor()),
       ring_(plan.staging_bytes_per_rank(), "the staging buffers"),
-      slots_(std::vector<bool>(share.buckets.size(), true), static_cast<std::size_t>(plan.limits.buffers)),
+      slots_(std::vector<bool>(rank_plan.buckets.size(), true),
+             static_cast<std::size_t>(plan.limits.buffers)),
       started_(static_cast<std::size_t>(plan.limits.buffers)),
       begun_(static_cast<std::size_t>(plan.limits.buffers)),
-      states_(share.buckets.size(), State::kDone) {
-  const auto has = [&](bool ShareBucket::*role) {
-    return std::any_of(share.buckets.begin(), share.buckets.end(),
-                       [&](const ShareBucket& b) { return b.*role; });
+      states_(rank_plan.buckets.size(), State::kDone) {
+  const auto has = [&](bool RankBucket::*role) {
+    return std::any_of(rank_plan.buckets.begin(), rank_plan.buckets.end(),
+                       [&](const RankBucket& b) { return b.*role; });
   };
   const auto start = [&](void (HostPipeline::*stage)(const std::stop_token&)) {
     workers_.emplace_back([this, stage](const std::stop_token& stop) { worker(stop, stage); });
   };
-  if (has(&ShareBucket::root)) start(&HostPipeline::pack_all);
-  if (has(&ShareBucket::destination)) start(&HostPipeline::unpack_all);
+  if (has(&RankBucket::root)) start(&HostPipeline::pack_all);
+  if (has(&RankBucket::destination)) start(&HostPipeline::unpack_all);
 }
 
 HostPipeline::~HostPipeline() = default;
@@ -66,7 +67,7 @@ std::exception_ptr HostPipeline::run(Source* source, std::span<const GlobalScale
   require_idle_transport();
   if (handover_) handover_->begin();
   if (windows_) arrived_.resize(plan_.digests());
-  executor_->unpack(share_.padding, nullptr, parameters_);
+  executor_->unpack(rank_plan_.padding, nullptr, parameters_);
   {
     const std::scoped_lock lock(mutex_);
     failure_ = nullptr;
@@ -99,12 +100,12 @@ std::exception_ptr HostPipeline::run(Source* source, std::span<const GlobalScale
 }
 
 std::int64_t HostPipeline::first_dirty_padding() {
-  return executor_->first_not_zero(share_.padding, written_parameters_);
+  return executor_->first_not_zero(rank_plan_.padding, written_parameters_);
 }
 
 void HostPipeline::trace() {
   tracing_ = true;
-  slices_.reserve(4 * share_.buckets.size());
+  slices_.reserve(4 * rank_plan_.buckets.size());
 }
 
 void HostPipeline::poison(std::byte value) {
@@ -115,8 +116,8 @@ double HostPipeline::note(TraceStage stage, std::size_t k, Clock::time_point sta
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
   if (tracing_) {
     const std::scoped_lock lock(slices_mutex_);
-    slices_.push_back(
-        {stage, share_.buckets[k].bucket, std::chrono::duration<double>(start - start_).count(), seconds});
+    slices_.push_back({stage, rank_plan_.buckets[k].bucket,
+                       std::chrono::duration<double>(start - start_).count(), seconds});
   }
   return seconds;
 }
@@ -132,7 +133,7 @@ void HostPipeline::transport_all(Progress& progress) {
     std::unique_lock lock(mutex_);
     bool advanced = false;
     for (; first < states_.size() && states_[first] == State::kDone; ++first) {
-      progress.advance(share_.buckets[first].progress_bytes);
+      progress.advance(rank_plan_.buckets[first].progress_bytes);
       advanced = true;
     }
     while (next < states_.size() && may_start(next)) {
@@ -150,12 +151,12 @@ void HostPipeline::transport_all(Progress& progress) {
       if (finished && tracing_) note(TraceStage::kTransport, k, started_[slots_.slot(k)]);
       lock.lock();
       if (finished) {
-        states_[k] = share_.buckets[k].destination ? State::kArrived : State::kDone;
+        states_[k] = rank_plan_.buckets[k].destination ? State::kArrived : State::kDone;
         changed_.notify_all();
         advanced = true;
       } else {
         // To wait for a trainer that still reads is no transport.
-        any = any || share_.buckets[k].root;
+        any = any || rank_plan_.buckets[k].root;
       }
     }
     lock.unlock();
@@ -172,7 +173,7 @@ void HostPipeline::transport_all(Progress& progress) {
 }
 
 bool HostPipeline::may_start(std::size_t k) const {
-  if (!slot_free(k) || (share_.buckets[k].root && states_[k] != State::kPacked)) return false;
+  if (!slot_free(k) || (rank_plan_.buckets[k].root && states_[k] != State::kPacked)) return false;
   // What has failed only passes.
   return !handover_ || failure_ || handover_->has_room(k);
 }
@@ -181,7 +182,7 @@ void HostPipeline::start(std::size_t k) {
   if (tracing_) started_[slots_.slot(k)] = Clock::now();
   // Of an update that has failed nothing goes into a window any more.
   const bool in_place = !handover_ || work([&] { handover_->start(k); });
-  transport_->start(slots_.slot(k), routes_[share_.buckets[k].bucket], runs(k, in_place));
+  transport_->start(slots_.slot(k), routes_[rank_plan_.buckets[k].bucket], runs(k, in_place));
 }
 
 void HostPipeline::wait_for_loader(Progress& progress) {
@@ -236,13 +237,13 @@ void HostPipeline::pack_all(const std::stop_token& stop) {
     const std::scoped_lock lock(mutex_);
     return slot_free(k);
   };
-  for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
-    if (!share_.buckets[k].root) continue;
+  for (std::size_t k = 0; k < rank_plan_.buckets.size(); ++k) {
+    if (!rank_plan_.buckets[k].root) continue;
     if (!wait_until(stop, [&] { return slot_free(k); })) return;
     const bool packed = work([&] {
       const auto start = Clock::now();
-      for (begun = std::max(begun, k); begun < share_.buckets.size() && has_room(begun); ++begun) {
-        const ShareBucket& bucket = share_.buckets[begun];
+      for (begun = std::max(begun, k); begun < rank_plan_.buckets.size() && has_room(begun); ++begun) {
+        const RankBucket& bucket = rank_plan_.buckets[begun];
         if (bucket.root) begun_[slots_.slot(begun)] = source.begin(bucket.bucket, slot(begun), sent_);
       }
       begun_[slots_.slot(k)].finish();
@@ -255,14 +256,14 @@ void HostPipeline::pack_all(const std::stop_token& stop) {
 }
 
 void HostPipeline::unpack_all(const std::stop_token& stop) {
-  for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
-    const ShareBucket& bucket = share_.buckets[k];
+  for (std::size_t k = 0; k < rank_plan_.buckets.size(); ++k) {
+    const RankBucket& bucket = rank_plan_.buckets[k];
     if (!bucket.destination) continue;
     if (!wait_until(stop, [&] { return states_[k] == State::kArrived; })) return;
     work([&] {
       const auto start = Clock::now();
-      executor_->unpack(share_.program(bucket), slot(k), parameters_);
-      executor_->quantize(share_.quant_program(bucket), {{}, slot(k), parameters_}, scales_, {});
+      executor_->unpack(rank_plan_.program(bucket), slot(k), parameters_);
+      executor_->quantize(rank_plan_.quant_program(bucket), {{}, slot(k), parameters_}, scales_, {});
       seconds_.unpack += note(TraceStage::kUnpack, k, start);
     });
     // The slot has been read; what follows looks at the parameters alone.
@@ -272,7 +273,7 @@ void HostPipeline::unpack_all(const std::stop_token& stop) {
       written = written_.subspan(bucket.first_check, bucket.checks);
       work([&] {
         const auto start = Clock::now();
-        executor_->digest(share_.digest_program(bucket), written_parameters_, written);
+        executor_->digest(rank_plan_.digest_program(bucket), written_parameters_, written);
         seconds_.verify += note(TraceStage::kVerify, k, start);
       });
     }
@@ -280,7 +281,7 @@ void HostPipeline::unpack_all(const std::stop_token& stop) {
   }
 }
 
-std::span<const std::uint64_t> HostPipeline::expected_of(const ShareBucket& bucket) const {
+std::span<const std::uint64_t> HostPipeline::expected_of(const RankBucket& bucket) const {
   return bucket.root ? std::span<const std::uint64_t>(sent_) : arrived_;
 }
 
@@ -318,12 +319,12 @@ bool HostPipeline::slot_free(std::size_t k) const {
 }
 
 std::span<const std::span<std::byte>> HostPipeline::runs(std::size_t k, bool in_place) {
-  const ShareBucket& bucket = share_.buckets[k];
+  const RankBucket& bucket = rank_plan_.buckets[k];
   runs_.clear();
-  for (const Message& message : share_.messages_of(bucket)) {
+  for (const Message& message : rank_plan_.messages_of(bucket)) {
     std::byte* data = slot(k) + message.staging;
     if (message.move != Message::kNone && in_place) {
-      const Move& move = share_.moves[message.move];
+      const Move& move = rank_plan_.moves[message.move];
       data = parameters_[move.buffer] + move.offset;
     } else if (bucket.root && message.segment != Message::kNone) {
       if (std::byte* held = source_->on_host()->in_place(message.segment)) data = held;

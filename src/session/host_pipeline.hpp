@@ -15,7 +15,7 @@
 #include "kernels/executor.hpp"
 #include "memory/host_buffer.hpp"
 #include "plan/plan.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "session/handover.hpp"
 #include "session/pipeline.hpp"
 #include "session/staging_slots.hpp"
@@ -32,7 +32,7 @@ class HostPipeline final : public Pipeline {
   /// `parameters[p]` the memory of parameter p. `handover` brings those through a window that lie in one;
   /// null where this rank has none. `windows`: some rank has one, and what was sent has to be known when a
   /// bucket arrives, so that in a verified update its digests travel behind it.
-  HostPipeline(const Plan& plan, const Share& share, std::vector<std::size_t> routes,
+  HostPipeline(const Plan& plan, const RankPlan& rank_plan, std::vector<std::size_t> routes,
                std::vector<std::byte*> parameters, std::unique_ptr<Transport> transport, Control& control,
                std::unique_ptr<Handover> handover = nullptr, bool windows = false);
   ~HostPipeline() override;
@@ -52,7 +52,7 @@ class HostPipeline final : public Pipeline {
  private:
   using Clock = std::chrono::steady_clock;
 
-  /// Where a bucket of the share is.
+  /// Where a bucket of the rank plan is.
   enum class State : std::uint8_t { kWaiting, kPacked, kMoving, kArrived, kDone };
 
   void pack_all(const std::stop_token& stop);
@@ -80,7 +80,7 @@ class HostPipeline final : public Pipeline {
   /// Returns when the engine has taken all that came through its window, or the update has failed.
   void wait_for_loader(Progress& progress);
   /// The digests of a bucket that this rank receives, as its root has sent them.
-  std::span<const std::uint64_t> expected_of(const ShareBucket& bucket) const;
+  std::span<const std::uint64_t> expected_of(const RankBucket& bucket) const;
   std::byte* slot(std::size_t k) const;
   /// Where the messages of bucket k are sent from or received to. `in_place`: what may go straight to the
   /// parameters does.
@@ -89,7 +89,7 @@ class HostPipeline final : public Pipeline {
   double note(TraceStage stage, std::size_t k, Clock::time_point start);
 
   const Plan& plan_;
-  const Share& share_;
+  const RankPlan& rank_plan_;
   std::vector<std::size_t> routes_;
   std::vector<std::byte*> parameters_;
   std::vector<const std::byte*> written_parameters_;  ///< the same, to be read

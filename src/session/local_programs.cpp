@@ -2,22 +2,22 @@
 
 namespace weightcast {
 
-LocalPrograms compile_local(const Share& share, const Schedule& schedule,
+LocalPrograms compile_local(const RankPlan& rank_plan, const Schedule& schedule,
                             const std::function<Move(std::uint32_t)>& place) {
   LocalPrograms local;
   const auto size = [](const auto& all) { return static_cast<std::uint32_t>(all.size()); };
-  for (std::size_t k = 0; k < share.buckets.size(); ++k) {
+  for (std::size_t k = 0; k < rank_plan.buckets.size(); ++k) {
     const std::uint32_t first_move = size(local.moves);
     const std::uint32_t first_quant = size(local.quants);
     if (schedule.local(k)) {
-      const ShareBucket& bucket = share.buckets[k];
+      const RankBucket& bucket = rank_plan.buckets[k];
       for (std::uint32_t i = 0; i < bucket.moves; ++i) {
-        const Move from = place(share.checks[bucket.first_check + i].segment);
-        Move& move = local.moves.emplace_back(share.moves[bucket.first_move + i]);
+        const Move from = place(rank_plan.checks[bucket.first_check + i].digest);
+        Move& move = local.moves.emplace_back(rank_plan.moves[bucket.first_move + i]);
         move.staging = from.offset;
         move.staging_pitch = from.pitch;
       }
-      for (const QuantMove& quant : share.quant_program(bucket)) {
+      for (const QuantMove& quant : rank_plan.quant_program(bucket)) {
         const Move from = place(quant.segment);
         local.quants.emplace_back(quant).values = {Space::kSource, 0, from.offset, from.pitch};
       }

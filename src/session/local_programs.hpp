@@ -7,7 +7,7 @@
 #include "kernels/executor.hpp"
 #include "kernels/move.hpp"
 #include "kernels/quant_move.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "session/schedule.hpp"
 
 namespace weightcast {
@@ -16,14 +16,14 @@ namespace weightcast {
 /// would unpack these buckets from staging, reading the weights themselves instead.
 struct LocalPrograms {
   std::vector<Move> moves;                  ///< their staging side is the buffer of the weights
-  std::vector<ProgramRange> move_programs;  ///< by bucket of the share; empty where it is not local
+  std::vector<ProgramRange> move_programs;  ///< by bucket of the rank plan; empty where it is not local
   std::vector<QuantMove> quants;            ///< their values are in source buffer 0
   std::vector<ProgramRange> quant_programs;
 };
 
 /// `place(segment)`: where the values of that segment of the plan lie in the weights, as offset and pitch of
 /// the move that would pack it.
-LocalPrograms compile_local(const Share& share, const Schedule& schedule,
+LocalPrograms compile_local(const RankPlan& rank_plan, const Schedule& schedule,
                             const std::function<Move(std::uint32_t)>& place);
 
 }  // namespace weightcast

@@ -28,7 +28,7 @@ std::int64_t available_gpu_bytes() {
 std::unique_ptr<Memory> make_gpu_memory(std::int64_t /*bytes*/, const char* /*purpose*/) {
   refuse();
 }
-std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& /*plan*/, const Share& /*share*/,
+std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& /*plan*/, const RankPlan& /*rank_plan*/,
                                             const std::vector<Route>& /*routes*/,
                                             std::vector<std::size_t> /*route_of_bucket*/,
                                             std::vector<std::byte*> /*parameters*/, Control& /*control*/,

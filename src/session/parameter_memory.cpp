@@ -17,12 +17,14 @@ class OwnParameterMemory final : public ParameterMemory {
  public:
   explicit OwnParameterMemory(std::unique_ptr<Memory> (*make)(std::int64_t, const char*)) : make_(make) {}
 
-  std::int64_t bytes_to_allocate(const Share& share) const override { return share.parameter_bytes; }
+  std::int64_t bytes_to_allocate(const RankPlan& rank_plan) const override {
+    return rank_plan.parameter_bytes;
+  }
 
-  void open(const Share& share) override {
-    allocations_.push_back(make_(share.parameter_bytes, "the parameters"));
-    for (std::size_t p = 0; p < share.parameters.size(); ++p) {
-      place(0, share.parameter_offsets[p], share.parameters[p].bytes());
+  void open(const RankPlan& rank_plan) override {
+    allocations_.push_back(make_(rank_plan.parameter_bytes, "the parameters"));
+    for (std::size_t p = 0; p < rank_plan.parameters.size(); ++p) {
+      place(0, rank_plan.parameter_offsets[p], rank_plan.parameters[p].bytes());
     }
   }
 
@@ -45,12 +47,12 @@ class GivenParameterMemory final : public ParameterMemory {
     }
   }
 
-  std::int64_t bytes_to_allocate(const Share& /*share*/) const override {
+  std::int64_t bytes_to_allocate(const RankPlan& /*rank_plan*/) const override {
     return window_ ? window_->limit() : 0;
   }
 
-  void open(const Share& share) override {
-    for (const Parameter& wanted : share.parameters) {
+  void open(const RankPlan& rank_plan) override {
+    for (const Parameter& wanted : rank_plan.parameters) {
       const auto found = by_name_.find(wanted.name);
       if (found == by_name_.end()) {
         throw InputError(fmt::format("parameter {}: no memory was given for it", wanted.name));

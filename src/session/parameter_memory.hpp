@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "memory/memory.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "session/parameter_window.hpp"
 
 namespace weightcast {
@@ -20,12 +20,12 @@ class ParameterMemory {
   virtual ~ParameterMemory() = default;
 
   /// Bytes that `open` takes from the system: all that a check of free memory has to count.
-  virtual std::int64_t bytes_to_allocate(const Share& share) const = 0;
+  virtual std::int64_t bytes_to_allocate(const RankPlan& rank_plan) const = 0;
 
-  /// Allocates or finds the memory of every parameter of the share; called once, before anything below.
+  /// Allocates or finds the memory of every parameter of the rank plan; called once, before anything below.
   /// Throws IoError when the system refuses, InputError naming a parameter whose memory is missing or has
   /// another size.
-  virtual void open(const Share& share) = 0;
+  virtual void open(const RankPlan& rank_plan) = 0;
 
   /// `begin`: an update to `version` is about to write, and until `commit` the memory holds no version.
   /// `commit`: it holds `version`, on every rank. All ranks agree before and after each of the two; what one
@@ -73,7 +73,7 @@ class ParameterMemory {
   std::vector<Place> places_;
 };
 
-/// One allocation that `make` makes, with the parameters one behind the other as the share places them.
+/// One allocation that `make` makes, with the parameters one behind the other as the rank plan places them.
 std::unique_ptr<ParameterMemory> own_parameter_memory(std::unique_ptr<Memory> (*make)(std::int64_t,
                                                                                       const char*));
 

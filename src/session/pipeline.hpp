@@ -26,7 +26,7 @@ class Pipeline {
 
   /// One update, prepared: `source` is null on a rank that is no trainer, `scales` are those of the plan's
   /// scopes. With verification `sent` (numbered as Plan::digests) and `written[i]` receive the digests of
-  /// what is sent and of share.checks[i]; empty spans mean no digests.
+  /// what is sent and of rank_plan.checks[i]; empty spans mean no digests.
   ///
   /// Returns null or, when a stage of this rank failed, what that stage threw. By then all buckets have
   /// travelled, whatever is in them, so that no other rank waits and the next update may follow; or the wire
@@ -45,7 +45,7 @@ class Pipeline {
   /// such a source has been prepared.
   virtual std::span<std::byte> host_staging() = 0;
 
-  /// Index of the first move of share.padding whose region is not zero after a verified update, or -1.
+  /// Index of the first move of rank_plan.padding whose region is not zero after a verified update, or -1.
   virtual std::int64_t first_dirty_padding() = 0;
 
   /// Of the last update.

@@ -2,24 +2,24 @@
 
 #include <algorithm>
 
-#include "plan/groups.hpp"
+#include "plan/batches.hpp"
 
 namespace weightcast {
 
 namespace {
 
-/// The share's buckets cut where the plan's groups begin.
-std::vector<Schedule::Group> groups_of(const Plan& plan, const Share& share) {
-  const std::vector<std::uint32_t> starts = concurrent_groups(plan);
-  std::vector<Schedule::Group> groups;
-  std::size_t next = 0;  // the first of the plan's groups that begins behind the buckets so far
-  for (std::size_t k = 0; k < share.buckets.size(); ++k) {
-    const std::uint32_t bucket = share.buckets[k].bucket;
-    if (bucket >= starts[next]) groups.push_back({k, k});
+/// The rank plan's buckets cut where the plan's batches begin.
+std::vector<Schedule::Batch> batches_of(const Plan& plan, const RankPlan& rank_plan) {
+  const std::vector<std::uint32_t> starts = concurrent_batches(plan);
+  std::vector<Schedule::Batch> batches;
+  std::size_t next = 0;  // the first of the plan's batches that begins behind the buckets so far
+  for (std::size_t k = 0; k < rank_plan.buckets.size(); ++k) {
+    const std::uint32_t bucket = rank_plan.buckets[k].bucket;
+    if (bucket >= starts[next]) batches.push_back({k, k});
     while (bucket >= starts[next]) ++next;
-    groups.back().last = k + 1;
+    batches.back().last = k + 1;
   }
-  return groups;
+  return batches;
 }
 
 /// Whether nobody but its root has to do with a bucket. What is packed as codes is staged all the same.
@@ -30,9 +30,9 @@ bool stays(const Plan& plan, const Bucket& bucket) {
                      [&](const Segment& segment) { return plan.wire[segment.tensor].travels_as_held(); });
 }
 
-std::vector<bool> staged_buckets(const Plan& plan, const Share& share, bool resident) {
+std::vector<bool> staged_buckets(const Plan& plan, const RankPlan& rank_plan, bool resident) {
   std::vector<bool> staged;
-  for (const ShareBucket& bucket : share.buckets) {
+  for (const RankBucket& bucket : rank_plan.buckets) {
     staged.push_back(!resident || !stays(plan, plan.buckets[bucket.bucket]));
   }
   return staged;
@@ -40,10 +40,10 @@ std::vector<bool> staged_buckets(const Plan& plan, const Share& share, bool resi
 
 }  // namespace
 
-Schedule::Schedule(const Plan& plan, const Share& share, bool resident)
-    : buckets_(share.buckets.size()),
-      groups_(groups_of(plan, share)),
-      slots_(staged_buckets(plan, share, resident), static_cast<std::size_t>(plan.limits.buffers)) {
+Schedule::Schedule(const Plan& plan, const RankPlan& rank_plan, bool resident)
+    : buckets_(rank_plan.buckets.size()),
+      batches_(batches_of(plan, rank_plan)),
+      slots_(staged_buckets(plan, rank_plan, resident), static_cast<std::size_t>(plan.limits.buffers)) {
   std::size_t first = 0;
   while (first < buckets_ && local(first)) ++first;
   if (first < buckets_) first_staged_ = first;

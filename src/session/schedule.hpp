@@ -5,29 +5,29 @@
 #include <vector>
 
 #include "plan/plan.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "session/staging_slots.hpp"
 
 namespace weightcast {
 
-/// How one rank goes through an update over NCCL, compiled from its share before the first: which buckets
+/// How one rank goes through an update over NCCL, compiled from its rank plan before the first: which buckets
 /// travel at once, which need no staging, which slot each of the others takes and after which bucket, and
 /// when a kernel may take the whole device because nothing travels beside it. Buckets are numbered as in the
 /// share.
 class Schedule {
  public:
   /// The buckets [first, last), of which those that are not local travel at once.
-  struct Group {
+  struct Batch {
     std::size_t first = 0;
     std::size_t last = 0;
   };
 
   /// `resident`: the rank's weights are in the device's memory, so that a bucket which nobody else sends or
   /// receives goes from there to the parameters at once. It is local.
-  Schedule(const Plan& plan, const Share& share, bool resident);
+  Schedule(const Plan& plan, const RankPlan& rank_plan, bool resident);
 
-  /// In the global order; no group needs more slots than there are.
-  std::span<const Group> groups() const { return groups_; }
+  /// In the global order; no batch needs more slots than there are.
+  std::span<const Batch> batches() const { return batches_; }
   const StagingSlots& slots() const { return slots_; }
   bool local(std::size_t k) const { return slots_.slot(k) == StagingSlots::kNone; }
   /// The first bucket that is not local; StagingSlots::kNone where all are.
@@ -40,7 +40,7 @@ class Schedule {
 
  private:
   std::size_t buckets_;
-  std::vector<Group> groups_;
+  std::vector<Batch> batches_;
   StagingSlots slots_;
   std::size_t first_staged_ = StagingSlots::kNone;
 };

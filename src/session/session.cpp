@@ -40,9 +40,9 @@ Session::Session(Control& control, const Family& family, const Topology& topolog
   const auto start = Clock::now();
   options.wire == Wire::kNccl ? require_gpu_memory(source_bytes) : require_memory(source_bytes);
   control_.agreement.together([&] {
-    memory_->open(share_);
+    memory_->open(rank_plan_);
     expected_.resize(plan_.digests());
-    written_.resize(share_.checks.size());
+    written_.resize(rank_plan_.checks.size());
   });
   std::array<std::int64_t, 1> windows{memory_->window() != nullptr ? 1 : 0};
   control_.agreement.maximum(std::span<std::int64_t>(windows));
@@ -55,7 +55,7 @@ void Session::plan_together(const Topology& topology, const Limits& limits) {
   const auto start = Clock::now();
   control_.agreement.together([&] {
     plan_ = make_plan(family_, topology, limits);
-    share_ = make_share(plan_, family_, control_.rank());
+    rank_plan_ = make_rank_plan(plan_, family_, control_.rank());
   });
   start_.plan = seconds_since(start);
   control_.agreement.require_same(
@@ -66,7 +66,7 @@ void Session::plan_together(const Topology& topology, const Limits& limits) {
 
 void Session::require_memory(std::int64_t source_bytes) {
   const Communicator node = Communicator::same_node(control_.comm());
-  const std::int64_t parameter_bytes = memory_->bytes_to_allocate(share_);
+  const std::int64_t parameter_bytes = memory_->bytes_to_allocate(rank_plan_);
   const std::int64_t need = parameter_bytes + plan_.staging_bytes_per_rank() + source_bytes;
   std::int64_t node_need = 0;
   MPI_Request request = MPI_REQUEST_NULL;
@@ -97,7 +97,7 @@ void Session::require_gpu_memory(std::int64_t source_bytes) {
   // A GPU belongs to one rank. Programs and digests need a little beside the rest.
   constexpr std::int64_t kPrograms = std::int64_t{64} << 20;
   control_.agreement.together([&] {
-    const std::int64_t parameter_bytes = memory_->bytes_to_allocate(share_);
+    const std::int64_t parameter_bytes = memory_->bytes_to_allocate(rank_plan_);
     const std::int64_t need = parameter_bytes + plan_.staging_bytes_per_rank() + source_bytes + kPrograms;
     const std::int64_t available = available_gpu_bytes();
     if (need <= available) return;
@@ -112,9 +112,9 @@ void Session::require_gpu_memory(std::int64_t source_bytes) {
 void Session::open_routes() {
   Routes routes = routes_of(plan_);
   std::vector<std::byte*> parameters;
-  for (std::size_t p = 0; p < share_.parameters.size(); ++p) parameters.push_back(parameter(p).data());
+  for (std::size_t p = 0; p < rank_plan_.parameters.size(); ++p) parameters.push_back(parameter(p).data());
   if (options_.wire == Wire::kNccl) {
-    pipeline_ = make_gpu_pipeline(plan_, share_, routes.routes, std::move(routes.of_bucket),
+    pipeline_ = make_gpu_pipeline(plan_, rank_plan_, routes.routes, std::move(routes.of_bucket),
                                   std::move(parameters), control_, options_.blocks, start_.gpu);
     return;
   }
@@ -123,10 +123,10 @@ void Session::open_routes() {
   control_.agreement.together([&] {
     std::unique_ptr<Handover> handover;
     if (ParameterWindow* const window = memory_->window(); window != nullptr) {
-      handover = std::make_unique<Handover>(plan_, family_.catalog(), share_, parameters, *window);
+      handover = std::make_unique<Handover>(plan_, family_.catalog(), rank_plan_, parameters, *window);
     }
     pipeline_ =
-        std::make_unique<HostPipeline>(plan_, share_, std::move(routes.of_bucket), std::move(parameters),
+        std::make_unique<HostPipeline>(plan_, rank_plan_, std::move(routes.of_bucket), std::move(parameters),
                                        std::move(transport), control_, std::move(handover), windows_);
   });
 }
@@ -151,7 +151,7 @@ void Session::read_piece(std::size_t p, std::int64_t offset,
 
 void Session::read_parameter(
     std::size_t p, const std::function<void(std::int64_t, std::span<const std::byte>)>& visit) const {
-  for (std::int64_t at = 0; at < share_.parameters.at(p).bytes(); at += kPieceBytes) {
+  for (std::int64_t at = 0; at < rank_plan_.parameters.at(p).bytes(); at += kPieceBytes) {
     read_piece(p, at, [&](std::span<const std::byte> bytes) { visit(at, bytes); });
   }
 }
@@ -255,24 +255,24 @@ void Session::agree_on_scales(Source* source) {
 
 void Session::for_each_scalar(
     const std::function<void(std::size_t, const std::vector<float>&)>& visit) const {
-  for (std::size_t p = 0; p < share_.parameters.size(); ++p) {
-    const Parameter& parameter = share_.parameters[p];
+  for (std::size_t p = 0; p < rank_plan_.parameters.size(); ++p) {
+    const Parameter& parameter = rank_plan_.parameters[p];
     if (parameter.scalars.empty()) continue;
     visit(p, scalar_values(plan_, parameter, scales_));
   }
 }
 
 void Session::verify_written() const {
-  require_written(plan_, family_.catalog(), share_, written_, expected_);
+  require_written(plan_, family_.catalog(), rank_plan_, written_, expected_);
   for_each_scalar([&](std::size_t p, const std::vector<float>& values) {
     std::vector<float> held(values.size());
     memory_->read(p, 0, std::as_writable_bytes(std::span(held)));
     if (std::ranges::equal(std::as_bytes(std::span(held)), std::as_bytes(std::span(values)))) return;
     throw VerifyError(
         fmt::format("verify: parameter {} does not hold the scales that were agreed on; run the update again",
-                    share_.parameters[p].name));
+                    rank_plan_.parameters[p].name));
   });
-  require_zero_padding(share_, pipeline_->first_dirty_padding());
+  require_zero_padding(rank_plan_, pipeline_->first_dirty_padding());
 }
 
 }  // namespace weightcast

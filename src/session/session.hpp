@@ -11,13 +11,13 @@
 #include "control/control.hpp"
 #include "model/family.hpp"
 #include "plan/plan.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "report/progress.hpp"
 #include "report/update_report.hpp"
 #include "session/gpu.hpp"
 #include "session/parameter_memory.hpp"
 #include "session/pipeline.hpp"
-#include "session/placement.hpp"
+#include "session/wire_choice.hpp"
 #include "source/source.hpp"
 
 namespace weightcast {
@@ -53,10 +53,11 @@ class Session {
           const SessionOptions& options = {});
 
   const Plan& plan() const { return plan_; }
-  const Share& share() const { return share_; }
+  const RankPlan& rank_plan() const { return rank_plan_; }
   const StartSeconds& start_seconds() const { return start_; }
 
-  /// Live memory of parameter number p of the share, on the host or on the GPU. Its address never changes.
+  /// Live memory of parameter number p of the rank plan, on the host or on the GPU. Its address never
+  /// changes.
   std::span<std::byte> parameter(std::size_t p) const { return memory_->parameter(p); }
 
   /// A piece of a parameter that is read at a time.
@@ -110,7 +111,7 @@ class Session {
   Control& control_;
   const Family& family_;
   Plan plan_;
-  Share share_;
+  RankPlan rank_plan_;
   SessionOptions options_;
   StartSeconds start_;
   std::shared_ptr<ParameterMemory> memory_;

@@ -5,14 +5,14 @@
 
 namespace weightcast {
 
-/// Which staging slot each bucket of a share uses in an update, and after which other bucket: in their order
-/// they take the slots in turn, past those that need none. A bucket may go into its slot once the one before
-/// it there has left.
+/// Which staging slot each bucket of a rank plan uses in an update, and after which other bucket: in their
+/// order they take the slots in turn, past those that need none. A bucket may go into its slot once the one
+/// before it there has left.
 class StagingSlots {
  public:
   static constexpr std::size_t kNone = ~std::size_t{0};
 
-  /// `staged[k]`: bucket k of the share needs a slot. `slots`: how many there are, at least 1.
+  /// `staged[k]`: bucket k of the rank plan needs a slot. `slots`: how many there are, at least 1.
   StagingSlots(const std::vector<bool>& staged, std::size_t slots);
 
   /// Bucket k's slot; kNone where it needs none.
@@ -26,7 +26,7 @@ class StagingSlots {
     std::size_t before = kNone;
   };
 
-  std::vector<Use> uses_;  ///< by bucket of the share
+  std::vector<Use> uses_;  ///< by bucket of the rank plan
 };
 
 }  // namespace weightcast

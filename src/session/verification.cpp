@@ -6,27 +6,27 @@
 
 namespace weightcast {
 
-void require_written(const Plan& plan, const Catalog& catalog, const Share& share,
+void require_written(const Plan& plan, const Catalog& catalog, const RankPlan& rank_plan,
                      std::span<const std::uint64_t> written, std::span<const std::uint64_t> expected) {
-  for (std::size_t i = 0; i < share.checks.size(); ++i) {
-    require_written(plan, catalog, share, share.checks[i], written[i], expected);
+  for (std::size_t i = 0; i < rank_plan.checks.size(); ++i) {
+    require_written(plan, catalog, rank_plan, rank_plan.checks[i], written[i], expected);
   }
 }
 
-void require_written(const Plan& plan, const Catalog& catalog, const Share& share, const DigestBox& check,
-                     std::uint64_t written, std::span<const std::uint64_t> expected) {
-  if (written == expected[check.segment]) return;
-  const Segment& segment = plan.segment_of_digest(check.segment);
+void require_written(const Plan& plan, const Catalog& catalog, const RankPlan& rank_plan,
+                     const DigestBox& check, std::uint64_t written, std::span<const std::uint64_t> expected) {
+  if (written == expected[check.digest]) return;
+  const Segment& segment = plan.segment_of_digest(check.digest);
   throw VerifyError(fmt::format(
       "verify: parameter {} does not hold what was sent of tensor {} ({}); run the update again",
-      share.parameters[check.buffer].name, catalog[segment.tensor].name, segment.box.to_string()));
+      rank_plan.parameters[check.buffer].name, catalog[segment.tensor].name, segment.box.to_string()));
 }
 
-void require_zero_padding(const Share& share, std::int64_t dirty) {
+void require_zero_padding(const RankPlan& rank_plan, std::int64_t dirty) {
   if (dirty < 0) return;
-  const Move& move = share.padding[static_cast<std::size_t>(dirty)];
+  const Move& move = rank_plan.padding[static_cast<std::size_t>(dirty)];
   throw VerifyError(fmt::format("verify: the padding of parameter {} is not zero; run the update again",
-                                share.parameters[move.buffer].name));
+                                rank_plan.parameters[move.buffer].name));
 }
 
 }  // namespace weightcast

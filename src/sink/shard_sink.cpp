@@ -116,7 +116,7 @@ void require_folders_apart(const ShardPlace& to, const std::set<std::string>& fo
   }
 }
 
-ShardSink::ShardSink(Control& control, const Session& session, Team& writers, ShardPlace to)
+ShardSink::ShardSink(Control& control, const Session& session, ThreadPool& writers, ShardPlace to)
     : control_(control), session_(session), writers_(writers), to_(std::move(to)) {}
 
 std::vector<std::string> ShardSink::surplus_files(const std::string& directory,
@@ -281,7 +281,7 @@ void ShardSink::write(std::int64_t version) {
   control_.agreement.together(stop_if_asked);
   control_.agreement.together([&] {
     if (!rank) return;
-    const std::vector<Parameter>& parameters = session_.share().parameters;
+    const std::vector<Parameter>& parameters = session_.rank_plan().parameters;
     std::vector<DatasetSpec> datasets;
     datasets.reserve(parameters.size());
     for (const Parameter& parameter : parameters) {

@@ -16,7 +16,7 @@
 #include "storage/left_overs.hpp"
 #include "storage/replacement.hpp"
 #include "storage/tentative_folder.hpp"
-#include "sys/team.hpp"
+#include "sys/thread_pool.hpp"
 
 namespace weightcast {
 
@@ -42,7 +42,7 @@ class ShardSink {
  public:
   /// `control` and `session` must outlive the sink. `writers` writes for it alone; unused on a rank that is
   /// no inference rank.
-  ShardSink(Control& control, const Session& session, Team& writers, ShardPlace to);
+  ShardSink(Control& control, const Session& session, ThreadPool& writers, ShardPlace to);
 
   /// To be called before anything of a version moves: locks its folder for as long as the sink lives, and
   /// clears it of what broken runs left. Throws (by agreement) IoError when another job writes there, when
@@ -78,7 +78,7 @@ class ShardSink {
 
   Control& control_;
   const Session& session_;
-  Team& writers_;
+  ThreadPool& writers_;
   ShardPlace to_;
   std::map<std::string, Folder> folders_;  ///< by path
 };

@@ -52,7 +52,7 @@ class Comparison {
     held_ = HeldWeights({held_in(copy_, copy.stored, 0, Box::whole(original_.shape))}, 1);
   }
 
-  void run(Team& readers, const WorkShare& share, const std::function<void()>& poll) const {
+  void run(ThreadPool& readers, const WorkShare& share, const std::function<void()>& poll) const {
     const std::int64_t rows = original_.shape.rows();
     const std::int64_t first = rows * share.index / share.count;
     const std::int64_t end = rows * (share.index + 1) / share.count;
@@ -122,7 +122,7 @@ bool same_place(const Checkpoint& checkpoint, const Binding& binding, const Copy
 }  // namespace
 
 void require_equal_copies(const Catalog& catalog, const Checkpoint& checkpoint, const Binding& binding,
-                          Team& readers, const WorkShare& share, const std::function<void()>& poll) {
+                          ThreadPool& readers, const WorkShare& share, const std::function<void()>& poll) {
   for (const Copy& copy : binding.copies) {
     if (same_place(checkpoint, binding, copy)) continue;
     Comparison(catalog, checkpoint, binding, copy).run(readers, share, poll);

@@ -6,7 +6,7 @@
 #include "model/catalog.hpp"
 #include "source/binding.hpp"
 #include "storage/checkpoint.hpp"
-#include "sys/team.hpp"
+#include "sys/thread_pool.hpp"
 
 namespace weightcast {
 
@@ -21,6 +21,6 @@ struct WorkShare {
 /// it is said to be tied to would be lost. Calls `poll` again and again, which may throw. Throws InputError
 /// naming checkpoint, both tensors and the first row that differs.
 void require_equal_copies(const Catalog& catalog, const Checkpoint& checkpoint, const Binding& binding,
-                          Team& readers, const WorkShare& share, const std::function<void()>& poll);
+                          ThreadPool& readers, const WorkShare& share, const std::function<void()>& poll);
 
 }  // namespace weightcast

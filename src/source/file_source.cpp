@@ -22,7 +22,7 @@ constexpr std::size_t kMostPieces = 64;
 }  // namespace
 
 FileSource::FileSource(const Plan& plan, const Catalog& catalog, const Checkpoint& checkpoint,
-                       const HeldWeights& held, Team& readers)
+                       const HeldWeights& held, ThreadPool& readers)
     : plan_(plan),
       catalog_(catalog),
       reader_(catalog, checkpoint, held),

@@ -14,7 +14,7 @@
 #include "plan/plan.hpp"
 #include "source/bound_reader.hpp"
 #include "source/source.hpp"
-#include "sys/team.hpp"
+#include "sys/thread_pool.hpp"
 
 namespace weightcast {
 
@@ -25,7 +25,7 @@ class FileSource final : public HostSource {
   /// `held` is what `checkpoint` has (Binding::held). All arguments must outlive the source. `readers` reads
   /// for this source alone until it is destroyed.
   FileSource(const Plan& plan, const Catalog& catalog, const Checkpoint& checkpoint, const HeldWeights& held,
-             Team& readers);
+             ThreadPool& readers);
 
   void find_largest(std::int64_t trainer, std::span<float> largest,
                     const std::function<void()>& poll) override;
@@ -59,7 +59,7 @@ class FileSource final : public HostSource {
     bool digests = false;
     std::vector<Piece> pieces;
     std::vector<Task> tasks;
-    std::optional<Team::Job> job;  // last: it ends before what it uses
+    std::optional<ThreadPool::Job> job;  // last: it ends before what it uses
   };
 
   void cut_into_pieces(std::uint32_t bucket, std::vector<Piece>& pieces) const;
@@ -75,7 +75,7 @@ class FileSource final : public HostSource {
   const Plan& plan_;
   const Catalog& catalog_;
   BoundReader reader_;
-  Team& readers_;
+  ThreadPool& readers_;
   std::unique_ptr<Executor> executor_;
   std::list<Reading> spare_;  ///< they keep their capacity
   std::list<Reading> begun_;  ///< oldest first

@@ -58,8 +58,8 @@ void HeldSource::finish_bucket(std::uint32_t bucket, std::byte* staging, std::sp
   const auto results = std::span(results_).first(boxes.size());
   executor_->digest(boxes, read_buffers_, results);
   // Digests of the parts of a segment add up to that of the whole.
-  for (const DigestBox& box : boxes) digests[box.segment] = 0;
-  for (std::size_t i = 0; i < boxes.size(); ++i) digests[boxes[i].segment] += results[i];
+  for (const DigestBox& box : boxes) digests[box.digest] = 0;
+  for (std::size_t i = 0; i < boxes.size(); ++i) digests[boxes[i].digest] += results[i];
 }
 
 std::int64_t MemorySource::bytes_needed(const Plan& plan, const Catalog& catalog, std::int64_t trainer) {

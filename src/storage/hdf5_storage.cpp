@@ -25,9 +25,9 @@ namespace weightcast {
 namespace {
 
 /// Finds the place of one dataset. What stands in the way ends the search.
-class Placement {
+class DatasetBytes {
  public:
-  Placement(const FoundDataset& found, Checkpoint& checkpoint, OtherFiles other_files, DatasetForm& form)
+  DatasetBytes(const FoundDataset& found, Checkpoint& checkpoint, OtherFiles other_files, DatasetForm& form)
       : found_(found),
         checkpoint_(checkpoint),
         other_files_(other_files),
@@ -370,7 +370,7 @@ std::uint32_t number_of(Checkpoint& checkpoint, const InputFile& file) {
 void place_dataset(const FoundDataset& found, Checkpoint& checkpoint, OtherFiles other_files,
                    DatasetForm& form) {
   StoredTensor& tensor = form.tensor;
-  auto why = Placement(found, checkpoint, other_files, form).find();
+  auto why = DatasetBytes(found, checkpoint, other_files, form).find();
   if (!why) return;
   tensor.obstacle = std::make_shared<const Obstacle>(Obstacle{
       fmt::format("{} {}", dtype_name(tensor.dtype), tensor.shape.to_string()), *std::move(why), true});

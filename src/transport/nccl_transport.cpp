@@ -86,15 +86,15 @@ void NcclTransport::choose() {
   const std::vector<bool> broadcasts = choose_broadcasts(routes_, size_, both_ways ? 2 : 1);
   bool sends = false;
   for (std::size_t i = 0; i < routes_.size(); ++i) {
-    Link link{routes_[i].root, receivers_of(routes_[i]), nullptr, 0};
+    Connection connection{routes_[i].root, receivers_of(routes_[i]), nullptr, 0};
     if (broadcasts[i]) {
-      const Members members = members_of(link.root, link.receivers);
-      link.broadcast = &open(members, streams_.size());
-      link.broadcast_root = index_of(members, link.root);
+      const Members members = members_of(connection.root, connection.receivers);
+      connection.broadcast = &open(members, streams_.size());
+      connection.broadcast_root = index_of(members, connection.root);
     } else {
-      sends = sends || !link.receivers.empty();
+      sends = sends || !connection.receivers.empty();
     }
-    links_.push_back(std::move(link));
+    connections_.push_back(std::move(connection));
   }
   if (!sends) return;
   Members everyone(static_cast<std::size_t>(size_));
@@ -123,8 +123,8 @@ void NcclTransport::connect() {
   const std::span<std::byte> run(scratch_.data(), kScratchBytes);
   for (std::size_t lane = 0; lane < streams_.size(); ++lane) {
     for (std::size_t route = 0; route < routes_.size(); ++route) {
-      const Link& link = links_[route];
-      if (rank_ != link.root && !contains(link.receivers, rank_)) continue;
+      const Connection& connection = connections_[route];
+      if (rank_ != connection.root && !contains(connection.receivers, rank_)) continue;
       start(0, route, {&run, 1});
     }
   }
@@ -149,7 +149,7 @@ void NcclTransport::drop_communicators() {
 }
 
 void NcclTransport::abort() {
-  links_.clear();
+  connections_.clear();
   all_ = nullptr;
   drop_communicators();
   opened_.clear();
@@ -175,18 +175,18 @@ void NcclTransport::wait() const {
 }
 
 void NcclTransport::start(std::size_t slot, std::size_t route, std::span<const std::span<std::byte>> runs) {
-  Link& link = links_.at(route);
+  Connection& connection = connections_.at(route);
   if (grouping_) {
     Started& started = group_.at(group_size_++);
     started.slot = slot;
-    started.link = &link;
+    started.connection = &connection;
     started.runs.assign(runs.begin(), runs.end());
     return;
   }
-  if (!link.point_to_point()) return broadcast_runs(slot, link, runs);
-  if (!link.receivers.empty()) {
+  if (!connection.point_to_point()) return broadcast_runs(slot, connection, runs);
+  if (!connection.receivers.empty()) {
     NcclGroup group;
-    send_or_receive(link, runs);
+    send_or_receive(connection, runs);
     group.close();
     settle(*all_);
   }
@@ -212,46 +212,48 @@ void NcclTransport::start_group() {
   // Broadcasts of different communicators must not be in one group, whose order is NCCL's own.
   bool sends = false;
   for (const Started& one : started) {
-    if (!one.link->point_to_point()) {
-      broadcast_runs(one.slot, *one.link, one.runs);
+    if (!one.connection->point_to_point()) {
+      broadcast_runs(one.slot, *one.connection, one.runs);
     } else {
-      sends = sends || !one.link->receivers.empty();
+      sends = sends || !one.connection->receivers.empty();
     }
   }
   if (sends) {
     NcclGroup group;
     for (const Started& one : started) {
-      if (one.link->point_to_point()) send_or_receive(*one.link, one.runs);
+      if (one.connection->point_to_point()) send_or_receive(*one.connection, one.runs);
     }
     group.close();
     settle(*all_);
   }
   for (const Started& one : started) {
-    if (one.link->point_to_point()) ends_.at(one.slot).record(streams_.front().get());
+    if (one.connection->point_to_point()) ends_.at(one.slot).record(streams_.front().get());
   }
 }
 
-void NcclTransport::broadcast_runs(std::size_t slot, Link& link, std::span<const std::span<std::byte>> runs) {
-  const std::size_t lane = next_lane(link);
-  ++link.started;
-  const NcclCommunicator& communicator = link.broadcast->at(lane);
+void NcclTransport::broadcast_runs(std::size_t slot, Connection& connection,
+                                   std::span<const std::span<std::byte>> runs) {
+  const std::size_t lane = next_lane(connection);
+  ++connection.started;
+  const NcclCommunicator& communicator = connection.broadcast->at(lane);
   const cudaStream_t stream = streams_[lane].get();
   for (const std::span<std::byte> run : runs) {
-    WEIGHTCAST_NCCL(ncclBroadcast(run.data(), run.data(), run.size(), ncclUint8, link.broadcast_root,
+    WEIGHTCAST_NCCL(ncclBroadcast(run.data(), run.data(), run.size(), ncclUint8, connection.broadcast_root,
                                   communicator.get(), stream));
     settle(communicator);
   }
   ends_.at(slot).record(stream);
 }
 
-void NcclTransport::send_or_receive(const Link& link, std::span<const std::span<std::byte>> runs) {
+void NcclTransport::send_or_receive(const Connection& connection,
+                                    std::span<const std::span<std::byte>> runs) {
   const cudaStream_t stream = streams_.front().get();
   for (const std::span<std::byte> run : runs) {
-    if (link.root != rank_) {
-      WEIGHTCAST_NCCL(ncclRecv(run.data(), run.size(), ncclUint8, link.root, all_->get(), stream));
+    if (connection.root != rank_) {
+      WEIGHTCAST_NCCL(ncclRecv(run.data(), run.size(), ncclUint8, connection.root, all_->get(), stream));
       continue;
     }
-    for (const int receiver : link.receivers) {
+    for (const int receiver : connection.receivers) {
       WEIGHTCAST_NCCL(ncclSend(run.data(), run.size(), ncclUint8, receiver, all_->get(), stream));
     }
   }

@@ -60,7 +60,9 @@ class NcclTransport final : public Transport {
 
   /// The streams of the lanes, and the one that the route's next bucket is put into.
   std::span<const CudaStream> streams() const { return streams_; }
-  cudaStream_t next_stream(std::size_t route) const { return streams_[next_lane(links_.at(route))].get(); }
+  cudaStream_t next_stream(std::size_t route) const {
+    return streams_[next_lane(connections_.at(route))].get();
+  }
 
   /// Ends what is under way, wherever it is: what it moves is undefined afterwards, and nothing can be
   /// started before `reopen`. The device is at rest when it returns.
@@ -91,7 +93,7 @@ class NcclTransport final : public Transport {
   /// Of the same members, by lane.
   using Communicators = std::array<NcclCommunicator, kMostLanes>;
 
-  struct Link {
+  struct Connection {
     int root = 0;
     Members receivers;
     const Communicators* broadcast = nullptr;  ///< of its members; null: sends and receives
@@ -103,7 +105,7 @@ class NcclTransport final : public Transport {
 
   struct Started {
     std::size_t slot = 0;
-    Link* link = nullptr;
+    Connection* connection = nullptr;
     std::vector<std::span<std::byte>> runs;
   };
 
@@ -115,13 +117,13 @@ class NcclTransport final : public Transport {
   /// On the first `lanes` lanes. Collective over the world; a rank outside gets empty ones.
   const Communicators& open(const Members& members, std::size_t lanes);
   void connect();
-  std::size_t next_lane(const Link& link) const {
-    return link.point_to_point() ? 0 : link.started % streams_.size();
+  std::size_t next_lane(const Connection& connection) const {
+    return connection.point_to_point() ? 0 : connection.started % streams_.size();
   }
   void await(MPI_Request request) const;
-  /// In the link's next lane, where the slot ends, too.
-  void broadcast_runs(std::size_t slot, Link& link, std::span<const std::span<std::byte>> runs);
-  void send_or_receive(const Link& link, std::span<const std::span<std::byte>> runs);
+  /// In the connection's next lane, where the slot ends, too.
+  void broadcast_runs(std::size_t slot, Connection& connection, std::span<const std::span<std::byte>> runs);
+  void send_or_receive(const Connection& connection, std::span<const std::span<std::byte>> runs);
   void settle(const NcclCommunicator& communicator) const { communicator.settle(poll_); }
 
   MPI_Comm world_;
@@ -137,7 +139,7 @@ class NcclTransport final : public Transport {
   std::set<std::pair<Members, std::size_t>> opened_;  ///< members and lane, on ranks outside, too
   std::set<Members> compared_;                        ///< of open_members()
   const NcclCommunicator* all_ = nullptr;             ///< for sends and receives, when there are any
-  std::vector<Link> links_;                           ///< of the routes
+  std::vector<Connection> connections_;               ///< of the routes
   std::vector<CudaEvent> ends_;                       ///< of the slots
   bool grouping_ = false;
   std::vector<Started> group_;  ///< keeps its capacity, like the runs in it

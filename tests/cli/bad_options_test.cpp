@@ -196,8 +196,8 @@ TEST_F(BadOptions, EngineThatTheAllocationContradicts) {
 
 TEST_F(BadOptions, MinAchieved) {
   const Words bench{"bench", "--model", model_folder("tiny-qwen3"), "--min-achieved"};
-  for (const std::string share : {"most", "-1", ""}) {
-    EXPECT_TRUE(refused(run_job(2, bench + Words{share}), 64, {"--min-achieved " + share, "0.95"}));
+  for (const std::string rank_plan : {"most", "-1", ""}) {
+    EXPECT_TRUE(refused(run_job(2, bench + Words{rank_plan}), 64, {"--min-achieved " + rank_plan, "0.95"}));
   }
 }
 

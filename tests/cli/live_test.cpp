@@ -682,9 +682,9 @@ TEST_F(LiveCommands, PlanReadsManifests) {
   const Outcome outcome = run_plain(words + model);
   EXPECT_TRUE(done(outcome));
   EXPECT_TRUE(has(outcome.out, {"4 ranks", "trainer 1", "engine 1", "cpu"}));
-  const Outcome share = run_plain(words + model + Words{"--rank", "3"});
-  EXPECT_TRUE(done(share));
-  EXPECT_TRUE(has(share.out, {"from byte", "model.layers.2.mlp.experts.7.up_proj.weight"}));
+  const Outcome rank_plan = run_plain(words + model + Words{"--rank", "3"});
+  EXPECT_TRUE(done(rank_plan));
+  EXPECT_TRUE(has(rank_plan.out, {"from byte", "model.layers.2.mlp.experts.7.up_proj.weight"}));
   EXPECT_TRUE(refused(run_plain(words + model + Words{"--moe-layout", "triton-kernels"}), 65,
                       {manifest("engine", 0), "w2_weight", "--moe-layout"}));
   // What they say of themselves: another engine, other sizes, and what nobody can read.

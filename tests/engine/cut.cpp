@@ -14,7 +14,7 @@ struct Range {
   std::int64_t count = 0;
 };
 
-Range share(std::int64_t total, std::int64_t rank, std::int64_t ranks) {
+Range rank_plan(std::int64_t total, std::int64_t rank, std::int64_t ranks) {
   return {rank * (total / ranks), total / ranks};
 }
 
@@ -85,12 +85,12 @@ class Cutter {
   void cut_vocabulary(const std::string& name) {
     const std::int64_t padded = (config_.vocab + 63) / 64 * 64;
     const Tensor whole = checkpoint_.read(name);
-    parts_[name] = stack({{&whole, share(padded, layout_.tp_rank, layout_.tp_size)}});
+    parts_[name] = stack({{&whole, rank_plan(padded, layout_.tp_rank, layout_.tp_size)}});
   }
 
   void cut_attention(const std::string& prefix) {
     const std::int64_t dim = config_.head_dim;
-    const Range heads = share(config_.heads, layout_.tp_rank, layout_.tp_size);
+    const Range heads = rank_plan(config_.heads, layout_.tp_rank, layout_.tp_size);
     // The key/value heads that this rank's query heads use: query head h uses head h / (heads / kv_heads).
     const std::int64_t queries = config_.heads / config_.kv_heads;
     const std::int64_t first = heads.first / queries;
@@ -116,8 +116,8 @@ class Cutter {
   void cut_experts(const std::string& prefix) {
     copy(prefix + "gate.weight");
     const std::int64_t inside = layout_.tp_size / layout_.ep_size;
-    const Range experts = share(config_.experts, layout_.ep_rank, layout_.ep_size);
-    const Range inner = share(config_.expert_width, layout_.tp_rank % inside, inside);
+    const Range experts = rank_plan(config_.experts, layout_.ep_rank, layout_.ep_size);
+    const Range inner = rank_plan(config_.expert_width, layout_.tp_rank % inside, inside);
     Tensor w13{Shape{experts.count, 2 * inner.count, config_.hidden}, {}};
     Tensor w2{Shape{experts.count, config_.hidden, inner.count}, {}};
     for (std::int64_t expert = experts.first; expert < experts.first + experts.count; ++expert) {
@@ -134,7 +134,7 @@ class Cutter {
   }
 
   void cut_dense(const std::string& prefix) {
-    const Range inner = share(config_.dense_width, layout_.tp_rank, layout_.tp_size);
+    const Range inner = rank_plan(config_.dense_width, layout_.tp_rank, layout_.tp_size);
     const Tensor gate = checkpoint_.read(prefix + "gate_proj.weight");
     const Tensor up = checkpoint_.read(prefix + "up_proj.weight");
     parts_[prefix + "gate_up_proj.weight"] = stack({{&gate, inner}, {&up, inner}});

@@ -18,7 +18,7 @@
 #include "model/config.hpp"
 #include "model/family.hpp"
 #include "plan/plan.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "storage/checkpoint.hpp"
 #include "storage/input_file.hpp"
 #include "storage/reader.hpp"
@@ -66,7 +66,7 @@ class Synthetic {
   std::vector<GpuTensor> of_engine() const {
     const Plan plan = make_plan(*family_, Topology{}, Limits{});
     std::vector<GpuTensor> tensors;
-    for (const Parameter& parameter : make_share(plan, *family_, 1).parameters) {
+    for (const Parameter& parameter : make_rank_plan(plan, *family_, 1).parameters) {
       tensors.push_back({parameter.name, parameter.dtype, parameter.shape});
     }
     return tensors;

@@ -70,7 +70,7 @@ TEST_P(BrokenWire, EndsTheUpdateAndTheNextOneIsWhole) {
   const naive::Model model = small_model(true);
   under_control(
       2, [&, failing = failing, looks = looks, where = where, colocate = colocate](Control& control) {
-        choose_placement(control, "nccl");
+        choose_wire(control, "nccl");
         const auto family = model.family();
         Limits limits;
         limits.bucket_bytes = Limits::kLeastBucketBytes;

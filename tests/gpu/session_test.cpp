@@ -79,7 +79,7 @@ TEST_P(GpuSession, ParametersAreThoseOfEachVersion) {
   WEIGHTCAST_NEEDS_GPUS(2);
   const auto& [c, where] = GetParam();
   under_control(2, [&](Control& control) {
-    const Placement placement = choose_placement(control, "nccl");
+    const WireChoice placement = choose_wire(control, "nccl");
     EXPECT_EQ(placement.wire, Wire::kNccl);
     const auto family = c.model.family();
     Limits limits;
@@ -116,7 +116,7 @@ TEST(GpuSession, AWrongSegmentIsNamedAndTheNextUpdateIsFine) {
   WEIGHTCAST_NEEDS_GPUS(2);
   const naive::Model model = small_model(true);
   under_control(2, [&](Control& control) {
-    choose_placement(control, "nccl");
+    choose_wire(control, "nccl");
     const auto family = model.family();
     Limits limits;
     limits.bucket_bytes = Limits::kLeastBucketBytes;
@@ -139,7 +139,7 @@ TEST(GpuSession, AnUpdateThatFailsLeavesTheProcessesFitForTheNext) {
   for (const Topology& topology : {quantized(topology_of(1, "tp=1"), "fp8-tensor"), colocated("tp=2,ep=2")}) {
     for (const Stage stage : {Stage::kFirstPack, Stage::kPack, Stage::kDigest, Stage::kUnchanged}) {
       under_control(2, [&](Control& control) {
-        choose_placement(control, "nccl");
+        choose_wire(control, "nccl");
         const auto family = model.family();
         Limits limits;
         limits.bucket_bytes = Limits::kLeastBucketBytes;

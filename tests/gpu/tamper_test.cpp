@@ -52,7 +52,7 @@ TEST_P(Tamper, OneByteOfAParameterIsNoticedAndNamed) {
   const auto& [resident, colocate, name] = GetParam();
   const naive::Model model = small_model(true);
   under_control(2, [&, resident = resident, colocate = colocate, name = std::string(name)](Control& control) {
-    choose_placement(control, "nccl");
+    choose_wire(control, "nccl");
     const auto family = model.family();
     Limits limits;
     limits.bucket_bytes = Limits::kLeastBucketBytes;
@@ -71,7 +71,7 @@ TEST_P(Tamper, OneByteOfAParameterIsNoticedAndNamed) {
     expect_holds(session, control.rank(), model, synthetic_weights(model, 1));
 
     // The last rank changes the last byte of its parameter.
-    const std::vector<Parameter>& parameters = session.share().parameters;
+    const std::vector<Parameter>& parameters = session.rank_plan().parameters;
     const auto found = std::find_if(parameters.begin(), parameters.end(),
                                     [&](const Parameter& parameter) { return parameter.name == name; });
     if (control.rank() == 1) {

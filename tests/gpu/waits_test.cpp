@@ -126,9 +126,9 @@ std::vector<naive::Model> models() {
 void expect_digests(Control& control, const Session& session, std::vector<std::uint64_t>& sent,
                     const std::vector<std::uint64_t>& written) {
   control.agreement.sum(sent);
-  const Share& share = session.share();
-  for (std::size_t i = 0; i < share.checks.size(); ++i) {
-    const DigestBox& check = share.checks[i];
+  const RankPlan& rank_plan = session.rank_plan();
+  for (std::size_t i = 0; i < rank_plan.checks.size(); ++i) {
+    const DigestBox& check = rank_plan.checks[i];
     std::vector<std::byte> live;
     session.read_parameter(check.buffer, [&](std::int64_t /*offset*/, std::span<const std::byte> bytes) {
       live.insert(live.end(), bytes.begin(), bytes.end());
@@ -137,7 +137,7 @@ void expect_digests(Control& control, const Session& session, std::vector<std::u
         digest_box(live.data() + check.offset, check.pitch, check.box, check.element_bytes, check.tensor_key);
     EXPECT_NE(digest, 0);
     EXPECT_EQ(written[i], digest);
-    EXPECT_EQ(sent[check.segment], digest);
+    EXPECT_EQ(sent[check.digest], digest);
   }
 }
 
@@ -146,12 +146,12 @@ TEST(Waits, OneAnUpdateAtItsEnd) {
   for (const naive::Model& model : models()) {
     for (const Topology& topology : {topology_of(1, "tp=1"), colocated("tp=2")}) {
       under_control(2, [&](Control& control) {
-        choose_placement(control, "nccl");
+        choose_wire(control, "nccl");
         const auto family = model.family();
         Limits limits;
         limits.bucket_bytes = Limits::kLeastBucketBytes;
         Session session(control, *family, topology, limits, {.wire = Wire::kNccl});
-        EXPECT_GT(session.share().buckets.size(), 6);
+        EXPECT_GT(session.rank_plan().buckets.size(), 6);
         std::unique_ptr<Source> source;
         if (topology.trainer(control.rank())) {
           source = make_resident_source(session.plan(), family->catalog(), control.rank(), 3);
@@ -161,7 +161,7 @@ TEST(Waits, OneAnUpdateAtItsEnd) {
         session.update(source.get(), 3, true, progress);
         for (const bool verify : {false, true}) {
           std::vector<std::uint64_t> sent(session.plan().segments.size());
-          std::vector<std::uint64_t> written(session.share().checks.size());
+          std::vector<std::uint64_t> written(session.rank_plan().checks.size());
           const std::span<std::uint64_t> none;
           control.agreement.together([] {});
           calls.start();
@@ -186,7 +186,7 @@ TEST(Waits, NoneWithoutAGpu) {
   for (const char* transport : {"mpi", "auto"}) {
     under_control(2, [&](Control& control) {
       calls.start();
-      EXPECT_EQ(choose_placement(control, transport).wire, Wire::kMpi);
+      EXPECT_EQ(choose_wire(control, transport).wire, Wire::kMpi);
       const auto family = model.family();
       const Topology topology = topology_of(1, "tp=1");
       Session session(control, *family, topology, {});

@@ -84,7 +84,7 @@ void update_from(Control& control, Session& session, const Family& family, const
                  std::int64_t version) {
   const Checkpoint checkpoint = read_checkpoint(path);
   const Binding binding = bind(family, checkpoint);
-  Team readers(3);
+  ThreadPool readers(3);
   std::optional<FileSource> source;
   if (session.plan().topology.trainer(control.rank())) {
     source.emplace(session.plan(), family.catalog(), checkpoint, binding.held, readers);

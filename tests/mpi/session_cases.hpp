@@ -85,7 +85,7 @@ inline void expect_holds(const Session& session, std::int64_t world_rank, const 
   const Topology& topology = session.plan().topology;
   const auto rank = topology.inference_rank(world_rank);
   if (!rank) {
-    EXPECT_TRUE(session.share().parameters.empty());
+    EXPECT_TRUE(session.rank_plan().parameters.empty());
     return;
   }
   const EngineLayout& engine = topology.engine;
@@ -93,9 +93,9 @@ inline void expect_holds(const Session& session, std::int64_t world_rank, const 
   const naive::Quantized quantized =
       engine.quantizer ? naive::quantize(model, *engine.quantizer, weights) : naive::Quantized();
   const std::vector<naive::Parameter> expected = naive::parameters(model, engine, place, weights, quantized);
-  ASSERT_EQ(session.share().parameters.size(), expected.size());
+  ASSERT_EQ(session.rank_plan().parameters.size(), expected.size());
   for (std::size_t p = 0; p < expected.size(); ++p) {
-    EXPECT_EQ(session.share().parameters[p].name, expected[p].name);
+    EXPECT_EQ(session.rank_plan().parameters[p].name, expected[p].name);
     std::vector<std::byte> live;
     session.read_parameter(p, [&](std::int64_t offset, std::span<const std::byte> bytes) {
       EXPECT_EQ(offset, static_cast<std::int64_t>(live.size()));

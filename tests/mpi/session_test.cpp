@@ -105,19 +105,20 @@ std::vector<Case> cases() {
 /// Memory that an engine might give: every parameter with a gap before it, the last one first.
 class GappedMemory final : public ParameterMemory {
  public:
-  std::int64_t bytes_to_allocate(const Share& /*share*/) const override { return 0; }
+  std::int64_t bytes_to_allocate(const RankPlan& /*rank_plan*/) const override { return 0; }
 
-  void open(const Share& share) override {
+  void open(const RankPlan& rank_plan) override {
     std::int64_t bytes = kGap;
     std::vector<std::int64_t> offsets;
-    for (auto parameter = share.parameters.rbegin(); parameter != share.parameters.rend(); ++parameter) {
+    for (auto parameter = rank_plan.parameters.rbegin(); parameter != rank_plan.parameters.rend();
+         ++parameter) {
       offsets.push_back(bytes);
       bytes += parameter->bytes() + kGap;
     }
     allocations_.push_back(make_host_memory(bytes, "a test"));
     std::ranges::fill(all(), kCanary);
-    for (std::size_t p = 0; p < share.parameters.size(); ++p) {
-      place(0, offsets[offsets.size() - 1 - p], share.parameters[p].bytes());
+    for (std::size_t p = 0; p < rank_plan.parameters.size(); ++p) {
+      place(0, offsets[offsets.size() - 1 - p], rank_plan.parameters[p].bytes());
       held_.push_back(parameter(p));
     }
   }
@@ -186,9 +187,9 @@ class SessionOf : public ::testing::TestWithParam<Case> {
       if (version == 8) session.poison();
       session.update(source ? &*source : nullptr, version, true, progress);
       expect_holds(session, control.rank(), c.model, synthetic_weights(c.model, version));
-      for (std::size_t p = 0; p < session.share().parameters.size(); ++p) {
+      for (std::size_t p = 0; p < session.rank_plan().parameters.size(); ++p) {
         const std::span<const std::byte> live = session.parameter(p);
-        const std::string& name = session.share().parameters[p].name;
+        const std::string& name = session.rank_plan().parameters[p].name;
         if (p == addresses.size()) {
           addresses.push_back(live.data());
           previous.emplace_back();
@@ -196,10 +197,10 @@ class SessionOf : public ::testing::TestWithParam<Case> {
         EXPECT_EQ(live.data(), addresses[p]) << name;
         // A parameter of padding alone is the same in every version. The largest of many values may be, too,
         // and with it what scales follow from.
-        const std::vector<Part>& parts = session.share().parameters[p].parts;
+        const std::vector<Part>& parts = session.rank_plan().parameters[p].parts;
         const bool scales = !parts.empty() && parts.front().form.plane == Plane::kScales;
         const bool fed = !parts.empty();
-        if (!scales && session.share().parameters[p].scalars.empty()) {
+        if (!scales && session.rank_plan().parameters[p].scalars.empty()) {
           EXPECT_EQ(!std::equal(live.begin(), live.end(), previous[p].begin(), previous[p].end()),
                     fed || version == 7)
               << name;

@@ -178,7 +178,7 @@ class TiedHead : public BindingTest {
     const auto family = make_family(ModelConfig(tied_.dump(), "config.json"));
     const Checkpoint checkpoint = read_checkpoint(path_);
     const Binding binding = bind(*family, checkpoint);
-    Team readers(2);
+    ThreadPool readers(2);
     // However the work is divided.
     for (std::int64_t i = 0; i < 3; ++i) {
       require_equal_copies(family->catalog(), checkpoint, binding, readers, {i, 3}, [] {});

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "plan/groups.hpp"
+#include "plan/batches.hpp"
 #include "plan_cases.hpp"
 
 namespace weightcast {
@@ -133,7 +133,7 @@ TEST(Groups, TravelAtOnceWithinHalfOfTheStaging) {
           Limits limits = capped(64 << 10);
           limits.buffers = buffers;
           const Plan plan = make_plan(*family, with_split(topology_of(3, engine, colocate), split), limits);
-          const std::vector<std::uint32_t> starts = concurrent_groups(plan);
+          const std::vector<std::uint32_t> starts = concurrent_batches(plan);
           ASSERT_GE(starts.size(), 2);
           EXPECT_EQ(starts.front(), 0);
           EXPECT_EQ(starts.back(), plan.buckets.size());
@@ -156,7 +156,7 @@ TEST(Groups, ColocatedRanksSendAtOnce) {
   limits.buffers = 4;
   const Plan plan = make_plan(*family, topology_of(0, "tp=2,ep=2", true), limits);
   // Two ranks, each a root: with room for two buckets on each of them nearly all travel in pairs.
-  EXPECT_LE(concurrent_groups(plan).size(), plan.buckets.size() * 2 / 3);
+  EXPECT_LE(concurrent_batches(plan).size(), plan.buckets.size() * 2 / 3);
 }
 
 }  // namespace

@@ -69,7 +69,7 @@ std::vector<std::uint64_t> expected_digests(const Plan& plan, const Catalog& cat
 }
 
 /// Both ends of a route cut a bucket into the same messages.
-void expect_same_cuts(const Share& a, const ShareBucket& in_a, const Share& b, const ShareBucket& in_b) {
+void expect_same_cuts(const RankPlan& a, const RankBucket& in_a, const RankPlan& b, const RankBucket& in_b) {
   const std::span<const Message> left = a.messages_of(in_a);
   const std::span<const Message> right = b.messages_of(in_b);
   EXPECT_TRUE(std::equal(left.begin(), left.end(), right.begin(), right.end(),
@@ -79,10 +79,10 @@ void expect_same_cuts(const Share& a, const ShareBucket& in_a, const Share& b, c
 }
 
 /// What a rank has to do for a bucket; null where it has no part in it.
-const ShareBucket* find_bucket(const Share& share, std::uint32_t number) {
-  const auto found = std::find_if(share.buckets.begin(), share.buckets.end(),
-                                  [&](const ShareBucket& bucket) { return bucket.bucket == number; });
-  return found == share.buckets.end() ? nullptr : &*found;
+const RankBucket* find_bucket(const RankPlan& rank_plan, std::uint32_t number) {
+  const auto found = std::find_if(rank_plan.buckets.begin(), rank_plan.buckets.end(),
+                                  [&](const RankBucket& bucket) { return bucket.bucket == number; });
+  return found == rank_plan.buckets.end() ? nullptr : &*found;
 }
 
 }  // namespace
@@ -185,13 +185,13 @@ EmulatedUpdate::EmulatedUpdate(const Plan& plan, const Family& family)
     : plan_(plan), family_(family), executor_(make_host_executor()) {
   for (std::int64_t r = 0; r < plan.topology.ranks(); ++r) {
     EmulatedRank& rank = ranks_.emplace_back();
-    rank.share = make_share(plan, family, r);
-    for (const Parameter& parameter : rank.share.parameters) {
+    rank.rank_plan = make_rank_plan(plan, family, r);
+    for (const Parameter& parameter : rank.rank_plan.parameters) {
       rank.parameters.push_back(rubbish(parameter.bytes()));
     }
     std::vector<std::byte*>& buffers = buffers_.emplace_back();
     for (auto& parameter : rank.parameters) buffers.push_back(parameter.data());
-    executor_->unpack(rank.share.padding, nullptr, buffers);
+    executor_->unpack(rank.rank_plan.padding, nullptr, buffers);
   }
 }
 
@@ -204,7 +204,7 @@ void EmulatedUpdate::begin(const naive::Weights& weights, const naive::Quantized
 
 void EmulatedUpdate::write_scales_over_all() {
   for (std::size_t r = 0; r < ranks_.size(); ++r) {
-    const std::vector<Parameter>& parameters = ranks_[r].share.parameters;
+    const std::vector<Parameter>& parameters = ranks_[r].rank_plan.parameters;
     for (std::size_t p = 0; p < parameters.size(); ++p) {
       for (const Scalar& scalar : parameters[p].scalars) {
         const auto scope = std::find(plan_.scopes.begin(), plan_.scopes.end(), scalar.scope);
@@ -225,12 +225,13 @@ void EmulatedUpdate::write_scales_over_all() {
 /// belongs. `packed` is the root's staging buffer.
 void EmulatedUpdate::deliver(const Bucket& bucket, const std::vector<std::byte>& packed, std::size_t rank,
                              int times) {
-  const Share& share = ranks_[rank].share;
-  const ShareBucket& mine = *find_bucket(share, static_cast<std::uint32_t>(&bucket - plan_.buckets.data()));
+  const RankPlan& rank_plan = ranks_[rank].rank_plan;
+  const RankBucket& mine =
+      *find_bucket(rank_plan, static_cast<std::uint32_t>(&bucket - plan_.buckets.data()));
   const std::vector<std::byte*>& parameters = buffers_[rank];
   std::vector<std::byte> staging = mine.root ? packed : rubbish(static_cast<std::int64_t>(packed.size()));
   std::int64_t end = 0;
-  for (const Message& message : share.messages_of(mine)) {
+  for (const Message& message : rank_plan.messages_of(mine)) {
     // Messages cover the bucket but for what aligns its segments.
     EXPECT_GE(message.staging, end);
     EXPECT_LT(message.staging - end, kSegmentAlignment);
@@ -239,7 +240,7 @@ void EmulatedUpdate::deliver(const Bucket& bucket, const std::vector<std::byte>&
     const auto bytes = static_cast<std::size_t>(message.bytes);
     std::byte* to = staging.data() + message.staging;
     if (message.move != Message::kNone) {
-      const Move& move = share.moves.at(message.move);
+      const Move& move = rank_plan.moves.at(message.move);
       EXPECT_TRUE(move.dense());
       EXPECT_EQ(move.bytes(), message.bytes);
       EXPECT_FALSE(mine.root);
@@ -249,8 +250,9 @@ void EmulatedUpdate::deliver(const Bucket& bucket, const std::vector<std::byte>&
   }
   EXPECT_EQ(end, bucket.bytes);
   for (int i = 0; i < times; ++i) {
-    executor_->unpack(share.program(mine), staging.data(), parameters);
-    executor_->quantize(share.quant_program(mine), {{}, staging.data(), parameters}, packer_->globals(), {});
+    executor_->unpack(rank_plan.program(mine), staging.data(), parameters);
+    executor_->quantize(rank_plan.quant_program(mine), {{}, staging.data(), parameters}, packer_->globals(),
+                        {});
   }
 }
 
@@ -259,24 +261,24 @@ void EmulatedUpdate::apply(std::uint32_t number, int times) {
   EXPECT_LE(bucket.bytes, plan_.limits.bucket_bytes);
   const std::vector<std::byte> staging = packer_->pack(bucket);
   const std::vector<std::int64_t> to = plan_.destination_ranks(bucket.destinations);
-  const Share& sender = ranks_[bucket.root].share;
-  const ShareBucket* sent = find_bucket(sender, number);
+  const RankPlan& sender = ranks_[bucket.root].rank_plan;
+  const RankBucket* sent = find_bucket(sender, number);
   if (sent == nullptr) {
     ADD_FAILURE() << "root " << bucket.root << " does not know of bucket " << number;
     return;
   }
   for (std::size_t r = 0; r < ranks_.size(); ++r) {
     const auto rank = static_cast<std::int64_t>(r);
-    const Share& share = ranks_[r].share;
+    const RankPlan& rank_plan = ranks_[r].rank_plan;
     const bool destination = std::count(to.begin(), to.end(), rank) == 1;
     const bool root = plan_.topology.trainer(rank) == bucket.root;
     EXPECT_EQ(plan_.receives(bucket.destinations, rank), destination);
-    const ShareBucket* mine = find_bucket(share, number);
+    const RankBucket* mine = find_bucket(rank_plan, number);
     EXPECT_EQ(mine != nullptr, destination || root) << "rank " << r << " and bucket " << number;
     if (mine == nullptr) continue;
     EXPECT_EQ(mine->root, root);
     EXPECT_EQ(mine->destination, destination);
-    expect_same_cuts(sender, *sent, share, *mine);
+    expect_same_cuts(sender, *sent, rank_plan, *mine);
     if (destination) deliver(bucket, staging, r, times);
   }
 }
@@ -284,14 +286,14 @@ void EmulatedUpdate::apply(std::uint32_t number, int times) {
 void EmulatedUpdate::verify() const {
   for (std::size_t r = 0; r < ranks_.size(); ++r) {
     SCOPED_TRACE(r);
-    const Share& share = ranks_[r].share;
+    const RankPlan& rank_plan = ranks_[r].rank_plan;
     std::vector<const std::byte*> parameters(buffers_[r].begin(), buffers_[r].end());
-    std::vector<std::uint64_t> written(share.checks.size());
-    executor_->digest(share.checks, parameters, written);
+    std::vector<std::uint64_t> written(rank_plan.checks.size());
+    executor_->digest(rank_plan.checks, parameters, written);
     for (std::size_t i = 0; i < written.size(); ++i) {
-      EXPECT_EQ(written[i], packer_->expected().at(share.checks[i].segment));
+      EXPECT_EQ(written[i], packer_->expected().at(rank_plan.checks[i].digest));
     }
-    EXPECT_EQ(executor_->first_not_zero(share.padding, parameters), -1);
+    EXPECT_EQ(executor_->first_not_zero(rank_plan.padding, parameters), -1);
   }
 }
 
@@ -300,9 +302,8 @@ std::vector<EmulatedRank> emulate_update(const Plan& plan, const Family& family,
   EmulatedUpdate update(plan, family);
   for (const EmulatedRank& rank : update.ranks()) {
     // Ranks walk their buckets in the global order.
-    EXPECT_TRUE(
-        std::is_sorted(rank.share.buckets.begin(), rank.share.buckets.end(),
-                       [](const ShareBucket& a, const ShareBucket& b) { return a.bucket < b.bucket; }));
+    EXPECT_TRUE(std::is_sorted(rank.rank_plan.buckets.begin(), rank.rank_plan.buckets.end(),
+                               [](const RankBucket& a, const RankBucket& b) { return a.bucket < b.bucket; }));
   }
   update.begin(weights, quantized);
   for (std::uint32_t number = 0; number < plan.buckets.size(); ++number) update.apply(number);
@@ -313,9 +314,10 @@ std::vector<EmulatedRank> emulate_update(const Plan& plan, const Family& family,
 void expect_parameters(const EmulatedRank& rank, const std::vector<naive::Parameter>& expected) {
   ASSERT_EQ(rank.parameters.size(), expected.size());
   for (std::size_t p = 0; p < expected.size(); ++p) {
-    EXPECT_EQ(rank.share.parameters[p].name, expected[p].name);
-    EXPECT_EQ(rank.share.parameters[p].shape, expected[p].shape) << expected[p].name;
-    EXPECT_EQ(dtype_name(rank.share.parameters[p].dtype), dtype_name(expected[p].dtype)) << expected[p].name;
+    EXPECT_EQ(rank.rank_plan.parameters[p].name, expected[p].name);
+    EXPECT_EQ(rank.rank_plan.parameters[p].shape, expected[p].shape) << expected[p].name;
+    EXPECT_EQ(dtype_name(rank.rank_plan.parameters[p].dtype), dtype_name(expected[p].dtype))
+        << expected[p].name;
     // Not EXPECT_EQ of the vectors: a difference would print megabytes.
     EXPECT_TRUE(rank.parameters[p] == expected[p].bytes) << expected[p].name;
   }

@@ -11,7 +11,7 @@
 #include "model/family.hpp"
 #include "naive_model.hpp"
 #include "plan/plan.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 
 namespace weightcast {
 
@@ -40,8 +40,8 @@ class ListedFamily final : public Family {
 
 /// A world rank of an emulated update.
 struct EmulatedRank {
-  Share share;
-  std::vector<std::vector<std::byte>> parameters;  ///< by number, as in the share
+  RankPlan rank_plan;
+  std::vector<std::vector<std::byte>> parameters;  ///< by number, as in the rank plan
 };
 
 /// Updates in this process. Every bucket is packed, and quantised where its codes travel, by the host

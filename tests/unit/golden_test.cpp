@@ -123,11 +123,11 @@ TEST(Golden, FusedExpertsOfTritonAndCutlass) {
     const auto tp_rank = c["ep_rank"].get<std::int64_t>() * inner_parts + c["tp_rank"].get<std::int64_t>();
     const EmulatedRank& rank = ranks.at(static_cast<std::size_t>(1 + tp_rank));
     ASSERT_EQ(rank.parameters.size(), 2u);
-    EXPECT_EQ(rank.share.parameters[0].name, "experts.w13_weight");
-    EXPECT_EQ(rank.share.parameters[0].shape, Shape(c["w13_shape"].get<std::vector<std::int64_t>>()));
+    EXPECT_EQ(rank.rank_plan.parameters[0].name, "experts.w13_weight");
+    EXPECT_EQ(rank.rank_plan.parameters[0].shape, Shape(c["w13_shape"].get<std::vector<std::int64_t>>()));
     EXPECT_EQ(tags_of(rank.parameters[0]), c["w13"].get<Tags>());
-    EXPECT_EQ(rank.share.parameters[1].name, "experts.w2_weight");
-    EXPECT_EQ(rank.share.parameters[1].shape, Shape(c["w2_shape"].get<std::vector<std::int64_t>>()));
+    EXPECT_EQ(rank.rank_plan.parameters[1].name, "experts.w2_weight");
+    EXPECT_EQ(rank.rank_plan.parameters[1].shape, Shape(c["w2_shape"].get<std::vector<std::int64_t>>()));
     EXPECT_EQ(tags_of(rank.parameters[1]), c["w2"].get<Tags>());
   }
 }
@@ -192,7 +192,7 @@ TEST(Golden, ExpertsOfTrtllmInBlocksOfK) {
     const std::vector<std::byte>& bytes = rank.parameters.at(number);
     ASSERT_EQ(bytes.size(), tags.size() * 2);
     EXPECT_EQ(std::memcmp(bytes.data(), tags.data(), bytes.size()), 0) << name;
-    EXPECT_EQ(rank.share.parameters.at(number).shape,
+    EXPECT_EQ(rank.rank_plan.parameters.at(number).shape,
               Shape(c[std::string(name) + "_shape"].get<std::vector<std::int64_t>>()));
   };
   expect(0, "w13");
@@ -231,9 +231,9 @@ TEST(Golden, FusedQkvWithSharedKeyAndValueHeads) {
     const std::vector<EmulatedRank> ranks = update(tagged, engine, 2, parameters);
     const EmulatedRank& rank = ranks.at(2 + c["rank"].get<std::size_t>());
     const auto rows = c["rows"].get<Tags>();
-    EXPECT_EQ(rank.share.parameters[0].shape, (Shape{static_cast<std::int64_t>(rows.size()), kCols}));
+    EXPECT_EQ(rank.rank_plan.parameters[0].shape, (Shape{static_cast<std::int64_t>(rows.size()), kCols}));
     EXPECT_EQ(tags_of(rank.parameters[0]), repeated(rows, kCols));
-    EXPECT_EQ(rank.share.parameters[1].shape, (Shape{static_cast<std::int64_t>(rows.size())}));
+    EXPECT_EQ(rank.rank_plan.parameters[1].shape, (Shape{static_cast<std::int64_t>(rows.size())}));
     EXPECT_EQ(tags_of(rank.parameters[1]), rows);
   }
 }

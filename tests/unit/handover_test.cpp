@@ -25,11 +25,12 @@ namespace {
 /// same number; those that `directly` names are elsewhere.
 class FakeWindow final : public ParameterWindow {
  public:
-  FakeWindow(const Share& share, std::int64_t limit, const std::string& directly = "none") : limit_(limit) {
-    for (std::uint32_t p = 0; p < share.parameters.size(); ++p) {
-      memory_.emplace_back(static_cast<std::size_t>(share.parameters[p].bytes()));
+  FakeWindow(const RankPlan& rank_plan, std::int64_t limit, const std::string& directly = "none")
+      : limit_(limit) {
+    for (std::uint32_t p = 0; p < rank_plan.parameters.size(); ++p) {
+      memory_.emplace_back(static_cast<std::size_t>(rank_plan.parameters[p].bytes()));
       parameters_.push_back(memory_.back().data());
-      if (share.parameters[p].name.find(directly) == std::string::npos) tensors_[parameters_.back()] = p;
+      if (rank_plan.parameters[p].name.find(directly) == std::string::npos) tensors_[parameters_.back()] = p;
     }
   }
 
@@ -78,44 +79,45 @@ class HandoverTest : public ::testing::Test {
     topology_.trainers = 2;
     topology_.engine = parse_inference_allocation("--inference-alloc", "hf");
     plan_ = make_plan(*family_, topology_, plan_cases::capped(kBucket));
-    share_ = make_share(plan_, *family_, topology_.trainers);
+    rank_plan_ = make_rank_plan(plan_, *family_, topology_.trainers);
   }
 
   Handover handover(FakeWindow& window) const {
-    return {plan_, family_->catalog(), share_, window.parameters(), window};
+    return {plan_, family_->catalog(), rank_plan_, window.parameters(), window};
   }
 
   std::unique_ptr<Family> family_ = plan_cases::small_moe().family();
   Topology topology_;
   Plan plan_;
-  Share share_;
+  RankPlan rank_plan_;
 };
 
 TEST_F(HandoverTest, EveryTensorIsHandedOverOnceWhenItsLastBucketIsThere) {
-  FakeWindow window(share_, std::int64_t{1} << 40);
+  FakeWindow window(rank_plan_, std::int64_t{1} << 40);
   Handover handover = this->handover(window);
   for (int update = 0; update < 2; ++update) {
     handover.begin();
     std::vector<std::int64_t> missing;
-    for (const Parameter& parameter : share_.parameters) missing.push_back(parameter.bytes());
-    for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
+    for (const Parameter& parameter : rank_plan_.parameters) missing.push_back(parameter.bytes());
+    for (std::size_t k = 0; k < rank_plan_.buckets.size(); ++k) {
       handover.look();
       ASSERT_TRUE(handover.has_room(k));
       handover.start(k);
       EXPECT_FALSE(handover.is_over());
-      const ShareBucket& bucket = share_.buckets[k];
+      const RankBucket& bucket = rank_plan_.buckets[k];
       std::size_t whole = window.handed().size();
-      for (const Move& move : std::span(share_.moves).subspan(bucket.first_move, bucket.moves)) {
+      for (const Move& move : std::span(rank_plan_.moves).subspan(bucket.first_move, bucket.moves)) {
         if ((missing[move.buffer] -= move.rows * move.row_bytes) == 0) ++whole;
       }
       handover.arrived(k, {}, {});
       EXPECT_EQ(window.handed().size(), whole);
     }
-    EXPECT_EQ(window.handed().size(), share_.parameters.size());
+    EXPECT_EQ(window.handed().size(), rank_plan_.parameters.size());
     std::vector<std::uint32_t> handed = window.handed();
     std::ranges::sort(handed);
     EXPECT_EQ(std::ranges::adjacent_find(handed), handed.end());
-    EXPECT_GE(window.reserved(), share_.parameter_bytes - 4096 * static_cast<std::int64_t>(handed.size()));
+    EXPECT_GE(window.reserved(),
+              rank_plan_.parameter_bytes - 4096 * static_cast<std::int64_t>(handed.size()));
     handover.look();
     EXPECT_FALSE(handover.is_over());
     window.take(handed.size());
@@ -126,18 +128,18 @@ TEST_F(HandoverTest, EveryTensorIsHandedOverOnceWhenItsLastBucketIsThere) {
 
 TEST_F(HandoverTest, ABucketWaitsForRoomOnlyWhileSomethingCanMakeIt) {
   constexpr std::int64_t kLimit = 4 * kBucket;
-  FakeWindow window(share_, kLimit);
+  FakeWindow window(rank_plan_, kLimit);
   Handover handover = this->handover(window);
   handover.begin();
   std::size_t next = 0;
   const auto start_all = [&] {
     const std::size_t first = next;
-    while (next < share_.buckets.size() && handover.has_room(next)) handover.start(next++);
+    while (next < rank_plan_.buckets.size() && handover.has_room(next)) handover.start(next++);
     return next - first;
   };
   std::size_t arrived = 0;
   std::size_t waits = 0;
-  while (arrived < share_.buckets.size()) {
+  while (arrived < rank_plan_.buckets.size()) {
     handover.look();
     start_all();
     // Nothing waits for itself: there is something under way, or to be taken.
@@ -154,13 +156,13 @@ TEST_F(HandoverTest, ABucketWaitsForRoomOnlyWhileSomethingCanMakeIt) {
 }
 
 TEST_F(HandoverTest, WithoutRoomForOneBucketTheyComeOneByOne) {
-  FakeWindow window(share_, 1);
+  FakeWindow window(rank_plan_, 1);
   Handover handover = this->handover(window);
   handover.begin();
-  for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
+  for (std::size_t k = 0; k < rank_plan_.buckets.size(); ++k) {
     ASSERT_TRUE(handover.has_room(k));
     handover.start(k);
-    EXPECT_TRUE(k + 1 == share_.buckets.size() || !handover.has_room(k + 1));
+    EXPECT_TRUE(k + 1 == rank_plan_.buckets.size() || !handover.has_room(k + 1));
     handover.arrived(k, {}, {});
     window.take(window.handed().size());
     handover.look();
@@ -169,12 +171,12 @@ TEST_F(HandoverTest, WithoutRoomForOneBucketTheyComeOneByOne) {
 }
 
 TEST_F(HandoverTest, WhatIsWrittenInPlaceWaitsForNothing) {
-  FakeWindow window(share_, 1, "mlp");
+  FakeWindow window(rank_plan_, 1, "mlp");
   Handover handover = this->handover(window);
   handover.begin();
-  for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
-    const ShareBucket& bucket = share_.buckets[k];
-    const auto moves = std::span(share_.moves).subspan(bucket.first_move, bucket.moves);
+  for (std::size_t k = 0; k < rank_plan_.buckets.size(); ++k) {
+    const RankBucket& bucket = rank_plan_.buckets[k];
+    const auto moves = std::span(rank_plan_.moves).subspan(bucket.first_move, bucket.moves);
     const bool direct = std::ranges::none_of(moves, [&](const Move& move) {
       return window.tensor_at(window.parameters()[move.buffer]).has_value();
     });
@@ -183,21 +185,22 @@ TEST_F(HandoverTest, WhatIsWrittenInPlaceWaitsForNothing) {
     handover.arrived(k, {}, {});
   }
   EXPECT_GT(window.size(), 0);
-  EXPECT_LT(window.size(), share_.parameters.size());
+  EXPECT_LT(window.size(), rank_plan_.parameters.size());
   EXPECT_EQ(window.handed().size(), window.size());
 }
 
 TEST_F(HandoverTest, NothingIsHandedOverThatArrivedWrong) {
-  FakeWindow window(share_, std::int64_t{1} << 40);
+  FakeWindow window(rank_plan_, std::int64_t{1} << 40);
   Handover handover = this->handover(window);
   handover.begin();
   std::vector<std::uint64_t> expected(plan_.digests());
   for (std::size_t i = 0; i < expected.size(); ++i) expected[i] = 1000 + i;
   const auto arrive = [&](std::size_t k, bool flipped) {
     handover.start(k);
-    const ShareBucket& bucket = share_.buckets[k];
+    const RankBucket& bucket = rank_plan_.buckets[k];
     std::vector<std::uint64_t> written;
-    for (const DigestBox& check : share_.digest_program(bucket)) written.push_back(expected[check.segment]);
+    for (const DigestBox& check : rank_plan_.digest_program(bucket))
+      written.push_back(expected[check.digest]);
     if (flipped) written.back() ^= 1;
     handover.arrived(k, written, expected);
   };
@@ -209,23 +212,23 @@ TEST_F(HandoverTest, NothingIsHandedOverThatArrivedWrong) {
   } catch (const VerifyError& error) {
     EXPECT_NE(std::string(error.what()).find("does not hold what was sent of tensor"), std::string::npos);
   }
-  const Move& wrong = share_.moves[share_.buckets[1].first_move + share_.buckets[1].moves - 1];
+  const Move& wrong = rank_plan_.moves[rank_plan_.buckets[1].first_move + rank_plan_.buckets[1].moves - 1];
   for (std::size_t i = before; i < window.handed().size(); ++i) EXPECT_NE(window.handed()[i], wrong.buffer);
 }
 
 TEST_F(HandoverTest, OneThreadReceivesAndOneUnpacks) {
-  FakeWindow window(share_, 2 * kBucket);
+  FakeWindow window(rank_plan_, 2 * kBucket);
   window.takes_at_once = true;
   Handover handover = this->handover(window);
   handover.begin();
   std::atomic<std::size_t> started = 0;
   std::thread unpacks([&] {
-    for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
+    for (std::size_t k = 0; k < rank_plan_.buckets.size(); ++k) {
       while (started <= k) std::this_thread::yield();
       handover.arrived(k, {}, {});
     }
   });
-  for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
+  for (std::size_t k = 0; k < rank_plan_.buckets.size(); ++k) {
     do {
       handover.look();
     } while (!handover.has_room(k));
@@ -234,7 +237,7 @@ TEST_F(HandoverTest, OneThreadReceivesAndOneUnpacks) {
   }
   while (!handover.is_over()) handover.look();
   unpacks.join();
-  EXPECT_EQ(window.handed().size(), share_.parameters.size());
+  EXPECT_EQ(window.handed().size(), rank_plan_.parameters.size());
 }
 
 }  // namespace

@@ -115,7 +115,8 @@ TEST_P(RoundTrip, AndIsPlannedAlike) {
   topology.engine.landing = map->hash;
   EXPECT_NE(make_plan(*landed, topology, Limits()).hash, plan.hash);
   for (std::int64_t rank = 0; rank < topology.ranks(); ++rank) {
-    EXPECT_EQ(make_share(plan, *landed, rank).moves.size(), make_share(plan, *family, rank).moves.size());
+    EXPECT_EQ(make_rank_plan(plan, *landed, rank).moves.size(),
+              make_rank_plan(plan, *family, rank).moves.size());
   }
 }
 
@@ -285,7 +286,7 @@ TEST_P(LoadersMap, AnUpdateDoesWhatTheLoaderDid) {
     const EmulatedRank& updated = ranks.at(2 + rank);
     ASSERT_EQ(updated.parameters.size(), parameters.size());
     for (std::size_t p = 0; p < parameters.size(); ++p) {
-      EXPECT_EQ(updated.share.parameters[p].name, parameters[p]["name"]);
+      EXPECT_EQ(updated.rank_plan.parameters[p].name, parameters[p]["name"]);
       EXPECT_TRUE(updated.parameters[p] == applied(parameters[p], map["tensors"], weights))
           << parameters[p]["name"];
     }

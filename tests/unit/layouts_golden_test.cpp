@@ -530,11 +530,11 @@ class Comparison {
   Comparison(const Formula& formula, const Experts& experts, std::int64_t parts, std::int64_t part)
       : formula_(formula), experts_(experts) {
     const std::string layout = formula.layout;
-    const std::int64_t share = experts.inner / parts;
-    padded_ = round_up(share, layout.starts_with("trtllm") ? 128 : layout == "vllm-cpu" ? 32 : 1);
+    const std::int64_t rank_plan = experts.inner / parts;
+    padded_ = round_up(rank_plan, layout.starts_with("trtllm") ? 128 : layout == "vllm-cpu" ? 32 : 1);
     // vLLM cuts first and pads then.
-    start_ = part * (layout == "vllm-cpu" ? share : padded_);
-    end_ = layout == "vllm-cpu" ? start_ + share : experts.inner;
+    start_ = part * (layout == "vllm-cpu" ? rank_plan : padded_);
+    end_ = layout == "vllm-cpu" ? start_ + rank_plan : experts.inner;
     find_moe_layout(formula.layout).add_parameters(experts.catalog, experts.rank(parts, part), parameters_);
   }
 

@@ -21,8 +21,8 @@ using Bytes = std::vector<std::byte>;
 
 /// The parameters of a rank, which hold rubbish at first.
 struct Parameters {
-  explicit Parameters(const Share& share) {
-    for (const Parameter& parameter : share.parameters) {
+  explicit Parameters(const RankPlan& rank_plan) {
+    for (const Parameter& parameter : rank_plan.parameters) {
       bytes.emplace_back(static_cast<std::size_t>(parameter.bytes()), std::byte{0xa5});
     }
     for (Bytes& parameter : bytes) buffers.push_back(parameter.data());
@@ -61,8 +61,8 @@ std::size_t expect_same_parameters(const naive::Model& model, const Topology& to
   }
   std::size_t count = 0;
   for (std::int64_t rank = 0; rank < topology.ranks(); ++rank) {
-    const Share share = make_share(plan, *family, rank);
-    const Schedule schedule(plan, share, true);
+    const RankPlan rank_plan = make_rank_plan(plan, *family, rank);
+    const Schedule schedule(plan, rank_plan, true);
     const OwnWeights own = own_weights(plan, catalog, rank);
     Bytes weights = held_bytes(catalog, own, values);
     const Sending sending = compile_sending(plan, catalog, rank, own.held);
@@ -71,15 +71,15 @@ std::size_t expect_same_parameters(const naive::Model& model, const Topology& to
       places.emplace(sending.segments[i], sending.moves[i]);
     }
     const LocalPrograms local =
-        compile_local(share, schedule, [&](std::uint32_t segment) { return places.at(segment); });
-    EXPECT_EQ(local.move_programs.size(), share.buckets.size());
-    EXPECT_EQ(local.quant_programs.size(), share.buckets.size());
+        compile_local(rank_plan, schedule, [&](std::uint32_t segment) { return places.at(segment); });
+    EXPECT_EQ(local.move_programs.size(), rank_plan.buckets.size());
+    EXPECT_EQ(local.quant_programs.size(), rank_plan.buckets.size());
 
-    Parameters at_once(share);
-    Parameters through_staging(share);
+    Parameters at_once(rank_plan);
+    Parameters through_staging(rank_plan);
     const std::byte* const source = weights.data();
-    for (std::size_t k = 0; k < share.buckets.size(); ++k) {
-      const ShareBucket& bucket = share.buckets[k];
+    for (std::size_t k = 0; k < rank_plan.buckets.size(); ++k) {
+      const RankBucket& bucket = rank_plan.buckets[k];
       const ProgramRange moves = local.move_programs[k];
       const ProgramRange quants = local.quant_programs[k];
       EXPECT_EQ(moves.count, schedule.local(k) ? bucket.moves : 0);
@@ -93,13 +93,13 @@ std::size_t expect_same_parameters(const naive::Model& model, const Topology& to
       const ProgramRange packed = sending.buckets[bucket.bucket].moves;
       executor->pack(std::span(sending.moves).subspan(packed.first, packed.count), {&source, 1},
                      staging.data());
-      executor->unpack(std::span(share.moves).subspan(bucket.first_move, bucket.moves), staging.data(),
+      executor->unpack(std::span(rank_plan.moves).subspan(bucket.first_move, bucket.moves), staging.data(),
                        through_staging.buffers);
-      executor->quantize(share.quant_program(bucket), {{}, staging.data(), through_staging.buffers}, scales,
-                         {});
+      executor->quantize(rank_plan.quant_program(bucket), {{}, staging.data(), through_staging.buffers},
+                         scales, {});
     }
-    for (std::size_t p = 0; p < share.parameters.size(); ++p) {
-      EXPECT_TRUE(at_once.bytes[p] == through_staging.bytes[p]) << share.parameters[p].name;
+    for (std::size_t p = 0; p < rank_plan.parameters.size(); ++p) {
+      EXPECT_TRUE(at_once.bytes[p] == through_staging.bytes[p]) << rank_plan.parameters[p].name;
     }
   }
   return count;

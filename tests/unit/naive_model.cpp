@@ -368,9 +368,9 @@ class Rank {
   /// [gate ; up] or [up ; gate] of each expert, and down, as the kernels of the layout want them. With
   /// padding, rank t has rows [t·Ip, (t+1)·Ip), as in shuffled_in_blocks().
   void quantized_experts(const std::string& at, const Experts& experts) {
-    const std::int64_t share = model_.expert_inner / experts.moe_tp;
+    const std::int64_t rank_plan = model_.expert_inner / experts.moe_tp;
     const QuantScheme scheme = layout_.quantizer->scheme;
-    const std::int64_t half = up(share, expert_order(layout_.moe_layout, scheme, 0).unit);
+    const std::int64_t half = up(rank_plan, expert_order(layout_.moe_layout, scheme, 0).unit);
     const ExpertOrder order = expert_order(layout_.moe_layout, scheme, half);
     const std::int64_t start = experts.inner_rank * half;
     build_quantized(at + "w13_weight", true, {experts.count, 2 * half, model_.hidden}, experts.gates,
@@ -435,9 +435,9 @@ class Rank {
   /// Of a matrix [N, K] element (n, k) lies at n/16·16K + 16k + n%16. w13 is [gate ; up] of Ip rows each,
   /// Ip = up(I/T, 32), zero from I/T on.
   void blocks_of_rows(const std::string& at, const Experts& experts) {
-    const std::int64_t share = model_.expert_inner / experts.moe_tp;
-    const std::int64_t start = experts.inner_rank * share;
-    const std::int64_t ip = up(share, 32);
+    const std::int64_t rank_plan = model_.expert_inner / experts.moe_tp;
+    const std::int64_t start = experts.inner_rank * rank_plan;
+    const std::int64_t ip = up(rank_plan, 32);
     const auto add = [&](const std::string& name, std::int64_t rows, std::int64_t cols, auto element) {
       build(name, {experts.count, rows, cols}, [&](auto r, auto c) {
         const std::int64_t place = r % rows * cols + c;
@@ -447,11 +447,11 @@ class Rank {
       });
     };
     add(at + "w13_weight", 2 * ip, model_.hidden, [&](std::size_t e, auto n, auto h) {
-      if (n % ip >= share) return kZero;
+      if (n % ip >= rank_plan) return kZero;
       return Element{n < ip ? experts.gates[e] : experts.ups[e], start + n % ip, h};
     });
     add(at + "w2_weight", model_.hidden, ip, [&](std::size_t e, auto h, auto j) {
-      return j >= share ? kZero : Element{experts.downs[e], h, start + j};
+      return j >= rank_plan ? kZero : Element{experts.downs[e], h, start + j};
     });
   }
 

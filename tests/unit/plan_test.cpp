@@ -267,9 +267,9 @@ TEST(Plan, LargeSegmentsTravelAloneAndArriveWhereTheyBelong) {
     const naive::Weights weights = naive::random_weights(model, 1);
     const std::vector<EmulatedRank> ranks = emulate_update(plan, *family, weights);
     for (std::size_t r = 0; r < ranks.size(); ++r) {
-      const Share& share = ranks[r].share;
+      const RankPlan& rank_plan = ranks[r].rank_plan;
       std::size_t direct = 0;
-      for (const Message& message : share.messages) {
+      for (const Message& message : rank_plan.messages) {
         const bool alone = message.segment != Message::kNone;
         EXPECT_TRUE(alone || message.move == Message::kNone);
         EXPECT_GE(message.bytes, alone ? kDirectBytes : 1);

@@ -13,7 +13,7 @@
 
 #include "core/error.hpp"
 #include "naive_model.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "plan/steps.hpp"
 #include "plan_cases.hpp"
 
@@ -122,9 +122,9 @@ TEST(PlanAsAWhole, TrafficIsWhatTheSharesExchange) {
     std::vector<Traffic> expected(static_cast<std::size_t>(plan.topology.ranks()));
     std::vector<bool> travels(plan.buckets.size(), false);
     for (std::size_t rank = 0; rank < expected.size(); ++rank) {
-      const Share share = make_share(plan, *family, static_cast<std::int64_t>(rank));
-      expected[rank].buckets = static_cast<std::int64_t>(share.buckets.size());
-      for (const ShareBucket& bucket : share.buckets) {
+      const RankPlan rank_plan = make_rank_plan(plan, *family, static_cast<std::int64_t>(rank));
+      expected[rank].buckets = static_cast<std::int64_t>(rank_plan.buckets.size());
+      for (const RankBucket& bucket : rank_plan.buckets) {
         if (bucket.root) continue;
         travels[bucket.bucket] = true;
         expected[rank].received += plan.buckets[bucket.bucket].bytes;
@@ -265,26 +265,26 @@ TEST(PlanAsAWhole, Qwen235BOn256TrainersAnd512InferenceRanks) {
   EXPECT_GE(*std::min_element(sent.begin(), sent.end()), model_bytes / 256 * 19 / 20);
 
   // Rank 5 of the last replica: 128/32 experts a layer, 2 query heads, one kv head, 1/32 of the vocabulary.
-  const Share share = make_share(plan, *family, 256 + 15 * 32 + 5);
+  const RankPlan rank_plan = make_rank_plan(plan, *family, 256 + 15 * 32 + 5);
   const std::int64_t hidden = 4096;
   const std::int64_t layer = 2 * hidden + hidden * 4 * 128 + hidden * 256 + std::int64_t{2} * 128 +
                              128 * hidden + hidden * 4 * 3 * 1536;
   const std::int64_t expected = 2 * (94 * layer + hidden * 2 * 151936 / 32 + hidden);
   std::int64_t bytes = 0;
-  for (const Parameter& parameter : share.parameters) bytes += parameter.bytes();
+  for (const Parameter& parameter : rank_plan.parameters) bytes += parameter.bytes();
   EXPECT_EQ(bytes, expected);
-  EXPECT_EQ(share.moves.size(), share.checks.size());
-  EXPECT_TRUE(share.padding.empty());
+  EXPECT_EQ(rank_plan.moves.size(), rank_plan.checks.size());
+  EXPECT_TRUE(rank_plan.padding.empty());
   std::int64_t moved = 0;
-  for (const Move& move : share.moves) moved += move.bytes();
+  for (const Move& move : rank_plan.moves) moved += move.bytes();
   EXPECT_EQ(moved, expected);
 
   // A trainer receives nothing and packs only its own.
-  const Share trainer = make_share(plan, *family, 17);
+  const RankPlan trainer = make_rank_plan(plan, *family, 17);
   EXPECT_TRUE(trainer.parameters.empty());
   EXPECT_TRUE(trainer.moves.empty());
   EXPECT_FALSE(trainer.buckets.empty());
-  for (const ShareBucket& bucket : trainer.buckets) EXPECT_EQ(plan.buckets[bucket.bucket].root, 17u);
+  for (const RankBucket& bucket : trainer.buckets) EXPECT_EQ(plan.buckets[bucket.bucket].root, 17u);
 }
 
 }  // namespace

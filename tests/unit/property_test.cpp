@@ -178,9 +178,10 @@ class Cases {
     const bool tiles = format.scale_bytes == 1;
     model.hidden =
         round_up(model.hidden, padded || engine.quantizer->scheme == QuantScheme::kMxfp4 ? 128 : 32);
-    const std::int64_t share = padded ? (blocks ? 64 * between(1, 5) : unit * between(1, 12))
-                                      : round_up(model.expert_inner / engine.expert_tp(), tiles ? 128 : 32);
-    model.expert_inner = engine.expert_tp() * share;
+    const std::int64_t rank_plan = padded
+                                       ? (blocks ? 64 * between(1, 5) : unit * between(1, 12))
+                                       : round_up(model.expert_inner / engine.expert_tp(), tiles ? 128 : 32);
+    model.expert_inner = engine.expert_tp() * rank_plan;
     model.experts = engine.ep * between(1, padded || tiles ? 1 : 2);
   }
 

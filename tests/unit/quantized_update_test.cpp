@@ -396,7 +396,7 @@ TEST_P(EachQuantizer, WhatArrivesIsNearWhatTheTrainersHave) {
   const std::string name = "model.layers.0.self_attn.o_proj.weight";
   const naive::QuantFormat format = naive::format_of(scheme());
   const auto plane = [&](const std::string& wanted) -> const std::vector<std::byte>* {
-    const std::vector<Parameter>& parameters = ranks.back().share.parameters;
+    const std::vector<Parameter>& parameters = ranks.back().rank_plan.parameters;
     for (std::size_t p = 0; p < parameters.size(); ++p) {
       if (parameters[p].name == wanted) return &ranks.back().parameters[p];
     }
@@ -590,7 +590,7 @@ TEST(QuantizedRefusals, ABucketSmallerThanWhatAScaleFollowsFromNamesTheLeast) {
     const auto line = [&](std::int64_t cap) {
       return refusal([&] {
         const Plan plan = make_plan(*family, topology, at(capped(cap), c.side));
-        make_share(plan, *family, 1);
+        make_rank_plan(plan, *family, 1);
       });
     };
     const std::string words = line(64 << 10);
@@ -689,17 +689,17 @@ TEST(QuantizedProofs, DamageToAPlaneIsFound) {
     for (const QuantizeAt side : kSides) {
       SCOPED_TRACE(fmt::format("{} {}", damage.what, name_of(side)));
       const Limits limits = at(capped(1 << 20), side);
-      EXPECT_NO_THROW(make_share(make_plan(*family, topology, limits), *family, 1));
+      EXPECT_NO_THROW(make_rank_plan(make_plan(*family, topology, limits), *family, 1));
       const ListedFamily damaged = tampered(*family, damage.tamper);
-      EXPECT_THROW(make_share(make_plan(damaged, topology, limits), damaged, 1), InternalError);
+      EXPECT_THROW(make_rank_plan(make_plan(damaged, topology, limits), damaged, 1), InternalError);
     }
   }
 }
 
 /// All that a share writes, said a second time.
-std::vector<Move> writes_of(const Share& share) {
-  std::vector<Move> writes = share.moves;
-  writes.insert(writes.end(), share.padding.begin(), share.padding.end());
+std::vector<Move> writes_of(const RankPlan& rank_plan) {
+  std::vector<Move> writes = rank_plan.moves;
+  writes.insert(writes.end(), rank_plan.padding.begin(), rank_plan.padding.end());
   const auto add = [&](const MatrixPlace& place, const Box& box, std::int64_t element) {
     if (place.space != Space::kParameter) return;
     Move move{place.offset, place.pitch, 0, box.rows, box.cols * element, place.buffer, MoveOp::kCopy};
@@ -708,12 +708,12 @@ std::vector<Move> writes_of(const Share& share) {
     move.byte = place.byte;
     writes.push_back(move);
   };
-  for (const QuantMove& quant : share.quants) {
+  for (const QuantMove& quant : rank_plan.quants) {
     add(quant.codes, quant.codes_box, 1);
     add(quant.scales, quant.scales_box, quant.scale_bytes);
   }
-  for (std::uint32_t p = 0; p < share.parameters.size(); ++p) {
-    for (const Scalar& scalar : share.parameters[p].scalars) {
+  for (std::uint32_t p = 0; p < rank_plan.parameters.size(); ++p) {
+    for (const Scalar& scalar : rank_plan.parameters[p].scalars) {
       writes.push_back({scalar.offset, 4, 0, 1, 4, p, MoveOp::kCopy});
     }
   }
@@ -726,17 +726,18 @@ TEST(QuantizedProofs, EveryMissingAndDoubledWriteOfAShareIsFound) {
     for (const QuantizeAt side : kSides) {
       SCOPED_TRACE(fmt::format("{} {}", quantizer, name_of(side)));
       const Topology topology = quantizing(topology_of(1, "tp=1"), parse_quantizer(quantizer));
-      const Share share = make_share(make_plan(*family, topology, at(capped(1 << 20), side)), *family, 1);
-      EXPECT_EQ(share.quants.empty(), side == QuantizeAt::kSource);
-      const std::vector<Move> writes = writes_of(share);
-      EXPECT_NO_THROW(prove_written_once(share.parameters, writes));
+      const RankPlan rank_plan =
+          make_rank_plan(make_plan(*family, topology, at(capped(1 << 20), side)), *family, 1);
+      EXPECT_EQ(rank_plan.quants.empty(), side == QuantizeAt::kSource);
+      const std::vector<Move> writes = writes_of(rank_plan);
+      EXPECT_NO_THROW(prove_written_once(rank_plan.parameters, writes));
       for (std::size_t i = 0; i < writes.size(); ++i) {
         std::vector<Move> missing = writes;
         missing.erase(missing.begin() + static_cast<std::ptrdiff_t>(i));
-        EXPECT_THROW(prove_written_once(share.parameters, missing), InternalError) << i;
+        EXPECT_THROW(prove_written_once(rank_plan.parameters, missing), InternalError) << i;
         std::vector<Move> doubled = writes;
         doubled.push_back(writes[i]);
-        EXPECT_THROW(prove_written_once(share.parameters, doubled), InternalError) << i;
+        EXPECT_THROW(prove_written_once(rank_plan.parameters, doubled), InternalError) << i;
       }
     }
   }

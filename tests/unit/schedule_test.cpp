@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "plan/groups.hpp"
+#include "plan/batches.hpp"
 #include "plan_cases.hpp"
 #include "session/schedule.hpp"
 
@@ -69,16 +69,16 @@ Plan random_plan(Random& random) {
 }
 
 /// The buckets of a rank's share, without what is in them.
-Share buckets_of(const Plan& plan, std::int64_t rank) {
-  Share share;
+RankPlan buckets_of(const Plan& plan, std::int64_t rank) {
+  RankPlan rank_plan;
   for (std::uint32_t number = 0; number < plan.buckets.size(); ++number) {
-    ShareBucket bucket;
+    RankBucket bucket;
     bucket.bucket = number;
     bucket.root = plan.topology.trainer(rank) == plan.buckets[number].root;
     bucket.destination = plan.receives(plan.buckets[number].destinations, rank);
-    if (bucket.root || bucket.destination) share.buckets.push_back(bucket);
+    if (bucket.root || bucket.destination) rank_plan.buckets.push_back(bucket);
   }
-  return share;
+  return rank_plan;
 }
 
 /// Whether anybody but `rank` sends or receives a bucket, or it is packed as codes.
@@ -98,17 +98,17 @@ bool needs_staging(const Plan& plan, const Bucket& bucket, std::int64_t rank) {
 
 /// The number of each plan bucket's group.
 std::vector<std::size_t> group_numbers(const Plan& plan) {
-  const std::vector<std::uint32_t> starts = concurrent_groups(plan);
+  const std::vector<std::uint32_t> starts = concurrent_batches(plan);
   std::vector<std::size_t> numbers;
   for (std::uint32_t b = 0; b < plan.buckets.size(); ++b) {
-    std::size_t group = 0;
-    while (starts[group + 1] <= b) ++group;
-    numbers.push_back(group);
+    std::size_t batch = 0;
+    while (starts[batch + 1] <= b) ++batch;
+    numbers.push_back(batch);
   }
   return numbers;
 }
 
-void expect_staging(const Plan& plan, const Share& share, std::int64_t rank, bool resident,
+void expect_staging(const Plan& plan, const RankPlan& rank_plan, std::int64_t rank, bool resident,
                     const Schedule& schedule) {
   // Whoever needs a slot takes the one that nobody has used for the longest time.
   std::deque<std::pair<std::size_t, std::size_t>> slots;  // and their last users
@@ -116,11 +116,11 @@ void expect_staging(const Plan& plan, const Share& share, std::int64_t rank, boo
     slots.emplace_back(slot, kNone);
   }
   std::size_t first_staged = kNone;
-  for (std::size_t k = 0; k < share.buckets.size(); ++k) {
-    const bool staged = !resident || needs_staging(plan, plan.buckets[share.buckets[k].bucket], rank);
+  for (std::size_t k = 0; k < rank_plan.buckets.size(); ++k) {
+    const bool staged = !resident || needs_staging(plan, plan.buckets[rank_plan.buckets[k].bucket], rank);
     ASSERT_EQ(schedule.local(k), !staged) << k;
     if (!staged) {
-      EXPECT_TRUE(share.buckets[k].root && share.buckets[k].destination);
+      EXPECT_TRUE(rank_plan.buckets[k].root && rank_plan.buckets[k].destination);
       EXPECT_EQ(schedule.slots().slot(k), kNone);
       EXPECT_EQ(schedule.slots().before(k), kNone);
       continue;
@@ -135,22 +135,22 @@ void expect_staging(const Plan& plan, const Share& share, std::int64_t rank, boo
   EXPECT_EQ(schedule.first_staged(), first_staged);
 }
 
-void expect_groups(const Plan& plan, const Share& share, const Schedule& schedule) {
+void expect_groups(const Plan& plan, const RankPlan& rank_plan, const Schedule& schedule) {
   const std::vector<std::size_t> numbers = group_numbers(plan);
   std::map<std::size_t, std::vector<std::size_t>> expected;
-  for (std::size_t k = 0; k < share.buckets.size(); ++k)
-    expected[numbers[share.buckets[k].bucket]].push_back(k);
+  for (std::size_t k = 0; k < rank_plan.buckets.size(); ++k)
+    expected[numbers[rank_plan.buckets[k].bucket]].push_back(k);
   std::vector<std::vector<std::size_t>> found;
-  for (const Schedule::Group group : schedule.groups()) {
+  for (const Schedule::Batch batch : schedule.batches()) {
     std::vector<std::size_t>& buckets = found.emplace_back();
     std::set<std::size_t> slots;
-    for (std::size_t k = group.first; k < group.last; ++k) {
+    for (std::size_t k = batch.first; k < batch.last; ++k) {
       buckets.push_back(k);
       if (schedule.local(k)) continue;
       // All of a group are staged at once, in slots that earlier groups have left.
       EXPECT_TRUE(slots.insert(schedule.slots().slot(k)).second);
       const std::size_t before = schedule.slots().before(k);
-      EXPECT_TRUE(before == kNone || before < group.first);
+      EXPECT_TRUE(before == kNone || before < batch.first);
     }
     EXPECT_LE(std::ssize(slots), plan.limits.buffers);
   }
@@ -159,18 +159,18 @@ void expect_groups(const Plan& plan, const Share& share, const Schedule& schedul
   EXPECT_EQ(found, in_order);
 }
 
-void expect_alone(const Share& share, const Schedule& schedule) {
-  for (std::size_t k = 0; k < share.buckets.size(); ++k) {
-    EXPECT_EQ(schedule.packed_alone(k), &share.buckets[k] == &share.buckets.front());
-    EXPECT_EQ(schedule.unpacked_alone(k), &share.buckets[k] == &share.buckets.back());
+void expect_alone(const RankPlan& rank_plan, const Schedule& schedule) {
+  for (std::size_t k = 0; k < rank_plan.buckets.size(); ++k) {
+    EXPECT_EQ(schedule.packed_alone(k), &rank_plan.buckets[k] == &rank_plan.buckets.front());
+    EXPECT_EQ(schedule.unpacked_alone(k), &rank_plan.buckets[k] == &rank_plan.buckets.back());
   }
 }
 
-void expect_sound(const Plan& plan, const Share& share, std::int64_t rank, bool resident) {
-  const Schedule schedule(plan, share, resident);
-  expect_staging(plan, share, rank, resident, schedule);
-  expect_groups(plan, share, schedule);
-  expect_alone(share, schedule);
+void expect_sound(const Plan& plan, const RankPlan& rank_plan, std::int64_t rank, bool resident) {
+  const Schedule schedule(plan, rank_plan, resident);
+  expect_staging(plan, rank_plan, rank, resident, schedule);
+  expect_groups(plan, rank_plan, schedule);
+  expect_alone(rank_plan, schedule);
 }
 
 /// What the ranks of an update do one by one: each packs and unpacks in its order, a group is under way when
@@ -179,9 +179,9 @@ class Simulation {
  public:
   Simulation(const Plan& plan, Random& random) : random_(random) {
     for (std::int64_t r = 0; r < plan.topology.ranks(); ++r) {
-      Share share = buckets_of(plan, r);
-      Schedule schedule(plan, share, random.one_in(2));
-      ranks_.push_back({share, schedule, std::vector<Bucket>(share.buckets.size()),
+      RankPlan rank_plan = buckets_of(plan, r);
+      Schedule schedule(plan, rank_plan, random.one_in(2));
+      ranks_.push_back({rank_plan, schedule, std::vector<Bucket>(rank_plan.buckets.size()),
                         std::vector<std::int64_t>(static_cast<std::size_t>(plan.limits.buffers), -1)});
     }
   }
@@ -203,7 +203,7 @@ class Simulation {
       for (std::size_t k = 0; k < rank.buckets.size(); ++k) {
         if (rank.schedule.local(k)) continue;
         EXPECT_TRUE(rank.buckets[k].travelled);
-        EXPECT_EQ(rank.buckets[k].unpacked, rank.share.buckets[k].destination);
+        EXPECT_EQ(rank.buckets[k].unpacked, rank.rank_plan.buckets[k].destination);
       }
     }
   }
@@ -216,22 +216,22 @@ class Simulation {
     bool unpacked = false;
   };
   struct Rank {
-    Share share;
+    RankPlan rank_plan;
     Schedule schedule;
-    std::vector<Bucket> buckets;        ///< of the share
+    std::vector<Bucket> buckets;        ///< of the rank plan
     std::vector<std::int64_t> content;  ///< of the slots: a bucket of the plan
-    std::size_t group = 0;              ///< the first that is not under way
+    std::size_t batch = 0;              ///< the first that is not under way
   };
 
   static bool slot_free(const Rank& rank, std::size_t k) {
     const std::size_t before = rank.schedule.slots().before(k);
     if (before == kNone) return true;
-    return rank.share.buckets[before].destination ? rank.buckets[before].unpacked
-                                                  : rank.buckets[before].travelled;
+    return rank.rank_plan.buckets[before].destination ? rank.buckets[before].unpacked
+                                                      : rank.buckets[before].travelled;
   }
 
-  static bool has_travelled(const Rank& rank, Schedule::Group group) {
-    for (std::size_t k = group.first; k < group.last; ++k) {
+  static bool has_travelled(const Rank& rank, Schedule::Batch batch) {
+    for (std::size_t k = batch.first; k < batch.last; ++k) {
       if (!rank.schedule.local(k) && !rank.buckets[k].travelled) return false;
     }
     return true;
@@ -239,42 +239,42 @@ class Simulation {
 
   /// The first bucket of a role that is not done there.
   template <typename Role, typename Done>
-  static std::size_t first(const Rank& rank, Role ShareBucket::*role, Done Bucket::*done) {
+  static std::size_t first(const Rank& rank, Role RankBucket::*role, Done Bucket::*done) {
     std::size_t k = 0;
     while (k < rank.buckets.size() &&
-           (!(rank.share.buckets[k].*role) || rank.schedule.local(k) || rank.buckets[k].*done)) {
+           (!(rank.rank_plan.buckets[k].*role) || rank.schedule.local(k) || rank.buckets[k].*done)) {
       ++k;
     }
     return k;
   }
 
   static bool pack(Rank& rank) {
-    const std::size_t k = first(rank, &ShareBucket::root, &Bucket::packed);
+    const std::size_t k = first(rank, &RankBucket::root, &Bucket::packed);
     if (k == rank.buckets.size() || !slot_free(rank, k)) return false;
     rank.buckets[k].packed = true;
-    rank.content[rank.schedule.slots().slot(k)] = rank.share.buckets[k].bucket;
+    rank.content[rank.schedule.slots().slot(k)] = rank.rank_plan.buckets[k].bucket;
     return true;
   }
 
   static bool unpack(Rank& rank) {
-    const std::size_t k = first(rank, &ShareBucket::destination, &Bucket::unpacked);
+    const std::size_t k = first(rank, &RankBucket::destination, &Bucket::unpacked);
     if (k == rank.buckets.size() || !rank.buckets[k].travelled) return false;
     rank.buckets[k].unpacked = true;
-    EXPECT_EQ(rank.content[rank.schedule.slots().slot(k)], rank.share.buckets[k].bucket);
+    EXPECT_EQ(rank.content[rank.schedule.slots().slot(k)], rank.rank_plan.buckets[k].bucket);
     return true;
   }
 
   static bool start_group(Rank& rank) {
-    const std::span<const Schedule::Group> groups = rank.schedule.groups();
-    if (rank.group == groups.size()) return false;
-    if (rank.group > 0 && !has_travelled(rank, groups[rank.group - 1])) return false;
-    const Schedule::Group group = groups[rank.group];
-    for (std::size_t k = group.first; k < group.last; ++k) {
+    const std::span<const Schedule::Batch> batches = rank.schedule.batches();
+    if (rank.batch == batches.size()) return false;
+    if (rank.batch > 0 && !has_travelled(rank, batches[rank.batch - 1])) return false;
+    const Schedule::Batch batch = batches[rank.batch];
+    for (std::size_t k = batch.first; k < batch.last; ++k) {
       if (rank.schedule.local(k)) continue;
-      if (rank.share.buckets[k].root ? !rank.buckets[k].packed : !slot_free(rank, k)) return false;
+      if (rank.rank_plan.buckets[k].root ? !rank.buckets[k].packed : !slot_free(rank, k)) return false;
     }
-    for (std::size_t k = group.first; k < group.last; ++k) rank.buckets[k].under_way = true;
-    ++rank.group;
+    for (std::size_t k = batch.first; k < batch.last; ++k) rank.buckets[k].under_way = true;
+    ++rank.batch;
     return true;
   }
 
@@ -296,7 +296,7 @@ class Simulation {
     for (Rank& rank : ranks_) {
       for (std::size_t k = 0; k < rank.buckets.size(); ++k) {
         if (rank.schedule.local(k) || rank.buckets[k].travelled) continue;
-        const std::uint32_t bucket = rank.share.buckets[k].bucket;
+        const std::uint32_t bucket = rank.rank_plan.buckets[k].bucket;
         if (rank.buckets[k].under_way) under_way[bucket].emplace_back(&rank, k);
         if (!rank.buckets[k].under_way) missing.insert(bucket);
       }
@@ -306,7 +306,7 @@ class Simulation {
       if (missing.contains(bucket)) continue;
       for (const auto& [rank, k] : places) {
         std::int64_t& content = rank->content[rank->schedule.slots().slot(k)];
-        if (rank->share.buckets[k].root) {
+        if (rank->rank_plan.buckets[k].root) {
           EXPECT_EQ(content, bucket);
         }
         content = bucket;
@@ -338,12 +338,12 @@ TEST(Schedule, IsWhatARingAndThePlansGroupsSay) {
     SCOPED_TRACE(round);
     const Plan plan = random_plan(random);
     for (std::int64_t rank = 0; rank < plan.topology.ranks(); ++rank) {
-      const Share share = buckets_of(plan, rank);
+      const RankPlan rank_plan = buckets_of(plan, rank);
       for (const bool resident : {false, true}) {
-        expect_sound(plan, share, rank, resident);
-        const Schedule schedule(plan, share, resident);
-        for (std::size_t k = 0; k < share.buckets.size(); ++k) local += schedule.local(k) ? 1 : 0;
-        for (const auto [first, last] : schedule.groups())
+        expect_sound(plan, rank_plan, rank, resident);
+        const Schedule schedule(plan, rank_plan, resident);
+        for (std::size_t k = 0; k < rank_plan.buckets.size(); ++k) local += schedule.local(k) ? 1 : 0;
+        for (const auto [first, last] : schedule.batches())
           largest_group = std::max(largest_group, last - first);
       }
     }
@@ -364,8 +364,8 @@ TEST(Schedule, IsSoundForSharesOfModels) {
         limits.buffers = buffers;
         const Plan plan = make_plan(*family, plan_cases::topology_of(2, engine, colocate), limits);
         for (std::int64_t rank = 0; rank < plan.topology.ranks(); ++rank) {
-          const Share share = make_share(plan, *family, rank);
-          for (const bool resident : {false, true}) expect_sound(plan, share, rank, resident);
+          const RankPlan rank_plan = make_rank_plan(plan, *family, rank);
+          for (const bool resident : {false, true}) expect_sound(plan, rank_plan, rank, resident);
         }
       }
     }

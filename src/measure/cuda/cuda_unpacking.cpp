@@ -16,20 +16,20 @@ constexpr std::size_t kBucket = 0;
 constexpr std::size_t kPadding = 1;
 
 /// All that the bucket moves, and behind it the padding.
-CudaMovePrograms compile_moves(const Share& share, std::span<std::byte* const> parameters) {
-  const ShareBucket& bucket = share.buckets.front();
-  std::vector<Move> moves = share.moves;
+CudaMovePrograms compile_moves(const RankPlan& rank_plan, std::span<std::byte* const> parameters) {
+  const RankBucket& bucket = rank_plan.buckets.front();
+  std::vector<Move> moves = rank_plan.moves;
   const auto padding = static_cast<std::uint32_t>(moves.size());
-  moves.insert(moves.end(), share.padding.begin(), share.padding.end());
+  moves.insert(moves.end(), rank_plan.padding.begin(), rank_plan.padding.end());
   const std::vector<ProgramRange> programs{{bucket.first_move, bucket.moves},
-                                           {padding, static_cast<std::uint32_t>(share.padding.size())}};
+                                           {padding, static_cast<std::uint32_t>(rank_plan.padding.size())}};
   return {moves, programs, parameters};
 }
 
-CudaQuantPrograms compile_quants(const Share& share, std::span<std::byte* const> parameters) {
-  const ShareBucket& bucket = share.buckets.front();
+CudaQuantPrograms compile_quants(const RankPlan& rank_plan, std::span<std::byte* const> parameters) {
+  const RankBucket& bucket = rank_plan.buckets.front();
   const ProgramRange program{bucket.first_quant, bucket.quants};
-  return {share.quants, {&program, 1}, {}, parameters};
+  return {rank_plan.quants, {&program, 1}, {}, parameters};
 }
 
 void copy_on_device(std::byte* to, const std::byte* from, std::int64_t bytes, cudaStream_t stream) {
@@ -40,14 +40,14 @@ void copy_on_device(std::byte* to, const std::byte* from, std::int64_t bytes, cu
 
 }  // namespace
 
-CudaUnpacking::CudaUnpacking(const Share& share, UnpackBuffers buffers,
+CudaUnpacking::CudaUnpacking(const RankPlan& rank_plan, UnpackBuffers buffers,
                              const std::vector<GlobalScale>& scales, std::vector<IndexedMatrix> matrices)
     : buffers_(std::move(buffers)),
       matrices_(std::move(matrices)),
       blocks_(4 * multiprocessors()),
       stream_(CudaStream::Priority::kNormal),
-      moves_(compile_moves(share, buffers_.parameters)),
-      quants_(compile_quants(share, buffers_.parameters)),
+      moves_(compile_moves(rank_plan, buffers_.parameters)),
+      quants_(compile_quants(rank_plan, buffers_.parameters)),
       scales_(std::span<const GlobalScale>(scales)) {
   std::int64_t rows = 0;
   std::int64_t largest = 0;
@@ -117,10 +117,10 @@ void CudaUnpacking::enqueue_shuffle(const IndexedMatrix& matrix, std::int64_t fi
   }
 }
 
-std::unique_ptr<Unpacking> make_gpu_unpacking(const Share& share, UnpackBuffers buffers,
+std::unique_ptr<Unpacking> make_gpu_unpacking(const RankPlan& rank_plan, UnpackBuffers buffers,
                                               const std::vector<GlobalScale>& scales,
                                               std::vector<IndexedMatrix> matrices) {
-  return std::make_unique<CudaUnpacking>(share, std::move(buffers), scales, std::move(matrices));
+  return std::make_unique<CudaUnpacking>(rank_plan, std::move(buffers), scales, std::move(matrices));
 }
 
 }  // namespace weightcast

@@ -14,7 +14,7 @@ namespace weightcast {
 
 class CudaUnpacking final : public Unpacking {
  public:
-  CudaUnpacking(const Share& share, UnpackBuffers buffers, const std::vector<GlobalScale>& scales,
+  CudaUnpacking(const RankPlan& rank_plan, UnpackBuffers buffers, const std::vector<GlobalScale>& scales,
                 std::vector<IndexedMatrix> matrices);
 
   void zero_padding() override;

@@ -7,9 +7,9 @@
 
 namespace weightcast {
 
-CudaGauges::CudaGauges(const CudaStages& stages, const Share& share, Memory& parameters,
+CudaGauges::CudaGauges(const CudaStages& stages, const RankPlan& rank_plan, Memory& parameters,
                        const ResidentSource* source, bool own_wire)
-    : stages_(stages), share_(share), parameters_(parameters), source_(source) {
+    : stages_(stages), rank_plan_(rank_plan), parameters_(parameters), source_(source) {
   constexpr std::int64_t kGiB = std::int64_t{1} << 30;
   if (own_wire) wire_ = DeviceBuffer(kGiB, "what travels while the wire is measured");
 }
@@ -52,8 +52,8 @@ int CudaGauges::blocks(Grid grid) const {
 double CudaGauges::pack_seconds(Grid grid) {
   if (source_ == nullptr) return 0;
   return timed([&] {
-    for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
-      const ShareBucket& bucket = share_.buckets[k];
+    for (std::size_t k = 0; k < rank_plan_.buckets.size(); ++k) {
+      const RankBucket& bucket = rank_plan_.buckets[k];
       if (!bucket.root) continue;
       source_->enqueue_pack(bucket.bucket, stages_.memory.slot(k), stages_.memory.scales(), nullptr,
                             blocks(grid), stream_.get());
@@ -64,16 +64,16 @@ double CudaGauges::pack_seconds(Grid grid) {
 double CudaGauges::unpack_seconds(Grid grid) {
   if (parameters_.bytes() == 0) return 0;
   return timed([&] {
-    for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
-      if (share_.buckets[k].destination) stages_.unpack.run(k, k, blocks(grid), stream_.get());
+    for (std::size_t k = 0; k < rank_plan_.buckets.size(); ++k) {
+      if (rank_plan_.buckets[k].destination) stages_.unpack.run(k, k, blocks(grid), stream_.get());
     }
   });
 }
 
 double CudaGauges::digest_seconds(Grid grid) {
   return timed([&] {
-    for (std::size_t k = 0; k < share_.buckets.size(); ++k) {
-      const ShareBucket& bucket = share_.buckets[k];
+    for (std::size_t k = 0; k < rank_plan_.buckets.size(); ++k) {
+      const RankBucket& bucket = rank_plan_.buckets[k];
       if (bucket.root && source_ != nullptr) {
         stages_.digests.run_sent(k, *source_, true, blocks(grid), stream_.get());
       }
@@ -96,9 +96,9 @@ std::int64_t CudaGauges::copy_bytes() const {
   return parameters_.bytes() / 2 / kAlignment * kAlignment;
 }
 
-std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& pipeline, const Share& share, Memory& parameters,
+std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& pipeline, const RankPlan& rank_plan, Memory& parameters,
                                            Source* source, bool own_wire) {
-  return std::make_unique<CudaGauges>(dynamic_cast<CudaPipeline&>(pipeline).stages(), share, parameters,
+  return std::make_unique<CudaGauges>(dynamic_cast<CudaPipeline&>(pipeline).stages(), rank_plan, parameters,
                                       source == nullptr ? nullptr : source->resident(), own_wire);
 }
 

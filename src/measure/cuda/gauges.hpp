@@ -14,8 +14,8 @@ namespace weightcast {
 
 class CudaGauges final : public GpuGauges {
  public:
-  CudaGauges(const CudaStages& stages, const Share& share, Memory& parameters, const ResidentSource* source,
-             bool own_wire);
+  CudaGauges(const CudaStages& stages, const RankPlan& rank_plan, Memory& parameters,
+             const ResidentSource* source, bool own_wire);
 
   std::int64_t device_bytes() const override;
   std::int64_t source_bytes() const override;
@@ -36,7 +36,7 @@ class CudaGauges final : public GpuGauges {
   bool own_wire() const { return wire_.bytes() > 0; }
 
   const CudaStages& stages_;
-  const Share& share_;
+  const RankPlan& rank_plan_;
   Memory& parameters_;
   const ResidentSource* source_;
   DeviceBuffer wire_;  ///< empty where broadcasts are from the weights into the parameters

@@ -7,15 +7,15 @@
 
 namespace weightcast {
 
-CudaPipeline::CudaPipeline(const Plan& plan, const Share& share, std::vector<std::size_t> routes,
+CudaPipeline::CudaPipeline(const Plan& plan, const RankPlan& rank_plan, std::vector<std::size_t> routes,
                            std::vector<std::byte*> parameters, std::unique_ptr<NcclTransport> transport,
                            Control& control, int blocks)
-    : share_(share),
+    : rank_plan_(rank_plan),
       control_(control),
-      resident_schedule_(plan, share, true),
-      host_schedule_(plan, share, false),
+      resident_schedule_(plan, rank_plan, true),
+      host_schedule_(plan, rank_plan, false),
       stages_(
-          plan, share, resident_schedule_, std::move(routes), std::move(parameters), std::move(transport),
+          plan, rank_plan, resident_schedule_, std::move(routes), std::move(parameters), std::move(transport),
           [this] { poll(); }, blocks) {}
 
 CudaPipeline::~CudaPipeline() = default;
@@ -90,7 +90,7 @@ void CudaPipeline::enqueue_all(std::span<const GlobalScale> scales) {
   begun_.record(first_and_last);
   for_each_stream([&](cudaStream_t stream) { begun_.hold(stream); });
   stages_.padding.unpack(0, nullptr, stages_.blocks.beside_transfers, stages_.unpack.stream());
-  for (const Schedule::Group group : schedule_->groups()) enqueue_group(group);
+  for (const Schedule::Batch batch : schedule_->batches()) enqueue_batch(batch);
   stages_.wire.enqueue_end(*schedule_);
   // Whatever the other streams still do comes before the end.
   for_each_stream([&](cudaStream_t stream) {
@@ -100,13 +100,13 @@ void CudaPipeline::enqueue_all(std::span<const GlobalScale> scales) {
   stages_.digests.enqueue_results();
 }
 
-void CudaPipeline::enqueue_group(Schedule::Group group) {
-  for (std::size_t k = group.first; k < group.last; ++k) {
+void CudaPipeline::enqueue_batch(Schedule::Batch batch) {
+  for (std::size_t k = batch.first; k < batch.last; ++k) {
     schedule_->local(k) ? enqueue_local(k) : enqueue_departure(k);
   }
-  stages_.wire.enqueue(*schedule_, group);
-  for (std::size_t k = group.first; k < group.last; ++k) {
-    if (!schedule_->local(k) && share_.buckets[k].destination) enqueue_arrival(k);
+  stages_.wire.enqueue(*schedule_, batch);
+  for (std::size_t k = batch.first; k < batch.last; ++k) {
+    if (!schedule_->local(k) && rank_plan_.buckets[k].destination) enqueue_arrival(k);
   }
 }
 
@@ -118,7 +118,7 @@ void CudaPipeline::enqueue_local(std::size_t k) {
 
 void CudaPipeline::enqueue_departure(std::size_t k) {
   const CudaEvent* free = slot_free(k);
-  if (!share_.buckets[k].root) {
+  if (!rank_plan_.buckets[k].root) {
     if (free != nullptr) free->hold(stages_.wire.stream_of(k));
     return;
   }
@@ -142,7 +142,8 @@ const CudaEvent* CudaPipeline::slot_free(std::size_t k) const {
   if (before == StagingSlots::kNone) return nullptr;
   // What arrived there has been unpacked, what was sent from there has left.
   const std::size_t slot = schedule_->slots().slot(k);
-  return share_.buckets[before].destination ? &stages_.unpack.unpacked(slot) : &stages_.wire.travelled(slot);
+  return rank_plan_.buckets[before].destination ? &stages_.unpack.unpacked(slot)
+                                                : &stages_.wire.travelled(slot);
 }
 
 int CudaPipeline::arrival_blocks(std::size_t k) const {
@@ -155,20 +156,20 @@ void CudaPipeline::wait_for_the_end(Progress& progress) {
   Backoff backoff;
   std::size_t done = 0;
   while (!ended_.reached()) {
-    for (; done < share_.buckets.size() && last_stage(done).reached(); ++done) {
-      progress.advance(share_.buckets[done].progress_bytes);
+    for (; done < rank_plan_.buckets.size() && last_stage(done).reached(); ++done) {
+      progress.advance(rank_plan_.buckets[done].progress_bytes);
     }
     progress.advance(0);
     poll();
     backoff.pause();
   }
-  for (; done < share_.buckets.size(); ++done) {
-    progress.advance(share_.buckets[done].progress_bytes);
+  for (; done < rank_plan_.buckets.size(); ++done) {
+    progress.advance(rank_plan_.buckets[done].progress_bytes);
   }
 }
 
 const CudaEvent& CudaPipeline::last_stage(std::size_t k) const {
-  return stages_.clock.ended(share_.buckets[k].destination ? TraceStage::kUnpack : TraceStage::kPack, k);
+  return stages_.clock.ended(rank_plan_.buckets[k].destination ? TraceStage::kUnpack : TraceStage::kPack, k);
 }
 
 StageSeconds CudaPipeline::stage_seconds() {
@@ -182,7 +183,7 @@ StageSeconds CudaPipeline::stage_seconds() {
 std::vector<TraceSlice> CudaPipeline::slices() {
   std::vector<TraceSlice> slices = stages_.clock.slices();
   for (TraceSlice& slice : slices) {
-    slice.bucket = share_.buckets[static_cast<std::size_t>(slice.bucket)].bucket;
+    slice.bucket = rank_plan_.buckets[static_cast<std::size_t>(slice.bucket)].bucket;
   }
   return slices;
 }

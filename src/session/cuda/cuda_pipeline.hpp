@@ -9,7 +9,7 @@
 
 #include "control/control.hpp"
 #include "plan/plan.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "session/cuda/cuda_stages.hpp"
 #include "session/pipeline.hpp"
 #include "session/schedule.hpp"
@@ -26,7 +26,7 @@ class CudaPipeline final : public Pipeline {
  public:
   /// All references must outlive the pipeline. `routes[b]` is the transport's route of plan bucket b,
   /// `parameters[p]` the device memory of parameter p. `blocks`: as for ThreadBlocks.
-  CudaPipeline(const Plan& plan, const Share& share, std::vector<std::size_t> routes,
+  CudaPipeline(const Plan& plan, const RankPlan& rank_plan, std::vector<std::size_t> routes,
                std::vector<std::byte*> parameters, std::unique_ptr<NcclTransport> transport, Control& control,
                int blocks);
   ~CudaPipeline() override;
@@ -50,7 +50,7 @@ class CudaPipeline final : public Pipeline {
 
  private:
   void enqueue_all(std::span<const GlobalScale> scales);
-  void enqueue_group(Schedule::Group group);
+  void enqueue_batch(Schedule::Batch batch);
   /// From this rank's weights to its parameters.
   void enqueue_local(std::size_t k);
   /// Enqueues the waits before bucket k travels: its slot is free and, on the root, filled.
@@ -72,7 +72,7 @@ class CudaPipeline final : public Pipeline {
   /// Ends everything that is in the streams.
   void break_off();
 
-  const Share& share_;
+  const RankPlan& rank_plan_;
   Control& control_;
   const Schedule resident_schedule_;  ///< where this rank's weights are on the device
   const Schedule host_schedule_;      ///< where everything goes through staging

@@ -7,7 +7,7 @@
 
 #include "kernels/cuda/cuda_moves.hpp"
 #include "plan/plan.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "session/cuda/digest_stage.hpp"
 #include "session/cuda/local_stage.hpp"
 #include "session/cuda/pack_stage.hpp"
@@ -35,9 +35,9 @@ struct ThreadBlocks {
 struct CudaStages {
   /// The arguments as for CudaPipeline, PackStage (`poll`) and ThreadBlocks (`most_blocks`); `resident` is
   /// the schedule of a resident source.
-  CudaStages(const Plan& plan, const Share& share, const Schedule& resident, std::vector<std::size_t> routes,
-             std::vector<std::byte*> parameters, std::unique_ptr<NcclTransport> transport,
-             std::function<void()> poll, int most_blocks);
+  CudaStages(const Plan& plan, const RankPlan& rank_plan, const Schedule& resident,
+             std::vector<std::size_t> routes, std::vector<std::byte*> parameters,
+             std::unique_ptr<NcclTransport> transport, std::function<void()> poll, int most_blocks);
   CudaStages(const CudaStages&) = delete;
   CudaStages& operator=(const CudaStages&) = delete;
   ~CudaStages() = default;

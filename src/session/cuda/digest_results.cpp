@@ -11,9 +11,9 @@ constexpr std::int64_t kWord = sizeof(std::uint64_t);
 constexpr unsigned kNothingDirty = std::numeric_limits<unsigned>::max();
 
 /// Of what this rank sends; a quantised segment has two.
-std::int64_t most_sent_digests(const Plan& plan, const Share& share) {
+std::int64_t most_sent_digests(const Plan& plan, const RankPlan& rank_plan) {
   std::int64_t segments = 0;
-  for (const ShareBucket& bucket : share.buckets) {
+  for (const RankBucket& bucket : rank_plan.buckets) {
     if (bucket.root) segments += plan.buckets[bucket.bucket].segments;
   }
   return (plan.topology.engine.quantizer ? 2 : 1) * segments;
@@ -32,9 +32,9 @@ void enqueue_to_host(const DeviceBuffer& from, std::byte* to, cudaStream_t strea
 
 }  // namespace
 
-DigestResults::DigestResults(const Plan& plan, const Share& share)
-    : checks_(share.checks.size()),
-      sent_(most_sent_digests(plan, share) * kWord, "digests"),
+DigestResults::DigestResults(const Plan& plan, const RankPlan& rank_plan)
+    : checks_(rank_plan.checks.size()),
+      sent_(most_sent_digests(plan, rank_plan) * kWord, "digests"),
       written_((static_cast<std::int64_t>(checks_) + 1) * kWord, "digests"),
       host_(sent_.bytes() + written_.bytes(), "digests") {}
 

@@ -6,7 +6,7 @@
 
 #include "memory/device_buffer.hpp"
 #include "plan/plan.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "sys/cuda.hpp"
 
 namespace weightcast {
@@ -15,12 +15,12 @@ namespace weightcast {
 /// reads after the update.
 class DigestResults {
  public:
-  DigestResults(const Plan& plan, const Share& share);
+  DigestResults(const Plan& plan, const RankPlan& rank_plan);
 
   // On the device.
   /// One for each of ResidentSource::digest_numbers().
   std::uint64_t* sent() const { return reinterpret_cast<std::uint64_t*>(sent_.data()); }
-  /// One for each of Share::checks.
+  /// One for each of RankPlan::checks.
   std::uint64_t* written() const { return reinterpret_cast<std::uint64_t*>(written_.data()); }
   /// For CudaMovePrograms::find_not_zero on the padding.
   unsigned* dirty_padding() const { return reinterpret_cast<unsigned*>(written() + checks_); }
@@ -34,9 +34,9 @@ class DigestResults {
   /// Writes to `sent`, which is numbered as Plan::digests, where `numbers` says; the digests of the parts of
   /// a segment add up to that of the whole.
   void read_sent(const std::vector<std::uint32_t>& numbers, std::span<std::uint64_t> sent) const;
-  /// Writes one for each of Share::checks.
+  /// Writes one for each of RankPlan::checks.
   void read_written(std::span<std::uint64_t> written) const;
-  /// The first move of Share::padding whose region is not zero, or -1.
+  /// The first move of RankPlan::padding whose region is not zero, or -1.
   std::int64_t first_dirty_padding() const;
 
  private:

@@ -4,18 +4,18 @@
 
 namespace weightcast {
 
-DigestStage::DigestStage(const Plan& plan, const Share& share, const UpdateMemory& memory,
+DigestStage::DigestStage(const Plan& plan, const RankPlan& rank_plan, const UpdateMemory& memory,
                          std::span<std::byte* const> parameters, const CudaMovePrograms& padding,
                          StageClock& clock, int blocks)
-    : share_(share),
+    : rank_plan_(rank_plan),
       memory_(memory),
       padding_(padding),
       clock_(clock),
       blocks_(blocks),
-      results_(plan, share) {
+      results_(plan, rank_plan) {
   std::vector<ProgramRange> checks;
-  for (const ShareBucket& bucket : share.buckets) checks.push_back({bucket.first_check, bucket.checks});
-  checks_ = CudaDigestPrograms(share.checks, checks, parameters);
+  for (const RankBucket& bucket : rank_plan.buckets) checks.push_back({bucket.first_check, bucket.checks});
+  checks_ = CudaDigestPrograms(rank_plan.checks, checks, parameters);
 }
 
 void DigestStage::begin(const ResidentSource* source, std::span<std::uint64_t> sent,
@@ -28,7 +28,7 @@ void DigestStage::begin(const ResidentSource* source, std::span<std::uint64_t> s
 void DigestStage::enqueue_sent(std::size_t k, bool packed) {
   if (source_ == nullptr || sent_.empty()) return;
   // A bucket has one slice in this lane: that of what was written, where there is both.
-  const bool timed = !share_.buckets[k].destination;
+  const bool timed = !rank_plan_.buckets[k].destination;
   if (timed) clock_.begin(TraceStage::kVerify, k, stream());
   run_sent(k, *source_, packed, blocks_, stream());
   if (timed) clock_.end(TraceStage::kVerify, k, stream());
@@ -60,7 +60,8 @@ void DigestStage::read_results() {
 
 void DigestStage::run_sent(std::size_t k, const ResidentSource& source, bool packed, int blocks,
                            cudaStream_t stream) const {
-  source.enqueue_digests(share_.buckets[k].bucket, memory_.scales(), results_.sent(), packed, blocks, stream);
+  source.enqueue_digests(rank_plan_.buckets[k].bucket, memory_.scales(), results_.sent(), packed, blocks,
+                         stream);
 }
 
 void DigestStage::run_written(std::size_t k, int blocks, cudaStream_t stream) const {

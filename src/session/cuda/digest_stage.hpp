@@ -7,7 +7,7 @@
 #include "kernels/cuda/cuda_digests.hpp"
 #include "kernels/cuda/cuda_moves.hpp"
 #include "plan/plan.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "session/cuda/digest_results.hpp"
 #include "session/cuda/stage_clock.hpp"
 #include "session/cuda/update_memory.hpp"
@@ -21,8 +21,8 @@ namespace weightcast {
 class DigestStage {
  public:
   /// All references must outlive the stage. `parameters[p]` is the device memory of parameter p, `padding`
-  /// has one program, of Share::padding. `blocks`: most thread blocks of a kernel, where no call says.
-  DigestStage(const Plan& plan, const Share& share, const UpdateMemory& memory,
+  /// has one program, of RankPlan::padding. `blocks`: most thread blocks of a kernel, where no call says.
+  DigestStage(const Plan& plan, const RankPlan& rank_plan, const UpdateMemory& memory,
               std::span<std::byte* const> parameters, const CudaMovePrograms& padding, StageClock& clock,
               int blocks);
 
@@ -34,7 +34,7 @@ class DigestStage {
   void begin(const ResidentSource* source, std::span<std::uint64_t> sent, std::span<std::uint64_t> written);
   /// Forgets the results of the update before.
   void enqueue_clear() { results_.enqueue_clear(stream()); }
-  /// Digests of what bucket k of the share sends. `packed`: those that packing makes are being made.
+  /// Digests of what bucket k of the rank plan sends. `packed`: those that packing makes are being made.
   void enqueue_sent(std::size_t k, bool packed);
   /// Digests of what bucket k has written, after everything that is in the stream `writer` now.
   void enqueue_written(std::size_t k, cudaStream_t writer, int blocks);
@@ -43,7 +43,8 @@ class DigestStage {
   /// Fills `sent` and `written` of `begin`; the results have arrived.
   void read_results();
 
-  /// Index of the first move of Share::padding whose region was not zero when results were last read, or -1.
+  /// Index of the first move of RankPlan::padding whose region was not zero when results were last read, or
+  /// -1.
   std::int64_t first_dirty_padding() const { return dirty_; }
 
   // The kernels alone, in any stream, whose results nobody reads.
@@ -52,13 +53,13 @@ class DigestStage {
   void run_written(std::size_t k, int blocks, cudaStream_t stream) const;
 
  private:
-  const Share& share_;
+  const RankPlan& rank_plan_;
   const UpdateMemory& memory_;
   const CudaMovePrograms& padding_;
   StageClock& clock_;
   int blocks_;
   DigestResults results_;
-  CudaDigestPrograms checks_;  ///< by bucket of the share
+  CudaDigestPrograms checks_;  ///< by bucket of the rank plan
   CudaStream stream_{CudaStream::Priority::kNormal};
   CudaEvent written_by_writer_{CudaEvent::Kind::kOrder};
   std::int64_t dirty_ = -1;

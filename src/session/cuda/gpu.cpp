@@ -43,7 +43,7 @@ std::unique_ptr<Memory> make_gpu_memory(std::int64_t bytes, const char* purpose)
   return make_device_memory(bytes, purpose);
 }
 
-std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const Share& share,
+std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const RankPlan& rank_plan,
                                             const std::vector<Route>& routes,
                                             std::vector<std::size_t> route_of_bucket,
                                             std::vector<std::byte*> parameters, Control& control, int blocks,
@@ -67,8 +67,8 @@ std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const Share& share
   const auto begin = std::chrono::steady_clock::now();
   std::unique_ptr<Pipeline> pipeline;
   control.agreement.together([&] {
-    pipeline = std::make_unique<CudaPipeline>(plan, share, std::move(route_of_bucket), std::move(parameters),
-                                              std::move(transport), control, blocks);
+    pipeline = std::make_unique<CudaPipeline>(plan, rank_plan, std::move(route_of_bucket),
+                                              std::move(parameters), std::move(transport), control, blocks);
   });
   start.programs = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return pipeline;

@@ -6,9 +6,9 @@
 
 namespace weightcast {
 
-LocalStage::LocalStage(const Share& share, const Schedule& schedule, const UpdateMemory& memory,
+LocalStage::LocalStage(const RankPlan& rank_plan, const Schedule& schedule, const UpdateMemory& memory,
                        std::vector<std::byte*> parameters, StageClock& clock)
-    : share_(share),
+    : rank_plan_(rank_plan),
       schedule_(schedule),
       memory_(memory),
       parameters_(std::move(parameters)),
@@ -17,7 +17,7 @@ LocalStage::LocalStage(const Share& share, const Schedule& schedule, const Updat
 void LocalStage::prepare(const ResidentSource& source) {
   if (source.number() == source_) return;
   const LocalPrograms programs =
-      compile_local(share_, schedule_, [&](std::uint32_t segment) { return source.place(segment); });
+      compile_local(rank_plan_, schedule_, [&](std::uint32_t segment) { return source.place(segment); });
   std::byte* const weights = source.buffers().front().data();
   moves_ = CudaMovePrograms(programs.moves, programs.move_programs, parameters_);
   quants_ = CudaQuantPrograms(programs.quants, programs.quant_programs, {&weights, 1}, parameters_);

@@ -7,7 +7,7 @@
 
 #include "kernels/cuda/cuda_moves.hpp"
 #include "kernels/cuda/cuda_quantizer.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "session/cuda/stage_clock.hpp"
 #include "session/cuda/update_memory.hpp"
 #include "session/schedule.hpp"
@@ -21,7 +21,7 @@ class LocalStage {
  public:
   /// All references must outlive the stage. `schedule` is that of a resident source, `parameters[p]` the
   /// device memory of parameter p.
-  LocalStage(const Share& share, const Schedule& schedule, const UpdateMemory& memory,
+  LocalStage(const RankPlan& rank_plan, const Schedule& schedule, const UpdateMemory& memory,
              std::vector<std::byte*> parameters, StageClock& clock);
 
   cudaStream_t stream() const { return stream_.get(); }
@@ -29,11 +29,11 @@ class LocalStage {
   /// Makes `source` the source of what is enqueued from now on, and compiles its programs unless it is the
   /// same as before.
   void prepare(const ResidentSource& source);
-  /// Moves and quantises bucket k of the share, which is local.
+  /// Moves and quantises bucket k of the rank plan, which is local.
   void enqueue(std::size_t k, int blocks);
 
  private:
-  const Share& share_;
+  const RankPlan& rank_plan_;
   const Schedule& schedule_;
   const UpdateMemory& memory_;
   std::vector<std::byte*> parameters_;
@@ -42,7 +42,7 @@ class LocalStage {
 
   std::uint64_t source_ = 0;  ///< its number; 0: none yet
   const std::byte* weights_ = nullptr;
-  CudaMovePrograms moves_;  ///< by bucket of the share
+  CudaMovePrograms moves_;  ///< by bucket of the rank plan
   CudaQuantPrograms quants_;
 };
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "plan/plan.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "session/cuda/stage_clock.hpp"
 #include "session/cuda/update_memory.hpp"
 #include "source/cuda/file_feed.hpp"
@@ -25,7 +25,7 @@ class PackStage {
   /// All references must outlive the stage. `digests`: device memory for those of what is quantised on the
   /// way, as ResidentSource::enqueue_pack. `poll` is called while the host waits for what is being read, and
   /// may throw.
-  PackStage(const Plan& plan, const Share& share, const UpdateMemory& memory, std::uint64_t* digests,
+  PackStage(const Plan& plan, const RankPlan& rank_plan, const UpdateMemory& memory, std::uint64_t* digests,
             StageClock& clock, std::function<void()> poll);
 
   cudaStream_t stream() const { return stream_.get(); }
@@ -36,7 +36,8 @@ class PackStage {
   void prepare(const Source& source);
   /// An update begins; `source` may be null, `sent` is that of Pipeline::run.
   void begin(Source* source, std::span<std::uint64_t> sent);
-  /// Puts bucket k of the share into a slot. Waits for nothing but, from the host, for what is being read.
+  /// Puts bucket k of the rank plan into a slot. Waits for nothing but, from the host, for what is being
+  /// read.
   void enqueue(std::size_t k, std::size_t slot, int blocks);
   /// The device has done all of the update. Returns what the source threw, or null.
   std::exception_ptr end();
@@ -51,7 +52,7 @@ class PackStage {
 
  private:
   const Plan& plan_;
-  const Share& share_;
+  const RankPlan& rank_plan_;
   const UpdateMemory& memory_;
   std::uint64_t* digests_;
   StageClock& clock_;

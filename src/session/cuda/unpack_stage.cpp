@@ -2,17 +2,17 @@
 
 namespace weightcast {
 
-UnpackStage::UnpackStage(const Plan& plan, const Share& share, const UpdateMemory& memory,
+UnpackStage::UnpackStage(const Plan& plan, const RankPlan& rank_plan, const UpdateMemory& memory,
                          std::span<std::byte* const> parameters, StageClock& clock)
     : memory_(memory), clock_(clock) {
   std::vector<ProgramRange> moves;
   std::vector<ProgramRange> quants;
-  for (const ShareBucket& bucket : share.buckets) {
+  for (const RankBucket& bucket : rank_plan.buckets) {
     moves.push_back({bucket.first_move, bucket.moves});
     quants.push_back({bucket.first_quant, bucket.quants});
   }
-  moves_ = CudaMovePrograms(share.moves, moves, parameters);
-  quants_ = CudaQuantPrograms(share.quants, quants, {}, parameters);
+  moves_ = CudaMovePrograms(rank_plan.moves, moves, parameters);
+  quants_ = CudaQuantPrograms(rank_plan.quants, quants, {}, parameters);
   for (std::int64_t slot = 0; slot < plan.limits.buffers; ++slot) {
     unpacked_.emplace_back(CudaEvent::Kind::kOrder);
   }

@@ -4,20 +4,20 @@
 
 namespace weightcast {
 
-WireStage::WireStage(const Plan& plan, const Share& share, const UpdateMemory& memory,
+WireStage::WireStage(const Plan& plan, const RankPlan& rank_plan, const UpdateMemory& memory,
                      std::vector<std::size_t> routes, std::unique_ptr<NcclTransport> transport,
                      StageClock& clock)
     : plan_(plan),
-      share_(share),
+      rank_plan_(rank_plan),
       memory_(memory),
       routes_(std::move(routes)),
       transport_(std::move(transport)),
       clock_(clock),
       streams_(static_cast<std::size_t>(plan.limits.buffers)) {}
 
-void WireStage::enqueue(const Schedule& schedule, Schedule::Group group) {
+void WireStage::enqueue(const Schedule& schedule, Schedule::Batch batch) {
   const auto for_each_staged = [&](auto work) {
-    for (std::size_t k = group.first; k < group.last; ++k) {
+    for (std::size_t k = batch.first; k < batch.last; ++k) {
       if (!schedule.local(k)) work(k, schedule.slots().slot(k));
     }
   };
@@ -27,7 +27,7 @@ void WireStage::enqueue(const Schedule& schedule, Schedule::Group group) {
   });
   NcclTransport::Group at_once(*transport_);
   for_each_staged([&](std::size_t k, std::size_t slot) {
-    const Bucket& bucket = plan_.buckets[share_.buckets[k].bucket];
+    const Bucket& bucket = plan_.buckets[rank_plan_.buckets[k].bucket];
     const std::span<std::byte> run(memory_.slot(slot), static_cast<std::size_t>(bucket.bytes));
     transport_->start(slot, route(k), {&run, 1});
   });

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "plan/plan.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "session/cuda/stage_clock.hpp"
 #include "session/cuda/update_memory.hpp"
 #include "session/schedule.hpp"
@@ -15,12 +15,12 @@
 
 namespace weightcast {
 
-/// Sends and receives staging slots over NCCL, those of a group at once.
+/// Sends and receives staging slots over NCCL, those of a batch at once.
 class WireStage {
  public:
   /// All references must outlive the stage. `routes[b]` is the transport's route of plan bucket b.
-  WireStage(const Plan& plan, const Share& share, const UpdateMemory& memory, std::vector<std::size_t> routes,
-            std::unique_ptr<NcclTransport> transport, StageClock& clock);
+  WireStage(const Plan& plan, const RankPlan& rank_plan, const UpdateMemory& memory,
+            std::vector<std::size_t> routes, std::unique_ptr<NcclTransport> transport, StageClock& clock);
 
   NcclTransport& transport() const { return *transport_; }
   /// The streams that buckets travel in.
@@ -34,16 +34,16 @@ class WireStage {
   /// An update begins. With `time_each` every bucket is timed, otherwise all of them together: each event
   /// between two buckets is a gap between them.
   void begin(bool time_each) { time_each_ = time_each; }
-  /// Puts the buckets of a group that are not local into their streams.
-  void enqueue(const Schedule& schedule, Schedule::Group group);
-  /// All groups have been enqueued.
+  /// Puts the buckets of a batch that are not local into their streams.
+  void enqueue(const Schedule& schedule, Schedule::Batch batch);
+  /// All batches have been enqueued.
   void enqueue_end(const Schedule& schedule);
 
  private:
-  std::size_t route(std::size_t k) const { return routes_[share_.buckets[k].bucket]; }
+  std::size_t route(std::size_t k) const { return routes_[rank_plan_.buckets[k].bucket]; }
 
   const Plan& plan_;
-  const Share& share_;
+  const RankPlan& rank_plan_;
   const UpdateMemory& memory_;
   std::vector<std::size_t> routes_;
   std::unique_ptr<NcclTransport> transport_;

@@ -6,8 +6,8 @@
 
 namespace weightcast {
 
-FileFeed::FileFeed(const Plan& plan, const Share& share) : plan_(plan), share_(share) {
-  for (const ShareBucket& bucket : share.buckets) {
+FileFeed::FileFeed(const Plan& plan, const RankPlan& rank_plan) : plan_(plan), rank_plan_(rank_plan) {
+  for (const RankBucket& bucket : rank_plan.buckets) {
     if (bucket.root) buckets_.push_back(&bucket);
   }
   ring_ = PinnedBuffer(plan.staging_bytes_per_rank(), "reading files");
@@ -124,8 +124,8 @@ bool FileFeed::has_room(std::size_t n) {
   return n < copied_.size() || copied_[n % copied_.size()].reached();
 }
 
-void FileFeed::fill_gaps(const ShareBucket& bucket, std::byte* to) const {
-  for (const Message& message : share_.messages_of(bucket)) {
+void FileFeed::fill_gaps(const RankBucket& bucket, std::byte* to) const {
+  for (const Message& message : rank_plan_.messages_of(bucket)) {
     if (message.segment == Message::kNone) continue;
     const std::byte* in_place = source_->in_place(message.segment);
     if (in_place == nullptr) continue;

@@ -12,7 +12,7 @@
 
 #include "memory/device_buffer.hpp"
 #include "plan/plan.hpp"
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 #include "source/source.hpp"
 #include "sys/cuda.hpp"
 
@@ -22,8 +22,8 @@ namespace weightcast {
 /// there until the device has copied what was in a buffer before. Reading, copying and sending overlap.
 class FileFeed {
  public:
-  /// `plan` and `share` must outlive the feed, which works for the current device.
-  FileFeed(const Plan& plan, const Share& share);
+  /// `plan` and `rank_plan` must outlive the feed, which works for the current device.
+  FileFeed(const Plan& plan, const RankPlan& rank_plan);
   ~FileFeed();
   FileFeed(const FileFeed&) = delete;
   FileFeed& operator=(const FileFeed&) = delete;
@@ -56,11 +56,11 @@ class FileFeed {
     return ring_.data() + static_cast<std::int64_t>(n % copied_.size()) * plan_.slot_bytes;
   }
   /// Copies the segments of a bucket that the source would send from its own place to a pinned buffer.
-  void fill_gaps(const ShareBucket& bucket, std::byte* to) const;
+  void fill_gaps(const RankBucket& bucket, std::byte* to) const;
 
   const Plan& plan_;
-  const Share& share_;
-  std::vector<const ShareBucket*> buckets_;  ///< of the share: those that this rank is the root of
+  const RankPlan& rank_plan_;
+  std::vector<const RankBucket*> buckets_;  ///< of the rank plan: those that this rank is the root of
   PinnedBuffer ring_;
   std::vector<CudaEvent> copied_;  ///< by pinned buffer
   int device_ = 0;

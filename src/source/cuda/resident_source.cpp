@@ -40,7 +40,7 @@ ResidentSource::ResidentSource(const Plan& plan, const Catalog& catalog, std::in
   packs_codes_ = std::any_of(programs.quants.begin(), programs.quants.end(),
                              [](const QuantMove& move) { return move.codes.space != Space::kNowhere; });
   boxes_ = programs.boxes.size();
-  for (const DigestBox& box : programs.boxes) digest_numbers_.push_back(box.segment);
+  for (const DigestBox& box : programs.boxes) digest_numbers_.push_back(box.digest);
   for (const QuantMove& move : programs.quants) {
     digest_numbers_.push_back(move.segment);
     digest_numbers_.push_back(static_cast<std::uint32_t>(plan.segments.size()) + move.segment);

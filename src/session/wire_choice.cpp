@@ -1,4 +1,4 @@
-#include "session/placement.hpp"
+#include "session/wire_choice.hpp"
 
 #include <fmt/format.h>
 
@@ -72,7 +72,7 @@ const char* wire_name(Wire wire) {
   return wire == Wire::kNccl ? "nccl" : "mpi";
 }
 
-Placement choose_placement(Control& control, const std::string& transport, const std::string& uuid) {
+WireChoice choose_wire(Control& control, const std::string& transport, const std::string& uuid) {
   if (transport == "mpi") return {};
   const auto start = std::chrono::steady_clock::now();
   const Communicator node = Communicator::same_node(control.comm());
@@ -95,10 +95,10 @@ Placement choose_placement(Control& control, const std::string& transport, const
   std::array<std::int64_t, 1> obstacles{why_not.empty() ? 0 : 1};
   control.agreement.maximum(std::span<std::int64_t>(obstacles));
   if (obstacles[0] > 0) return {};
-  Placement placement;
-  control.agreement.together([&] { placement = {Wire::kNccl, use_gpu(*own), 0}; });
-  placement.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  return placement;
+  WireChoice wire_choice;
+  control.agreement.together([&] { wire_choice = {Wire::kNccl, use_gpu(*own), 0}; });
+  wire_choice.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return wire_choice;
 }
 
 }  // namespace weightcast

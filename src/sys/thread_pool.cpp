@@ -1,61 +1,61 @@
-#include "sys/team.hpp"
+#include "sys/thread_pool.hpp"
 
 #include <utility>
 
 namespace weightcast {
 
-Team::Job::Job(Team& team, std::size_t count, std::function<void(std::size_t)> task)
-    : team_(team), task_(std::move(task)), count_(count) {
+ThreadPool::Job::Job(ThreadPool& pool, std::size_t count, std::function<void(std::size_t)> task)
+    : pool_(pool), task_(std::move(task)), count_(count) {
   if (count == 0) return;
   {
-    const std::scoped_lock lock(team_.mutex_);
-    team_.waiting_.push_back(this);
+    const std::scoped_lock lock(pool_.mutex_);
+    pool_.waiting_.push_back(this);
   }
-  team_.changed_.notify_all();
+  pool_.changed_.notify_all();
 }
 
-Team::Job::~Job() {
-  std::unique_lock lock(team_.mutex_);
+ThreadPool::Job::~Job() {
+  std::unique_lock lock(pool_.mutex_);
   leave_out_the_rest();
-  team_.changed_.wait(lock, [&] { return done(); });
+  pool_.changed_.wait(lock, [&] { return done(); });
 }
 
-void Team::Job::finish() {
-  std::unique_lock lock(team_.mutex_);
+void ThreadPool::Job::finish() {
+  std::unique_lock lock(pool_.mutex_);
   while (!done()) {
-    if (team_.waiting_.empty()) {
-      team_.changed_.wait(lock, [&] { return done() || !team_.waiting_.empty(); });
+    if (pool_.waiting_.empty()) {
+      pool_.changed_.wait(lock, [&] { return done() || !pool_.waiting_.empty(); });
     } else {
-      team_.do_one(lock);
+      pool_.do_one(lock);
     }
   }
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
-void Team::Job::leave_out_the_rest() {
+void ThreadPool::Job::leave_out_the_rest() {
   if (next_ == count_) return;
   next_ = count_;
-  std::erase(team_.waiting_, this);
+  std::erase(pool_.waiting_, this);
 }
 
-Team::Team(int threads) {
+ThreadPool::ThreadPool(int threads) {
   for (int i = 1; i < threads; ++i) {
     helpers_.emplace_back([this](const std::stop_token& stop) { help(stop); });
   }
 }
 
-Team::~Team() = default;
+ThreadPool::~ThreadPool() = default;
 
-void Team::run(std::size_t count, std::function<void(std::size_t)> task) {
+void ThreadPool::run(std::size_t count, std::function<void(std::size_t)> task) {
   Job(*this, count, std::move(task)).finish();
 }
 
-void Team::help(const std::stop_token& stop) {
+void ThreadPool::help(const std::stop_token& stop) {
   std::unique_lock lock(mutex_);
   while (changed_.wait(lock, stop, [&] { return !waiting_.empty(); })) do_one(lock);
 }
 
-void Team::do_one(std::unique_lock<std::mutex>& lock) {
+void ThreadPool::do_one(std::unique_lock<std::mutex>& lock) {
   Job& job = *waiting_.front();
   const std::size_t mine = job.next_++;
   ++job.running_;

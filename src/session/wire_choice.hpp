@@ -14,7 +14,7 @@ enum class Wire : std::uint8_t { kMpi, kNccl };
 const char* wire_name(Wire wire);
 
 /// The wire of a job and the device that a rank works on.
-struct Placement {
+struct WireChoice {
   Wire wire = Wire::kMpi;
   std::string device = "cpu";  ///< for the report: `cpu`, or `cuda:0 NVIDIA H200 (0000:1b:00.0)`
   double seconds = 0;          ///< that finding and opening the device took
@@ -25,6 +25,6 @@ struct Placement {
 /// empty, one that no rank of its node names: they go round by the ranks' numbers. Throws (by agreement)
 /// UsageError when NCCL is asked for and this build, this machine or the number of ranks on it does not allow
 /// it. Collective.
-Placement choose_placement(Control& control, const std::string& transport, const std::string& uuid = "");
+WireChoice choose_wire(Control& control, const std::string& transport, const std::string& uuid = "");
 
 }  // namespace weightcast

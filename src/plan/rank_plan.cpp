@@ -1,4 +1,4 @@
-#include "plan/share.hpp"
+#include "plan/rank_plan.hpp"
 
 #include <fmt/format.h>
 
@@ -52,14 +52,14 @@ Move zero(const Padding& padding, std::uint32_t parameter) {
   return move;
 }
 
-void place_parameters(Share& share) {
-  for (const Parameter& parameter : share.parameters) {
-    share.parameter_offsets.push_back(share.parameter_bytes);
-    share.parameter_bytes += round_up(parameter.bytes(), kParameterAlignment);
+void place_parameters(RankPlan& rank_plan) {
+  for (const Parameter& parameter : rank_plan.parameters) {
+    rank_plan.parameter_offsets.push_back(rank_plan.parameter_bytes);
+    rank_plan.parameter_bytes += round_up(parameter.bytes(), kParameterAlignment);
   }
-  for (std::uint32_t number = 0; number < share.parameters.size(); ++number) {
-    for (const Padding& padding : share.parameters[number].padding) {
-      share.padding.push_back(zero(padding, number));
+  for (std::uint32_t number = 0; number < rank_plan.parameters.size(); ++number) {
+    for (const Padding& padding : rank_plan.parameters[number].padding) {
+      rank_plan.padding.push_back(zero(padding, number));
     }
   }
 }
@@ -92,8 +92,8 @@ Move as_move(const MatrixPlace& place, std::int64_t rows, std::int64_t row_bytes
 /// Compiles what arrives on one rank.
 class Compiler {
  public:
-  Compiler(const Plan& plan, const Catalog& catalog, const PartIndex& parts, Share& share)
-      : plan_(plan), catalog_(catalog), parts_(parts), share_(share) {}
+  Compiler(const Plan& plan, const Catalog& catalog, const PartIndex& parts, RankPlan& rank_plan)
+      : plan_(plan), catalog_(catalog), parts_(parts), rank_plan_(rank_plan) {}
 
   /// Appends what every part that a segment feeds takes from it; checks of what is quantised here go to
   /// `checks_of_quants`.
@@ -135,7 +135,7 @@ class Compiler {
 
  private:
   std::int64_t element_of(const PartOf& part) const {
-    return dtype_bytes(share_.parameters[part.parameter].dtype);
+    return dtype_bytes(rank_plan_.parameters[part.parameter].dtype);
   }
 
   void copy(std::uint32_t number, const PartOf& part, std::int64_t staging) {
@@ -145,8 +145,8 @@ class Compiler {
     const Box box = part.part.form.of(segment.box);
     Move move = as_move(place, box.rows, box.cols * element);
     move.staging = staging;
-    share_.moves.push_back(move);
-    share_.checks.push_back(check(number, part, place));
+    rank_plan_.moves.push_back(move);
+    rank_plan_.checks.push_back(check(number, part, place));
   }
 
   void quantize(std::uint32_t number, const PartOf& codes, const PartOf* scales,
@@ -161,7 +161,7 @@ class Compiler {
       move.scales = place_of(scales->part, scales->parameter, element_of(*scales), segment.box);
       checks.push_back(check(number, *scales, move.scales));
     }
-    share_.quants.push_back(move);
+    rank_plan_.quants.push_back(move);
   }
 
   DigestBox check(std::uint32_t number, const PartOf& part, const MatrixPlace& place) const {
@@ -184,18 +184,18 @@ class Compiler {
   const Plan& plan_;
   const Catalog& catalog_;
   const PartIndex& parts_;
-  Share& share_;
+  RankPlan& rank_plan_;
   std::vector<const PartOf*> codes_;  ///< or values
   std::vector<const PartOf*> scales_;
 };
 
 /// Appends the messages of a bucket; `mine` has its moves already.
-void compile_messages(const Plan& plan, ShareBucket& mine, Share& share) {
+void compile_messages(const Plan& plan, RankBucket& mine, RankPlan& rank_plan) {
   const Bucket& bucket = plan.buckets[mine.bucket];
-  mine.first_message = static_cast<std::uint32_t>(share.messages.size());
+  mine.first_message = static_cast<std::uint32_t>(rank_plan.messages.size());
   Message together;
   const auto flush = [&] {
-    if (together.bytes > 0) share.messages.push_back(together);
+    if (together.bytes > 0) rank_plan.messages.push_back(together);
     together = {};
   };
   for (std::uint32_t i = 0; i < bucket.segments; ++i) {
@@ -204,63 +204,65 @@ void compile_messages(const Plan& plan, ShareBucket& mine, Share& share) {
     const std::int64_t bytes = plan.segment_bytes(segment);
     if (bytes >= kDirectBytes) {
       flush();
-      share.messages.push_back({segment.offset, bytes, number, Message::kNone});
+      rank_plan.messages.push_back({segment.offset, bytes, number, Message::kNone});
       continue;
     }
     if (together.bytes == 0) together.staging = segment.offset;
     together.bytes = segment.offset + bytes - together.staging;
   }
   flush();
-  mine.messages = static_cast<std::uint32_t>(share.messages.size()) - mine.first_message;
+  mine.messages = static_cast<std::uint32_t>(rank_plan.messages.size()) - mine.first_message;
 }
 
 /// Appends moves and checks of a received bucket: first those of what arrives in staging, then those of what
 /// arrives where it belongs, which its messages name; then what is quantised.
-void compile_moves(const Plan& plan, std::int64_t rank, Compiler& compiler, ShareBucket& mine, Share& share) {
+void compile_moves(const Plan& plan, std::int64_t rank, Compiler& compiler, RankBucket& mine,
+                   RankPlan& rank_plan) {
   const Bucket& bucket = plan.buckets[mine.bucket];
-  mine.first_check = static_cast<std::uint32_t>(share.checks.size());
-  mine.first_quant = static_cast<std::uint32_t>(share.quants.size());
+  mine.first_check = static_cast<std::uint32_t>(rank_plan.checks.size());
+  mine.first_quant = static_cast<std::uint32_t>(rank_plan.quants.size());
   std::vector<Move> direct_moves;
   std::vector<DigestBox> direct_checks;
   std::vector<DigestBox> checks_of_quants;
   for (std::uint32_t i = 0; i < bucket.segments; ++i) {
-    const std::size_t before = share.moves.size();
+    const std::size_t before = rank_plan.moves.size();
     compiler.add(bucket.first_segment + i, checks_of_quants);
-    if (share.moves.size() == before + 1 && bypasses_staging(plan, bucket, rank, share.moves.back())) {
-      direct_moves.push_back(share.moves.back());
-      direct_checks.push_back(share.checks.back());
-      share.moves.pop_back();
-      share.checks.pop_back();
+    if (rank_plan.moves.size() == before + 1 &&
+        bypasses_staging(plan, bucket, rank, rank_plan.moves.back())) {
+      direct_moves.push_back(rank_plan.moves.back());
+      direct_checks.push_back(rank_plan.checks.back());
+      rank_plan.moves.pop_back();
+      rank_plan.checks.pop_back();
     }
   }
-  mine.staged_moves = static_cast<std::uint32_t>(share.moves.size()) - mine.first_move;
+  mine.staged_moves = static_cast<std::uint32_t>(rank_plan.moves.size()) - mine.first_move;
   // Messages and direct moves are both in segment order.
   std::uint32_t message = mine.first_message;
   for (std::size_t i = 0; i < direct_moves.size(); ++i) {
-    while (share.messages[message].segment != direct_checks[i].segment) ++message;
-    share.messages[message].move = static_cast<std::uint32_t>(share.moves.size());
-    share.moves.push_back(direct_moves[i]);
-    share.checks.push_back(direct_checks[i]);
+    while (rank_plan.messages[message].segment != direct_checks[i].digest) ++message;
+    rank_plan.messages[message].move = static_cast<std::uint32_t>(rank_plan.moves.size());
+    rank_plan.moves.push_back(direct_moves[i]);
+    rank_plan.checks.push_back(direct_checks[i]);
   }
-  share.checks.insert(share.checks.end(), checks_of_quants.begin(), checks_of_quants.end());
-  mine.moves = static_cast<std::uint32_t>(share.moves.size()) - mine.first_move;
-  mine.quants = static_cast<std::uint32_t>(share.quants.size()) - mine.first_quant;
-  mine.checks = static_cast<std::uint32_t>(share.checks.size()) - mine.first_check;
+  rank_plan.checks.insert(rank_plan.checks.end(), checks_of_quants.begin(), checks_of_quants.end());
+  mine.moves = static_cast<std::uint32_t>(rank_plan.moves.size()) - mine.first_move;
+  mine.quants = static_cast<std::uint32_t>(rank_plan.quants.size()) - mine.first_quant;
+  mine.checks = static_cast<std::uint32_t>(rank_plan.checks.size()) - mine.first_check;
 }
 
 /// Everything that writes to the parameters, and in place of a write what an update leaves as it is.
-std::vector<Move> all_writes(const Share& share) {
-  std::vector<Move> all = share.moves;
-  all.insert(all.end(), share.padding.begin(), share.padding.end());
-  for (const QuantMove& quant : share.quants) {
+std::vector<Move> all_writes(const RankPlan& rank_plan) {
+  std::vector<Move> all = rank_plan.moves;
+  all.insert(all.end(), rank_plan.padding.begin(), rank_plan.padding.end());
+  for (const QuantMove& quant : rank_plan.quants) {
     all.push_back(as_move(quant.codes, quant.codes_box.rows, quant.codes_box.cols));
     if (quant.scales.space == Space::kNowhere) continue;
     all.push_back(as_move(quant.scales, quant.scales_box.rows, quant.scales_box.cols * quant.scale_bytes));
   }
-  for (std::uint32_t number = 0; number < share.parameters.size(); ++number) {
-    for (const Padding& untouched : share.parameters[number].untouched)
+  for (std::uint32_t number = 0; number < rank_plan.parameters.size(); ++number) {
+    for (const Padding& untouched : rank_plan.parameters[number].untouched)
       all.push_back(zero(untouched, number));
-    for (const Scalar& scalar : share.parameters[number].scalars) {
+    for (const Scalar& scalar : rank_plan.parameters[number].scalars) {
       all.push_back({scalar.offset, 4, 0, 1, 4, number, MoveOp::kCopy});
     }
   }
@@ -269,34 +271,34 @@ std::vector<Move> all_writes(const Share& share) {
 
 }  // namespace
 
-Share make_share(const Plan& plan, const Family& family, std::int64_t rank) {
-  Share share;
+RankPlan make_rank_plan(const Plan& plan, const Family& family, std::int64_t rank) {
+  RankPlan rank_plan;
   const Catalog& catalog = family.catalog();
   const auto inference_rank = plan.topology.inference_rank(rank);
   if (inference_rank) {
-    share.parameters =
+    rank_plan.parameters =
         family.parameters(plan.topology.engine, engine_rank(plan.topology.engine, *inference_rank));
   }
-  place_parameters(share);
-  const PartIndex parts(share.parameters, catalog.size());
-  Compiler compiler(plan, catalog, parts, share);
+  place_parameters(rank_plan);
+  const PartIndex parts(rank_plan.parameters, catalog.size());
+  Compiler compiler(plan, catalog, parts, rank_plan);
   std::int64_t passed = 0;
   for (std::uint32_t number = 0; number < plan.buckets.size(); ++number) {
     const Bucket& bucket = plan.buckets[number];
     passed += bucket.bytes;
-    ShareBucket mine;
+    RankBucket mine;
     mine.bucket = number;
     mine.root = plan.topology.trainer(rank) == bucket.root;
     mine.destination = plan.receives(bucket.destinations, rank);
-    mine.first_move = static_cast<std::uint32_t>(share.moves.size());
+    mine.first_move = static_cast<std::uint32_t>(rank_plan.moves.size());
     if (!mine.root && !mine.destination) continue;
-    compile_messages(plan, mine, share);
-    if (mine.destination) compile_moves(plan, rank, compiler, mine, share);
+    compile_messages(plan, mine, rank_plan);
+    if (mine.destination) compile_moves(plan, rank, compiler, mine, rank_plan);
     mine.progress_bytes = std::exchange(passed, 0);
-    share.buckets.push_back(mine);
+    rank_plan.buckets.push_back(mine);
   }
-  prove_written_once(share.parameters, all_writes(share));
-  return share;
+  prove_written_once(rank_plan.parameters, all_writes(rank_plan));
+  return rank_plan;
 }
 
 }  // namespace weightcast

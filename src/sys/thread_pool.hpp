@@ -13,14 +13,14 @@ namespace weightcast {
 /// Threads that work through lists of tasks, one list after the other: one that finds no task left in the
 /// oldest list takes tasks of the next, so that no thread waits for the last task of a list while there is
 /// other work. They sleep when there is none.
-class Team {
+class ThreadPool {
  public:
-  /// A list of tasks that the team works through from now on, oldest list first.
+  /// A list of tasks that the pool works through from now on, oldest list first.
   class Job {
    public:
     /// Hands over `task(i)` for every i below `count`: each is called once, on any of the threads, in about
-    /// ascending order. `team` must outlive the job.
-    Job(Team& team, std::size_t count, std::function<void(std::size_t)> task);
+    /// ascending order. `pool` must outlive the job.
+    Job(ThreadPool& pool, std::size_t count, std::function<void(std::size_t)> task);
     /// Leaves out tasks that nobody has begun and waits for those that somebody has.
     ~Job();
     Job(const Job&) = delete;
@@ -31,13 +31,13 @@ class Team {
     void finish();
 
    private:
-    friend Team;
+    friend ThreadPool;
 
-    // What follows is guarded by the team's mutex.
+    // What follows is guarded by the pool's mutex.
     bool done() const { return next_ == count_ && running_ == 0; }
     void leave_out_the_rest();
 
-    Team& team_;
+    ThreadPool& pool_;
     std::function<void(std::size_t)> task_;
     std::size_t next_ = 0;
     std::size_t count_;
@@ -46,10 +46,10 @@ class Team {
   };
 
   /// With the thread that finishes a job that many threads, at least one.
-  explicit Team(int threads);
-  ~Team();
-  Team(const Team&) = delete;
-  Team& operator=(const Team&) = delete;
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
 
   /// Threads that work when one finishes a job.
   int threads() const { return static_cast<int>(helpers_.size()) + 1; }

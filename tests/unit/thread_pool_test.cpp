@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "sys/team.hpp"
+#include "sys/thread_pool.hpp"
 
 namespace weightcast {
 
@@ -29,40 +29,40 @@ bool wait_for(Ready ready) {
 class TeamTest : public ::testing::TestWithParam<int> {};
 
 TEST_P(TeamTest, EveryTaskIsDoneOnceListAfterList) {
-  Team team(GetParam());
-  EXPECT_EQ(team.threads(), GetParam());
+  ThreadPool pool(GetParam());
+  EXPECT_EQ(pool.threads(), GetParam());
   for (const std::size_t count : {0, 1, 2, 7, 1000}) {
     for (int list = 0; list < 20; ++list) {
       std::vector<std::atomic<int>> times(count);
-      team.run(count, [&](std::size_t i) { ++times.at(i); });
+      pool.run(count, [&](std::size_t i) { ++times.at(i); });
       for (const auto& each : times) ASSERT_EQ(each, 1);
     }
   }
 }
 
 TEST_P(TeamTest, WhatATaskThrowsComesOutAndTheNextListIsFine) {
-  Team team(GetParam());
+  ThreadPool pool(GetParam());
   std::atomic<int> done = 0;
   const auto fail_at_ten = [&](std::size_t i) {
     if (i == 10) throw std::runtime_error("ten");
     if (i > 10) std::this_thread::sleep_for(1ms);
     ++done;
   };
-  EXPECT_THROW(team.run(20'000, fail_at_ten), std::runtime_error);
+  EXPECT_THROW(pool.run(20'000, fail_at_ten), std::runtime_error);
   EXPECT_GE(done, 10);
   EXPECT_LT(done, 19'999);
   done = 0;
-  team.run(10, fail_at_ten);
+  pool.run(10, fail_at_ten);
   EXPECT_EQ(done, 10);
 }
 
 TEST_P(TeamTest, AFailureLeavesTheOtherListsAlone) {
-  Team team(GetParam());
+  ThreadPool pool(GetParam());
   std::atomic<int> done = 0;
   const auto count = [&](std::size_t) { ++done; };
-  Team::Job before(team, 100, count);
-  Team::Job failing(team, 100, [](std::size_t) { throw std::runtime_error("failing"); });
-  Team::Job after(team, 100, count);
+  ThreadPool::Job before(pool, 100, count);
+  ThreadPool::Job failing(pool, 100, [](std::size_t) { throw std::runtime_error("failing"); });
+  ThreadPool::Job after(pool, 100, count);
   before.finish();
   EXPECT_THROW(failing.finish(), std::runtime_error);
   after.finish();
@@ -70,12 +70,12 @@ TEST_P(TeamTest, AFailureLeavesTheOtherListsAlone) {
 }
 
 TEST_P(TeamTest, AListThatIsDroppedIsNotTouchedAnyMore) {
-  Team team(GetParam());
+  ThreadPool pool(GetParam());
   for (int round = 0; round < 200; ++round) {
     auto times = std::make_unique<std::vector<std::atomic<int>>>(50);
-    std::optional<Team::Job> first(std::in_place, team, times->size(),
-                                   [&](std::size_t i) { ++times->at(i); });
-    const Team::Job second(team, times->size(), [&](std::size_t i) { ++times->at(i); });
+    std::optional<ThreadPool::Job> first(std::in_place, pool, times->size(),
+                                         [&](std::size_t i) { ++times->at(i); });
+    const ThreadPool::Job second(pool, times->size(), [&](std::size_t i) { ++times->at(i); });
     if (round % 2 == 0) first->finish();
     first.reset();
   }
@@ -86,11 +86,11 @@ TEST_P(TeamTest, ManyListsAtOnce) {
   struct List {
     std::vector<std::atomic<int>> times;
     std::size_t failing;
-    std::optional<Team::Job> job;
+    std::optional<ThreadPool::Job> job;
 
     List(std::size_t count, std::size_t bad) : times(count), failing(bad) {}
   };
-  Team team(GetParam());
+  ThreadPool pool(GetParam());
   std::mt19937 random(7);
   std::deque<std::unique_ptr<List>> lists;
   for (int number = 0; number < 3000; ++number) {
@@ -98,7 +98,7 @@ TEST_P(TeamTest, ManyListsAtOnce) {
     const bool fails = random() % 8 == 0;
     lists.push_back(std::make_unique<List>(count, fails ? random() % 20 : count));
     List& list = *lists.back();
-    list.job.emplace(team, count, [&list](std::size_t i) {
+    list.job.emplace(pool, count, [&list](std::size_t i) {
       if (i == list.failing) throw std::runtime_error("failing");
       ++list.times.at(i);
     });
@@ -120,11 +120,11 @@ TEST_P(TeamTest, ManyListsAtOnce) {
 INSTANTIATE_TEST_SUITE_P(Threads, TeamTest, ::testing::Values(1, 2, 5));
 
 TEST(TeamTest, ThreadsWorkAtTheSameTime) {
-  Team team(3);
+  ThreadPool pool(3);
   // Each waits until all three are there.
   std::atomic<int> there = 0;
   std::atomic<int> alone = 0;
-  team.run(3, [&](std::size_t) {
+  pool.run(3, [&](std::size_t) {
     ++there;
     if (!wait_for([&] { return there >= 3; })) ++alone;
   });
@@ -132,12 +132,12 @@ TEST(TeamTest, ThreadsWorkAtTheSameTime) {
 }
 
 TEST(TeamTest, AThreadWithoutATaskGoesOnWithTheNextList) {
-  Team team(2);
+  ThreadPool pool(2);
   // The first list's only task ends when the second list has been worked through.
   std::atomic<int> done = 0;
   std::atomic<bool> in_time = false;
-  Team::Job first(team, 1, [&](std::size_t) { in_time = wait_for([&] { return done == 10; }); });
-  Team::Job second(team, 10, [&](std::size_t) { ++done; });
+  ThreadPool::Job first(pool, 1, [&](std::size_t) { in_time = wait_for([&] { return done == 10; }); });
+  ThreadPool::Job second(pool, 10, [&](std::size_t) { ++done; });
   first.finish();
   EXPECT_TRUE(in_time);
   second.finish();

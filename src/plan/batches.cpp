@@ -1,4 +1,4 @@
-#include "plan/groups.hpp"
+#include "plan/batches.hpp"
 
 #include <algorithm>
 
@@ -6,7 +6,7 @@ namespace weightcast {
 
 namespace {
 
-/// How often each rank takes part in the buckets of the current group. All replicas are served alike, so a
+/// How often each rank takes part in the buckets of the current batch. All replicas are served alike, so a
 /// coordinate stands for its ranks; a colocated root is one of them.
 class Participation {
  public:
@@ -55,7 +55,7 @@ class Participation {
 
 }  // namespace
 
-std::vector<std::uint32_t> concurrent_groups(const Plan& plan) {
+std::vector<std::uint32_t> concurrent_batches(const Plan& plan) {
   const std::int64_t most = std::max<std::int64_t>(1, (plan.limits.buffers + 1) / 2);
   std::vector<std::uint32_t> starts;
   Participation participation(plan);
