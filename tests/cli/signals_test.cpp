@@ -8,6 +8,8 @@
 #include <chrono>
 #include <csignal>
 #include <memory>
+#include <stdexcept>
+#include <string>
 #include <thread>
 
 #include "cli/cli.hpp"
@@ -29,7 +31,7 @@ class Signals : public CliTest {
     Words words{"sync", "--inference", "tp=2,ep=2", "--sink", "hdf5:" + sink_, "--json", json_};
     for (int i = 0; i < kUpdates; ++i) words = words + Words{"--source", trained(i % 2)};
     auto job = std::make_unique<Process>(slow_disk_job(3, words + more, "/.rank-1.h5.", kSlowUpdate));
-    EXPECT_TRUE(job->wait_for_output("\n        3 ")) << describe(job->wait());
+    if (!job->wait_for_output("\n        3 ")) throw std::runtime_error("no updates: " + describe(job->wait()));
     return job;
   }
 
@@ -302,19 +304,19 @@ TEST_F(Signals, TermToTheLauncher) {
 }
 
 TEST_F(Signals, RankThatHangs) {
-  const auto job = start({"--timeout", "10"});
+  const auto job = start({"--timeout", "20"});
   const pid_t rank = job->children().at(2);
   ::kill(rank, SIGSTOP);
-  EXPECT_TRUE(refused(job->wait(), 76, {"version", "not done after 10 s", "--timeout"}));
+  EXPECT_TRUE(refused(job->wait(), 76, {"version", "not done after 20 s", "--timeout"}));
   expect_whole_or_mixed_shards();
   EXPECT_EQ(read_json(json_).at("status"), "timeout");
 }
 
 TEST_F(Signals, FirstRankThatHangs) {
   // The one that speaks for the others.
-  const auto job = start({"--timeout", "10"});
+  const auto job = start({"--timeout", "20"});
   ::kill(job->children().at(0), SIGSTOP);
-  EXPECT_TRUE(refused(job->wait(), 76, {"version", "not done after 10 s", "--timeout"}));
+  EXPECT_TRUE(refused(job->wait(), 76, {"version", "not done after 20 s", "--timeout"}));
   expect_whole_or_mixed_shards();
 }
 
