@@ -127,7 +127,7 @@ class Waits(unittest.TestCase):
             with self.assertRaises(Interrupted) as interrupted:
                 trainer.offer(1)
             if sys.version_info >= (3, 11):
-                self.assertIn("version 1 is being read; call weightcast_settle", interrupted.exception.__notes__[0])
+                self.assertIn("version 1 is being read; call settle()", interrupted.exception.__notes__[0])
             self.assertEqual(look()["state"], BEING_READ)
         with self.assertRaisesRegex(weightcast.Error, "the job step died while it read version 1"):
             trainer.settle()

@@ -6,6 +6,7 @@ import numbers
 import operator
 import os
 import pathlib
+import re
 
 from ._version import VERSION
 
@@ -117,10 +118,16 @@ _library.weightcast_last_error.restype = ctypes.c_char_p
 _library.weightcast_question.restype = ctypes.c_uint64
 
 
+def _last_error():
+    """What the last failed call has said, with the functions by the names that they have here."""
+    said = _library.weightcast_last_error().decode(errors="replace")
+    return re.sub(r"\bweightcast_(landed|offer|pause|publish|serve|settle|wanted)\b", r"\1()", said)
+
+
 def check(code):
     """Raises what a call's code says."""
     if code != 0:
-        raise error_of(code, _library.weightcast_last_error().decode(errors="replace"))
+        raise error_of(code, _last_error())
 
 
 def call(name, *arguments):
@@ -143,7 +150,7 @@ def wait(name, handle, *arguments):
 def abandon(handle, cause):
     """Ends what a wait has begun. Returns what is left to say of it, None when nothing is."""
     code = _library.weightcast_abandon(handle, cause)
-    return None if code == 0 else _library.weightcast_last_error().decode(errors="replace")
+    return None if code == 0 else _last_error()
 
 
 # What C would take otherwise than it was meant: a number that does not fit is cut there, and a text ends at its first NUL.
