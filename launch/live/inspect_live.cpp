@@ -203,7 +203,7 @@ std::optional<std::string> server_text(const std::string& directory) {
     const std::string who = fmt::format("process {} on {}", server.pid, server.host);
     if (server.host != this_host()) return fmt::format("server: {}, not seen from here", who);
     const bool answers = server.boot_id == this_boot() && is_listened_to(server.socket);
-    return answers ? fmt::format("server: {}, waits for weightcast trigger {}", who, directory)
+    return answers ? fmt::format("server: {}, takes requests of weightcast trigger {}", who, directory)
                    : fmt::format("server: {}, which is gone or of another user", who);
   } catch (const Error& error) {
     return fmt::format("server: {}", error.what());
