@@ -72,16 +72,18 @@ po::parsed_options parse_environment(const po::options_description& description,
     if (option == nullptr) {
       notes.push_back(fmt::format("environment: {} is no option and is ignored", excerpt(name)));
     } else if ((option->commands & command) != 0) {
+      const auto [other, fresh] = origins.emplace(option_name, name);
+      if (!fresh)
+        throw UsageError(fmt::format("{} and {} are one option; unset one of them", other->second, name));
       add_parsed(parsed, *option, std::string(entry.substr(name.size() + 1)), std::string(name));
-      origins.emplace(option_name, name);
     }
   }
   return parsed;
 }
 
 po::parsed_options parse_file(const po::options_description& description, unsigned command,
-                              const std::string& path, Origins& origins) {
-  std::string content = options_text(path);
+                              const std::string& path, const std::string& label, Origins& origins) {
+  std::string content = options_text(path, label);
   constexpr std::string_view kMark = "\xef\xbb\xbf";  // that some editors put in front of UTF-8
   if (content.starts_with(kMark)) content.erase(0, kMark.size());
   std::istringstream file(content);
@@ -139,6 +141,22 @@ void require_short_values(const Values& values) {
   }
 }
 
+/// Throws UsageError where an option has taken the next one for its value, as in `--json --trace t.json`.
+void require_own_values(const po::parsed_options& parsed) {
+  for (const po::option& option : parsed.options) {
+    // The option itself, and its value where that stands behind a blank.
+    if (option.original_tokens.size() < 2) continue;
+    const std::string& name = option.original_tokens.front();
+    const std::string& value = option.original_tokens.back();
+    const std::string next = value.substr(0, value.find('='));
+    const auto is_next = [&](const OptionInfo& known) { return next == "--" + long_name(known); };
+    if (std::ranges::none_of(option_table(), is_next)) continue;
+    throw UsageError(fmt::format(
+        "{}: its value is missing, for {} is an option itself; write one, or {}={} if that is the value",
+        name, next, name, excerpt(value)));
+  }
+}
+
 /// Of options that say the same thing in two ways the command line's counts, as of two values of one option.
 void drop_overridden(po::variables_map& map, const Origins& origins) {
   using Pair = std::pair<const char*, const char*>;
@@ -180,6 +198,7 @@ std::variant<Values, Asked> read_values(int argc, const char* const* argv, std::
                             .positional(positional)
                             .style(po::command_line_style::unix_style & ~allow_guessing)
                             .run();
+    require_own_values(parsed);
     po::store(parsed, map);
     if (map["help"].as<bool>()) {
       return Asked::kHelp;
@@ -191,7 +210,8 @@ std::variant<Values, Asked> read_values(int argc, const char* const* argv, std::
     // Whatever is stored first stays: command line, then environment, then file.
     po::store(parse_environment(description, bit, notes, origins), map);
     if (map.count("config") != 0) {
-      po::store(parse_file(description, bit, map["config"].as<std::string>(), origins), map);
+      const std::string label = from_command_line.count("config") != 0 ? "--config" : origins.at("config");
+      po::store(parse_file(description, bit, map["config"].as<std::string>(), label, origins), map);
     }
     for (const auto& [name, value] : from_command_line) {
       if (!value.defaulted()) origins.erase(name);

@@ -68,14 +68,14 @@ std::string why_unread(const std::string& path) {
 
 }  // namespace
 
-std::string options_text(const std::string& path) {
+std::string options_text(const std::string& path, const std::string& label) {
   if (std::optional<std::string> text = pipe_text(path)) return *std::move(text);
   try {
     if (InputFile(path).size() <= kMostBytes) return read_text_file(path, kMostBytes);
   } catch (const IoError&) {
     // What it says is for checkpoints.
   }
-  throw IoError(fmt::format("--config {}: {}; name a file of lines name = value, of at most {}", path,
+  throw IoError(fmt::format("{} {}: {}; name a file of lines name = value, of at most {}", label, path,
                             why_unread(path), format_bytes(kMostBytes)));
 }
 

@@ -41,6 +41,14 @@ TEST_F(BadOptions, OptionOfAnotherCommand) {
 
 TEST_F(BadOptions, OptionWithoutItsValue) {
   EXPECT_TRUE(refused(run_plain({"plan", "--source"}), 64, {"--source", "plan --help"}));
+  // The next option is none, nor is one that another command takes.
+  for (const std::string next : {"--model", "--json", "--trace=x", "--help"}) {
+    SCOPED_TRACE(next);
+    EXPECT_TRUE(refused(run_plain({"plan", "--model", model_folder("tiny-qwen3"), "--json", next}), 64,
+                        {"--json: its value is missing", next.substr(0, next.find('='))}));
+  }
+  EXPECT_TRUE(
+      done(run_plain({"plan", "--model", model_folder("tiny-qwen3"), "-q", "--json", dir_ / "--json"})));
 }
 
 TEST_F(BadOptions, OptionGivenTwice) {
@@ -109,6 +117,17 @@ TEST_F(BadOptions, Sink) {
     SCOPED_TRACE(sink);
     EXPECT_TRUE(refused(run_job(3, {"sync", "--source", trained(0), "--inference", "tp=2", "--sink", sink}),
                         64, {"--sink " + sink, "none", "hdf5:DIR"}));
+  }
+}
+
+TEST_F(BadOptions, SinksThatAreCalledAsWhatNobodyReplaces) {
+  for (const auto& [sink, what] : {std::pair{"hdf5:shards-{step}", "{version}"},
+                                   {"hdf5:{version}/{versions}", "{versions}"},
+                                   {"hdf5:~/shards", "$HOME"},
+                                   {"hdf5:~", "$HOME"}}) {
+    SCOPED_TRACE(sink);
+    EXPECT_TRUE(refused(run_plain({"plan", "--model", model_folder("tiny-qwen3"), "--sink", sink}), 64,
+                        {std::string("--sink ") + sink, what}));
   }
 }
 
@@ -307,6 +326,10 @@ TEST_F(BadOptions, Environment) {
                       64, {"WEIGHTCAST_WEIGHT_VERSION", "at least 0"}));
   EXPECT_TRUE(refused(run_plain(plan, {{"WEIGHTCAST_COLOCATE", "perhaps"}}), 64,
                       {"WEIGHTCAST_COLOCATE", "'perhaps'"}));
+  EXPECT_TRUE(refused(run_plain(plan, {{"WEIGHTCAST_BUFFERS", "2"}, {"WEIGHTCAST_buffers", "3"}}), 64,
+                      {"WEIGHTCAST_BUFFERS", "WEIGHTCAST_buffers", "unset one"}));
+  EXPECT_TRUE(refused(run_plain(plan, {{"WEIGHTCAST_CONFIG", dir_ / "none"}}), 74,
+                      {"WEIGHTCAST_CONFIG " + (dir_ / "none"), "No such file"}));
 }
 
 TEST_F(BadOptions, EveryLineCallsAnOptionAsItWasGiven) {
