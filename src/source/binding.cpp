@@ -169,8 +169,9 @@ class Binder {
     if (const std::string what = training_state(name); stored.obstacle == nullptr && !what.empty()) {
       throw InputError(fmt::format(
           "{}: tensor {} {} {}; {}", checkpoint_.path, excerpt(stored.name), stored.shape.to_string(), what,
-          runs_ ? "publish the weights alone"
-                : "write the weights alone, or list them in a model.safetensors.index.json"));
+          runs_
+              ? "publish the weights alone"
+              : "write the weights alone, or, of safetensors, list them in a model.safetensors.index.json"));
     }
     if (may_leave_out(number) || repeats_used(number)) return;
     throw InputError(fmt::format("{}: tensor {} {} is not part of the model; {} If it is, {} the tensor",

@@ -20,12 +20,12 @@ namespace {
 constexpr std::int64_t kPieceBytes = std::int64_t{1} << 20;
 
 [[noreturn]] void throw_differs(const Checkpoint& checkpoint, const StoredTensor& copy,
-                                const Tensor& original, const std::string& how) {
+                                const Tensor& original, const std::string& how, bool may_be_the_head) {
   throw InputError(
       fmt::format("{}: tensor {} {} {}, which config.json says it is tied to (tie_word_embeddings), and "
-                  "engines would drop it; set "
-                  "tie_word_embeddings to false, or keep the embedding with --tied-head embedding",
-                  checkpoint.path, excerpt(copy.name), how, original.name));
+                  "engines would drop it; {}keep the embedding with --tied-head embedding",
+                  checkpoint.path, excerpt(copy.name), how, original.name,
+                  may_be_the_head ? "set tie_word_embeddings to false, or " : ""));
 }
 
 /// Compares one copy with its original.
@@ -40,12 +40,13 @@ class Comparison {
         other_(copies_, checkpoint, held_) {
     if (copy_.obstacle != nullptr) {
       throw_differs(checkpoint, copy_, original_,
-                    fmt::format("{} and cannot be compared with", copy_.obstacle->why));
+                    fmt::format("{} and cannot be compared with", copy_.obstacle->why), false);
     }
     if (copy_.shape != original_.shape) {
       throw_differs(
           checkpoint, copy_, original_,
-          fmt::format("{} has another shape than {}", copy_.shape.to_string(), original_.shape.to_string()));
+          fmt::format("{} has another shape than {}", copy_.shape.to_string(), original_.shape.to_string()),
+          false);
     }
     copies_.add(original_.name, original_.dtype, original_.shape);
     require_castable(checkpoint, copy_, original_.dtype);
@@ -78,7 +79,7 @@ class Comparison {
     other_.require_unchanged();
     if (different != kNone) {
       throw_differs(checkpoint_, copy_, original_,
-                    fmt::format("differs (from row {} on) from", different.load()));
+                    fmt::format("differs (from row {} on) from", different.load()), true);
     }
   }
 

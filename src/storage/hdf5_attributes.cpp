@@ -65,8 +65,8 @@ AttributeValue read_value(const Hdf5Attribute& attribute, const std::string& nam
       return number;
     }
   }
-  throw InputError(
-      fmt::format("{}: attribute '{}' is neither one integer nor one text", subject, prefixed(name)));
+  throw InputError(fmt::format("{}: attribute '{}' is neither one integer nor one text; write the file again",
+                               subject, prefixed(name)));
 }
 
 // Called by C code, which no exception may cross.

@@ -282,7 +282,8 @@ TEST_F(ForeignNames, TheStateOfATrainingRunIsCalledSo) {
   for (const auto& [name, what] : cases) {
     SafetensorsFile file = file_;
     file.tensors[name] = {"I64", {1}, "12345678"};
-    expect_refused(kConfig, file, {path_, name, what, "write the weights alone", "index.json"});
+    expect_refused(kConfig, file,
+                   {path_, name, what, "write the weights alone", "of safetensors, list them in"});
   }
   EXPECT_EQ(training_state("model.layers.0.mlp.gate.weight"), "");
 }

@@ -77,6 +77,16 @@ TEST(StorageHdf5, AttributesOfOtherPrograms) {
   }
   EXPECT_EQ(read_attributes(dir / "a.h5"),
             (Attributes{{"kind", "shard"}, {"other", "text"}, {"tp", std::int64_t{12}}}));
+  {
+    const Hdf5Lock lock;
+    const Hdf5File file = create_file(dir / "b.h5");
+    const Hdf5Space space(WEIGHTCAST_HDF5(H5Screate(H5S_NULL), kFile));
+    const Hdf5Attribute nothing(WEIGHTCAST_HDF5(
+        H5Acreate2(file.get(), "weightcast.tp", H5T_STD_I16BE, space.get(), H5P_DEFAULT, H5P_DEFAULT),
+        kFile));
+  }
+  EXPECT_TRUE(has(message_of<InputError>([&] { read_attributes(dir / "b.h5"); }),
+                  {"b.h5", "'weightcast.tp'", "neither one integer nor one text; write the file again"}));
 }
 
 TEST(StorageHdf5, TypesAreWhatOtherProgramsExpect) {
