@@ -9,6 +9,7 @@
 #include <variant>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "launch/commands.hpp"
 #include "launch/job/live_ends.hpp"
 #include "launch/options/completion.hpp"
@@ -56,6 +57,19 @@ void require_values(const Values& values) {
   for (const char* name : {"model", "landing", "export-map", "quantize", "json", "trace", "output"}) {
     if (!values.has(name) || !values.text(name, "").empty()) continue;
     throw UsageError(fmt::format("{}: is empty; give it a value, or leave it out", values.label(name)));
+  }
+}
+
+/// Throws UsageError for `~` in front of what is written: the shell leaves it as it is behind `=` and `:`,
+/// and a folder of that name would be made where the program runs.
+void require_no_tilde(const Values& values) {
+  for (const char* name : {"sink", "output", "json", "trace"}) {
+    const std::string value = values.text(name, "");
+    const std::string_view path = std::string_view(value).substr(value.starts_with("hdf5:") ? 5 : 0);
+    if (path != "~" && !path.starts_with("~/")) continue;
+    throw UsageError(
+        fmt::format("{} {}: nobody replaces ~ there; write $HOME, or ./~ for a folder of that name",
+                    values.label(name), excerpt(value)));
   }
 }
 
@@ -230,6 +244,7 @@ Options take_all(const Values& values, std::string command) {
   take(values, static_cast<BenchOptions&>(options));
   take(values, options.command, static_cast<OutputOptions&>(options));
   require_values(values);
+  require_no_tilde(values);
   options.hash = values.hash(options.command);
   return options;
 }

@@ -90,14 +90,9 @@ void describe_start(Control& control, const Session& session, const WireChoice& 
   report.start_parts = std::move(parts);
 }
 
-/// Throws UsageError for a folder that is called as what somebody has meant to be replaced: `{step}`, where
-/// all versions would then take the same name, and `~`, which the shell leaves alone behind a colon.
-void require_meant(const std::string& sink, std::string_view folder) {
-  if (folder == "~" || folder.starts_with("~/")) {
-    throw UsageError(fmt::format(
-        "--sink {}: the shell leaves ~ as it is there; write $HOME, or ./~ for a folder of that name",
-        excerpt(sink)));
-  }
+/// Throws UsageError for a folder in whose name something like `{step}` is left: all versions would take the
+/// same name.
+void require_known_braces(const std::string& sink, std::string_view folder) {
   for (std::size_t at = folder.find('{'); at != std::string_view::npos; at = folder.find('{', at + 1)) {
     const std::string_view braces = folder.substr(at, folder.find('}', at) - at + 1);
     if (!braces.ends_with('}') || braces == "{version}") continue;
@@ -115,7 +110,7 @@ std::optional<ShardPlace> shard_place(const std::string& sink) {
   for (const FileFormat format : {FileFormat::kHdf5, FileFormat::kSafetensors}) {
     const std::string prefix = fmt::format("{}:", file_format_name(format));
     if (sink.starts_with(prefix) && sink.size() > prefix.size()) {
-      require_meant(sink, std::string_view(sink).substr(prefix.size()));
+      require_known_braces(sink, std::string_view(sink).substr(prefix.size()));
       return ShardPlace{format, sink.substr(prefix.size())};
     }
   }
