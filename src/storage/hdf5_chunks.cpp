@@ -70,9 +70,8 @@ Hdf5Properties Hdf5Chunks::properties_of_copy(std::uint32_t mask) const {
     std::vector<unsigned> values(given);
     const H5Z_filter_t filter = WEIGHTCAST_HDF5(
         H5Pget_filter2(creation_.get(), i, &flags, &given, values.data(), 0, nullptr, nullptr), subject_);
-    // One that can only decode will do.
-    flags |= H5Z_FLAG_OPTIONAL;
-    WEIGHTCAST_HDF5(H5Pset_filter(copy.get(), filter, flags, given, values.data()), subject_);
+    // One that can only decode will do. There is no other flag, whatever the file says.
+    WEIGHTCAST_HDF5(H5Pset_filter(copy.get(), filter, H5Z_FLAG_OPTIONAL, given, values.data()), subject_);
     if (filter == H5Z_FILTER_SCALEOFFSET)
       add_scale_offset_guard(copy.get(), chunk_bytes_ / element_bytes_, element_bytes_);
   }
@@ -97,10 +96,13 @@ hid_t Hdf5Chunks::copy_for(std::uint32_t mask) {
   const Hdf5Type type(WEIGHTCAST_HDF5(H5Dget_type(dataset_), subject_));
   const Hdf5Properties cache(WEIGHTCAST_HDF5(H5Pcreate(H5P_DATASET_ACCESS), subject_));
   WEIGHTCAST_HDF5(H5Pset_chunk_cache(cache.get(), 1, chunk_bytes_, 1), subject_);
-  copy = Hdf5Dataset(WEIGHTCAST_HDF5(H5Dcreate2(file_.get(), fmt::format("{}", mask).c_str(), type.get(),
-                                                space.get(), H5P_DEFAULT, properties.get(), cache.get()),
-                                     subject_));
-  return copy.get();
+  copy = Hdf5Dataset(H5Dcreate2(file_.get(), fmt::format("{}", mask).c_str(), type.get(), space.get(),
+                                H5P_DEFAULT, properties.get(), cache.get()));
+  if (copy) return copy.get();
+  // It is in memory: nothing but what the file says of its filters stands in the way.
+  require_hdf5_memory();
+  throw InputError(
+      fmt::format("{}: its chunks cannot be unpacked ({}); {}", subject_, hdf5_error_text(), kRemedy));
 }
 
 template <typename Visit>

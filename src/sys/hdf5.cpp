@@ -51,13 +51,14 @@ bool system_refused() {
 }
 
 /// Whether a function of the library only looks at what a file holds: `H5Dread`, `H5Literate`,
-/// `H5Oget_info2`.
+/// `H5Oget_info2`, `H5Lunpack_elink_val`.
 bool is_reading(std::string_view function) {
   constexpr std::size_t kPrefix = 3;  // `H5D`
   if (function.size() < kPrefix) return false;
   function.remove_prefix(kPrefix);
-  return std::ranges::any_of(std::array<std::string_view, 5>{"read", "get_", "iterate", "open", "exists"},
-                             [&](std::string_view verb) { return function.starts_with(verb); });
+  return std::ranges::any_of(
+      std::array<std::string_view, 6>{"read", "get_", "iterate", "open", "exists", "unpack"},
+      [&](std::string_view verb) { return function.starts_with(verb); });
 }
 
 }  // namespace

@@ -214,6 +214,23 @@ TEST_F(StorageChunks, AnyFiltersAreUndone) {
   }
 }
 
+TEST_F(StorageChunks, FlagsThatNoFilterHasAreNobodysBusiness) {
+  {
+    const Hdf5Lock lock;
+    const Hdf5File file = create_file(path_);
+    const Hdf5Dataset dataset = make(file, "w", deflate);
+    WEIGHTCAST_HDF5(H5Dwrite(dataset.get(), H5T_NATIVE_UINT16, H5S_ALL, H5S_ALL, H5P_DEFAULT, data_.data()),
+                    kFile);
+  }
+  // Before a filter's name: its number, the name's length, flags and how many values it has, 16 bits each.
+  std::string bytes = get_file(path_);
+  const std::size_t at = bytes.find("deflate");
+  ASSERT_NE(at, std::string::npos);
+  bytes[at - 3] = static_cast<char>(bytes[at - 3] | 0x40);
+  put_file(path_, bytes);
+  expect_whole();
+}
+
 TEST_F(StorageChunks, AChunkWhoseFiltersLeaveTooLittleIsRefused) {
   for (const Filters& filters :
        {Filters(deflate), Filters(shuffle), Filters(checksum), both(shuffle, deflate),

@@ -259,6 +259,17 @@ TEST_F(StorageObstacles, LinksThatLeadNowhereOrAway) {
   expect_obstacle("no dataset", true, OtherFiles::kBelowFolder);
   with_link("/etc/passwd", "/etc/passwd");
   expect_obstacle("no regular file below the folder", true, OtherFiles::kBelowFolder);
+  // The two names of a link end in a byte 0 each.
+  for (const std::string& lost : {std::string("part.h5"), std::string("/elsewhere")}) {
+    with_link("/elsewhere", "part.h5");
+    std::string bytes = get_file(dir_ / "a.h5");
+    const std::size_t at = bytes.find(lost);
+    ASSERT_NE(at, std::string::npos);
+    bytes[at + lost.size()] = 'x';
+    put_file(dir_ / "a.h5", bytes);
+    EXPECT_TRUE(has(message_of<InputError>([&] { read_checkpoint(dir_ / "a.h5"); }),
+                    {dir_ / "a.h5", "linkval buffer", "copy it again"}));
+  }
 }
 
 TEST_F(StorageObstacles, ALinkThroughAnotherFileIsNotFollowed) {
