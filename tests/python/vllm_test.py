@@ -195,6 +195,12 @@ class Sessions(Live):
         self.assertIn("no job step has asked", self.refused("update", {"timeout": 0.1}))
         self.engine.ask("start")
         self.assertIn("no job step has asked", self.refused("finish"))
+        for call in (["finish"], ["update", {"timeout": 0.1}]):
+            self.assertIn("no update is under way", self.refused(*call))
+        self.engine.ask("start")
+        for call in (["start"], ["shutdown"]):
+            self.assertIn("an update is under way", self.refused(*call))
+        self.assertIn("no job step has asked", self.refused("update", {"timeout": 0.1}))
         # What has come is served, though it is another version than the caller named.
         version = self.offer(0)
         self.engine.ask("start")

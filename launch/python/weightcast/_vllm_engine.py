@@ -391,6 +391,37 @@ def _watch_reloads():
 _watch_reloads()
 
 
+def _refuse_once():
+    """What comes out of order a worker of vLLM refuses by itself, and so all of them do: here it is refused before."""
+    under_way = "an update is under way; call /update_weights and /finish_weight_update first"
+    none_begun = "no update is under way; call /start_weight_update first"
+    for name, active, said in (
+        ("start_weight_update", True, under_way),
+        ("update_weights", False, none_begun),
+        ("finish_weight_update", False, none_begun),
+        ("shutdown_weight_transfer_engine", True, under_way),
+    ):
+        if hasattr(Worker, name):
+            setattr(Worker, name, _refusing(getattr(Worker, name), active, said))
+
+
+def _refusing(method, active, said):
+    """The worker's method, which is refused while the worker counts an update as `active`, or as not active."""
+
+    @functools.wraps(method)
+    def call(worker, *arguments, **more):
+        engine = worker.weight_transfer_engine
+        if isinstance(engine, WeightcastEngine) and getattr(worker, "_weight_update_active", None) is active:
+            engine._raise(weightcast.Error(64, said))
+            return None
+        return method(worker, *arguments, **more)
+
+    return call
+
+
+_refuse_once()
+
+
 def _calling_worker():
     """The worker that has called the engine's method that calls this."""
     caller = inspect.currentframe().f_back.f_back.f_locals.get("self")
