@@ -88,6 +88,10 @@ class Trigger(unittest.TestCase):
         for wrong in ("", "[]", "{", "[" * 60000, "x" * 70000, '{"weightcast": 2}', '{"weightcast": 1}'):
             (self.folder / "server.json").write_text(wrong)
             self.refused(65, "server.json: .*start the server again")
+        (self.folder / "server.json").unlink()
+        os.mkfifo(self.folder / "server.json")  # which nobody writes into
+        self.refused(74, "server.json: it is no regular file; look what is there")
+        (self.folder / "server.json").unlink()
         for field in ("host", "boot_id", "pid", "uid", "job", "socket"):
             self.write_server_file(**{field: True})
             self.refused(65, f"'{field}' is no ")

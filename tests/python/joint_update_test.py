@@ -155,6 +155,21 @@ class Together(unittest.TestCase):
         self.assertEqual({str(error).partition(": ")[2] for error in outcomes}, {"ValueError: no such tensor"})
         self.assertTrue(all(export.state.startswith("invalid: ") for export in exports))
 
+    def test_a_rank_that_dies_before_all_have_agreed(self):
+        export = Exports(Wanted(5, 17))
+        asked = []
+
+        def gather(value):
+            asked.append(value)
+            if len(asked) == 1:
+                return [value, (None, None)]
+            raise RuntimeError("Connection reset by peer")
+
+        update = JointUpdate(export, Ranks(0, gather), 4, 60)
+        with self.assertRaisesRegex(weightcast.Error, "Connection reset by peer"):
+            update.wait(5, 60.0)
+        self.assertEqual(export.state, "invalid: Connection reset by peer")
+
     def test_what_an_only_rank_has_loaded_in_part_is_no_version(self):
         def load(of):
             raise of

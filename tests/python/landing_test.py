@@ -547,7 +547,7 @@ class Maps(unittest.TestCase):
                 ([f"{folder}/none", "--output", "x"], 74, "is no folder"),
                 ([f"{folder}/no-list", "--output", "x"], 74, "neither *.safetensors nor tensors.json"),
                 ([f"{folder}/bad-list", "--output", "x"], 65, "entry 0 has not a name, a dtype of safetensors and a shape"),
-                ([f"{folder}/no-file", "--output", "x"], 74, "model.safetensors cannot be read: it is no file"),
+                ([f"{folder}/no-file", "--output", "x"], 74, "model.safetensors cannot be read: it is no regular file"),
                 ([f"{folder}/none-in-it", "--output", "x"], 65, "has no tensor"),
                 ([folder, "--output", "/dev/full"], 74, "/dev/full cannot be written: No space left on device"),
                 ([folder, "--check", f"{folder}/broken.json"], 65, "is no JSON file"),

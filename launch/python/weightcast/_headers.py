@@ -1,14 +1,12 @@
 """Headers of checkpoints: of safetensors files, and of those that only have a list of their tensors."""
 
 import contextlib
-import errno
 import json
 import os
 import pathlib
-import stat
 import tempfile
 
-from ._library import Error
+from ._library import Error, open_regular
 from ._tensors import Memory
 
 _LIST = "tensors.json"
@@ -52,7 +50,7 @@ def of_file(path):
     """(name, dtype, shape) of every tensor of a safetensors file, by name, as safetensors lists them. No byte of a tensor is
     read or mapped. Raises Error."""
     try:
-        with open(path, "rb", opener=_open_file) as file:
+        with open(path, "rb", opener=open_regular) as file:
             length = int.from_bytes(file.read(8), "little")
             text = file.read(length) if length <= _LONGEST else b""
     except OSError as error:
@@ -67,15 +65,6 @@ def of_file(path):
         if not _is_entry(name, dtype, shape):
             raise Error(65, f"{path}: tensor {name!r} has no dtype and shape that safetensors knows; copy the file anew")
     return entries
-
-
-def _open_file(path, flags):
-    """Of a pipe, which would be waited for, nothing is read."""
-    file = os.open(path, flags | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise OSError(errno.EINVAL, "it is no file")
-    return file
 
 
 def of_folder(folder):

@@ -136,9 +136,9 @@ class JointUpdate:
         """The version of the Update that all ranks have; none has one where one has none."""
         try:
             return self._ranks.together(lambda: _give_back(own).version)
-        except Error as error:
+        except Exception as error:  # of `gather`, too, when a rank has died
             self.abandon(error)
-            if any(self._ranks.all(lambda: own[1] is None)):
+            if isinstance(error, Error) and any(self._ranks.all(lambda: own[1] is None)):
                 # What was there is not there any more on the ranks that have been written.
                 raise Invalid(Invalid.CODE, str(error)) from None
             raise

@@ -2,11 +2,13 @@
 
 import ctypes
 import ctypes.util
+import errno
 import numbers
 import operator
 import os
 import pathlib
 import re
+import stat
 
 from ._version import VERSION
 
@@ -212,6 +214,15 @@ def path(folder):
     if not name:
         raise Error(64, "the folder's name is empty; name one")
     return name
+
+
+def open_regular(path, flags):
+    """For open(): a pipe, which would be waited for, is refused as what the system refuses is."""
+    file = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return file
 
 
 def open_export(folder, role, rank, ranks, layout):

@@ -8,7 +8,7 @@ import struct
 import time
 import typing
 
-from ._library import Error, NoAnswer, printable, seconds, whole
+from ._library import Error, NoAnswer, open_regular, printable, seconds, whole
 from ._library import path as path_of
 
 # As launch/serve/message.hpp has them.
@@ -82,7 +82,7 @@ def _require(parsed, kinds, origin, remedy):
 def _find(path):
     """The server on this host and of this user."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_regular) as file:
             text = file.read(_MOST_FILE_BYTES + 1)
     except FileNotFoundError:
         folder = os.path.dirname(path)
@@ -92,7 +92,7 @@ def _find(path):
             "--model CONFIG_JSON --inference LAYOUT",
         ) from None
     except OSError as error:
-        raise _error(74, f"{path}: {error.strerror}; check the permissions") from None
+        raise _error(74, f"{path}: {error.strerror}; look what is there, and at the permissions") from None
     remedy = "start the server again with this version of the program"
     if len(text) > _MOST_FILE_BYTES:
         raise _error(65, f"{path}: is longer than {_MOST_FILE_BYTES} bytes; {remedy}")
