@@ -152,7 +152,7 @@ class Together(unittest.TestCase):
                 threading.Event().wait(0.001)
 
         _, outcomes = self.loaded(exports, load)
-        self.assertEqual({str(error).partition(": ")[2] for error in outcomes}, {"ValueError: no such tensor"})
+        self.assertEqual({str(error).partition(": ")[2] for error in outcomes}, {"no version is in memory: ValueError: no such tensor"})
         self.assertTrue(all(export.state.startswith("invalid: ") for export in exports))
 
     def test_a_rank_that_dies_before_all_have_agreed(self):

@@ -563,6 +563,11 @@ class Maps(unittest.TestCase):
                     self.assertRegex(lines[0], f"^weightcast: error: .*{re.escape(said)}")
             self.assertTrue(pathlib.Path("/dev/full").is_char_device())
 
+    def test_of_what_vllm_says_the_beginning_and_the_end(self):
+        said = _vllm_learn.first_line(ValueError("no parameter 'x' among " + 1000 * "many " + "and y\nmore"))
+        self.assertLess(len(said), 500)
+        self.assertRegex(said, "^no parameter 'x' among many .* … .*and y$")
+
     def test_what_nothing_is_written_to_is_told(self):
         landing = {"tensors": [], "ranks": [{"left": [{"name": "b", "why": "no checkpoint tensor"}, {"name": "a", "why": "no checkpoint tensor"}]}]}
         self.assertIn("left as it is, in 2 parameters such as a: no checkpoint tensor", list(learn.summary(landing)))

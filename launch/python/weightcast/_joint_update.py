@@ -129,8 +129,10 @@ class JointUpdate:
             pause, self._pause = self._pause, None
             # Before the others are heard, which wait for a job step that waits for this rank.
             said = _outcome(lambda: pause.__exit__(type(error), error, error.__traceback__))[1]
-            code, message = said or _outcome(lambda: _raise(error))[1]
-            return (code if isinstance(error, Error) else Invalid.CODE), message
+            if said is None:
+                code, message = _outcome(lambda: _raise(error))[1]
+                said = (code, message) if isinstance(error, Error) else (Invalid.CODE, f"no version is in memory: {message}")
+            return said
 
     def _agree_on(self, own):
         """The version of the Update that all ranks have; none has one where one has none."""

@@ -23,14 +23,18 @@ def printable(text):
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def excerpt(text, most=400):
+    """The beginning and the end of a text that is longer than that."""
+    return text if len(text) <= most else f"{text[: most * 3 // 4]} … {text[-most // 4 :]}"
+
+
 def shown(value):
     """A value that was given, for a line: what it says of itself, cut where that is long; its kind where that fails."""
     try:
         text = repr(value)
     except Exception:
         return f"<{type(value).__qualname__}>"
-    most = 200
-    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 4 :]}"
+    return excerpt(text, 200)
 
 
 class Error(RuntimeError):

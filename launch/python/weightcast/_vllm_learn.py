@@ -26,7 +26,7 @@ from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.platforms import current_platform
 
 from . import _headers, _landing, _regions, _tensors
-from ._library import Error
+from ._library import Error, excerpt
 from ._recorder import Recorder
 from ._sources import Made
 from ._version import VERSION
@@ -358,4 +358,4 @@ def first_line(error):
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and "validation error" in lines[0]:
         lines = [line.split(" [type=")[0].removeprefix("Value error, ") for line in lines if " [type=" in line]
-    return lines[0] if lines else type(error).__name__
+    return excerpt(lines[0]) if lines else type(error).__name__
