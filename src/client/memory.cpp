@@ -61,7 +61,8 @@ void* reserve(const weightcast_export& e, int file, std::int64_t bytes) {
     errno = ::posix_fallocate(file, 0, bytes);
   } while (errno == EINTR);
   if (errno != 0) {
-    no_room(e, file, bytes);
+    // A limit of the process, for example, is no lack of room.
+    errno == ENOSPC ? no_room(e, file, bytes) : static_cast<void>(no_memory(e));
     return nullptr;
   }
   return map(e, file, bytes);

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -192,6 +193,16 @@ class Client(unittest.TestCase):
         for name in (["a"], {}, None):
             self.refuse("tensor .* is not in the host's memory", lambda: export.memory(name))
         self.refuse("folder .*; name one", lambda: weightcast.publish(self.folder + "\ud800", "engine", 0, 1, window={"x": Memory("BF16", (1,))}))
+
+    def test_a_limit_of_the_process_is_no_lack_of_room(self):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, before)
+        for more in ({"tensors": {"x": Memory("U8", (9000,))}}, {"window": {"x": Memory("U8", (9000,))}}):
+            with self.assertRaisesRegex(weightcast.Error, "look at this process's limits .*: File too large") as refused:
+                weightcast.publish(self.folder, "engine", 0, 1, **more)
+            self.assertEqual(refused.exception.code, 74)
+        self.assertEqual(os.listdir(self.folder), [])
 
     def test_a_view_of_memory_is_the_callers(self):
         export = self.publish()

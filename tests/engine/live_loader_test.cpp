@@ -262,6 +262,17 @@ TEST_F(LiveLoader, AMapSaysWhatGoesThroughTheLoader) {
     EXPECT_GT(direct, 0);
     EXPECT_EQ(direct + landing.at("loader_bytes").get<std::int64_t>(), kEngines * kModelBytes);
   }
+  // Without a config: the map has the loader's tensors, and not what it makes of them.
+  const std::string weights = dir_ / "model.safetensors";
+  std::filesystem::copy_file(kData + std::string("step0/model.safetensors"), weights);
+  const Outcome verified = run({{WEIGHTCAST_BINARY, "verify", "live:" + folder_, "--source", weights,
+                                 "--landing", map, "--inference-alloc", "vllm:d2t1", "--json", report},
+                                {}});
+  EXPECT_EQ(verified.exit_code, 0) << describe(verified);
+  const auto compared = nlohmann::json::parse(get_file(report));
+  EXPECT_GT(compared.at("bytes").get<std::int64_t>(), 0);
+  EXPECT_EQ(compared.at("bytes").get<std::int64_t>() + compared.at("loader_bytes").get<std::int64_t>(),
+            kEngines * kModelBytes);
   // In place it would be what the loader has to compute with.
   start_engine(1, kLimit, {"--layout", "vllm:d2t1", "--direct", "layers"});
   const Outcome outcome = sync_by_map();
