@@ -94,6 +94,21 @@ class Cast(unittest.TestCase):
                         export.offer(2, wait=False)
                     self.assertEqual(refused.exception.code, 64)
 
+    def test_an_offer_that_cannot_be_leaves_the_one_before(self):
+        module = torch.nn.Linear(2, 2)
+        with weightcast.torch.publish(self.directory, 0, 1, module, torch.bfloat16) as export:
+            export.offer(1, wait=False)
+            offered = bytes(export.memory("weight"))
+            with torch.no_grad():
+                module.weight.add_(1)
+            for arguments in (("2",), (-1,), (2, None), (2, float("nan"))):
+                with self.subTest(arguments), self.assertRaises(weightcast.Error) as refused:
+                    export.offer(*arguments, wait=False)
+                self.assertEqual(refused.exception.code, 64)
+            self.assertEqual(bytes(export.memory("weight")), offered)
+            with self.assertRaises(weightcast.NoAnswer):
+                export.settle(0)  # it is offered still
+
     def test_types_that_are_none(self):
         module = torch.nn.Linear(2, 2)
         for dtype in ("bf16", torch.int8, None):

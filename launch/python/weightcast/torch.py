@@ -13,7 +13,7 @@ import torch
 
 from . import _tensors, export_map
 from . import publish as _publish
-from ._library import Error, NoAnswer, shown
+from ._library import Error, NoAnswer, seconds, shown, whole
 from ._wrapper import Wrapper
 
 
@@ -63,6 +63,7 @@ class CastExport(Wrapper):
     def offer(self, version, timeout=600.0, wait=True):
         """The parameters, as they are now, are that version: fills the copies and offers them, as Export.offer does. With
         wait=False what has a copy may change as soon as this returns."""
+        version, timeout = whole(version, "version"), seconds(timeout)
         sources = self._sources()
         # No copy may change while it is read; an offer that nobody has begun to read is replaced.
         try:
