@@ -43,7 +43,7 @@ void refuse_together(const Values& values, const char* option, std::initializer_
 void refuse_with_layouts(const Values& values) {
   for (const char* option :
        {"source", "landing", "export-map", "trainers", "inference", "alloc", "inference-alloc",
-        "trainer-alloc", "source-split", "quantize-at", "min-achieved", "trace"}) {
+        "trainer-alloc", "source-split", "quantize-at", "min-achieved", "trace", "picture"}) {
     if (!values.has(option)) continue;
     throw UsageError(fmt::format(
         "{}: not together with {}, which times what one rank unpacks of synthetic values; leave one out",
@@ -54,7 +54,8 @@ void refuse_with_layouts(const Values& values) {
 /// Throws UsageError for an empty value, as an unset variable of a script leaves it, where it would count as
 /// no value at all.
 void require_values(const Values& values) {
-  for (const char* name : {"model", "landing", "export-map", "quantize", "json", "trace", "output"}) {
+  for (const char* name :
+       {"model", "landing", "export-map", "quantize", "json", "trace", "picture", "output"}) {
     if (!values.has(name) || !values.text(name, "").empty()) continue;
     throw UsageError(fmt::format("{}: is empty; give it a value, or leave it out", values.label(name)));
   }
@@ -191,6 +192,7 @@ void take(const Values& values, ReportOptions& options) {
   options.quiet = values.flag("quiet");
   options.json = values.text("json", "");
   options.trace = values.text("trace", "");
+  options.picture = values.text("picture", "");
   if (values.has("rank")) options.rank = values.integer("rank", 0, 0);
   options.segments = values.flag("segments");
   options.all = values.flag("all");

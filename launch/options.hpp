@@ -71,6 +71,7 @@ struct ReportOptions {
   bool quiet = false;
   std::string json;
   std::string trace;
+  std::string picture;
   std::optional<std::int64_t> rank;
   bool segments = false;
   bool all = false;

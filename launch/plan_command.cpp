@@ -16,11 +16,13 @@
 #include "launch/layouts.hpp"
 #include "launch/live/plan_live.hpp"
 #include "launch/model.hpp"
+#include "launch/pictures/plan_picture.hpp"
 #include "launch/plan/plan_text.hpp"
 #include "plan/rank_plan.hpp"
 #include "report/json_report.hpp"
 #include "report/lines.hpp"
 #include "report/log.hpp"
+#include "report/svg.hpp"
 
 namespace weightcast {
 
@@ -70,6 +72,11 @@ std::string details(const Plan& plan, const Model& model, double seconds) {
 
 void run_plan(const Options& options, OutputFile* json) {
   require_live_options(options);
+  std::optional<OutputFile> picture;
+  if (!options.picture.empty()) {
+    if (json != nullptr) require_other_file("picture", options.picture, "json", options.json);
+    picture.emplace("picture", options.picture, unfinished_picture("weightcast plan"));
+  }
   // The plan is the same for every sink; what is none is refused.
   static_cast<void>(shard_place(options.sink));
   const std::shared_ptr<const LandingMap> landing = load_landing(options);
@@ -95,6 +102,7 @@ void run_plan(const Options& options, OutputFile* json) {
   print_report(details(plan, model, seconds) + "#\n");
   print_report(rank_plan ? share_text(plan, *rank_plan, *options.rank) : plan_tables(plan, options.all));
   live.print(plan, model.family->catalog(), options.rank);
+  if (picture) picture->write(plan_picture(plan, model.title));
   if (json == nullptr) return;
   nlohmann::ordered_json report = plan_json(plan, model.family->catalog(), options.segments);
   if (options.link_gbps) report["least_seconds"] = least_seconds(plan, *options.link_gbps);

@@ -12,6 +12,7 @@
 #include "launch/commands.hpp"
 #include "launch/job/run_job.hpp"
 #include "launch/job/update_job.hpp"
+#include "launch/pictures/bench_picture.hpp"
 #include "measure/file_gauges.hpp"
 #include "measure/gpu_parts.hpp"
 #include "measure/measured.hpp"
@@ -19,6 +20,7 @@
 #include "memory/host_buffer.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
+#include "report/svg.hpp"
 #include "report/table.hpp"
 #include "source/memory_source.hpp"
 
@@ -63,6 +65,12 @@ class BenchJob {
 
   void open() {
     baseline_memory_ = peak_resident_bytes();
+    control_.agreement.together([&] {
+      if (options_.picture.empty() || control_.rank() != 0) return;
+      require_other_file("picture", options_.picture, "json", options_.json);
+      require_other_file("picture", options_.picture, "trace", options_.trace);
+      picture_.emplace("picture", options_.picture, unfinished_picture("weightcast bench"));
+    });
     control_.agreement.together([&] {
       if (options_.model.empty() && options_.landing.empty() && !from_files()) {
         throw UsageError("--model CONFIG_JSON, --landing FILE or --source PATH is needed");
@@ -222,6 +230,9 @@ class BenchJob {
       if (wire != nullptr) record.limit = {wire->what, wire->gb_s(), record.rate_gb_s / wire->gb_s()};
     }
     if (control_.rank() == 0) print_tables(wire);
+    control_.agreement.together([&] {
+      if (picture_) picture_->write(bench_picture(figures(wire)));
+    });
     if (wire == nullptr) return;
     const double achieved = busiest_gb_s() / wire->gb_s();
     control_.agreement.together([&] {
@@ -233,15 +244,46 @@ class BenchJob {
     });
   }
 
-  /// What the rank that sends or receives most makes of its link: model bytes that need not travel, or that
-  /// others send, are no merit.
-  double busiest_gb_s() const {
+  /// What the rank sends or receives that sends or receives most.
+  std::int64_t busiest_bytes() const {
     std::int64_t most = 0;
     for (const Traffic& traffic : plan().traffic()) {
       most = std::max({most, traffic.sent, traffic.received});
     }
+    return most;
+  }
+
+  /// What that rank makes of its link: model bytes that need not travel, or that others send, are no merit.
+  double busiest_gb_s() const {
     const Measured& update = plain_.seconds.empty() ? verified_ : plain_;
-    return static_cast<double>(most) / update.median_seconds() / 1e9;
+    return static_cast<double>(busiest_bytes()) / update.median_seconds() / 1e9;
+  }
+
+  BenchFigures figures(const Measured* wire) const {
+    BenchFigures figures;
+    figures.model = job_.report().model;
+    figures.layout = job_.report().layout;
+    for (const Measured* update : {&plain_, &verified_}) {
+      if (update->seconds.empty()) continue;
+      figures.updates.push_back({update->what, update->median_seconds(), update->bytes, update->gb_s()});
+    }
+    if (wire != nullptr && busiest_bytes() > 0) {
+      figures.wire = {wire->what, wire->median_seconds(), wire->bytes, wire->gb_s()};
+      const double seconds = static_cast<double>(busiest_bytes()) / wire->gb_s() / 1e9;
+      figures.bound = {"bound: the busiest link", seconds, busiest_bytes(), wire->gb_s()};
+    }
+    const auto add_stage = [&](const char* name, double UpdateSeconds::*stage) {
+      Measured all{name, {}, 0};
+      for (const UpdateRecord& record : job_.report().updates) all.seconds.push_back(record.seconds.*stage);
+      if (all.seconds.empty() || all.median_seconds() <= 0) return;
+      figures.stages.emplace_back(name, all.median_seconds());
+    };
+    add_stage("reading", &UpdateSeconds::read);
+    add_stage("packing", &UpdateSeconds::pack);
+    add_stage("transport", &UpdateSeconds::transport);
+    add_stage("unpacking", &UpdateSeconds::unpack);
+    add_stage("verifying", &UpdateSeconds::verify);
+    return figures;
   }
 
   void print_tables(const Measured* wire) const {
@@ -325,6 +367,7 @@ class BenchJob {
   std::optional<GpuParts> gpu_;
   std::optional<MpiWire> mpi_;
   std::optional<FileGauges> files_;
+  std::optional<OutputFile> picture_;  ///< of `--picture`, on rank 0
   Measured plain_{"update", {}, 0};
   Measured verified_{"update, verified", {}, 0};
 };

@@ -18,6 +18,7 @@
 #include "control/signals.hpp"
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "report/svg.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
 #include "storage/left_overs.hpp"
@@ -34,13 +35,14 @@ namespace fs = std::filesystem;
 
 /// How what this program writes begins, today and in all its earlier versions, up to a place that no other
 /// program's file reaches. Reports of jobs and of failures come first; `…` stands for the rest of a line.
-constexpr std::array<std::string_view, 8> kBeginnings{
+constexpr std::array<std::string_view, 9> kBeginnings{
     "{\n  \"weightcast\": \"weightcast …\n  \"command\": \"",
     "{\n  \"weightcast\": \"plan\",\n  \"hash\": \"",
     "{\n  \"weightcast\": \"inspect\",\n  \"path\": \"",
     "{\n  \"weightcast\": \"verify\",\n  \"status\": \"",
     "# ranks of a weightcast job with live:",
     "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[]}\n",
+    Svg::kBeginning,
     "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":0,\"tid\":"
     "0,\"args\":"
     "{\"name\":\"rank 0 trainer",
@@ -296,6 +298,14 @@ void OutputFile::replace(const std::string& text) {
     }
   }
   mine_ = look();
+}
+
+void require_other_file(const std::string& option, const std::string& path, const std::string& other_option,
+                        const std::string& other) {
+  std::error_code ignored;
+  if (!fs::equivalent(path, other, ignored) || !fs::is_regular_file(path, ignored)) return;
+  throw UsageError(
+      fmt::format("--{} {}: is the file of --{}, too; name another", option, printable(path), other_option));
 }
 
 std::optional<OutputFile> begin_output(const std::string& option, const std::string& path,

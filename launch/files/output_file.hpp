@@ -44,6 +44,11 @@ class OutputFile {
   std::optional<struct stat> mine_;  ///< what is known to lie there
 };
 
+/// Throws UsageError when two options name one file, of which the second would replace what the first has
+/// written. Both may name one pipe or terminal. To be called when what the first names is there.
+void require_other_file(const std::string& option, const std::string& path, const std::string& other_option,
+                        const std::string& other);
+
 /// For an option that may not have been given: nothing when the path is empty.
 std::optional<OutputFile> begin_output(const std::string& option, const std::string& path,
                                        const std::string& first);

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <filesystem>
 #include <optional>
 
 #include "control/signals.hpp"
@@ -10,18 +9,6 @@
 #include "report/trace.hpp"
 
 namespace weightcast {
-
-namespace {
-
-/// Throws UsageError when the trace would replace the report. Both may go to one pipe or terminal.
-void require_other_file(const std::string& json, const std::string& trace) {
-  std::error_code ignored;
-  if (!std::filesystem::equivalent(json, trace, ignored) || !std::filesystem::is_regular_file(json, ignored))
-    return;
-  throw UsageError(fmt::format("--trace {}: is the file of --json, too; name another", trace));
-}
-
-}  // namespace
 
 void run_job(Control& control, const Options& options, const std::function<void(OutputFile* trace)>& body,
              const EndReport& report,
@@ -39,7 +26,7 @@ void run_job(Control& control, const Options& options, const std::function<void(
     control.agreement.together([&] {
       if (control.rank() != 0) return;
       json = begin_report(options);
-      if (json) require_other_file(options.json, options.trace);
+      if (json) require_other_file("trace", options.trace, "json", options.json);
       trace = begin_output("trace", options.trace, trace_json({}, {}));
     });
     control.agreement.require_same(

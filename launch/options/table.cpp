@@ -13,7 +13,7 @@ namespace {
 
 namespace po = boost::program_options;
 
-constexpr std::array<OptionInfo, 57> kOptions{{
+constexpr std::array<OptionInfo, 58> kOptions{{
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors "
@@ -127,6 +127,11 @@ constexpr std::array<OptionInfo, 57> kOptions{{
     {"json", "FILE", "also write the report as JSON", kJobs | kPlan | kInspect | kVerify, Ranks::kEachItsOwn},
     {"trace", "FILE", "write a Chrome/Perfetto trace: a lane a rank and stage, a slice a bucket",
      kSync | kBench},
+    {"picture", "FILE",
+     "draw FILE.svg: of plan who sends how much to whom, and the links by step; of bench the times beside "
+     "the "
+     "wire's",
+     kPlan | kBench, Ranks::kEachItsOwn},
     {"rank", "R", "show the plan of one world rank alone", kPlan},
     {"all", nullptr, "list every rank and every route, not the five with most alone", kPlan},
     {"link-gbps", "N", "Gbit/s that a rank's link carries each way: says how long an update takes at least",

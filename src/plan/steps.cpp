@@ -111,11 +111,8 @@ std::vector<Bucket> order_in_steps(const Plan& plan, const std::vector<std::vect
   return ordered;
 }
 
-StepCounts count_steps(const Plan& plan) {
-  // Links: out of trainers, then into coordinates. Of each step those that are busy.
+std::vector<std::vector<std::size_t>> links_by_step(const Plan& plan) {
   const auto trainers = static_cast<std::size_t>(plan.topology.trainers);
-  const std::size_t count = trainers + static_cast<std::size_t>(plan.topology.engine.replica_ranks());
-  std::vector<std::int64_t> buckets(count, 0);
   std::vector<std::vector<std::size_t>> steps;
   Links links(plan);
   links.begin_step();
@@ -129,17 +126,24 @@ StepCounts count_steps(const Plan& plan) {
     if (fresh) steps.emplace_back();
     fresh = false;
     links.take(bucket);
-    const auto add = [&](std::size_t link) {
-      ++buckets[link];
-      steps.back().push_back(link);
-    };
-    add(bucket.root);
+    steps.back().push_back(bucket.root);
     const bool alone = plan.topology.engine.replicas == 1;
     for (const std::int64_t c : plan.destinations[bucket.destinations]) {
       // What a rank hands to itself comes through no link, unless another replica hears it, too.
       const bool itself = alone && plan.topology.inference_rank(bucket.root) == c;
-      if (!itself) add(trainers + static_cast<std::size_t>(c));
+      if (!itself) steps.back().push_back(trainers + static_cast<std::size_t>(c));
     }
+  }
+  return steps;
+}
+
+StepCounts count_steps(const Plan& plan) {
+  const std::size_t count =
+      static_cast<std::size_t>(plan.topology.trainers + plan.topology.engine.replica_ranks());
+  std::vector<std::vector<std::size_t>> steps = links_by_step(plan);
+  std::vector<std::int64_t> buckets(count, 0);
+  for (const std::vector<std::size_t>& step : steps) {
+    for (const std::size_t link : step) ++buckets[link];
   }
   StepCounts counts;
   counts.steps = static_cast<std::int64_t>(steps.size());

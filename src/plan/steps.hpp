@@ -24,6 +24,10 @@ struct StepCounts {
   std::int64_t with_idle_link = 0;
 };
 
+/// By step in the order of `plan.buckets`, the links that carry a bucket: trainer t's is number t, that into
+/// coordinate c number trainers + c.
+std::vector<std::vector<std::size_t>> links_by_step(const Plan& plan);
+
 /// Counts the steps of `plan.buckets`. All replicas are served alike, so a coordinate stands for its ranks.
 StepCounts count_steps(const Plan& plan);
 

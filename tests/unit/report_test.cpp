@@ -5,9 +5,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <boost/property_tree/ptree.hpp>
+#include <boost/property_tree/xml_parser.hpp>
 #include <chrono>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 #include <thread>
 
@@ -16,6 +19,7 @@
 #include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "report/progress.hpp"
+#include "report/svg.hpp"
 #include "report/table.hpp"
 #include "report/update_report.hpp"
 
@@ -151,6 +155,45 @@ TEST(Measured, MediansAndTheirAbsence) {
   EXPECT_THROW((Measured{"nothing", {}, 0}.median_seconds()), InternalError);
   EXPECT_THROW((Measured{"nothing", {}, 1}.gb_s()), InternalError);
   EXPECT_THROW(fastest({}), InternalError);
+}
+
+/// The tree of an SVG file. Throws where it is no XML.
+boost::property_tree::ptree parse_xml(const std::string& text) {
+  std::istringstream stream(text);
+  boost::property_tree::ptree tree;
+  boost::property_tree::read_xml(stream, tree);
+  return tree;
+}
+
+TEST(Picture, TakesTextsFromAnywhere) {
+  const std::string hostile =
+      "</text><script>alert(1)</script>&\"'" + kForged + "\xff\xef\xbf\xbe\xed\xa0\x80";
+  Svg svg(hostile, hostile, 100, 50);
+  svg.rect({1, 2, 3, 4}, "bar", 0.5, hostile);
+  svg.text(1, 2, hostile, "ink", SvgAnchor::kEnd);
+  const std::string file = svg.file();
+  EXPECT_TRUE(file.starts_with(Svg::kBeginning));
+  EXPECT_EQ(file.find("<script"), std::string::npos);
+  EXPECT_TRUE(
+      std::ranges::none_of(file, [](char c) { return (c >= 0 && c < ' ' && c != '\n') || c == 0x7f; }));
+  const auto tree = parse_xml(file).get_child("svg");
+  const auto shown = tree.get<std::string>("text");
+  EXPECT_EQ(shown, R"(</text><script>alert(1)</script>&"')" + kShown + R"(\xff\uffff\xed\xa0\x80)");
+  EXPECT_EQ(tree.get<std::string>("title"), shown);
+  EXPECT_EQ(tree.get<std::string>("desc"), shown);
+  EXPECT_EQ(tree.get<std::string>("<xmlattr>.role"), "img");
+}
+
+TEST(Picture, LongTextsLoseTheirMiddle) {
+  EXPECT_EQ(shortened("abcdefgh", 8), "abcdefgh");
+  EXPECT_EQ(shortened("abcdefghi", 8), "abcd…ghi");
+  EXPECT_EQ(shortened("äöüäöüäöü", 5), "äö…öü");
+  EXPECT_EQ(shortened("", 5), "");
+}
+
+TEST(Picture, SaysThatItIsNotDrawnYet) {
+  const auto tree = parse_xml(unfinished_picture("weightcast plan")).get_child("svg");
+  EXPECT_NE(tree.get<std::string>("text").find("not drawn yet"), std::string::npos);
 }
 
 }  // namespace
