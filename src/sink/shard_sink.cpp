@@ -150,9 +150,9 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
   const std::string directory = to_.folder(version);
   const auto rank = session_.plan().topology.inference_rank(control_.rank());
   const auto [found, is_new] = folders_.try_emplace(directory);
-  Folder& place = found->second;
+  Folder& folder = found->second;
   try {
-    if (is_new) claim(place, directory, command);
+    if (is_new) claim(folder, directory, command);
   } catch (const AgreedFailure&) {
     folders_.erase(found);
     throw;
@@ -170,7 +170,7 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
   control_.agreement.maximum(std::span<std::int64_t>(failed));
   // When all have looked: a folder that was moved away meanwhile took with it what they looked at.
   control_.agreement.together([&] {
-    if (place.claim) place.claim->require_name();
+    if (folder.claim) folder.claim->require_name();
   });
   if (failed[0] == 0) return;
   control_.agreement.together([&] {
@@ -200,34 +200,34 @@ void ShardSink::require_one_folder(const std::string& directory, const FolderPla
   });
 }
 
-void ShardSink::claim(Folder& place, const std::string& directory, const std::string& command) {
+void ShardSink::claim(Folder& folder, const std::string& directory, const std::string& command) {
   const auto rank = session_.plan().topology.inference_rank(control_.rank());
   require_one_folder(directory, place_of_folder(directory));
   control_.agreement.together([&] {
     if (rank != 0) return;
-    place.claim.emplace(
+    folder.claim.emplace(
         folder_lock(directory), to_.option(directory), command,
         LeftOvers(
             directory, [](std::string_view name) { return parse_rank_file(kShardStem, name).has_value(); },
             &is_shard));
     // What is a link to the folder of another version may not have been one when the job began.
-    place.where = place_of_folder(directory);
+    folder.where = place_of_folder(directory);
     for (const auto& [other, known] : folders_) {
-      if (other != directory && is_same_folder(place.where, known.where)) {
+      if (other != directory && is_same_folder(folder.where, known.where)) {
         refuse_one_folder(to_, other, directory);
       }
     }
   });
   std::array<std::int64_t, 2> claimed{};  // whether there is a lock, and how many folders were made for it
-  if (place.claim) claimed = {place.claim->held() ? 1 : 0, place.claim->made_folders()};
+  if (folder.claim) claimed = {folder.claim->held() ? 1 : 0, folder.claim->made_folders()};
   control_.agreement.maximum(std::span<std::int64_t>(claimed));
   control_.agreement.together([&] {
     if (!rank || rank == 0) return;
-    place.folder.emplace(directory, static_cast<int>(claimed[1]));
+    folder.made.emplace(directory, static_cast<int>(claimed[1]));
     if (claimed[0] == 0) return;
     // The folder may be another one on every node: each rank clears its own files', the first one all
     // others'.
-    place.left_overs.emplace(
+    folder.left_overs.emplace(
         directory,
         [own = *rank](std::string_view name) {
           const auto file = parse_rank_file(kShardStem, name);
@@ -235,14 +235,14 @@ void ShardSink::claim(Folder& place, const std::string& directory, const std::st
         },
         &is_shard);
   });
-  clear(place);
+  clear(folder);
 }
 
-void ShardSink::clear(const Folder& place) {
+void ShardSink::clear(const Folder& folder) {
   std::set<std::string> unfinished;
   control_.agreement.together([&] {
-    if (place.claim) unfinished = place.claim->unfinished();
-    if (place.left_overs) unfinished = place.left_overs->unfinished();
+    if (folder.claim) unfinished = folder.claim->unfinished();
+    if (folder.left_overs) unfinished = folder.left_overs->unfinished();
   });
   // On some nodes a replacement may have come to its end that broke off on others.
   const std::vector<std::string> found =
@@ -251,17 +251,17 @@ void ShardSink::clear(const Folder& place) {
   unfinished.insert(std::istream_iterator<std::string>(all), {});
   // One behind the other, because they may have the same folder.
   control_.agreement.together([&] {
-    if (place.claim) place.claim->put_back(unfinished);
+    if (folder.claim) folder.claim->put_back(unfinished);
   });
   control_.agreement.together([&] {
-    if (place.left_overs) place.left_overs->put_back(unfinished);
+    if (folder.left_overs) folder.left_overs->put_back(unfinished);
   });
   // What says that they broke off goes when all is put back, on every node.
   control_.agreement.together([&] {
-    if (place.claim) place.claim->remove_unfinished();
+    if (folder.claim) folder.claim->remove_unfinished();
   });
   control_.agreement.together([&] {
-    if (place.left_overs) place.left_overs->remove_unfinished();
+    if (folder.left_overs) folder.left_overs->remove_unfinished();
   });
 }
 
@@ -308,13 +308,13 @@ void ShardSink::write(std::int64_t version) {
   // All have written; one that does not vote keeps all from renaming. A deadline of its own, because the time
   // that the update has left must not run out between two renames.
   control_.deadline.begin_phase("renaming the shards of version", version, kMaybeMixed);
-  const Folder& place = folders_.at(directory);
+  const Folder& folder = folders_.at(directory);
   std::vector<std::unique_ptr<Removal>> removals;
   std::vector<Replacement*> parts;
   try {
     control_.agreement.together([&] {
       stop_if_asked();
-      if (place.claim) place.claim->require_name();
+      if (folder.claim) folder.claim->require_name();
       if (rank) {
         for (const std::string& path : surplus_files(directory, *rank)) {
           removals.push_back(std::make_unique<Removal>(path, update));
@@ -340,8 +340,8 @@ void ShardSink::write(std::int64_t version) {
   control_.deadline.begin_phase("after the update to version", version, in_place);
   control_.agreement.together([&] {
     for (Replacement* part : parts) part->keep();
-    if (place.claim) place.claim->replaced();
-    if (place.left_overs) place.left_overs->clear_old();
+    if (folder.claim) folder.claim->replaced();
+    if (folder.left_overs) folder.left_overs->clear_old();
     require_no_hard_stop("after the shard files were renamed; " + in_place);
   });
 }

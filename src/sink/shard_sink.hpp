@@ -60,15 +60,15 @@ class ShardSink {
     FolderPlace where;
     std::optional<OutputClaim> claim;     ///< on the first inference rank
     std::optional<LeftOvers> left_overs;  ///< of its own files, on the others while the first holds the lock
-    std::optional<TentativeFolder> folder;  ///< on the others
+    std::optional<TentativeFolder> made;  ///< on the others
   };
 
   /// Throws (by agreement) UsageError when the folder is another one for some ranks of a host. Collective.
   void require_one_folder(const std::string& directory, const FolderPlace& where);
   /// Locks a folder, and clears it. Collective.
-  void claim(Folder& place, const std::string& directory, const std::string& command);
+  void claim(Folder& folder, const std::string& directory, const std::string& command);
   /// Clears a folder of what broken runs left, on all nodes alike. Collective.
-  void clear(const Folder& place);
+  void clear(const Folder& folder);
   /// The files of a folder that have to go when this rank's new one takes its name: on the first inference
   /// rank also those of ranks that the layout has not. Throws IoError for one that cannot be read, because it
   /// may be this program's.
