@@ -16,7 +16,9 @@ import torch.distributed as dist
 import transformers
 import weightcast
 import weightcast.torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from transformers.core_model_loading import revert_weight_conversion
 from weightcast import _tags, export_map
 
@@ -377,13 +379,12 @@ class Cut(torch.nn.Module):
 
 def train(directory, rank):
     """Publishes one of two trainers, and waits for a line."""
-    from safetensors.torch import save_file
-
     dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
     model = tiny_model.make_model(directory, seed=7)
     whole = {name: tensor.clone() for name, tensor in exporter_of(model)().items()}
     if rank == 0:
         save_file(whole, f"{directory}/wanted.safetensors")
+    check_parts(rank)
     own = Cut(whole, rank)
     before = bits(own.state_dict())
     try:
@@ -391,14 +392,42 @@ def train(directory, rank):
     except weightcast.Error as error:
         assert "rank 1: the exporter failed: ValueError: not here" in str(error), error
     assert bits(own.state_dict()) == before
-    replicas = lambda name: [[0, 1]] if "norm" in name else []
-    with weightcast.torch.publish(f"{directory}/weights", rank, 2, own, exporter=own.export, replicas=replicas) as export:
+    with weightcast.torch.publish(
+        f"{directory}/weights", rank, 2, own, exporter=own.export, replicas=lambda name: [[0, 1]] if "norm" in name else []
+    ) as export:
         assert bits(own.state_dict()) == before
         export.offer(1, wait=False)
         print("published", flush=True)
         sys.stdin.readline()
         export.settle(PATIENCE)
     dist.destroy_process_group()
+
+
+def check_parts(rank):
+    """Of DTensors each rank has its own part in the map."""
+    mesh = init_device_mesh("cpu", (2,))
+    placements = {"rows": Shard(0), "columns": Shard(1), "copy": Replicate()}
+    module = torch.nn.Module()
+    for name, placement in placements.items():
+        module.register_parameter(name, torch.nn.Parameter(distribute_tensor(torch.randn(5, 4).bfloat16(), mesh, [placement])))
+    before = bits({name: tensor.to_local() for name, tensor in module.state_dict().items()})
+
+    def learn(replicas):
+        return export_map.learn(module.state_dict, module=module, rank=rank, ranks=2, replicas=replicas)
+
+    found = learn(lambda name: [[1, 0]] if name == "copy" else [])
+    assert [of["name"] for of in found["tensors"]] == ["columns", "copy", "rows"], found
+    boxes = [{of["name"]: of["boxes"] for of in listed["tensors"]} for listed in found["ranks"]]
+    copy = [[1, 0, 5, 0, 4, 0, 4]]
+    assert boxes[0] == {"rows": [[2, 0, 3, 0, 4, 0, 4]], "columns": [[0, 0, 5, 0, 2, 0, 2]], "copy": copy}, boxes
+    assert boxes[1] == {"rows": [[2, 3, 2, 0, 4, 0, 4]], "columns": [[0, 0, 5, 2, 2, 0, 2]], "copy": copy}, boxes
+    try:
+        learn([[0, 1]])
+    except weightcast.Error as error:
+        assert "not equal on ranks 0 and 1, which replicas has in one group" in str(error), error
+    else:
+        raise AssertionError("taken")
+    assert bits({name: tensor.to_local() for name, tensor in module.state_dict().items()}) == before
 
 
 def fails_on_rank_1(own, rank):

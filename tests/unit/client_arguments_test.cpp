@@ -185,10 +185,13 @@ TEST_F(ClientArguments, LayoutsThatNoJobStepReads) {
                              "hfx", "megatron:t2", "SGLANG:t2", " hf"}) {
     expect_refused(weightcast_open(folder_.c_str(), "engine", 0, 1, layout, &export_), "of an engine; write");
   }
-  for (const char* layout : {"sglang:t2", "megatron:", "megatron:(t2", "megatron:(attn:t2|ffn)",
-                             "megatron:(attn:t2|ffn:c2)", "megatron:(attn:t2|)", "megatron:(ffn:t2)",
-                             "megatron:attn:e2", "megatron:t2 ", "megatron:t2 --stage-layers ",
-                             "megatron:t2 --trainer-order dp", "megatron:t2 --tp 2", "hf --stage-layers 2"}) {
+  for (const char* layout :
+       {"sglang:t2", "megatron:", "megatron:(t2", "megatron:(attn:t2|ffn)", "megatron:(attn:t2|ffn:c2)",
+        "megatron:(attn:t2|)", "megatron:(ffn:t2)", "megatron:attn:e2", "megatron:t2 ",
+        "megatron:t2 --stage-layers ", "megatron:t2 --trainer-order dp", "megatron:t2 --tp 2",
+        "hf --stage-layers 2", "map:", "map:0123",
+        "map:../0123456789abcdef0123456789abcdef0123456789abcdef0123456789abc",
+        "map:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0"}) {
     expect_refused(weightcast_open(folder_.c_str(), "trainer", 0, 1, layout, &export_),
                    "of a trainer; write");
   }
@@ -198,9 +201,10 @@ TEST_F(ClientArguments, LayoutsThatNoJobStepReads) {
     ASSERT_EQ(weightcast_open(folder_.c_str(), "engine", 0, 1, layout, &export_), 0) << layout;
     weightcast_close(std::exchange(export_, nullptr), 0);
   }
-  for (const char* layout : {"megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)", "megatron:d2t2e4",
-                             "megatron:attn:t2|ffn:e2", "megatron:(attn:t2)", "hf"}) {
-    EXPECT_NO_THROW(*layout == 'm' ? void(parse_trainer_allocation("", layout)) : void());
+  for (const char* layout :
+       {"megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)", "megatron:d2t2e4", "megatron:attn:t2|ffn:e2",
+        "megatron:(attn:t2)", "hf", "map:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"}) {
+    EXPECT_NO_THROW(*layout == 'm' && layout[1] == 'e' ? void(parse_trainer_allocation("", layout)) : void());
     ASSERT_EQ(weightcast_open(folder_.c_str(), "trainer", 0, 1, layout, &export_), 0) << layout;
     weightcast_close(std::exchange(export_, nullptr), 0);
   }

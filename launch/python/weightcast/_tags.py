@@ -141,7 +141,7 @@ def _mixed(numbers):
 def with_tags(tensors, body):
     """What body(fill) returns, while `tensors`, {name: (tensor, number of its first element)}, hold tags; afterwards they hold
     what they held before, bit for bit, whatever is raised. fill(values) fills them with what `values` makes of the numbers of
-    elements and a type. A copy of the tensors is kept meanwhile."""
+    elements and a type. A copy of the tensors is kept in the host's memory meanwhile."""
     tagged = _Tagged(tensors)
     with tagged.interrupts, torch.no_grad():
         try:
@@ -157,7 +157,7 @@ class _Tagged:
     def __init__(self, tensors):
         self.interrupts = _Interrupts()
         self._tensors = [(_tensors.local(tensor).detach(), first) for tensor, first in tensors.values()]
-        self._copies = [tensor.clone() for tensor, _ in self._tensors]
+        self._copies = [tensor.to("cpu", copy=True) for tensor, _ in self._tensors]
         self._changed = False
 
     def fill(self, tags):

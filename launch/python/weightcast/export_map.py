@@ -39,7 +39,7 @@ def learn(exporter, module=None, tensors=None, rank=0, ranks=1, gather=None, rep
     as a copy of (weightcast.torch.publish).
 
     Raises Error naming what the exporter computes or converts, on all ranks; the tensors are as they were, bit for bit. It takes
-    as much memory as a rank's tensors, beside the exporter's own."""
+    as much of the host's memory as a rank's tensors have, and what the exporter takes."""
     own = _own_tensors(module, tensors)
     gather = _gather_of(gather, ranks)
     forms = [(name, own[name].dtype, tuple(_tensors.local(own[name]).shape)) for name in own]
