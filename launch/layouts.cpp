@@ -134,7 +134,8 @@ std::string explain(const Topology& topology, std::int64_t layers) {
         t.order == TrainerOrder::kTpDpPp ? "tp, cp, dp, pp" : "tp, cp, pp, dp");
     text += fmt::format("# stages     layers {}\n", explain_stages(t, layers));
   } else {
-    text += fmt::format("# trainers   {} ranks, each of which may send anything\n", topology.trainers);
+    text += fmt::format("# trainers   {} ranks, each of which {}\n", topology.trainers,
+                        topology.holdings.empty() ? "may send anything" : "sends of what it has published");
   }
   text += fmt::format("# inference  {} ranks: {} replicas × pp {} × tp {}, ep {}{}{}\n", engine.ranks(),
                       engine.replicas, engine.pp, engine.tp, engine.ep,

@@ -63,9 +63,11 @@ void require_published_layout(const Manifest& trainer, const std::optional<Train
                            : map != nullptr ? fmt::format("{} is map {}", map->origin, map->key)
                                             : "no --trainer-alloc says that trainers hold parts of a model";
   const bool option = map == nullptr && published != "hf" && !published_map(trainer);
+  const std::string remedy = option           ? "give that layout with --trainer-alloc"
+                             : map != nullptr ? "leave --export-map out"
+                                              : "leave it out";
   throw UsageError(fmt::format("{}: was published with layout {}, but {}; {}", trainer.path,
-                               excerpt(trainer.layout), said,
-                               option ? "give that layout with --trainer-alloc" : "leave it out"));
+                               excerpt(trainer.layout), said, remedy));
 }
 
 std::optional<std::string> published_map(const Manifest& trainer) {
