@@ -71,8 +71,11 @@ void require_published_layout(const Manifest& trainer, const std::optional<Train
 }
 
 std::optional<std::string> published_map(const Manifest& trainer) {
+  constexpr std::size_t kDigits = 64;
   if (!trainer.layout.starts_with(kMap)) return std::nullopt;
-  return trainer.layout.substr(kMap.size());
+  const std::string key = trainer.layout.substr(kMap.size());
+  const bool is_key = key.size() == kDigits && key.find_first_not_of("0123456789abcdef") == std::string::npos;
+  return is_key ? std::optional(key) : std::nullopt;
 }
 
 }  // namespace weightcast

@@ -241,6 +241,10 @@ TEST(ExportMap, MustBeTheOneThatTheTrainerSays) {
   manifest.layout = "hf";
   expect_has(message_of<UsageError>([&] { require_published_layout(manifest, std::nullopt, &map); }),
              {"layout hf", "map.json is map aaa"});
+  manifest.layout = fmt::format("map:../{}", std::string(61, 'a'));
+  EXPECT_FALSE(published_map(manifest));
+  expect_has(message_of([&] { require_published_layout(manifest, std::nullopt, nullptr); }),
+             {"trainer-0.json: layout 'map:../a", "let the trainer publish anew"});
   manifest.layout = "";
   EXPECT_NO_THROW(require_published_layout(manifest, std::nullopt, &map));
 }
