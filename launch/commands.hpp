@@ -13,6 +13,8 @@ namespace weightcast {
 // `json` is the file of `--json`, or null.
 
 void run_sync(Control& control, const Options& options);
+/// `sync --dry-run`, in one process.
+void run_dry_sync(const Options& options, OutputFile* json);
 void run_serve(Control& control, const Options& options);
 void run_bench(Control& control, const Options& options);
 void run_trigger(const Options& options, OutputFile* json);

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "core/error.hpp"
+#include "core/units.hpp"
 #include "model/allocation.hpp"
 #include "model/layouts/moe_layout.hpp"
 
@@ -134,11 +135,11 @@ std::string explain(const Topology& topology, std::int64_t layers) {
         t.order == TrainerOrder::kTpDpPp ? "tp, cp, dp, pp" : "tp, cp, pp, dp");
     text += fmt::format("# stages     layers {}\n", explain_stages(t, layers));
   } else {
-    text += fmt::format("# trainers   {} ranks, each of which {}\n", topology.trainers,
+    text += fmt::format("# trainers   {}, each of which {}\n", counted(topology.trainers, "rank"),
                         topology.holdings.empty() ? "may send anything" : "sends of what it has published");
   }
-  text += fmt::format("# inference  {} ranks: {} replicas × pp {} × tp {}, ep {}{}{}\n", engine.ranks(),
-                      engine.replicas, engine.pp, engine.tp, engine.ep,
+  text += fmt::format("# inference  {}: {} × pp {} × tp {}, ep {}{}{}\n", counted(engine.ranks(), "rank"),
+                      counted(engine.replicas, "replica"), engine.pp, engine.tp, engine.ep,
                       engine.canonical()       ? "; tensors whole, by Hugging Face name"
                       : engine.landing.empty() ? fmt::format("; names of {}", engine_name(engine.engine))
                                                : fmt::format("\n#            names of {}, as landing map {}",

@@ -184,10 +184,19 @@ void take(const Values& values, std::size_t sources, UpdateOptions& options) {
   options.on_offer = values.flag("on-offer");
   options.release_staging = values.flag("release-staging");
   options.no_queue = values.flag("no-queue");
+  options.dry_run = values.flag("dry-run");
   options.timeout = values.integer("timeout", 1800, 1, 100'000'000);
 }
 
+/// Throws UsageError when two reports would be mixed on stdout.
+void require_one_on_stdout(const Values& values) {
+  if (values.text("json", "") != "-" || values.text("trace", "") != "-") return;
+  throw UsageError(fmt::format("{} -: not together with {} -; let one of them be a file",
+                               values.label("trace"), values.label("json")));
+}
+
 void take(const Values& values, ReportOptions& options) {
+  require_one_on_stdout(values);
   options.progress = progress_mode(values.choice("progress", {"auto", "always", "never"}));
   options.quiet = values.flag("quiet");
   options.json = values.text("json", "");

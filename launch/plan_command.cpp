@@ -19,6 +19,7 @@
 #include "launch/pictures/plan_picture.hpp"
 #include "launch/plan/plan_text.hpp"
 #include "plan/rank_plan.hpp"
+#include "report/activity.hpp"
 #include "report/json_report.hpp"
 #include "report/lines.hpp"
 #include "report/log.hpp"
@@ -79,6 +80,8 @@ void run_plan(const Options& options, OutputFile* json) {
   }
   // The plan is the same for every sink; what is none is refused.
   static_cast<void>(shard_place(options.sink));
+  Activity activity(options.progress, true);
+  activity.begin("reading metadata of the source");
   const std::shared_ptr<const LandingMap> landing = load_landing(options);
   Topology topology = topology_of(options, landing.get());
   Options files = options;
@@ -90,11 +93,13 @@ void run_plan(const Options& options, OutputFile* json) {
     throw UsageError(fmt::format("--rank {}: there are {} ranks", *options.rank, topology.ranks()));
   }
   const auto start = std::chrono::steady_clock::now();
+  activity.begin("building the plan");
   const Plan plan = make_plan(*model.family, topology, limits_of(options));
   live.require_published(plan, *model.family);
   std::optional<RankPlan> rank_plan;
   require_no_signal(kNotPrinted);
   if (options.rank) rank_plan = make_rank_plan(plan, *model.family, *options.rank);
+  activity.end();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   require_no_signal(kNotPrinted);

@@ -33,13 +33,14 @@ int fail_as_rank(const Error& error) {
 }
 
 int run_command(const Command& command, const Options& options) {
-  if (command.job != nullptr) {
+  if (command.job != nullptr && !options.dry_run) {
     return run_as_rank([&](Control& control) { command.job(control, options); },
                        std::chrono::seconds(options.timeout));
   }
   std::optional<OutputFile> json = begin_report(options);
   try {
-    command.plain(options, json ? &*json : nullptr);
+    const auto plain = options.dry_run ? &run_dry_sync : command.plain;
+    plain(options, json ? &*json : nullptr);
   } catch (const std::exception& exception) {
     const Error error = error_of(exception);
     const auto report = [&](ExitCode code, const std::string& line) {
@@ -73,9 +74,12 @@ int run_program(int argc, const char* const* argv) {
     }
     if (!options) return static_cast<int>(ExitCode::kDone);
     set_quiet(options->quiet);
+    if (options->json == "-" || options->trace == "-") set_report_beside_log();
     if (speaks) {
       for (const std::string& note : notes) log_note(note);
     }
+    // Of a dry run one process says all, and the others of a launcher nothing.
+    if (options->dry_run && !speaks) return static_cast<int>(ExitCode::kDone);
     return run_command(*command, *options);
   } catch (const std::exception& exception) {
     const Error error = error_of(exception);

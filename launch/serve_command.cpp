@@ -124,7 +124,7 @@ class Server {
     job_.emplace(control_, options_);
     try {
       job_->open({}, [] {});
-      job_->print_head();
+      job_->print_head(update_columns());
     } catch (const AgreedFailure&) {
       close();
       throw;
@@ -318,7 +318,7 @@ class Server {
     UpdateRecord record = job_->update_unreported({version, path, !options_.no_verify, open_source});
     record.limit = stage_limit(record.seconds, report_.model_bytes);
     keep(record);
-    return {ExitCode::kDone, update_text(record, report_.model_bytes), "", "", version};
+    return {ExitCode::kDone, update_text(record), "", "", version};
   }
 
   /// Throws UsageError when the file says another version than the request.

@@ -1,8 +1,12 @@
+#include <fmt/format.h>
+
+#include "core/error.hpp"
 #include "launch/commands.hpp"
 #include "launch/files/overlap.hpp"
 #include "launch/files/tensor_copy.hpp"
 #include "launch/model.hpp"
 #include "model/synthetic.hpp"
+#include "storage/partial_file.hpp"
 
 namespace weightcast {
 
@@ -11,6 +15,11 @@ void run_synth(const Options& options, OutputFile* /*json*/) {
   const std::unique_ptr<ModelConfig> config = load_config(options);
   const std::unique_ptr<Family> family = make_family(*config);
   const Catalog& catalog = family->catalog();
+  try {
+    require_space(options.output, catalog.bytes());
+  } catch (const IoError& error) {
+    throw IoError(fmt::format("{}, or write part of the model with --layers N", error.what()));
+  }
   write_checkpoint(
       options, options.weight_version, config->text(), specs_of(catalog), 0,
       [&](std::size_t i, const Box& box, std::span<std::byte> to) {

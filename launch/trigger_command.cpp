@@ -12,6 +12,7 @@
 #include "launch/serve/ask.hpp"
 #include "launch/serve/server_file.hpp"
 #include "report/log.hpp"
+#include "report/update_report.hpp"
 #include "sys/host.hpp"
 
 namespace weightcast {
@@ -78,6 +79,7 @@ void run_trigger(const Options& options, OutputFile* /*json*/) {
     throw IoError(fmt::format("{} (process {}): {}; start the server again", server_file_path(directory),
                               server.pid, error.what()));
   }
+  if (!answer.report.empty()) print_report(update_columns());
   std::istringstream lines(answer.report);
   for (std::string line; std::getline(lines, line);) print_line(line);
   if (!answer.note.empty()) log_note(answer.note);

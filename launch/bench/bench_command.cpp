@@ -89,6 +89,8 @@ class BenchJob {
     SessionOptions session;
     if (!from_files() && !from_trainers()) session.source_bytes = &MemorySource::bytes_needed;
     session.blocks = static_cast<int>(options_.blocks);
+    if (options_.landing.empty() && options_.sources.empty())
+      session.also = ", or --layers N for part of the model";
     job_.open(session, [] {});
     control_.agreement.together([&] {
       if (options_.min_achieved > 0 && plan().wire_bytes() == 0) {
@@ -103,7 +105,7 @@ class BenchJob {
     });
     control_.deadline.begin_phase("filling the trainers' weights");
     control_.agreement.together([&] { source_ = make_source(); });
-    job_.print_head();
+    job_.print_head("");
   }
 
   std::unique_ptr<Source> make_source() {
@@ -227,7 +229,7 @@ class BenchJob {
   void report() {
     const Measured* wire = limit();
     for (UpdateRecord& record : job_.report().updates) {
-      if (wire != nullptr) record.limit = {wire->what, wire->gb_s(), record.rate_gb_s / wire->gb_s()};
+      if (wire != nullptr) record.limit = {wire->what, "", wire->gb_s(), record.rate_gb_s / wire->gb_s()};
     }
     if (control_.rank() == 0) print_tables(wire);
     control_.agreement.together([&] {
@@ -287,9 +289,17 @@ class BenchJob {
   }
 
   void print_tables(const Measured* wire) const {
-    for (const UpdateRecord& record : job_.report().updates) {
-      print_report(update_text(record, job_.report().model_bytes));
+    Table updates({"update", "source", "wire", "unpack", "verify", "total s", "GB/s", "of wire", "verified"});
+    for (std::size_t i = 0; i < job_.report().updates.size(); ++i) {
+      const UpdateRecord& record = job_.report().updates[i];
+      const UpdateSeconds& s = record.seconds;
+      updates.add({std::to_string(i + 1), figure_text(std::max(s.read, s.pack)), figure_text(s.transport),
+                   figure_text(s.unpack), figure_text(s.verify), figure_text(s.update),
+                   figure_text(record.rate_gb_s),
+                   wire == nullptr ? "" : fmt::format("{:.1f} %", 100 * record.limit.achieved),
+                   record.verified ? "yes" : "no"});
     }
+    print_report("#\n" + updates.text());
     const auto print = [&](const std::string& compared, const Measured* with,
                            const std::vector<const Measured*>& rows) {
       Table table({"median of " + std::to_string(options_.iterations), "s", "GB/s", compared});
@@ -305,11 +315,11 @@ class BenchJob {
     if (mpi_ && !mpi_->with_copies().empty()) rows.push_back(&fastest(mpi_->with_copies()));
     rows.push_back(&plain_);
     rows.push_back(&verified_);
-    print("of the wire", wire, rows);
+    print("of wire", wire, rows);
     if (gpu_ && !gpu_->device().empty()) {
       rows.clear();
       for (const Measured& m : gpu_->device()) rows.push_back(&m);
-      print("of the copy", rows.front()->seconds.empty() ? nullptr : rows.front(), rows);
+      print("of copy", rows.front()->seconds.empty() ? nullptr : rows.front(), rows);
     }
     if (files_) print_files(print);
     if (!memory_beyond_) return;

@@ -25,6 +25,7 @@
 #include "plan/quantizing.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
+#include "report/update_report.hpp"
 #include "session/gpu.hpp"
 #include "session/verification.hpp"
 #include "session/wire_choice.hpp"
@@ -122,7 +123,7 @@ struct LayoutRow {
 };
 
 // Rows are printed one by one, as they are measured.
-constexpr const char* kRow = "{:<17}{:<19}{:>12}{:>12}{:>10}{:>9}{:>12}{:>8}\n";
+constexpr const char* kRow = "{:<16}{:<19}{:>9}{:>7}{:>7}{:>8}{:>8}{:>6}\n";
 
 /// What is wrong, without the option before it and the remedy behind it, neither of which is news in a row.
 std::string reason_of(const std::string& message) {
@@ -138,19 +139,20 @@ std::string trimmed(std::string row) {
 }
 
 std::string head_text() {
-  return fmt::format(kRow, "# layout", "quantiser", "parameters", "unpack", "rate", "of copy", "by index",
+  return fmt::format(kRow, "# layout", "quantiser", "written", "unpack", "rate", "of copy", "indexed",
                      "ratio") +
-         trimmed(fmt::format(kRow, "#", "", "B", "s", "GB/s", "%", "s", ""));
+         trimmed(fmt::format(kRow, "#", "", "", "ms", "GB/s", "%", "ms", ""));
 }
 
 std::string row_text(const LayoutRow& row) {
   if (!row.refused.empty())
-    return fmt::format("{:<17}{:<19}refused: {}\n", row.layout, row.quantizer, row.refused);
-  return trimmed(fmt::format(
-      kRow, row.layout, row.quantizer, row.written, fmt::format("{:.6f}", row.unpack.median_seconds()),
-      fmt::format("{:.1f}", row.unpack.gb_s()), fmt::format("{:.1f}", 100 * row.of_copy()),
-      row.has_index() ? fmt::format("{:.6f}", row.index.median_seconds()) : "",
-      row.has_index() ? fmt::format("{:.2f}", row.index_ratio()) : ""));
+    return fmt::format("{:<16}{:<19}refused: {}\n", row.layout, row.quantizer, row.refused);
+  return trimmed(fmt::format(kRow, row.layout, row.quantizer, format_bytes(row.written),
+                             figure_text(1e3 * row.unpack.median_seconds()),
+                             fmt::format("{:.1f}", row.unpack.gb_s()),
+                             fmt::format("{:.1f}", 100 * row.of_copy()),
+                             row.has_index() ? figure_text(1e3 * row.index.median_seconds()) : "",
+                             row.has_index() ? fmt::format("{:.2f}", row.index_ratio()) : ""));
 }
 
 nlohmann::ordered_json row_json(const LayoutRow& row) {
@@ -225,13 +227,11 @@ class LayoutBench {
         "# model   {} ({})\n"
         "# experts {} of {} of a layer, {} × {}, {}: {} of values in one bucket\n"
         "# device  {} {}\n"
-        "# Medians of {}, of what follows the arrival of values: scales over whole tensors are found, and "
-        "padding is zeroed, before.\n"
-        "# Rates are of bytes read and written, beside a plain copy of the values. By index: a table of rows "
-        "for each matrix is built{},\n"
-        "# rows are gathered through it, then cut into blocks or copied into the parameter; ratio: its time "
-        "to "
-        "that of unpack.\n#\n",
+        "# Medians of {}, of what follows the arrival of values: scales over whole\n"
+        "# tensors are found, and padding is zeroed, before. Rates are of bytes read and\n"
+        "# written, beside a plain copy of the values. Indexed: a table of rows for each\n"
+        "# matrix is built{}, rows are gathered through it, then cut into blocks or\n"
+        "# copied into the parameter; ratio: its time to that of unpack.\n#\n",
         version_line(), options_.command, printable(config_->architecture()), printable(config_->origin()),
         sizes_.experts, all_experts_, sizes_.hidden, sizes_.inner, dtype_name(sizes_.dtype),
         format_bytes(family_->catalog().bytes()), control_.host(), printable(device), options_.iterations,

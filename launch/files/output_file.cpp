@@ -18,6 +18,7 @@
 #include "control/signals.hpp"
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "report/log.hpp"
 #include "report/svg.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/input_file.hpp"
@@ -190,6 +191,10 @@ void clear_left_overs(const std::string& path) {
 
 OutputFile::OutputFile(std::string option, const std::string& path, const std::string& first)
     : option_(std::move(option)), path_(path) {
+  if (path == "-") {
+    stdout_ = stream_ = true;
+    return;
+  }
   struct stat there {};
   std::error_code missing;
   const fs::path behind_links = fs::canonical(path, missing);
@@ -268,6 +273,7 @@ void OutputFile::require_mine() const {
 }
 
 void OutputFile::append(const std::string& text) const {
+  if (stdout_) return print_to_stdout(text);
   if (const int error = write_into(path_, O_APPEND, *mine_, text); error != 0) {
     if (error == ECANCELED) {
       throw StoppedError(fmt::format("{}stopped by {}; the report could not be written", subject(),

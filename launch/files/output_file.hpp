@@ -11,7 +11,7 @@ namespace weightcast {
 /// it alone writes: so nothing is written over a file that was refused.
 class OutputFile {
  public:
-  /// Takes the path of `--option` for this run and puts `first` there at once, because what an earlier run
+  /// Takes the path of `--option` for this run, `-` for stdout, and puts `first` there at once, because what an earlier run
   /// left must not pass for this one's, and so that a file that cannot be written shows before anything is
   /// done. A file is taken when it is empty or an earlier report; pipes and terminals are taken as they are.
   /// Throws UsageError for anything else, and IoError, when the system refuses; nothing was changed then.
@@ -39,7 +39,8 @@ class OutputFile {
 
   std::string option_;
   std::string path_;     ///< of a file, behind all links
-  bool stream_ = false;  ///< a pipe or a terminal
+  bool stdout_ = false;
+  bool stream_ = false;  ///< a pipe or a terminal, or stdout whatever it is
   bool written_ = false;
   std::optional<struct stat> mine_;  ///< what is known to lie there
 };

@@ -11,6 +11,7 @@
 #include "core/error.hpp"
 #include "core/hash.hpp"
 #include "core/units.hpp"
+#include "report/activity.hpp"
 #include "report/log.hpp"
 #include "sink/output_claim.hpp"
 #include "storage/file_kind.hpp"
@@ -123,7 +124,7 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
   claim.clear();
   const auto writer = create_checkpoint(options, weight_version, config_text, tensors, origin);
   Progress progress(options.progress, true);
-  progress.begin(weight_version, total);
+  progress.begin(options.output, total);
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     copy_matrix(*writer, i, 0, tensors[i].shape, dtype_bytes(tensors[i].dtype), progress,
                 [&](const Box& box, std::span<std::byte> to) { read(i, box, to); });
@@ -131,7 +132,11 @@ void write_checkpoint(const Options& options, std::int64_t weight_version, const
   progress.end();
   confirm();
   claim.require_name();
-  writer->flush();
+  {
+    Activity activity(options.progress, true);
+    activity.begin(fmt::format("flushing {}", options.output));
+    writer->flush();
+  }
   require_no_signal(kNothingChanged);
   // Who is told that a signal came must not find new files in place.
   const DeferLastResort defer;

@@ -115,7 +115,7 @@ void write_trainer_shards(const Options& options) {
   config.write_at(0, std::as_bytes(std::span(text)));
   config.flush();
   Progress progress(options.progress, true);
-  progress.begin(version, total);
+  progress.begin(output, total);
   std::vector<std::unique_ptr<TensorFileWriter>> shards;
   for (std::int64_t rank = 0; rank < layout->ranks(); ++rank) {
     shards.push_back(

@@ -13,6 +13,7 @@
 
 #include "core/error.hpp"
 #include "core/text.hpp"
+#include "core/units.hpp"
 #include "launch/job/export_map.hpp"
 #include "live/folder.hpp"
 #include "live/gpu_live.hpp"
@@ -132,7 +133,7 @@ Manifest read_manifest_of(const std::string& directory, Role role, std::int64_t 
   std::error_code error;
   if (const auto status = std::filesystem::status(path, error);
       status.type() == std::filesystem::file_type::not_found) {
-    refuse_missing(directory, role, rank, fmt::format("the job's layout has {} {}s", ranks, role_name(role)));
+    refuse_missing(directory, role, rank, "the job's layout has " + counted(ranks, role_name(role)));
   }
   Manifest manifest = read_manifest(path);
   if (manifest.role != role || manifest.rank != rank) {

@@ -37,15 +37,14 @@ void describe(const Options& options, const Model& model, const Plan& plan, cons
   const EngineLayout& engine = plan.topology.engine;
   report.model = model.title;
   report.layout = fmt::format(
-      "{} trainers{}, {} replicas × pp {} × tp {}, ep {}, experts {}{}, fan-out {}, transport {}, buckets of "
-      "{} × {}",
-      plan.topology.trainers,
+      "{}{}, {} × pp {} × tp {}, ep {}, experts {}{}", counted(plan.topology.trainers, "trainer"),
       plan.topology.trainer_layout ? " (" + plan.topology.trainer_layout->to_string() + ")" : "",
-      engine.replicas, engine.pp, engine.tp, engine.ep, engine.experts_text(),
+      counted(engine.replicas, "replica"), engine.pp, engine.tp, engine.ep, engine.experts_text(),
       engine.quantizer ? fmt::format(", {} at the {}", quantizer_name(*engine.quantizer), options.quantize_at)
-                       : "",
-      options.fan_out, wire_name(wire_choice.wire), format_bytes(plan.limits.bucket_bytes),
-      plan.limits.buffers);
+                       : "");
+  report.limits =
+      fmt::format("fan-out {}, transport {}, buckets of {} × {}", options.fan_out,
+                  wire_name(wire_choice.wire), format_bytes(plan.limits.bucket_bytes), plan.limits.buffers);
   report.tensors = static_cast<std::int64_t>(model.family->catalog().size());
   report.model_bytes = model.family->catalog().bytes();
   report.wire_bytes = plan.wire_bytes();
@@ -119,9 +118,12 @@ std::optional<ShardPlace> shard_place(const std::string& sink) {
 }
 
 LimitRecord stage_limit(const UpdateSeconds& s, std::int64_t model_bytes) {
-  LimitRecord limit{"reading", s.read, 0};
-  if (s.transport > limit.gb_s) limit = {"the wire", s.transport, 0};
-  if (s.unpack + s.verify > limit.gb_s) limit = {"unpacking and verifying", s.unpack + s.verify, 0};
+  LimitRecord limit{"reading", "source", s.read, 0};
+  if (s.transport > limit.gb_s) limit = {"the wire", "wire", s.transport, 0};
+  const double arrived = s.unpack + s.verify;
+  if (arrived > limit.gb_s) {
+    limit = {"unpacking and verifying", s.unpack > s.verify ? "unpack" : "verify", arrived, 0};
+  }
   const double slowest = std::max(limit.gb_s, 1e-9);
   limit.gb_s = static_cast<double>(model_bytes) / slowest / 1e9;
   limit.achieved = slowest / std::max(s.update, 1e-9);
@@ -129,13 +131,18 @@ LimitRecord stage_limit(const UpdateSeconds& s, std::int64_t model_bytes) {
 }
 
 UpdateJob::UpdateJob(Control& control, const Options& options)
-    : control_(control), options_(options), progress_(options.progress, control.rank() == 0) {
+    : control_(control),
+      options_(options),
+      progress_(options.progress, control.rank() == 0),
+      activity_(options.progress, control.rank() == 0) {
   report_.versions = version_line();
   report_.command = options.command;
 }
 
 void UpdateJob::open(SessionOptions session, const std::function<void()>& check) {
   const auto start = Clock::now();
+  const Activity::Scope scope(activity_);
+  activity_.begin("reading what the options name");
   control_.agreement.together([&] {
     shard_place_ = weightcast::shard_place(options_.sink);
     require_live_options(options_);
@@ -149,9 +156,11 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
                        (!options_.sources.empty() && live_directory(options_.sources.front()));
   if (is_live) live_.emplace(control_, options_, topology_);
   wire_choice_ = live_ ? live_->choose_wire() : choose_wire(control_, options_.transport);
+  activity_.begin("reading metadata of the source");
   model_ = load_model(control_, options_, landing, topology_, live());
   control_.agreement.together(check);
   session.wire = wire_choice_.wire;
+  session.activity = &activity_;
   if (live_) {
     live_->open();
     control_.agreement.together(
@@ -179,7 +188,7 @@ void UpdateJob::write_trace() {
   if (trace_) trace_->write(report_);
 }
 
-void UpdateJob::print_head() {
+void UpdateJob::print_head(const std::string& columns) {
   describe(options_, model_, session_->plan(), wire_choice_, report_);
   describe_landing(control_, *session_, report_);
   describe_start(control_, *session_, wire_choice_, startup_seconds_, report_);
@@ -190,7 +199,7 @@ void UpdateJob::print_head() {
     const auto rank = static_cast<int>(i);
     report_.ranks.push_back({rank, role_of(topology_, rank), hosts[i], devices[i]});
   }
-  print_report(header_text(report_));
+  print_report(header_text(report_) + columns);
 }
 
 void UpdateJob::update(const Update& update) {
@@ -198,7 +207,7 @@ void UpdateJob::update(const Update& update) {
   record.limit = stage_limit(record.seconds, report_.model_bytes);
   report_.updates.push_back(record);
   if (control_.rank() != 0) return;
-  report_in_place(control_, [&] { print_report(update_text(record, report_.model_bytes)); });
+  report_in_place(control_, [&] { print_report(update_text(record)); });
 }
 
 UpdateRecord UpdateJob::update_unreported(const Update& update) {
@@ -220,6 +229,8 @@ UpdateRecord UpdateJob::update_unreported(const Update& update) {
   if (trace_) trace_->add(update.version, record.seconds.read > 0);
   if (sink_) {
     const auto start = Clock::now();
+    const Activity::Scope scope(activity_);
+    activity_.begin("writing shards");
     sink_->write(update.version);
     record.seconds.write = seconds_since(start);
   }
@@ -232,6 +243,8 @@ std::int64_t UpdateJob::begin_live(std::int64_t otherwise, const Checkpoint& fro
   there = false;
   if (!live_) return otherwise;
   control_.deadline.begin_phase("waiting for trainers and engines");
+  const Activity::Scope scope(activity_);
+  activity_.begin("waiting for trainers and engines");
   const std::int64_t version = live_->update().begin(otherwise, origin_of(from));
   try {
     control_.agreement.together([&] {

@@ -13,6 +13,7 @@
 #include "launch/model.hpp"
 #include "launch/options.hpp"
 #include "plan/topology.hpp"
+#include "report/activity.hpp"
 #include "report/progress.hpp"
 #include "report/update_report.hpp"
 #include "session/session.hpp"
@@ -57,8 +58,8 @@ class UpdateJob {
   void begin_trace(OutputFile* file);
   /// Writes that file, if there is one; throws (by agreement) IoError. Collective.
   void write_trace();
-  /// Says in the report what has been opened, and prints its head. Collective.
-  void print_head();
+  /// Says in the report what has been opened, and prints its head, with `columns` below it. Collective.
+  void print_head(const std::string& columns);
 
   /// Where trainers or engines are running processes: waits until the trainers offer a version, and gives it;
   /// `otherwise` where none is live, and weights are read `from` files. True in `there`: every engine has it
@@ -103,6 +104,7 @@ class UpdateJob {
   Control& control_;
   const Options& options_;
   Progress progress_;
+  Activity activity_;
   std::optional<ShardPlace> shard_place_;
   Topology topology_;
   WireChoice wire_choice_;

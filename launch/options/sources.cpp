@@ -68,7 +68,7 @@ po::parsed_options parse_environment(const po::options_description& description,
     if (equals == std::string_view::npos || !name.starts_with("WEIGHTCAST_")) continue;
     const std::string option_name = option_of_variable(name);
     if (std::ranges::find(kOthers, option_name) != kOthers.end()) continue;
-    const OptionInfo* option = find_option(option_name);
+    const OptionInfo* option = find_option(option_name, command);
     if (option == nullptr) {
       notes.push_back(fmt::format("environment: {} is no option and is ignored", excerpt(name)));
     } else if ((option->commands & command) != 0) {
@@ -104,7 +104,7 @@ po::parsed_options parse_file(const po::options_description& description, unsign
     const std::size_t equals = line.find('=');
     const std::string name = trim(std::string_view(line).substr(0, equals));
     const std::string where = fmt::format("{}:{}: {}", path, number, excerpt(name));
-    const OptionInfo* option = find_option(name);
+    const OptionInfo* option = find_option(name, command);
     if (name.empty()) throw UsageError(fmt::format("{}:{}: write name = value", path, number));
     if (equals == std::string::npos) throw UsageError(where + ": write name = value");
     if (option == nullptr) throw UsageError(where + ": unknown option; --help lists them");

@@ -13,12 +13,20 @@ namespace {
 
 namespace po = boost::program_options;
 
-constexpr std::array<OptionInfo, 58> kOptions{{
+constexpr auto kOptions = std::to_array<OptionInfo>({
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
-     "trainer-<rank>.safetensors "
-     "or .h5 (sync: may repeat), or live:DIR: trainers that have published their memory there",
-     kJobs | kVerify | kConvert | kPlan},
+     "trainer-<rank>.safetensors or .h5; several times for several updates; or live:DIR: trainers that have "
+     "published their memory there",
+     kSync},
+    {"source", "PATH",
+     "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
+     "trainer-<rank>.safetensors or .h5, or live:DIR: trainers that have published their memory there",
+     kServe | kBench | kPlan},
+    {"source", "PATH",
+     "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
+     "trainer-<rank>.safetensors or .h5",
+     kVerify | kConvert},
     {"model", "CONFIG_JSON",
      "the model's config.json, or its folder (default: beside the source, if there is one)",
      kAll & ~kTrigger},
@@ -112,19 +120,28 @@ constexpr std::array<OptionInfo, 58> kOptions{{
      "update whenever all trainers of live:DIR offer one version, also without a trigger", kServe},
     {"release-staging", nullptr,
      "give staging buffers back between updates; each update opens them, and the wire, anew", kServe},
+    {"dry-run", nullptr,
+     "say what the job would do, as plan does, and look at sources, sink and space; changes nothing and "
+     "needs "
+     "no mpirun",
+     kSync},
     {"no-queue", nullptr, "do not wait for the end of another update: 74 instead", kTrigger},
     {"weight-version", "N",
-     "weight version, in sync of the first source (default: the checkpoint's own, else 0); in verify the one "
-     "that "
-     "the shards must have, in trigger the one that engines are to have afterwards (default: any)",
-     kSync | kBench | kTrigger | kVerify | kSynth | kConvert},
+     "weight version, of several sources the first one's (default: the checkpoint's own, else 0)", kSync},
+    {"weight-version", "N", "weight version (default: the checkpoint's own, else 0)", kConvert},
+    {"weight-version", "N", "weight version, on which the values depend (default 0)", kBench | kSynth},
+    {"weight-version", "N", "the one that the shards must have (default: any)", kVerify},
+    {"weight-version", "N", "the one that engines are to have afterwards (default: what is offered)",
+     kTrigger},
     {"no-verify", nullptr, "do not compare digests after an update", kJobs},
-    {"timeout", "SECONDS", "longest start and longest update, in trigger the longest wait (default 1800)",
-     kJobs | kTrigger},
-    {"progress", "WHEN", "auto, always or never", kJobs, Ranks::kEachItsOwn},
+    {"timeout", "SECONDS", "longest start and longest update (default 1800)", kJobs},
+    {"timeout", "SECONDS", "longest wait (default 1800)", kTrigger},
+    {"progress", "WHEN", "signs of life on stderr: auto (default), always (also with -q) or never",
+     kJobs | kPlan | kInspect | kVerify | kSynth | kConvert, Ranks::kEachItsOwn},
     {"quiet,q", nullptr, "no notes and no progress on stderr; the report and errors stay", kAll,
      Ranks::kEachItsOwn},
-    {"json", "FILE", "also write the report as JSON", kJobs | kPlan | kInspect | kVerify, Ranks::kEachItsOwn},
+    {"json", "FILE", "also write the report as JSON; - is stdout, and what else is said goes to stderr",
+     kJobs | kPlan | kInspect | kVerify, Ranks::kEachItsOwn},
     {"trace", "FILE", "write a Chrome/Perfetto trace: a lane a rank and stage, a slice a bucket",
      kSync | kBench},
     {"picture", "FILE",
@@ -145,24 +162,22 @@ constexpr std::array<OptionInfo, 58> kOptions{{
     {"blocks", "N", "most thread blocks of a GPU kernel (default: a quarter of the multiprocessors)", kBench},
     {"min-achieved", "SHARE", "exit 70 when an unverified update reaches less of the wire's rate", kBench},
     {"no-digests", nullptr, "headers only", kInspect},
-    {"output", "PATH",
-     "what to write: a directory of safetensors, or a file ending in .h5; of hosts the file of --format "
-     "(default: stdout)",
-     kSynth | kConvert | kHosts},
+    {"output", "PATH", "what to write: a directory of safetensors, or a file ending in .h5",
+     kSynth | kConvert},
+    {"output", "PATH", "the file of --format (default: stdout)", kHosts},
     {"to", "WHAT",
      "hf: a checkpoint with Hugging Face's names; megatron: trainers' shards; without it names stay as they "
      "are",
      kConvert},
+    {"format", "NAME", "of trainers' shards: safetensors (default) or hdf5", kConvert},
     {"format", "NAME",
-     "of trainers' shards: safetensors (default) or hdf5; of hosts: rankfile (mpirun -rf FILE) or hostlist "
-     "(SLURM_HOSTFILE=FILE srun --distribution=arbitrary)",
-     kConvert | kHosts},
+     "rankfile (mpirun -rf FILE) or hostlist (SLURM_HOSTFILE=FILE srun --distribution=arbitrary)", kHosts},
     {"clean", nullptr, "remove what exporters of this host and user that are dead have left", kHosts},
     {"max-file-size", "BYTES", "data a safetensors file holds at most (default 5GB)", kSynth | kConvert},
     {"config", "FILE", "read options from FILE (or a pipe), lines of name = value", kAll, Ranks::kEachItsOwn},
     {"help,h", nullptr, "this text", kAll, Ranks::kEachItsOwn},
     {"version", nullptr, "versions of the program and its libraries", kAll, Ranks::kEachItsOwn},
-}};
+});
 
 }  // namespace
 
@@ -184,17 +199,19 @@ std::string long_name(const OptionInfo& option) {
   return std::string(name.substr(0, name.find(',')));
 }
 
-const OptionInfo* find_option(std::string_view name) {
-  const auto* const found = std::find_if(kOptions.begin(), kOptions.end(),
-                                         [&](const OptionInfo& option) { return long_name(option) == name; });
-  const bool interactive = name == "help" || name == "version";
-  return found == kOptions.end() || interactive ? nullptr : found;
+const OptionInfo* find_option(std::string_view name, unsigned command) {
+  if (name == "help" || name == "version") return nullptr;
+  const OptionInfo* found = nullptr;
+  for (const OptionInfo& option : kOptions) {
+    if (long_name(option) == name && (found == nullptr || (option.commands & command) != 0)) found = &option;
+  }
+  return found;
 }
 
-boost::program_options::options_description describe(unsigned commands) {
-  po::options_description description("options", 110);
+boost::program_options::options_description describe(unsigned command) {
+  po::options_description description;
   for (const OptionInfo& option : option_table()) {
-    if ((option.commands & commands) == 0) continue;
+    if ((option.commands & command) == 0) continue;
     if (option.argument == nullptr) {
       description.add_options()(option.name, po::bool_switch(), option.help);
     } else if (long_name(option) == "source") {

@@ -40,16 +40,17 @@ struct OptionInfo {
   Ranks ranks = Ranks::kAlike;
 };
 
-/// Every option once, in the order in which people are told of them.
+/// Every option, in the order in which people are told of them: once for all commands to which it means the
+/// same.
 std::span<const OptionInfo> option_table();
 
 /// `quiet`
 std::string long_name(const OptionInfo& option);
 
-/// An option that the environment or a file may set, or null.
-const OptionInfo* find_option(std::string_view name);
+/// An option that the environment or a file may set, as the command takes it where it does; or null.
+const OptionInfo* find_option(std::string_view name, unsigned command);
 
-/// The options of some commands, as Boost wants them.
-boost::program_options::options_description describe(unsigned commands);
+/// The options of a command, as Boost wants them.
+boost::program_options::options_description describe(unsigned command);
 
 }  // namespace weightcast

@@ -43,6 +43,15 @@ std::size_t width_of(std::string_view text) {
       text, [](char byte) { return (static_cast<unsigned char>(byte) & 0xc0U) != 0x80U; }));
 }
 
+std::string_view first_characters(std::string_view text, std::size_t most) {
+  std::size_t end = 0;
+  for (std::size_t seen = 0; end < text.size(); ++end) {
+    seen += width_of(text.substr(end, 1));
+    if (seen > most) break;
+  }
+  return text.substr(0, end);
+}
+
 std::size_t line_width(int descriptor) {
   std::size_t width = 0;
   if (const char* const variable = std::getenv("COLUMNS")) {

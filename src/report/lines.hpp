@@ -12,6 +12,9 @@ inline constexpr std::size_t kLineWidth = 80;
 /// How many characters a text has, which a terminal shows side by side.
 std::size_t width_of(std::string_view text);
 
+/// At most that many characters of a text.
+std::string_view first_characters(std::string_view text, std::size_t most);
+
 /// How wide a line may be where `descriptor` leads: $COLUMNS if it is a sensible number, else the width of
 /// the terminal, else kLineWidth.
 std::size_t line_width(int descriptor);

@@ -17,6 +17,7 @@ namespace weightcast {
 namespace {
 
 std::atomic<bool> quiet = false;
+std::atomic<bool> report_beside_log = false;
 std::atomic<bool> line_is_open = false;
 
 /// One write, so that lines of several processes do not mix.
@@ -51,7 +52,17 @@ bool is_quiet() {
   return quiet;
 }
 
+void set_report_beside_log() {
+  report_beside_log = true;
+}
+
 void print_report(std::string_view text) {
+  if (!report_beside_log) return print_to_stdout(text);
+  end_open_line();
+  write_log(text);
+}
+
+void print_to_stdout(std::string_view text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0) return;
   throw IoError(
       fmt::format("the report on stdout cannot be written: {}; see where it goes", std::strerror(errno)));

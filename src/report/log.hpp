@@ -8,6 +8,12 @@ namespace weightcast {
 void set_quiet(bool quiet);
 bool is_quiet();
 
+/// From now on what print_report() prints goes where the log goes: stdout is for a program.
+void set_report_beside_log();
+
+/// Text for a program on stdout. Throws as print_report().
+void print_to_stdout(std::string_view text);
+
 /// Text on stdout, as it is. Throws IoError when it cannot be written (full disk, closed pipe). Names, paths
 /// and whatever else is not this program's own belong into `printable()` before.
 void print_report(std::string_view text);

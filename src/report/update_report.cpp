@@ -2,11 +2,13 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "core/text.hpp"
 #include "core/units.hpp"
 #include "report/json_report.hpp"
+#include "report/lines.hpp"
 #include "report/table.hpp"
 
 namespace weightcast {
@@ -15,12 +17,11 @@ namespace {
 
 using nlohmann::ordered_json;
 
-/// One format for head, units and rows, so that rows printed one by one stay aligned.
-constexpr const char* kRow = "{:>9}  {:>10}  {:>9}  {:>9}  {:>9}  {:>9}  {:>9}  {:>9}  {:>8}  {:>8}  {}\n";
+/// One format for head, units and rows, so that rows printed one by one stay aligned; 80 characters.
+constexpr const char* kRow = "{:>9} {:>7} {:>6} {:>6} {:>6} {:>6} {:>6} {:>7}  {:>7}  {:>8}\n";
 
-std::string seconds_text(double seconds) {
-  return fmt::format("{:.4f}", seconds);
-}
+/// What continues a line of the header.
+constexpr const char* kContinued = "#         ";
 
 ordered_json seconds_json(const UpdateSeconds& s, const JobReport& report) {
   return {{"startup", report.startup_seconds},
@@ -42,39 +43,53 @@ ordered_json limit_json(const LimitRecord& limit) {
 
 std::string header_text(const JobReport& report) {
   std::string text = fmt::format("# {} {}\n", printable(report.versions), report.command);
-  text += fmt::format("# model   {}, {} tensors, {}\n", printable(report.model), report.tensors,
-                      format_bytes(report.model_bytes));
-  text += fmt::format("# layout  {}\n", printable(report.layout));
-  text += fmt::format("# plan    {} routes, {} buckets, {} on the wire, staging {} a rank, hash {}\n",
-                      report.routes, report.buckets, format_bytes(report.wire_bytes),
-                      format_bytes(report.staging_bytes_per_rank), report.plan_hash);
+  text += fmt::format("# model   {} tensors, {}: {}\n", report.tensors, format_bytes(report.model_bytes),
+                      printable(report.model));
+  std::string rest = fmt::format("# layout  {}\n", printable(report.layout));
+  rest += fmt::format("# limits  {}\n", printable(report.limits));
+  rest += fmt::format("# plan    {}, {}, {} on the wire, staging {} a rank,\n{}hash {}\n",
+                      counted(report.routes, "route"), counted(report.buckets, "bucket"),
+                      format_bytes(report.wire_bytes), format_bytes(report.staging_bytes_per_rank),
+                      kContinued, report.plan_hash);
   if (report.loader_bytes > 0) {
-    text += fmt::format("# landing {} directly, {} through the engines' own loaders\n",
+    rest += fmt::format("# landing {} directly, {} through the engines' own loaders\n",
                         format_bytes(report.direct_bytes), format_bytes(report.loader_bytes));
   }
-  text += fmt::format("# start   {:.3f} s", report.startup_seconds);
-  for (const auto& [name, seconds] : report.start_parts) text += fmt::format(", {} {:.3f} s", name, seconds);
-  text += "\n#\n";
-  Table ranks({"rank", "role", "host", "device"});
+  rest += fmt::format("# start   {:.3f} s", report.startup_seconds);
+  for (const auto& [name, seconds] : report.start_parts) rest += fmt::format(", {} {:.3f} s", name, seconds);
+  text += wrapped(rest + "\n#\n", kLineWidth, kContinued);
+  Table ranks({"rank", "host", "device", "role"}, {0, 1, 2, 3});
   for (const RankInfo& rank : report.ranks) {
-    ranks.add({std::to_string(rank.rank), rank.role, rank.host, rank.device});
+    ranks.add({std::to_string(rank.rank), rank.host, rank.device, rank.role});
   }
-  text += ranks.text("# ") + "#\n";
-  const auto head = [](const std::string& row) { return fmt::format("#{}", row.substr(1)); };
-  text += head(fmt::format(kRow, "version", "bytes", "read", "pack", "transport", "unpack", "verify",
-                           "update", "rate", "reached", "limit, verified"));
-  text += head(fmt::format(kRow, "", "B", "s", "s", "s", "s", "s", "s", "GB/s", "%", ""));
-  return text;
+  return text + ranks.text("# ");
 }
 
-std::string update_text(const UpdateRecord& update, std::int64_t model_bytes) {
+std::string figure_text(double figure) {
+  const int decimals = figure < 9.99995   ? 4
+                       : figure < 99.9995 ? 3
+                       : figure < 999.995 ? 2
+                       : figure < 9999.95 ? 1
+                                          : 0;
+  return fmt::format("{:.{}f}", figure, decimals);
+}
+
+std::string update_columns() {
+  const auto head = [](const std::string& row) {
+    return fmt::format("#{}\n", row.substr(1, row.find_last_not_of(" \n")));
+  };
+  return "#\n" +
+         head(fmt::format(kRow, "version", "source", "wire", "unpack", "verify", "write", "update", "rate",
+                          "slowest", "verified")) +
+         head(fmt::format(kRow, "", "s", "s", "s", "s", "s", "s", "GB/s", "", ""));
+}
+
+std::string update_text(const UpdateRecord& update) {
   const UpdateSeconds& s = update.seconds;
-  return fmt::format(kRow, update.weight_version, model_bytes, seconds_text(s.read), seconds_text(s.pack),
-                     seconds_text(s.transport), seconds_text(s.unpack), seconds_text(s.verify),
-                     seconds_text(s.update), fmt::format("{:.3f}", update.rate_gb_s),
-                     fmt::format("{:.1f}", 100 * update.limit.achieved),
-                     fmt::format("{} {:.3f} GB/s, {}", update.limit.what, update.limit.gb_s,
-                                 update.verified ? "verified" : "not verified"));
+  return fmt::format(kRow, update.weight_version, figure_text(std::max(s.read, s.pack)),
+                     figure_text(s.transport), figure_text(s.unpack), figure_text(s.verify),
+                     figure_text(s.write), figure_text(s.update), figure_text(update.rate_gb_s),
+                     update.limit.stage, update.verified ? "yes" : "no");
 }
 
 std::string report_json(const JobReport& report, const std::string& status, const std::string& error) {

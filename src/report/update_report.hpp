@@ -29,6 +29,7 @@ struct UpdateSeconds {
 /// What an update is compared with.
 struct LimitRecord {
   std::string what;
+  std::string stage;  ///< the column of the update table that it is; empty for what was measured apart
   double gb_s = 0;
   double achieved = 0;  ///< rate ÷ limit
 };
@@ -48,6 +49,7 @@ struct JobReport {
   std::string versions;  ///< of the program and its libraries
   std::string model;     ///< architecture and origin
   std::string layout;
+  std::string limits;  ///< fan-out, wire, buckets
   std::vector<RankInfo> ranks;
   std::int64_t tensors = 0;
   std::int64_t model_bytes = 0;
@@ -64,11 +66,17 @@ struct JobReport {
   std::vector<UpdateRecord> updates;
 };
 
-/// `#` lines: versions, model, layout, plan and the rank map, then the head of the update table.
+/// `#` lines of at most 80 characters, where no name is longer: versions, model, layout, plan and the rank
+/// map.
 std::string header_text(const JobReport& report);
 
-/// One row of the update table.
-std::string update_text(const UpdateRecord& update, std::int64_t model_bytes);
+/// The head of the update table, and one row of it: version, seconds of the stages, GB/s, the slowest stage,
+/// whether the weights were compared.
+std::string update_columns();
+std::string update_text(const UpdateRecord& update);
+
+/// `0.0123`, `41.34`: seconds or GB/s in at most six characters, below 100,000.
+std::string figure_text(double figure);
 
 /// The JSON report. `status` is `done` or the kind of error, `error` its line (empty: none). The top-level
 /// figures are those of the last update; `updates` has them all.

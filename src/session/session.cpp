@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <utility>
 
 #include "core/units.hpp"
 #include "memory/available.hpp"
@@ -32,6 +33,10 @@ Session::Session(Control& control, const Family& family, const Topology& topolog
   if (!memory_) {
     memory_ = own_parameter_memory(options.wire == Wire::kNccl ? &make_gpu_memory : &make_host_memory);
   }
+  const auto begin = [&](std::string what) {
+    if (options.activity != nullptr) options.activity->begin(std::move(what));
+  };
+  begin("building the plan");
   plan_together(topology, limits);
   const auto trainer = topology.trainer(control.rank());
   const std::int64_t source_bytes = options.source_bytes != nullptr && trainer
@@ -39,6 +44,7 @@ Session::Session(Control& control, const Family& family, const Topology& topolog
                                         : 0;
   const auto start = Clock::now();
   options.wire == Wire::kNccl ? require_gpu_memory(source_bytes) : require_memory(source_bytes);
+  begin(fmt::format("allocating {} of parameters", format_bytes(memory_->bytes_to_allocate(rank_plan_))));
   control_.agreement.together([&] {
     memory_->open(rank_plan_);
     expected_.resize(plan_.digests());
@@ -48,6 +54,7 @@ Session::Session(Control& control, const Family& family, const Topology& topolog
   control_.agreement.maximum(std::span<std::int64_t>(windows));
   windows_ = windows.front() != 0;
   start_.memory = seconds_since(start);
+  begin(fmt::format("opening the wire and {} of staging", format_bytes(plan_.staging_bytes_per_rank())));
   open_routes();
 }
 
@@ -81,14 +88,14 @@ void Session::require_memory(std::int64_t source_bytes) {
     if (node_need > on_node) {
       throw IoError(
           fmt::format("memory: the ranks of this node need {} (this one {}) but {} are available; use more "
-                      "nodes, a larger tp or a smaller --bucket-size",
-                      format_bytes(node_need), parts, format_bytes(on_node)));
+                      "nodes, a larger tp or a smaller --bucket-size{}",
+                      format_bytes(node_need), parts, format_bytes(on_node), options_.also));
     }
     if (need > own) {
       throw IoError(fmt::format(
           "memory: this rank needs {} ({}) but its address-space limit leaves {} available; raise "
-          "ulimit -v, or use a larger tp or a smaller --bucket-size",
-          format_bytes(need), parts, format_bytes(own)));
+          "ulimit -v, or use a larger tp or a smaller --bucket-size{}",
+          format_bytes(need), parts, format_bytes(own), options_.also));
     }
   });
 }
@@ -103,9 +110,9 @@ void Session::require_gpu_memory(std::int64_t source_bytes) {
     if (need <= available) return;
     throw IoError(fmt::format(
         "device memory: this rank needs {} ({} of parameters, {} of staging, {} of source) but "
-        "{} are available; use more GPUs, a larger tp or a smaller --bucket-size",
+        "{} are available; use more GPUs, a larger tp or a smaller --bucket-size{}",
         format_bytes(need), format_bytes(parameter_bytes), format_bytes(plan_.staging_bytes_per_rank()),
-        format_bytes(source_bytes), format_bytes(available)));
+        format_bytes(source_bytes), format_bytes(available), options_.also));
   });
 }
 

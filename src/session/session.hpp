@@ -12,6 +12,7 @@
 #include "model/family.hpp"
 #include "plan/plan.hpp"
 #include "plan/rank_plan.hpp"
+#include "report/activity.hpp"
 #include "report/progress.hpp"
 #include "report/update_report.hpp"
 #include "session/gpu.hpp"
@@ -33,6 +34,10 @@ struct SessionOptions {
   std::int64_t (*source_bytes)(const Plan&, const Catalog&, std::int64_t trainer) = nullptr;
   /// Most thread blocks of a kernel on a GPU; 0: the default.
   int blocks = 0;
+  /// What else needs less memory, behind the remedies of an error: `, or fewer --layers`.
+  const char* also = "";
+  /// Told what opening does; null: nobody is.
+  Activity* activity = nullptr;
 };
 
 /// Seconds that parts of opening a session took on this rank.

@@ -92,7 +92,8 @@ TEST_F(BadLaunch, LessMemoryThanThePlanNeeds) {
   const std::string json = dir_ / "report.json";
   const Outcome outcome = run_job(
       3, {"bench", "--model", dir_ / "config.json", "--layers", "1", "--inference", "tp=2", "--json", json});
-  EXPECT_TRUE(refused(outcome, 74, {"memory", "need 96.0 TiB", "available", "more nodes", "--bucket-size"}));
+  EXPECT_TRUE(refused(outcome, 74,
+                      {"memory", "need 96.0 TiB", "available", "more nodes", "--bucket-size", "--layers"}));
   EXPECT_EQ(read_json(json).at("status"), "input/output");
 }
 

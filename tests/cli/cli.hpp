@@ -2,10 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -67,6 +69,17 @@ inline ::testing::AssertionResult has(const std::string& text, const Words& word
     }
   }
   return ::testing::AssertionSuccess();
+}
+
+/// The lines of a text that are longer than 80 characters.
+inline std::string too_wide(const std::string& text) {
+  std::istringstream lines(text);
+  std::string wide;
+  for (std::string line; std::getline(lines, line);) {
+    const auto width = std::count_if(line.begin(), line.end(), [](char c) { return (c & 0xc0) != 0x80; });
+    if (width > 80) wide += line + "\n";
+  }
+  return wide;
 }
 
 /// Succeeds when the command ended well and reported no error.

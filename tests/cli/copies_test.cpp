@@ -154,11 +154,21 @@ TEST_F(Copies, SynthStoresItsVersion) {
   }
 }
 
+TEST_F(Copies, AModelThatIsLargerThanTheDiskMayHaveFewerLayers) {
+  auto config = read_json(model_folder("tiny-qwen3") + "/config.json");
+  config["hidden_size"] = 1 << 21;
+  config["intermediate_size"] = 1 << 22;
+  put_file(dir_ / "config.json", config.dump());
+  EXPECT_TRUE(refused(run_plain({"synth", "--model", dir_ / "config.json", "--output", dir_ / "big"}), 74,
+                      {dir_ / "big", "TiB needed", "--layers"}));
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "big"));
+}
+
 TEST_F(Copies, InspectListsTensors) {
-  const Outcome outcome = run_plain({"inspect", trained(0)});
+  const Outcome outcome = run_plain({"inspect", trained(0), "--progress", "never"});
   EXPECT_TRUE(done(outcome));
   EXPECT_EQ(outcome.err, "");
-  EXPECT_TRUE(has(outcome.out, {"102 tensors", "1.49 MiB", "1 files", "digest", "bfloat16",
+  EXPECT_TRUE(has(outcome.out, {"102 tensors", "1.49 MiB", "1 file", "digest", "bfloat16",
                                 "model.layers.2.mlp.experts.7.down_proj.weight", "[128, 64]", "16384"}));
   EXPECT_FALSE(has(run_plain({"inspect", trained(0), "--no-digests"}).out, {"digest"}));
 }

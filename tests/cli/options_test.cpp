@@ -3,6 +3,8 @@
 #include <array>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
+#include <sstream>
 #include <thread>
 
 #include "cli/cli.hpp"
@@ -44,6 +46,31 @@ TEST_F(OptionsTest, HelpListsTheOptionsOfItsCommand) {
                    "--bucket-size", "--buffers", "--transport", "--sink", "--weight-version", "--no-verify",
                    "--timeout", "--progress", "--json"}));
   EXPECT_FALSE(has(run_plain({"sync", "--help"}).out, {"--iterations"}));
+}
+
+TEST_F(OptionsTest, HelpFitsTheWidthThatThereIs) {
+  for (const std::string command : kCommands) {
+    EXPECT_EQ(too_wide(run_plain({command, "--help"}, {{"COLUMNS", "80"}}).out), "") << command;
+  }
+  EXPECT_EQ(too_wide(run_plain({"--help"}, {{"COLUMNS", "80"}}).out), "");
+  const auto lines = [](const std::string& text) { return std::count(text.begin(), text.end(), '\n'); };
+  const std::string narrow = run_plain({"sync", "--help"}, {{"COLUMNS", "50"}}).out;
+  const std::string wide = run_plain({"sync", "--help"}, {{"COLUMNS", "200"}}).out;
+  EXPECT_GT(lines(narrow), lines(wide));
+  // Where it is broken there was a blank.
+  const auto words = [](const std::string& text) {
+    std::istringstream all(text);
+    return Words(std::istream_iterator<std::string>(all), {});
+  };
+  EXPECT_EQ(words(narrow), words(wide));
+}
+
+TEST_F(OptionsTest, HelpSaysWhatAnOptionIsForItsCommand) {
+  EXPECT_FALSE(has(run_plain({"verify", "--help"}).out, {"several times"}));
+  EXPECT_TRUE(has(run_plain({"verify", "--help"}).out, {"the shards must have"}));
+  EXPECT_FALSE(has(run_plain({"synth", "--help"}).out, {"shards must have"}));
+  EXPECT_TRUE(has(run_plain({"hosts", "--help"}).out, {"rankfile"}));
+  EXPECT_FALSE(has(run_plain({"convert", "--help"}).out, {"rankfile"}));
 }
 
 TEST_F(OptionsTest, VersionNamesTheLibraries) {

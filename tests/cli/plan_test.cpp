@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <numeric>
-#include <sstream>
 
 #include "cli/cli.hpp"
 
@@ -107,19 +106,9 @@ TEST_F(PlanTest, SameInputsSamePlan) {
   EXPECT_NE(plan(words + Words{"--moe-layout", "cutlass"}).at("hash"), first.at("hash"));
 }
 
-/// Lines that are longer than 80 characters.
-std::string too_wide(const std::string& text) {
-  std::istringstream lines(text);
-  std::string wide;
-  for (std::string line; std::getline(lines, line);) {
-    const auto width = std::count_if(line.begin(), line.end(), [](char c) { return (c & 0xc0) != 0x80; });
-    if (width > 80) wide += line + "\n";
-  }
-  return wide;
-}
-
 TEST_F(PlanTest, TextBeginsWithTheAnswer) {
-  const Outcome outcome = run_plain({"plan", "--source", trained(0), "--inference", "tp=2,ep=2"});
+  const Outcome outcome =
+      run_plain({"plan", "--source", trained(0), "--inference", "tp=2,ep=2", "--progress", "never"});
   EXPECT_TRUE(done(outcome));
   EXPECT_EQ(outcome.err, "");
   EXPECT_TRUE(outcome.out.starts_with("# 1 trainer send")) << outcome.out;

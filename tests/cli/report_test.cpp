@@ -2,10 +2,13 @@
 #include <sstream>
 
 #include "cli/cli.hpp"
+#include "cli/slow_disk.hpp"
 #include "sys/hdf5.hpp"
 
 namespace weightcast::test_support {
 namespace {
+
+using namespace std::chrono_literals;
 
 class ReportTest : public CliTest {
  protected:
@@ -83,12 +86,13 @@ TEST_F(ReportTest, OneEntryAnUpdate) {
 }
 
 TEST_F(ReportTest, ReportOnStdoutAndLogOnStderr) {
-  const Outcome outcome = run_job(3, sync_words(trained(0)) + Words{"--weight-version", "5"});
+  const Outcome outcome =
+      run_job(3, sync_words(trained(0)) + Words{"--weight-version", "5", "--progress", "never"});
   EXPECT_TRUE(done(outcome));
   EXPECT_EQ(outcome.err, "");
   EXPECT_TRUE(
       has(outcome.out, {"weightcast 0.1.0", "sync", "Qwen3MoeForCausalLM", "102 tensors", "1.49 MiB",
-                        "1 trainers", "tp 2, ep 2", "transport mpi", "3 routes", "inference 1", "verified"}));
+                        "1 trainer,", "tp 2, ep 2", "transport mpi", "3 routes", "inference 1", "verified"}));
   // Lines of the head start with #, so that the rest is a table of numbers: one row an update.
   std::istringstream lines(outcome.out);
   std::vector<std::string> rows;
@@ -98,16 +102,82 @@ TEST_F(ReportTest, ReportOnStdoutAndLogOnStderr) {
   ASSERT_EQ(rows.size(), 1);
   std::istringstream row(rows.front());
   std::int64_t version = 0;
-  std::int64_t bytes = 0;
-  row >> version >> bytes;
+  row >> version;
   EXPECT_EQ(version, 5);
-  EXPECT_EQ(bytes, kModelBytes);
+  EXPECT_TRUE(rows.front().ends_with(" yes")) << rows.front();
+  // What became of it is the last line.
+  EXPECT_TRUE(has(outcome.out.substr(outcome.out.rfind("\n#")),
+                  {"# 2 shards, ", " MiB, in " + sink_ + ", verified: "}));
+}
+
+TEST_F(ReportTest, TablesFitEightyColumns) {
+  const Outcome sync = run_job(
+      10, {"sync", "--source", trained(0), "--alloc", "sglang:d2p1t2+megatron:(attn:d1p3t2c1|ffn:d1p3t1e2)",
+           "--sink", "hdf5:" + sink_, "--weight-version", "123456"});
+  EXPECT_TRUE(done(sync));
+  // Names have no place to be broken at: those of files, and of the libraries in the first line.
+  const auto without = [](std::string text, const std::string& name) {
+    for (std::size_t at = text.find(name); at != std::string::npos; at = text.find(name)) {
+      text.erase(at, name.size());
+    }
+    return text.substr(text.find('\n'));
+  };
+  EXPECT_EQ(too_wide(without(without(sync.out, trained(0)), sink_)), "");
+  EXPECT_TRUE(has(sync.out, {"# version", "slowest  verified", "\n   123456 "}));
+  const std::string model = model_folder("tiny-qwen3-moe");
+  const Outcome bench = run_job(3, {"bench", "--model", model, "--inference", "tp=2", "--iterations", "1"});
+  EXPECT_TRUE(done(bench));
+  EXPECT_EQ(too_wide(without(bench.out, model)), "");
+  // Its updates are numbered; their version and size are always the same.
+  EXPECT_TRUE(has(bench.out, {"\nupdate ", "of wire  verified\n1 ", "\n2 "}));
+}
+
+TEST_F(ReportTest, UpdatesOfAJobAreSummedUp) {
+  const Outcome several =
+      run_job(3, {"sync", "--source", trained(0), "--source", trained(1), "--inference", "tp=2"});
+  EXPECT_TRUE(done(several));
+  EXPECT_TRUE(
+      has(several.out, {"\n# 2 updates: 2 inference ranks, ", "which ends with the job, verified: "}));
+}
+
+TEST_F(ReportTest, ReportsForProgramsOnStdout) {
+  const Outcome sync = run_job(3, sync_words(trained(0)) + Words{"--json", "-"});
+  EXPECT_TRUE(done(sync));
+  EXPECT_EQ(nlohmann::json::parse(sync.out).at("status"), "done");
+  EXPECT_TRUE(has(sync.err, {"# version", "# 2 shards"}));
+  const Outcome plan = run_plain({"plan", "--source", trained(0), "--json", "-"});
+  EXPECT_TRUE(done(plan));
+  EXPECT_EQ(nlohmann::json::parse(plan.out).at("model").at("tensors"), kTensors);
+  EXPECT_TRUE(has(plan.err, {"busiest sender"}));
+  // Of a failure, too.
+  const Outcome failure = run_plain({"verify", dir_ / "absent", "--source", trained(0), "--json", "-"});
+  EXPECT_TRUE(refused(failure, 74, {"absent"}));
+  EXPECT_EQ(nlohmann::json::parse(failure.out).at("status"), "input/output");
+  EXPECT_TRUE(refused(run_job(3, sync_words(trained(0)) + Words{"--json", "-", "--trace", "-"}), 64,
+                      {"--trace -", "--json -"}));
+  EXPECT_FALSE(std::filesystem::exists("-"));
+}
+
+TEST_F(ReportTest, PhasesThatTakeLongAreSaid) {
+  const Outcome sync = run(slow_disk_job(3, sync_words(trained(0)), "/.rank-1.h5.", 3s));
+  EXPECT_TRUE(done(sync));
+  EXPECT_TRUE(has(sync.err, {"weightcast: writing shards, 2 s\n"}));
+  CommandLine convert = plain_command({"convert", "--source", trained(0), "--output", dir_ / "copy.h5"},
+                                      {{"LD_PRELOAD", WEIGHTCAST_SLOW_DISK},
+                                       {"SLOW_DISK_FILE", "/.copy.h5."},
+                                       {"SLOW_DISK_MILLISECONDS", "3000"}});
+  const Outcome flushed = run(convert);
+  EXPECT_TRUE(done(flushed));
+  EXPECT_TRUE(has(flushed.err, {"weightcast: flushing " + (dir_ / "copy.h5") + ", 2 s\n"}));
+  // Who wants none gets none.
+  convert.words.push_back("-q");
+  EXPECT_EQ(run(convert).err, "");
 }
 
 TEST_F(ReportTest, NoVerifyIsSaid) {
   const Outcome outcome = run_job(3, sync_words(trained(0)) + Words{"--no-verify", "--json", json_});
   EXPECT_TRUE(done(outcome));
-  EXPECT_TRUE(has(outcome.out, {"not verified"}));
+  EXPECT_TRUE(has(outcome.out, {" no\n", ", not verified: "}));
   EXPECT_FALSE(read_json(json_).at("verified").get<bool>());
   EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(0)})));
 }

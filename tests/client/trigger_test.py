@@ -163,7 +163,7 @@ class Trigger(unittest.TestCase):
                     trainer.offer(version, wait=False)
                     answer = weightcast.trigger(self.folder, timeout=60)
                     self.assertEqual((answer.version, answer.was_there), (version, False))
-                    self.assertRegex(answer.report, rf"(?m)^ +{version} .*, verified$")
+                    self.assertRegex(answer.report, rf"(?m)^ +{version} .* yes$")
                     trainer.settle(timeout=60)
                     self.assertEqual(bytes(engine.memory(name)), bytes([version]) * engine.memory(name).nbytes)
                     self.assertEqual(weightcast.trigger(self.folder, version), (version, True, ""))

@@ -23,8 +23,7 @@ using namespace std::chrono_literals;
 int rows_in(const std::string& out) {
   std::istringstream lines(out);
   int rows = 0;
-  for (std::string line; std::getline(lines, line);)
-    rows += line.find(", verified") != std::string::npos && line[0] != '#' ? 1 : 0;
+  for (std::string line; std::getline(lines, line);) rows += line.ends_with(" yes") && line[0] != '#' ? 1 : 0;
   return rows;
 }
 

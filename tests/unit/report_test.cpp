@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,7 +17,9 @@
 
 #include "core/error.hpp"
 #include "measure/measured.hpp"
+#include "report/activity.hpp"
 #include "report/json_report.hpp"
+#include "report/lines.hpp"
 #include "report/log.hpp"
 #include "report/progress.hpp"
 #include "report/svg.hpp"
@@ -105,15 +108,14 @@ TEST(Report, CellsCannotBeForged) {
 }
 
 TEST(Report, HeadsOfJobsCannotBeForged) {
-  JobReport plain;
-  plain.ranks.push_back({0, "trainer", "host", "device"});
-  JobReport forged = plain;
+  JobReport forged;
   forged.model = forged.layout = forged.versions = kForged;
-  forged.ranks.front() = {0, "trainer", kForged, kForged};
+  forged.ranks.push_back({0, "trainer", kForged, kForged});
   const std::string text = header_text(forged);
   EXPECT_EQ(text.find('\x1b'), std::string::npos);
-  const std::string other = header_text(plain);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), std::count(other.begin(), other.end(), '\n'));
+  // What is too wide is broken at its blanks, into more lines of the header.
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) EXPECT_TRUE(line.starts_with("#")) << line;
 }
 
 TEST(Report, ALogThatNobodyCanReadIsNoReasonToFail) {
@@ -137,6 +139,84 @@ TEST(Report, ATerminalThatIsGoneIsNoReasonToFail) {
   std::this_thread::sleep_for(std::chrono::milliseconds(250));
   EXPECT_NO_THROW(progress.advance(1));
   EXPECT_NO_THROW(progress.end());
+}
+
+/// What is written to a terminal that many characters wide.
+std::string shown_on_terminal(unsigned short columns, const std::function<void()>& write) {
+  const int terminal = ::posix_openpt(O_RDWR | O_NOCTTY);
+  EXPECT_EQ(::grantpt(terminal) | ::unlockpt(terminal), 0);
+  winsize size{24, columns, 0, 0};
+  EXPECT_EQ(::ioctl(terminal, TIOCSWINSZ, &size), 0);
+  std::string text(4096, '\0');
+  {
+    const OtherStderr other(::open(::ptsname(terminal), O_RDWR | O_NOCTTY));
+    write();
+    // While somebody still has it open: it would be gone after that.
+    text.resize(static_cast<std::size_t>(std::max<ssize_t>(0, ::read(terminal, text.data(), text.size()))));
+  }
+  ::close(terminal);
+  return text;
+}
+
+TEST(Report, ProgressStaysOnOneLineOfANarrowTerminal) {
+  ::unsetenv("COLUMNS");
+  const auto write = [] {
+    Progress progress(ProgressMode::kAlways, true);
+    progress.begin("checkpoint.h5", std::int64_t{100} << 30);
+    std::this_thread::sleep_for(std::chrono::milliseconds(250));
+    progress.advance(std::int64_t{1} << 30);
+    progress.end();
+  };
+  const std::string narrow = shown_on_terminal(60, write);
+  ASSERT_TRUE(narrow.starts_with("\rweightcast: checkpoint.h5: 1.00 GiB of 100 GiB, 1 %")) << narrow;
+  const std::string line = narrow.substr(1, narrow.find('\x1b') - 1);
+  EXPECT_LT(width_of(line), 60);
+  EXPECT_EQ(line.find("left"), std::string::npos) << line;
+  EXPECT_NE(shown_on_terminal(120, write).find(" s left"), std::string::npos);
+  // What does not fit at all is cut.
+  const std::string tiny = shown_on_terminal(30, write);
+  EXPECT_EQ(tiny.substr(1, tiny.find('\x1b') - 1),
+            std::string("weightcast: checkpoint.h5: 1.00 GiB").substr(0, 29));
+}
+
+TEST(Report, AnActivityIsSaidOnceItTakesLong) {
+  const auto said = [](ProgressMode mode, bool enabled) {
+    return logged([&] {
+      Activity activity(mode, enabled);
+      activity.begin("a short one");
+      activity.begin("building the plan");
+      std::this_thread::sleep_for(std::chrono::milliseconds(2300));
+      const Activity::Scope scope(activity);
+    });
+  };
+  EXPECT_EQ(said(ProgressMode::kAuto, true), "weightcast: building the plan, 2 s\n");
+  EXPECT_EQ(said(ProgressMode::kNever, true), "");
+  EXPECT_EQ(said(ProgressMode::kAuto, false), "");
+}
+
+TEST(Report, FiguresInSixCharacters) {
+  EXPECT_EQ(figure_text(0.00012), "0.0001");
+  EXPECT_EQ(figure_text(41.34), "41.340");
+  EXPECT_EQ(figure_text(9.99999), "10.000");
+  EXPECT_EQ(figure_text(123.456), "123.46");
+  EXPECT_EQ(figure_text(12345.6), "12346");
+}
+
+TEST(Report, RowsStandBelowTheirHeads) {
+  UpdateRecord update;
+  update.weight_version = 123456789;
+  update.seconds = {41.34, 0, 0.0007, 1234.5, 0, 9.5, 99999};
+  update.rate_gb_s = 1234.5;
+  update.limit.stage = "source";
+  const std::string row = update_text(update);
+  std::istringstream heads(update_columns());
+  std::string head;
+  std::getline(heads, head);
+  std::getline(heads, head);
+  EXPECT_EQ(row.size(), head.size() + 1);
+  EXPECT_LE(head.size(), kLineWidth);
+  EXPECT_EQ(row.find("source") + 6, head.find("slowest") + 7);
+  EXPECT_EQ(row.find("no\n") + 2, head.find("verified") + 8);
 }
 
 TEST(Report, AReportThatNobodyCanReadIs) {

@@ -1,0 +1,95 @@
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <optional>
+#include <set>
+#include <string>
+
+#include "core/error.hpp"
+#include "core/units.hpp"
+#include "launch/commands.hpp"
+#include "launch/files/overlap.hpp"
+#include "launch/files/tensor_copy.hpp"
+#include "launch/job/live_ends.hpp"
+#include "launch/job/update_job.hpp"
+#include "launch/landing.hpp"
+#include "launch/layouts.hpp"
+#include "launch/model.hpp"
+#include "memory/available.hpp"
+#include "plan/plan.hpp"
+#include "report/log.hpp"
+#include "sink/shard_sink.hpp"
+#include "storage/file_kind.hpp"
+#include "storage/partial_file.hpp"
+#include "storage/rank_file.hpp"
+
+namespace weightcast {
+
+namespace {
+
+/// Bytes of all engines' parameters.
+std::int64_t parameter_bytes(const Family& family, const EngineLayout& layout) {
+  std::int64_t bytes = 0;
+  for (std::int64_t rank = 0; rank < layout.ranks(); ++rank) {
+    for (const Parameter& parameter : family.parameters(layout, engine_rank(layout, rank))) {
+      bytes += parameter.bytes();
+    }
+  }
+  return bytes;
+}
+
+/// Throws what a job would throw before it writes into its folders, except that another job has them.
+void look_at_sink(const Options& options, const ShardPlace& sink, const Model& model,
+                  const EngineLayout& layout) {
+  std::set<std::string> folders;
+  const std::int64_t first = version_of(options, model.sources.front().checkpoint);
+  for (std::size_t i = 0; i < model.sources.size(); ++i) {
+    folders.insert(sink.folder(first + static_cast<std::int64_t>(i)));
+  }
+  require_folders_apart(sink, folders);
+  const SinkFolders sinks(sink, folders);
+  for (const BoundCheckpoint& source : model.sources) sinks.require_no_shard_of(source.checkpoint);
+  for (const std::string& folder : folders) {
+    for (std::int64_t rank = 0; rank < layout.ranks(); ++rank) {
+      for (const FileFormat format : {FileFormat::kHdf5, FileFormat::kSafetensors}) {
+        require_free_or_own(folder + "/" + rank_file_name(kShardStem, {rank, format}), kShardKind);
+      }
+    }
+  }
+  // Old shards stay until the new ones are there, one update after the other.
+  const std::int64_t bytes = parameter_bytes(*model.family, layout);
+  require_space(*folders.begin() + "/" + rank_file_name(kShardStem, {0, sink.format}),
+                bytes * static_cast<std::int64_t>(folders.size()));
+  print_line(fmt::format("# sink: {} of {} in {}", counted(layout.ranks(), "shard"), format_bytes(bytes),
+                         sink.directory));
+}
+
+/// The same of all that is in files, and what memory it takes.
+void look_at_files(const Options& options, const std::shared_ptr<const LandingMap>& landing,
+                   Topology& topology) {
+  const Model model = load_model(options, landing, topology.trainer_layout);
+  if (const auto sink = shard_place(options.sink)) {
+    look_at_sink(options, *sink, model, topology.engine);
+  }
+  // What one node has is no limit for a job on several.
+  print_line(fmt::format("# memory: all parameters are {}; this node has {} available",
+                         format_bytes(parameter_bytes(*model.family, topology.engine)),
+                         format_bytes(available_node_bytes())));
+}
+
+}  // namespace
+
+void run_dry_sync(const Options& options, OutputFile* json) {
+  if (options.sources.empty()) throw UsageError("--source PATH is needed, once for each update");
+  run_plan(options, json);
+  const std::shared_ptr<const LandingMap> landing = load_landing(options);
+  Topology topology = topology_of(options, landing.get());
+  print_report("#\n");
+  const bool live = live_directory(options.sources.front()).has_value();
+  if (!live) look_at_files(options, landing, topology);
+  print_line(fmt::format("# dry run: {} as the job needs them; start it in {}",
+                         live ? "trainers and layouts are" : "sources and sink are",
+                         counted(topology.ranks(), "rank")));
+}
+
+}  // namespace weightcast

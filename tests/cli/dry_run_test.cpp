@@ -1,0 +1,54 @@
+#include "cli/cli.hpp"
+
+namespace weightcast::test_support {
+namespace {
+
+class DryRun : public CliTest {
+ protected:
+  Words words_ = sync_words(trained(0)) + Words{"--dry-run"};
+};
+
+TEST_F(DryRun, SaysWhatTheJobWouldDoAndDoesNothing) {
+  const Outcome outcome = run_plain(words_ + Words{"--json", dir_ / "plan.json"});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(outcome.out.starts_with("# 1 trainer send")) << outcome.out;
+  EXPECT_TRUE(has(outcome.out, {"busiest sender", "# sink: 2 shards of ", " in " + sink_,
+                                "# memory: ", "# dry run: ", "start it in 3 ranks"}));
+  EXPECT_EQ(read_json(dir_ / "plan.json").at("ranks").size(), 3);
+  EXPECT_FALSE(std::filesystem::exists(sink_));
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(0)))));
+}
+
+TEST_F(DryRun, OneOfAJobsProcessesSpeaks) {
+  const Outcome outcome = run_job(3, words_);
+  EXPECT_TRUE(done(outcome));
+  const std::size_t first = outcome.out.find("# dry run");
+  EXPECT_NE(first, std::string::npos);
+  EXPECT_EQ(outcome.out.find("# dry run", first + 1), std::string::npos);
+}
+
+TEST_F(DryRun, RefusesWhatTheJobWouldRefuse) {
+  EXPECT_TRUE(refused(run_plain({"sync", "--dry-run"}), 64, {"--source"}));
+  EXPECT_TRUE(refused(run_plain(sync_words(dir_ / "absent") + Words{"--dry-run"}), 74, {dir_ / "absent"}));
+  EXPECT_TRUE(
+      refused(run_plain({"sync", "--source", trained(0), "--inference", "tp=3", "--dry-run"}), 64, {"tp"}));
+  // A file of somebody else under a shard's name.
+  put_file(sink_ + "/rank-1.h5", "my thesis");
+  const auto before = folder_contents(sink_);
+  EXPECT_TRUE(refused(run_plain(words_), 74, {sink_ + "/rank-1.h5"}));
+  EXPECT_EQ(folder_contents(sink_), before);
+}
+
+TEST_F(DryRun, RefusesASinkThatIsTheSource) {
+  std::filesystem::copy(trained(0), dir_ / "model");
+  EXPECT_TRUE(refused(run_plain({"sync", "--source", dir_ / "model", "--inference", "tp=2", "--sink",
+                                 "hdf5:" + (dir_ / "model"), "--dry-run"}),
+                      64, {dir_ / "model"}));
+}
+
+TEST_F(DryRun, IsForSyncAlone) {
+  EXPECT_TRUE(refused(run_plain({"plan", "--source", trained(0), "--dry-run"}), 64, {"--dry-run"}));
+}
+
+}  // namespace
+}  // namespace weightcast::test_support
