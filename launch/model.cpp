@@ -42,6 +42,22 @@ ConfigText with_modelopt(ConfigText config_text, const std::filesystem::path& fo
   return config_text;
 }
 
+/// What to call a config that was found for a source: its path, or the HDF5 file that carries it.
+std::string config_name(const std::string& source, const std::string& file) {
+  const bool carried = std::filesystem::path(file).filename() != "config.json";
+  return carried ? fmt::format("{} (its own config.json)", file == source ? source : file) : file;
+}
+
+/// As bind(). The line of a checkpoint that does not fit says which config it does not fit.
+Binding bind_to(const Model& model, const Checkpoint& checkpoint) {
+  try {
+    return bind(*model.family, checkpoint);
+  } catch (const InputError& error) {
+    if (!model.config) throw;
+    throw InputError(fmt::format("{} (the model is what {} says)", error.what(), model.config->origin()));
+  }
+}
+
 ConfigText read_named_config(const std::string& path) {
   try {
     const CheckpointFile file = describe_text(path);
@@ -83,6 +99,7 @@ ConfigText read_config(const Options& options) {
                     : find_config_text(source, &config.files).value_or("");
     });
     if (config.text.empty() && !needed) return {};
+    if (!config.files.empty()) config.origin = config_name(source, config.files.front().path);
     return with_modelopt(std::move(config), folder ? path : path.parent_path());
   }
   std::string path = options.model;
@@ -320,7 +337,7 @@ Model load_model(const Options& options, const std::shared_ptr<const LandingMap>
       load_shards(options, source, *trainers, model);
     } else {
       Checkpoint checkpoint = read_source(options, source);
-      Binding binding = bind(*model.family, checkpoint);
+      Binding binding = bind_to(model, checkpoint);
       model.sources.push_back({std::move(checkpoint), std::move(binding)});
     }
   }
@@ -345,7 +362,7 @@ Model load_model(Control& control, const Options& options, const std::shared_ptr
   for (const std::string& source : options.sources) {
     const bool is_live = live != nullptr && live->has_trainers();
     model.sources.push_back(is_live ? live->load_weights(*model.family, topology)
-                                    : load_source(control, options, source, *model.family, topology));
+                                    : load_source(control, options, source, model, topology));
   }
   // The first rank alone has read it. As a trainer it compares after its last read.
   if (!model.sources.empty()) add_texts(model.sources.front().checkpoint, text.files);
@@ -353,7 +370,7 @@ Model load_model(Control& control, const Options& options, const std::shared_ptr
 }
 
 BoundCheckpoint load_source(Control& control, const Options& options, const std::string& source,
-                            const Family& family, Topology& topology) {
+                            const Model& model, Topology& topology) {
   // A thousand ranks that open the same headers would be a burden for a file system; one is none.
   std::vector<std::byte> headers;  // none: the trainers' shards
   std::vector<CheckpointFile> texts;
@@ -364,13 +381,13 @@ BoundCheckpoint load_source(Control& control, const Options& options, const std:
     texts = std::move(checkpoint.texts);
   });
   headers = control.agreement.broadcast(std::move(headers));
-  if (headers.empty()) return load_own_shard(control, options, source, family, topology);
+  if (headers.empty()) return load_own_shard(control, options, source, *model.family, topology);
   BoundCheckpoint loaded;
   control.agreement.together([&] {
     loaded.checkpoint = deserialize_checkpoint(headers);
     loaded.checkpoint.texts = std::move(texts);
     if (topology.trainer(control.rank())) adopt_local_files(loaded.checkpoint);
-    loaded.binding = bind(family, loaded.checkpoint);
+    loaded.binding = bind_to(model, loaded.checkpoint);
   });
   // What another host has adopted as a copy of its own must not be what has come in the place of this file.
   control.agreement.together([&] {

@@ -57,7 +57,7 @@ Model load_model(Control& control, const Options& options, const std::shared_ptr
 /// One source of a job alone: rank 0 reads a whole checkpoint's headers and broadcasts, every trainer reads
 /// those of its own shard. Collective.
 BoundCheckpoint load_source(Control& control, const Options& options, const std::string& source,
-                            const Family& family, Topology& topology);
+                            const Model& model, Topology& topology);
 
 /// Reads the headers of a checkpoint as the options allow.
 Checkpoint read_source(const Options& options, const std::string& path);

@@ -263,7 +263,7 @@ std::int64_t UpdateJob::begin_live(std::int64_t otherwise, const Checkpoint& fro
 }
 
 BoundCheckpoint UpdateJob::load_source(const std::string& path) {
-  return weightcast::load_source(control_, options_, path, *model_.family, topology_);
+  return weightcast::load_source(control_, options_, path, model_, topology_);
 }
 
 std::unique_ptr<Source> UpdateJob::source_of(const BoundCheckpoint& from) {

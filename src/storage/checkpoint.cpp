@@ -284,6 +284,17 @@ Checkpoint read_checkpoint(const std::string& path, OtherFiles other_files) {
 std::optional<std::string> find_config_text(const std::string& checkpoint_path,
                                             std::vector<CheckpointFile>* texts) {
   const bool in_directory = kind_of(checkpoint_path) == PathKind::kDirectory;
+  const auto carried = [&](const std::string& file) -> std::optional<std::string> {
+    if (file.empty() || !has_hdf5_signature(file)) return std::nullopt;
+    const CheckpointFile described = describe_text(file);
+    std::optional<std::string> text = carried_config(file);
+    if (text && texts != nullptr) texts->push_back(described);
+    return text;
+  };
+  // A file's own is of this very checkpoint; what lies beside it may be of another one.
+  if (!in_directory) {
+    if (auto text = carried(checkpoint_path)) return text;
+  }
   const fs::path beside = config_beside(checkpoint_path, in_directory);
   std::error_code error;
   // A link that leads nowhere is missed, not passed over.
@@ -292,18 +303,9 @@ std::optional<std::string> find_config_text(const std::string& checkpoint_path,
     if (texts != nullptr) texts->push_back(described);
     return read_json_file(beside.string(), JsonLimits{}.bytes);
   }
-
-  std::string file = checkpoint_path;
   if (in_directory) {
     const auto files = hdf5_files_in(checkpoint_path);
-    file = files.size() == 1 ? files.front() : "";
-  }
-  if (!file.empty() && has_hdf5_signature(file)) {
-    const CheckpointFile described = describe_text(file);
-    if (auto text = carried_config(file)) {
-      if (texts != nullptr) texts->push_back(described);
-      return text;
-    }
+    if (files.size() == 1) return carried(files.front());
   }
   return std::nullopt;
 }

@@ -113,9 +113,9 @@ void require_texts_unchanged(const Checkpoint& checkpoint);
 /// A file as it is just before its text is read, for Checkpoint::texts. Throws IoError as InputFile does.
 CheckpointFile describe_text(const std::string& path);
 
-/// `config.json` beside a checkpoint: in the directory, or in the file's directory. An HDF5 checkpoint may
-/// instead carry its text in the root attribute `weightcast.config`. `texts`, if given, gets
-/// the file that it is from. Nothing when there is none.
+/// The config of a checkpoint: of an HDF5 file the text in its root attribute `weightcast.config`, else
+/// `config.json` in the directory, or in the file's directory, else what the only HDF5 file of the directory
+/// carries. `texts`, if given, gets the file that it is from. Nothing when there is none.
 std::optional<std::string> find_config_text(const std::string& checkpoint_path,
                                             std::vector<CheckpointFile>* texts = nullptr);
 

@@ -56,6 +56,22 @@ TEST_F(Sources, Hdf5) {
   EXPECT_EQ(shards_of(dir_ / "alone"), expected);
 }
 
+TEST_F(Sources, AFileCarriesItsOwnConfig) {
+  const std::string file = dir_ / "work/checkpoint.h5";
+  convert(file);
+  auto config = read_json(trained(0) + "/config.json");
+  config["num_hidden_layers"] = 2;
+  put_file(dir_ / "work/config.json", config.dump());
+  // What lies beside it is of another model.
+  EXPECT_TRUE(
+      has(run_plain({"plan", "--source", file}).out, {"102 tensors", file + " (its own config.json)"}));
+  EXPECT_TRUE(refused(run_plain({"plan", "--source", file, "--model", dir_ / "work/config.json"}), 65,
+                      {file, "the model is what " + (dir_ / "work/config.json") + " says"}));
+  // As a folder the two are one checkpoint, whose config.json is the one that is named so.
+  EXPECT_TRUE(refused(run_plain({"plan", "--source", dir_ / "work"}), 65,
+                      {"the model is what " + (dir_ / "work/config.json") + " says"}));
+}
+
 TEST_F(Sources, ForeignFilesInTheFolderAreNotRead) {
   std::filesystem::copy(trained(0), dir_ / "model");
   put_file(dir_ / "model/training_args.bin", "whatever");
