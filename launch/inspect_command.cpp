@@ -9,11 +9,14 @@
 #include "kernels/digest.hpp"
 #include "launch/commands.hpp"
 #include "launch/files/inspect_landing.hpp"
+#include "launch/files/inspect_shards.hpp"
+#include "launch/files/shard_set.hpp"
 #include "launch/files/tensor_copy.hpp"
 #include "launch/job/live_ends.hpp"
 #include "launch/landing.hpp"
 #include "launch/live/inspect_live.hpp"
 #include "launch/model.hpp"
+#include "report/activity.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
@@ -63,6 +66,9 @@ void run_inspect(const Options& options, OutputFile* json) {
   const std::string& path = options.arguments.front();
   if (const auto live = live_directory(path)) return inspect_live(*live, json);
   if (const auto map = find_landing(path)) return inspect_landing(*map, json);
+  if (count_shards(path) > 1) return inspect_shards(path, json);
+  Activity activity(options.progress, true);
+  activity.begin("reading metadata");
   const Checkpoint checkpoint = read_source(options, path);
   const CheckpointReader reader(checkpoint);
   nlohmann::ordered_json report;
@@ -76,6 +82,7 @@ void run_inspect(const Options& options, OutputFile* json) {
   std::vector<std::byte> piece(options.no_digests ? 0 : static_cast<std::size_t>(kCopyBytes));
   std::int64_t total = 0;
   std::vector<std::string> obstacles;
+  if (!options.no_digests) activity.begin("reading tensors for their digests; --no-digests leaves them out");
   const StoredTensor* lost = nullptr;  // the first whose bytes are not there
   for (const StoredTensor& tensor : checkpoint.tensors) {
     if (tensor.obstacle != nullptr) {
@@ -98,13 +105,14 @@ void run_inspect(const Options& options, OutputFile* json) {
     list.push_back(std::move(entry));
     total += tensor.bytes();
   }
+  activity.end();
   report["bytes"] = total;
   if (checkpoint.weight_version) report["weight_version"] = *checkpoint.weight_version;
   require_no_signal(kNotListed);
 
   print_line(
-      fmt::format("# {}: {} tensors, {}, {} files{}", path, checkpoint.tensors.size(), format_bytes(total),
-                  checkpoint.files.size(),
+      fmt::format("# {}: {} tensors, {}, {}{}", path, checkpoint.tensors.size(), format_bytes(total),
+                  counted(static_cast<std::int64_t>(checkpoint.files.size()), "file"),
                   checkpoint.weight_version ? fmt::format(", version {}", *checkpoint.weight_version) : ""));
   print_attributes(checkpoint, report);
   print_report(table.text());

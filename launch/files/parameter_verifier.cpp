@@ -44,12 +44,33 @@ ReferenceWeights::ReferenceWeights(const Options& options, const std::shared_ptr
   planes_.emplace(model_.family->catalog(), *reader_, quantizer);
 }
 
-ParameterVerifier::ParameterVerifier(const Catalog& catalog, const KeptParameters& kept, PlaneReader& source)
+void Differences::add(const std::string& tensor, const std::string& line) {
+  if (tensors_.empty()) first_ = line;
+  tensors_.insert(tensor);
+}
+
+void Differences::require_none(const Catalog& catalog) const {
+  if (tensors_.empty()) return;
+  throw VerifyError(fmt::format("{}; {} of {} tensors differ; run the update again", first_, tensors_.size(),
+                                catalog.size()));
+}
+
+ParameterVerifier::ParameterVerifier(const Catalog& catalog, const KeptParameters& kept, PlaneReader& source,
+                                     Differences& differences)
     : catalog_(catalog),
       kept_(kept),
       source_(source),
+      differences_(differences),
       piece_(static_cast<std::size_t>(kCopyBytes)),
       kept_piece_(static_cast<std::size_t>(kCopyBytes)) {}
+
+void ParameterVerifier::keep_difference(const std::string& tensor, const std::function<void()>& compare) {
+  try {
+    compare();
+  } catch (const VerifyError& error) {
+    differences_.add(tensor, error.what());
+  }
+}
 
 std::int64_t ParameterVerifier::verify(const std::vector<Parameter>& parameters) {
   source_.add(parameters);
@@ -57,11 +78,15 @@ std::int64_t ParameterVerifier::verify(const std::vector<Parameter>& parameters)
   for (const Parameter& parameter : parameters) {
     kept_.require(parameter);
     for (const Part& part : parameter.parts) {
-      part.layout.plain() ? verify_part(parameter, part) : verify_placed(parameter, part);
+      keep_difference(catalog_[part.tensor].name, [&] {
+        part.layout.plain() ? verify_part(parameter, part) : verify_placed(parameter, part);
+      });
     }
     if (!parameter.scalars.empty()) verify_scalars(parameter);
     for (const Padding& padding : parameter.padding) {
-      padding.layout.plain() ? verify_padding(parameter, padding) : verify_placed(parameter, padding);
+      keep_difference(parameter.name, [&] {
+        padding.layout.plain() ? verify_padding(parameter, padding) : verify_placed(parameter, padding);
+      });
     }
     bytes += parameter.bytes();
   }
@@ -89,8 +114,9 @@ void ParameterVerifier::verify_scalars(const Parameter& parameter) {
     std::uint32_t bits = 0;
     std::memcpy(&bits, held.data() + scalar.offset, sizeof bits);
     if (bits == std::bit_cast<std::uint32_t>(value)) continue;
-    throw VerifyError(fmt::format("{}: {} does not hold the scale of tensor {}; run the update again",
-                                  kept_.name(), parameter.name, catalog_[scalar.scope].name));
+    const std::string& tensor = catalog_[scalar.scope].name;
+    differences_.add(tensor, fmt::format("{}: {} differs from the scale of tensor {}", kept_.name(),
+                                         parameter.name, tensor));
   }
 }
 
@@ -98,8 +124,10 @@ void ParameterVerifier::verify_scalars(const Parameter& parameter) {
 void ParameterVerifier::require_equal(const Parameter& parameter, const Part& part, const Box& piece) const {
   const auto bytes = static_cast<std::size_t>(piece.area() * dtype_bytes(parameter.dtype));
   if (std::memcmp(piece_.data(), kept_piece_.data(), bytes) == 0) return;
-  throw VerifyError(fmt::format("{}: {} does not hold tensor {} ({}); run the update again", kept_.name(),
-                                parameter.name, catalog_[part.tensor].name, piece.to_string()));
+  const std::string& tensor = catalog_[part.tensor].name;
+  throw VerifyError(fmt::format("{}: {} differs from {} ({})", kept_.name(), parameter.name,
+                                tensor == parameter.name ? "the source's" : "tensor " + tensor,
+                                piece.to_string()));
 }
 
 void ParameterVerifier::verify_padding(const Parameter& parameter, const Padding& padding) {
@@ -129,8 +157,7 @@ void ParameterVerifier::verify_padding(const Parameter& parameter, const Padding
 }
 
 void ParameterVerifier::throw_dirty(const Parameter& parameter) const {
-  throw VerifyError(
-      fmt::format("{}: the padding of {} is not zero; run the update again", kept_.name(), parameter.name));
+  throw VerifyError(fmt::format("{}: the padding of {} is not zero", kept_.name(), parameter.name));
 }
 
 /// The same of a part that a layout has placed, through the layout.

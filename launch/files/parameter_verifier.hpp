@@ -2,8 +2,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -53,17 +55,34 @@ class ReferenceWeights {
   std::optional<PlaneReader> planes_;
 };
 
+/// What differs, over all parameters that a command compares.
+class Differences {
+ public:
+  /// `line` says where; the first one's is shown.
+  void add(const std::string& tensor, const std::string& line);
+
+  /// Throws VerifyError with the first line, and how many of the model's tensors differ, if any.
+  void require_none(const Catalog& catalog) const;
+
+ private:
+  std::set<std::string> tensors_;
+  std::string first_;
+};
+
 /// Compares parameters with a source, byte for byte, through their layout.
 class ParameterVerifier {
  public:
   /// All must outlive the verifier.
-  ParameterVerifier(const Catalog& catalog, const KeptParameters& kept, PlaneReader& source);
+  ParameterVerifier(const Catalog& catalog, const KeptParameters& kept, PlaneReader& source,
+                    Differences& differences);
 
-  /// Throws InputError for a parameter that is not there, VerifyError naming parameter and tensor for one
-  /// that does not hold what the source has, StoppedError after a signal. Returns the bytes compared.
+  /// Adds what does not hold what the source has to the differences. Throws InputError for a parameter that
+  /// is not there, StoppedError after a signal. Returns the bytes compared.
   std::int64_t verify(const std::vector<Parameter>& parameters);
 
  private:
+  /// Runs `compare`, and keeps what it throws as a difference of the tensor.
+  void keep_difference(const std::string& tensor, const std::function<void()>& compare);
   void verify_part(const Parameter& parameter, const Part& part);
   void verify_scalars(const Parameter& parameter);
   void verify_padding(const Parameter& parameter, const Padding& padding);
@@ -77,6 +96,7 @@ class ParameterVerifier {
   const Catalog& catalog_;
   const KeptParameters& kept_;
   PlaneReader& source_;
+  Differences& differences_;
   std::vector<std::byte> piece_;
   std::vector<std::byte> kept_piece_;
   std::vector<std::byte> matrix_;

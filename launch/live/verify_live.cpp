@@ -188,8 +188,10 @@ struct Compared {
   std::int64_t loader_bytes = 0;
 };
 
-/// Throws VerifyError, InputError, IoError; UsageError for an engine that has nothing in place.
-Compared compare(const Engines& engines, const EngineLayout& layout, ReferenceWeights& source) {
+/// Compares what lies in place. Throws InputError, IoError; UsageError for an engine that has nothing in
+/// place.
+Compared compare(const Engines& engines, const EngineLayout& layout, ReferenceWeights& source,
+                 Differences& differences) {
   Compared compared;
   for (std::size_t i = 0; i < engines.here.size(); ++i) {
     ServedParameters& engine = *engines.here[i];
@@ -206,14 +208,8 @@ Compared compare(const Engines& engines, const EngineLayout& layout, ReferenceWe
     for (auto loader = loaders; loader != parameters.end(); ++loader)
       compared.loader_bytes += loader->bytes();
     parameters.erase(loaders, parameters.end());
-    try {
-      compared.bytes +=
-          ParameterVerifier(source.family().catalog(), engine, source.planes()).verify(parameters);
-    } catch (const VerifyError&) {
-      // What an update has just written is no fault.
-      engine.require_served_on();
-      throw;
-    }
+    compared.bytes +=
+        ParameterVerifier(source.family().catalog(), engine, source.planes(), differences).verify(parameters);
   }
   return compared;
 }
@@ -233,9 +229,12 @@ void verify_live(const std::string& directory, const Options& options, OutputFil
                     version, options.weight_version));
   }
   ReferenceWeights source(options, landing, topology.trainer_layout, layout.quantizer, "live:" + directory);
-  const auto [bytes, loader_bytes] = compare(engines, layout, source);
+  Differences differences;
+  const auto [bytes, loader_bytes] = compare(engines, layout, source, differences);
+  // What an update has just written is no fault.
   for (const auto& engine : engines.here) engine->require_served_on();
   source.require_unchanged();
+  differences.require_none(source.family().catalog());
   print_line(fmt::format("live:{}: {} of {} engines serve version {} and hold {}{} exactly, {} compared",
                          directory, engines.here.size(), layout.ranks(), version, options.sources.front(),
                          layout.quantizer ? " quantised to " + quantizer_name(*layout.quantizer) : "",

@@ -174,6 +174,25 @@ TEST_F(ReportTest, PhasesThatTakeLongAreSaid) {
   EXPECT_EQ(run(convert).err, "");
 }
 
+TEST_F(ReportTest, InspectSumsUpAFolderOfShards) {
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(0)) + Words{"--weight-version", "9"})));
+  const Outcome inspect = run_plain({"inspect", sink_, "--json", json_});
+  EXPECT_TRUE(done(inspect));
+  EXPECT_TRUE(has(inspect.out, {"2 shards of version 9, ", "1 replica × pp 1 × tp 2, ep 2, names of sglang",
+                                "rank-0.h5", "rank-1.h5", "inspect " + sink_ + "/rank-0.h5"}));
+  const auto report = read_json(json_);
+  EXPECT_EQ(report.at("weight_version"), 9);
+  ASSERT_EQ(report.at("shards").size(), 2);
+  EXPECT_EQ(report.at("bytes"), report.at("shards")[0].at("bytes").get<std::int64_t>() +
+                                    report.at("shards")[1].at("bytes").get<std::int64_t>());
+  // Of two updates they are nothing together.
+  EXPECT_TRUE(done(run_job(3, {"sync", "--source", trained(0), "--inference", "tp=2,ep=2", "--sink",
+                               "hdf5:" + (dir_ / "other")})));
+  std::filesystem::copy_file(dir_ / "other/rank-1.h5", sink_ + "/rank-1.h5",
+                             std::filesystem::copy_options::overwrite_existing);
+  EXPECT_TRUE(refused(run_plain({"inspect", sink_}), 65, {sink_, "mixed shards"}));
+}
+
 TEST_F(ReportTest, NoVerifyIsSaid) {
   const Outcome outcome = run_job(3, sync_words(trained(0)) + Words{"--no-verify", "--json", json_});
   EXPECT_TRUE(done(outcome));

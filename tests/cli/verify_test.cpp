@@ -66,6 +66,20 @@ TEST_F(Verify, OneChangedBitIsFoundAndNamed) {
   EXPECT_TRUE(done(verify()));
 }
 
+TEST_F(Verify, TensorsThatDifferAreCounted) {
+  sync(sink_, 1);
+  const std::string first = sink_ + "/rank-0.h5";
+  const std::string second = sink_ + "/rank-1.h5";
+  flip_bit(first, find(first, "model.layers.1.self_attn.q_proj.weight") + 63);
+  flip_bit(second, find(second, "model.layers.1.mlp.gate.weight") + 63);
+  flip_bit(second, find(second, "model.layers.0.mlp.experts.7.up_proj.weight") + 63);
+  EXPECT_TRUE(refused(verify(), 66,
+                      {first,
+                       "model.layers.1.self_attn.qkv_proj.weight differs from tensor "
+                       "model.layers.1.self_attn.q_proj.weight (rows ",
+                       "; 3 of 102 tensors differ"}));
+}
+
 TEST_F(Verify, PaddingThatIsNotZero) {
   // The vocabulary of 259 is padded to 320; the second rank has rows 160 to 319, of which the last 61 are
   // padding.
