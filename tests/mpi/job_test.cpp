@@ -46,7 +46,7 @@ TEST(Job, TheNextUpdateFollowsOneThatFailed) {
     const Options options = options_of({"--sink", sink.c_str()});
     UpdateJob job(control, options);
     job.open({}, [] {});
-    job.print_head();
+    job.print_head("");
     const auto update = [&](std::int64_t version, auto make) {
       std::unique_ptr<Source> source;
       job.update({version, "memory", true, [&] {
