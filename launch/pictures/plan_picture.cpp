@@ -64,7 +64,7 @@ struct Flow {
   std::int64_t busiest = 0;  ///< the most that any link carries
 
   /// Links that differ by a percent are equally busy.
-  bool is_busiest(std::int64_t bytes) const { return bytes > busiest / 100 * 99; }
+  bool is_busiest(std::int64_t bytes) const { return busiest > 0 && bytes >= busiest - busiest / 100; }
 
   std::int64_t& cell(std::int64_t row, std::int64_t column) {
     return cells[static_cast<std::size_t>(row * engine.count() + column)];
@@ -273,7 +273,7 @@ class Steps {
     for (std::int64_t row = 0; row < rows(); ++row) draw_row(svg, row, most);
     const double left = kMargin + kLabels;
     const double end = bottom() - 14;
-    svg.text(left, end, "step 1", "small");
+    if (counts_.steps > 0) svg.text(left, end, "step 1", "small");
     if (counts_.steps > 1) {
       svg.text(left + kGridWidth, end, std::to_string(counts_.steps), "small", SvgAnchor::kEnd);
     }
@@ -307,7 +307,7 @@ class Steps {
     const double left = kMargin + kLabels;
     const double y = top_ + kHead + static_cast<double>(row) * row_height_ + (trainer ? 0 : kGap);
     const std::string name = trainer ? trainers_.name(row) : engine_.name(row - trainers_.count());
-    const bool marked = buckets_[static_cast<std::size_t>(row)] == most;
+    const bool marked = most > 0 && buckets_[static_cast<std::size_t>(row)] == most;
     svg.text(left - 8, y + row_height_ / 2 + 4, name, "faint", SvgAnchor::kEnd);
     svg.rect({left, y + 1, kGridWidth, row_height_ - 2}, "grid");
     // Neighbours that are alike are one shape.
