@@ -268,6 +268,24 @@ class Updates(unittest.TestCase):
         self.updated(engine, trainer, 1, self.directory, 2)
         self.assertEqual(bits(tensors), bits(wanted))
 
+    def test_a_server_goes_on_with_another_map(self):
+        tiny_model.write_config(self.directory, "bfloat16", tied=False, hidden=32, vocabulary=100)
+        model = tiny_model.make_model(self.directory, seed=1)
+        wanted = {name: tensor.clone() for name, tensor in exporter_of(model)().items()}
+        engine, tensors = self.engine_of(wanted)
+        flat = Flat({name: -tensor for name, tensor in wanted.items()})
+        options = [self.folder, str(self.directory), 2, "--inference-alloc", "hf", "--on-offer"]
+        with job_step.start(*options, command="serve") as server:
+            for version, module, exporter in ((1, model, exporter_of(model)), (2, flat, flat.export)):
+                with weightcast.torch.publish(self.folder, 0, 1, module, exporter=exporter) as trainer:
+                    trainer.offer(version, wait=False)
+                    with engine.pause(timeout=PATIENCE) as update:
+                        self.assertEqual(update.version, version)
+                    trainer.settle(PATIENCE)
+                    self.assertEqual(bits(tensors), bits(dict(exporter())))
+            server.send_signal(signal.SIGTERM)
+            self.assertIn("2 updates are done", server.communicate(timeout=PATIENCE)[0])
+
     def test_two_trainers_that_cut_and_fuse(self):
         tiny_model.write_config(self.directory, "bfloat16", tied=False, hidden=32, vocabulary=100)
         words = [sys.executable, "-B", __file__, self.directory]
@@ -322,6 +340,19 @@ class Updates(unittest.TestCase):
         with weightcast.publish(self.folder, "trainer", 0, 1, module=model) as trainer:
             trainer.offer(1, wait=False)
             refused(65, "tensor more [3] is published, but", "--export-map", good)
+
+
+class Flat(torch.nn.Module):
+    """All tensors of Hugging Face's in one vector."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        self.flat = torch.nn.Parameter(torch.cat([tensor.reshape(-1) for tensor in tensors.values()]))
+
+    def export(self):
+        parts = self.flat.split([shape.numel() for shape in self.shapes.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 
 class Cut(torch.nn.Module):
