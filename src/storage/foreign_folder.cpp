@@ -35,9 +35,19 @@ constexpr const char* kTorch =
 constexpr const char* kRankShards = "shards of inference ranks; name the checkpoint that they were made from";
 constexpr const char* kShards = "trainers' shards; name one, or use them with --trainer-alloc";
 
-constexpr std::array<Kind, 19> kKinds{{
+constexpr const char* kDeepSpeed =
+    "a checkpoint of DeepSpeed; gather it with DeepSpeed's zero_to_fp32.py and --safe_serialization";
+
+constexpr std::array<Kind, 24> kKinds{{
     {"adapter_model", "", "an adapter without its model; merge it (merge_and_unload) and save the whole"},
     {"", ".distcp", kDistributed},
+    // Parts of a model, which nothing loads alone.
+    {"mp_rank_", ".pt", kDeepSpeed},
+    {"zero_pp_rank_", ".pt", kDeepSpeed},
+    {"bf16_zero_pp_rank_", ".pt", kDeepSpeed},
+    {"model_optim_rng", ".pt", "a checkpoint of Megatron; export it with the trainer's own converter"},
+    {"model_world_size_", ".pt",
+     "shards of verl's FSDP workers; merge them with python -m verl.model_merger"},
     {"", ".pt", kTorch},
     {"", ".pth", kTorch},
     {"", ".bin", kTorch},
@@ -132,8 +142,12 @@ std::string describe_folder(const std::string& directory) {
   });
   if (const std::string name = unfinished_download(directory, ""); !name.empty())
     return fmt::format("its download is unfinished ({}); finish it", excerpt(name));
-  if (std::string what = describe_kind(listing.files); !what.empty()) return what;
   const auto& folders = listing.checkpoints;
+  if (std::string what = describe_kind(listing.files); !what.empty()) {
+    if (!folders.empty())
+      what += fmt::format("; or name its folder {}, which holds one", excerpt(folders.back()));
+    return what;
+  }
   if (!folders.empty() && folders.back().starts_with("snapshots/")) {
     return fmt::format("it is a cache of the Hugging Face hub; name its folder {}", excerpt(folders.back()));
   }

@@ -69,6 +69,10 @@ TEST_F(StorageForeign, WhatLiesThereInstead) {
   for (const auto& [name, what] : std::vector<std::pair<std::string, std::string>>{
            {"__0_0.distcp", "distributed checkpoint"},
            {"pytorch_model.bin", "PyTorch files"},
+           {"zero_pp_rank_3_mp_rank_00_model_states.pt", "zero_to_fp32.py"},
+           {"mp_rank_00_model_states.pt", "zero_to_fp32.py"},
+           {"model_optim_rng.pt", "Megatron"},
+           {"model_world_size_8_rank_0.pt", "verl.model_merger"},
            {"model.gguf", "GGUF files"},
            {"model.safetensors.part", "download is unfinished"},
            {"a.safetensors.crdownload", "download is unfinished"},
@@ -149,6 +153,9 @@ TEST_F(StorageForeign, FoldersDeeperDown) {
   EXPECT_TRUE(has(refused(""), {"distributed checkpoint", "deep/er/__0_0.distcp"}));
   put_checkpoint("actor/huggingface");
   EXPECT_TRUE(has(refused(""), {"its folder actor/huggingface holds one; name that"}));
+  put_file(dir_ / "model_world_size_8_rank_0.pt", "x");
+  EXPECT_TRUE(
+      has(refused(""), {"verl.model_merger", "or name its folder actor/huggingface, which holds one"}));
 }
 
 TEST_F(StorageForeign, ACacheOfTheHub) {
