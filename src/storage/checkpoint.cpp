@@ -151,7 +151,8 @@ void add_indexed(Checkpoint& checkpoint, const fs::path& directory) {
   for (const std::string& name : index.files) {
     const std::string path = (directory / name).string();
     std::error_code error;
-    if (!fs::exists(path, error) && !error) {
+    // No file has a name that is too long to look for.
+    if (!fs::exists(path, error) && (!error || error == std::errc::filename_too_long)) {
       const std::string unfinished = unfinished_download(directory.string(), name);
       throw InputError(fmt::format("{} names {}, {}", index_path, excerpt(name),
                                    unfinished.empty()

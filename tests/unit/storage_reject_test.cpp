@@ -275,6 +275,10 @@ TEST_F(StorageReject, IndexesThatAreWrong) {
       has(refused_index(R"({"weight_map":{"w":"../a.safetensors"}})"), {kName, "'w'", "../a.safetensors"}));
   EXPECT_TRUE(has(refused_index(R"({"weight_map":{"w":"none.safetensors"}})"),
                   {kName, "none.safetensors", "not there"}));
+  const std::string endless(5000, 'n');
+  const std::string said = refused_index(fmt::format(R"({{"weight_map":{{"w":"{}"}}}})", endless));
+  EXPECT_TRUE(has(said, {kName, "not there"}));
+  EXPECT_EQ(said.find(endless), std::string::npos);
   EXPECT_TRUE(has(refused_index(R"({"weight_map":{"u":"a.safetensors"}})"), {kName, "'u'", "a.safetensors"}));
   EXPECT_TRUE(has(refused_index(R"({"weight_map":{"v":"a.safetensors","w":"b.safetensors"}})"),
                   {kName, "'v'", "a.safetensors"}));
