@@ -11,10 +11,11 @@ namespace weightcast {
 /// it alone writes: so nothing is written over a file that was refused.
 class OutputFile {
  public:
-  /// Takes the path of `--option` for this run, `-` for stdout, and puts `first` there at once, because what an earlier run
-  /// left must not pass for this one's, and so that a file that cannot be written shows before anything is
-  /// done. A file is taken when it is empty or an earlier report; pipes and terminals are taken as they are.
-  /// Throws UsageError for anything else, and IoError, when the system refuses; nothing was changed then.
+  /// Takes the path of `--option` for this run, `-` for stdout, and puts `first` there at once, because what
+  /// an earlier run left must not pass for this one's, and so that a file that cannot be written shows before
+  /// anything is done. A file is taken when it is empty or an earlier report; pipes and terminals are taken
+  /// as they are. Throws UsageError for anything else, and IoError, when the system refuses; nothing was
+  /// changed then.
   OutputFile(std::string option, const std::string& path, const std::string& first);
 
   /// Replaces the text, whole or not at all; appends to what is no file. A file in a folder that lets nobody
@@ -38,7 +39,7 @@ class OutputFile {
   void replace(const std::string& text);
 
   std::string option_;
-  std::string path_;     ///< of a file, behind all links
+  std::string path_;  ///< of a file, behind all links
   bool stdout_ = false;
   bool stream_ = false;  ///< a pipe or a terminal, or stdout whatever it is
   bool written_ = false;

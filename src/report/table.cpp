@@ -31,11 +31,14 @@ std::string Table::text(const std::string& indent) const {
       if (i > 0) line += "  ";
       last = width_of(line);
       const std::string blanks(widths[i] - width_of(row[i]), ' ');
-      line += left_.contains(i) ? row[i] + blanks : blanks + row[i];
+      const bool left = left_.contains(i);
+      line.append(left ? row[i] : blanks).append(left ? blanks : row[i]);
     }
     line.erase(line.find_last_not_of(' ') + 1);
     if (left_.contains(row.size() - 1)) {
-      line = wrapped(line, kLineWidth, indent + std::string(last - width_of(indent), ' '));
+      std::string below = indent;
+      below.append(last - width_of(indent), ' ');
+      line = wrapped(line, kLineWidth, below);
     }
     text += line + "\n";
   }

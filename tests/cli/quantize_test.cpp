@@ -215,8 +215,8 @@ INSTANTIATE_TEST_SUITE_P(
 
 TEST_F(QuantizedJobs, PlanAndInspectSayWhatIsMade) {
   const Words plan{"plan", "--model", model_folder(kBlocks)};
-  EXPECT_TRUE(
-      has(run_plain(plan + Words{"--quantize", "none"}).out, {"# experts    triton, weights as in the model"}));
+  EXPECT_TRUE(has(run_plain(plan + Words{"--quantize", "none"}).out,
+                  {"# experts    triton, weights as in the model"}));
   EXPECT_TRUE(has(run_plain(plan + Words{"--quantize", "nvfp4:unit", "--moe-layout", "trtllm"}).out,
                   {"# experts    trtllm, nvfp4:unit made at the source"}));
   sync(synth(), {"--quantize", "fp8-block:ue8m0", "--moe-layout", "deepgemm"});

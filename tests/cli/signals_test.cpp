@@ -31,7 +31,8 @@ class Signals : public CliTest {
     Words words{"sync", "--inference", "tp=2,ep=2", "--sink", "hdf5:" + sink_, "--json", json_};
     for (int i = 0; i < kUpdates; ++i) words = words + Words{"--source", trained(i % 2)};
     auto job = std::make_unique<Process>(slow_disk_job(3, words + more, "/.rank-1.h5.", kSlowUpdate));
-    if (!job->wait_for_output("\n        3 ")) throw std::runtime_error("no updates: " + describe(job->wait()));
+    if (!job->wait_for_output("\n        3 "))
+      throw std::runtime_error("no updates: " + describe(job->wait()));
     return job;
   }
 

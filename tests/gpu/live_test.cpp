@@ -97,8 +97,7 @@ TEST_F(GpuLive, FromOneGpuToAnother) {
   // What it serves on its GPU, seen by those who only look.
   const Words verify{"verify", "live:" + folder_, "--inference", "tp=1", "--source"};
   EXPECT_TRUE(done(run_plain(verify + Words{trained(0)})));
-  EXPECT_TRUE(
-      refused(run_plain(verify + Words{trained(181)}), 66, {"engine-0.json", "differs from"}));
+  EXPECT_TRUE(refused(run_plain(verify + Words{trained(181)}), 66, {"engine-0.json", "differs from"}));
   EXPECT_TRUE(refused(run_plain(verify + Words{trained(0)}, {{"CUDA_VISIBLE_DEVICES", "0"}}), 74,
                       {"engine-0.json", "GPU-", "does not see"}));
   EXPECT_TRUE(has(run_plain({"inspect", "live:" + folder_}).out, {"GPU-", "engine 0: serves version 6\n"}));

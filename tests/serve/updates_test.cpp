@@ -238,7 +238,8 @@ TEST_F(LiveServers, ShardFilesAreASinkToo) {
 TEST_F(LiveServers, ASecondOneIsRefused) {
   const auto server = serve();
   const auto inspected = [&] { return run({{WEIGHTCAST_BINARY, "inspect", "live:" + folder_}, {}}).out; };
-  EXPECT_NE(inspected().find("takes requests of weightcast trigger " + folder_), std::string::npos) << inspected();
+  EXPECT_NE(inspected().find("takes requests of weightcast trigger " + folder_), std::string::npos)
+      << inspected();
   expect_refused(try_to_serve(), 74, "serve on host");
   ASSERT_NO_FATAL_FAILURE(expect_update(1));
 }
