@@ -473,8 +473,9 @@ TEST_F(Live, AProcessWithoutADescriptorIsToldSo) {
   EXPECT_EQ(engine.wait(), 0);
 }
 
-/// Publishes where there is no room for the segment, gives up and looks whether anything is left.
-int publish_without_room(const std::string& folder) {
+/// Publishes where the system refuses the segment, which has to say all of `says`, gives up and looks whether
+/// anything is left.
+int publish_without_room(const std::string& folder, const std::vector<std::string>& says) {
   constexpr std::int64_t kBytes = std::int64_t{1} << 20;
   weightcast_export* e = nullptr;
   void* memory = nullptr;
@@ -483,9 +484,7 @@ int publish_without_room(const std::string& folder) {
   const std::uint64_t generation = e->generation;
   const int code = weightcast_add_segment(e, kBytes, &memory, &segment);
   const std::string line = weightcast_last_error();
-  for (const std::string& said :
-       {std::string("engine rank 0: there is no room for 1048576 bytes in /dev/shm"),
-        "hosts --clean " + folder + ")", std::string("--shm-size")}) {
+  for (const std::string& said : says) {
     if (line.find(said) == std::string::npos) return 2;
   }
   if (line.find('\n') != std::string::npos) return 2;
@@ -499,7 +498,8 @@ TEST_F(Live, AFullMemoryIsAnErrorThatLeavesNothing) {
   Child limited([&] {
     constexpr rlimit kLimit{1 << 16, 1 << 16};
     ::signal(SIGXFSZ, SIG_IGN);
-    return ::setrlimit(RLIMIT_FSIZE, &kLimit) == 0 ? publish_without_room(folder_) : 6;
+    if (::setrlimit(RLIMIT_FSIZE, &kLimit) != 0) return 6;
+    return publish_without_room(folder_, {"look at this process's limits (ulimit -a): File too large"});
   });
   EXPECT_EQ(limited.wait(), WEIGHTCAST_REFUSED);
   // A /dev/shm of its own that is full; not everybody may mount one.
@@ -509,7 +509,8 @@ TEST_F(Live, AFullMemoryIsAnErrorThatLeavesNothing) {
         ::mount("tmpfs", "/dev/shm", "tmpfs", 0, "size=64k") != 0) {
       return kCannotMount;
     }
-    return publish_without_room(folder_);
+    return publish_without_room(folder_, {"engine rank 0: there is no room for 1048576 bytes in /dev/shm",
+                                          "hosts --clean " + folder_ + ")", "--shm-size"});
   });
   const int code = full.wait();
   EXPECT_TRUE(code == WEIGHTCAST_REFUSED || code == kCannotMount) << code;
