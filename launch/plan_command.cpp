@@ -105,7 +105,7 @@ void run_plan(const Options& options, OutputFile* json) {
   require_no_signal(kNotPrinted);
   if (!rank_plan) print_report(plan_summary(plan, options.link_gbps) + "#\n");
   print_report(details(plan, model, seconds) + "#\n");
-  print_report(rank_plan ? share_text(plan, *rank_plan, *options.rank) : plan_tables(plan, options.all));
+  print_report(rank_plan ? rank_plan_text(plan, *rank_plan, *options.rank) : plan_tables(plan, options.all));
   live.print(plan, model.family->catalog(), options.rank);
   if (picture) picture->write(plan_picture(plan, model.title));
   if (json == nullptr) return;

@@ -125,9 +125,10 @@ class SyncJob {
     const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
     const std::int64_t ranks = job_.session().plan().topology.engine.ranks();
     const std::string where =
-        job_.sink_directory()
+        job_.shard_place()
             ? fmt::format("{}, {}, in {}", counted(ranks, "shard"),
-                          format_bytes(report.direct_bytes + report.loader_bytes), *job_.sink_directory())
+                          format_bytes(report.direct_bytes + report.loader_bytes),
+                          job_.shard_place()->directory)
             : fmt::format("{}, {}, in {}", counted(ranks, "inference rank"),
                           format_bytes(report.direct_bytes + report.loader_bytes),
                           options_.sink == "none" ? "their memory, which ends with the job" : options_.sink);

@@ -207,7 +207,7 @@ std::string plan_tables(const Plan& plan, bool all) {
   return text;
 }
 
-std::string share_text(const Plan& plan, const RankPlan& rank_plan, std::int64_t rank) {
+std::string rank_plan_text(const Plan& plan, const RankPlan& rank_plan, std::int64_t rank) {
   const Traffic traffic = plan.traffic().at(static_cast<std::size_t>(rank));
   Table table({"rank " + std::to_string(rank), role_of(plan.topology, rank)}, {0, 1});
   table.add({"parameters",

@@ -21,6 +21,6 @@ double least_seconds(const Plan& plan, double link_gbps);
 std::string plan_tables(const Plan& plan, bool all);
 
 /// What one rank does.
-std::string share_text(const Plan& plan, const RankPlan& rank_plan, std::int64_t rank);
+std::string rank_plan_text(const Plan& plan, const RankPlan& rank_plan, std::int64_t rank);
 
 }  // namespace weightcast
