@@ -103,7 +103,7 @@ TEST_F(ShardFormats, AFolderWithBothIsRefusedByReaders) {
   std::filesystem::copy(other + "/rank-1.h5", sink_ + "/rank-1.h5");
   EXPECT_TRUE(refused(verify(trained(0)), 65,
                       {sink_, "mixed shards", "rank-0.safetensors and rank-1.h5", "two formats", "remove"}));
-  EXPECT_TRUE(refused(run_plain({"inspect", sink_}), 65, {"rank-1.h5", "rank-0.safetensors", "two savings"}));
+  EXPECT_TRUE(refused(run_plain({"inspect", sink_}), 65, {"rank-1.h5", "rank-0.safetensors", "two formats"}));
   // This program's own go with the next update.
   EXPECT_TRUE(done(run_job(3, sync_words(trained(1), safetensors(), {"--inference", "tp=2"}))));
   EXPECT_TRUE(done(verify(trained(1))));
@@ -145,7 +145,9 @@ TEST_F(ShardFormats, AreNoCheckpoints) {
   EXPECT_TRUE(
       refused(run_plain({"convert", "--source", shard, "--model", trained(0), "--output", dir_ / "o.h5"}), 65,
               {shard, "an inference rank's shard"}));
-  EXPECT_TRUE(refused(run_plain({"inspect", sink_}), 65, {sink_, "shards of inference ranks"}));
+  EXPECT_TRUE(
+      refused(run_plain({"convert", "--source", sink_, "--model", trained(0), "--output", dir_ / "o.h5"}), 65,
+              {sink_, "shards of inference ranks"}));
   EXPECT_TRUE(refused(run_plain({"convert", "--source", trained(0), "--output", sink_}), 64,
                       {sink_, "two savings", "rank-0.safetensors"}));
   EXPECT_TRUE(folder_contents(sink_) == before);

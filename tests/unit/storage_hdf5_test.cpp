@@ -56,8 +56,11 @@ TEST(StorageHdf5, AttributesRoundTrip) {
   EXPECT_EQ(read_attributes(dir / "a.h5"), attributes);
   EXPECT_EQ(read_config_text(dir / "a.h5"), std::get<std::string>(attributes.at("config")));
   EXPECT_EQ(read_config_text(dir.string()), std::get<std::string>(attributes.at("config")));
+  // What the file carries is of its tensors; who put something beside it may have had others in mind.
   put_file(dir / "config.json", "beside");
-  EXPECT_EQ(read_config_text(dir / "a.h5"), "beside");
+  EXPECT_EQ(read_config_text(dir / "a.h5"), std::get<std::string>(attributes.at("config")));
+  create_hdf5(dir / "without.h5", {}, {{"w", DType::kU8, Shape{1}}})->commit();
+  EXPECT_EQ(read_config_text(dir / "without.h5"), "beside");
 }
 
 TEST(StorageHdf5, AttributesOfOtherPrograms) {
