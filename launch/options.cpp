@@ -64,9 +64,12 @@ void require_values(const Values& values) {
 /// Throws UsageError for `~` in front of what is written: the shell leaves it as it is behind `=` and `:`,
 /// and a folder of that name would be made where the program runs.
 void require_no_tilde(const Values& values) {
-  for (const char* name : {"sink", "output", "json", "trace"}) {
+  for (const char* name : {"sink", "output", "json", "trace", "picture"}) {
     const std::string value = values.text(name, "");
-    const std::string_view path = std::string_view(value).substr(value.starts_with("hdf5:") ? 5 : 0);
+    std::string_view path = value;
+    for (const std::string_view kind : {"hdf5:", "safetensors:", "live:"}) {
+      if (path.starts_with(kind)) path.remove_prefix(kind.size());
+    }
     if (path != "~" && !path.starts_with("~/")) continue;
     throw UsageError(
         fmt::format("{} {}: nobody replaces ~ there; write $HOME, or ./~ for a folder of that name",

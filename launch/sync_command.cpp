@@ -101,25 +101,25 @@ class SyncJob {
     BoundCheckpoint& from = job_.model().sources[number];
     std::unique_ptr<Source> source;
     bool there = false;
-    std::int64_t update = version(number);
+    std::int64_t target = version(number);
     const auto open_source = [&] {
       // Once more: what lies under the source's name may have been replaced since the job began.
       if (number > 0) from = job_.load_source(path);
       control_.agreement.together([&] {
-        require_no_soft_stop(fmt::format("before the update to version {}; {} of {} updates are done", update,
+        require_no_soft_stop(fmt::format("before the update to version {}; {} of {} updates are done", target,
                                          number, options_.sources.size()));
         source = job_.source_of(from);
       });
       if (control_.rank() == 0 && from.binding.cast_tensors > 0) log_note(path + ": " + from.binding.note());
       return source.get();
     };
-    update = job_.begin_live(version(number), from.checkpoint, there);
-    if (!there) return job_.update({update, path, !options_.no_verify, open_source});
+    target = job_.begin_live(version(number), from.checkpoint, there);
+    if (!there) return job_.update({target, path, !options_.no_verify, open_source});
     if (control_.rank() == 0)
-      log_note(fmt::format("version {} is there already; nothing is to be done", update));
+      log_note(fmt::format("version {} is there already; nothing is to be done", target));
   }
 
-  /// `# 4 shards, 2.33 GiB, in bigshards: 13.1 s`
+  /// `# 4 shards, 2.33 GiB, in bigshards, verified: 13.1 s`
   std::string done_text() const {
     const JobReport& report = job_.report();
     const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();

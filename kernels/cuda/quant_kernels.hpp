@@ -75,7 +75,7 @@ struct QuantKernels {
   Kernel find_largest = nullptr;
 };
 
-// Each scheme's are compiled in a file of their own. Null for a quantiser of another scheme.
+// Each is compiled in a file of its own. Null for a quantiser of another scheme.
 const QuantKernels* fp8_block_kernels(Quantizer quantizer);
 const QuantKernels* fp8_kernels(Quantizer quantizer);
 const QuantKernels* fp4_kernels(Quantizer quantizer);

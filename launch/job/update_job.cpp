@@ -55,7 +55,7 @@ void describe(const Options& options, const Model& model, const Plan& plan, cons
 }
 
 /// Which bytes of the engines' parameters take which way. Collective.
-void describe_landing(Control& control, const Session& session, JobReport& report) {
+void describe_ways(Control& control, const Session& session, JobReport& report) {
   std::array<std::uint64_t, 2> bytes{0, 0};
   const ParameterWindow* const window = session.memory().window();
   for (std::size_t p = 0; p < session.rank_plan().parameters.size(); ++p) {
@@ -118,13 +118,14 @@ std::optional<ShardPlace> shard_place(const std::string& sink) {
 }
 
 LimitRecord stage_limit(const UpdateSeconds& s, std::int64_t model_bytes) {
-  LimitRecord limit{"reading", "source", s.read, 0};
-  if (s.transport > limit.gb_s) limit = {"the wire", "wire", s.transport, 0};
   const double arrived = s.unpack + s.verify;
-  if (arrived > limit.gb_s) {
-    limit = {"unpacking and verifying", s.unpack > s.verify ? "unpack" : "verify", arrived, 0};
+  const double slowest = std::max({s.read, s.transport, arrived, 1e-9});
+  LimitRecord limit{"reading", "source", 0, 0};  // where nothing takes any time
+  if (arrived == slowest) {
+    limit = {"unpacking and verifying", s.unpack > s.verify ? "unpack" : "verify", 0, 0};
   }
-  const double slowest = std::max(limit.gb_s, 1e-9);
+  if (s.transport == slowest) limit = {"the wire", "wire", 0, 0};
+  if (s.read == slowest) limit = {"reading", "source", 0, 0};
   limit.gb_s = static_cast<double>(model_bytes) / slowest / 1e9;
   limit.achieved = slowest / std::max(s.update, 1e-9);
   return limit;
@@ -190,7 +191,7 @@ void UpdateJob::write_trace() {
 
 void UpdateJob::print_head(const std::string& columns) {
   describe(options_, model_, session_->plan(), wire_choice_, report_);
-  describe_landing(control_, *session_, report_);
+  describe_ways(control_, *session_, report_);
   describe_start(control_, *session_, wire_choice_, startup_seconds_, report_);
   const std::vector<std::string> hosts = control_.agreement.gather(control_.host());
   const std::vector<std::string> devices = control_.agreement.gather(wire_choice_.device);

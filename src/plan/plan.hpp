@@ -56,7 +56,7 @@ struct Traffic {
 };
 
 /// The same immutable object on every rank: what travels from whom to whom, in which order. What one rank has
-/// to do for it is its share (rank_plan.hpp).
+/// to do for it is its rank plan (rank_plan.hpp).
 struct Plan {
   Topology topology;
   Limits limits;

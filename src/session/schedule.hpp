@@ -13,7 +13,7 @@ namespace weightcast {
 /// How one rank goes through an update over NCCL, compiled from its rank plan before the first: which buckets
 /// travel at once, which need no staging, which slot each of the others takes and after which bucket, and
 /// when a kernel may take the whole device because nothing travels beside it. Buckets are numbered as in the
-/// share.
+/// rank plan.
 class Schedule {
  public:
   /// The buckets [first, last), of which those that are not local travel at once.

@@ -130,6 +130,8 @@ TEST_F(BadOptions, PlacesWithWhatNobodyReplaces) {
   // The shell replaces a ~ that begins a word, and no other.
   EXPECT_TRUE(
       refused(run_plain(plan + Words{"--sink", "hdf5:~/shards"}), 64, {"--sink hdf5:~/shards", "$HOME"}));
+  EXPECT_TRUE(refused(run_plain(plan + Words{"--sink", "safetensors:~/shards"}), 64,
+                      {"--sink safetensors:~/shards", "$HOME"}));
   EXPECT_TRUE(
       refused(run_plain(plan, {{"WEIGHTCAST_SINK", "hdf5:~"}}), 64, {"WEIGHTCAST_SINK hdf5:~", "$HOME"}));
   EXPECT_TRUE(refused(run_plain(plan + Words{"--json=~/plan.json"}), 64, {"--json ~/plan.json", "$HOME"}));
