@@ -10,6 +10,7 @@
 #include "report/log.hpp"
 #include "source/bound_reader.hpp"
 #include "storage/attributes.hpp"
+#include "storage/file_format.hpp"
 #include "storage/reader.hpp"
 #include "storage/writer.hpp"
 #include "sys/thread_pool.hpp"
@@ -37,6 +38,8 @@ void require_meaning(const Options& options) {
 /// Throws InputError for a file of a rank, which is no checkpoint.
 void require_whole(const Checkpoint& checkpoint) {
   for (const auto& [file, identity, hash] : checkpoint.files) {
+    // What an HDF5 file has in others is bytes alone.
+    if (!has_hdf5_signature(file) && !file.ends_with(file_extension(FileFormat::kSafetensors))) continue;
     const Attributes attributes = read_attributes(file);
     const auto kind = attributes.find("kind");
     if (kind == attributes.end()) continue;

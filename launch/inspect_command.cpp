@@ -66,7 +66,7 @@ void run_inspect(const Options& options, OutputFile* json) {
   const std::string& path = options.arguments.front();
   if (const auto live = live_directory(path)) return inspect_live(*live, json);
   if (const auto map = find_landing(path)) return inspect_landing(*map, json);
-  if (count_shards(path) > 1) return inspect_shards(path, json);
+  if (count_shards(path) > 0) return inspect_shards(path, json);
   Activity activity(options.progress, true);
   activity.begin("reading metadata");
   const Checkpoint checkpoint = read_source(options, path);

@@ -193,9 +193,15 @@ void take(const Values& values, std::size_t sources, UpdateOptions& options) {
 
 /// Throws UsageError when two reports would be mixed on stdout.
 void require_one_on_stdout(const Values& values) {
-  if (values.text("json", "") != "-" || values.text("trace", "") != "-") return;
-  throw UsageError(fmt::format("{} -: not together with {} -; let one of them be a file",
-                               values.label("trace"), values.label("json")));
+  const char* first = nullptr;
+  for (const char* name : {"json", "trace", "picture"}) {
+    if (values.text(name, "") != "-") continue;
+    if (first != nullptr) {
+      throw UsageError(fmt::format("{} -: not together with {} -; let one of them be a file",
+                                   values.label(name), values.label(first)));
+    }
+    first = name;
+  }
 }
 
 void take(const Values& values, ReportOptions& options) {

@@ -74,7 +74,7 @@ int run_program(int argc, const char* const* argv) {
     }
     if (!options) return static_cast<int>(ExitCode::kDone);
     set_quiet(options->quiet);
-    if (options->json == "-" || options->trace == "-") set_report_beside_log();
+    if (options->json == "-" || options->trace == "-" || options->picture == "-") set_report_beside_log();
     if (speaks) {
       for (const std::string& note : notes) log_note(note);
     }

@@ -38,9 +38,10 @@ std::int64_t parameter_bytes(const Family& family, const EngineLayout& layout) {
   return bytes;
 }
 
-/// Throws what a job would throw before it writes into its folders, except that another job has them.
-void look_at_sink(const Options& options, const ShardPlace& sink, const Model& model,
-                  const EngineLayout& layout) {
+/// Throws what a job would throw before it writes into its folders, except that another job has them. Returns
+/// what is found, as a line.
+std::string look_at_sink(const Options& options, const ShardPlace& sink, const Model& model,
+                         const EngineLayout& layout) {
   std::set<std::string> folders;
   const std::int64_t first = version_of(options, model.sources.front().checkpoint);
   for (std::size_t i = 0; i < model.sources.size(); ++i) {
@@ -60,33 +61,36 @@ void look_at_sink(const Options& options, const ShardPlace& sink, const Model& m
   const std::int64_t bytes = parameter_bytes(*model.family, layout);
   require_space(*folders.begin() + "/" + rank_file_name(kShardStem, {0, sink.format}),
                 bytes * static_cast<std::int64_t>(folders.size()));
-  print_line(fmt::format("# sink: {} of {} in {}", counted(layout.ranks(), "shard"), format_bytes(bytes),
-                         sink.directory));
+  return fmt::format("# sink: {} of {} in {}\n", counted(layout.ranks(), "shard"), format_bytes(bytes),
+                     sink.directory);
 }
 
 /// The same of all that is in files, and what memory it takes.
-void look_at_files(const Options& options, const std::shared_ptr<const LandingMap>& landing,
-                   Topology& topology) {
+std::string look_at_files(const Options& options, const std::shared_ptr<const LandingMap>& landing,
+                          Topology& topology) {
   const Model model = load_model(options, landing, topology.trainer_layout);
+  std::string lines;
   if (const auto sink = shard_place(options.sink)) {
-    look_at_sink(options, *sink, model, topology.engine);
+    lines += look_at_sink(options, *sink, model, topology.engine);
   }
   // What one node has is no limit for a job on several.
-  print_line(fmt::format("# memory: all parameters are {}; this node has {} available",
-                         format_bytes(parameter_bytes(*model.family, topology.engine)),
-                         format_bytes(available_node_bytes())));
+  lines += fmt::format("# memory: all parameters are {}; this node has {} available\n",
+                       format_bytes(parameter_bytes(*model.family, topology.engine)),
+                       format_bytes(available_node_bytes()));
+  return lines;
 }
 
 }  // namespace
 
 void run_dry_sync(const Options& options, OutputFile* json) {
   if (options.sources.empty()) throw UsageError("--source PATH is needed, once for each update");
-  run_plan(options, json);
   const std::shared_ptr<const LandingMap> landing = load_landing(options);
   Topology topology = topology_of(options, landing.get());
-  print_report("#\n");
   const bool live = live_directory(options.sources.front()).has_value();
-  if (!live) look_at_files(options, landing, topology);
+  // Before a plan is reported: what the job would be refused for is a failure of all.
+  const std::string found = live ? "" : look_at_files(options, landing, topology);
+  run_plan(options, json);
+  print_report("#\n" + found);
   print_line(fmt::format("# dry run: {} as the job needs them; start it in {}",
                          live ? "trainers and layouts are" : "sources and sink are",
                          counted(topology.ranks(), "rank")));

@@ -6,6 +6,7 @@
 #include "launch/files/tensor_copy.hpp"
 #include "launch/model.hpp"
 #include "model/synthetic.hpp"
+#include "storage/model_files.hpp"
 #include "storage/partial_file.hpp"
 
 namespace weightcast {
@@ -16,7 +17,8 @@ void run_synth(const Options& options, OutputFile* /*json*/) {
   const std::unique_ptr<Family> family = make_family(*config);
   const Catalog& catalog = family->catalog();
   try {
-    require_space(options.output, catalog.bytes());
+    require_space(ends_as_hdf5(options.output) ? options.output : options.output + "/model.safetensors",
+                  catalog.bytes());
   } catch (const IoError& error) {
     throw IoError(fmt::format("{}, or write part of the model with --layers N", error.what()));
   }

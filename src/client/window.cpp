@@ -131,7 +131,10 @@ int make_window_list(weightcast_export& e) {
   e.list->magic = WEIGHTCAST_LIST_MAGIC;
   e.list->generation = e.generation;
   // All of it has pages where a process locks what it maps.
-  return clear_window(e) ? WEIGHTCAST_OK : fail_with_errno("%s: a window cannot be emptied", e.list_name);
+  if (clear_window(e)) return WEIGHTCAST_OK;
+  const int code = fail_with_errno("%s: a window cannot be emptied", e.list_name);
+  drop_window_list(e);
+  return code;
 }
 
 void drop_window_list(weightcast_export& e) {

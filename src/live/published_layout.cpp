@@ -14,7 +14,7 @@ namespace weightcast {
 
 namespace {
 
-const std::string kMap = "map:";
+constexpr std::string_view kMap = "map:";
 
 EngineLayout published_layout(const Manifest& engine) {
   try {
@@ -58,14 +58,16 @@ void require_published_layout(const Manifest& trainer, const std::optional<Train
                               const ExportMap* map) {
   if (trainer.layout.empty()) return;
   const std::string published = published_trainers(trainer);
-  if (published == (layout ? layout->to_string() : map != nullptr ? kMap + map->key : "hf")) return;
+  if (published == (layout ? layout->to_string() : map != nullptr ? std::string(kMap) + map->key : "hf"))
+    return;
   const std::string said = layout           ? fmt::format("{} says {}", layout->option, layout->to_string())
                            : map != nullptr ? fmt::format("{} is map {}", map->origin, map->key)
                                             : "no --trainer-alloc says that trainers hold parts of a model";
   const bool option = map == nullptr && published != "hf" && !published_map(trainer);
-  const std::string remedy = option           ? "give that layout with --trainer-alloc"
-                             : map != nullptr ? "leave --export-map out"
-                                              : "leave it out";
+  const std::string remedy = option ? "give that layout with --trainer-alloc"
+                             : map != nullptr && published_map(trainer) ? "let all trainers publish anew"
+                             : map != nullptr                           ? "leave --export-map out"
+                                                                        : "leave it out";
   throw UsageError(fmt::format("{}: was published with layout {}, but {}; {}", trainer.path,
                                excerpt(trainer.layout), said, remedy));
 }

@@ -35,8 +35,9 @@ TEST_F(DryRun, RefusesWhatTheJobWouldRefuse) {
   // A file of somebody else under a shard's name.
   put_file(sink_ + "/rank-1.h5", "my thesis");
   const auto before = folder_contents(sink_);
-  EXPECT_TRUE(refused(run_plain(words_), 74, {sink_ + "/rank-1.h5"}));
+  EXPECT_TRUE(refused(run_plain(words_ + Words{"--json", dir_ / "report.json"}), 74, {sink_ + "/rank-1.h5"}));
   EXPECT_EQ(folder_contents(sink_), before);
+  EXPECT_EQ(read_json(dir_ / "report.json").at("status"), "input/output");
 }
 
 TEST_F(DryRun, RefusesASinkThatIsTheSource) {

@@ -151,6 +151,7 @@ TEST_F(ShardFormats, AreNoCheckpoints) {
   EXPECT_TRUE(refused(run_plain({"convert", "--source", trained(0), "--output", sink_}), 64,
                       {sink_, "two savings", "rank-0.safetensors"}));
   EXPECT_TRUE(folder_contents(sink_) == before);
+  EXPECT_TRUE(has(run_plain({"inspect", sink_}).out, {"2 shards of version 0"}));
   const Outcome inspected = run_plain({"inspect", shard});
   EXPECT_TRUE(done(inspected));
   EXPECT_TRUE(has(inspected.out, {"# kind: shard", "# rank: 0", "# tp_size: 2", "# moe_layout: triton"}));

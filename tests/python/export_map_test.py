@@ -99,6 +99,13 @@ class Learning(unittest.TestCase):
         self.assertEqual(found["ranks"][0]["tensors"][0]["boxes"],
                          [[0, 0, 400, 0, 1024, 300 * 1024, 1024], [0, 400, 300, 0, 1024, 0, 1024]])  # fmt: skip
 
+    def test_tensors_of_whole_chunks_that_change_places(self):
+        # Where a piece begins with a chunk its first number is smaller than its place.
+        first, second = (torch.randn(512, 512).bfloat16() for _ in range(2))
+        found = export_map.learn(lambda: {"w": torch.cat([second, first])}, tensors={"a": first, "b": second})
+        boxes = {of["name"]: of["boxes"] for of in found["ranks"][0]["tensors"]}
+        self.assertEqual(boxes, {"a": [[0, 512, 512, 0, 512, 0, 512]], "b": [[0, 0, 512, 0, 512, 0, 512]]})
+
     def test_types(self):
         for dtype in (torch.float64, torch.float32, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int64, torch.uint8):
             with self.subTest(dtype):
@@ -257,6 +264,16 @@ class Updates(unittest.TestCase):
                         parameter.mul_(-1)
                 self.updated(engine, trainer, 2, self.folder.parent, 2)
                 self.assertEqual(bits(tensors), bits({name: -tensor for name, tensor in checkpoint.items()}))
+
+    def test_a_folder_as_job_steps_name_it_and_one_that_is_none(self):
+        module = torch.nn.Linear(8, 8, bias=False, dtype=torch.bfloat16)
+        exporter = lambda: {"w": module.weight}  # noqa: E731
+        with weightcast.torch.publish(f"live:{self.folder}", 0, 1, module, exporter=exporter):
+            self.assertEqual(len(list(self.folder.glob("export-map-*.json"))), 1)
+        with self.assertRaisesRegex(weightcast.Error, "folder None"):
+            weightcast.torch.publish(None, 0, 1, module, exporter=exporter)
+        with self.assertRaisesRegex(weightcast.Error, "float8_e8m0fnu"):
+            weightcast.torch.publish(self.folder, 0, 1, module, torch.float8_e8m0fnu, exporter=exporter)
 
     def test_masters_in_float32_are_published_as_copies(self):
         tiny_model.write_config(self.directory, "bfloat16", tied=False, hidden=32, vocabulary=100)

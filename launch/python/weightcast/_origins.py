@@ -94,8 +94,7 @@ def _whole(found, start, end, number, digits, shift, bits):
     digit = _tags.digits_of(found[first : first + 1], bits)
     if digit is None:
         raise Refused(COMPUTED)
-    higher = (int(digit) - (known >> shift)) & ((1 << bits) - 1)
-    known += higher << shift
+    known = (known & ((1 << shift) - 1)) + (int(digit) << shift)
     part = found[first:behind]
     if torch.equal(_tags.bits_of(part), _tags.bits_of(digits.of(known, part.numel(), part.dtype, part.device))):
         return start, torch.tensor([known])

@@ -21,8 +21,8 @@ import os
 
 import torch
 
-from . import _landing, _origins, _tags, _tensors
-from ._library import Error
+from . import _landing, _library, _origins, _tags, _tensors
+from ._library import Error, shown
 from ._version import VERSION
 
 FORMAT = 1
@@ -40,6 +40,8 @@ def learn(exporter, module=None, tensors=None, rank=0, ranks=1, gather=None, rep
 
     Raises Error naming what the exporter computes or converts, on all ranks; the tensors are as they were, bit for bit. It takes
     as much of the host's memory as a rank's tensors have, and what the exporter takes."""
+    if dtype is not None and not _tags.takes(dtype):
+        raise Error(64, f"dtype {shown(dtype)}; give a type that an exporter can be tried in, such as torch.bfloat16")
     own = _own_tensors(module, tensors)
     gather = _gather_of(gather, ranks)
     forms = [(name, own[name].dtype, tuple(_tensors.local(own[name]).shape)) for name in own]
@@ -57,15 +59,16 @@ def learn(exporter, module=None, tensors=None, rank=0, ranks=1, gather=None, rep
 def publish(folder, exporter, module, rank, ranks, gather=None, replicas=None, dtype=None):
     """Learns a map, and writes it into the folder where the trainers publish, on all ranks together. Returns the layout to
     publish with, by which job steps find the map. Raises Error."""
+    folder = _library.path(folder)
     gather = _gather_of(gather, ranks)
     found = learn(exporter, module, None, rank, ranks, gather, replicas, dtype)
     failure = None
     if rank == 0:
         try:
             write(found, folder)
-        except Error as error:
+        except Exception as error:  # the others wait for what rank 0 says
             failure = error
-    for error in gather(None if failure is None else (failure.code, str(failure))):
+    for error in gather(None if failure is None else (getattr(failure, "code", 70), str(failure))):
         if error is not None:
             raise Error(*error) from failure
     return f"map:{found['key']}"
@@ -73,7 +76,8 @@ def publish(folder, exporter, module, rank, ranks, gather=None, replicas=None, d
 
 def write(found, folder):
     """Writes a map into a folder, under its key. Returns the path."""
-    path = os.path.join(os.fspath(folder), f"export-map-{found['key']}.json")
+    folder = _library.path(folder)
+    path = os.path.join(folder, f"export-map-{found['key']}.json")
     try:
         os.makedirs(folder, 0o700, exist_ok=True)
     except OSError as error:

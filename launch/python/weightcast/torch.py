@@ -36,13 +36,14 @@ def publish(folder, rank, ranks, module, dtype=None, layout=None, exporter=None,
     if exporter is not None:
         layout = export_map.publish(folder, exporter, module, rank, ranks, gather, replicas, dtype)
     tensors = state.tensors()
-    copy_of = {}  # by the original's identity: what is tied is one copy
+    copy_of = {}  # by the original's memory: what is tied is one copy
     copies = {}
     for name, tensor in tensors.items():
         if dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype:
-            if id(tensor) not in copy_of:
-                copy_of[id(tensor)] = torch.empty_like(tensor.detach(), dtype=dtype)
-            copies[name] = copy_of[id(tensor)]
+            memory = _tensors.identity(tensor)
+            if memory not in copy_of:
+                copy_of[memory] = torch.empty_like(tensor.detach(), dtype=dtype)
+            copies[name] = copy_of[memory]
     if not copies:
         return _publish(folder, "trainer", rank, ranks, module=module, layout=layout)
     if len(copies) < len(tensors):
@@ -89,7 +90,7 @@ class CastExport(Wrapper):
             elif copy is None:
                 same = tensor is published
             else:
-                same = by_copy.setdefault(id(copy), tensor) is tensor and _tensors.local(tensor).shape == _tensors.local(copy).shape
+                same = _tensors.identity(by_copy.setdefault(id(copy), tensor)) == _tensors.identity(tensor) and _tensors.local(tensor).shape == _tensors.local(copy).shape
             if not same:
                 raise Error(64, f"tensor {name} is not in the module any more as it was published; publish the module again")
         return {name: now[name] for name in self._copies}
