@@ -11,6 +11,7 @@
 #include "source/bound_reader.hpp"
 #include "storage/attributes.hpp"
 #include "storage/file_format.hpp"
+#include "storage/hdf5_header.hpp"
 #include "storage/reader.hpp"
 #include "storage/writer.hpp"
 #include "sys/thread_pool.hpp"

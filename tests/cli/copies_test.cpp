@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cli/cli.hpp"
+#include "sys/hdf5.hpp"
 
 namespace weightcast::test_support {
 namespace {
@@ -20,6 +21,25 @@ class Copies : public CliTest {
     EXPECT_TRUE(done(run_plain(Words{"convert", "--source", from, "--output", to} + more)));
   }
 };
+
+TEST_F(Copies, DataThatAnHdf5FileHasInAnotherAreNoFileOfARank) {
+  const std::string source = dir_ / "a.h5";
+  put_file(dir_ / "raw.bin", "01234567");
+  {
+    const Hdf5Lock lock;
+    const Hdf5File file(
+        WEIGHTCAST_HDF5(H5Fcreate(source.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), source));
+    const Hdf5Properties creation(WEIGHTCAST_HDF5(H5Pcreate(H5P_DATASET_CREATE), source));
+    WEIGHTCAST_HDF5(H5Pset_external(creation.get(), "raw.bin", 0, H5F_UNLIMITED), source);
+    const hsize_t extent = 8;
+    const Hdf5Space space(WEIGHTCAST_HDF5(H5Screate_simple(1, &extent, nullptr), source));
+    const Hdf5Dataset dataset(WEIGHTCAST_HDF5(
+        H5Dcreate2(file.get(), "w", H5T_STD_U8LE, space.get(), H5P_DEFAULT, creation.get(), H5P_DEFAULT),
+        source));
+  }
+  convert(source, dir_ / "b.safetensors", {"--external-data"});
+  EXPECT_EQ(inspect(dir_ / "b.safetensors").at(0).at("bytes"), 8);
+}
 
 class Synth : public Copies, public ::testing::WithParamInterface<const char*> {};
 
