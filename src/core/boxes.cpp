@@ -114,13 +114,13 @@ std::optional<std::int64_t> covered_area(std::vector<Box>& boxes, double& work) 
   sort_once(boxes);
   const std::vector<std::int64_t> rows = edges(boxes, &Box::row, &Box::rows);
   const std::vector<std::int64_t> cols = edges(boxes, &Box::col, &Box::cols);
+  work -=
+      static_cast<double>(rows.size()) * static_cast<double>(cols.size()) * static_cast<double>(boxes.size());
+  if (work < 0) return std::nullopt;
   if (!find_overlap(boxes)) {
     return std::accumulate(boxes.begin(), boxes.end(), std::int64_t{0},
                            [](std::int64_t sum, const Box& box) { return sum + box.area(); });
   }
-  work -=
-      static_cast<double>(rows.size()) * static_cast<double>(cols.size()) * static_cast<double>(boxes.size());
-  if (work < 0) return std::nullopt;
   std::int64_t area = 0;
   for (std::size_t r = 0; r + 1 < rows.size(); ++r) {
     for (std::size_t c = 0; c + 1 < cols.size(); ++c) {

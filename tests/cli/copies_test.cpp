@@ -37,7 +37,7 @@ TEST_F(Copies, DataThatAnHdf5FileHasInAnotherAreNoFileOfARank) {
         H5Dcreate2(file.get(), "w", H5T_STD_U8LE, space.get(), H5P_DEFAULT, creation.get(), H5P_DEFAULT),
         source));
   }
-  convert(source, dir_ / "b.safetensors", {"--external-data"});
+  convert(source, dir_ / "b.safetensors", {"--external-data", "--model", model_folder("tiny-qwen3")});
   EXPECT_EQ(inspect(dir_ / "b.safetensors").at(0).at("bytes"), 8);
 }
 

@@ -117,7 +117,7 @@ class LiveHangs : public LiveAnswers, public ::testing::WithParamInterface<Hang>
 
 TEST_P(LiveHangs, AJobThatEndsAmidAnUpdateSaysWhatItLeaves) {
   const Hang& hang = GetParam();
-  CommandLine command = sync_command({"--timeout", hang.told_to_stop ? "1000" : "4"});
+  CommandLine command = sync_command({"--timeout", hang.told_to_stop ? "1000" : "20"});
   command.environment["LD_PRELOAD"] = WEIGHTCAST_STOP_AT_STATE;
   command.environment["STOP_RANK"] = hang.rank;
   command.environment["STOP_AT"] = hang.stop_at;

@@ -36,7 +36,7 @@ bool meet(MPI_Comm comm) {
   using namespace std::chrono_literals;
   MPI_Request request = MPI_REQUEST_NULL;
   WEIGHTCAST_MPI(MPI_Ibarrier(comm, &request));
-  const auto give_up = std::chrono::steady_clock::now() + 60s;
+  const auto give_up = std::chrono::steady_clock::now() + 200s;
   for (int done = 0; done == 0;) {
     WEIGHTCAST_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE));
     if (done != 0) break;

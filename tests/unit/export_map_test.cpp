@@ -237,7 +237,7 @@ TEST(ExportMap, MustBeTheOneThatTheTrainerSays) {
   manifest.layout = fmt::format("map:{}", std::string(64, 'b'));
   expect_has(
       message_of<UsageError>([&] { require_published_layout(manifest, std::nullopt, &map); }),
-      {"trainer-0.json: was published with layout map:bbb", "map.json is map aaa", "leave --export-map out"});
+      {"trainer-0.json: was published with layout map:bbb", "map.json is map aaa", "let all trainers publish anew"});
   manifest.layout = "hf";
   expect_has(message_of<UsageError>([&] { require_published_layout(manifest, std::nullopt, &map); }),
              {"layout hf", "map.json is map aaa"});
