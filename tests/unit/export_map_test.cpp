@@ -235,9 +235,9 @@ TEST(ExportMap, MustBeTheOneThatTheTrainerSays) {
   EXPECT_EQ(published_map(manifest), map.key);
   EXPECT_NO_THROW(require_published_layout(manifest, std::nullopt, &map));
   manifest.layout = fmt::format("map:{}", std::string(64, 'b'));
-  expect_has(
-      message_of<UsageError>([&] { require_published_layout(manifest, std::nullopt, &map); }),
-      {"trainer-0.json: was published with layout map:bbb", "map.json is map aaa", "let all trainers publish anew"});
+  expect_has(message_of<UsageError>([&] { require_published_layout(manifest, std::nullopt, &map); }),
+             {"trainer-0.json: was published with layout map:bbb", "map.json is map aaa",
+              "let all trainers publish anew"});
   manifest.layout = "hf";
   expect_has(message_of<UsageError>([&] { require_published_layout(manifest, std::nullopt, &map); }),
              {"layout hf", "map.json is map aaa"});
