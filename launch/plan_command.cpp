@@ -1,3 +1,5 @@
+#include "launch/plan_command.hpp"
+
 #include <fmt/format.h>
 #include <sys/resource.h>
 
@@ -71,7 +73,8 @@ std::string details(const Plan& plan, const Model& model, double seconds) {
 
 }  // namespace
 
-void run_plan(const Options& options, OutputFile* json) {
+void report_plan(const Options& options, OutputFile* json,
+                 const std::function<void(const Model&, const Topology&)>& look) {
   require_live_options(options);
   std::optional<OutputFile> picture;
   if (!options.picture.empty()) {
@@ -87,6 +90,7 @@ void run_plan(const Options& options, OutputFile* json) {
   Options files = options;
   std::erase_if(files.sources, [](const std::string& source) { return live_directory(source).has_value(); });
   const Model model = load_model(files, landing, topology.trainer_layout);
+  look(model, topology);
   LivePlan live(options, *model.family, topology);
   require_no_signal(kNotPrinted);
   if (options.rank && *options.rank >= topology.ranks()) {
@@ -112,6 +116,10 @@ void run_plan(const Options& options, OutputFile* json) {
   nlohmann::ordered_json report = plan_json(plan, model.family->catalog(), options.segments);
   if (options.link_gbps) report["least_seconds"] = least_seconds(plan, *options.link_gbps);
   json->write(json_report(report));
+}
+
+void run_plan(const Options& options, OutputFile* json) {
+  report_plan(options, json, [](const Model&, const Topology&) {});
 }
 
 }  // namespace weightcast

@@ -12,9 +12,8 @@
 #include "launch/files/tensor_copy.hpp"
 #include "launch/job/live_ends.hpp"
 #include "launch/job/update_job.hpp"
-#include "launch/landing.hpp"
-#include "launch/layouts.hpp"
 #include "launch/model.hpp"
+#include "launch/plan_command.hpp"
 #include "memory/available.hpp"
 #include "plan/plan.hpp"
 #include "report/log.hpp"
@@ -41,7 +40,7 @@ std::int64_t parameter_bytes(const Family& family, const EngineLayout& layout) {
 /// Throws what a job would throw before it writes into its folders, except that another job has them. Returns
 /// what is found, as a line.
 std::string look_at_sink(const Options& options, const ShardPlace& sink, const Model& model,
-                         const EngineLayout& layout) {
+                         const EngineLayout& layout, std::int64_t bytes) {
   std::set<std::string> folders;
   const std::int64_t first = version_of(options, model.sources.front().checkpoint);
   for (std::size_t i = 0; i < model.sources.size(); ++i) {
@@ -58,7 +57,6 @@ std::string look_at_sink(const Options& options, const ShardPlace& sink, const M
     }
   }
   // Old shards stay until the new ones are there, one update after the other.
-  const std::int64_t bytes = parameter_bytes(*model.family, layout);
   require_space(*folders.begin() + "/" + rank_file_name(kShardStem, {0, sink.format}),
                 bytes * static_cast<std::int64_t>(folders.size()));
   return fmt::format("# sink: {} of {} in {}\n", counted(layout.ranks(), "shard"), format_bytes(bytes),
@@ -66,16 +64,14 @@ std::string look_at_sink(const Options& options, const ShardPlace& sink, const M
 }
 
 /// The same of all that is in files, and what memory it takes.
-std::string look_at_files(const Options& options, const std::shared_ptr<const LandingMap>& landing,
-                          Topology& topology) {
-  const Model model = load_model(options, landing, topology.trainer_layout);
+std::string look_at_files(const Options& options, const Model& model, const EngineLayout& layout) {
+  const std::int64_t bytes = parameter_bytes(*model.family, layout);
   std::string lines;
   if (const auto sink = shard_place(options.sink)) {
-    lines += look_at_sink(options, *sink, model, topology.engine);
+    lines += look_at_sink(options, *sink, model, layout, bytes);
   }
   // What one node has is no limit for a job on several.
-  lines += fmt::format("# memory: all parameters are {}; this node has {} available\n",
-                       format_bytes(parameter_bytes(*model.family, topology.engine)),
+  lines += fmt::format("# memory: all parameters are {}; this node has {} available\n", format_bytes(bytes),
                        format_bytes(available_node_bytes()));
   return lines;
 }
@@ -84,16 +80,16 @@ std::string look_at_files(const Options& options, const std::shared_ptr<const La
 
 void run_dry_sync(const Options& options, OutputFile* json) {
   if (options.sources.empty()) throw UsageError("--source PATH is needed, once for each update");
-  const std::shared_ptr<const LandingMap> landing = load_landing(options);
-  Topology topology = topology_of(options, landing.get());
   const bool live = live_directory(options.sources.front()).has_value();
-  // Before a plan is reported: what the job would be refused for is a failure of all.
-  const std::string found = live ? "" : look_at_files(options, landing, topology);
-  run_plan(options, json);
+  std::string found;
+  std::int64_t ranks = 0;
+  report_plan(options, json, [&](const Model& model, const Topology& topology) {
+    ranks = topology.ranks();
+    if (!live) found = look_at_files(options, model, topology.engine);
+  });
   print_report("#\n" + found);
   print_line(fmt::format("# dry run: {} as the job needs them; start it in {}",
-                         live ? "trainers and layouts are" : "sources and sink are",
-                         counted(topology.ranks(), "rank")));
+                         live ? "trainers and layouts are" : "sources and sink are", counted(ranks, "rank")));
 }
 
 }  // namespace weightcast
