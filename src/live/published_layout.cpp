@@ -4,11 +4,14 @@
 
 #include <algorithm>
 #include <string>
+#include <string_view>
 #include <tuple>
+#include <utility>
 
 #include "core/error.hpp"
 #include "core/text.hpp"
 #include "model/allocation.hpp"
+#include "model/map_fields.hpp"
 
 namespace weightcast {
 
@@ -73,11 +76,9 @@ void require_published_layout(const Manifest& trainer, const std::optional<Train
 }
 
 std::optional<std::string> published_map(const Manifest& trainer) {
-  constexpr std::size_t kDigits = 64;
   if (!trainer.layout.starts_with(kMap)) return std::nullopt;
-  const std::string key = trainer.layout.substr(kMap.size());
-  const bool is_key = key.size() == kDigits && key.find_first_not_of("0123456789abcdef") == std::string::npos;
-  return is_key ? std::optional(key) : std::nullopt;
+  std::string key = trainer.layout.substr(kMap.size());
+  return is_map_key(key) ? std::optional(std::move(key)) : std::nullopt;
 }
 
 }  // namespace weightcast

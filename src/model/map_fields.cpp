@@ -13,6 +13,11 @@ namespace weightcast {
 
 using nlohmann::json;
 
+bool is_map_key(std::string_view text) {
+  constexpr std::size_t kDigits = 64;
+  return text.size() == kDigits && text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
+}
+
 const json& MapFields::optional_list(const char* name) const {
   static const json none = json::array();
   return find(name, false) == nullptr ? none : list(name);
@@ -32,11 +37,8 @@ std::vector<std::string> MapFields::names(const char* field) const {
 }
 
 std::string MapFields::key() const {
-  constexpr std::size_t kDigits = 64;
   std::string key = text("key");
-  if (key.size() != kDigits || key.find_first_not_of("0123456789abcdef") != std::string::npos) {
-    refuse("key", "is no SHA-256, 64 hexadecimal digits");
-  }
+  if (!is_map_key(key)) refuse("key", "is no SHA-256, 64 hexadecimal digits");
   return key;
 }
 

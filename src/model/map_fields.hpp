@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/dtype.hpp"
@@ -20,6 +21,9 @@ inline constexpr JsonLimits kMapLimits{
 
 /// The most boxes of a tensor that a map may make: far more than experts, heads and stages cut one into.
 inline constexpr std::size_t kMostMapBoxes = std::size_t{1} << 17;
+
+/// Whether a text is the key of a map: a SHA-256, 64 hexadecimal digits.
+bool is_map_key(std::string_view text);
 
 /// A tensor as a map lists it.
 struct NamedTensor {
@@ -40,7 +44,7 @@ class MapFields : public JsonFields {
   std::string name(const char* field) const;
   std::vector<std::string> names(const char* field) const;
 
-  /// Field `key`: a SHA-256, 64 hexadecimal digits.
+  /// Field `key`.
   std::string key() const;
 
   DType dtype() const;
