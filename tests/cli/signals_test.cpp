@@ -338,7 +338,7 @@ TEST_F(Signals, SourceThatNeverAnswers) {
   ASSERT_EQ(::mkfifo((dir_ / "source/model.safetensors").c_str(), 0600), 0);
   put_old_shards();
   const auto before = folder_contents(sink_);
-  const Outcome outcome = run_job(3, sync_words(dir_ / "source") + Words{"--timeout", "5"});
+  const Outcome outcome = run_job(3, sync_words(dir_ / "source") + Words{"--timeout", "60"});
   EXPECT_TRUE(refused(outcome, 74, {dir_ / "source/model.safetensors", "no regular file"}));
   EXPECT_EQ(folder_contents(sink_), before);
 }

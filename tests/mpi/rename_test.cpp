@@ -186,7 +186,7 @@ TEST_F(BrokenRename, OfARankThatIsStoppedIsNotCalledUntouched) {
   put_version_1("tp=2", 2);
   const Outcome outcome = break_off(
       "tp=2", 2, {{"FAIL_RANK", "2"}, {"FAIL_CALL", "link"}, {"FAIL_SIGNAL", std::to_string(SIGSTOP)}},
-      {"--timeout", "2"});
+      {"--timeout", "15"});
   EXPECT_TRUE(refused(outcome, 76, {"renaming the shards of version 2", "may hold shards of two versions"}));
   fail_next();
   expect_version_1(2);

@@ -178,7 +178,7 @@ TEST_F(LiveServers, AJobWaitsForOneVersionOfAllTrainers) {
   expect_refused(run(sync("8")), 76,
                  "has not offered version 8 as another trainer has (offers version 7) within 2 s");
   Process job(sync("100000"));
-  std::this_thread::sleep_for(2s);
+  ASSERT_TRUE(job.wait_for_output("# version"));  // from then on it waits for trainers
   job.send_to_children(SIGTERM);
   expect_refused(job.wait(), 75, "stopped by SIGTERM");
   model_.offer(1, 8);

@@ -161,6 +161,7 @@ bool Process::wait_until_it_catches(int signal) {
 
 std::vector<pid_t> Process::children() const {
   std::vector<pid_t> result;
+  if (ended_) return result;  // its id may be another process's by now
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator("/proc", error)) {
     const std::string name = entry.path().filename().string();
@@ -173,7 +174,7 @@ std::vector<pid_t> Process::children() const {
 }
 
 void Process::send(int signal) const {
-  ::kill(id_, signal);
+  if (!ended_) ::kill(id_, signal);
 }
 
 void Process::send_to_children(int signal) const {
