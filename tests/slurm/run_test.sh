@@ -301,8 +301,8 @@ submit_live() {
 }
 versions_read() { grep -c '^offered [0-9]* 0' "$work/$1.trainer"; }
 has_read() { (($(versions_read "$1") >= $2)); }
-# What these jobs have in memory now, and whether none of it is left. Other processes have memory of such names, too.
-note_memory() { sed -nE 's/.*"control": "([^"]*)control".*/\1/p' "$work"/weights/*/*.json >>"$work/memory"; }
+# What these jobs have in memory now (other files of the folder come and go), and whether none of it is left. Other processes have memory of such names, too.
+note_memory() { sed -nE 's/.*"control": "([^"]*)control".*/\1/p' "$work"/weights/*/{trainer,engine}-*.json >>"$work/memory"; }
 no_memory_is_left() {
   local stem
   while read -r stem; do [[ -z $(compgen -G "/dev/shm$stem*") ]] || return 1; done <"$work/memory"
