@@ -20,6 +20,10 @@ endif()
 if(WEIGHTCAST_SANITIZE)
   weightcast_cxx_options(-fsanitize=${WEIGHTCAST_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
   target_link_options(weightcast_options INTERFACE -fsanitize=${WEIGHTCAST_SANITIZE})
+  if(WEIGHTCAST_SANITIZE STREQUAL thread AND CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+    # Boost.Asio has fences, which ThreadSanitizer does not follow; what they order, its locks do, too.
+    weightcast_cxx_options(-Wno-tsan)
+  endif()
 endif()
 
 # weightcast_library(NAME SOURCES a.cpp ... [DEPENDS core ...] [LINKS PkgA::lib ...] [PRIVATE_LINKS ...])

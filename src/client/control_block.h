@@ -18,7 +18,15 @@ enum weightcast_lock {
   WEIGHTCAST_LOCK_MAPPED = 2    /* shared, by every rank that has the segments mapped */
 };
 
-enum weightcast_state {
+/* Any process of the user writes here, and a later version may know more states: every value is one of the type, as
+   it is in C. */
+#ifdef __cplusplus
+#define WEIGHTCAST_ANY_NUMBER : uint32_t
+#else
+#define WEIGHTCAST_ANY_NUMBER
+#endif
+
+enum weightcast_state WEIGHTCAST_ANY_NUMBER {
   WEIGHTCAST_NONE = 0, /* nothing was ever there */
   WEIGHTCAST_INVALID,  /* neither the old version nor a new one, until an update has been committed */
   WEIGHTCAST_SERVING,  /* an engine uses `version` */

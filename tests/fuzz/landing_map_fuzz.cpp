@@ -1,0 +1,15 @@
+// Landing maps, and what stands in a family's place when one is accepted.
+
+#include "fuzz/refusal.hpp"
+#include "model/landing/landed_family.hpp"
+#include "model/landing/landing_map.hpp"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using namespace weightcast;
+  const std::string text = fuzz::text_of(data, size);
+  fuzz::accept_or_refuse("map.json", [&] {
+    const LandingMap map = parse_landing_map(text, "map.json");
+    require_layout(map, layout_of(map));
+  });
+  return 0;
+}
