@@ -207,11 +207,14 @@ TEST_F(LiveCommands, TheDeadAreNotTakenForPresent) {
   children_[1]->kill();
   const Words plan{"plan", "--sink", "live:" + folder_, "--model", trained(0), "--inference", "tp=2,ep=2"};
   const std::string json = dir_ / "report.json";
-  for (const std::string says :
-       {"has died; its last state: serves version 1", "has died, and its state with it"}) {
+  for (const bool cleared : {false, true}) {
     const Outcome outcome = run_plain({"inspect", "live:" + folder_, "--json", json});
     EXPECT_TRUE(done(outcome));
-    EXPECT_TRUE(has(outcome.out, {"no trainers, 1 of 2 engines (gone: 1)", says}));
+    // Whoever publishes on this host meanwhile, another test for example, clears the dead's block away.
+    const bool is_there = std::filesystem::exists("/dev/shm" + stems_[1] + "control");
+    const std::string state = is_there ? "; its last state: serves version 1" : "";
+    EXPECT_TRUE(has(outcome.out, {"no trainers, 1 of 2 engines (gone: 1)", "has died" + state}));
+    if (cleared) EXPECT_TRUE(has(outcome.out, {"has died, and its state with it"}));
     EXPECT_FALSE(read_json(json).at("exporters").at(1).at("lives"));
     EXPECT_TRUE(refused(run_plain(plan), 74, {path, "is gone; start it again"}));
     const Outcome hosts = run_plain({"hosts", folder_});
