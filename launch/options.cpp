@@ -187,6 +187,7 @@ void take(const Values& values, std::size_t sources, UpdateOptions& options) {
   options.on_offer = values.flag("on-offer");
   options.release_staging = values.flag("release-staging");
   options.no_queue = values.flag("no-queue");
+  options.wait = values.integer("wait", 0, 0, 100'000'000);
   options.dry_run = values.flag("dry-run");
   options.timeout = values.integer("timeout", 1800, 1, 100'000'000);
 }

@@ -62,6 +62,7 @@ struct UpdateOptions {
   bool on_offer = false;
   bool release_staging = false;
   bool no_queue = false;
+  std::int64_t wait = 0;  ///< seconds, for exporters that have not published
   bool dry_run = false;
   std::int64_t timeout = 0;
 };

@@ -16,6 +16,7 @@
 #include "launch/job/update_job.hpp"
 #include "launch/landing.hpp"
 #include "launch/layouts.hpp"
+#include "launch/serve/exporter_wait.hpp"
 #include "launch/serve/exporter_watch.hpp"
 #include "launch/serve/idle.hpp"
 #include "launch/serve/listener.hpp"
@@ -72,8 +73,10 @@ class Server {
       if (!lock_->note().empty()) log_note(lock_->note());
       remove_dead_server(directory_);
     });
-    open();
     Idle idle(control_);
+    if (options_.wait > 0)
+      wait_for_exporters(control_, options_, topology_of(options_, landing.get()), idle, *watch_);
+    open();
     control_.agreement.together([&] {
       if (control_.rank() != 0) return;
       door_.emplace(directory_);
@@ -83,8 +86,9 @@ class Server {
     // What is being written is written to its end, and a server that waits ends in good order.
     const Deadline::DeferSignals defer(control_.deadline);
     for (;;) {
-      const Order order = idle.wait([&] { return watch_->look(live()); },
-                                    [&](std::span<const Sight> sights) { return decide(sights); });
+      const Order order = idle.wait(
+          "waiting for a request", [&] { return watch_->look(live()); },
+          [&](std::span<const Sight> sights) { return decide(sights); });
       follow(order);
     }
   }

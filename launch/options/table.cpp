@@ -118,6 +118,10 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      kUpdates | kBench},
     {"on-offer", nullptr,
      "update whenever all trainers of live:DIR offer one version, also without a trigger", kServe},
+    {"wait", "SECONDS",
+     "wait that long until all trainers and engines of live:DIR have published (default 0: 74 unless they "
+     "have)",
+     kServe},
     {"release-staging", nullptr,
      "give staging buffers back between updates; each update opens them, and the wire, anew", kServe},
     {"dry-run", nullptr,

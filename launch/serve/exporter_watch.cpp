@@ -9,6 +9,13 @@ namespace weightcast {
 
 namespace {
 
+/// Between two looks at the files.
+constexpr std::chrono::milliseconds kPeriod{500};
+
+std::int64_t stop_signal() {
+  return std::max(soft_stop_signal(), hard_stop_signal());
+}
+
 std::optional<FileIdentity> identity_at(const std::string& path) {
   struct stat status = {};
   if (::stat(path.c_str(), &status) != 0) return std::nullopt;
@@ -70,7 +77,6 @@ Sight::Exporters ExporterWatch::exporters(const LiveEnds* ends) {
 }
 
 Sight ExporterWatch::look(const LiveEnds* ends) {
-  constexpr std::chrono::milliseconds kPeriod{500};
   if (Clock::now() >= next_) {
     last_ = exporters(ends);
     blocks_are_open_ = false;
@@ -78,7 +84,7 @@ Sight ExporterWatch::look(const LiveEnds* ends) {
   }
   Sight sight;
   sight.exporters = last_;
-  sight.signal = std::max(soft_stop_signal(), hard_stop_signal());
+  sight.signal = stop_signal();
   if (ends != nullptr) {
     if (ends->trainer() != nullptr) sight.offers = ends->trainer()->offered_version().value_or(Sight::kNone);
     if (ends->engine() != nullptr) sight.serves = ends->engine()->current_version().value_or(Sight::kNone);
@@ -92,6 +98,24 @@ Sight ExporterWatch::look(const LiveEnds* ends) {
       sight.offers = block == nullptr ? Sight::kNone : block->offered_version().value_or(Sight::kNone);
     } else {
       sight.serves = block == nullptr ? Sight::kNone : block->current_version().value_or(Sight::kNone);
+    }
+  }
+  return sight;
+}
+
+Sight ExporterWatch::look_for_publications() {
+  if (Clock::now() >= next_) {
+    open_blocks();
+    next_ = Clock::now() + kPeriod;
+  }
+  Sight sight;
+  sight.signal = stop_signal();
+  for (const Published& published : published_) {
+    std::int64_t& its = published.role == Role::kTrainer ? sight.trainer : sight.engine;
+    if (!published.looked_at) {
+      its = Sight::kUnpublished;
+    } else if (published.block && !published.block->lives()) {
+      its = Sight::kDead;
     }
   }
   return sight;

@@ -30,6 +30,9 @@ class ExporterWatch {
   Sight look(const LiveEnds* ends);
   /// The same with a look at the files now.
   Sight look_now(const LiveEnds* ends);
+  /// Whether this rank's exporters have published and live, while nothing is mapped. Of one that cannot be
+  /// reached or read all that counts is that it is there: whoever maps it says what is wrong.
+  Sight look_for_publications();
 
  private:
   using Clock = std::chrono::steady_clock;

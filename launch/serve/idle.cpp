@@ -23,9 +23,10 @@ Idle::Idle(Control& control)
       comm_(Communicator::duplicate(control.comm())),
       sights_(control.rank() == 0 ? static_cast<std::size_t>(control.size()) : 0) {}
 
-Order Idle::wait(const std::function<Sight()>& look,
+Order Idle::wait(const char* phase, const std::function<Sight()>& look,
                  const std::function<Order(std::span<const Sight> sights)>& decide) {
   ++round_;
+  phase_ = phase;
   phase_begins_ = {};
   if (control_.rank() != 0) return hear_order(look);
   const Order order = decide_for_all(look, decide);
@@ -97,7 +98,7 @@ void Idle::tell(const Sight& sight) {
 void Idle::keep_time() {
   constexpr std::chrono::milliseconds kPeriod{200};
   if (const auto now = Clock::now(); now >= phase_begins_) {
-    control_.deadline.begin_phase("waiting for a request");
+    control_.deadline.begin_phase(phase_);
     phase_begins_ = now + kPeriod;
   }
   control_.deadline.poll();

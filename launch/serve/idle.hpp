@@ -18,10 +18,10 @@ class Idle {
   /// Collective. `control` must outlive this.
   explicit Idle(Control& control);
 
-  /// Waits for an order. `look` says what this rank sees. `decide`, on rank 0, is given what all see, when
-  /// all have said so, and sleeps for a moment before it says that there is nothing to do.
-  /// Collective.
-  Order wait(const std::function<Sight()>& look,
+  /// Waits for an order. `phase`, a literal, is what this rank waits for. `look` says what it sees. `decide`,
+  /// on rank 0, is given what all see, when all have said so, and sleeps for a moment before it says that
+  /// there is nothing to do. Collective.
+  Order wait(const char* phase, const std::function<Sight()>& look,
              const std::function<Order(std::span<const Sight> sights)>& decide);
 
  private:
@@ -37,6 +37,7 @@ class Idle {
   Communicator comm_;  ///< of its own: what ranks see must not meet an agreement's messages
   std::int64_t round_ = 0;
   std::vector<Sight> sights_;  ///< of all ranks, on rank 0
+  const char* phase_ = "";
   std::chrono::steady_clock::time_point phase_begins_;
 };
 

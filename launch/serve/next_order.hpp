@@ -20,6 +20,7 @@ struct Order {
     kUpdate,
     kStop,
     kLost,  ///< nobody finds the server any more
+    kLate,  ///< who was waited for has not come in time
   };
 
   std::int64_t what = kNothing;

@@ -130,8 +130,9 @@ void refuse_empty(const std::string& directory) {
 }
 
 void refuse_missing(const std::string& directory, Role role, std::int64_t rank, const std::string& because) {
-  throw IoError(fmt::format("{}: is missing, though {}; wait until all have published",
-                            manifest_path(directory, role, rank), because));
+  throw IoError(
+      fmt::format("{}: is missing, though {}; wait until all have published (serve --wait SECONDS does)",
+                  manifest_path(directory, role, rank), because));
 }
 
 std::vector<Manifest> read_manifests(const std::string& directory, Role role) {

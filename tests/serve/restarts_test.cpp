@@ -172,6 +172,35 @@ TEST_F(LiveServers, AFileOfADeadServerGoesBeforeTheNextOneIsReady) {
   EXPECT_FALSE(has_server_file());
 }
 
+TEST_F(LiveServers, OneThatIsToldToWaitsForWhoHasNotPublished) {
+  model_.stop_trainer(1);
+  const CommandLine trainer{{WEIGHTCAST_LIVE_TRAINER, "--folder", folder_, "--rank", "1", "--ranks", "2",
+                             "--checkpoint", model_of_step(0), "--versions", "1"},
+                            {}};
+  {
+    Process killed(trainer);
+    while (!std::filesystem::exists(folder_ + "/trainer-1.json")) std::this_thread::sleep_for(10ms);
+    killed.send(SIGKILL);
+    static_cast<void>(killed.wait());
+  }
+  model_.stop_engine(2);
+  const Outcome late = run(serve_command({"--wait", "1"}));
+  expect_refused(late, 76, "--wait 1: not there yet: ");
+  EXPECT_NE(late.err.find("trainer-1.json (its process is dead)"), std::string::npos) << describe(late);
+  EXPECT_NE(late.err.find("engine-2.json"), std::string::npos) << describe(late);
+  EXPECT_EQ(late.err.find("engine-1.json"), std::string::npos) << describe(late);
+  Process server(serve_command({"--wait", "200"}));
+  std::filesystem::remove(folder_ + "/trainer-1.json");
+  model_.start_trainer(1);
+  EXPECT_FALSE(has_server_file());
+  model_.start_engine(2);
+  while (!has_server_file()) {
+    ASSERT_TRUE(server.running()) << describe(server.wait());
+    std::this_thread::sleep_for(10ms);
+  }
+  ASSERT_NO_FATAL_FAILURE(expect_update(1));
+}
+
 TEST_F(LiveServers, ADeadServerIsReplaced) {
   std::string socket_of_dead;
   {
