@@ -52,6 +52,17 @@ void add_parsed(po::parsed_options& parsed, const OptionInfo& option, const std:
   parsed.options.push_back(std::move(entry));
 }
 
+/// The lines of a variable that names several sources: every other character may be part of a path.
+std::vector<std::string> lines_of(const std::string& value) {
+  std::vector<std::string> lines;
+  std::istringstream text(value);
+  for (std::string line; std::getline(text, line);) {
+    if (!line.empty()) lines.push_back(line);
+  }
+  if (lines.empty()) lines.push_back(value);
+  return lines;
+}
+
 /// Variables that are no options: environment modules set the first two for every program, `learn` and the
 /// Python package read the others.
 constexpr std::array<std::string_view, 7> kOthers{
@@ -75,7 +86,10 @@ po::parsed_options parse_environment(const po::options_description& description,
       const auto [other, fresh] = origins.emplace(option_name, name);
       if (!fresh)
         throw UsageError(fmt::format("{} and {} are one option; unset one of them", other->second, name));
-      add_parsed(parsed, *option, std::string(entry.substr(name.size() + 1)), std::string(name));
+      const std::string value(entry.substr(name.size() + 1));
+      for (const std::string& one : option_name == "source" ? lines_of(value) : std::vector{value}) {
+        add_parsed(parsed, *option, one, std::string(name));
+      }
     }
   }
   return parsed;

@@ -16,8 +16,8 @@ namespace po = boost::program_options;
 constexpr auto kOptions = std::to_array<OptionInfo>({
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
-     "trainer-<rank>.safetensors or .h5; several times for several updates; or live:DIR: trainers that have "
-     "published their memory there",
+     "trainer-<rank>.safetensors or .h5; several times for several updates (WEIGHTCAST_SOURCE: one a line); "
+     "or live:DIR: trainers that have published their memory there",
      kSync},
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "

@@ -245,6 +245,16 @@ TEST_F(Precedence, ReachesEveryRankOfAJob) {
   EXPECT_EQ(read_json(json).at("staging_bytes_per_rank"), 2 * (64 << 10));
 }
 
+TEST_F(Precedence, AVariableNamesSeveralSourcesOneALine) {
+  const std::string json = dir_ / "report.json";
+  const Variables environment{{"WEIGHTCAST_SOURCE", trained(0) + "\n" + trained(1) + "\n"},
+                              {"WEIGHTCAST_SINK", "none"}};
+  EXPECT_TRUE(done(run_job(2, {"sync", "--inference", "tp=1", "--json", json}, environment)));
+  const nlohmann::json updates = read_json(json).at("updates");
+  ASSERT_EQ(updates.size(), 2);
+  EXPECT_EQ(updates[1].at("source"), trained(1));
+}
+
 TEST_F(OptionsTest, VariablesThatAreNoOptionsAreNoted) {
   const Words words{"plan", "--model", model_folder("tiny-qwen3")};
   const Outcome outcome = run_plain(words, {{"WEIGHTCAST_BUKET_SIZE", "1MiB"}});
