@@ -12,6 +12,7 @@
 #include "launch/job/live_ends.hpp"
 #include "live/folder.hpp"
 #include "model/landing/landed_family.hpp"
+#include "model/layouts/moe_layout.hpp"
 #include "source/shard_copies.hpp"
 #include "source/trainer_binding.hpp"
 #include "storage/foreign_file.hpp"
@@ -115,6 +116,16 @@ std::unique_ptr<ModelConfig> make_config(const ConfigText& text, const Options& 
   return config;
 }
 
+/// Throws UsageError where the experts' layout takes no weights that are quantised so, whatever the model's
+/// sizes are: a size that the quantiser cannot take is no reason to name then.
+void require_taken_by_layout(const Options& options, const Catalog& catalog) {
+  const bool has_experts = std::ranges::any_of(
+      catalog.tensors(), [](const Tensor& tensor) { return tensor.expert != Tensor::kNone; });
+  if (options.quantize.empty() || options.moe_layout.empty() || !has_experts) return;
+  // Experts of no size meet every rule of sizes.
+  find_moe_layout(options.moe_layout).require({.quantizer = parse_quantizer(options.quantize)});
+}
+
 /// What config and landing map, whichever there are, make of a model; it has no sources yet.
 Model make_model(const ConfigText& text, const Options& options,
                  const std::shared_ptr<const LandingMap>& landing) {
@@ -122,6 +133,7 @@ Model make_model(const ConfigText& text, const Options& options,
   if (!text.origin.empty()) model.config = make_config(text, options);
   if (!landing) {
     model.family = make_family(*model.config);
+    require_taken_by_layout(options, model.family->catalog());
     model.title = fmt::format("{} ({})", model.config->architecture(), model.config->origin());
     return model;
   }
@@ -137,8 +149,8 @@ bool is_sharded(const std::string& source, const std::optional<TrainerLayout>& t
   const std::int64_t shards = count_trainer_shards(source);
   if (shards == 0) return false;
   if (const std::string other = whole_checkpoint_in(source); !other.empty()) {
-    throw InputError(fmt::format(
-        "{}: holds trainers' shards and {} of a whole checkpoint; remove what is not meant", source, other));
+    throw InputError(fmt::format("{}: holds trainers' shards and {}, which is none; remove what is not meant",
+                                 source, other));
   }
   if (!trainers) {
     throw UsageError(

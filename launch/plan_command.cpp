@@ -65,8 +65,8 @@ std::string details(const Plan& plan, const Model& model, double seconds) {
       text += fmt::format("# cast       {}\n", printable(source.binding.note()));
     }
   }
-  text += fmt::format("# plan       {} ranks, {} routes, hash {:016x}\n", topology.ranks(), plan.routes(),
-                      plan.hash);
+  text += fmt::format("# plan       {}, {}, hash {:016x}\n", counted(topology.ranks(), "rank"),
+                      counted(plan.routes(), "route"), plan.hash);
   text += fmt::format("# made       in {:.3f} s with {} of memory\n", seconds, format_bytes(peak_memory()));
   return text;
 }

@@ -84,8 +84,8 @@ void write_trainer_shards(const Options& options) {
         fmt::format("--source {}: holds trainers' shards already; convert them --to hf first", from));
   }
   if (const std::string other = whole_checkpoint_in(output); !other.empty()) {
-    throw UsageError(
-        fmt::format("--output {}: holds {} of a whole checkpoint; name another folder", output, other));
+    throw UsageError(fmt::format("--output {}: holds {}, which is no trainer's shard; name another folder",
+                                 output, other));
   }
   std::optional<TrainerLayout> none;
   const Model model = load_model(options, nullptr, none);

@@ -282,6 +282,10 @@ TEST_F(QuantizedJobs, LayoutsAndQuantisersThatDoNotGoTogether) {
                       {"triton", "nvfp4", "cutlass"}));
   EXPECT_TRUE(refused(run_plain(plan + Words{"--quantize", "fp8-block", "--moe-layout", "triton-kernels"}),
                       64, {"triton-kernels", "fp8-block"}));
+  // Also where no layout would do for the sizes of this model.
+  const Words trained_plan{"plan", "--source", trained(0), "--quantize", "fp8-block", "--moe-layout"};
+  EXPECT_TRUE(refused(run_plain(trained_plan + Words{"deepgemm-mega"}), 64,
+                      {"--moe-layout deepgemm-mega: takes --quantize mxfp4 or none, not fp8-block"}));
   EXPECT_TRUE(refused(run_plain(plan + Words{"--moe-layout", "cute-dsl"}), 64, {"cute-dsl", "nvfp4"}));
 }
 
