@@ -211,7 +211,8 @@ void require_space(const std::string& path, std::int64_t bytes) {
   // Some file systems do not say; those report no blocks at all.
   if (status.f_blocks == 0) return;
   const auto block = static_cast<std::uint64_t>(status.f_frsize);
-  if (static_cast<std::uint64_t>(bytes) / block > status.f_bfree) fail_for_space(path, bytes, ENOSPC);
+  // What the file system keeps for the superuser is no room for weights, and may be no room at all.
+  if (static_cast<std::uint64_t>(bytes) / block > status.f_bavail) fail_for_space(path, bytes, ENOSPC);
 }
 
 }  // namespace weightcast
