@@ -28,6 +28,13 @@ constexpr std::uint64_t digest_column_key(std::uint64_t tensor_key, std::int64_t
   return digest_key(~tensor_key, kDigestColumnFactor, column / 4) << (8 * (column % 4));
 }
 
+/// The digest of elements that were widened from bfloat16 to float32, from that of what they were: their bits
+/// are the upper half of each word, and columns of two and of four bytes have the same keys. A lower half
+/// that is not zero makes another digest.
+constexpr std::uint64_t widened_digest(std::uint64_t of_bf16) {
+  return of_bf16 << 16;
+}
+
 /// Whether a box of elements of one byte, of which a layout places byte `byte` first, is one of whole words.
 constexpr bool consists_of_words(const Box& box, std::int64_t element_bytes, const MatrixLayout& layout,
                                  std::int64_t byte) {

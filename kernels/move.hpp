@@ -11,6 +11,7 @@ enum class MoveOp : std::uint8_t {
   kCopy,
   kZero,       ///< unpack only: the buffer's bytes become zero, staging is not read
   kF32ToBF16,  ///< pack only: the buffer holds float32, staging receives bfloat16, rounded to nearest even
+  kBF16ToF32,  ///< unpack only: staging holds bfloat16, the buffer receives float32; without a layout
 };
 
 /// One flat, trivially copyable descriptor: `rows` rows of `row_bytes` bytes between a run of a staging
@@ -35,9 +36,12 @@ struct Move {
 
   std::int64_t staging_step() const { return staging_pitch == 0 ? row_bytes : staging_pitch; }
 
-  /// True when the rows lie one behind the other on both sides.
+  bool converts() const { return op == MoveOp::kF32ToBF16 || op == MoveOp::kBF16ToF32; }
+
+  /// True when the rows lie one behind the other on both sides, byte for byte.
   bool dense() const {
-    return layout.plain() && (rows == 1 || (pitch == row_bytes && staging_step() == row_bytes));
+    return !converts() && layout.plain() &&
+           (rows == 1 || (pitch == row_bytes && staging_step() == row_bytes));
   }
   std::int64_t bytes() const { return rows * row_bytes; }
 };

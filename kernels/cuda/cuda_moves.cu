@@ -149,6 +149,20 @@ __device__ void round_rows(const Rows& rows, Team team) {
   }
 }
 
+/// bfloat16 rows to float32 rows; `row_bytes` and `from_pitch` are those of the bfloat16 side.
+__device__ void widen_rows(const Rows& rows, Team team) {
+  Walk walk(team, rows.row_bytes / 2);
+  for (; walk.row() < rows.rows; walk.next()) {
+    const std::byte* from = rows.from + walk.row() * rows.from_pitch + std::int64_t{2} * walk.col();
+    std::byte* to = rows.to + walk.row() * rows.to_pitch + std::int64_t{4} * walk.col();
+    // Byte by byte: either address may be that of any byte.
+    std::uint16_t bits;
+    memcpy(&bits, from, 2);
+    const std::uint32_t word = std::uint32_t{bits} << 16;
+    memcpy(to, &word, 4);
+  }
+}
+
 /// The same where a layout places one side, unit by unit of a vector.
 template <Direction D, bool Zero, typename Vector>
 __device__ void run_placed_units(const DeviceMove& move, std::byte* packed, std::int64_t row,
@@ -325,13 +339,15 @@ __device__ void run_rows(const DeviceMove& move, std::byte* staging, std::int64_
                : run_placed<D, false>(move, staging, row, begin, count, row_bytes, team);
   }
   std::byte* packed = staging + move.staging + row * move.staging_pitch + begin;
-  const bool rounds = move.op == MoveOp::kF32ToBF16;
-  std::byte* placed = move.address + row * move.pitch + (rounds ? 2 * begin : begin);
+  // float32 is twice as wide as the staging side.
+  const bool converts = move.op == MoveOp::kF32ToBF16 || move.op == MoveOp::kBF16ToF32;
+  std::byte* placed = move.address + row * move.pitch + (converts ? 2 * begin : begin);
   if (D == Direction::kPack) {
     const Rows rows{placed, packed, move.pitch, move.staging_pitch, count, row_bytes};
-    rounds ? round_rows(rows, team) : copy_rows<false>(rows, team);
+    converts ? round_rows(rows, team) : copy_rows<false>(rows, team);
   } else {
     const Rows rows{packed, placed, move.staging_pitch, move.pitch, count, row_bytes};
+    if (converts) return widen_rows(rows, team);
     move.op == MoveOp::kZero ? copy_rows<true>(rows, team) : copy_rows<false>(rows, team);
   }
 }
@@ -398,7 +414,7 @@ CudaMovePrograms::CudaMovePrograms(std::span<const Move> moves, std::span<const 
   std::vector<DeviceMove> resolved;
   resolved.reserve(moves.size());
   for (const Move& move : moves) {
-    const bool one = move.op != MoveOp::kF32ToBF16 && move.dense();
+    const bool one = move.dense();
     std::byte* const address = buffers[move.buffer] + move.offset;
     // Staging begins at a multiple of 16 bytes.
     const std::uint32_t unit = common_unit(

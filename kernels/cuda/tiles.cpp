@@ -10,8 +10,8 @@ namespace {
 
 /// A move's rows as the device sees them: one when they lie one behind the other.
 Chunking chunking_of(const Move& move) {
-  const bool one = move.op != MoveOp::kF32ToBF16 && move.dense();
-  return one ? Chunking(1, move.bytes()) : Chunking(move.rows, move.row_bytes, move.layout.transposed());
+  return move.dense() ? Chunking(1, move.bytes())
+                      : Chunking(move.rows, move.row_bytes, move.layout.transposed());
 }
 
 std::uint32_t chunk_number(std::int64_t number) {

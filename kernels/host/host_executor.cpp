@@ -86,6 +86,11 @@ class HostExecutor final : public Executor {
         for_each_run(move, [&](std::int64_t to, std::int64_t, std::int64_t bytes) {
           std::memset(buffer + to, 0, size(bytes));
         });
+      } else if (move.op == MoveOp::kBF16ToF32) {
+        for (std::int64_t row = 0; row < move.rows; ++row) {
+          widen_row(staging + move.staging + row * move.staging_step(),
+                    buffer + move.offset + row * move.pitch, move.row_bytes / 2);
+        }
       } else {
         for_each_run(move, [&](std::int64_t to, std::int64_t from, std::int64_t bytes) {
           copy_run(buffer + to, staging + from, bytes);
@@ -135,6 +140,15 @@ class HostExecutor final : public Executor {
       std::memcpy(&value, from + i * 4, 4);
       const std::uint16_t bits = bf16_bits(value);
       std::memcpy(to + i * 2, &bits, 2);
+    }
+  }
+
+  static void widen_row(const std::byte* from, std::byte* to, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::uint16_t bits = 0;
+      std::memcpy(&bits, from + i * 2, 2);
+      const std::uint32_t word = std::uint32_t{bits} << 16;
+      std::memcpy(to + i * 4, &word, 4);
     }
   }
 };

@@ -29,7 +29,7 @@ void PlaneReader::add(const std::vector<Parameter>& parameters) {
 }
 
 void PlaneReader::read(const Part& part, const Box& piece, std::int64_t element_bytes, std::byte* to) {
-  if (part.form.plane == Plane::kValues) return source_.read(part.tensor, piece, to);
+  if (part.form.plane == Plane::kValues) return read_values(part.tensor, piece, element_bytes, to);
   // The values that these elements stand for, in whole blocks; a whole row where that has one scale.
   const Shape& shape = catalog_[part.tensor].shape;
   const PlaneForm& form = part.form;
@@ -73,6 +73,17 @@ void PlaneReader::read(const Part& part, const Box& piece, std::int64_t element_
     const std::byte* from = out + ((piece.row + row - made.row) * made.cols + piece.col - made.col) * bytes;
     std::copy_n(from, piece.cols * bytes, to + row * piece.cols * bytes);
   }
+}
+
+void PlaneReader::read_values(std::uint32_t tensor, const Box& piece, std::int64_t element_bytes,
+                              std::byte* to) {
+  const DType held = catalog_[tensor].dtype;
+  if (held != DType::kBF16 || element_bytes == dtype_bytes(held)) return source_.read(tensor, piece, to);
+  const std::int64_t row_bytes = piece.area() * dtype_bytes(held);
+  values_.resize(static_cast<std::size_t>(row_bytes));
+  source_.read(tensor, piece, values_.data());
+  const Move widen{0, 0, 0, 1, row_bytes, 0, MoveOp::kBF16ToF32};
+  executor_->unpack({&widen, 1}, values_.data(), {&to, 1});
 }
 
 const GlobalScale& PlaneReader::scale_of(std::uint32_t scope) {

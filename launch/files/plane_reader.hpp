@@ -32,6 +32,8 @@ class PlaneReader {
   float scale(std::uint32_t scope) { return scale_of(scope).stored; }
 
  private:
+  /// Values as the source has them, or widened to elements of twice as many bytes.
+  void read_values(std::uint32_t tensor, const Box& piece, std::int64_t element_bytes, std::byte* to);
   const GlobalScale& scale_of(std::uint32_t scope);
 
   const Catalog& catalog_;

@@ -6,6 +6,11 @@
 
 namespace weightcast {
 
+bool widens(const Catalog& catalog, const Parameter& parameter, const Part& part) {
+  return part.form.plane == Plane::kValues && parameter.dtype == DType::kF32 &&
+         catalog[part.tensor].dtype == DType::kBF16;
+}
+
 Box place_in(const Parameter& parameter, const Part& part, const Box& piece) {
   const std::int64_t element = dtype_bytes(parameter.dtype);
   const Box box = part.form.of(part.box);

@@ -84,6 +84,10 @@ struct Parameter {
   std::int64_t bytes() const { return shape.elements() * dtype_bytes(dtype); }
 };
 
+/// Whether the values of a part become float32 in the parameter, where the tensor holds bfloat16: an engine
+/// keeps some, such as routers, in a wider type than checkpoints do.
+bool widens(const Catalog& catalog, const Parameter& parameter, const Part& part);
+
 /// Where `piece`, a box of the part's plane, lies in the parameter's own matrix view. The part's rows must be
 /// as far apart as the parameter's.
 Box place_in(const Parameter& parameter, const Part& part, const Box& piece);

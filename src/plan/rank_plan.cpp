@@ -138,6 +138,10 @@ class Compiler {
     return dtype_bytes(rank_plan_.parameters[part.parameter].dtype);
   }
 
+  bool widened(const PartOf& part) const {
+    return widens(catalog_, rank_plan_.parameters[part.parameter], part.part);
+  }
+
   void copy(std::uint32_t number, const PartOf& part, std::int64_t staging) {
     const Segment& segment = plan_.segments[number];
     const std::int64_t element = element_of(part);
@@ -145,6 +149,15 @@ class Compiler {
     const Box box = part.part.form.of(segment.box);
     Move move = as_move(place, box.rows, box.cols * element);
     move.staging = staging;
+    if (widened(part)) {
+      if (!place.layout.plain()) {
+        throw InternalError(fmt::format("parameter {} is laid out and of a wider type than {}",
+                                        rank_plan_.parameters[part.parameter].name,
+                                        catalog_[segment.tensor].name));
+      }
+      move.op = MoveOp::kBF16ToF32;
+      move.row_bytes /= 2;
+    }
     rank_plan_.moves.push_back(move);
     rank_plan_.checks.push_back(check(number, part, place));
   }
@@ -175,6 +188,7 @@ class Compiler {
                     part.parameter,
                     number + (scales ? static_cast<std::uint32_t>(plan_.segments.size()) : 0),
                     static_cast<std::uint8_t>(element_of(part))};
+    check.widened = widened(part);
     check.layout = place.layout;
     check.row = place.row;
     check.byte = place.byte;
@@ -253,6 +267,11 @@ void compile_moves(const Plan& plan, std::int64_t rank, Compiler& compiler, Rank
 /// Everything that writes to the parameters, and in place of a write what an update leaves as it is.
 std::vector<Move> all_writes(const RankPlan& rank_plan) {
   std::vector<Move> all = rank_plan.moves;
+  for (Move& move : all) {
+    if (move.op != MoveOp::kBF16ToF32) continue;
+    move.op = MoveOp::kCopy;
+    move.row_bytes *= 2;
+  }
   all.insert(all.end(), rank_plan.padding.begin(), rank_plan.padding.end());
   for (const QuantMove& quant : rank_plan.quants) {
     all.push_back(as_move(quant.codes, quant.codes_box.rows, quant.codes_box.cols));

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "core/error.hpp"
+#include "kernels/digest.hpp"
 
 namespace weightcast {
 
@@ -15,7 +16,8 @@ void require_written(const Plan& plan, const Catalog& catalog, const RankPlan& r
 
 void require_written(const Plan& plan, const Catalog& catalog, const RankPlan& rank_plan,
                      const DigestBox& check, std::uint64_t written, std::span<const std::uint64_t> expected) {
-  if (written == expected[check.digest]) return;
+  const std::uint64_t sent = expected[check.digest];
+  if (written == (check.widened ? widened_digest(sent) : sent)) return;
   const Segment& segment = plan.segment_of_digest(check.digest);
   throw VerifyError(fmt::format(
       "verify: parameter {} does not hold what was sent of tensor {} ({}); run the update again",

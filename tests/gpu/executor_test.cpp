@@ -58,14 +58,15 @@ struct RandomPrograms {
     return (move.byte + move.row_bytes + layout.unit_bytes()) / layout.unit_bytes() * layout.unit_step;
   }
 
-  RandomPrograms(Random& random, std::int64_t most_bytes, bool casts) {
+  /// Some moves are `cast_op`, the others copies.
+  RandomPrograms(Random& random, std::int64_t most_bytes, MoveOp cast_op) {
     buffer_bytes.assign(static_cast<std::size_t>(random.between(1, 4)), 0);
     const std::int64_t unit = std::int64_t{1} << random.between(0, 5);
     const std::int64_t count = random.between(1, 90);
     for (std::int64_t i = 0; i < count; ++i) {
       Move move;
-      const bool cast = casts && random.one_in(3);
-      move.op = cast ? MoveOp::kF32ToBF16 : MoveOp::kCopy;
+      const bool cast = random.one_in(3);
+      move.op = cast ? cast_op : MoveOp::kCopy;
       move.buffer = static_cast<std::uint32_t>(random.between(0, std::ssize(buffer_bytes) - 1));
       move.rows = random.one_in(2) ? 1 : random.between(1, 300);
       const std::int64_t most = std::max<std::int64_t>(1, most_bytes / move.rows / unit);
@@ -103,7 +104,7 @@ TEST_P(CudaExecutor, PacksWhatTheHostPacks) {
   Random random(1);
   const auto host = make_host_executor();
   for (int round = 0; round < 40; ++round) {
-    const RandomPrograms random_programs(random, kMostBytes, true);
+    const RandomPrograms random_programs(random, kMostBytes, MoveOp::kF32ToBF16);
     std::vector<Twin> buffers;
     std::vector<const std::byte*> host_buffers;
     buffers.reserve(random_programs.buffer_bytes.size());
@@ -127,7 +128,7 @@ TEST_P(CudaExecutor, UnpacksWhatTheHostUnpacks) {
   Random random(2);
   const auto host = make_host_executor();
   for (int round = 0; round < 40; ++round) {
-    RandomPrograms random_programs(random, kMostBytes, false);
+    RandomPrograms random_programs(random, kMostBytes, MoveOp::kBF16ToF32);
     for (Move& move : random_programs.moves) {
       if (random.one_in(4)) move.op = MoveOp::kZero;
     }

@@ -177,6 +177,45 @@ TEST(HostExecutor, PackCastsToNearestEven) {
   }
 }
 
+TEST(HostExecutor, UnpackWidensAndTheDigestFollows) {
+  Random random(5);
+  const auto executor = make_host_executor();
+  constexpr std::int64_t kRows = 11;
+  constexpr std::int64_t kCols = 23;
+  constexpr std::int64_t kPitch = 100;
+  constexpr std::uint64_t kKey = 77;
+  const Box box{3, kRows, 5, kCols};
+  const Bytes staging = random.bytes(6 + kRows * kCols * 2);
+  const Bytes before = random.bytes(kRows * kPitch);
+  Bytes parameter = before;
+  std::byte* const pointer = parameter.data();
+  const Move move{0, kPitch, 6, kRows, kCols * 2, 0, MoveOp::kBF16ToF32};
+  executor->unpack({&move, 1}, staging.data(), {&pointer, 1});
+  for (std::int64_t row = 0; row < kRows; ++row) {
+    for (std::int64_t col = 0; col < kCols; ++col) {
+      std::uint32_t word = 0;
+      std::memcpy(&word, parameter.data() + row * kPitch + col * 4, 4);
+      std::uint16_t bits = 0;
+      std::memcpy(&bits, staging.data() + 6 + (row * kCols + col) * 2, 2);
+      ASSERT_EQ(word, std::uint32_t{bits} << 16);
+    }
+    // What lies between the rows is not the move's.
+    ASSERT_TRUE(std::equal(parameter.begin() + row * kPitch + kCols * 4,
+                           parameter.begin() + (row + 1) * kPitch,
+                           before.begin() + row * kPitch + kCols * 4));
+  }
+  const std::uint64_t sent = digest_box(staging.data() + 6, kCols * 2, box, 2, kKey);
+  const auto written = [&] { return digest_box(parameter.data(), kPitch, box, 4, kKey); };
+  EXPECT_EQ(written(), widened_digest(sent));
+  // Any bit of an element, also of the half that must be zero, makes another digest.
+  for (int bit = 0; bit < 32; ++bit) {
+    const std::size_t at = 2 * kPitch + 4 * 7 + static_cast<std::size_t>(bit / 8);
+    parameter[at] ^= std::byte{1} << (bit % 8);
+    EXPECT_NE(written(), widened_digest(sent)) << bit;
+    parameter[at] ^= std::byte{1} << (bit % 8);
+  }
+}
+
 TEST(HostExecutor, DigestsOfManyBoxes) {
   Random random(4);
   const auto executor = make_host_executor();
