@@ -41,7 +41,7 @@ class Catalog {
   /// Sets the layer and the expert that a tensor belongs to.
   void set_place(std::uint32_t index, std::int64_t layer, std::int64_t expert);
 
-  /// Sets how many elements of a tensor no engine reads, and whether engines widen it to float32.
+  /// Sets how many elements of a tensor no engine reads, and whether a checkpoint may have it in bfloat16.
   void set_reading(std::uint32_t index, std::int64_t unread, bool widened);
 
   const std::vector<Tensor>& tensors() const { return tensors_; }

@@ -41,13 +41,19 @@ const json* find(const json& object, ModelConfig::Names names) {
                                fmt::join(names, "' or '"), excerpt(value.dump()), expected));
 }
 
-std::int64_t positive(const json& value, const std::string& origin, ModelConfig::Names names) {
+std::int64_t integer_from(std::int64_t least, const json& value, const std::string& origin,
+                          ModelConfig::Names names) {
   constexpr std::int64_t kMost = std::int64_t{1} << 24;
   // A value without sign may be beyond the signed ones; those come out negative.
-  if (!value.is_number_integer() || value.get<std::int64_t>() <= 0 || value.get<std::int64_t>() > kMost) {
-    wrong(origin, names, value, fmt::format("a positive integer of at most {}", kMost));
+  if (!value.is_number_integer() || value.get<std::int64_t>() < least || value.get<std::int64_t>() > kMost) {
+    wrong(origin, names, value,
+          fmt::format("{} of at most {}", least > 0 ? "a positive integer" : "an integer from 0 on", kMost));
   }
   return value.get<std::int64_t>();
+}
+
+std::int64_t positive(const json& value, const std::string& origin, ModelConfig::Names names) {
+  return integer_from(1, value, origin, names);
 }
 
 std::vector<std::string> texts_or_empty(const json& root, const std::string& origin, std::string_view name) {
@@ -119,6 +125,11 @@ std::int64_t ModelConfig::integer(Names names) const {
 std::int64_t ModelConfig::integer_or(Names names, std::int64_t fallback) const {
   const json* const value = find(json_->root, names);
   return value == nullptr ? fallback : positive(*value, origin_, names);
+}
+
+std::int64_t ModelConfig::count_or(Names names, std::int64_t fallback) const {
+  const json* const value = find(json_->root, names);
+  return value == nullptr ? fallback : integer_from(0, *value, origin_, names);
 }
 
 bool ModelConfig::is_null(Names names) const {

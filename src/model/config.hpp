@@ -51,6 +51,8 @@ class ModelConfig {
   std::int64_t integer(Names names) const;
   /// The same, or `fallback` when it is absent or null.
   std::int64_t integer_or(Names names, std::int64_t fallback) const;
+  /// As integer_or(), and zero will do.
+  std::int64_t count_or(Names names, std::int64_t fallback) const;
   /// Whether one of the fields is there and null.
   bool is_null(Names names) const;
   bool boolean_or(Names names, bool fallback) const;

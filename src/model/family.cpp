@@ -21,9 +21,13 @@ struct Known {
   std::unique_ptr<Family> (*make)(const ModelConfig&);
 };
 
-constexpr std::array<Known, 4> kFamilies{{
+constexpr std::array<Known, 8> kFamilies{{
+    {"Glm4ForCausalLM", "glm4", &make_glm4},
+    {"Glm4MoeForCausalLM", "glm4_moe", &make_glm4_moe},
     {"LlamaForCausalLM", "llama", &make_llama},
+    {"MistralForCausalLM", "mistral", &make_mistral},
     {"Qwen2ForCausalLM", "qwen2", &make_qwen2},
+    {"Qwen2MoeForCausalLM", "qwen2_moe", &make_qwen2_moe},
     {"Qwen3ForCausalLM", "qwen3", &make_qwen3},
     {"Qwen3MoeForCausalLM", "qwen3_moe", &make_qwen3_moe},
 }};

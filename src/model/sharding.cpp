@@ -43,10 +43,16 @@ TensorBox TensorParallel::outer(std::uint32_t tensor, std::int64_t start, std::i
   return {tensor, {start, count, 0, shape.cols()}};
 }
 
-Parameter TensorParallel::replicated(const std::string& name, const std::string& tensor) const {
+Parameter TensorParallel::replicated(const std::string& name, const std::string& tensor,
+                                     std::optional<DType> type) const {
   const std::uint32_t index = catalog_.at(tensor);
   const Shape& shape = catalog_[index].shape;
-  return stack(catalog_, name, shape, {{index, Box::whole(shape)}});
+  const DType held = catalog_[index].dtype;
+  if (type && *type != held && !(held == DType::kBF16 && *type == DType::kF32)) {
+    throw InputError(fmt::format("{} is {} but engines keep it in {}, to which only bfloat16 is widened",
+                                 tensor, dtype_name(held), dtype_name(*type)));
+  }
+  return stack(catalog_, name, shape, {{index, Box::whole(shape)}}, {type.value_or(held)});
 }
 
 Parameter TensorParallel::row_parallel(const std::string& name, const std::string& tensor) const {
@@ -65,6 +71,16 @@ Parameter TensorParallel::gate_up(const std::string& name, const std::string& ga
   const std::int64_t count = shape[0] / tp_size_;
   return stack(catalog_, name, with_outer(shape, 2 * count),
                {outer(gate_index, tp_rank_ * count, count), outer(catalog_.at(up), tp_rank_ * count, count)});
+}
+
+Parameter TensorParallel::gate_up(const std::string& name, const std::string& both) const {
+  const std::uint32_t index = catalog_.at(both);
+  const Shape& shape = catalog_[index].shape;
+  const std::int64_t inner = shape[0] / 2;
+  require_divides(option_, size_name_, tp_size_, "half the rows of " + both, inner);
+  const std::int64_t count = inner / tp_size_;
+  return stack(catalog_, name, with_outer(shape, 2 * count),
+               {outer(index, tp_rank_ * count, count), outer(index, inner + tp_rank_ * count, count)});
 }
 
 Parameter TensorParallel::fused_qkv(const std::string& name, const std::string& q, const std::string& k,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,14 +19,19 @@ class TensorParallel {
   TensorParallel(const Catalog& catalog, std::int64_t tp_size, std::int64_t tp_rank,
                  std::string option = "--inference", std::string size_name = "tp");
 
-  /// The whole tensor.
-  Parameter replicated(const std::string& name, const std::string& tensor) const;
+  /// The whole tensor, of its own type or widened to `type`. Throws InputError for a type that it cannot be
+  /// widened to.
+  Parameter replicated(const std::string& name, const std::string& tensor,
+                       std::optional<DType> type = {}) const;
 
   /// Columns [t·in/T, (t+1)·in/T) of `o_proj` or `down_proj`.
   Parameter row_parallel(const std::string& name, const std::string& tensor) const;
 
   /// `[gate slice ; up slice]`, each rows [t·I/T, (t+1)·I/T) of its tensor.
   Parameter gate_up(const std::string& name, const std::string& gate, const std::string& up) const;
+
+  /// The same of one tensor that is gate and, behind it, up.
+  Parameter gate_up(const std::string& name, const std::string& both) const;
 
   /// Rows [q | k | v]: this rank's query heads, then its key and value heads. With more ranks than kv heads
   /// each kv head is held by T/kv_heads neighbouring ranks. Weights and biases alike.

@@ -2,12 +2,19 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
+#include <random>
+#include <regex>
 #include <set>
 #include <utility>
+#include <vector>
 
+#include "emulated_update.hpp"
 #include "model_configs.hpp"
+#include "naive_model.hpp"
+#include "plan/plan.hpp"
 
 namespace weightcast {
 
@@ -26,12 +33,24 @@ std::unique_ptr<Family> vllm_family(const std::string& model) {
   return make_family(ModelConfig(text_of(path), path));
 }
 
+/// Pseudo-random bytes for every tensor.
+naive::Weights random_weights(const Catalog& catalog) {
+  std::mt19937_64 random(18);
+  naive::Weights weights;
+  for (const Tensor& tensor : catalog.tensors()) {
+    std::vector<std::byte>& bytes = weights[tensor.name];
+    bytes.resize(static_cast<std::size_t>(tensor.bytes()));
+    std::generate(bytes.begin(), bytes.end(), [&] { return static_cast<std::byte>(random() >> 56); });
+  }
+  return weights;
+}
+
 /// `tp2ep_rank1` as a layout and a rank in it.
 std::pair<EngineLayout, std::int64_t> layout_of(const std::string& map) {
   EngineLayout layout;
   layout.engine = Engine::kVllm;
   layout.tp = map[2] - '0';
-  if (map.find("ep_") != std::string::npos) layout.ep = layout.tp;
+  if (map.find("ep", 2) != std::string::npos) layout.ep = layout.tp;
   const std::size_t rank = map.find("rank");
   return {layout, rank == std::string::npos ? 0 : map[rank + 4] - '0'};
 }
@@ -50,9 +69,26 @@ json run_of(const Catalog& catalog, const Part& part) {
   return json::array({from, count});
 }
 
+bool follows(const Part& before, const Part& part) {
+  return before.tensor == part.tensor && before.box.col == part.box.col && before.box.cols == part.box.cols &&
+         before.box.row + before.box.rows == part.box.row &&
+         before.offset + before.box.rows * before.pitch == part.offset;
+}
+
 json runs_of(const Catalog& catalog, const Parameter& parameter) {
   std::map<std::int64_t, json> by_offset;
-  for (const Part& part : parameter.parts) by_offset[part.offset] = run_of(catalog, part);
+  const Part* before = nullptr;
+  std::vector<Part> joined;
+  for (const Part& part : parameter.parts) {
+    // The maps say rows that follow on each other as one run.
+    if (before != nullptr && follows(*before, part)) {
+      joined.back().box.rows += part.box.rows;
+    } else {
+      joined.push_back(part);
+    }
+    before = &part;
+  }
+  for (const Part& part : joined) by_offset[part.offset] = run_of(catalog, part);
   const std::int64_t row_bytes = parameter.shape.cols() * dtype_bytes(parameter.dtype);
   for (const Padding& padding : parameter.padding) {
     by_offset[padding.offset] = json::array({"zero", padding.bytes / row_bytes});
@@ -68,6 +104,44 @@ json flat(const json& rows) {
   json runs = json::array();
   for (const json& expert : rows) runs.insert(runs.end(), expert.begin(), expert.end());
   return runs;
+}
+
+/// What the loader makes of `weights`: its rows one behind the other, bfloat16 widened where the parameter is
+/// float32.
+std::vector<std::byte> loaded(const Catalog& catalog, const naive::Weights& weights, const json& parameter) {
+  const std::regex from(R"(([^\[]+)\[(\d+):(\d+)\](?:\[:, (\d+):(\d+)\])?)");
+  const bool wide = parameter["dtype"] == "float32";
+  const auto element = static_cast<std::size_t>(wide ? 4 : 2);
+  const Shape shape(parameter["shape"].get<std::vector<std::int64_t>>());
+  std::vector<std::byte> bytes;
+  for (const json& run : flat(parameter["rows"])) {
+    if (run[0] == "zero") {
+      const auto rows = run[1].get<std::size_t>();
+      bytes.resize(bytes.size() + rows * static_cast<std::size_t>(shape.cols()) * element);
+      continue;
+    }
+    std::smatch match;
+    const auto text = run[0].get<std::string>();
+    EXPECT_TRUE(std::regex_match(text, match, from)) << text;
+    const Tensor& tensor = catalog[catalog.at(match[1].str())];
+    const auto number = [&](std::size_t group) {
+      return static_cast<std::size_t>(std::stoull(match[group].str()));
+    };
+    const bool vector = tensor.shape.dims() == 1;
+    const std::size_t cols = vector ? 1 : static_cast<std::size_t>(tensor.shape.cols());
+    const std::size_t first = match[4].matched ? number(4) : 0;
+    const std::size_t end = match[5].matched ? number(5) : cols;
+    const auto stored = static_cast<std::size_t>(dtype_bytes(tensor.dtype));
+    const std::vector<std::byte>& values = weights.at(tensor.name);
+    for (std::size_t row = number(2); row < number(3); ++row) {
+      for (std::size_t col = first; col < end; ++col) {
+        const std::byte* const value = values.data() + (row * cols + col) * stored;
+        if (stored < element) bytes.insert(bytes.end(), element - stored, std::byte{0});
+        bytes.insert(bytes.end(), value, value + stored);
+      }
+    }
+  }
+  return bytes;
 }
 
 class VllmMap : public ::testing::TestWithParam<const char*> {};
@@ -102,6 +176,7 @@ TEST_P(VllmMap, EveryRowOfEveryParameterIsWhereTheEnginesLoaderPutsIt) {
       ASSERT_EQ(expected.erase(parameter.name), 1u) << parameter.name;
       const json& found = map[parameter.name];
       EXPECT_EQ(Shape(found["shape"].get<std::vector<std::int64_t>>()), parameter.shape) << parameter.name;
+      EXPECT_EQ(found["dtype"], dtype_name(parameter.dtype)) << parameter.name;
       EXPECT_EQ(flat(found["rows"]), runs_of(family->catalog(), parameter)) << parameter.name;
     }
     EXPECT_TRUE(expected.empty()) << *expected.begin();
@@ -109,7 +184,42 @@ TEST_P(VllmMap, EveryRowOfEveryParameterIsWhereTheEnginesLoaderPutsIt) {
   EXPECT_GE(maps, 3);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, VllmMap, ::testing::Values("llama", "qwen2", "qwen3", "qwen3-moe"));
+TEST_P(VllmMap, AnUpdateWritesTheBytesThatTheEnginesLoaderWrites) {
+  const auto family = vllm_family(GetParam());
+  const Catalog& catalog = family->catalog();
+  const naive::Weights weights = random_weights(catalog);
+  std::set<std::string> layouts;
+  for (const auto& entry : std::filesystem::directory_iterator(vllm_folder(GetParam()))) {
+    const std::string file = entry.path().stem().string();
+    if (file.starts_with("map_")) layouts.insert(file.substr(4, file.find("_rank") - 4));
+  }
+  EXPECT_GE(layouts.size(), 2u);
+  for (const std::string& name : layouts) {
+    SCOPED_TRACE(name);
+    Topology topology;
+    topology.trainers = 2;
+    topology.engine = layout_of(name).first;
+    Limits limits;
+    limits.bucket_bytes = Limits::kLeastBucketBytes;
+    const Plan plan = make_plan(*family, topology, limits);
+    const std::vector<EmulatedRank> ranks = emulate_update(plan, *family, weights);
+    for (std::int64_t rank = 0; rank < topology.engine.tp; ++rank) {
+      const std::string of_rank = topology.engine.tp == 1 ? "" : fmt::format("_rank{}", rank);
+      const json map =
+          json::parse(text_of(fmt::format("{}/map_{}{}.json", vllm_folder(GetParam()), name, of_rank)));
+      const EmulatedRank& held = ranks.at(static_cast<std::size_t>(topology.trainers + rank));
+      for (std::size_t i = 0; i < held.parameters.size(); ++i) {
+        const std::string& parameter = held.rank_plan.parameters[i].name;
+        EXPECT_TRUE(held.parameters[i] == loaded(catalog, weights, map[parameter]))
+            << parameter << " of " << rank;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, VllmMap,
+                         ::testing::Values("glm4", "glm4-moe", "llama", "mistral", "qwen2", "qwen2-moe",
+                                           "qwen3", "qwen3-moe"));
 
 TEST(Llama, BiasesWhereTheConfigHasThem) {
   json config = json::parse(text_of(vllm_folder("llama") + "/config.json"));

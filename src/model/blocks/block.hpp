@@ -23,7 +23,7 @@ namespace weightcast {
 struct Names {
   std::string canonical;
   std::string engine;
-  std::string trainer;
+  std::string trainer;  ///< empty where it is not known
   /// By which other versions of the trainer call it.
   std::vector<std::string> other_trainer = {};
 };
@@ -43,6 +43,9 @@ class TensorList {
 
   /// A tensor that is never quantised: a norm, a router, a bias, an embedding.
   virtual void add(const std::string& name, const Shape& shape) = 0;
+
+  /// The same of one that is float32 in a model of any type. A checkpoint may have it in bfloat16.
+  virtual void add_float32(const std::string& name, const Shape& shape) = 0;
 
   /// The weight [out, in] of a linear layer, `MODULE.weight`: its values, or its codes and their scales.
   virtual void add_linear(const std::string& module, std::int64_t out, std::int64_t in) = 0;

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
+#include <system_error>
 #include <utility>
 
 #include "core/error.hpp"
@@ -113,8 +115,18 @@ std::optional<StoredForm> Decoder::other_stored_form(const Tensor& tensor) const
 
 bool Decoder::may_ignore(std::string_view stored_name) const {
   if (catalog_.find(stored_name)) return false;
-  return is_rotary_table(stored_name) || is_cache_scale(stored_name) ||
+  return is_of_draft(stored_name) || is_rotary_table(stored_name) || is_cache_scale(stored_name) ||
          (parts_.stored && is_activation_scale(stored_name));
+}
+
+bool Decoder::is_of_draft(std::string_view stored_name) const {
+  constexpr std::string_view kBefore = "model.layers.";
+  if (!stored_name.starts_with(kBefore)) return false;
+  std::int64_t layer = 0;
+  const char* const end = stored_name.data() + stored_name.size();
+  const auto [rest, status] = std::from_chars(stored_name.data() + kBefore.size(), end, layer);
+  return status == std::errc() && rest != end && *rest == '.' && layer >= parts_.layers &&
+         layer < parts_.layers + parts_.draft_layers;
 }
 
 std::optional<std::string> Decoder::copy_of(std::string_view stored_name) const {

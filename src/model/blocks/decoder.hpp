@@ -26,6 +26,8 @@ struct DecoderParts {
   std::vector<LayerBlocks> kinds;  ///< of layers
   /// The kind of a layer, as an index. Unset: all are of the first.
   std::function<std::size_t(std::int64_t layer)> kind_of;
+  /// Layers behind the last one that only drafts of engines use; tensors of theirs are left out.
+  std::int64_t draft_layers = 0;
   BlockPtr final_norm;
   BlockPtr head;
 };
@@ -55,6 +57,7 @@ class Decoder final : public Family {
   /// Throws UsageError for trainers of a model whose checkpoints hold codes.
   void require_values(const TrainerLayout& layout) const;
   void require_plausible_sizes() const;
+  bool is_of_draft(std::string_view stored_name) const;
   void list_tensors();
 
   DecoderParts parts_;

@@ -1,22 +1,34 @@
 #include "model/blocks/replicated.hpp"
 
+#include <fmt/format.h>
+
 #include <utility>
+
+#include "core/error.hpp"
 
 namespace weightcast {
 
-Replicated::Replicated(Names names, Shape shape) : names_(std::move(names)), shape_(shape) {}
+Replicated::Replicated(Names names, Shape shape, Type type)
+    : names_(std::move(names)), shape_(shape), type_(type) {}
 
 void Replicated::list(const Site& site, TensorList& tensors) const {
-  tensors.add(site.canonical + names_.canonical, shape_);
+  const std::string name = site.canonical + names_.canonical;
+  type_ == Type::kFloat32 ? tensors.add_float32(name, shape_) : tensors.add(name, shape_);
 }
 
 void Replicated::add_parameters(const Site& site, const EngineCut& cut,
                                 std::vector<Parameter>& parameters) const {
-  parameters.push_back(cut.dense.replicated(site.engine + names_.engine, site.canonical + names_.canonical));
+  const auto type = type_ == Type::kModel ? std::nullopt : std::optional(DType::kF32);
+  parameters.push_back(
+      cut.dense.replicated(site.engine + names_.engine, site.canonical + names_.canonical, type));
 }
 
 void Replicated::add_trainer_tensors(const Site& site, const TrainerCut& cut,
                                      std::vector<TrainerTensor>& tensors) const {
+  if (names_.trainer.empty()) {
+    throw UsageError(fmt::format("{}: trainers of this model's family are not known, nor what they call {}",
+                                 cut.dense.option(), names_.canonical));
+  }
   TrainerTensor tensor{
       cut.dense.replicated(site.trainer + names_.trainer, site.canonical + names_.canonical)};
   for (const std::string& other : names_.other_trainer) tensor.other_names.push_back(site.trainer + other);

@@ -13,6 +13,12 @@ void CatalogList::add(const std::string& name, const Shape& shape) {
   catalog_.set_place(catalog_.add(name, dtype_, shape), layer_, expert_);
 }
 
+void CatalogList::add_float32(const std::string& name, const Shape& shape) {
+  const std::uint32_t tensor = catalog_.add(name, DType::kF32, shape);
+  catalog_.set_place(tensor, layer_, expert_);
+  catalog_.set_reading(tensor, 0, true);
+}
+
 void CatalogList::add_linear(const std::string& module, std::int64_t out, std::int64_t in) {
   const auto first = static_cast<std::uint32_t>(catalog_.size());
   const bool values = stored_ == nullptr || stored_->keeps_values(module);
@@ -34,6 +40,10 @@ void TensorCount::add(const std::string& /*name*/, const Shape& shape) {
   elements_ += std::accumulate(extents.begin(), extents.end(), 1.0, [](double product, std::int64_t extent) {
     return product * static_cast<double>(extent);
   });
+}
+
+void TensorCount::add_float32(const std::string& name, const Shape& shape) {
+  add(name, shape);
 }
 
 void TensorCount::add_linear(const std::string& module, std::int64_t out, std::int64_t in) {

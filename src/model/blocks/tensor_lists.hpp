@@ -15,6 +15,7 @@ class CatalogList final : public TensorList {
   void set_layer(std::int64_t layer) { layer_ = layer; }
 
   void add(const std::string& name, const Shape& shape) override;
+  void add_float32(const std::string& name, const Shape& shape) override;
   void add_linear(const std::string& module, std::int64_t out, std::int64_t in) override;
   void for_each_expert(std::int64_t experts, const std::function<void(std::int64_t)>& list) override;
 
@@ -33,6 +34,7 @@ class TensorCount final : public TensorList {
   double elements() const { return elements_; }
 
   void add(const std::string& name, const Shape& shape) override;
+  void add_float32(const std::string& name, const Shape& shape) override;
   void add_linear(const std::string& module, std::int64_t out, std::int64_t in) override;
   void for_each_expert(std::int64_t experts, const std::function<void(std::int64_t)>& list) override;
 

@@ -2,11 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <unordered_set>
 #include <utility>
+#include <vector>
 
 #include "core/error.hpp"
-#include "model/blocks/gated_mlp.hpp"
-#include "model/blocks/replicated.hpp"
 #include "model/blocks/vocabulary.hpp"
 #include "model/megatron.hpp"
 
@@ -40,17 +40,39 @@ BlockPtr experts_norm(std::int64_t hidden) {
       Shape{hidden});
 }
 
-BlockPtr gated_mlp(std::int64_t hidden, std::int64_t inner, bool bias) {
-  return std::make_shared<GatedMlp>(Names{"mlp.", "mlp.", "mlp."}, hidden, inner, bias);
+BlockPtr head_norm(const std::string& of, std::int64_t head_dim) {
+  const std::string name = "self_attn." + of + "_norm.weight";
+  return std::make_shared<Replicated>(Names{name, name, "self_attention." + of + "_layernorm.weight"},
+                                      Shape{head_dim});
 }
 
-BlockPtr router(std::int64_t experts, std::int64_t hidden) {
+BlockPtr gated_mlp(const MlpSizes& sizes) {
+  return std::make_shared<GatedMlp>(Names{"mlp.", "mlp.", "mlp."}, sizes);
+}
+
+BlockPtr router(std::int64_t experts, std::int64_t hidden, Replicated::Type type) {
   return std::make_shared<Replicated>(Names{"mlp.gate.weight", "mlp.gate.weight", "mlp.router.weight"},
-                                      Shape{experts, hidden});
+                                      Shape{experts, hidden}, type);
+}
+
+BlockPtr correction_bias(std::int64_t experts) {
+  const std::string name = "mlp.gate.e_score_correction_bias";
+  return std::make_shared<Replicated>(Names{name, name, "mlp.router.expert_bias"}, Shape{experts},
+                                      Replicated::Type::kFloat32);
 }
 
 BlockPtr routed_experts(const ExpertSizes& sizes) {
   return std::make_shared<RoutedExperts>(Names{"mlp.experts", "mlp.experts", "mlp.experts"}, sizes);
+}
+
+BlockPtr shared_experts(const std::string& module, std::int64_t hidden, std::int64_t inner) {
+  const std::string name = "mlp." + module + ".";
+  return std::make_shared<GatedMlp>(Names{name, name, "mlp.shared_experts."}, MlpSizes{hidden, inner});
+}
+
+BlockPtr shared_expert_gate(std::int64_t hidden) {
+  const std::string name = "mlp.shared_expert_gate.weight";
+  return std::make_shared<Replicated>(Names{name, name, "mlp.shared_experts.gate_weight"}, Shape{1, hidden});
 }
 
 AttentionSizes attention_sizes(SizeFields& sizes, const ModelConfig& config,
@@ -99,6 +121,30 @@ DecoderParts common_parts(SizeFields& sizes, const ModelConfig& config, std::int
   parts.final_norm = std::make_shared<Replicated>(final_norm, Shape{hidden});
   parts.head = std::make_shared<Head>(head, vocabulary, hidden, tied ? &embedding : nullptr);
   return parts;
+}
+
+std::function<bool(std::int64_t)> dense_by_step(const ModelConfig& config) {
+  const std::int64_t step = config.integer_or({"decoder_sparse_step"}, 1);
+  const std::vector<std::int64_t> listed = config.integers_or_empty({"mlp_only_layers"});
+  const std::unordered_set<std::int64_t> dense_layers(listed.begin(), listed.end());
+  return [step, dense_layers](std::int64_t layer) {
+    return (layer + 1) % step != 0 || dense_layers.contains(layer);
+  };
+}
+
+std::function<bool(std::int64_t)> dense_at_first(const ModelConfig& config, std::int64_t fallback) {
+  const std::int64_t count = config.count_or({"first_k_dense_replace"}, fallback);
+  return [count](std::int64_t layer) { return layer < count; };
+}
+
+void mix_layers(DecoderParts& parts, LayerBlocks sparse, const std::function<bool(std::int64_t)>& is_dense,
+                const std::function<LayerBlocks()>& dense) {
+  parts.kinds = {std::move(sparse)};
+  std::int64_t first_dense = 0;
+  while (first_dense < parts.layers && !is_dense(first_dense)) ++first_dense;
+  if (first_dense == parts.layers) return;
+  parts.kinds.push_back(dense());
+  parts.kind_of = [is_dense](std::int64_t layer) -> std::size_t { return is_dense(layer) ? 1 : 0; };
 }
 
 std::unique_ptr<Family> decoder(DecoderParts parts, const SizeFields& sizes) {

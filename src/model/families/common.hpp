@@ -1,9 +1,14 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
 
 #include "model/blocks/attention.hpp"
 #include "model/blocks/decoder.hpp"
+#include "model/blocks/gated_mlp.hpp"
+#include "model/blocks/replicated.hpp"
 #include "model/blocks/routed_experts.hpp"
 #include "model/size_fields.hpp"
 
@@ -18,10 +23,18 @@ BlockPtr attention(const AttentionSizes& sizes);
 /// The norm [hidden] before a dense MLP, and before routed experts.
 BlockPtr mlp_norm(std::int64_t hidden);
 BlockPtr experts_norm(std::int64_t hidden);
-BlockPtr gated_mlp(std::int64_t hidden, std::int64_t inner, bool bias = false);
+/// The norm that all heads of a projection, `q` or `k`, share.
+BlockPtr head_norm(const std::string& of, std::int64_t head_dim);
+BlockPtr gated_mlp(const MlpSizes& sizes);
 /// The router [experts, hidden].
-BlockPtr router(std::int64_t experts, std::int64_t hidden);
+BlockPtr router(std::int64_t experts, std::int64_t hidden, Replicated::Type type = Replicated::Type::kModel);
+/// What is added to the router's scores where experts are chosen.
+BlockPtr correction_bias(std::int64_t experts);
 BlockPtr routed_experts(const ExpertSizes& sizes);
+/// The experts that all tokens use, as one MLP: `module` is what checkpoints and engines call it.
+BlockPtr shared_experts(const std::string& module, std::int64_t hidden, std::int64_t inner);
+/// What weighs the one of them that Qwen's models have [1, hidden].
+BlockPtr shared_expert_gate(std::int64_t hidden);
 
 /// What a family's config in transformers has where config.json says nothing, or null.
 struct AttentionDefaults {
@@ -36,6 +49,16 @@ AttentionSizes attention_sizes(SizeFields& sizes, const ModelConfig& config,
 /// What is the same in every family of this kind: embedding, final norm and head, and what a Decoder wants to
 /// know beside blocks. The family adds the layers.
 DecoderParts common_parts(SizeFields& sizes, const ModelConfig& config, std::int64_t hidden);
+
+/// Which layers are dense where every so many have routed experts: `decoder_sparse_step`, `mlp_only_layers`.
+std::function<bool(std::int64_t layer)> dense_by_step(const ModelConfig& config);
+/// Which are where the first ones are: `first_k_dense_replace`.
+std::function<bool(std::int64_t layer)> dense_at_first(const ModelConfig& config, std::int64_t fallback);
+
+/// Gives the model layers with routed experts and dense ones. `dense` is asked only where there is one, so
+/// that its sizes may be missing elsewhere.
+void mix_layers(DecoderParts& parts, LayerBlocks sparse, const std::function<bool(std::int64_t)>& is_dense,
+                const std::function<LayerBlocks()>& dense);
 
 /// A model of such layers, of which `layers` are the kinds. Takes the text of `sizes`, which have all been
 /// read by now.

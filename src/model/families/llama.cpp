@@ -10,8 +10,8 @@ std::unique_ptr<Family> make_llama(const ModelConfig& config) {
   heads.qkv_bias = heads.output_bias = config.boolean_or({"attention_bias"}, false);
   DecoderParts parts = common_parts(sizes, config, heads.hidden);
   parts.kinds = {{input_norm(heads.hidden), attention(heads), mlp_norm(heads.hidden),
-                  gated_mlp(heads.hidden, sizes.integer({"intermediate_size"}),
-                            config.boolean_or({"mlp_bias"}, false))}};
+                  gated_mlp({heads.hidden, sizes.integer({"intermediate_size"}),
+                             config.boolean_or({"mlp_bias"}, false)})}};
   return decoder(std::move(parts), sizes);
 }
 

@@ -10,7 +10,7 @@ std::unique_ptr<Family> make_qwen2(const ModelConfig& config) {
   heads.qkv_bias = true;
   DecoderParts parts = common_parts(sizes, config, heads.hidden);
   parts.kinds = {{input_norm(heads.hidden), attention(heads), mlp_norm(heads.hidden),
-                  gated_mlp(heads.hidden, sizes.integer({"intermediate_size"}))}};
+                  gated_mlp({heads.hidden, sizes.integer({"intermediate_size"})})}};
   return decoder(std::move(parts), sizes);
 }
 
