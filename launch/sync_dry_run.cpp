@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "core/units.hpp"
 #include "launch/commands.hpp"
 #include "launch/files/overlap.hpp"
@@ -21,6 +22,7 @@
 #include "storage/file_kind.hpp"
 #include "storage/partial_file.hpp"
 #include "storage/rank_file.hpp"
+#include "storage/tentative_folder.hpp"
 
 namespace weightcast {
 
@@ -50,6 +52,11 @@ std::string look_at_sink(const Options& options, const ShardPlace& sink, const M
   const SinkFolders sinks(sink, folders);
   for (const BoundCheckpoint& source : model.sources) sinks.require_no_shard_of(source.checkpoint);
   for (const std::string& folder : folders) {
+    try {
+      require_folder(folder);
+    } catch (const IoError& error) {
+      throw IoError(fmt::format("{}: {}", sink.option(folder), error.what()));
+    }
     for (std::int64_t rank = 0; rank < layout.ranks(); ++rank) {
       for (const FileFormat format : {FileFormat::kHdf5, FileFormat::kSafetensors}) {
         require_free_or_own(folder + "/" + rank_file_name(kShardStem, {rank, format}), kShardKind);
@@ -60,12 +67,15 @@ std::string look_at_sink(const Options& options, const ShardPlace& sink, const M
   require_space(*folders.begin() + "/" + rank_file_name(kShardStem, {0, sink.format}),
                 bytes * static_cast<std::int64_t>(folders.size()));
   return fmt::format("# sink: {} of {} in {}\n", counted(layout.ranks(), "shard"), format_bytes(bytes),
-                     sink.directory);
+                     printable(sink.directory));
 }
 
 /// The same of all that is in files, and what memory it takes.
 std::string look_at_files(const Options& options, const Model& model, const EngineLayout& layout) {
   const std::int64_t bytes = parameter_bytes(*model.family, layout);
+  ThreadPool readers(1);
+  for (const BoundCheckpoint& source : model.sources)
+    require_equal_copies(options, *model.family, source, readers, {}, [] {});
   std::string lines;
   if (const auto sink = shard_place(options.sink)) {
     lines += look_at_sink(options, *sink, model, layout, bytes);

@@ -26,4 +26,8 @@ class TentativeFolder {
   int levels_ = 0;
 };
 
+/// Throws SystemRefusal where a folder is not there and could not be made, or where this process could make
+/// no file in it. Makes nothing.
+void require_folder(const std::string& path);
+
 }  // namespace weightcast

@@ -47,6 +47,37 @@ TEST_F(DryRun, RefusesASinkThatIsTheSource) {
                       64, {dir_ / "model"}));
 }
 
+TEST_F(DryRun, RefusesASinkWhereNoFolderCanBe) {
+  put_file(dir_ / "notes", "mine");
+  std::filesystem::create_symlink("nowhere", dir_ / "link");
+  for (const std::string& place :
+       {dir_ / "notes", dir_ / "notes/below", dir_ / "link", dir_ / "link/below"}) {
+    const Words words{"sync", "--source", trained(0), "--inference", "tp=2", "--sink", "hdf5:" + place};
+    const Outcome job = run_job(3, words);
+    const Outcome dry = run_plain(words + Words{"--dry-run"});
+    EXPECT_TRUE(refused(job, 74, {"--sink hdf5:" + place, "cannot make the folder"}));
+    EXPECT_TRUE(refused(dry, 74, {"--sink hdf5:" + place, "cannot make the folder"}));
+  }
+  EXPECT_EQ(get_file(dir_ / "notes"), "mine");
+}
+
+TEST_F(DryRun, RefusesAHeadThatIsNotTheEmbedding) {
+  std::filesystem::copy(trained(0), dir_ / "model");
+  nlohmann::json config = read_json(dir_ / "model/config.json");
+  config["tie_word_embeddings"] = true;
+  put_file(dir_ / "model/config.json", config.dump());
+  const Words words{"sync", "--source", dir_ / "model", "--inference", "tp=2", "--dry-run"};
+  EXPECT_TRUE(refused(run_plain(words), 65, {dir_ / "model", "lm_head.weight", "--tied-head embedding"}));
+  EXPECT_TRUE(done(run_plain(words + Words{"--tied-head", "embedding"})));
+}
+
+TEST_F(DryRun, EscapesTheSinksName) {
+  const Outcome outcome = run_plain({"sync", "--source", trained(0), "--inference", "tp=2", "--sink",
+                                     "hdf5:" + (dir_ / "a\x1b[31m\nb"), "--dry-run"});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {dir_ / "a\\x1b[31m\\nb"}));
+}
+
 TEST_F(DryRun, IsForSyncAlone) {
   EXPECT_TRUE(refused(run_plain({"plan", "--source", trained(0), "--dry-run"}), 64, {"--dry-run"}));
 }

@@ -22,6 +22,8 @@
 #include <utility>
 
 #include "sink/output_claim.hpp"
+#include "storage/replacement.hpp"
+#include "storage/tentative_folder.hpp"
 #include "storage/unfinished.hpp"
 #include "storage_files.hpp"
 #include "support/files.hpp"
@@ -173,6 +175,36 @@ TEST_F(OutputLockTest, AProcessHasALockAsOftenAsItLikes) {
     ::close(fd);
   }
   EXPECT_FALSE(fs::exists(folder_));
+}
+
+/// What require_folder() says of a folder; empty where files can be made in it.
+std::string wrong_with(const std::string& folder) {
+  try {
+    require_folder(folder);
+    return "";
+  } catch (const SystemRefusal& refusal) {
+    return refusal.what();
+  }
+}
+
+TEST_F(OutputLockTest, AFolderIsLookedAtWithoutBeingMade) {
+  fs::create_directory(dir_ / "there");
+  fs::create_directory(dir_ / "closed");
+  ASSERT_EQ(::chmod(dir_.string().c_str(), 0755), 0);
+  ASSERT_EQ(::chmod((dir_ / "closed").c_str(), 0555), 0);
+  put_file(dir_ / "file", "a file");
+  fs::create_symlink("nowhere", dir_ / "link");
+  EXPECT_EQ(wrong_with(dir_ / "there"), "");
+  EXPECT_EQ(wrong_with(dir_ / "there/"), "");
+  EXPECT_EQ(wrong_with(dir_ / "there/a/b"), "");
+  EXPECT_FALSE(fs::exists(dir_ / "there/a"));
+  for (const char* place : {"file", "file/below", "link", "link/below"}) {
+    EXPECT_NE(wrong_with(dir_ / place).find("cannot make the folder " + (dir_ / place)), std::string::npos)
+        << place;
+  }
+  const OtherUser other;
+  EXPECT_NE(wrong_with(dir_ / "closed").find("choose a folder that can be written"), std::string::npos);
+  EXPECT_NE(wrong_with(dir_ / "closed/a").find("cannot make the folder"), std::string::npos);
 }
 
 TEST_F(OutputLockTest, FoldersThatWereMadeGoWithIt) {
