@@ -16,6 +16,7 @@
 #include "source/shard_copies.hpp"
 #include "source/trainer_binding.hpp"
 #include "storage/foreign_file.hpp"
+#include "storage/input_file.hpp"
 #include "storage/trainer_shard.hpp"
 
 namespace weightcast {
@@ -34,9 +35,8 @@ struct ConfigText {
 
 ConfigText with_modelopt(ConfigText config_text, const std::filesystem::path& folder) {
   const std::string path = folder / "hf_quant_config.json";
-  std::error_code ignored;
   // A link that leads nowhere is there, too, and not to be passed over.
-  if (!std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) return config_text;
+  if (!is_named(path)) return config_text;
   config_text.files.push_back(describe_text(path));
   config_text.modelopt_path = path;
   config_text.modelopt = read_json_file(path, JsonLimits{}.bytes);
@@ -68,6 +68,17 @@ ConfigText read_named_config(const std::string& path) {
   }
 }
 
+/// Whether trainers or engines have published in a folder, as far as can be seen.
+bool holds_manifests(const std::string& folder) {
+  std::error_code none;
+  if (!std::filesystem::is_directory(folder, none)) return false;
+  try {
+    return !find_manifests(folder).empty();
+  } catch (const IoError&) {
+    return false;
+  }
+}
+
 /// What `read` makes of a source's files. A folder in which trainers or engines have published is likely
 /// meant as theirs: an error says so.
 template <typename Read>
@@ -75,8 +86,7 @@ auto read_files_of(const std::string& source, Read read) {
   try {
     return read();
   } catch (const Error& error) {
-    std::error_code none;
-    if (!std::filesystem::is_directory(source, none) || find_manifests(source).empty()) throw;
+    if (!holds_manifests(source)) throw;
     throw Error(error.code(), fmt::format("{}; trainers or engines that run have published there: is live:{} "
                                           "meant?",
                                           error.what(), source));

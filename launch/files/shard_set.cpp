@@ -10,6 +10,7 @@
 #include "core/text.hpp"
 #include "model/layer_counts.hpp"
 #include "storage/attributes.hpp"
+#include "storage/input_file.hpp"
 
 namespace weightcast {
 
@@ -20,7 +21,7 @@ namespace fs = std::filesystem;
 /// The shard files of a folder by rank, all of one format.
 std::vector<RankFile> list_shards(const std::string& directory) {
   std::error_code error;
-  if (!fs::is_directory(directory, error))
+  if (!is_named(directory) || !fs::is_directory(directory, error))
     throw IoError(fmt::format("{}: no such folder of shard files; name that of --sink", directory));
   std::vector<RankFile> files;
   fs::directory_iterator entries(directory, error);

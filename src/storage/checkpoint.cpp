@@ -212,8 +212,7 @@ void add_directory(Checkpoint& checkpoint, const std::string& directory, OtherFi
   require_finished(directory);
   require_one_kind(directory);
   // A link that leads nowhere counts too, so that the index is missed and not passed over.
-  std::error_code error;
-  if (fs::exists(fs::symlink_status(fs::path(directory) / kSafetensorsIndexName, error))) {
+  if (is_named((fs::path(directory) / kSafetensorsIndexName).string())) {
     return add_indexed(checkpoint, directory);
   }
   const auto files = files_in(directory, [](const fs::path& name) { return is_model_data(name.string()); });
@@ -297,9 +296,8 @@ std::optional<std::string> find_config_text(const std::string& checkpoint_path,
     if (auto text = carried(checkpoint_path)) return text;
   }
   const fs::path beside = config_beside(checkpoint_path, in_directory);
-  std::error_code error;
   // A link that leads nowhere is missed, not passed over.
-  if (fs::exists(fs::symlink_status(beside, error))) {
+  if (is_named(beside.string())) {
     const CheckpointFile described = describe_text(beside.string());
     if (texts != nullptr) texts->push_back(described);
     return read_json_file(beside.string(), JsonLimits{}.bytes);

@@ -141,6 +141,15 @@ FileIdentity identity_of(const struct stat& status) {
   return {status.st_ino, status.st_size, status.st_mtim.tv_sec * kSecond + status.st_mtim.tv_nsec};
 }
 
+bool is_named(const std::string& path) {
+  struct stat there {};
+  if (::lstat(path.c_str(), &there) == 0) return true;
+  // No file has a name that is too long to look for.
+  if (errno == ENOENT || errno == ENOTDIR || errno == ENAMETOOLONG) return false;
+  throw IoError(fmt::format("cannot look at {}: {}; check the permissions of its folders", path,
+                            system_error_text(errno)));
+}
+
 std::string first_bytes(const InputFile& file, std::int64_t most) {
   std::string bytes(static_cast<std::size_t>(std::min(most, file.size())), '\0');
   file.read_at(0, std::as_writable_bytes(std::span(bytes)), "its first bytes");

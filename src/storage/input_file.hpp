@@ -72,6 +72,10 @@ class InputFile {
 FileIdentity identity_of(int descriptor, const std::string& path);
 FileIdentity identity_of(const struct stat& status);
 
+/// Whether there is something of that name, be it a link that leads nowhere. Throws IoError where this
+/// process may not know.
+bool is_named(const std::string& path);
+
 /// The first bytes of a file, `most` at most. Throws IoError.
 std::string first_bytes(const InputFile& file, std::int64_t most);
 

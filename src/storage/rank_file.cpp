@@ -4,9 +4,9 @@
 
 #include <charconv>
 #include <filesystem>
-#include <system_error>
 
 #include "core/error.hpp"
+#include "storage/input_file.hpp"
 
 namespace weightcast {
 
@@ -31,9 +31,8 @@ std::string existing_rank_file(const std::string& directory, std::string_view st
   };
   const std::string safetensors = path_in(FileFormat::kSafetensors);
   const std::string hdf5 = path_in(FileFormat::kHdf5);
-  std::error_code error;
-  const bool has_safetensors = fs::exists(safetensors, error);
-  const bool has_hdf5 = fs::exists(hdf5, error);
+  const bool has_safetensors = is_named(safetensors);
+  const bool has_hdf5 = is_named(hdf5);
   if (has_safetensors && has_hdf5) {
     throw InputError(fmt::format("{}: {} is beside it; remove the one that is not meant", safetensors,
                                  fs::path(hdf5).filename().string()));

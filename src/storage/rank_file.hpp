@@ -27,7 +27,7 @@ std::string rank_file_name(std::string_view stem, const RankFile& file);
 std::optional<RankFile> parse_rank_file(std::string_view stem, std::string_view name);
 
 /// The path of a rank's file in a folder, in the format that it has there. Throws InputError when there is
-/// one in each format, IoError when there is none.
+/// one in each format, IoError when there is none, or this process may not know.
 std::string existing_rank_file(const std::string& directory, std::string_view stem, std::int64_t rank);
 
 }  // namespace weightcast

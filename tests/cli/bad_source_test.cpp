@@ -1,11 +1,13 @@
 // Checkpoints that cannot be what they claim to be. Each is refused by a job before anything moves, and the
 // shards that are already there stay as they are.
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <functional>
 
 #include "cli/cli.hpp"
+#include "support/other_user.hpp"
 
 namespace weightcast::test_support {
 namespace {
@@ -353,6 +355,21 @@ TEST_F(OutputsBesideTheSource, TrainersShardsBesideAWholeCheckpoint) {
   for (const Words& words : {Words{"convert", "--output", dir_ / "x"}, Words{"plan"}}) {
     EXPECT_TRUE(refused(run_plain(words + Words{"--source", dir_ / "both"}), 65,
                         {dir_ / "both", "model.safetensors"}));
+  }
+}
+
+using SourceFolder = CliTest;
+
+TEST_F(SourceFolder, ThatMayNotBeListed) {
+  std::filesystem::copy(trained(0), dir_ / "model");
+  ASSERT_EQ(::chmod(dir_.string().c_str(), 0755), 0);
+  ASSERT_EQ(::chmod((dir_ / "model").c_str(), 0311), 0);
+  const OtherUser other;
+  for (const Words& words :
+       {Words{"inspect", dir_ / "model"}, Words{"plan", "--source", dir_ / "model", "--inference", "tp=1"}}) {
+    // Nobody has published there.
+    EXPECT_TRUE(
+        refused(run_plain(words), 74, {dir_ / "model", "Permission denied", "check the permissions"}));
   }
 }
 

@@ -2,12 +2,15 @@
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 
 #include "core/error.hpp"
 #include "storage/foreign_file.hpp"
+#include "storage/rank_file.hpp"
 #include "storage_files.hpp"
+#include "support/other_user.hpp"
 
 namespace weightcast {
 namespace {
@@ -181,6 +184,20 @@ TEST_F(StorageForeign, WithoutWeightsTheConfigIsNotWhatIsMissing) {
   put_file(dir_ / "trainer-0.safetensors", "x");
   EXPECT_TRUE(
       has(message_of<IoError>([&] { read_config_text(dir_.string()); }), {"no config.json", "--model"}));
+}
+
+TEST_F(StorageForeign, AFolderIntoWhichNobodyMayLook) {
+  put_checkpoint("closed");
+  put_file(dir_ / "closed/config.json", "{}");
+  put_file(dir_ / "closed/trainer-0.h5", "x");
+  ASSERT_EQ(::chmod(dir_.string().c_str(), 0755), 0);
+  ASSERT_EQ(::chmod((dir_ / "closed").c_str(), 0644), 0);
+  const test_support::OtherUser other;
+  // What may be there is not said to be missing.
+  EXPECT_TRUE(has(message_of<IoError>([&] { read_config_text(dir_ / "closed"); }),
+                  {"cannot look at", "closed/config.json", "check the permissions"}));
+  EXPECT_TRUE(has(message_of<IoError>([&] { existing_rank_file(dir_ / "closed", kTrainerStem, 0); }),
+                  {"cannot look at", "closed/trainer-0.safetensors", "check the permissions"}));
 }
 
 TEST_F(StorageForeign, WeightsInThePlaceOfAConfig) {
