@@ -147,9 +147,28 @@ void take_turns(const Plan& plan, std::vector<Bucket>& queue) {
   std::transform(turns.begin(), turns.end(), queue.begin(), [](const Turn& turn) { return turn.bucket; });
 }
 
+/// Throws UsageError where there would be more buckets than a plan is to keep in memory: a file of few
+/// numbers may speak of a model of any size.
+void require_countable(const std::vector<std::vector<Piece>>& by_trainer, const Plan& plan) {
+  constexpr double kMostBuckets = 1 << 24;
+  constexpr std::int64_t kMiB = std::int64_t{1} << 20;
+  double bytes = 0;  // approximately, because a sum may be beyond whole numbers
+  for (const std::vector<Piece>& pieces : by_trainer) {
+    for (const Piece& piece : pieces) bytes += static_cast<double>(plan.wire[piece.tensor].bytes(piece.box));
+  }
+  const double least = bytes / kMostBuckets;
+  if (static_cast<double>(plan.limits.bucket_bytes) >= least) return;
+  throw UsageError(
+      fmt::format("--bucket-size {}: too small for an update of {:.3g} bytes, which would take more than {} "
+                  "buckets; {} is enough",
+                  format_bytes(plan.limits.bucket_bytes), bytes, static_cast<std::int64_t>(kMostBuckets),
+                  format_bytes(round_up(static_cast<std::int64_t>(least) + 1, kMiB))));
+}
+
 }  // namespace
 
 void fill_buckets(const Catalog& catalog, const std::vector<std::vector<Piece>>& by_trainer, Plan& plan) {
+  require_countable(by_trainer, plan);
   std::vector<std::vector<Bucket>> queues(by_trainer.size());
   for (std::size_t root = 0; root < by_trainer.size(); ++root) {
     std::vector<std::vector<const Piece*>> by_set(plan.destinations.size());

@@ -217,6 +217,28 @@ TEST(PlanAsAWhole, HashIsThatOfTheInputs) {
   with_limits("fan-out", [](auto& l) { l.fan_out = FanOut::kAll; });
 }
 
+TEST(PlanAsAWhole, BucketsBeyondCountingAreRefusedBeforeTheyAreMade) {
+  naive::Model model;
+  model.hidden = 1 << 20;
+  model.layers = 1;
+  model.head_dim = 2;
+  model.vocabulary = 1 << 22;
+  model.inner = 4;
+  const auto family = model.family();
+  const Topology topology = topology_of(1, "tp=1");
+  try {
+    make_plan(*family, topology, capped(64 << 10));
+    FAIL();
+  } catch (const UsageError& error) {
+    // Embedding and head of 8 TiB each.
+    EXPECT_STREQ(
+        error.what(),
+        "--bucket-size 64.0 KiB: too small for an update of 1.76e+13 bytes, which would take more than "
+        "16777216 buckets; 2.00 MiB is enough");
+  }
+  EXPECT_NO_THROW(make_plan(*family, topology, capped(256 << 20)));
+}
+
 TEST(PlanAsAWhole, LimitsOutOfRangeAreUsageErrors) {
   const auto family = small_moe().family();
   EXPECT_THROW(make_plan(*family, topology_of(1, "tp=1"), capped((64 << 10) - 1)), UsageError);
