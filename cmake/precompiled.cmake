@@ -10,10 +10,25 @@ set(weightcast_common_headers
 function(weightcast_precompiled name)
   cmake_parse_arguments(ARG "" "" "HEADERS;LINKS;OPTIONS" ${ARGN})
   file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/precompiled/${name}.cpp CONTENT "")
-  add_library(${name} OBJECT ${PROJECT_BINARY_DIR}/precompiled/${name}.cpp)
+  add_library(${name} OBJECT EXCLUDE_FROM_ALL ${PROJECT_BINARY_DIR}/precompiled/${name}.cpp)
   target_link_libraries(${name} PRIVATE weightcast_options fmt::fmt nlohmann_json::nlohmann_json ${ARG_LINKS})
   target_compile_options(${name} PRIVATE ${ARG_OPTIONS})
   target_precompile_headers(${name} PRIVATE ${weightcast_common_headers} ${ARG_HEADERS})
+endfunction()
+
+# weightcast_precompile(NAME TARGET ...): these are compiled with those headers, and with their options, unless they have
+# DISABLE_PRECOMPILE_HEADERS.
+function(weightcast_precompile name)
+  get_target_property(options ${name} COMPILE_OPTIONS)
+  foreach(target ${ARGN})
+    target_precompile_headers(${target} REUSE_FROM ${name})
+    # With other definitions or options the compiler would not take them.
+    target_compile_definitions(${target} PRIVATE $<TARGET_PROPERTY:fmt::fmt,INTERFACE_COMPILE_DEFINITIONS>)
+    get_target_property(without ${target} DISABLE_PRECOMPILE_HEADERS)
+    if(options AND NOT without)
+      target_compile_options(${target} PRIVATE ${options})
+    endif()
+  endforeach()
 endfunction()
 
 # weightcast_use_precompiled(FOLDER NAME): every library and program of a folder and those below it. Modules are compiled
@@ -22,10 +37,8 @@ function(weightcast_use_precompiled folder name)
   get_property(targets DIRECTORY ${folder} PROPERTY BUILDSYSTEM_TARGETS)
   foreach(target ${targets})
     get_target_property(type ${target} TYPE)
-    if(type STREQUAL STATIC_LIBRARY OR type STREQUAL EXECUTABLE)
-      target_precompile_headers(${target} REUSE_FROM ${name})
-      # With other definitions the compiler would not take them.
-      target_compile_definitions(${target} PRIVATE $<TARGET_PROPERTY:fmt::fmt,INTERFACE_COMPILE_DEFINITIONS>)
+    if(type MATCHES "^(STATIC_LIBRARY|EXECUTABLE)$")
+      weightcast_precompile(${name} ${target})
     endif()
   endforeach()
   get_property(folders DIRECTORY ${folder} PROPERTY SUBDIRECTORIES)
