@@ -20,9 +20,12 @@ require_packages() {
     fi
     as_root=(sudo)
   fi
-  echo "installing ${missing[*]}" >&2
-  "${as_root[@]}" apt-get update -qq >&2
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+  mkdir -p build
+  echo "installing ${missing[*]} (log: build/packages.log)" >&2
+  {
+    "${as_root[@]}" apt-get update -qq &&
+      "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+  } >build/packages.log 2>&1 || { cat build/packages.log >&2; return 1; }
 }
 
 # build DIRECTORY TARGET [cmake options...]: configures and builds, and says how far it is; what compilers say is in
