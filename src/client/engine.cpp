@@ -159,7 +159,7 @@ int await_version(weightcast_export& e, std::uint64_t question, double seconds, 
         if (now() >= until) return nothing_came(e, WEIGHTCAST_STATE_OF(word), seconds);
         break;
     }
-    if (now() >= e.wait.piece_end) return WEIGHTCAST_PENDING;
+    if (now() >= e.wait.slice_end) return WEIGHTCAST_PENDING;
     await_job_step(e, word, until);
   }
 }

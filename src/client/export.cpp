@@ -162,12 +162,12 @@ bool begin_wait(weightcast_export& e, Call call, double seconds) {
   const bool is_new = e.wait.call != call;
   if (is_new) e.wait = {call, start + seconds, 0, false};
   constexpr double kNever = 1e300;
-  e.wait.piece_end = e.piece > 0 ? start + e.piece : kNever;
+  e.wait.slice_end = e.slice > 0 ? start + e.slice : kNever;
   return is_new;
 }
 
 void await_in_piece(const weightcast_export& e, std::uint64_t word, double seconds) {
-  const double left = e.wait.piece_end - now();
+  const double left = e.wait.slice_end - now();
   await_change(*e.block, word, seconds < left ? seconds : left);
 }
 
@@ -298,7 +298,7 @@ extern "C" int weightcast_publish(weightcast_export* e) {
 extern "C" int weightcast_wait_in_pieces(weightcast_export* e, double seconds) {
   if (const int code = require_usable(e, e != nullptr && e->published); code != WEIGHTCAST_OK) return code;
   if (const int code = require_seconds(seconds); code != WEIGHTCAST_OK) return code;
-  e->piece = seconds;
+  e->slice = seconds;
   return WEIGHTCAST_OK;
 }
 
@@ -314,7 +314,7 @@ extern "C" int weightcast_close(weightcast_export* e, double seconds) {
   // The lock of those who have it mapped: from here on nobody new can come.
   while (!(free_memory = take_lock(e->block_file, WEIGHTCAST_LOCK_MAPPED)) && now() < e->wait.until) {
     constexpr double kPeriod = 0.01;
-    if (now() >= e->wait.piece_end) return WEIGHTCAST_PENDING;
+    if (now() >= e->wait.slice_end) return WEIGHTCAST_PENDING;
     await_in_piece(*e, load_word(*e->block), kPeriod);
   }
   remove_memory(*e);

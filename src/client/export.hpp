@@ -56,7 +56,7 @@ enum class Call { kNone, kPause, kLanded, kOffer, kSettle, kClose };
 struct Wait {
   Call call = Call::kNone;
   double until = 0;      ///< when its time is over
-  double piece_end = 0;  ///< when its call comes back
+  double slice_end = 0;  ///< when its call comes back
   bool begun = false;    ///< an engine has paused in it, or a trainer offered
 };
 
@@ -93,7 +93,7 @@ struct weightcast_export {
   dev_t manifest_device = 0;  ///< of the file that is the manifest
   ino_t manifest_inode = 0;
 
-  double piece = 0;  ///< seconds after which a call that waits comes back; 0: not before its wait ends
+  double slice = 0;  ///< seconds after which a call that waits comes back; 0: not before its wait ends
   weightcast::client::Wait wait;
   bool left_while_written = false;  ///< an engine, whose job step may not have ended since
 
@@ -120,11 +120,11 @@ int require_usable(const weightcast_export* e, bool published);
 int require_engine(const weightcast_export* e);
 int require_trainer(const weightcast_export* e);
 
-/// Begins a wait of `seconds`, or a piece more of the one that is under way. True where it is a new one.
+/// Begins a wait of `seconds`, or a time slice more of the one that is under way. True where it is a new one.
 bool begin_wait(weightcast_export& e, Call call, double seconds);
 
 /// Sleeps until the word is not `word` any more, but no longer than until it is time to look whether the job
-/// step is still there, and to the end of the piece.
+/// step is still there, and to the end of the slice.
 void await_in_piece(const weightcast_export& e, std::uint64_t word, double seconds = kLook);
 
 /// What the call returns, `code`; unless it comes back to be made again, the wait is over.

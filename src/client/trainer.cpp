@@ -48,7 +48,7 @@ int await_earlier(weightcast_export& e, std::int64_t version, double seconds) {
                   " is not offered; call weightcast_settle before the parameters change",
                   block.version, seconds, version);
     }
-    if (now() >= e.wait.piece_end) return WEIGHTCAST_PENDING;
+    if (now() >= e.wait.slice_end) return WEIGHTCAST_PENDING;
     await_reader(e, word);
   }
 }
@@ -84,7 +84,7 @@ int settle(weightcast_export& e, double seconds) {
       default:
         return fail(WEIGHTCAST_BAD_ARGUMENT, "nothing is offered; call weightcast_offer first");
     }
-    if (now() >= e.wait.piece_end) return WEIGHTCAST_PENDING;
+    if (now() >= e.wait.slice_end) return WEIGHTCAST_PENDING;
     if (await_reader(e, word)) {
       return fail(WEIGHTCAST_REFUSED, "the job step died while it read version %" PRId64 "; offer it again",
                   block.version);

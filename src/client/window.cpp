@@ -28,7 +28,7 @@ std::uint32_t load(const std::uint32_t& count) {
 /// has to be looked at, too.
 void await_landing(const weightcast_export& e, std::uint32_t landed) {
   constexpr double kPeriod = 0.002;
-  const double left = e.wait.piece_end - now();
+  const double left = e.wait.slice_end - now();
   const double seconds = left < kPeriod ? left : kPeriod;
   if (seconds <= 0) return;
   timespec time = {};
@@ -114,7 +114,7 @@ int await_landed(weightcast_export& e, int* numbers, int most, int* count) {
         if (!e.left_while_written) clear_window(e);
         return not_paused(e, rest_of(*e.block, word));
     }
-    if (now() >= e.wait.piece_end) return WEIGHTCAST_PENDING;
+    if (now() >= e.wait.slice_end) return WEIGHTCAST_PENDING;
     await_landing(e, landed);
     settle_if_dead(e, word, e.wait.until);
   }

@@ -32,9 +32,9 @@ std::optional<MatrixLayout> in_rows(const Part& part, std::int64_t row_bytes) {
 
 /// Adds a part to its matrix; false when it cannot be one of it.
 bool add_part(const Part& part, std::int64_t staging, std::int64_t row_bytes, IndexedMatrix& matrix) {
-  const auto place = in_rows(part, row_bytes);
+  const auto layout = in_rows(part, row_bytes);
   const bool blocks = part.layout.unit_step != 0;
-  if (!place || (blocks && part.layout.unit_bytes() != kIndexedBlockBytes)) return false;
+  if (!layout || (blocks && part.layout.unit_bytes() != kIndexedBlockBytes)) return false;
   const bool fresh = matrix.rows == 0;
   if (!fresh && (matrix.row_bytes != row_bytes || matrix.in_k_blocks != blocks)) return false;
   const std::int64_t step = row_step(part, row_bytes);
@@ -42,7 +42,7 @@ bool add_part(const Part& part, std::int64_t staging, std::int64_t row_bytes, In
   auto* const free = std::find_if(matrix.parts.begin(), matrix.parts.end(),
                                   [](const IndexedMatrix::Part& p) { return p.rows == 0; });
   if (free == matrix.parts.end() || first % step != 0) return false;
-  *free = {staging, part.box.rows, first / step, *place};
+  *free = {staging, part.box.rows, first / step, *layout};
   matrix.rows += part.box.rows;
   matrix.row_bytes = row_bytes;
   matrix.in_k_blocks = blocks;
@@ -82,7 +82,7 @@ void build_index(const IndexedMatrix& matrix, std::span<std::int64_t> index) {
   std::int64_t before = 0;
   for (const IndexedMatrix::Part& part : matrix.parts) {
     for (std::int64_t row = 0; row < part.rows; ++row) {
-      index[static_cast<std::size_t>(part.first + part.place.row_offset(row))] = before + row;
+      index[static_cast<std::size_t>(part.first + part.layout.row_offset(row))] = before + row;
     }
     before += part.rows;
   }

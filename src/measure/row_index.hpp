@@ -20,8 +20,8 @@ struct IndexedMatrix {
   struct Part {
     std::int64_t staging = 0;  ///< bytes from the start of the bucket to its first row
     std::int64_t rows = 0;     ///< 0: there is none
-    std::int64_t first = 0;    ///< its row r becomes row first + place.row_offset(r)
-    MatrixLayout place = {};
+    std::int64_t first = 0;    ///< its row r becomes row first + layout.row_offset(r)
+    MatrixLayout layout = {};
   };
 
   std::uint32_t parameter = 0;

@@ -16,8 +16,8 @@ namespace {
 // find in their caches what they digest.
 constexpr std::int64_t kTaskBytes = std::int64_t{1} << 20;
 
-// Most pieces of a request.
-constexpr std::size_t kMostPieces = 64;
+// Most portions of a request.
+constexpr std::size_t kMostPortions = 64;
 
 }  // namespace
 
@@ -35,7 +35,7 @@ void FileSource::begin_bucket(std::uint32_t bucket, std::byte* staging, std::spa
   reading.bucket = bucket;
   reading.staging = staging;
   reading.digests = !digests.empty();
-  cut_into_pieces(bucket, reading.pieces);
+  cut_into_portions(bucket, reading.portions);
   merge_into_tasks(reading);
   reading.job.emplace(readers_, reading.tasks.size(),
                       [this, &reading](std::size_t i) { read(reading, reading.tasks[i]); });
@@ -52,13 +52,14 @@ void FileSource::finish_bucket(std::uint32_t bucket, std::byte* staging, std::sp
   if (!digests.empty()) {
     // Digests of parts add up to that of the whole.
     const std::size_t scales = plan_.segments.size();
-    for (const Piece& piece : reading.pieces) {
-      digests[piece.segment] = 0;
-      if (plan_.wire[plan_.segments[piece.segment].tensor].quantized()) digests[scales + piece.segment] = 0;
+    for (const Portion& portion : reading.portions) {
+      digests[portion.segment] = 0;
+      if (plan_.wire[plan_.segments[portion.segment].tensor].quantized())
+        digests[scales + portion.segment] = 0;
     }
-    for (const Piece& piece : reading.pieces) {
-      digests[piece.segment] += piece.digest;
-      if (piece.scales_digest != 0) digests[scales + piece.segment] += piece.scales_digest;
+    for (const Portion& portion : reading.portions) {
+      digests[portion.segment] += portion.digest;
+      if (portion.scales_digest != 0) digests[scales + portion.segment] += portion.scales_digest;
     }
   }
   spare_.splice(spare_.end(), begun_, begun_.begin());
@@ -70,40 +71,42 @@ void FileSource::drop_bucket(std::uint32_t bucket) noexcept {
 
 void FileSource::find_largest(std::int64_t trainer, std::span<float> largest,
                               const std::function<void()>& poll) {
-  std::vector<Piece> pieces;
-  std::vector<Piece> of_bucket;
+  std::vector<Portion> portions;
+  std::vector<Portion> of_bucket;
   for (std::uint32_t b = 0; b < plan_.buckets.size(); ++b) {
     if (plan_.buckets[b].root != trainer) continue;
-    cut_into_pieces(b, of_bucket);
-    std::copy_if(of_bucket.begin(), of_bucket.end(), std::back_inserter(pieces), [&](const Piece& piece) {
-      return plan_.wire[plan_.segments[piece.segment].tensor].scope != WireForm::kNoScope;
-    });
+    cut_into_portions(b, of_bucket);
+    std::copy_if(of_bucket.begin(), of_bucket.end(), std::back_inserter(portions),
+                 [&](const Portion& portion) {
+                   return plan_.wire[plan_.segments[portion.segment].tensor].scope != WireForm::kNoScope;
+                 });
   }
-  std::vector<float> of_piece(pieces.size(), 0);
+  std::vector<float> of_portion(portions.size(), 0);
   const auto look_at = [&](std::size_t i) {
-    const Piece& piece = pieces[i];
+    const Portion& portion = portions[i];
     thread_local std::vector<std::byte> values;
-    values.resize(static_cast<std::size_t>(piece.bytes));
-    reader_.read(plan_.segments[piece.segment].tensor, piece.box, values.data());
-    QuantMove move = quant_move(plan_, catalog_, piece.segment, piece.box);
-    move.values = {Space::kStaging, 0, 0, piece.bytes / piece.box.rows};
+    values.resize(static_cast<std::size_t>(portion.bytes));
+    reader_.read(plan_.segments[portion.segment].tensor, portion.box, values.data());
+    QuantMove move = quant_move(plan_, catalog_, portion.segment, portion.box);
+    move.values = {Space::kStaging, 0, 0, portion.bytes / portion.box.rows};
     move.scope = 0;
-    executor_->find_largest({&move, 1}, {{}, values.data()}, {&of_piece[i], 1});
+    executor_->find_largest({&move, 1}, {{}, values.data()}, {&of_portion[i], 1});
   };
   // Enough to keep all readers busy.
   const std::size_t between_polls = 64 * static_cast<std::size_t>(readers_.threads());
-  for (std::size_t first = 0; first < pieces.size(); first += between_polls) {
+  for (std::size_t first = 0; first < portions.size(); first += between_polls) {
     poll();
-    readers_.run(std::min(between_polls, pieces.size() - first), [&](std::size_t i) { look_at(first + i); });
+    readers_.run(std::min(between_polls, portions.size() - first),
+                 [&](std::size_t i) { look_at(first + i); });
   }
-  for (std::size_t i = 0; i < pieces.size(); ++i) {
-    float& all = largest[plan_.wire[plan_.segments[pieces[i].segment].tensor].scope];
-    all = std::max(all, of_piece[i]);
+  for (std::size_t i = 0; i < portions.size(); ++i) {
+    float& all = largest[plan_.wire[plan_.segments[portions[i].segment].tensor].scope];
+    all = std::max(all, of_portion[i]);
   }
 }
 
-void FileSource::cut_into_pieces(std::uint32_t bucket_number, std::vector<Piece>& pieces) const {
-  pieces.clear();
+void FileSource::cut_into_portions(std::uint32_t bucket_number, std::vector<Portion>& portions) const {
+  portions.clear();
   const Bucket& bucket = plan_.buckets[bucket_number];
   for (std::uint32_t number = bucket.first_segment; number < bucket.first_segment + bucket.segments;
        ++number) {
@@ -122,72 +125,72 @@ void FileSource::cut_into_pieces(std::uint32_t bucket_number, std::vector<Piece>
     for (std::int64_t row = 0; row < box.rows; row += rows_each) {
       const Box part{box.row + row, std::min(rows_each, box.rows - row), box.col, box.cols};
       // Values that do not travel are not read to where they would.
-      pieces.push_back({number, part, segment.offset + row * row_bytes, part.rows * row_bytes,
-                        form.travels_as_held() ? reader_.locate(segment.tensor, part) : std::nullopt});
+      portions.push_back({number, part, segment.offset + row * row_bytes, part.rows * row_bytes,
+                          form.travels_as_held() ? reader_.locate(segment.tensor, part) : std::nullopt});
     }
   }
 }
 
 void FileSource::merge_into_tasks(Reading& reading) {
   reading.tasks.clear();
-  const std::vector<Piece>& pieces = reading.pieces;
-  for (std::size_t i = 0; i < pieces.size(); ++i) {
-    const Piece& piece = pieces[i];
+  const std::vector<Portion>& portions = reading.portions;
+  for (std::size_t i = 0; i < portions.size(); ++i) {
+    const Portion& portion = portions[i];
     if (!reading.tasks.empty()) {
       Task& task = reading.tasks.back();
-      const Piece& last = pieces[i - 1];
-      const bool follows = piece.run && last.run && piece.run->file == last.run->file &&
-                           piece.run->offset == last.run->offset + last.bytes;
-      if (follows && task.bytes + piece.bytes <= kTaskBytes && task.pieces < kMostPieces) {
-        ++task.pieces;
-        task.bytes += piece.bytes;
+      const Portion& last = portions[i - 1];
+      const bool follows = portion.run && last.run && portion.run->file == last.run->file &&
+                           portion.run->offset == last.run->offset + last.bytes;
+      if (follows && task.bytes + portion.bytes <= kTaskBytes && task.portions < kMostPortions) {
+        ++task.portions;
+        task.bytes += portion.bytes;
         continue;
       }
     }
-    reading.tasks.push_back({i, 1, piece.bytes});
+    reading.tasks.push_back({i, 1, portion.bytes});
   }
 }
 
 void FileSource::read(Reading& reading, const Task& task) const {
-  const std::span<Piece> pieces = std::span(reading.pieces).subspan(task.first, task.pieces);
+  const std::span<Portion> portions = std::span(reading.portions).subspan(task.first, task.portions);
   // Only what travels as values has neighbours in its task.
-  std::visit(Overloaded{[&](const ValuesForm&) { read_values(reading, pieces); },
-                        [&](const CodesForm& form) { read_and_quantize(reading, pieces.front(), form); }},
-             plan_.wire[plan_.segments[pieces.front().segment].tensor].kind);
+  std::visit(Overloaded{[&](const ValuesForm&) { read_values(reading, portions); },
+                        [&](const CodesForm& form) { read_and_quantize(reading, portions.front(), form); }},
+             plan_.wire[plan_.segments[portions.front().segment].tensor].kind);
 }
 
-void FileSource::read_values(const Reading& reading, std::span<Piece> pieces) const {
-  const Piece& first = pieces.front();
-  const auto tensor_of = [&](const Piece& piece) { return plan_.segments[piece.segment].tensor; };
+void FileSource::read_values(const Reading& reading, std::span<Portion> portions) const {
+  const Portion& first = portions.front();
+  const auto tensor_of = [&](const Portion& portion) { return plan_.segments[portion.segment].tensor; };
   if (first.run) {
-    std::array<ReadPart, kMostPieces> parts;
-    for (std::size_t i = 0; i < pieces.size(); ++i) {
-      parts.at(i) = {{reading.staging + pieces[i].offset, static_cast<std::size_t>(pieces[i].bytes)},
-                     catalog_[tensor_of(pieces[i])].name};
+    std::array<ReadPart, kMostPortions> parts;
+    for (std::size_t i = 0; i < portions.size(); ++i) {
+      parts.at(i) = {{reading.staging + portions[i].offset, static_cast<std::size_t>(portions[i].bytes)},
+                     catalog_[tensor_of(portions[i])].name};
     }
-    reader_.read(*first.run, std::span(parts).first(pieces.size()));
+    reader_.read(*first.run, std::span(parts).first(portions.size()));
   } else {
     reader_.read(tensor_of(first), first.box, reading.staging + first.offset);
   }
   if (!reading.digests) return;
-  for (Piece& piece : pieces) {
-    const Tensor& tensor = catalog_[tensor_of(piece)];
-    if (plan_.wire[tensor_of(piece)].quantized()) {
-      digest_quantized(reading, piece);
+  for (Portion& portion : portions) {
+    const Tensor& tensor = catalog_[tensor_of(portion)];
+    if (plan_.wire[tensor_of(portion)].quantized()) {
+      digest_quantized(reading, portion);
       continue;
     }
     const std::int64_t element = dtype_bytes(tensor.dtype);
-    piece.digest = digest_box(reading.staging + piece.offset, piece.box.cols * element, piece.box, element,
-                              hash_text(tensor.name));
+    portion.digest = digest_box(reading.staging + portion.offset, portion.box.cols * element, portion.box,
+                                element, hash_text(tensor.name));
   }
 }
 
-void FileSource::read_and_quantize(const Reading& reading, Piece& piece, const CodesForm& form) const {
-  const Segment& segment = plan_.segments[piece.segment];
-  QuantMove move = quant_move(plan_, catalog_, piece.segment, piece.box);
+void FileSource::read_and_quantize(const Reading& reading, Portion& portion, const CodesForm& form) const {
+  const Segment& segment = plan_.segments[portion.segment];
+  QuantMove move = quant_move(plan_, catalog_, portion.segment, portion.box);
   // Each thread keeps its own. Of a whole row where the scale is that of a whole row.
   thread_local std::vector<std::byte> values;
-  Box box = piece.box;
+  Box box = portion.box;
   box.col -= move.cols_before;
   box.cols += move.cols_before + move.cols_behind;
   const std::int64_t element = dtype_bytes(catalog_[segment.tensor].dtype);
@@ -204,17 +207,17 @@ void FileSource::read_and_quantize(const Reading& reading, Piece& piece, const C
   QuantDigests digests;
   executor_->quantize({&move, 1}, {{&source, 1}, reading.staging}, scales(),
                       std::span(&digests, reading.digests ? 1 : 0));
-  piece.digest = digests.codes;
-  piece.scales_digest = digests.scales;
+  portion.digest = digests.codes;
+  portion.scales_digest = digests.scales;
 }
 
-void FileSource::digest_quantized(const Reading& reading, Piece& piece) const {
-  QuantMove move = quant_move(plan_, catalog_, piece.segment, piece.box);
-  move.values = {Space::kStaging, 0, piece.offset, piece.bytes / piece.box.rows};
+void FileSource::digest_quantized(const Reading& reading, Portion& portion) const {
+  QuantMove move = quant_move(plan_, catalog_, portion.segment, portion.box);
+  move.values = {Space::kStaging, 0, portion.offset, portion.bytes / portion.box.rows};
   QuantDigests digests;
   executor_->quantize({&move, 1}, {{}, reading.staging}, scales(), {&digests, 1});
-  piece.digest = digests.codes;
-  piece.scales_digest = digests.scales;
+  portion.digest = digests.codes;
+  portion.scales_digest = digests.scales;
 }
 
 }  // namespace weightcast

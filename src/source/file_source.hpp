@@ -37,7 +37,7 @@ class FileSource final : public HostSource {
 
  private:
   /// Some rows of a segment.
-  struct Piece {
+  struct Portion {
     std::uint32_t segment = 0;
     Box box;
     std::int64_t offset = 0;       ///< of the first value in the bucket, where values travel
@@ -46,10 +46,10 @@ class FileSource final : public HostSource {
     std::uint64_t digest = 0;      ///< of values or codes
     std::uint64_t scales_digest = 0;
   };
-  /// Pieces that one request reads.
+  /// Portions that one request reads.
   struct Task {
     std::size_t first = 0;
-    std::size_t pieces = 0;
+    std::size_t portions = 0;
     std::int64_t bytes = 0;
   };
   /// A bucket on its way into staging.
@@ -57,20 +57,20 @@ class FileSource final : public HostSource {
     std::uint32_t bucket = 0;
     std::byte* staging = nullptr;
     bool digests = false;
-    std::vector<Piece> pieces;
+    std::vector<Portion> portions;
     std::vector<Task> tasks;
     std::optional<ThreadPool::Job> job;  // last: it ends before what it uses
   };
 
-  void cut_into_pieces(std::uint32_t bucket, std::vector<Piece>& pieces) const;
+  void cut_into_portions(std::uint32_t bucket, std::vector<Portion>& portions) const;
   static void merge_into_tasks(Reading& reading);
   void read(Reading& reading, const Task& task) const;
-  /// Reads pieces that travel as values, neighbours in their file, straight to where they travel.
-  void read_values(const Reading& reading, std::span<Piece> pieces) const;
-  /// Reads the values of a piece that travels as codes, and puts these where they belong.
-  void read_and_quantize(const Reading& reading, Piece& piece, const CodesForm& form) const;
-  /// The digests of the codes and scales that the values of a piece, which travel, become.
-  void digest_quantized(const Reading& reading, Piece& piece) const;
+  /// Reads portions that travel as values, neighbours in their file, straight to where they travel.
+  void read_values(const Reading& reading, std::span<Portion> portions) const;
+  /// Reads the values of a portion that travels as codes, and puts these where they belong.
+  void read_and_quantize(const Reading& reading, Portion& portion, const CodesForm& form) const;
+  /// The digests of the codes and scales that the values of a portion, which travel, become.
+  void digest_quantized(const Reading& reading, Portion& portion) const;
 
   const Plan& plan_;
   const Catalog& catalog_;
