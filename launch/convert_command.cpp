@@ -2,8 +2,10 @@
 
 #include "core/error.hpp"
 #include "launch/commands.hpp"
+#include "launch/config_text.hpp"
+#include "launch/files/checkpoint_origin.hpp"
+#include "launch/files/checkpoint_output.hpp"
 #include "launch/files/overlap.hpp"
-#include "launch/files/tensor_copy.hpp"
 #include "launch/files/trainer_shards.hpp"
 #include "launch/layouts.hpp"
 #include "launch/model.hpp"

@@ -4,13 +4,12 @@
 
 #include <algorithm>
 #include <array>
-#include <filesystem>
 #include <utility>
 
 #include "core/error.hpp"
-#include "core/json_text.hpp"
+#include "launch/config_text.hpp"
+#include "launch/files/source_files.hpp"
 #include "launch/job/live_ends.hpp"
-#include "live/folder.hpp"
 #include "model/landing/landed_family.hpp"
 #include "model/layouts/moe_layout.hpp"
 #include "source/shard_copies.hpp"
@@ -23,32 +22,6 @@ namespace weightcast {
 
 namespace {
 
-/// What to call a config, its text, what ModelOpt says beside it of a checkpoint that it wrote, and the files
-/// that these are.
-struct ConfigText {
-  std::string origin;
-  std::string text;
-  std::vector<CheckpointFile> files;
-  std::string modelopt_path;
-  std::string modelopt;  ///< the text; without a path there is none
-};
-
-ConfigText with_modelopt(ConfigText config_text, const std::filesystem::path& folder) {
-  const std::string path = folder / "hf_quant_config.json";
-  // A link that leads nowhere is there, too, and not to be passed over.
-  if (!is_named(path)) return config_text;
-  config_text.files.push_back(describe_text(path));
-  config_text.modelopt_path = path;
-  config_text.modelopt = read_json_file(path, JsonLimits{}.bytes);
-  return config_text;
-}
-
-/// What to call a config that was found for a source: its path, or the HDF5 file that carries it.
-std::string config_name(const std::string& source, const std::string& file) {
-  const bool carried = std::filesystem::path(file).filename() != "config.json";
-  return carried ? fmt::format("{} (its own config.json)", file == source ? source : file) : file;
-}
-
 /// As bind(). The line of a checkpoint that does not fit says which config it does not fit.
 Binding bind_to(const Model& model, const Checkpoint& checkpoint) {
   try {
@@ -57,73 +30,6 @@ Binding bind_to(const Model& model, const Checkpoint& checkpoint) {
     if (!model.config) throw;
     throw InputError(fmt::format("{} (the model is what {} says)", error.what(), model.config->origin()));
   }
-}
-
-ConfigText read_named_config(const std::string& path) {
-  try {
-    const CheckpointFile file = describe_text(path);
-    return {path, read_json_file(path, JsonLimits{}.bytes), {file}, "", ""};
-  } catch (const IoError& error) {
-    throw IoError(fmt::format("--model, the model's config.json: {}", error.what()));
-  }
-}
-
-/// Whether trainers or engines have published in a folder, as far as can be seen.
-bool holds_manifests(const std::string& folder) {
-  std::error_code none;
-  if (!std::filesystem::is_directory(folder, none)) return false;
-  try {
-    return !find_manifests(folder).empty();
-  } catch (const IoError&) {
-    return false;
-  }
-}
-
-/// What `read` makes of a source's files. A folder in which trainers or engines have published is likely
-/// meant as theirs: an error says so.
-template <typename Read>
-auto read_files_of(const std::string& source, Read read) {
-  try {
-    return read();
-  } catch (const Error& error) {
-    if (!holds_manifests(source)) throw;
-    throw Error(error.code(), fmt::format("{}; trainers or engines that run have published there: is live:{} "
-                                          "meant?",
-                                          error.what(), source));
-  }
-}
-
-/// The config in force; beside a landing map there need be none, and its text is empty then.
-ConfigText read_config(const Options& options) {
-  const bool needed = options.landing.empty();
-  if (options.model.empty()) {
-    if (!needed && (options.sources.empty() || live_directory(options.sources.front()))) return {};
-    if (options.sources.empty()) throw UsageError("--source PATH or --model CONFIG_JSON is needed");
-    const std::string& source = options.sources.front();
-    const std::string origin = source + " (config.json)";
-    const std::filesystem::path path(source);
-    std::error_code ignored;
-    const bool folder = std::filesystem::is_directory(path, ignored);
-    ConfigText config{origin, "", {}, "", ""};
-    config.text = read_files_of(source, [&] {
-      return needed ? read_config_text(source, &config.files)
-                    : find_config_text(source, &config.files).value_or("");
-    });
-    if (config.text.empty() && !needed) return {};
-    if (!config.files.empty()) config.origin = config_name(source, config.files.front().path);
-    return with_modelopt(std::move(config), folder ? path : path.parent_path());
-  }
-  std::string path = options.model;
-  std::error_code ignored;
-  if (std::filesystem::is_directory(path, ignored)) path += "/config.json";
-  return with_modelopt(read_named_config(path), std::filesystem::path(path).parent_path());
-}
-
-std::unique_ptr<ModelConfig> make_config(const ConfigText& text, const Options& options) {
-  auto config = std::make_unique<ModelConfig>(text.text, text.origin);
-  if (!text.modelopt_path.empty()) config->add_modelopt(text.modelopt, text.modelopt_path);
-  if (options.layers) config->set_layers(*options.layers);
-  return config;
 }
 
 /// Throws UsageError where the experts' layout takes no weights that are quantised so, whatever the model's
@@ -323,16 +229,6 @@ BoundCheckpoint load_own_shard(Control& control, const Options& options, const s
 }
 
 }  // namespace
-
-std::unique_ptr<ModelConfig> load_config(const Options& options, std::vector<CheckpointFile>* files) {
-  const ConfigText text = read_config(options);
-  if (files != nullptr) *files = text.files;
-  return make_config(text, options);
-}
-
-void add_texts(Checkpoint& checkpoint, const std::vector<CheckpointFile>& files) {
-  checkpoint.texts.insert(checkpoint.texts.end(), files.begin(), files.end());
-}
 
 Checkpoint read_source(const Options& options, const std::string& path) {
   return read_files_of(path, [&] { return read_checkpoint(path, other_files_of(options)); });

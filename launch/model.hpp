@@ -34,15 +34,6 @@ struct Model {
   std::vector<BoundCheckpoint> sources;
 };
 
-/// The config that `--model` names (a file, or a directory with config.json), else the one beside the first
-/// source, with `--layers` applied.
-/// `files`, if given, are the files that it was made of.
-std::unique_ptr<ModelConfig> load_config(const Options& options,
-                                         std::vector<CheckpointFile>* files = nullptr);
-
-/// From now on these files must stay as they were read, as the checkpoint's own must.
-void add_texts(Checkpoint& checkpoint, const std::vector<CheckpointFile>& files);
-
 /// Reads config and headers and binds every source to the model; `trainers` learns how the shards pad the
 /// vocabulary. With a landing map the model is what that says; a config of a family that is known must say
 /// the same then. Throws UsageError for shards without a layout, InputError for a map that says otherwise.

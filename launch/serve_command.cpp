@@ -11,7 +11,7 @@
 #include "control/signals.hpp"
 #include "core/error.hpp"
 #include "launch/commands.hpp"
-#include "launch/files/tensor_copy.hpp"
+#include "launch/job/job_report.hpp"
 #include "launch/job/run_job.hpp"
 #include "launch/job/update_job.hpp"
 #include "launch/landing.hpp"
@@ -320,7 +320,7 @@ class Server {
       return source_.get();
     };
     UpdateRecord record = job_->update_unreported({version, path, !options_.no_verify, open_source});
-    record.limit = stage_limit(record.seconds, report_.model_bytes);
+    record.bound = stage_bound(record.seconds, report_.model_bytes);
     keep(record);
     return {ExitCode::kDone, update_text(record), "", "", version};
   }

@@ -2,8 +2,9 @@
 
 #include "core/error.hpp"
 #include "launch/commands.hpp"
+#include "launch/config_text.hpp"
+#include "launch/files/checkpoint_output.hpp"
 #include "launch/files/overlap.hpp"
-#include "launch/files/tensor_copy.hpp"
 #include "launch/model.hpp"
 #include "model/synthetic.hpp"
 #include "storage/model_files.hpp"

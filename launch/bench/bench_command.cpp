@@ -221,15 +221,15 @@ class BenchJob {
 
   /// What an update is compared with: NCCL at the same bucket size, MPI at the best size; nothing when no
   /// byte has anywhere to go.
-  const Measured* limit() const {
+  const Measured* bound() const {
     if (gpu_) return gpu_->wires().empty() ? nullptr : &gpu_->wires().front();
     return &fastest(mpi_->broadcasts());
   }
 
   void report() {
-    const Measured* wire = limit();
+    const Measured* wire = bound();
     for (UpdateRecord& record : job_.report().updates) {
-      if (wire != nullptr) record.limit = {wire->what, "", wire->gb_s(), record.rate_gb_s / wire->gb_s()};
+      if (wire != nullptr) record.bound = {wire->what, "", wire->gb_s(), record.rate_gb_s / wire->gb_s()};
     }
     if (control_.rank() == 0) print_tables(wire);
     control_.agreement.together([&] {
@@ -296,7 +296,7 @@ class BenchJob {
       updates.add({std::to_string(i + 1), figure_text(std::max(s.read, s.pack)), figure_text(s.transport),
                    figure_text(s.unpack), figure_text(s.verify), figure_text(s.update),
                    figure_text(record.rate_gb_s),
-                   wire == nullptr ? "" : fmt::format("{:.1f} %", 100 * record.limit.achieved),
+                   wire == nullptr ? "" : fmt::format("{:.1f} %", 100 * record.bound.achieved),
                    record.verified ? "yes" : "no"});
     }
     print_report("#\n" + updates.text());

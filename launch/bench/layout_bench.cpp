@@ -11,6 +11,7 @@
 #include "core/error.hpp"
 #include "core/text.hpp"
 #include "core/units.hpp"
+#include "launch/config_text.hpp"
 #include "launch/job/file_threads.hpp"
 #include "launch/job/run_job.hpp"
 #include "launch/model.hpp"

@@ -10,6 +10,8 @@
 #include "control/signals.hpp"
 #include "core/error.hpp"
 #include "core/units.hpp"
+#include "launch/files/checkpoint_origin.hpp"
+#include "launch/files/checkpoint_output.hpp"
 #include "launch/files/overlap.hpp"
 #include "launch/files/tensor_copy.hpp"
 #include "launch/layouts.hpp"

@@ -2,20 +2,17 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <array>
 #include <chrono>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "core/error.hpp"
-#include "core/text.hpp"
-#include "core/units.hpp"
-#include "launch/files/tensor_copy.hpp"
+#include "launch/files/checkpoint_origin.hpp"
 #include "launch/job/file_threads.hpp"
+#include "launch/job/job_report.hpp"
 #include "launch/job/run_job.hpp"
 #include "launch/landing.hpp"
+#include "launch/layout_text.hpp"
 #include "launch/layouts.hpp"
 #include "launch/version.hpp"
 #include "report/log.hpp"
@@ -31,105 +28,7 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// What the report says of a model and its plan.
-void describe(const Options& options, const Model& model, const Plan& plan, const WireChoice& wire_choice,
-              JobReport& report) {
-  const EngineLayout& engine = plan.topology.engine;
-  report.model = model.title;
-  report.layout = fmt::format(
-      "{}{}, {} × pp {} × tp {}, ep {}, experts {}{}", counted(plan.topology.trainers, "trainer"),
-      plan.topology.trainer_layout ? " (" + plan.topology.trainer_layout->to_string() + ")" : "",
-      counted(engine.replicas, "replica"), engine.pp, engine.tp, engine.ep, engine.experts_text(),
-      engine.quantizer ? fmt::format(", {} at the {}", quantizer_name(*engine.quantizer), options.quantize_at)
-                       : "");
-  report.limits =
-      fmt::format("fan-out {}, transport {}, buckets of {} × {}", options.fan_out,
-                  wire_name(wire_choice.wire), format_bytes(plan.limits.bucket_bytes), plan.limits.buffers);
-  report.tensors = static_cast<std::int64_t>(model.family->catalog().size());
-  report.model_bytes = model.family->catalog().bytes();
-  report.wire_bytes = plan.wire_bytes();
-  report.buckets = static_cast<std::int64_t>(plan.buckets.size());
-  report.routes = plan.routes();
-  report.staging_bytes_per_rank = plan.staging_bytes_per_rank();
-  report.plan_hash = fmt::format("{:016x}", plan.hash);
-}
-
-/// Which bytes of the engines' parameters take which way. Collective.
-void describe_ways(Control& control, const Session& session, JobReport& report) {
-  std::array<std::uint64_t, 2> bytes{0, 0};
-  const ParameterWindow* const window = session.memory().window();
-  for (std::size_t p = 0; p < session.rank_plan().parameters.size(); ++p) {
-    const std::span<const std::byte> parameter = session.parameter(p);
-    const bool direct = window == nullptr || !window->tensor_at(parameter.data());
-    bytes[direct ? 0 : 1] += parameter.size();
-  }
-  control.agreement.sum(std::span<std::uint64_t>(bytes));
-  report.direct_bytes = static_cast<std::int64_t>(bytes[0]);
-  report.loader_bytes = static_cast<std::int64_t>(bytes[1]);
-}
-
-/// What the start was made of; each part is the slowest rank's.
-void describe_start(Control& control, const Session& session, const WireChoice& wire_choice, double seconds,
-                    JobReport& report) {
-  const StartSeconds& start = session.start_seconds();
-  std::vector<std::pair<std::string, double>> parts{
-      {"MPI", MpiEnvironment::start_seconds()}, {"plan", start.plan}, {"memory", start.memory}};
-  if (wire_choice.wire == Wire::kNccl) {
-    parts.insert(parts.end(), {{"device", wire_choice.seconds},
-                               {"communicators", start.gpu.communicators},
-                               {"first transfers", start.gpu.connections},
-                               {"programs", start.gpu.programs}});
-  }
-  std::vector<double> slowest{seconds};
-  for (const auto& [name, part] : parts) slowest.push_back(part);
-  control.agreement.maximum(std::span<double>(slowest));
-  for (std::size_t i = 0; i < parts.size(); ++i) parts[i].second = slowest[i + 1];
-  report.startup_seconds = slowest[0];
-  report.plan_seconds = parts[1].second;
-  report.start_parts = std::move(parts);
-}
-
-/// Throws UsageError for a folder in whose name something like `{step}` is left: all versions would take the
-/// same name.
-void require_known_braces(const std::string& sink, std::string_view folder) {
-  for (std::size_t at = folder.find('{'); at != std::string_view::npos; at = folder.find('{', at + 1)) {
-    const std::string_view braces = folder.substr(at, folder.find('}', at) - at + 1);
-    if (!braces.ends_with('}') || braces == "{version}") continue;
-    throw UsageError(fmt::format(
-        "--sink {}: nothing takes the place of {}; write {{version}} for the weight version, or a "
-        "name without braces",
-        excerpt(sink), excerpt(braces)));
-  }
-}
-
 }  // namespace
-
-std::optional<ShardPlace> shard_place(const std::string& sink) {
-  if (sink == "none" || live_directory(sink)) return std::nullopt;
-  for (const FileFormat format : {FileFormat::kHdf5, FileFormat::kSafetensors}) {
-    const std::string prefix = fmt::format("{}:", file_format_name(format));
-    if (sink.starts_with(prefix) && sink.size() > prefix.size()) {
-      require_known_braces(sink, std::string_view(sink).substr(prefix.size()));
-      return ShardPlace{format, sink.substr(prefix.size())};
-    }
-  }
-  throw UsageError(
-      fmt::format("--sink {}: write none, hdf5:DIR, safetensors:DIR or live:DIR", excerpt(sink)));
-}
-
-LimitRecord stage_limit(const UpdateSeconds& s, std::int64_t model_bytes) {
-  const double arrived = s.unpack + s.verify;
-  const double slowest = std::max({s.read, s.transport, arrived, 1e-9});
-  LimitRecord limit{"reading", "source", 0, 0};  // where nothing takes any time
-  if (arrived == slowest) {
-    limit = {"unpacking and verifying", s.unpack > s.verify ? "unpack" : "verify", 0, 0};
-  }
-  if (s.transport == slowest) limit = {"the wire", "wire", 0, 0};
-  if (s.read == slowest) limit = {"reading", "source", 0, 0};
-  limit.gb_s = static_cast<double>(model_bytes) / slowest / 1e9;
-  limit.achieved = slowest / std::max(s.update, 1e-9);
-  return limit;
-}
 
 UpdateJob::UpdateJob(Control& control, const Options& options)
     : control_(control),
@@ -205,7 +104,7 @@ void UpdateJob::print_head(const std::string& columns) {
 
 void UpdateJob::update(const Update& update) {
   UpdateRecord record = update_unreported(update);
-  record.limit = stage_limit(record.seconds, report_.model_bytes);
+  record.bound = stage_bound(record.seconds, report_.model_bytes);
   report_.updates.push_back(record);
   if (control_.rank() != 0) return;
   report_in_place(control_, [&] { print_report(update_text(record)); });

@@ -9,6 +9,7 @@
 #include "control/control.hpp"
 #include "launch/files/output_file.hpp"
 #include "launch/job/live_ends.hpp"
+#include "launch/job/shard_place.hpp"
 #include "launch/job/trace_file.hpp"
 #include "launch/model.hpp"
 #include "launch/options.hpp"
@@ -24,10 +25,6 @@
 
 namespace weightcast {
 
-/// The place of `--sink hdf5:DIR` or `safetensors:DIR`, nothing for `none` and live memory. Throws UsageError
-/// for anything else.
-std::optional<ShardPlace> shard_place(const std::string& sink);
-
 /// What differs from one update to the next.
 struct Update {
   std::int64_t version = 0;
@@ -38,10 +35,6 @@ struct Update {
   /// agreement. Collective.
   std::function<Source*()> source;
 };
-
-/// With stages that overlap perfectly an update takes as long as its slowest stage; that is the limit it is
-/// compared with where nobody has measured the wire.
-LimitRecord stage_limit(const UpdateSeconds& s, std::int64_t model_bytes);
 
 /// A job of updates: opens once what they share, and runs one update after the other, whoever asks for them.
 class UpdateJob {
@@ -73,7 +66,7 @@ class UpdateJob {
   /// when it failed on all ranks alike: there is no row of it then, and the next update may follow.
   /// Collective.
   void update(const Update& update);
-  /// The same without the row, which is returned with nothing in `limit`. Collective.
+  /// The same without the row, which is returned with nothing in `bound`. Collective.
   UpdateRecord update_unreported(const Update& update);
 
   /// Reads the headers of a source. Collective.

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "core/units.hpp"
-#include "launch/layouts.hpp"
+#include "launch/layout_text.hpp"
 #include "plan/steps.hpp"
 #include "report/lines.hpp"
 #include "report/table.hpp"

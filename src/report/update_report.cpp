@@ -35,14 +35,15 @@ ordered_json seconds_json(const UpdateSeconds& s, const JobReport& report) {
           {"update", s.update}};
 }
 
-ordered_json limit_json(const LimitRecord& limit) {
-  return {{"what", limit.what}, {"gb_s", limit.gb_s}, {"achieved", limit.achieved}};
+ordered_json bound_json(const BoundRecord& bound) {
+  return {{"what", bound.what}, {"gb_s", bound.gb_s}, {"achieved", bound.achieved}};
 }
 
 }  // namespace
 
 std::string header_text(const JobReport& report) {
-  std::string text = fmt::format("# {} {}\n", printable(report.versions), report.command);
+  std::string text =
+      wrapped(fmt::format("# {} {}\n", printable(report.versions), report.command), kLineWidth, kContinued);
   text += fmt::format("# model   {} tensors, {}: {}\n", report.tensors, format_bytes(report.model_bytes),
                       printable(report.model));
   std::string rest = fmt::format("# layout  {}\n", printable(report.layout));
@@ -89,7 +90,7 @@ std::string update_text(const UpdateRecord& update) {
   return fmt::format(kRow, update.weight_version, figure_text(std::max(s.read, s.pack)),
                      figure_text(s.transport), figure_text(s.unpack), figure_text(s.verify),
                      figure_text(s.write), figure_text(s.update), figure_text(update.rate_gb_s),
-                     update.limit.stage, update.verified ? "yes" : "no");
+                     update.bound.stage, update.verified ? "yes" : "no");
 }
 
 std::string report_json(const JobReport& report, const std::string& status, const std::string& error) {
@@ -114,7 +115,7 @@ std::string report_json(const JobReport& report, const std::string& status, cons
   auto& parts = root["start_parts"] = ordered_json::object();
   for (const auto& [name, seconds] : report.start_parts) parts[name] = seconds;
   root["rate_gb_s"] = last.rate_gb_s;
-  root["limit"] = limit_json(last.limit);
+  root["limit"] = bound_json(last.bound);
   root["verified"] = last.verified;
   auto& updates = root["updates"] = ordered_json::array();
   for (const UpdateRecord& update : report.updates) {
@@ -122,7 +123,7 @@ std::string report_json(const JobReport& report, const std::string& status, cons
                        {"source", update.source},
                        {"seconds", seconds_json(update.seconds, report)},
                        {"rate_gb_s", update.rate_gb_s},
-                       {"limit", limit_json(update.limit)},
+                       {"limit", bound_json(update.bound)},
                        {"verified", update.verified}});
   }
   root["error"] = error.empty() ? ordered_json(nullptr) : ordered_json(error);

@@ -26,12 +26,12 @@ struct UpdateSeconds {
   double update = 0;  ///< from begin to verified, in parameter memory
 };
 
-/// What an update is compared with.
-struct LimitRecord {
+/// What keeps an update from being faster, with which it is compared.
+struct BoundRecord {
   std::string what;
   std::string stage;  ///< the column of the update table that it is; empty for what was measured apart
   double gb_s = 0;
-  double achieved = 0;  ///< rate ÷ limit
+  double achieved = 0;  ///< rate ÷ that of the bound
 };
 
 struct UpdateRecord {
@@ -39,7 +39,7 @@ struct UpdateRecord {
   std::string source;
   UpdateSeconds seconds;
   double rate_gb_s = 0;  ///< model bytes ÷ seconds.update
-  LimitRecord limit;
+  BoundRecord bound;
   bool verified = false;
 };
 

@@ -8,10 +8,10 @@
 #include <utility>
 
 #include "core/units.hpp"
-#include "memory/available.hpp"
 #include "plan/quantizing.hpp"
 #include "plan/routes.hpp"
 #include "session/host_pipeline.hpp"
+#include "session/memory_need.hpp"
 #include "session/verification.hpp"
 #include "transport/transport.hpp"
 
@@ -43,7 +43,9 @@ Session::Session(Control& control, const Family& family, const Topology& topolog
                                         ? options.source_bytes(plan_, family.catalog(), *trainer)
                                         : 0;
   const auto start = Clock::now();
-  options.wire == Wire::kNccl ? require_gpu_memory(source_bytes) : require_memory(source_bytes);
+  const MemoryNeed need{memory_->bytes_to_allocate(rank_plan_), plan_.staging_bytes_per_rank(), source_bytes};
+  options.wire == Wire::kNccl ? require_gpu_memory(control, need, options.also)
+                              : require_node_memory(control, need, options.also);
   begin(fmt::format("allocating {} of parameters", format_bytes(memory_->bytes_to_allocate(rank_plan_))));
   control_.agreement.together([&] {
     memory_->open(rank_plan_);
@@ -69,51 +71,6 @@ void Session::plan_together(const Topology& topology, const Limits& limits) {
       plan_.hash,
       InternalError(
           "plan: its hash differs between ranks; run the same build of the program on all of them"));
-}
-
-void Session::require_memory(std::int64_t source_bytes) {
-  const Communicator node = Communicator::same_node(control_.comm());
-  const std::int64_t parameter_bytes = memory_->bytes_to_allocate(rank_plan_);
-  const std::int64_t need = parameter_bytes + plan_.staging_bytes_per_rank() + source_bytes;
-  std::int64_t node_need = 0;
-  MPI_Request request = MPI_REQUEST_NULL;
-  const std::int64_t on_node = available_node_bytes();
-  const std::int64_t own = available_process_bytes();
-  WEIGHTCAST_MPI(MPI_Iallreduce(&need, &node_need, 1, MPI_INT64_T, MPI_SUM, node.get(), &request));
-  control_.agreement.wait(request);
-  control_.agreement.together([&] {
-    const std::string parts =
-        fmt::format("{} of parameters, {} of staging, {} of source", format_bytes(parameter_bytes),
-                    format_bytes(plan_.staging_bytes_per_rank()), format_bytes(source_bytes));
-    if (node_need > on_node) {
-      throw IoError(
-          fmt::format("memory: the ranks of this node need {} (this one {}) but {} are available; use more "
-                      "nodes, a larger tp or a smaller --bucket-size{}",
-                      format_bytes(node_need), parts, format_bytes(on_node), options_.also));
-    }
-    if (need > own) {
-      throw IoError(fmt::format(
-          "memory: this rank needs {} ({}) but its address-space limit leaves {} available; raise "
-          "ulimit -v, or use a larger tp or a smaller --bucket-size{}",
-          format_bytes(need), parts, format_bytes(own), options_.also));
-    }
-  });
-}
-
-void Session::require_gpu_memory(std::int64_t source_bytes) {
-  // A GPU belongs to one rank. Programs and digests need a little beside the rest.
-  constexpr std::int64_t kPrograms = std::int64_t{64} << 20;
-  control_.agreement.together([&] {
-    const std::int64_t parameter_bytes = memory_->bytes_to_allocate(rank_plan_);
-    const std::int64_t need = parameter_bytes + plan_.staging_bytes_per_rank() + source_bytes + kPrograms;
-    const std::int64_t available = available_gpu_bytes();
-    if (need <= available) return;
-    throw IoError(fmt::format(
-        "device memory: this rank needs {} ({} of parameters, {} of staging, {} of source) but "
-        "{} are available; use more GPUs, a larger tp or a smaller --bucket-size{}",
-        format_bytes(need), format_bytes(parameter_bytes), format_bytes(plan_.staging_bytes_per_rank()),
-        format_bytes(source_bytes), format_bytes(available), options_.also));
-  });
 }
 
 void Session::open_routes() {

@@ -103,8 +103,6 @@ class Session {
 
  private:
   void plan_together(const Topology& topology, const Limits& limits);
-  void require_memory(std::int64_t source_bytes);
-  void require_gpu_memory(std::int64_t source_bytes);
   void open_routes();
   void verify_written() const;
   /// Opens the wire anew when the last update has left it broken on some rank. Collective.

@@ -207,7 +207,7 @@ TEST(Report, RowsStandBelowTheirHeads) {
   update.weight_version = 123456789;
   update.seconds = {41.34, 0, 0.0007, 1234.5, 0, 9.5, 99999};
   update.rate_gb_s = 1234.5;
-  update.limit.stage = "source";
+  update.bound.stage = "source";
   const std::string row = update_text(update);
   std::istringstream heads(update_columns());
   std::string head;
