@@ -64,4 +64,14 @@ struct MatrixLayout {
   friend constexpr bool operator==(const MatrixLayout& a, const MatrixLayout& b) = default;
 };
 
+/// Element (r, c) of the matrix c rows, which lie `pitch` bytes apart, below and r elements of `element`
+/// bytes behind its first one.
+constexpr MatrixLayout turned_layout(std::int64_t element, std::int64_t pitch) {
+  MatrixLayout layout;
+  layout.step[3] = element;
+  while (layout.unit_bytes() < element) ++layout.unit_bits;
+  layout.unit_step = pitch;
+  return layout;
+}
+
 }  // namespace weightcast

@@ -158,6 +158,35 @@ std::vector<std::int64_t> ModelConfig::integers_or_empty(Names names) const {
   return result;
 }
 
+std::vector<std::string> ModelConfig::layer_words_or_empty(
+    std::string_view name, std::int64_t layers, std::initializer_list<std::string_view> words) const {
+  std::vector<std::string> list = texts_or_empty(json_->root, origin_, name);
+  if (list.empty()) return list;
+  for (const std::string& word : list) {
+    if (std::ranges::find(words, word) != words.end()) continue;
+    throw InputError(fmt::format("{}: field '{}' says '{}' of a layer, which is none of {}; correct it",
+                                 origin_, name, excerpt(word), fmt::join(words, ", ")));
+  }
+  if (std::ssize(list) != layers) {
+    throw InputError(
+        fmt::format("{}: field '{}' has {} entries but num_hidden_layers is {}; correct what is "
+                    "wrong",
+                    origin_, name, list.size(), layers));
+  }
+  return list;
+}
+
+std::string ModelConfig::text_or(std::string_view name, std::string_view fallback) const {
+  const json* const value = find(json_->root, {name});
+  if (value == nullptr) return std::string(fallback);
+  if (!value->is_string()) wrong(origin_, {name}, *value, "a text");
+  return value->get<std::string>();
+}
+
+bool ModelConfig::has(std::string_view name) const {
+  return find(json_->root, {name}) != nullptr;
+}
+
 std::string ModelConfig::quantization_config() const {
   const json* const value = find(json_->root, {"quantization_config"});
   if (value == nullptr) return "";
@@ -184,10 +213,47 @@ void ModelConfig::add_modelopt(const std::string& text, const std::string& origi
 }
 
 void ModelConfig::set_layers(std::int64_t layers) {
-  json_->root["num_hidden_layers"] = layers;
-  // A list with one entry a layer would no longer fit; the families here do not need it.
-  json_->root.erase("layer_types");
+  const auto nested = json_->root.find("text_config");
+  const bool wraps = nested != json_->root.end() && nested->is_object();
+  json& model = wraps ? *nested : json_->root;
+  model["num_hidden_layers"] = layers;
+  // Lists with one entry a layer follow, and go where they have none for the last ones.
+  for (const char* name : {"layer_types", "mlp_layer_types", "indexer_types"}) {
+    const auto list = model.find(name);
+    if (list == model.end() || !list->is_array()) continue;
+    if (std::ssize(*list) > layers) {
+      list->erase(list->begin() + layers, list->end());
+    } else if (std::ssize(*list) < layers) {
+      model.erase(name);
+    }
+  }
   text_.clear();
+}
+
+ModelConfig ModelConfig::text_model() const {
+  const json* const nested = find(json_->root, {"text_config"});
+  if (nested == nullptr) {
+    throw InputError(fmt::format("{}: field 'text_config' is missing; {} needs it", origin_, architecture()));
+  }
+  if (!nested->is_object()) wrong(origin_, {"text_config"}, *nested, "an object");
+  constexpr std::string_view kTied = "tie_word_embeddings";
+  json text = *nested;
+  const json* const own = find(text, {kTied});
+  const json* const outer = find(json_->root, {kTied});
+  if (own != nullptr && outer != nullptr && *own != *outer) {
+    throw InputError(fmt::format(
+        "{}: field '{}' is {} but {} in text_config: transformers goes by the one, engines by the "
+        "other; make them the same",
+        origin_, kTied, excerpt(outer->dump()), excerpt(own->dump())));
+  }
+  for (const std::string_view name : {std::string_view("dtype"), std::string_view("torch_dtype"),
+                                      std::string_view("quantization_config"), kTied}) {
+    const json* const given = find(json_->root, {name});
+    if (given != nullptr && find(text, {name}) == nullptr) text[std::string(name)] = *given;
+  }
+  ModelConfig model(text.dump(), origin_ + " (text_config)");
+  model.quantization_place_ = quantization_place_;
+  return model;
 }
 
 std::string ModelConfig::text() const {

@@ -57,6 +57,17 @@ class ModelConfig {
   bool is_null(Names names) const;
   bool boolean_or(Names names, bool fallback) const;
   std::vector<std::int64_t> integers_or_empty(Names names) const;
+  /// A list with one of `words` for each of `layers` layers, or empty.
+  std::vector<std::string> layer_words_or_empty(std::string_view name, std::int64_t layers,
+                                                std::initializer_list<std::string_view> words) const;
+  std::string text_or(std::string_view name, std::string_view fallback) const;
+  /// Whether the field is there, and not null.
+  bool has(std::string_view name) const;
+
+  /// What a model that wraps a text model says of that: `text_config`, with the type and the quantisation of
+  /// the whole where it has none itself. Throws InputError when it is missing, or the two contradict each
+  /// other about whether the head is tied.
+  ModelConfig text_model() const;
 
   /// The text of `quantization_config`; empty when it is not there or says nothing.
   std::string quantization_config() const;
@@ -67,7 +78,7 @@ class ModelConfig {
   /// config has one itself. Throws InputError, naming `origin`, when the text is not one of those.
   void add_modelopt(const std::string& text, const std::string& origin);
 
-  /// The same model with another number of layers (`--layers`).
+  /// The same model with another number of layers (`--layers`), of its text model where it wraps one.
   void set_layers(std::int64_t layers);
 
   /// The text as a file would hold it: the file's own or, after a change, another with the same content, in

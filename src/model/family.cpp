@@ -21,15 +21,27 @@ struct Known {
   std::unique_ptr<Family> (*make)(const ModelConfig&);
 };
 
-constexpr std::array<Known, 8> kFamilies{{
+constexpr std::array<Known, 20> kFamilies{{
+    {"DeepseekV3ForCausalLM", "deepseek_v3", &make_deepseek_v3},
+    {"DeepseekV3ForCausalLM", "kimi_k2", &make_deepseek_v3},
+    {"DeepseekV32ForCausalLM", "deepseek_v32", &make_deepseek_v32},
     {"Glm4ForCausalLM", "glm4", &make_glm4},
     {"Glm4MoeForCausalLM", "glm4_moe", &make_glm4_moe},
+    {"Glm4MoeLiteForCausalLM", "glm4_moe_lite", &make_glm4_moe_lite},
+    {"GlmMoeDsaForCausalLM", "glm_moe_dsa", &make_glm_moe_dsa},
+    {"GptOssForCausalLM", "gpt_oss", &make_gpt_oss},
     {"LlamaForCausalLM", "llama", &make_llama},
+    {"MiniMaxM2ForCausalLM", "minimax_m2", &make_minimax_m2},
     {"MistralForCausalLM", "mistral", &make_mistral},
     {"Qwen2ForCausalLM", "qwen2", &make_qwen2},
     {"Qwen2MoeForCausalLM", "qwen2_moe", &make_qwen2_moe},
     {"Qwen3ForCausalLM", "qwen3", &make_qwen3},
     {"Qwen3MoeForCausalLM", "qwen3_moe", &make_qwen3_moe},
+    {"Qwen3NextForCausalLM", "qwen3_next", &make_qwen3_next},
+    {"Qwen3_5ForCausalLM", "qwen3_5_text", &make_qwen3_5},
+    {"Qwen3_5MoeForCausalLM", "qwen3_5_moe_text", &make_qwen3_5_moe},
+    {"Qwen3_5ForConditionalGeneration", "qwen3_5", &make_qwen3_5_vl},
+    {"Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", &make_qwen3_5_moe_vl},
 }};
 
 // In lower case, as texts are compared here.
@@ -76,9 +88,9 @@ bool is_class_of(const Known& known, const std::string& name, const Known* type)
   return before.empty() || before.ends_with('.') || type == &known;
 }
 
-std::string listed(std::string_view Known::*name) {
+std::string listed_types() {
   std::string list;
-  for (const Known& known : kFamilies) list.append(list.empty() ? "" : ", ").append(known.*name);
+  for (const Known& known : kFamilies) list.append(list.empty() ? "" : ", ").append(known.model_type);
   return list;
 }
 
@@ -97,13 +109,15 @@ std::size_t distance(std::string_view from, std::string_view to) {
   return row.back();
 }
 
-std::string_view closest_type(const std::string& model_type) {
-  const std::string type = lower(model_type);
-  return std::min_element(kFamilies.begin(), kFamilies.end(),
-                          [&](const Known& a, const Known& b) {
-                            return distance(type, a.model_type) < distance(type, b.model_type);
-                          })
-      ->model_type;
+/// The name of a known family that is most like another one.
+std::string_view closest(std::string_view Known::*name, std::string_view to) {
+  // No name is longer than this; what a config may say is.
+  constexpr std::size_t kMost = 64;
+  const std::string text = lower(to.substr(0, kMost));
+  const auto far = [&](const Known& known) { return distance(text, lower(known.*name)); };
+  const auto* const found = std::min_element(kFamilies.begin(), kFamilies.end(),
+                                             [&](const Known& a, const Known& b) { return far(a) < far(b); });
+  return found->*name;
 }
 
 /// For a config whose architectures name no class of a model.
@@ -112,11 +126,11 @@ const Known& known_type(const ModelConfig& config, const Known* type) {
   if (config.model_type().empty()) {
     throw InputError(fmt::format(
         "{}: fields 'architectures' and 'model_type' are missing; write the model's model_type ({})",
-        config.origin(), listed(&Known::model_type)));
+        config.origin(), listed_types()));
   }
   throw InputError(fmt::format("{}: model_type '{}' is not supported; the closest that is supported is '{}'",
                                config.origin(), excerpt(config.model_type()),
-                               closest_type(config.model_type())));
+                               closest(&Known::model_type, config.model_type())));
 }
 
 const Known& find_family(const ModelConfig& config) {
@@ -136,9 +150,13 @@ const Known& find_family(const ModelConfig& config) {
   }
   if (named.empty() && other.empty()) return known_type(config, type);
   if (named.empty()) {
-    throw InputError(fmt::format("{}: architecture {} is not supported; supported are {}", config.origin(),
-                                 excerpt(other), listed(&Known::architecture)));
+    throw InputError(
+        fmt::format("{}: architecture {} is not supported; the closest that is supported is '{}'",
+                    config.origin(), excerpt(other), closest(&Known::architecture, other)));
   }
+  const auto is_type = [&](const Known* known) {
+    return type != nullptr && known->architecture == type->architecture;
+  };
   const auto second =
       std::find_if(named.begin(), named.end(), [&](const Known* known) { return known != named.front(); });
   if (config.model_type().empty() && second != named.end()) {
@@ -146,7 +164,7 @@ const Known& find_family(const ModelConfig& config) {
                                  config.origin(), named.front()->architecture, (*second)->architecture));
   }
   if (config.model_type().empty()) return *named.front();
-  if (type != nullptr && std::find(named.begin(), named.end(), type) != named.end()) return *type;
+  if (std::any_of(named.begin(), named.end(), is_type)) return *type;
   throw InputError(
       fmt::format("{}: field 'architectures' names {} but model_type is '{}'; correct the one that is wrong",
                   config.origin(), named.front()->architecture, excerpt(config.model_type())));

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
+#include <span>
 #include <utility>
 
 #include "core/error.hpp"
@@ -17,7 +19,10 @@ constexpr std::int64_t kVocabularyUnit = 64;
 
 /// The tensor's shape with another outermost extent.
 Shape with_outer(const Shape& shape, std::int64_t outer) {
-  return shape.dims() == 1 ? Shape{outer} : Shape{outer, shape.cols()};
+  std::array<std::int64_t, Shape::kMaxDims> extents{};
+  std::copy(shape.extents().begin(), shape.extents().end(), extents.begin());
+  extents[0] = outer;
+  return Shape(std::span<const std::int64_t>(extents).first(shape.dims()));
 }
 
 }  // namespace
@@ -55,6 +60,58 @@ Parameter TensorParallel::replicated(const std::string& name, const std::string&
   return stack(catalog_, name, shape, {{index, Box::whole(shape)}}, {type.value_or(held)});
 }
 
+Parameter TensorParallel::stacked(const std::string& name, const std::vector<std::string>& tensors) const {
+  std::vector<TensorBox> boxes;
+  std::int64_t rows = 0;
+  for (const std::string& tensor : tensors) {
+    const std::uint32_t index = catalog_.at(tensor);
+    boxes.push_back({index, Box::whole(catalog_[index].shape)});
+    rows += catalog_[index].shape[0];
+  }
+  return stack(catalog_, name, with_outer(catalog_[boxes.front().tensor].shape, rows), boxes);
+}
+
+Parameter TensorParallel::sections(const std::string& name, const std::vector<Section>& sections) const {
+  std::vector<TensorBox> boxes;
+  std::int64_t total = 0;
+  for (const auto& [tensor, first, whole] : sections) {
+    require_divides(option_, size_name_, tp_size_, "the rows of " + tensor, whole);
+    const std::int64_t count = whole / tp_size_;
+    boxes.push_back(outer(catalog_.at(tensor), first + tp_rank_ * count, count));
+    total += count;
+  }
+  return stack(catalog_, name, with_outer(catalog_[boxes.front().tensor].shape, total), boxes);
+}
+
+Parameter TensorParallel::of_heads(const std::string& name, const std::string& tensor, std::int64_t heads,
+                                   std::int64_t head_dim) const {
+  const auto [first, count] = rank_heads(tensor, heads);
+  return stack(catalog_, name, {count * head_dim},
+               {outer(catalog_.at(tensor), first * head_dim, count * head_dim)});
+}
+
+TensorParallel::Heads TensorParallel::rank_heads(const std::string& of, std::int64_t heads) const {
+  if (tp_size_ < heads) {
+    require_divides(option_, size_name_, tp_size_, "the kv heads of " + of, heads);
+    return {tp_rank_ * (heads / tp_size_), heads / tp_size_};
+  }
+  if (tp_size_ % heads != 0) {
+    throw UsageError(
+        fmt::format("{}: {}={} is no multiple of the {} kv heads of {}; a kv head cannot be shared evenly",
+                    option_, size_name_, tp_size_, heads, of));
+  }
+  return {tp_rank_ / (tp_size_ / heads), 1};
+}
+
+Parameter TensorParallel::column_parallel(const std::string& name, const std::string& tensor,
+                                          std::int64_t units, const std::string& unit_name) const {
+  const std::uint32_t index = catalog_.at(tensor);
+  const Shape& shape = catalog_[index].shape;
+  require_divides(option_, size_name_, tp_size_, fmt::format("the {} of {}", unit_name, tensor), units);
+  const std::int64_t count = shape[0] / tp_size_;
+  return stack(catalog_, name, with_outer(shape, count), {outer(index, tp_rank_ * count, count)});
+}
+
 Parameter TensorParallel::row_parallel(const std::string& name, const std::string& tensor) const {
   const std::uint32_t index = catalog_.at(tensor);
   const Shape& shape = catalog_[index].shape;
@@ -65,38 +122,23 @@ Parameter TensorParallel::row_parallel(const std::string& name, const std::strin
 
 Parameter TensorParallel::gate_up(const std::string& name, const std::string& gate,
                                   const std::string& up) const {
-  const std::uint32_t gate_index = catalog_.at(gate);
-  const Shape& shape = catalog_[gate_index].shape;
-  require_divides(option_, size_name_, tp_size_, "the rows of " + gate, shape[0]);
-  const std::int64_t count = shape[0] / tp_size_;
-  return stack(catalog_, name, with_outer(shape, 2 * count),
-               {outer(gate_index, tp_rank_ * count, count), outer(catalog_.at(up), tp_rank_ * count, count)});
+  const std::int64_t inner = catalog_[catalog_.at(gate)].shape[0];
+  return sections(name, {{gate, 0, inner}, {up, 0, inner}});
 }
 
 Parameter TensorParallel::gate_up(const std::string& name, const std::string& both) const {
-  const std::uint32_t index = catalog_.at(both);
-  const Shape& shape = catalog_[index].shape;
-  const std::int64_t inner = shape[0] / 2;
-  require_divides(option_, size_name_, tp_size_, "half the rows of " + both, inner);
-  const std::int64_t count = inner / tp_size_;
-  return stack(catalog_, name, with_outer(shape, 2 * count),
-               {outer(index, tp_rank_ * count, count), outer(index, inner + tp_rank_ * count, count)});
+  const std::int64_t inner = catalog_[catalog_.at(both)].shape[0] / 2;
+  return sections(name, {{both, 0, inner}, {both, inner, inner}});
 }
 
 Parameter TensorParallel::fused_qkv(const std::string& name, const std::string& q, const std::string& k,
                                     const std::string& v, std::int64_t heads, std::int64_t kv_heads,
                                     std::int64_t head_dim) const {
   require_divides(option_, size_name_, tp_size_, "the attention heads of " + q, heads);
-  const bool replicate = tp_size_ >= kv_heads;
-  if (replicate && tp_size_ % kv_heads != 0) {
-    throw UsageError(
-        fmt::format("{}: {}={} is no multiple of the {} kv heads of {}; a kv head cannot be shared evenly",
-                    option_, size_name_, tp_size_, kv_heads, k));
-  }
-  if (!replicate) require_divides(option_, size_name_, tp_size_, "the kv heads of " + k, kv_heads);
-  const std::int64_t q_rows = heads / tp_size_ * head_dim;
-  const std::int64_t kv_rows = (replicate ? 1 : kv_heads / tp_size_) * head_dim;
-  const std::int64_t kv_start = (replicate ? tp_rank_ / (tp_size_ / kv_heads) : tp_rank_) * kv_rows;
+  const auto [first, count] = rank_heads(k, kv_heads);
+  const std::int64_t q_rows = catalog_[catalog_.at(q)].shape[0] / tp_size_;
+  const std::int64_t kv_rows = count * head_dim;
+  const std::int64_t kv_start = first * head_dim;
   const std::uint32_t q_index = catalog_.at(q);
   return stack(catalog_, name, with_outer(catalog_[q_index].shape, q_rows + 2 * kv_rows),
                {outer(q_index, tp_rank_ * q_rows, q_rows), outer(catalog_.at(k), kv_start, kv_rows),
@@ -105,13 +147,13 @@ Parameter TensorParallel::fused_qkv(const std::string& name, const std::string& 
 
 Parameter TensorParallel::interleaved_qkv(const std::string& name, const std::string& q, const std::string& k,
                                           const std::string& v, std::int64_t heads, std::int64_t kv_heads,
-                                          std::int64_t head_dim) const {
-  const std::int64_t total = (heads + 2 * kv_heads) * head_dim;
+                                          std::int64_t head_dim, bool gated) const {
+  const std::int64_t q_total = catalog_[catalog_.at(q)].shape[0];  // with gates, where there are some
+  const std::int64_t total = q_total + 2 * kv_heads * head_dim;
   require_divides(option_, size_name_, tp_size_, "the attention heads of " + q, heads);
   require_divides(option_, size_name_, tp_size_, "the query, key and value rows of " + q, total);
   const std::int64_t rows = total / tp_size_;
   const std::int64_t first = tp_rank_ * rows;
-  const std::int64_t q_rows = heads / kv_heads * head_dim;
   std::vector<TensorBox> boxes;
   std::int64_t at = 0;  // row of the whole matrix
   const auto take = [&](const std::string& tensor, std::int64_t row, std::int64_t count) {
@@ -120,8 +162,18 @@ Parameter TensorParallel::interleaved_qkv(const std::string& name, const std::st
     if (begin < end) boxes.push_back(outer(catalog_.at(tensor), row + begin - at, end - begin));
     at += count;
   };
+  const std::int64_t group_heads = heads / kv_heads;
+  const std::int64_t q_rows = q_total / kv_heads;
   for (std::int64_t group = 0; group < kv_heads; ++group) {
-    take(q, group * q_rows, q_rows);
+    if (gated) {
+      for (const std::int64_t half : {0, 1}) {
+        for (std::int64_t head = group * group_heads; head < (group + 1) * group_heads; ++head) {
+          take(q, (2 * head + half) * head_dim, head_dim);
+        }
+      }
+    } else {
+      take(q, group * q_rows, q_rows);
+    }
     take(k, group * head_dim, head_dim);
     take(v, group * head_dim, head_dim);
   }

@@ -24,6 +24,28 @@ class TensorParallel {
   Parameter replicated(const std::string& name, const std::string& tensor,
                        std::optional<DType> type = {}) const;
 
+  /// The tensors whole, one behind the other.
+  Parameter stacked(const std::string& name, const std::vector<std::string>& tensors) const;
+
+  /// Of each section its part [t·count/T, (t+1)·count/T), one behind the other: gate and up, the heads' rows
+  /// of several projections, the parts of one tensor that was fused.
+  struct Section {
+    std::string tensor;
+    std::int64_t first = 0;  ///< elements of the outermost dimension
+    std::int64_t count = 0;
+  };
+  Parameter sections(const std::string& name, const std::vector<Section>& sections) const;
+
+  /// A vector of `heads` × `head_dim` elements, of which a rank has those of its heads. With more ranks than
+  /// heads each is held by T/heads neighbouring ones.
+  Parameter of_heads(const std::string& name, const std::string& tensor, std::int64_t heads,
+                     std::int64_t head_dim) const;
+
+  /// Rows [t·R/T, (t+1)·R/T) of a tensor whose rows are those of `units` units, `unit_name` of which are cut
+  /// between ranks.
+  Parameter column_parallel(const std::string& name, const std::string& tensor, std::int64_t units,
+                            const std::string& unit_name) const;
+
   /// Columns [t·in/T, (t+1)·in/T) of `o_proj` or `down_proj`.
   Parameter row_parallel(const std::string& name, const std::string& tensor) const;
 
@@ -41,10 +63,11 @@ class TensorParallel {
 
   /// Rows [t·R/T, (t+1)·R/T) of the R rows that Megatron-Core's linear_qkv has: of every kv head in turn its
   /// query heads, then its key head, then its value head. A rank's rows may begin or end within a head.
-  /// Weights and biases alike.
+  /// Weights and biases alike. `gated`: q has a gate behind each head; here the gates of a group follow on
+  /// its query heads.
   Parameter interleaved_qkv(const std::string& name, const std::string& q, const std::string& k,
                             const std::string& v, std::int64_t heads, std::int64_t kv_heads,
-                            std::int64_t head_dim) const;
+                            std::int64_t head_dim, bool gated = false) const;
 
   /// Rows [t·Vp/T, (t+1)·Vp/T) of an embedding whose vocabulary is padded with zero rows to `padded` = Vp; by
   /// default to a multiple of 64.
@@ -54,6 +77,13 @@ class TensorParallel {
   const std::string& option() const { return option_; }
 
  private:
+  /// The heads of `of` that this rank has, in full or with others.
+  struct Heads {
+    std::int64_t first = 0;
+    std::int64_t count = 0;
+  };
+  Heads rank_heads(const std::string& of, std::int64_t heads) const;
+
   /// Elements [start, start + count) of the outermost dimension.
   TensorBox outer(std::uint32_t tensor, std::int64_t start, std::int64_t count) const;
 

@@ -125,7 +125,9 @@ class HeldByShards {
       }
       const StoredTensor& stored = shard.tensors[*numbers[i]];
       require_held(shard, stored, tensor.held.shape, layout, rank);
-      require_castable(shard, stored, tensor.held.dtype);
+      const bool widened =
+          !tensor.held.parts.empty() && family_.catalog()[tensor.held.parts.front().tensor].widened;
+      require_castable(shard, stored, tensor.held.dtype, widened);
       cast_tensors_ += cast_between(stored.dtype, tensor.held.dtype) == Cast::kRound ? 1 : 0;
       for (const Part& part : tensor.held.parts) {
         add(held_in(stored, first + *numbers[i], part.tensor, part.box,

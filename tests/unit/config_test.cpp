@@ -72,8 +72,8 @@ TEST(ConfigErrors, IllTypedFields) {
   expect_has(refusal_with("decoder_sparse_step", 0), {"decoder_sparse_step", "positive integer"});
   expect_has(refusal_with("dtype", "int8"), {"int8", "bfloat16"});
   expect_has(refusal_with("dtype", 16), {"16", "bfloat16"});
-  expect_has(refusal_with("architectures", {"GptOssForCausalLM"}),
-             {"GptOssForCausalLM", "Qwen3MoeForCausalLM"});
+  expect_has(refusal_with("architectures", {"Qwen9MoeForCausalLM"}),
+             {"Qwen9MoeForCausalLM", "not supported", "'Qwen2MoeForCausalLM'"});
   expect_has(refusal_with("model_type", 3), {"x/config.json", "model_type", "3", "text"});
   expect_has(refusal_with("architectures", {{"a", 1}}), {"x/config.json", "architectures", "list of texts"});
   expect_has(refusal_with("architectures", {"Qwen3MoeForCausalLM", 7}), {"architectures", "list of texts"});

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <set>
 #include <string>
@@ -52,8 +53,10 @@ TEST_P(Trained, MegatronRanksHoldAllThatEnginesNeed) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, Trained,
-                         ::testing::Values("glm4-moe", "llama", "mistral", "qwen2", "qwen2-moe", "qwen3",
-                                           "qwen3-moe"));
+                         ::testing::Values("deepseek-v3", "deepseek-v3-noqlora", "deepseek-v32",
+                                           "glm-moe-dsa", "glm4-moe", "glm4-moe-lite", "llama", "minimax-m2",
+                                           "mistral", "qwen2", "qwen2-moe", "qwen3", "qwen3-moe",
+                                           "qwen3-next", "qwen3.5", "qwen3.5-moe"));
 
 TEST(Glm4Moe, DraftLayersAreLeftOut) {
   const auto family = family_of(config_of("glm4-moe"));  // three layers, one for drafts
@@ -84,14 +87,24 @@ TEST(Glm4Moe, OnlyBfloat16IsWidened) {
   json config = config_of("glm4-moe");
   config["dtype"] = "float16";
   const auto half = family_of(config);
-  expect_has(message_of([&] { half->parameters({}, {}); }),
+  EngineLayout vllm;
+  vllm.engine = Engine::kVllm;
+  expect_has(message_of([&] { half->parameters(vllm, {}); }),
              {"x/config.json", "model.layers.1.mlp.gate.weight is float16", "float32", "bfloat16"});
   EngineLayout as_module;
   as_module.engine = Engine::kHf;
   EXPECT_EQ(half->parameters(as_module, {}).size(), half->catalog().size());
   config["dtype"] = "float32";
   const auto wide = family_of(config);
-  for (const Parameter& parameter : wide->parameters({}, {})) EXPECT_EQ(parameter.dtype, DType::kF32);
+  for (const Parameter& parameter : wide->parameters(vllm, {})) EXPECT_EQ(parameter.dtype, DType::kF32);
+}
+
+TEST(Glm4Moe, SglangKeepsTheRouterAsItIs) {
+  const auto family = family_of(config_of("glm4-moe"));
+  for (const Parameter& parameter : family->parameters({}, {})) {
+    const bool bias = parameter.name.ends_with("e_score_correction_bias");
+    EXPECT_EQ(parameter.dtype, bias ? DType::kF32 : DType::kBF16) << parameter.name;
+  }
 }
 
 TEST(Glm4Moe, TrainersNames) {
@@ -103,6 +116,243 @@ TEST(Glm4Moe, TrainersNames) {
         "decoder.layers.1.self_attention.linear_qkv.bias"}) {
     EXPECT_TRUE(names.contains(name)) << name;
   }
+}
+
+TEST(Deepseek, TypesOfOneClass) {
+  json config = config_of("deepseek-v3");
+  config["model_type"] = "kimi_k2";
+  EXPECT_EQ(family_of(config)->catalog().size(), family_of(config_of("deepseek-v3"))->catalog().size());
+  config["model_type"] = "qwen3";
+  expect_has(message_of([&] { family_of(config); }), {"DeepseekV3ForCausalLM", "'qwen3'"});
+}
+
+TEST(Deepseek, CorrectionBiasWhereTheConfigSaysSoOrNothing) {
+  json config = config_of("deepseek-v3");
+  const std::string bias = "model.layers.1.mlp.gate.e_score_correction_bias";
+  EXPECT_TRUE(family_of(config)->catalog().find(bias));
+  config["topk_method"] = "noaux_tc";
+  EXPECT_TRUE(family_of(config)->catalog().find(bias));
+  config["topk_method"] = "greedy";
+  EXPECT_FALSE(family_of(config)->catalog().find(bias));
+}
+
+TEST(Deepseek, BothEnginesNames) {
+  const auto family = family_of(config_of("deepseek-v3"));
+  const auto has = [&](Engine engine, const std::string& name) {
+    EngineLayout layout;
+    layout.engine = engine;
+    const auto parameters = family->parameters(layout, {});
+    return std::ranges::any_of(parameters,
+                               [&](const Parameter& parameter) { return parameter.name == name; });
+  };
+  EXPECT_TRUE(has(Engine::kVllm, "model.layers.0.self_attn.fused_qkv_a_proj.weight"));
+  EXPECT_TRUE(has(Engine::kSglang, "model.layers.0.self_attn.fused_qkv_a_proj_with_mqa.weight"));
+}
+
+TEST(Deepseek, HeadsAreNotCut) {
+  const auto family = family_of(config_of("deepseek-v3"));
+  EngineLayout layout;
+  layout.tp = 8;
+  expect_has(message_of<UsageError>([&] { family->parameters(layout, {}); }),
+             {"tp=8", "attention heads", "(4)"});
+}
+
+TEST(Deepseek, BiasesAndContradictionsAreRefused) {
+  expect_has(refusal(config_of("deepseek-v3"), "attention_bias", true), {"attention_bias", "not known"});
+  expect_has(refusal(config_of("glm4-moe-lite"), "first_k_dense_replace", 2),
+             {"layer 1 is sparse", "mlp_layer_types", "first_k_dense_replace"});
+  expect_has(refusal(config_of("glm4-moe-lite"), "mlp_layer_types", json::array({"dense", "sparse"})),
+             {"mlp_layer_types", "2 entries", "num_hidden_layers is 3"});
+  expect_has(refusal(config_of("glm4-moe-lite"), "mlp_layer_types", json::array({"dense", "moe", "sparse"})),
+             {"mlp_layer_types", "'moe'", "dense, sparse"});
+  expect_has(refusal(config_of("deepseek-v3"), "kv_lora_rank", nullptr), {"kv_lora_rank", "missing"});
+}
+
+TEST(Deepseek, TrainersNames) {
+  const auto latent = family_of(config_of("deepseek-v3"));
+  std::set<std::string> names = names_of(latent->trainer_dense({}, 0, 0));
+  for (const char* name :
+       {"input_layernorm.weight", "self_attention.linear_q_down_proj.weight",
+        "self_attention.linear_q_up_proj.layer_norm_weight", "self_attention.linear_kv_down_proj.weight",
+        "self_attention.linear_kv_up_proj.layer_norm_weight", "self_attention.linear_proj.weight"}) {
+    EXPECT_TRUE(names.contains(std::string("decoder.layers.1.") + name)) << name;
+  }
+  names = names_of(family_of(config_of("deepseek-v3-noqlora"))->trainer_dense({}, 0, 0));
+  EXPECT_TRUE(names.contains("decoder.layers.1.self_attention.linear_q_proj.weight"));
+}
+
+TEST(GlmMoeDsa, TheThreeWaysToSayWhoseIndexer) {
+  json config = config_of("glm-moe-dsa");  // full, full, shared, full
+  const auto own = [&] {
+    std::string found;
+    const auto family = family_of(config);
+    for (int layer = 0; layer < 4; ++layer) {
+      found += family->catalog().find(fmt::format("model.layers.{}.self_attn.indexer.wk.weight", layer))
+                   ? 'F'
+                   : 'S';
+    }
+    return found;
+  };
+  EXPECT_EQ(own(), "FFSF");
+  config.erase("indexer_types");
+  EXPECT_EQ(own(), "FFFF");
+  config["index_topk_freq"] = 2;
+  EXPECT_EQ(own(), "FFSF");
+  config["index_skip_topk_offset"] = 0;
+  EXPECT_EQ(own(), "SFSF");
+  config["index_topk_pattern"] = "FSSS";
+  EXPECT_EQ(own(), "FSSS");
+  expect_has(refusal(config, "index_topk_pattern", "FSX"), {"index_topk_pattern", "4 layers"});
+}
+
+TEST(MiniMaxM2, WhatTransformersHasInMemory) {
+  const auto family = family_of(config_of("minimax-m2"));
+  const Catalog& catalog = family->catalog();
+  const auto form = [&](const std::string& name) {
+    return family->other_stored_form(catalog[catalog.at("model.layers.1." + name)]).value_or(StoredForm{});
+  };
+  EXPECT_EQ(form("block_sparse_moe.gate.weight").name, "model.layers.1.mlp.gate.weight");
+  EXPECT_EQ(form("block_sparse_moe.e_score_correction_bias").name,
+            "model.layers.1.mlp.e_score_correction_bias");
+  const StoredForm up = form("block_sparse_moe.experts.2.w3.weight");
+  EXPECT_EQ(up.name, "model.layers.1.mlp.experts.gate_up_proj");
+  EXPECT_EQ(up.shape, (Shape{6, 80, 80}));
+  EXPECT_EQ(up.row, 2 * 80 + 40);
+  EXPECT_EQ(form("block_sparse_moe.experts.2.w2.weight").name, "model.layers.1.mlp.experts.down_proj");
+  EXPECT_EQ(form("input_layernorm.weight").name, "");
+}
+
+TEST(GptOss, OneLayoutAndNoTrainers) {
+  const auto family = family_of(config_of("gpt-oss"));
+  EngineLayout layout;
+  layout.moe_layout = "cutlass";
+  expect_has(message_of<UsageError>([&] { family->parameters(layout, {}); }),
+             {"--moe-layout cutlass", "triton"});
+  layout = {};
+  layout.quantizer = parse_quantizer("fp8-tensor");
+  expect_has(message_of<UsageError>([&] { family->parameters(layout, {}); }),
+             {"--quantize", "not quantised"});
+  layout = {};
+  layout.tp = 5;
+  expect_has(message_of<UsageError>([&] { family->parameters(layout, {}); }), {"tp=5"});
+  TrainerLayout trainers;
+  expect_has(message_of<UsageError>([&] { family->trainer_experts(trainers, 0, 0, 0); }),
+             {"--trainer-alloc", "model.layers.0.mlp.experts"});
+}
+
+TEST(GptOss, CodesAreRefused) {
+  expect_has(refusal(config_of("gpt-oss"), "quantization_config", {{"quant_method", "mxfp4"}}),
+             {"quantization_config", "not read of gpt-oss", "bfloat16"});
+}
+
+TEST(GptOss, EnginesNames) {
+  const auto family = family_of(config_of("gpt-oss"));
+  const auto names = [&](Engine engine) {
+    EngineLayout layout;
+    layout.engine = engine;
+    std::set<std::string> found;
+    for (const Parameter& parameter : family->parameters(layout, {})) found.insert(parameter.name);
+    return found;
+  };
+  const std::set<std::string> sglang = names(Engine::kSglang);
+  for (const char* name :
+       {"model.embed_tokens.weight", "model.layers.0.self_attn.sinks",
+        "model.layers.0.mlp.experts.w13_weight_bias", "model.layers.0.mlp.experts.w2_weight"}) {
+    EXPECT_TRUE(sglang.contains(name)) << name;
+  }
+  const std::set<std::string> vllm = names(Engine::kVllm);
+  for (const char* name : {"model.embedding.weight", "model.layers.0.attn.sinks",
+                           "model.layers.0.mlp.experts.routed_experts.w13_bias"}) {
+    EXPECT_TRUE(vllm.contains(name)) << name;
+  }
+}
+
+TEST(Hybrids, WhichLayersAreOfFullAttention) {
+  json config = config_of("qwen3.5");
+  const auto full = [&] {
+    std::string found;
+    const auto family = family_of(config);
+    for (int layer = 0; layer < 4; ++layer) {
+      found +=
+          family->catalog().find(fmt::format("model.layers.{}.self_attn.o_proj.weight", layer)) ? 'F' : 'l';
+    }
+    return found;
+  };
+  EXPECT_EQ(full(), "lllF");
+  config["layer_types"] = {"full_attention", "linear_attention", "full_attention", "full_attention"};
+  EXPECT_EQ(full(), "FlFF");
+  config.erase("layer_types");
+  EXPECT_EQ(full(), "lllF");
+  config["full_attention_interval"] = 2;
+  EXPECT_EQ(full(), "lFlF");
+  expect_has(refusal(config, "layer_types", json::array({"full_attention", "linear", "a", "b"})),
+             {"layer_types", "'linear'", "linear_attention"});
+  expect_has(refusal(config, "linear_num_value_heads", nullptr), {"linear_num_value_heads", "missing"});
+}
+
+TEST(Hybrids, LayersOfThePart) {
+  ModelConfig config(config_of("qwen3.5").dump(), "x/config.json");
+  config.set_layers(2);
+  const auto part = make_family(config);
+  EXPECT_TRUE(part->catalog().find("model.layers.1.linear_attn.A_log"));
+  EXPECT_FALSE(part->catalog().find("model.layers.2.linear_attn.A_log"));
+  config.set_layers(5);
+  EXPECT_TRUE(make_family(config)->catalog().find("model.layers.4.linear_attn.A_log"));
+  ModelConfig wrapper(config_of("qwen3.5-vl").dump(), "x/config.json");
+  wrapper.set_layers(2);
+  EXPECT_FALSE(make_family(wrapper)->catalog().find("model.layers.2.linear_attn.A_log"));
+}
+
+TEST(Hybrids, HeadsOfBothKindsAreCut) {
+  const auto family = family_of(config_of("qwen3-next"));  // two key heads
+  EngineLayout layout;
+  layout.tp = 4;
+  expect_has(message_of<UsageError>([&] { family->parameters(layout, {}); }), {"tp=4", "key heads", "(2)"});
+}
+
+TEST(Hybrids, DraftsAreLeftOut) {
+  const auto family = family_of(config_of("qwen3.5-moe"));
+  EXPECT_TRUE(family->may_ignore("mtp.layers.0.self_attn.q_proj.weight"));
+  EXPECT_FALSE(family->may_ignore("mtpx.weight"));
+}
+
+TEST(Hybrids, AVisionTowerIsNotSentButMayBeLeftOut) {
+  json config = config_of("qwen3.5-vl");  // without its vision_config
+  const auto family = family_of(config);
+  EXPECT_TRUE(family->may_ignore("model.visual.patch_embed.proj.weight"));
+  EXPECT_TRUE(family->is_engines_own("visual.patch_embed.proj.weight"));
+  EXPECT_FALSE(family->is_engines_own("language_model.model.norm.weight"));
+  const auto first = [&](Engine engine) {
+    EngineLayout layout;
+    layout.engine = engine;
+    return family->parameters(layout, {}).front().name;
+  };
+  EXPECT_EQ(first(Engine::kVllm), "language_model.model.embed_tokens.weight");
+  EXPECT_EQ(first(Engine::kSglang), "model.embed_tokens.weight");
+  expect_has(refusal(config, "vision_config", json::object()), {"vision_config", "vision tower", "--model"});
+  expect_has(refusal(config, "text_config", nullptr), {"text_config", "missing"});
+  expect_has(refusal(config, "text_config", "x"), {"text_config", "an object"});
+  expect_has(refusal(config, "tie_word_embeddings", true),
+             {"tie_word_embeddings", "true but false in text_config"});
+  config["text_config"].erase("hidden_size");
+  expect_has(message_of([&] { family_of(config); }), {"(text_config)", "hidden_size", "missing"});
+}
+
+TEST(Hybrids, TrainersHoldGatesBehindTheQueriesOfAGroup) {
+  const auto family = family_of(config_of("qwen3.5"));
+  const Catalog& catalog = family->catalog();
+  const std::vector<TrainerTensor> tensors = family->trainer_dense({}, 0, 0);
+  const std::set<std::string> names = names_of(tensors);
+  EXPECT_TRUE(names.contains("decoder.layers.0.self_attention.linear_attn.in_proj_qkv.weight"));
+  const auto qkv = std::ranges::find(tensors, "decoder.layers.3.self_attention.linear_qkv.weight",
+                                     [](const TrainerTensor& tensor) { return tensor.held.name; });
+  ASSERT_NE(qkv, tensors.end());
+  // Two groups of two heads of 32: in q_proj each head's query, then its gate.
+  std::vector<std::int64_t> rows;
+  for (const Part& part : qkv->held.parts) {
+    if (catalog[part.tensor].name.ends_with("q_proj.weight")) rows.push_back(part.box.row);
+  }
+  EXPECT_EQ(rows, (std::vector<std::int64_t>{0, 64, 32, 96, 128, 192, 160, 224}));
 }
 
 TEST(Qwen2Moe, TrainersNames) {

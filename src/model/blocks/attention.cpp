@@ -14,7 +14,7 @@ void Attention::list(const Site& site, TensorList& tensors) const {
   };
   const std::int64_t width = sizes_.heads * sizes_.head_dim;
   const std::int64_t kv_width = sizes_.kv_heads * sizes_.head_dim;
-  add("q_proj", width, sizes_.hidden, sizes_.qkv_bias);
+  add("q_proj", sizes_.gated ? 2 * width : width, sizes_.hidden, sizes_.qkv_bias);
   add("k_proj", kv_width, sizes_.hidden, sizes_.qkv_bias);
   add("v_proj", kv_width, sizes_.hidden, sizes_.qkv_bias);
   add("o_proj", sizes_.hidden, width, sizes_.output_bias);
@@ -43,7 +43,8 @@ void Attention::add_trainer_tensors(const Site& site, const TrainerCut& cut,
   const std::string at = site.trainer + names_.trainer;
   const auto qkv = [&](const std::string& kind) {
     return cut.dense.interleaved_qkv(at + "linear_qkv" + kind, from + "q_proj" + kind, from + "k_proj" + kind,
-                                     from + "v_proj" + kind, sizes_.heads, sizes_.kv_heads, sizes_.head_dim);
+                                     from + "v_proj" + kind, sizes_.heads, sizes_.kv_heads, sizes_.head_dim,
+                                     sizes_.gated);
   };
   tensors.push_back({qkv(".weight")});
   tensors.push_back({cut.dense.row_parallel(at + "linear_proj.weight", from + "o_proj.weight")});

@@ -11,6 +11,7 @@ struct AttentionSizes {
   std::int64_t head_dim = 0;
   bool qkv_bias = false;
   bool output_bias = false;
+  bool gated = false;  ///< q_proj has a gate behind each head, as wide as the head
 };
 
 /// Grouped-query attention: q_proj, k_proj, v_proj and o_proj. Engines fuse the first three, one behind the

@@ -12,6 +12,10 @@ std::optional<StoredForm> Block::other_stored_form(const Site& /*site*/, const T
   return std::nullopt;
 }
 
+bool Block::is_engines_own(const Site& /*site*/, std::string_view /*parameter*/) const {
+  return false;
+}
+
 std::optional<std::string> Block::copy_of(std::string_view /*stored_name*/) const {
   return std::nullopt;
 }

@@ -26,6 +26,8 @@ struct Names {
   std::string trainer;  ///< empty where it is not known
   /// By which other versions of the trainer call it.
   std::vector<std::string> other_trainer = {};
+  /// What transformers calls it while it is in memory, where that is not what it writes.
+  std::string memory = {};
 };
 
 /// Where a block stands: its layer, and what comes before its names.
@@ -102,6 +104,9 @@ class Block {
 
   /// Another stored form of one of its tensors, or nothing.
   virtual std::optional<StoredForm> other_stored_form(const Site& site, const Tensor& tensor) const;
+
+  /// True for a parameter that an engine may have there and that no update writes.
+  virtual bool is_engines_own(const Site& site, std::string_view parameter) const;
 
   /// The tensor whose values a stored tensor that no engine reads must repeat, or nothing.
   virtual std::optional<std::string> copy_of(std::string_view stored_name) const;

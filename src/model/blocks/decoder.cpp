@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <system_error>
 #include <utility>
@@ -22,6 +23,17 @@ Site outside() {
 Site layer_site(std::int64_t layer) {
   const std::string prefix = fmt::format("model.layers.{}.", layer);
   return {layer, prefix, prefix, ""};
+}
+
+/// The layer whose tensor or parameter is called so, of the model's or behind them; nothing for all else.
+std::optional<std::int64_t> layer_of(std::string_view name) {
+  constexpr std::string_view kBefore = "model.layers.";
+  if (!name.starts_with(kBefore)) return std::nullopt;
+  std::int64_t layer = 0;
+  const char* const end = name.data() + name.size();
+  const auto [rest, status] = std::from_chars(name.data() + kBefore.size(), end, layer);
+  if (status != std::errc() || rest == end || *rest != '.' || layer < 0) return std::nullopt;
+  return layer;
 }
 
 Site trainer_site(const TrainerChunk& chunk, const TrainerLayout& layout, std::int64_t layer) {
@@ -67,7 +79,19 @@ std::vector<Parameter> Decoder::cut_parameters(const EngineLayout& layout, const
     parts_.final_norm->add_parameters(outside(), cut, parameters);
     parts_.head->add_parameters(outside(), cut, parameters);
   }
+  rename(layout.engine, parameters);
   return parameters;
+}
+
+void Decoder::rename(Engine engine, std::vector<Parameter>& parameters) const {
+  if (engine != Engine::kVllm) return;
+  for (Parameter& parameter : parameters) parameter.name.insert(0, parts_.vllm_prefix);
+  for (const auto& [from, to] : parts_.vllm_names) {
+    for (Parameter& parameter : parameters) {
+      const std::size_t at = parameter.name.find(from);
+      if (at != std::string::npos) parameter.name.replace(at, from.size(), to);
+    }
+  }
 }
 
 std::vector<TrainerTensor> Decoder::trainer_dense(const TrainerLayout& layout, std::int64_t pp,
@@ -115,18 +139,26 @@ std::optional<StoredForm> Decoder::other_stored_form(const Tensor& tensor) const
 
 bool Decoder::may_ignore(std::string_view stored_name) const {
   if (catalog_.find(stored_name)) return false;
-  return is_of_draft(stored_name) || is_rotary_table(stored_name) || is_cache_scale(stored_name) ||
+  const auto layer = layer_of(stored_name);
+  if (layer && *layer >= parts_.layers && *layer < parts_.layers + parts_.draft_layers) return true;
+  if (is_left_out(stored_name)) return true;
+  return is_rotary_table(stored_name) || is_cache_scale(stored_name) ||
          (parts_.stored && is_activation_scale(stored_name));
 }
 
-bool Decoder::is_of_draft(std::string_view stored_name) const {
-  constexpr std::string_view kBefore = "model.layers.";
-  if (!stored_name.starts_with(kBefore)) return false;
-  std::int64_t layer = 0;
-  const char* const end = stored_name.data() + stored_name.size();
-  const auto [rest, status] = std::from_chars(stored_name.data() + kBefore.size(), end, layer);
-  return status == std::errc() && rest != end && *rest == '.' && layer >= parts_.layers &&
-         layer < parts_.layers + parts_.draft_layers;
+bool Decoder::is_left_out(std::string_view name) const {
+  return std::ranges::any_of(parts_.left_out,
+                             [&](const std::string& prefix) { return name.starts_with(prefix); });
+}
+
+bool Decoder::is_engines_own(std::string_view parameter) const {
+  if (is_left_out(parameter)) return true;
+  if (parameter.starts_with(parts_.vllm_prefix)) parameter.remove_prefix(parts_.vllm_prefix.size());
+  const auto layer = layer_of(parameter);
+  if (!layer || *layer >= parts_.layers) return false;
+  return std::ranges::any_of(blocks(*layer), [&](const BlockPtr& block) {
+    return block->is_engines_own(layer_site(*layer), parameter);
+  });
 }
 
 std::optional<std::string> Decoder::copy_of(std::string_view stored_name) const {

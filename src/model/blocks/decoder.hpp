@@ -3,6 +3,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/blocks/block.hpp"
@@ -28,6 +29,12 @@ struct DecoderParts {
   std::function<std::size_t(std::int64_t layer)> kind_of;
   /// Layers behind the last one that only drafts of engines use; tensors of theirs are left out.
   std::int64_t draft_layers = 0;
+  /// What other tensors begin with that are left out, those of drafts and of vision towers, and parameters of
+  /// engines that stay as they are.
+  std::vector<std::string> left_out;
+  std::string vllm_prefix;  ///< of all of vLLM's names, where the model is a part of another one
+  /// Parts of names that vLLM has in place of others.
+  std::vector<std::pair<std::string, std::string>> vllm_names;
   BlockPtr final_norm;
   BlockPtr head;
 };
@@ -47,17 +54,19 @@ class Decoder final : public Family {
   std::optional<StoredForm> other_stored_form(const Tensor& tensor) const override;
   bool may_ignore(std::string_view stored_name) const override;
   std::optional<std::string> copy_of(std::string_view stored_name) const override;
+  bool is_engines_own(std::string_view parameter) const override;
   QuantizationPlace quantization_place() const override;
 
  private:
   const LayerBlocks& blocks(std::int64_t layer) const;
   /// Of an engine that fuses and cuts them.
   std::vector<Parameter> cut_parameters(const EngineLayout& layout, const EngineRank& rank) const;
+  void rename(Engine engine, std::vector<Parameter>& parameters) const;
   std::optional<Quantizer> stored_quantizer() const;
   /// Throws UsageError for trainers of a model whose checkpoints hold codes.
   void require_values(const TrainerLayout& layout) const;
   void require_plausible_sizes() const;
-  bool is_of_draft(std::string_view stored_name) const;
+  bool is_left_out(std::string_view name) const;
   void list_tensors();
 
   DecoderParts parts_;

@@ -18,7 +18,9 @@ void Replicated::list(const Site& site, TensorList& tensors) const {
 
 void Replicated::add_parameters(const Site& site, const EngineCut& cut,
                                 std::vector<Parameter>& parameters) const {
-  const auto type = type_ == Type::kModel ? std::nullopt : std::optional(DType::kF32);
+  const bool wide = type_ == Type::kWidened || type_ == Type::kFloat32 ||
+                    (type_ == Type::kWidenedByVllm && cut.layout.engine == Engine::kVllm);
+  const auto type = wide ? std::optional(DType::kF32) : std::nullopt;
   parameters.push_back(
       cut.dense.replicated(site.engine + names_.engine, site.canonical + names_.canonical, type));
 }
@@ -33,6 +35,11 @@ void Replicated::add_trainer_tensors(const Site& site, const TrainerCut& cut,
       cut.dense.replicated(site.trainer + names_.trainer, site.canonical + names_.canonical)};
   for (const std::string& other : names_.other_trainer) tensor.other_names.push_back(site.trainer + other);
   tensors.push_back(std::move(tensor));
+}
+
+std::optional<StoredForm> Replicated::other_stored_form(const Site& site, const Tensor& tensor) const {
+  if (names_.memory.empty() || tensor.name != site.canonical + names_.canonical) return std::nullopt;
+  return StoredForm{site.canonical + names_.memory, shape_, 0};
 }
 
 }  // namespace weightcast

@@ -8,9 +8,10 @@ namespace weightcast {
 class Replicated final : public Block {
  public:
   enum class Type : std::uint8_t {
-    kModel,    ///< the model's
-    kWidened,  ///< the model's; float32 in engines that fuse and cut
-    kFloat32,  ///< float32, whatever the model's is; checkpoints may have bfloat16
+    kModel,          ///< the model's
+    kWidened,        ///< the model's; float32 in engines that fuse and cut
+    kWidenedByVllm,  ///< float32 in vLLM alone; SGLang makes itself a copy that is
+    kFloat32,        ///< float32, whatever the model's is; checkpoints may have bfloat16
   };
 
   Replicated(Names names, Shape shape, Type type = Type::kModel);
@@ -20,6 +21,7 @@ class Replicated final : public Block {
                       std::vector<Parameter>& parameters) const override;
   void add_trainer_tensors(const Site& site, const TrainerCut& cut,
                            std::vector<TrainerTensor>& tensors) const override;
+  std::optional<StoredForm> other_stored_form(const Site& site, const Tensor& tensor) const override;
 
  private:
   Names names_;

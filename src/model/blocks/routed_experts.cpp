@@ -12,10 +12,6 @@ namespace weightcast {
 
 namespace {
 
-constexpr const char* kGate = "gate_proj";
-constexpr const char* kUp = "up_proj";
-constexpr const char* kDown = "down_proj";
-
 /// The module inside of an engine's experts that holds their weights: none in SGLang, one in vLLM since 0.24.
 const char* weights_module(Engine engine) {
   return engine == Engine::kVllm ? ".routed_experts" : "";
@@ -34,9 +30,9 @@ void RoutedExperts::list(const Site& site, TensorList& tensors) const {
   const std::string experts = site.canonical + names_.canonical;
   tensors.for_each_expert(sizes_.experts, [&](std::int64_t expert) {
     const std::string at = fmt::format("{}.{}.", experts, expert);
-    tensors.add_linear(at + kGate, sizes_.inner, sizes_.hidden);
-    tensors.add_linear(at + kUp, sizes_.inner, sizes_.hidden);
-    tensors.add_linear(at + kDown, sizes_.hidden, sizes_.inner);
+    tensors.add_linear(at + sizes_.gate, sizes_.inner, sizes_.hidden);
+    tensors.add_linear(at + sizes_.up, sizes_.inner, sizes_.hidden);
+    tensors.add_linear(at + sizes_.down, sizes_.hidden, sizes_.inner);
   });
 }
 
@@ -52,7 +48,8 @@ void RoutedExperts::add_parameters(const Site& site, const EngineCut& cut,
   slots.reserve(held.size());
   for (const std::int64_t expert : held) {
     const auto index = [&](const char* matrix) { return cut.catalog.at(weight(experts, expert, matrix)); };
-    const ExpertTensors& slot = slots.emplace_back(ExpertTensors{index(kGate), index(kUp), index(kDown)});
+    const ExpertTensors& slot =
+        slots.emplace_back(ExpertTensors{index(sizes_.gate), index(sizes_.up), index(sizes_.down)});
     weights.insert(weights.end(), {slot.gate, slot.up, slot.down});
   }
   const MoeLayout& moe_layout = find_moe_layout(layout.moe_layout);
@@ -81,27 +78,28 @@ void RoutedExperts::add_trainer_experts(const Site& site, const TrainerExpertCut
     const auto alone = [&](const char* matrix) {
       return fmt::format("{}.local_experts.{}.{}.weight", at, number, matrix);
     };
-    tensors.push_back(
-        {cut.inner.gate_up(grouped("linear_fc1"), weight(from, expert, kGate), weight(from, expert, kUp)),
-         {alone("linear_fc1")}});
-    tensors.push_back(
-        {cut.inner.row_parallel(grouped("linear_fc2"), weight(from, expert, kDown)), {alone("linear_fc2")}});
+    tensors.push_back({cut.inner.gate_up(grouped("linear_fc1"), weight(from, expert, sizes_.gate),
+                                         weight(from, expert, sizes_.up)),
+                       {alone("linear_fc1")}});
+    tensors.push_back({cut.inner.row_parallel(grouped("linear_fc2"), weight(from, expert, sizes_.down)),
+                       {alone("linear_fc2")}});
   }
 }
 
 std::optional<StoredForm> RoutedExperts::other_stored_form(const Site& site, const Tensor& tensor) const {
   if (tensor.expert == Tensor::kNone) return std::nullopt;
   const std::string experts = site.canonical + names_.canonical;
+  const std::string stacked = names_.memory.empty() ? experts : site.canonical + names_.memory;
   const std::int64_t rows = tensor.shape.rows();
   const std::int64_t cols = tensor.shape.cols();
   const auto gate_up = [&](std::int64_t half) {
     return StoredForm{
-        experts + ".gate_up_proj", {sizes_.experts, 2 * rows, cols}, (2 * tensor.expert + half) * rows};
+        stacked + ".gate_up_proj", {sizes_.experts, 2 * rows, cols}, (2 * tensor.expert + half) * rows};
   };
-  if (tensor.name == weight(experts, tensor.expert, kGate)) return gate_up(0);
-  if (tensor.name == weight(experts, tensor.expert, kUp)) return gate_up(1);
-  if (tensor.name == weight(experts, tensor.expert, kDown)) {
-    return StoredForm{experts + ".down_proj", {sizes_.experts, rows, cols}, tensor.expert * rows};
+  if (tensor.name == weight(experts, tensor.expert, sizes_.gate)) return gate_up(0);
+  if (tensor.name == weight(experts, tensor.expert, sizes_.up)) return gate_up(1);
+  if (tensor.name == weight(experts, tensor.expert, sizes_.down)) {
+    return StoredForm{stacked + ".down_proj", {sizes_.experts, rows, cols}, tensor.expert * rows};
   }
   return std::nullopt;
 }

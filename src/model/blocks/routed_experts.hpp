@@ -10,6 +10,10 @@ struct ExpertSizes {
   std::int64_t inner = 0;
   std::int64_t experts = 0;
   DType dtype = DType::kBF16;
+  // What checkpoints call an expert's matrices.
+  const char* gate = "gate_proj";
+  const char* up = "up_proj";
+  const char* down = "down_proj";
 
   /// Bytes of the values of one expert.
   std::int64_t expert_bytes() const { return 3 * hidden * inner * dtype_bytes(dtype); }
@@ -19,7 +23,7 @@ struct ExpertSizes {
 /// down_proj [hidden, inner]. Engines stack those of a rank's slots as `w13_weight` and `w2_weight`.
 class RoutedExperts final : public Block {
  public:
-  /// `names` are `mlp.experts` in checkpoints and engines and `mlp.experts` at trainers, all without a dot.
+  /// `names` are `mlp.experts` in checkpoints, engines and trainers, all without a dot.
   RoutedExperts(Names names, const ExpertSizes& sizes);
 
   void list(const Site& site, TensorList& tensors) const override;

@@ -25,10 +25,7 @@ std::unique_ptr<Family> make_qwen3(const ModelConfig& config) {
   SizeFields sizes(config);
   const AttentionSizes attention = qwen3_attention(sizes, config, {.head_dim = 128});
   DecoderParts parts = common_parts(sizes, config, attention.hidden);
-  LayerBlocks layer = attention_blocks(attention);
-  layer.push_back(mlp_norm(attention.hidden));
-  layer.push_back(gated_mlp({attention.hidden, sizes.integer({"intermediate_size"})}));
-  parts.kinds = {layer};
+  parts.kinds = {joined(attention_blocks(attention), dense_half(sizes, attention.hidden))};
   return decoder(std::move(parts), sizes);
 }
 
@@ -42,17 +39,11 @@ std::unique_ptr<Family> make_qwen3_moe(const ModelConfig& config) {
   experts.inner = sizes.integer({"moe_intermediate_size"});
   experts.dtype = parts.dtype;
 
-  const LayerBlocks both = attention_blocks(attention);
-  LayerBlocks sparse = both;
-  sparse.push_back(experts_norm(attention.hidden));
-  sparse.push_back(router(experts.experts, attention.hidden));
-  sparse.push_back(routed_experts(experts));
-  mix_layers(parts, std::move(sparse), dense_by_step(config), [&] {
-    LayerBlocks dense = both;
-    dense.push_back(mlp_norm(attention.hidden));
-    dense.push_back(gated_mlp({attention.hidden, sizes.integer({"intermediate_size"})}));
-    return dense;
-  });
+  const LayerBlocks first = attention_blocks(attention);
+  const LayerBlocks sparse{experts_norm(attention.hidden), router(experts.experts, attention.hidden),
+                           routed_experts(experts)};
+  mix_layers(parts, joined(first, sparse), dense_by_step(config),
+             [&] { return joined(first, dense_half(sizes, attention.hidden)); });
   return decoder(std::move(parts), sizes);
 }
 

@@ -23,14 +23,6 @@ MatrixLayout in_rows(std::int64_t pitch) {
   return layout;
 }
 
-/// Element (r, c) of the matrix c rows below and r columns behind its first one.
-MatrixLayout turned(std::int64_t element, std::int64_t pitch) {
-  MatrixLayout layout = in_rows(element);
-  while (layout.unit_bytes() < element) ++layout.unit_bits;
-  layout.unit_step = pitch;
-  return layout;
-}
-
 /// What no tensor feeds of a parameter.
 Padding padding_of(const Box& box, std::int64_t cols, std::int64_t element) {
   const std::int64_t pitch = cols * element;
@@ -48,7 +40,7 @@ Parameter as_loaded(const LandedParameter& landed, const std::vector<std::uint32
     Part part{numbers[landing.tensor], landing.box, (landing.row * cols + landing.col) * element,
               cols * element};
     if (landing.turned) {
-      part.layout = turned(element, part.pitch);
+      part.layout = turned_layout(element, part.pitch);
       part.pitch = 0;
     }
     parameter.parts.push_back(part);

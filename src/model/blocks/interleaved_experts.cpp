@@ -1,0 +1,93 @@
+#include "model/blocks/interleaved_experts.hpp"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "core/error.hpp"
+
+namespace weightcast {
+
+namespace {
+
+void require_triton(const EngineLayout& layout, const std::string& experts) {
+  if (layout.moe_layout != EngineLayout().moe_layout) {
+    throw UsageError(
+        fmt::format("--moe-layout {}: {} are stored transposed, and gate and up in turn, which is put "
+                    "into layout {} alone; leave the option out",
+                    layout.moe_layout, experts, EngineLayout().moe_layout));
+  }
+  if (layout.quantizer) {
+    throw UsageError(fmt::format(
+        "--quantize: {} are stored transposed, and not quantised; leave the option out", experts));
+  }
+}
+
+}  // namespace
+
+InterleavedExperts::InterleavedExperts(Names names, const InterleavedExpertSizes& sizes)
+    : names_(std::move(names)), sizes_(sizes) {}
+
+void InterleavedExperts::list(const Site& site, TensorList& tensors) const {
+  const std::string at = site.canonical + names_.canonical;
+  tensors.add(at + ".gate_up_proj", {sizes_.experts, sizes_.hidden, 2 * sizes_.inner});
+  tensors.add(at + ".gate_up_proj_bias", {sizes_.experts, 2 * sizes_.inner});
+  tensors.add(at + ".down_proj", {sizes_.experts, sizes_.inner, sizes_.hidden});
+  tensors.add(at + ".down_proj_bias", {sizes_.experts, sizes_.hidden});
+}
+
+void InterleavedExperts::add_parameters(const Site& site, const EngineCut& cut,
+                                        std::vector<Parameter>& parameters) const {
+  const EngineLayout& layout = cut.layout;
+  const std::string from = site.canonical + names_.canonical;
+  require_triton(layout, from);
+  require_divides(layout.option, "tp/ep", layout.expert_tp(), "the inner size of " + from, sizes_.inner);
+  const std::vector<std::int64_t> held =
+      layout.experts.experts_on(site.layer, layout.ep, cut.rank.ep, sizes_.experts, layout.option);
+  const auto slots = static_cast<std::int64_t>(held.size());
+  const std::int64_t inner = sizes_.inner / layout.expert_tp();
+  const std::int64_t start = cut.rank.expert_tp * inner;
+  const bool vllm = layout.engine == Engine::kVllm;
+  const std::string at = site.engine + names_.engine + (vllm ? ".routed_experts." : ".");
+
+  // The transposes of [rows, cols) boxes of the experts' matrices, whose `height` rows lie one behind the
+  // other.
+  const auto turned = [&](const std::string& name, const std::string& tensor, std::int64_t height, Box box) {
+    std::vector<PlacedBox> boxes;
+    const std::uint32_t index = cut.catalog.at(tensor);
+    const std::int64_t element = dtype_bytes(cut.catalog[index].dtype);
+    const std::int64_t first_row = box.row;
+    for (std::int64_t slot = 0; slot < slots; ++slot) {
+      box.row = held[static_cast<std::size_t>(slot)] * height + first_row;
+      boxes.push_back({{index, box},
+                       slot * box.area() * element,
+                       turned_layout(element, box.rows * element),
+                       box.rows,
+                       box.cols});
+    }
+    parameters.push_back(place(cut.catalog, at + name, {slots, box.cols, box.rows}, boxes));
+  };
+  // The same part of a row of each expert.
+  const auto biases = [&](const std::string& name, const std::string& tensor, std::int64_t first,
+                          std::int64_t count, std::int64_t width) {
+    std::vector<TensorBox> boxes;
+    for (const std::int64_t expert : held) {
+      boxes.push_back({cut.catalog.at(tensor), count == 0 ? Box{} : Box{expert, 1, first, count}});
+    }
+    parameters.push_back(stack(cut.catalog, at + name, {slots, width}, boxes));
+  };
+  turned("w13_weight", from + ".gate_up_proj", sizes_.hidden, {0, sizes_.hidden, 2 * start, 2 * inner});
+  biases(vllm ? "w13_bias" : "w13_weight_bias", from + ".gate_up_proj_bias", 2 * start, 2 * inner, 2 * inner);
+  turned("w2_weight", from + ".down_proj", sizes_.inner, {start, inner, 0, sizes_.hidden});
+  // Added once, by the first rank of those that share an expert; zero on the others.
+  biases(vllm ? "w2_bias" : "w2_weight_bias", from + ".down_proj_bias", 0,
+         cut.rank.expert_tp == 0 ? sizes_.hidden : 0, sizes_.hidden);
+}
+
+void InterleavedExperts::add_trainer_experts(const Site& site, const TrainerExpertCut& cut,
+                                             std::vector<TrainerTensor>& /*tensors*/) const {
+  throw UsageError(fmt::format("{}: what trainers hold of {} is not known; leave it out", cut.inner.option(),
+                               site.canonical + names_.canonical));
+}
+
+}  // namespace weightcast

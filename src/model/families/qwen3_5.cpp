@@ -1,0 +1,65 @@
+#include <fmt/format.h>
+
+#include <cstdint>
+
+#include "core/error.hpp"
+#include "model/families/families.hpp"
+#include "model/families/hybrid.hpp"
+
+namespace weightcast {
+
+namespace {
+
+enum class Mlp : std::uint8_t { kDense, kSparse };
+
+std::unique_ptr<Family> make_text(const ModelConfig& config, Mlp mlp, bool wrapped = false) {
+  SizeFields sizes(config);
+  const std::int64_t hidden = sizes.integer({"hidden_size"});
+  DecoderParts parts = common_parts(sizes, config, hidden);
+  parts.left_out = {"mtp."};
+  if (wrapped) {
+    parts.vllm_prefix = "language_model.";
+    parts.left_out.insert(parts.left_out.end(), {"model.visual.", "visual."});
+  }
+  const HybridAttention first = hybrid_attention(sizes, config, parts, false);
+  const LayerBlocks second =
+      mlp == Mlp::kSparse ? gated_sparse_half(sizes, config, hidden) : dense_half(sizes, hidden);
+  const auto is_full = first.is_full;
+  add_layers(
+      parts, [is_full](std::int64_t layer) -> std::size_t { return is_full(layer) ? 1 : 0; },
+      [&](std::size_t kind) { return joined(kind == 1 ? first.full : first.linear, second); });
+  return decoder(std::move(parts), sizes);
+}
+
+/// The text model of one that sees.
+std::unique_ptr<Family> make_wrapped(const ModelConfig& config, Mlp mlp) {
+  if (config.has("vision_config")) {
+    throw InputError(fmt::format(
+        "{}: field 'vision_config' describes a vision tower, which is not sent; to leave it as the "
+        "engine has it, name with --model a copy of the file without that field",
+        config.origin()));
+  }
+  return make_text(config.text_model(), mlp, true);
+}
+
+}  // namespace
+
+/// Qwen3.5 to 3.8 without vision: as Qwen3-Next, with the projections of the linear attention as they are.
+std::unique_ptr<Family> make_qwen3_5(const ModelConfig& config) {
+  return make_text(config, Mlp::kDense);
+}
+
+/// The same with routed experts in all layers.
+std::unique_ptr<Family> make_qwen3_5_moe(const ModelConfig& config) {
+  return make_text(config, Mlp::kSparse);
+}
+
+std::unique_ptr<Family> make_qwen3_5_vl(const ModelConfig& config) {
+  return make_wrapped(config, Mlp::kDense);
+}
+
+std::unique_ptr<Family> make_qwen3_5_moe_vl(const ModelConfig& config) {
+  return make_wrapped(config, Mlp::kSparse);
+}
+
+}  // namespace weightcast
