@@ -11,7 +11,7 @@ enum class MoveOp : std::uint8_t {
   kCopy,
   kZero,       ///< unpack only: the buffer's bytes become zero, staging is not read
   kF32ToBF16,  ///< pack only: the buffer holds float32, staging receives bfloat16, rounded to nearest even
-  kBF16ToF32,  ///< unpack only: staging holds bfloat16, the buffer receives float32; without a layout
+  kBF16ToF32,  ///< where it comes from is bfloat16, where it goes becomes float32; without a layout
 };
 
 /// One flat, trivially copyable descriptor: `rows` rows of `row_bytes` bytes between a run of a staging

@@ -339,15 +339,19 @@ __device__ void run_rows(const DeviceMove& move, std::byte* staging, std::int64_
                : run_placed<D, false>(move, staging, row, begin, count, row_bytes, team);
   }
   std::byte* packed = staging + move.staging + row * move.staging_pitch + begin;
-  // float32 is twice as wide as the staging side.
-  const bool converts = move.op == MoveOp::kF32ToBF16 || move.op == MoveOp::kBF16ToF32;
-  std::byte* placed = move.address + row * move.pitch + (converts ? 2 * begin : begin);
-  if (D == Direction::kPack) {
+  std::byte* placed = move.address + row * move.pitch;
+  const bool widens = move.op == MoveOp::kBF16ToF32;
+  if (D == Direction::kPack && widens) {
+    widen_rows({placed + begin / 2, packed, move.pitch, move.staging_pitch, count, row_bytes / 2}, team);
+  } else if (D == Direction::kPack) {
+    const bool rounds = move.op == MoveOp::kF32ToBF16;
+    placed += rounds ? 2 * begin : begin;
     const Rows rows{placed, packed, move.pitch, move.staging_pitch, count, row_bytes};
-    converts ? round_rows(rows, team) : copy_rows<false>(rows, team);
+    rounds ? round_rows(rows, team) : copy_rows<false>(rows, team);
   } else {
+    placed += widens ? 2 * begin : begin;
     const Rows rows{packed, placed, move.staging_pitch, move.pitch, count, row_bytes};
-    if (converts) return widen_rows(rows, team);
+    if (widens) return widen_rows(rows, team);
     move.op == MoveOp::kZero ? copy_rows<true>(rows, team) : copy_rows<false>(rows, team);
   }
 }

@@ -70,6 +70,11 @@ class HostExecutor final : public Executor {
           cast_row(buffer + move.offset + row * move.pitch,
                    staging + move.staging + row * move.staging_step(), move.row_bytes / 2);
         }
+      } else if (move.op == MoveOp::kBF16ToF32) {
+        for (std::int64_t row = 0; row < move.rows; ++row) {
+          widen_row(buffer + move.offset + row * move.pitch,
+                    staging + move.staging + row * move.staging_step(), move.row_bytes / 4);
+        }
       } else {
         for_each_run(move, [&](std::int64_t from, std::int64_t to, std::int64_t bytes) {
           copy_run(staging + to, buffer + from, bytes);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <set>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -275,7 +276,8 @@ HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpo
   for (const HeldBox& box : held.boxes()) {
     const StoredTensor& stored = checkpoint.tensors.at(box.buffer);
     const Tensor& tensor = catalog[box.tensor];
-    if (dtype_bytes(stored.dtype) != dtype_bytes(tensor.dtype)) {
+    const bool narrow = tensor.widened && stored.dtype == DType::kBF16 && tensor.dtype == DType::kF32;
+    if (!narrow && dtype_bytes(stored.dtype) != dtype_bytes(tensor.dtype)) {
       throw InputError(
           fmt::format("{}: tensor {} is {}, but the model has {}; live memory is not converted: publish the "
                       "copy that has "
@@ -292,9 +294,11 @@ HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpo
       boxes.back().buffer = entry.segment;
       boxes.back().offset += entry.offset;
     }
-    const bool on_host =
-        std::any_of(boxes.begin() + static_cast<std::ptrdiff_t>(before), boxes.end(),
-                    [&](const HeldBox& of) { return manifest.segments[of.buffer].on_host(); });
+    const auto added = std::span(boxes).subspan(before);
+    for (HeldBox& of : added) of.narrow = narrow;
+    const bool on_host = std::any_of(added.begin(), added.end(), [&](const HeldBox& of) {
+      return manifest.segments[of.buffer].on_host();
+    });
     if (!manifest.device().empty() && on_host) {
       throw InputError(
           fmt::format("{}: tensor {} is in the host's memory, others on {}; move the whole model there",

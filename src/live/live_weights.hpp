@@ -34,7 +34,8 @@ Checkpoint checkpoint_of(const Manifest& manifest, const ExportMap& map);
 
 /// Boxes of the model in the trainer's segments, when `held` are those in the tensors of checkpoint_of():
 /// buffer number s is segment number s. `map` is that of checkpoint_of(), null without one. Throws InputError
-/// naming a tensor that is of another dtype than the model's: what is read in place is not converted.
+/// naming a tensor that is of another dtype than the model's: of what is read in place nothing is converted
+/// but bfloat16 of a tensor that is float32 in a model of any type (Tensor::widened).
 HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpoint, const HeldWeights& held,
                              const Catalog& catalog, const ExportMap* map = nullptr);
 

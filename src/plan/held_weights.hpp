@@ -19,6 +19,8 @@ struct HeldBox {
   std::uint32_t buffer = 0;
   std::int64_t offset = 0;
   std::int64_t pitch = 0;  ///< bytes
+  /// Bfloat16 of a tensor that is float32: it is widened as it is packed, and an element has two bytes here.
+  bool narrow = false;
 
   /// The byte of the buffer at which element (row, col) of the tensor begins.
   std::int64_t at(std::int64_t row, std::int64_t col, std::int64_t element_bytes) const {

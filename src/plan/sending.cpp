@@ -74,7 +74,7 @@ class SendingCompiler {
     const Segment& segment = plan_.segments[number];
     const Tensor& tensor = catalog_[segment.tensor];
     const WireForm& form = plan_.wire[segment.tensor];
-    const std::int64_t element = dtype_bytes(tensor.dtype);
+    const std::int64_t element = held.narrow ? 2 : dtype_bytes(tensor.dtype);
     const std::int64_t offset = held.at(part.row, part.col, element);
     const auto quant = [&] {
       QuantMove move = quant_move(plan_, catalog_, number, part);
@@ -88,7 +88,7 @@ class SendingCompiler {
         sending_.quants.push_back(quant());
       } else {
         sending_.boxes.push_back({offset, held.pitch, part, plane_key(tensor, Plane::kValues), held.buffer,
-                                  number, static_cast<std::uint8_t>(element)});
+                                  number, static_cast<std::uint8_t>(element), held.narrow});
       }
     };
     const auto send_codes = [&](const CodesForm& codes) {
@@ -109,6 +109,7 @@ class SendingCompiler {
     Move move{offset, held.pitch, segment.offset, part.rows, part.cols * element, held.buffer, MoveOp::kCopy};
     move.staging += (part.row - segment.box.row) * segment_pitch + (part.col - segment.box.col) * element;
     if (part.cols != segment.box.cols) move.staging_pitch = segment_pitch;
+    if (held.narrow) move.op = MoveOp::kBF16ToF32;
     const bool direct = part == segment.box && bypasses_staging(plan_, bucket, trainer_, move);
     if (direct) sending_.direct[number] = Sending::Direct{held.buffer, offset};
     (direct ? direct_moves_ : sending_.moves).push_back(move);

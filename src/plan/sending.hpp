@@ -13,6 +13,12 @@
 
 namespace weightcast {
 
+/// What a digest of a trainer's memory is added to.
+struct SentDigest {
+  std::uint32_t number = 0;  ///< Plan::digests
+  bool widened = false;      ///< what is sent is float32, what lies in memory bfloat16
+};
+
 /// What a trainer whose weights are in memory does for an update, compiled: how it packs its buckets, in
 /// their order, out of its numbered buffers. Where values travel, there is a move for each part of a segment
 /// that lies in one held box. A segment that is quantised on either side has a quantiser's move, which makes

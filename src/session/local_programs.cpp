@@ -16,6 +16,11 @@ LocalPrograms compile_local(const RankPlan& rank_plan, const Schedule& schedule,
         Move& move = local.moves.emplace_back(rank_plan.moves[bucket.first_move + i]);
         move.staging = from.offset;
         move.staging_pitch = from.pitch;
+        if (from.op == MoveOp::kBF16ToF32) {
+          // Both are where values lie: what would be widened into staging is widened into the parameter.
+          move.op = from.op;
+          move.row_bytes /= 2;
+        }
       }
       for (const QuantMove& quant : rank_plan.quant_program(bucket)) {
         const Move from = place(quant.segment);

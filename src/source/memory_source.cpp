@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/digest.hpp"
 #include "model/synthetic.hpp"
 
 namespace weightcast {
@@ -59,7 +60,9 @@ void HeldSource::finish_bucket(std::uint32_t bucket, std::byte* staging, std::sp
   executor_->digest(boxes, read_buffers_, results);
   // Digests of the parts of a segment add up to that of the whole.
   for (const DigestBox& box : boxes) digests[box.digest] = 0;
-  for (std::size_t i = 0; i < boxes.size(); ++i) digests[boxes[i].digest] += results[i];
+  for (std::size_t i = 0; i < boxes.size(); ++i) {
+    digests[boxes[i].digest] += boxes[i].widened ? widened_digest(results[i]) : results[i];
+  }
 }
 
 std::int64_t MemorySource::bytes_needed(const Plan& plan, const Catalog& catalog, std::int64_t trainer) {

@@ -164,6 +164,28 @@ TEST(LiveTensors, ThatAreTiedAreOneMemory) {
   EXPECT_THROW(require_tied(apart, bound(apart), catalog), InputError);
 }
 
+TEST(LiveBoxes, OnlyWhatIsFloat32InAnyModelMayBeNarrower) {
+  Manifest manifest;
+  manifest.path = "trainer-0.json";
+  manifest.segments.emplace_back().bytes = 1 << 20;
+  LiveEntry entry;
+  entry.name = "A_log";
+  entry.dtype = DType::kBF16;
+  entry.shape = {6};
+  entry.offset = 64;
+  manifest.entries.push_back(entry);
+  const Checkpoint checkpoint = checkpoint_of(manifest);
+  Catalog catalog;
+  catalog.add("A_log", DType::kF32, {6});
+  const HeldWeights held({held_in(checkpoint.tensors.front(), 0, 0, {0, 1, 0, 6})}, 1);
+  EXPECT_THROW(held_in_segments(manifest, checkpoint, held, catalog), InputError);
+  catalog.set_reading(0, 0, true);
+  const HeldWeights found = held_in_segments(manifest, checkpoint, held, catalog);
+  ASSERT_EQ(found.boxes().size(), 1u);
+  EXPECT_TRUE(found.boxes().front().narrow);
+  EXPECT_EQ(found.boxes().front().at(0, 3, 2), 64 + 3 * 2);
+}
+
 }  // namespace
 
 }  // namespace weightcast

@@ -3,6 +3,8 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/digest.hpp"
+
 namespace weightcast {
 
 namespace {
@@ -52,11 +54,12 @@ void DigestResults::enqueue_copy(cudaStream_t stream) {
   enqueue_to_host(written_, host_.data() + sent_.bytes(), stream);
 }
 
-void DigestResults::read_sent(const std::vector<std::uint32_t>& numbers,
-                              std::span<std::uint64_t> sent) const {
+void DigestResults::read_sent(const std::vector<SentDigest>& numbers, std::span<std::uint64_t> sent) const {
   const auto* words = reinterpret_cast<const std::uint64_t*>(host_.data());
-  for (const std::uint32_t number : numbers) sent[number] = 0;
-  for (std::size_t i = 0; i < numbers.size(); ++i) sent[numbers[i]] += words[i];
+  for (const SentDigest& digest : numbers) sent[digest.number] = 0;
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    sent[numbers[i].number] += numbers[i].widened ? widened_digest(words[i]) : words[i];
+  }
 }
 
 void DigestResults::read_written(std::span<std::uint64_t> written) const {

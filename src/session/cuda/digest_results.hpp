@@ -7,6 +7,7 @@
 #include "memory/device_buffer.hpp"
 #include "plan/plan.hpp"
 #include "plan/rank_plan.hpp"
+#include "plan/sending.hpp"
 #include "sys/cuda.hpp"
 
 namespace weightcast {
@@ -18,7 +19,7 @@ class DigestResults {
   DigestResults(const Plan& plan, const RankPlan& rank_plan);
 
   // On the device.
-  /// One for each of ResidentSource::digest_numbers().
+  /// One for each of ResidentSource::sent_digests().
   std::uint64_t* sent() const { return reinterpret_cast<std::uint64_t*>(sent_.data()); }
   /// One for each of RankPlan::checks.
   std::uint64_t* written() const { return reinterpret_cast<std::uint64_t*>(written_.data()); }
@@ -33,7 +34,7 @@ class DigestResults {
 
   /// Writes to `sent`, which is numbered as Plan::digests, where `numbers` says; the digests of the parts of
   /// a segment add up to that of the whole.
-  void read_sent(const std::vector<std::uint32_t>& numbers, std::span<std::uint64_t> sent) const;
+  void read_sent(const std::vector<SentDigest>& numbers, std::span<std::uint64_t> sent) const;
   /// Writes one for each of RankPlan::checks.
   void read_written(std::span<std::uint64_t> written) const;
   /// The first move of RankPlan::padding whose region is not zero, or -1.

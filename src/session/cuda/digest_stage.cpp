@@ -52,7 +52,7 @@ void DigestStage::enqueue_results() {
 }
 
 void DigestStage::read_results() {
-  if (source_ != nullptr && !sent_.empty()) results_.read_sent(source_->digest_numbers(), sent_);
+  if (source_ != nullptr && !sent_.empty()) results_.read_sent(source_->sent_digests(), sent_);
   if (written_.empty()) return;
   results_.read_written(written_);
   dirty_ = results_.first_dirty_padding();

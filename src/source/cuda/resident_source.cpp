@@ -40,10 +40,10 @@ ResidentSource::ResidentSource(const Plan& plan, const Catalog& catalog, std::in
   packs_codes_ = std::any_of(programs.quants.begin(), programs.quants.end(),
                              [](const QuantMove& move) { return move.codes.space != Space::kNowhere; });
   boxes_ = programs.boxes.size();
-  for (const DigestBox& box : programs.boxes) digest_numbers_.push_back(box.digest);
+  for (const DigestBox& box : programs.boxes) sent_digests_.push_back({box.digest, box.widened});
   for (const QuantMove& move : programs.quants) {
-    digest_numbers_.push_back(move.segment);
-    digest_numbers_.push_back(static_cast<std::uint32_t>(plan.segments.size()) + move.segment);
+    sent_digests_.push_back({move.segment});
+    sent_digests_.push_back({static_cast<std::uint32_t>(plan.segments.size()) + move.segment});
   }
   for (std::size_t i = 0; i < programs.moves.size(); ++i) {
     places_[programs.segments[i]].push_back(programs.moves[i]);

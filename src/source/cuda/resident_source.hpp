@@ -35,15 +35,15 @@ class ResidentSource : public Source {
   /// What is quantised has its digests made on the way, which are added to `results`, unless that is null.
   void enqueue_pack(std::uint32_t bucket, std::byte* staging, const GlobalScale* scales,
                     std::uint64_t* results, int blocks, cudaStream_t stream) const;
-  /// Adds the other digests of what is sent in a bucket to `results`, one for each of digest_numbers(); all
+  /// Adds the other digests of what is sent in a bucket to `results`, one for each of sent_digests(); all
   /// where the bucket is not `packed`.
   void enqueue_digests(std::uint32_t bucket, const GlobalScale* scales, std::uint64_t* results, bool packed,
                        int blocks, cudaStream_t stream) const;
   /// Where segment number `segment` of the plan lies, if its values travel: its pack move, with the offset
   /// from the first buffer on. Throws UsageError naming the tensor when it lies in several pieces.
   Move place(std::uint32_t segment) const;
-  /// The number (Plan::digests) of digest result number i.
-  const std::vector<std::uint32_t>& digest_numbers() const { return digest_numbers_; }
+  /// What digest result number i is the digest of.
+  const std::vector<SentDigest>& sent_digests() const { return sent_digests_; }
 
   std::span<const std::span<std::byte>> buffers() const { return buffers_; }
 
@@ -59,7 +59,7 @@ class ResidentSource : public Source {
   CudaQuantPrograms quants_;  ///< of all that anybody quantises; what is not quantised here for digests alone
   bool packs_codes_ = false;  ///< something is quantised here
   std::size_t boxes_ = 0;     ///< digest results before those of quantised tensors
-  std::vector<std::uint32_t> digest_numbers_;
+  std::vector<SentDigest> sent_digests_;
   std::unordered_map<std::uint32_t, std::vector<Move>> places_;  ///< by segment: a move for each piece
 };
 
