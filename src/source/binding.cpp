@@ -137,6 +137,7 @@ class Binder {
     const Tensor& tensor = family_.catalog()[number];
     checkpoint_.require_readable(stored);
     require_codes(stored, tensor);
+    require_values(stored, tensor);
     require_shape(checkpoint_, stored, shape, family_.doubt());
     require_castable(checkpoint_, stored, tensor.dtype, tensor.widened);
     return held_in(stored, buffer, number, Box::whole(tensor.shape), row * stored.shape.cols());
@@ -155,6 +156,19 @@ class Binder {
         excerpt(stored.name), dtype_name(stored.dtype), place.field, place.file, dtype_name(tensor.dtype),
         some ? fmt::format("list {} among the modules that are not quantised", module)
              : "no tensor does: " + place.removal));
+  }
+
+  /// Throws InputError for codes in place of values where the config says which tensors hold codes.
+  void require_values(const StoredTensor& stored, const Tensor& tensor) const {
+    if (!holds_codes(stored.dtype) || holds_codes(tensor.dtype)) return;
+    const QuantizationPlace place = family_.quantization_place();
+    if (place.field.empty()) return;
+    const std::string module = tensor.name.substr(0, tensor.name.rfind('.'));
+    throw InputError(fmt::format(
+        "{}: tensor {} is {} but field '{}' of {} says that {} holds values; if a name or a pattern in its "
+        "list of modules that are not quantised fits {}, take it off, otherwise write the tensor as {}",
+        checkpoint_.path, excerpt(stored.name), dtype_name(stored.dtype), place.field, place.file, module,
+        module, dtype_name(tensor.dtype)));
   }
 
   /// A stored tensor that the model has no place for.

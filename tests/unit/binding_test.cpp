@@ -152,6 +152,18 @@ TEST_F(BindingFaults, CodesWithoutAQuantizationConfig) {
   expect_refused(kConfig, tensors_of(config), {path_, "float8_e4m3fn", "quantization_config"});
 }
 
+TEST_F(BindingFaults, CodesOfAModuleThatIsListedAsValues) {
+  const nlohmann::json fp8{{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}};
+  const SafetensorsFile file = tensors_of(config_with({{"quantization_config", fp8}}));
+  for (const char* listed : {"model.layers.1.mlp.up_proj", "re:.*up_proj"}) {
+    nlohmann::json wrong = fp8;
+    wrong["modules_to_not_convert"] = {listed};
+    expect_refused(config_with({{"quantization_config", wrong}}), file,
+                   {path_, "up_proj.weight is float8_e4m3fn but field 'quantization_config' of",
+                    "list of modules that are not quantised", "take it off"});
+  }
+}
+
 TEST_F(BindingFaults, AnotherDtypeThanTheConfigs) {
   SafetensorsFile file = file_;
   for (auto& [name, tensor] : file.tensors) tensor.dtype = "F16";
