@@ -266,7 +266,7 @@ Options take_all(const Values& values, std::string command) {
   take(values, options.command, static_cast<OutputOptions&>(options));
   require_values(values);
   require_no_tilde(values);
-  options.hash = values.hash(options.command);
+  options.alike = values.alike(options.command);
   return options;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -103,8 +104,8 @@ struct OutputOptions {
 struct Options : SourceOptions, LayoutOptions, UpdateOptions, ReportOptions, BenchOptions, OutputOptions {
   std::string command;
   std::vector<std::string> arguments;  ///< positional ones behind the command
-  /// Of everything that the ranks of a job must have been given alike.
-  std::uint64_t hash = 0;
+  /// What the ranks of a job must have been given alike: values by option, the command under no name.
+  std::map<std::string, std::string> alike;
 };
 
 /// Reads command line, environment and configuration file. Returns nothing when `--help` or `--version` has

@@ -6,6 +6,7 @@
 
 #include "control/signals.hpp"
 #include "core/error.hpp"
+#include "launch/job/same_options.hpp"
 #include "report/trace.hpp"
 
 namespace weightcast {
@@ -29,9 +30,7 @@ void run_job(Control& control, const Options& options, const std::function<void(
       if (json) require_other_file("trace", options.trace, "json", options.json);
       trace = begin_output("trace", options.trace, trace_json({}, {}));
     });
-    control.agreement.require_same(
-        options.hash, UsageError("the ranks were given different options; on several nodes write them on "
-                                 "the command line, or export WEIGHTCAST_* with mpirun -x"));
+    require_same_options(control, options.alike);
     body(trace ? &*trace : nullptr);
   } catch (const AgreedFailure& failure) {
     fail(failure.code(), failure.what());

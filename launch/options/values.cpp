@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "core/error.hpp"
-#include "core/hash.hpp"
 #include "core/text.hpp"
 #include "core/units.hpp"
 #include "launch/options/table.hpp"
@@ -110,23 +109,20 @@ std::vector<std::string> Values::texts(const char* name) const {
   return has(name) ? map_[name].as<std::vector<std::string>>() : std::vector<std::string>();
 }
 
-std::uint64_t Values::hash(std::string_view command) const {
-  Hasher hasher;
-  hasher.add(command);
+std::map<std::string, std::string> Values::alike(const std::string& command) const {
+  std::map<std::string, std::string> all{{"", command}};
   for (const OptionInfo& option : option_table()) {
-    if (option.ranks == Ranks::kEachItsOwn) continue;
     const std::string name = long_name(option);
-    if (!has(name.c_str())) continue;
-    hasher.add(std::string_view(name));
+    if (option.ranks == Ranks::kEachItsOwn || !has(name.c_str())) continue;
     if (option.argument == nullptr) {
-      hasher.add(flag(name.c_str()));
+      all[name] = flag(name.c_str()) ? "true" : "false";
     } else if (name == "source") {
-      for (const std::string& source : texts("source")) hasher.add(std::string_view(source));
+      all[name] = fmt::format("{}", fmt::join(texts("source"), " --source "));
     } else {
-      hasher.add(std::string_view(text(name.c_str(), "")));
+      all[name] = text(name.c_str(), "");
     }
   }
-  return hasher.digest();
+  return all;
 }
 
 }  // namespace weightcast

@@ -45,9 +45,9 @@ class Values {
 
   const Origins& origins() const { return origins_; }
 
-  /// A hash of all that the ranks of a job must have been given alike; ranks on several nodes may see
-  /// different environments.
-  std::uint64_t hash(std::string_view command) const;
+  /// All that the ranks of a job must have been given alike, as Options::alike; ranks on several nodes may
+  /// see different environments.
+  std::map<std::string, std::string> alike(const std::string& command) const;
 
  private:
   boost::program_options::variables_map map_;

@@ -33,12 +33,17 @@ void Agreement::together(const std::function<void()>& local) {
   throw AgreedFailure(static_cast<ExitCode>(first[1]), line);
 }
 
-void Agreement::require_same(std::uint64_t hash, const Error& otherwise) {
+bool Agreement::is_same(std::uint64_t hash) {
   // Equal on all ranks when the greatest is also the least: the maximum of the hash and of its complement.
   std::array<std::int64_t, 2> extremes{static_cast<std::int64_t>(hash), ~static_cast<std::int64_t>(hash)};
   maximum(std::span<std::int64_t>(extremes));
+  return extremes[0] == ~extremes[1];
+}
+
+void Agreement::require_same(std::uint64_t hash, const Error& otherwise) {
+  const bool same = is_same(hash);
   together([&] {
-    if (extremes[0] != ~extremes[1]) throw Error(otherwise);
+    if (!same) throw Error(otherwise);
   });
 }
 

@@ -51,6 +51,9 @@ class Agreement {
   void note_said(const std::string& line) { said_.insert(line); }
   void forget_said() { said_.clear(); }
 
+  /// Whether all ranks give the same hash. Collective.
+  bool is_same(std::uint64_t hash);
+
   /// Fails with `otherwise` unless all ranks give the same hash. Collective.
   void require_same(std::uint64_t hash, const Error& otherwise);
 

@@ -14,6 +14,24 @@ TEST_F(BadLaunch, WithoutALauncher) {
   EXPECT_FALSE(std::filesystem::exists(sink_));
 }
 
+TEST_F(BadLaunch, RanksWithDifferentOptions) {
+  const Words words = sync_words(trained(0));
+  const auto job = [&](const Words& first, const Words& others) {
+    const Words all = words + first + Words{":", "-n", "2", WEIGHTCAST_BINARY} + others;
+    return run(mpirun(1, Words{WEIGHTCAST_BINARY} + all));
+  };
+  EXPECT_TRUE(refused(job({"--bucket-size", "1MiB"}, words + Words{"--bucket-size", "2MiB"}), 64,
+                      {"--bucket-size: rank 0 was given '1MiB', rank 1 '2MiB'", "command line"}));
+  EXPECT_TRUE(refused(job({}, words + Words{"--no-verify"}), 64,
+                      {"--no-verify: rank 0 was given 'false', rank 1 'true'", "mpirun -x"}));
+  EXPECT_TRUE(refused(job({"--weight-version", "3"}, words), 64,
+                      {"--weight-version: rank 0 was given '3', rank 1 nothing"}));
+  EXPECT_TRUE(refused(job({}, {"bench", "--source", trained(0), "--inference", "tp=2,ep=2"}), 64,
+                      {"the command: rank 0 was given 'sync', rank 1 'bench'"}));
+  // What is each rank's own business may differ.
+  EXPECT_TRUE(done(job({"--read-threads", "1"}, words)));
+}
+
 TEST_F(BadLaunch, LauncherOfAnotherMpi) {
   const Words in_the_line{"another MPI", "Open MPI's mpirun", "srun --mpi=pmix"};
   const Words words = sync_words(trained(0));
