@@ -41,17 +41,18 @@ build() {
     { cat "$directory.build.log" >&2; return 1; }
 }
 
-# Reads what ninja says, "[87/139] Building CXX object ...", and says the numbers: in place on a terminal, each tenth elsewhere.
+# Reads what ninja says, "[87/139] Building CXX object ...", and says the numbers: in place on a terminal, elsewhere each tenth and
+# after 20 s.
 say_progress() {
-  local line of total tenth=0
+  local line of total tenth=0 said=$SECONDS
   while IFS= read -r line; do
     [[ $line =~ ^\[([0-9]+)/([0-9]+)\]\  ]] || continue
     of=${BASH_REMATCH[1]} total=${BASH_REMATCH[2]}
     if [ -t 2 ]; then
       printf '\r  %s of %s steps' "$of" "$total" >&2
       [ "$of" -lt "$total" ] || echo >&2
-    elif [ $((of * 10 / total)) -gt "$tenth" ]; then
-      tenth=$((of * 10 / total))
+    elif [ $((of * 10 / total)) -gt "$tenth" ] || [ $((SECONDS - said)) -ge 20 ]; then
+      tenth=$((of * 10 / total)) said=$SECONDS
       echo "  $of of $total steps" >&2
     fi
   done
