@@ -50,43 +50,6 @@ AttentionSizes attention_sizes(SizeFields& sizes, const ModelConfig& config,
 /// know beside blocks. The family adds the layers.
 DecoderParts common_parts(SizeFields& sizes, const ModelConfig& config, std::int64_t hidden);
 
-/// Which layers are dense where every so many have routed experts: `decoder_sparse_step`, `mlp_only_layers`.
-std::function<bool(std::int64_t layer)> dense_by_step(const ModelConfig& config);
-/// Which are where the first ones are: `first_k_dense_replace` or, where it is missing, `fallback`; of those
-/// behind them every `moe_layer_freq`-th has routed experts. `mlp_layer_types` says the same, layer by layer;
-/// throws InputError when it says otherwise.
-std::function<bool(std::int64_t layer)> dense_at_first(const ModelConfig& config, std::int64_t layers,
-                                                       std::int64_t fallback);
-
-/// Gives the model its layers: each is of a `kind`, a number below 8, and `make` makes the blocks of a kind
-/// that occurs, so that sizes of others may be missing.
-void add_layers(DecoderParts& parts, const std::function<std::size_t(std::int64_t layer)>& kind,
-                const std::function<LayerBlocks(std::size_t kind)>& make);
-
-/// Layers of which some are dense and the others have routed experts.
-void mix_layers(DecoderParts& parts, const LayerBlocks& sparse,
-                const std::function<bool(std::int64_t)>& is_dense, const std::function<LayerBlocks()>& dense);
-
-/// What models of DeepSeek's kind have behind the attention: a dense MLP, or the norm, the router with its
-/// correction bias where there is one, routed experts and shared ones.
-LayerBlocks dense_half(SizeFields& sizes, std::int64_t hidden);
-struct SparseHalf {
-  ExpertSizes experts;
-  std::int64_t shared = 0;  ///< the inner size of the shared experts together; 0: there are none
-  Replicated::Type router = Replicated::Type::kModel;
-  bool bias = true;
-};
-LayerBlocks sparse_half(const SparseHalf& half);
-/// Its sizes by DeepSeek's names: `n_routed_experts`, `moe_intermediate_size`, `n_shared_experts`.
-SparseHalf sparse_sizes(SizeFields& sizes, const ModelConfig& config, std::int64_t hidden);
-
-/// What Qwen's models with a shared expert have there: the norm, the router, routed experts, and one that all
-/// tokens use behind a gate of its own.
-LayerBlocks gated_sparse_half(SizeFields& sizes, const ModelConfig& config, std::int64_t hidden);
-
-/// The blocks of a layer's two halves.
-LayerBlocks joined(LayerBlocks first, const LayerBlocks& second);
-
 /// A model of such layers, of which `layers` are the kinds. Takes the text of `sizes`, which have all been
 /// read by now.
 std::unique_ptr<Family> decoder(DecoderParts parts, const SizeFields& sizes);

@@ -7,6 +7,8 @@
 #include "core/error.hpp"
 #include "model/blocks/indexer.hpp"
 #include "model/blocks/latent_attention.hpp"
+#include "model/families/halves.hpp"
+#include "model/families/layer_kinds.hpp"
 
 namespace weightcast {
 

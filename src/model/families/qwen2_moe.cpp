@@ -2,6 +2,8 @@
 
 #include "model/families/common.hpp"
 #include "model/families/families.hpp"
+#include "model/families/halves.hpp"
+#include "model/families/layer_kinds.hpp"
 
 namespace weightcast {
 

@@ -2,6 +2,8 @@
 
 #include "model/families/common.hpp"
 #include "model/families/families.hpp"
+#include "model/families/halves.hpp"
+#include "model/families/layer_kinds.hpp"
 
 namespace weightcast {
 
@@ -40,8 +42,7 @@ std::unique_ptr<Family> make_qwen3_moe(const ModelConfig& config) {
   experts.dtype = parts.dtype;
 
   const LayerBlocks first = attention_blocks(attention);
-  const LayerBlocks sparse{experts_norm(attention.hidden), router(experts.experts, attention.hidden),
-                           routed_experts(experts)};
+  const LayerBlocks sparse = sparse_half({.experts = experts, .bias = false});
   mix_layers(parts, joined(first, sparse), dense_by_step(config),
              [&] { return joined(first, dense_half(sizes, attention.hidden)); });
   return decoder(std::move(parts), sizes);

@@ -4,7 +4,9 @@
 
 #include "core/error.hpp"
 #include "model/families/families.hpp"
+#include "model/families/halves.hpp"
 #include "model/families/hybrid.hpp"
+#include "model/families/layer_kinds.hpp"
 
 namespace weightcast {
 

@@ -1,5 +1,7 @@
 #include "model/families/families.hpp"
+#include "model/families/halves.hpp"
 #include "model/families/hybrid.hpp"
+#include "model/families/layer_kinds.hpp"
 
 namespace weightcast {
 
