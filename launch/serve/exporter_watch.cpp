@@ -42,6 +42,8 @@ void ExporterWatch::note() {
     published.block.reset();
   }
   blocks_are_open_ = false;
+  // What was seen before says nothing of what is mapped now.
+  next_ = Clock::now();
 }
 
 void ExporterWatch::open_blocks() {

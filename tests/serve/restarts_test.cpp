@@ -1,6 +1,7 @@
 // Servers that outlive their trainers and engines, and the other way round.
 
 #include <chrono>
+#include <csignal>
 #include <filesystem>
 #include <thread>
 
@@ -26,6 +27,23 @@ TEST_F(LiveServers, EnginesAndTrainersComeBack) {
   model_.start_engine(3);
   ASSERT_NO_FATAL_FAILURE(expect_update(3));
   EXPECT_EQ(server->children(), ranks);
+}
+
+TEST_F(LiveServers, WhoComesBackIsMappedOnce) {
+  const auto server = serve();
+  ASSERT_NO_FATAL_FAILURE(expect_update(1));
+  constexpr int kRestarts = 3;
+  for (int version = 2; version < 2 + kRestarts; ++version) {
+    model_.stop_engine(1);
+    std::this_thread::sleep_for(700ms);  // in which the server looks and lets go of the memory
+    model_.start_engine(1);
+    ASSERT_NO_FATAL_FAILURE(expect_update(version));
+  }
+  server->send_to_children(SIGUSR1);
+  const std::string said = server->wait().out;
+  int heads = 0;
+  for (std::size_t at = said.find("# limits"); at != said.npos; at = said.find("# limits", at + 1)) ++heads;
+  EXPECT_EQ(heads, 1 + kRestarts) << said;
 }
 
 TEST_F(LiveServers, WhoIsGoneIsAFailedUpdate) {
