@@ -106,6 +106,9 @@ class Binder {
   [[noreturn]] void throw_missing(const Tensor& tensor) const {
     const std::string subject =
         fmt::format("{}: tensor {} {} is missing", checkpoint_.path, tensor.name, tensor.shape.to_string());
+    if (const std::string file = missing_file(); !file.empty()) {
+      throw InputError(fmt::format("{}, and so is the file {}; copy it to the others", subject, file));
+    }
     const StoredTensor* closest = nullptr;
     std::size_t most = 0;
     for (std::uint32_t i = 0; i < used_.size(); ++i) {
@@ -129,6 +132,15 @@ class Binder {
         head ? "if the embedding is the head, set tie_word_embeddings to true in config.json; otherwise "
              : "",
         runs_ ? "it has not been published" : "the checkpoint is incomplete"));
+  }
+
+  /// A file of the checkpoint that is missing, as the numbers of the others tell; where there is an index
+  /// that names them all, none is.
+  std::string missing_file() const {
+    std::vector<std::string> paths;
+    for (const CheckpointFile& file : checkpoint_.files) paths.push_back(file.path);
+    const bool is_folder = !paths.empty() && paths.front() != checkpoint_.path;
+    return is_folder && checkpoint_.texts.empty() ? missing_of_saving(paths) : "";
   }
 
   /// The tensor in a stored one, which must be of `shape`, from row `row` on.

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <functional>
+#include <set>
 #include <system_error>
 
 #include "core/error.hpp"
@@ -47,6 +49,31 @@ bool says(const fs::path& path, const std::string& text) {
 
 bool is_model_data(std::string_view name) {
   return name.starts_with("model") && name.ends_with(".safetensors");
+}
+
+std::string missing_of_saving(const std::vector<std::string>& paths) {
+  constexpr std::string_view kOf = "-of-";
+  constexpr int kMostFiles = 100'000;
+  std::set<std::string> names;
+  for (const std::string& path : paths) names.insert(fs::path(path).filename().string());
+  for (const std::string& name : names) {
+    const std::size_t of = name.rfind(kOf);
+    if (of == std::string::npos || of == 0) continue;
+    const std::size_t digits = name.find_last_not_of("0123456789", of - 1) + 1;
+    int total = 0;
+    const char* const behind = name.data() + of + kOf.size();
+    const auto [end, error] = std::from_chars(behind, name.data() + name.size(), total);
+    if (digits == of || error != std::errc() || total > kMostFiles) continue;
+    const auto numbered = [&](int number) {
+      return fmt::format("{}{:0{}}{}", name.substr(0, digits), number, of - digits, name.substr(of));
+    };
+    // Some count from 0 on.
+    const int first = names.contains(numbered(0)) ? 0 : 1;
+    for (int number = first; number < first + total; ++number) {
+      if (!names.contains(numbered(number))) return numbered(number);
+    }
+  }
+  return "";
 }
 
 bool ends_as_hdf5(std::string_view path) {

@@ -17,6 +17,10 @@ bool ends_as_hdf5(std::string_view path);
 /// unfinished business.
 bool is_hdf5_name(std::string_view name);
 
+/// The first name that is missing where files are numbered as those of one saving are
+/// (`model-00002-of-00003.safetensors`); empty where all are there, or none has a number.
+std::string missing_of_saving(const std::vector<std::string>& paths);
+
 /// Whether `create_safetensors` gives that name to one of its files of tensors or to their index.
 bool is_model_file(std::string_view name);
 

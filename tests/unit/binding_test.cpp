@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <functional>
 #include <string>
 
@@ -131,6 +132,21 @@ TEST_F(BindingFaults, PlaceholdersOfShardedTraining) {
   SafetensorsFile file = file_;
   file.tensors["model.layers.1.mlp.up_proj.weight"] = {"BF16", {0}, ""};
   expect_refused(kConfig, file, {path_, "model.layers.1.mlp.up_proj.weight", "[0]", "gather the weights"});
+}
+
+TEST_F(BindingFaults, AFileOfASavingThatIsMissing) {
+  SafetensorsFile file = file_;
+  file.tensors.erase("model.norm.weight");
+  const std::string folder = dir_ / "saving";
+  std::filesystem::create_directory(folder);
+  file.write(folder + "/model-00001-of-00002.safetensors");
+  const auto family = make_family(ModelConfig(kConfig.dump(), "config.json"));
+  expect_error([&] { bind(*family, read_checkpoint(folder)); },
+               {folder, "model.norm.weight [128] is missing", "the file model-00002-of-00002.safetensors"});
+  // Where all files are there it is not a file that is missing.
+  SafetensorsFile rest;
+  rest.write(folder + "/model-00002-of-00002.safetensors");
+  expect_error([&] { bind(*family, read_checkpoint(folder)); }, {"the checkpoint is incomplete"});
 }
 
 TEST_F(BindingFaults, ALeftOverQuantizationConfig) {
