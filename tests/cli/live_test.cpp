@@ -214,7 +214,9 @@ TEST_F(LiveCommands, TheDeadAreNotTakenForPresent) {
     const bool is_there = std::filesystem::exists("/dev/shm" + stems_[1] + "control");
     const std::string state = is_there ? "; its last state: serves version 1" : "";
     EXPECT_TRUE(has(outcome.out, {"no trainers, 1 of 2 engines (gone: 1)", "has died" + state}));
-    if (cleared) EXPECT_TRUE(has(outcome.out, {"has died, and its state with it"}));
+    if (cleared) {
+      EXPECT_TRUE(has(outcome.out, {"has died, and its state with it"}));
+    }
     EXPECT_FALSE(read_json(json).at("exporters").at(1).at("lives"));
     EXPECT_TRUE(refused(run_plain(plan), 74, {path, "is gone; start it again"}));
     const Outcome hosts = run_plain({"hosts", folder_});
