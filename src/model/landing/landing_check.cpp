@@ -34,9 +34,21 @@ struct Said {
 
 /// Whether the elements that two boxes have in common are the same ones.
 bool agree(const Said& a, const Said& b) {
-  return a.tensor == b.tensor && a.turned == b.turned && !a.turned &&
-         a.box.row - a.place.row == b.box.row - b.place.row &&
-         a.box.col - a.place.col == b.box.col - b.place.col;
+  if (a.tensor != b.tensor || a.turned != b.turned) return false;
+  // Of a box that is turned, rows are columns there.
+  const auto shift = [](const Said& said) {
+    return said.turned ? std::pair(said.box.row - said.place.col, said.box.col - said.place.row)
+                       : std::pair(said.box.row - said.place.row, said.box.col - said.place.col);
+  };
+  return shift(a) == shift(b);
+}
+
+/// Where a part's box lies in the parameter's matrix view.
+Box place_of(const Parameter& parameter, const Part& part) {
+  if (!part.layout.transposed()) return place_in(parameter, part, part.box);
+  const std::int64_t first = part.offset / dtype_bytes(parameter.dtype);
+  const std::int64_t cols = parameter.shape.cols();
+  return {first / cols, part.box.cols, first % cols, part.box.rows};
 }
 
 /// What a family says, in the tensors that the map has: of experts that the checkpoint stacks the stack.
@@ -44,7 +56,7 @@ std::vector<Said> said_by(const Parameter& parameter, const Family& family, cons
   std::vector<Said> said;
   for (const Part& part : parameter.parts) {
     const Tensor& tensor = family.catalog()[part.tensor];
-    Said one{tensor.name, part.box, place_in(parameter, part, part.box)};
+    Said one{tensor.name, part.box, place_of(parameter, part), part.layout.transposed()};
     const auto form = family.other_stored_form(tensor);
     const auto stored = form ? names.find(form->name) : names.end();
     if (stored != names.end() && !names.contains(tensor.name)) {
