@@ -2,10 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <cstring>
 #include <map>
+#include <numeric>
 #include <vector>
 
+#include "emulated_update.hpp"
 #include "kernels/executor.hpp"
 #include "naive_model.hpp"
 #include "plan/held_weights.hpp"
@@ -134,6 +137,43 @@ TEST(LocalPrograms, QuantiseWhatStagingWouldBring) {
     limits.quantize_at = QuantizeAt::kSource;
     expect_same_parameters(model, topology, limits);
   }
+}
+
+TEST(LocalPrograms, WidenWhatIsNarrowOnEitherSide) {
+  Catalog catalog;
+  catalog.add("state", DType::kF32, {12});  // the trainer has it in bfloat16
+  catalog.set_reading(0, 0, true);
+  catalog.add("router", DType::kBF16, {6, 8});  // the engine has it in float32
+  const ListedFamily family(catalog, [](const Catalog& tensors, const EngineLayout&, const EngineRank&) {
+    return std::vector<Parameter>{
+        stack(tensors, "state", {12}, {{0, Box::whole(tensors[0].shape)}}),
+        stack(tensors, "router", {6, 8}, {{1, Box::whole(tensors[1].shape)}}, {DType::kF32})};
+  });
+  const Plan plan = make_plan(family, plan_cases::topology_of(0, "tp=1", true), Limits());
+  const RankPlan rank_plan = make_rank_plan(plan, family, 0);
+  HeldBox state{0, Box::whole(catalog[0].shape), 0, 0, 24};
+  state.narrow = true;
+  const HeldWeights held({state, {1, Box::whole(catalog[1].shape), 0, 24, 16}}, 2);
+  std::vector<std::uint16_t> source(12 + 48);
+  std::iota(source.begin(), source.end(), std::uint16_t{0x3f80});
+  const Sending sending = compile_sending(plan, catalog, 0, held);
+  std::map<std::uint32_t, Move> places;
+  for (std::size_t i = 0; i < sending.moves.size(); ++i)
+    places.emplace(sending.segments[i], sending.moves[i]);
+  const LocalPrograms local = compile_local(rank_plan, Schedule(plan, rank_plan, true),
+                                            [&](std::uint32_t segment) { return places.at(segment); });
+  EXPECT_EQ(local.moves.size(), 2u);
+  Parameters parameters(rank_plan);
+  make_host_executor()->unpack(local.moves, reinterpret_cast<const std::byte*>(source.data()),
+                               parameters.buffers);
+  std::vector<std::uint32_t> written;
+  for (const Bytes& parameter : parameters.bytes) {
+    std::vector<std::uint32_t> words(parameter.size() / 4);
+    std::memcpy(words.data(), parameter.data(), parameter.size());
+    written.insert(written.end(), words.begin(), words.end());
+  }
+  ASSERT_EQ(written.size(), source.size());
+  for (std::size_t i = 0; i < source.size(); ++i) EXPECT_EQ(written[i], std::uint32_t{source[i]} << 16) << i;
 }
 
 }  // namespace
