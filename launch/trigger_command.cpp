@@ -71,13 +71,15 @@ void run_trigger(const Options& options, OutputFile* /*json*/) {
   UpdateRequest request;
   if (options.has_weight_version) request.version = options.weight_version;
   request.queue = !options.no_queue;
+  const std::string asked = fmt::format("{} (process {})", server_file_path(directory), server.pid);
   UpdateAnswer answer;
   try {
     answer = ask_server(server.socket, request, std::chrono::seconds(options.timeout),
                         [] { require_no_signal(kUpdateGoesOn); });
   } catch (const IoError& error) {
-    throw IoError(fmt::format("{} (process {}): {}; start the server again", server_file_path(directory),
-                              server.pid, error.what()));
+    throw IoError(fmt::format("{}: {}; start the server again", asked, error.what()));
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("{}: {}", asked, error.what()));
   }
   if (!answer.report.empty()) print_report(update_columns());
   std::istringstream lines(answer.report);

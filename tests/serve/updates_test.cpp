@@ -258,10 +258,11 @@ TEST_F(LiveServers, WhatMakesNoSenseIsRefused) {
 
 TEST_F(LiveServers, WithoutOneThereIsNothingToAsk) {
   expect_refused(trigger(), 74, "weightcast serve");
-  const auto server_file = [&](const std::string& host, int user) {
-    put_file(folder_ + "/server.json", R"({"weightcast": 1, "host": ")" + host +
-                                           R"(", "boot_id": "b", "pid": 1, "uid": )" + std::to_string(user) +
-                                           R"(, "job": "17", "socket": "/tmp/none"})");
+  const auto server_file = [&](const std::string& host, int user, const std::string& boot = "b",
+                               const std::string& socket = "/tmp/none") {
+    put_file(folder_ + "/server.json", R"({"weightcast": 1, "host": ")" + host + R"(", "boot_id": ")" + boot +
+                                           R"(", "pid": 1, "uid": )" + std::to_string(user) +
+                                           R"(, "job": "17", "socket": ")" + socket + R"("})");
   };
   server_file("elsewhere", 0);
   expect_refused(trigger(), 74, "srun --jobid=17 --overlap -w elsewhere weightcast trigger " + folder_);
@@ -269,6 +270,8 @@ TEST_F(LiveServers, WithoutOneThereIsNothingToAsk) {
   expect_refused(trigger(), 74, "as that user");
   server_file(this_host(), static_cast<int>(::getuid()));
   expect_refused(trigger(), 74, "has been started anew");
+  server_file(this_host(), static_cast<int>(::getuid()), this_boot(), std::string(200, 'x'));
+  expect_refused(trigger(), 65, folder_ + "/server.json (process 1): the socket's name is too long");
   put_file(folder_ + "/server.json", "{}");
   expect_refused(trigger(), 65, "server.json");
   EXPECT_EQ(run({{WEIGHTCAST_BINARY, "trigger"}, {}}).exit_code, 64);
