@@ -70,7 +70,9 @@ std::string remove_memory(std::uint64_t generation) {
         fmt::format("{}/{} cannot be removed, do it by hand: {}", kSharedMemory, name, std::strerror(errno));
   }
   if (!refused.empty()) throw IoError(refused);
-  return fmt::format("{} files of shared memory ({})", remains.names.size(), format_bytes(remains.bytes));
+  return fmt::format("{} of shared memory ({})",
+                     counted(static_cast<std::int64_t>(remains.names.size()), "file"),
+                     format_bytes(remains.bytes));
 }
 
 /// Removes a manifest, unless another has taken its place. Under a name of its own nobody can take its place
