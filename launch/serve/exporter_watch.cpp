@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "control/signals.hpp"
+#include "live/dead_exporters.hpp"
 
 namespace weightcast {
 
@@ -53,8 +54,11 @@ void ExporterWatch::open_blocks() {
     if (now == published.looked_at) continue;
     published.looked_at = now;
     published.block.reset();
+    published.was_dead = false;
     try {
-      published.block = std::make_unique<OpenBlock>(read_manifest(published.manifest), Access::kRead);
+      const Manifest manifest = read_manifest(published.manifest);
+      published.was_dead = is_dead(manifest);
+      published.block = std::make_unique<OpenBlock>(manifest, Access::kRead);
     } catch (const Error&) {
       // Whoever asks for an update hears what is wrong with it.
     }
@@ -116,7 +120,7 @@ Sight ExporterWatch::look_for_publications() {
     std::int64_t& its = published.role == Role::kTrainer ? sight.trainer : sight.engine;
     if (!published.looked_at) {
       its = Sight::kUnpublished;
-    } else if (published.block && !published.block->lives()) {
+    } else if (published.was_dead || (published.block && !published.block->lives())) {
       its = Sight::kDead;
     }
   }

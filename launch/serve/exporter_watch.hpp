@@ -45,6 +45,7 @@ class ExporterWatch {
     // While nothing is mapped:
     std::optional<FileIdentity> looked_at;
     std::unique_ptr<OpenBlock> block;  ///< null where it cannot be seen
+    bool was_dead = false;             ///< when it was looked at, be its block still there or not
   };
 
   Sight::Exporters exporters(const LiveEnds* ends);

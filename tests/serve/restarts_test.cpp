@@ -1,8 +1,11 @@
 // Servers that outlive their trainers and engines, and the other way round.
 
+#include <sys/mman.h>
+
 #include <chrono>
 #include <csignal>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "serve/server.hpp"
@@ -202,11 +205,16 @@ TEST_F(LiveServers, OneThatIsToldToWaitsForWhoHasNotPublished) {
     static_cast<void>(killed.wait());
   }
   model_.stop_engine(2);
-  const Outcome late = run(serve_command({"--wait", "1"}));
-  expect_refused(late, 76, "--wait 1: not there yet: ");
-  EXPECT_NE(late.err.find("trainer-1.json (its process is dead)"), std::string::npos) << describe(late);
-  EXPECT_NE(late.err.find("engine-2.json"), std::string::npos) << describe(late);
-  EXPECT_EQ(late.err.find("engine-1.json"), std::string::npos) << describe(late);
+  const auto control = nlohmann::json::parse(get_file(folder_ + "/trainer-1.json")).at("control");
+  for (int look = 0; look < 2; ++look) {
+    const Outcome late = run(serve_command({"--wait", "1"}));
+    expect_refused(late, 76, "--wait 1: not there yet: ");
+    EXPECT_NE(late.err.find("trainer-1.json (its process is dead)"), std::string::npos) << describe(late);
+    EXPECT_NE(late.err.find("engine-2.json"), std::string::npos) << describe(late);
+    EXPECT_EQ(late.err.find("engine-1.json"), std::string::npos) << describe(late);
+    // As the next publication of this user does, which may be another test's.
+    ::shm_unlink(control.get<std::string>().c_str());
+  }
   Process server(serve_command({"--wait", "200"}));
   std::filesystem::remove(folder_ + "/trainer-1.json");
   model_.start_trainer(1);
