@@ -346,6 +346,12 @@ std::vector<GivenParameter> canonical_parameters(const Manifest& manifest, const
   std::vector<GivenParameter> given;
   for (const HeldBox& box : held.boxes()) {
     const Tensor& tensor = catalog[box.tensor];
+    if (box.narrow) {
+      throw InputError(fmt::format(
+          "{}: tensor {} is {}, but an update brings {}, as all engines but a module have it; let "
+          "the module keep it in that type",
+          manifest.path, tensor.name, dtype_name(DType::kBF16), dtype_name(tensor.dtype)));
+    }
     const auto [there, is_new] = tensors_at.emplace(std::pair(box.buffer, box.offset), box.tensor);
     if (!is_new) {
       throw InputError(fmt::format(

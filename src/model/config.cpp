@@ -227,6 +227,16 @@ void ModelConfig::set_layers(std::int64_t layers) {
       model.erase(name);
     }
   }
+  // A list, too, of one letter a layer.
+  const auto pattern = model.find("index_topk_pattern");
+  if (pattern != model.end() && pattern->is_string()) {
+    const std::string letters = pattern->get<std::string>();
+    if (std::ssize(letters) > layers) {
+      *pattern = letters.substr(0, static_cast<std::size_t>(layers));
+    } else if (std::ssize(letters) < layers) {
+      model.erase("index_topk_pattern");
+    }
+  }
   text_.clear();
 }
 

@@ -1,5 +1,7 @@
 #include "session/local_programs.hpp"
 
+#include "core/error.hpp"
+
 namespace weightcast {
 
 LocalPrograms compile_local(const RankPlan& rank_plan, const Schedule& schedule,
@@ -18,6 +20,9 @@ LocalPrograms compile_local(const RankPlan& rank_plan, const Schedule& schedule,
         move.staging_pitch = from.pitch;
         if (from.op == MoveOp::kBF16ToF32) {
           // Both are where values lie: what would be widened into staging is widened into the parameter.
+          if (!move.layout.plain()) {
+            throw InternalError("values that a trainer has in a narrower type go where a layout places them");
+          }
           move.op = from.op;
           move.row_bytes /= 2;
         }

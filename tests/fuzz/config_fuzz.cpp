@@ -14,7 +14,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     static_cast<void>(config.text());
     const auto family = make_family(config);
     for (const std::int64_t ranks : {1, 2}) {
-      fuzz::accept_or_refuse("--inference", [&] {
+      fuzz::accept_or_refuse("", [&] {
         EngineLayout layout;
         layout.tp = layout.ep = ranks;
         for (std::int64_t rank = 0; rank < ranks; ++rank) {

@@ -204,6 +204,11 @@ TEST(GlmMoeDsa, TheThreeWaysToSayWhoseIndexer) {
   config["index_topk_pattern"] = "FSSS";
   EXPECT_EQ(own(), "FSSS");
   expect_has(refusal(config, "index_topk_pattern", "FSX"), {"index_topk_pattern", "4 layers"});
+  ModelConfig fewer(config.dump(), "x/config.json");
+  fewer.set_layers(2);
+  EXPECT_TRUE(make_family(fewer)->catalog().find("model.layers.0.self_attn.indexer.wk.weight"));
+  EXPECT_FALSE(make_family(fewer)->catalog().find("model.layers.1.self_attn.indexer.wk.weight"));
+  expect_has(refusal(config, "q_lora_rank", nullptr), {"'q_lora_rank' is null", "indexers"});
 }
 
 TEST(MiniMaxM2, WhatTransformersHasInMemory) {

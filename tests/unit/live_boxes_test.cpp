@@ -11,6 +11,7 @@
 #include "core/error.hpp"
 #include "live/live_weights.hpp"
 #include "live/manifest.hpp"
+#include "model_configs.hpp"
 #include "source/binding.hpp"
 
 namespace weightcast {
@@ -184,6 +185,36 @@ TEST(LiveBoxes, OnlyWhatIsFloat32InAnyModelMayBeNarrower) {
   ASSERT_EQ(found.boxes().size(), 1u);
   EXPECT_TRUE(found.boxes().front().narrow);
   EXPECT_EQ(found.boxes().front().at(0, 3, 2), 64 + 3 * 2);
+}
+
+TEST(LiveTensors, OfAModuleAreOfTheTypeThatAnUpdateBrings) {
+  const std::string path = std::string(WEIGHTCAST_TEST_DATA) + "/vllm/qwen3.5/config.json";
+  const auto family = make_family(ModelConfig(text_of(path), path));
+  for (const bool wide : {true, false}) {
+    Manifest manifest;
+    manifest.path = "engine-0.json";
+    manifest.role = Role::kEngine;
+    LiveSegment& segment = manifest.segments.emplace_back();
+    for (const Tensor& tensor : family->catalog().tensors()) {
+      LiveEntry& entry = manifest.entries.emplace_back();
+      entry.name = tensor.name;
+      entry.dtype = tensor.widened && !wide ? DType::kBF16 : tensor.dtype;
+      entry.shape = tensor.shape;
+      entry.strides.assign(tensor.shape.dims(), 1);
+      for (std::size_t d = tensor.shape.dims(); d-- > 1;) {
+        entry.strides[d - 1] = entry.strides[d] * tensor.shape[d];
+      }
+      entry.offset = segment.bytes;
+      segment.bytes += tensor.bytes();
+    }
+    if (wide) {
+      EXPECT_EQ(canonical_parameters(manifest, *family).size(), family->catalog().size());
+    } else {
+      // Four bytes an element would be written where two are.
+      expect_has(message_of([&] { canonical_parameters(manifest, *family); }),
+                 {"engine-0.json", "A_log", "bfloat16", "float32", "keep it in that type"});
+    }
+  }
 }
 
 }  // namespace

@@ -145,6 +145,11 @@ class _Engine:
         """What SGLang computes from weights when it has loaded them: it does so only after loads of its own."""
         if hasattr(self._model, "post_load_weights"):
             self._model.post_load_weights()
+        for module in self._model.modules():
+            # GLM's routers compute in a float32 copy that they make once. In place, because a captured graph holds the address.
+            copy = getattr(module, "_weight_fp32", None)
+            if copy is not None:
+                copy.copy_(module.weight)
         self._export.require_in_place()
 
 

@@ -54,7 +54,8 @@ std::vector<Parameter> Decoder::parameters(const EngineLayout& layout, const Eng
   try {
     return cut_parameters(layout, rank);
   } catch (const InputError& error) {
-    // What does not fit together are the quantised tensors that the config asks for.
+    // What does not fit are types: of quantised tensors that do not go together, or that engines do not have
+    // so.
     const std::string file = parts_.stored ? parts_.stored->place().file : parts_.origin;
     throw InputError(fmt::format("{}: {}", file, error.what()));
   }

@@ -37,7 +37,13 @@ LatentAttentionSizes latent_sizes(SizeFields& sizes, const ModelConfig& config) 
   return latent;
 }
 
-BlockPtr indexer(SizeFields& sizes, const LatentAttentionSizes& latent, bool own) {
+BlockPtr indexer(SizeFields& sizes, const ModelConfig& config, const LatentAttentionSizes& latent, bool own) {
+  if (latent.query_rank == 0) {
+    throw InputError(
+        fmt::format("{}: field 'q_lora_rank' is null, but the indexers of {} are made of what it "
+                    "is the size of; correct it",
+                    config.origin(), config.architecture()));
+  }
   const IndexerSizes indexer{latent.hidden, latent.query_rank, sizes.integer({"index_n_heads"}),
                              sizes.integer({"index_head_dim"})};
   return std::make_shared<Indexer>(
@@ -73,7 +79,7 @@ std::unique_ptr<Family> make_deepseek(const ModelConfig& config, const DeepseekT
         LayerBlocks first{
             norm_before(latent.hidden),
             std::make_shared<LatentAttention>(Names{"self_attn.", "self_attn.", "self_attention."}, latent)};
-        if (own_indexer) first.push_back(indexer(sizes, latent, (kind & kOwnIndexer) != 0));
+        if (own_indexer) first.push_back(indexer(sizes, config, latent, (kind & kOwnIndexer) != 0));
         return joined(std::move(first),
                       (kind & kDense) != 0 ? dense_half(sizes, latent.hidden) : sparse_half(sparse));
       });
