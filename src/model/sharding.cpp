@@ -53,7 +53,8 @@ Parameter TensorParallel::replicated(const std::string& name, const std::string&
   const std::uint32_t index = catalog_.at(tensor);
   const Shape& shape = catalog_[index].shape;
   const DType held = catalog_[index].dtype;
-  if (type && *type != held && !(held == DType::kBF16 && *type == DType::kF32)) {
+  const bool widens = held == DType::kBF16 && type == DType::kF32;
+  if (type && *type != held && !widens) {
     throw InputError(fmt::format("{} is {} but engines keep it in {}, to which only bfloat16 is widened",
                                  tensor, dtype_name(held), dtype_name(*type)));
   }

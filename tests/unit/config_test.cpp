@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <ctime>
 #include <string>
 #include <vector>
@@ -168,7 +167,7 @@ TEST(ConfigModel, NamesThatDoNotDecide) {
 }
 
 TEST(ConfigModel, WhatALineShowsOfANameIsFitForATerminal) {
-  const std::string line = refusal(with("architectures", {"Evil\x1b[2J\nName" + std::string(5000, 'x')}));
+  const std::string line = refusal(with("architectures", {fmt::format("Evil\x1b[2J\nName{:x<5000}", "")}));
   expect_has(line, {"Evil\\x1b[2J\\nName"});
   EXPECT_LT(line.size(), 300u);
 }
@@ -223,8 +222,16 @@ TEST(ConfigText, CostsNoMoreThanItsLimits) {
 
 // Sizes.
 
+/// Processor time, which does not depend on what else the machine does.
+template <typename Work>
+std::clock_t cost_of(const Work& work) {
+  const std::clock_t start = std::clock();
+  work();
+  return std::clock() - start;
+}
+
 TEST(ConfigSizes, BeyondAnyModelAreRefusedBeforeAnythingIsListed) {
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();
   for (const char* field :
        {"hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
         "head_dim", "moe_intermediate_size", "num_local_experts", "decoder_sparse_step"}) {
@@ -233,6 +240,7 @@ TEST(ConfigSizes, BeyondAnyModelAreRefusedBeforeAnythingIsListed) {
       expect_has(refusal(with(field, value)), {"x/config.json", field, "positive integer"});
     }
   }
+  const std::clock_t wrong_fields = std::clock() - start;
   // Each of these may be, but not together.
   constexpr std::int64_t kLarge = 1 << 24;
   for (const char* field : {"num_hidden_layers", "num_local_experts"}) {
@@ -247,7 +255,8 @@ TEST(ConfigSizes, BeyondAnyModelAreRefusedBeforeAnythingIsListed) {
   all["num_hidden_layers"] = 3;
   all["num_local_experts"] = 16;
   expect_has(refusal(all), {"x/config.json", "hidden_size 16777216", "bytes"});
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(2));
+  // To list sixteen million tensors would take a thousand times as long.
+  EXPECT_LT(std::clock() - start, 20 * wrong_fields);
 }
 
 TEST(ConfigSizes, OfTheLargestModelsAreNot) {
@@ -261,11 +270,6 @@ TEST(ConfigSizes, OfTheLargestModelsAreNot) {
 }
 
 TEST(ConfigSizes, ListsOfLayersCostLittle) {
-  const auto cost_of = [](const auto& work) {
-    const std::clock_t start = std::clock();
-    work();
-    return std::clock() - start;
-  };
   json config = with("num_hidden_layers", 4000);
   std::vector<std::int64_t> dense(500'000);
   for (std::size_t i = 0; i < dense.size(); ++i) dense[i] = static_cast<std::int64_t>(i) - 1000;
