@@ -96,7 +96,8 @@ ModelConfig::ModelConfig(ModelConfig&&) noexcept = default;
 ModelConfig& ModelConfig::operator=(ModelConfig&&) noexcept = default;
 
 std::string ModelConfig::architecture() const {
-  return excerpt(architectures_.empty() ? model_type_ : architectures_.front());
+  if (!architectures_.empty()) return excerpt(architectures_.front());
+  return model_type_.empty() ? "the model" : excerpt(model_type_);
 }
 
 DType ModelConfig::dtype() const {

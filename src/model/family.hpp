@@ -43,6 +43,13 @@ class Family {
   /// True for a stored tensor that checkpoints carry but the engine never reads (rotary tables).
   virtual bool may_ignore(std::string_view stored_name) const = 0;
 
+  /// The tensor that must lie beside one that may be ignored, so that it is what it seems: a layer behind the
+  /// last one is a draft's if it has what joins it to the model, and the model's own if the config has too
+  /// few layers. Nothing where none must.
+  virtual std::optional<std::string> ignored_beside(std::string_view /*stored_name*/) const {
+    return std::nullopt;
+  }
+
   /// The canonical tensor whose values a stored tensor that the engine never reads must repeat (a tied head
   /// repeats the embedding); nothing for any other.
   virtual std::optional<std::string> copy_of(std::string_view stored_name) const;

@@ -55,8 +55,9 @@ Parameter TensorParallel::replicated(const std::string& name, const std::string&
   const DType held = catalog_[index].dtype;
   const bool widens = held == DType::kBF16 && type == DType::kF32;
   if (type && *type != held && !widens) {
-    throw InputError(fmt::format("{} is {} but engines keep it in {}, to which only bfloat16 is widened",
-                                 tensor, dtype_name(held), dtype_name(*type)));
+    throw InputError(fmt::format(
+        "{} is {} but engines keep it in {}, to which only bfloat16 is widened; have the weights in that",
+        tensor, dtype_name(held), dtype_name(*type)));
   }
   return stack(catalog_, name, shape, {{index, Box::whole(shape)}}, {type.value_or(held)});
 }

@@ -199,10 +199,21 @@ class Binder {
               ? "publish the weights alone"
               : "write the weights alone, or, of safetensors, list them in a model.safetensors.index.json"));
     }
-    if (may_leave_out(number) || repeats_used(number)) return;
+    if (may_leave_out(number) || repeats_used(number)) return require_beside(number);
     throw InputError(fmt::format("{}: tensor {} {} is not part of the model; {} If it is, {} the tensor",
                                  checkpoint_.path, excerpt(stored.name), stored.shape.to_string(),
                                  family_.doubt(), runs_ ? "do not publish" : "remove"));
+  }
+
+  /// Throws InputError when a tensor is left out as a draft's that is none.
+  void require_beside(std::uint32_t number) const {
+    const auto beside = family_.ignored_beside(names_.name_of(number));
+    if (!beside || names_.find(*beside)) return;
+    throw InputError(
+        fmt::format("{}: tensor {} is of a layer behind the model's last one, and that layer has no {} as a "
+                    "draft's would; "
+                    "correct num_hidden_layers in the config",
+                    checkpoint_.path, excerpt(checkpoint_.tensors[number].name), *beside));
   }
 
   /// Whether the model can do without it, whatever it is.
@@ -287,6 +298,13 @@ void require_castable(const Checkpoint& checkpoint, const StoredTensor& stored, 
   if (stored.dtype == wanted || (stored.dtype == DType::kU8 && opaque) || cast == Cast::kRound ||
       (cast == Cast::kWiden && (scale || widened))) {
     return;
+  }
+  if (widened) {
+    throw InputError(
+        fmt::format("{}: tensor {} is {}, but models of its family have it in {} whatever their type; "
+                    "{} it in that or in {}",
+                    checkpoint.path, excerpt(stored.name), dtype_name(stored.dtype), dtype_name(wanted),
+                    checkpoint.files.empty() ? "publish" : "write", dtype_name(DType::kBF16)));
   }
   // What a running process has published is in no file.
   const std::string remedy =

@@ -174,5 +174,18 @@ TEST_F(BadConfig, BelowAFile) {
                       {"/config.json/config.json", "Not a directory"}));
 }
 
+TEST_F(BadConfig, WithALayerTooFewBeforeDrafts) {
+  // What stands behind the last layer would be left out as a draft's, which no config can tell.
+  const std::string source = dir_ / "source";
+  auto config = read_json(std::string(WEIGHTCAST_TEST_DATA) + "/vllm/glm4-moe/config.json");
+  put_file(path_, config.dump());
+  ASSERT_TRUE(done(run_plain({"synth", "--model", path_, "--output", source})));
+  config["num_hidden_layers"] = config.at("num_hidden_layers").get<int>() - 1;
+  put_file(path_, config.dump());
+  EXPECT_TRUE(
+      refused(run_plain({"plan", "--source", source, "--model", path_}), 65,
+              {source, "model.layers.2.", "behind the model's last one", "eh_proj", "num_hidden_layers"}));
+}
+
 }  // namespace
 }  // namespace weightcast::test_support

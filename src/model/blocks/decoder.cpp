@@ -140,11 +140,21 @@ std::optional<StoredForm> Decoder::other_stored_form(const Tensor& tensor) const
 
 bool Decoder::may_ignore(std::string_view stored_name) const {
   if (catalog_.find(stored_name)) return false;
-  const auto layer = layer_of(stored_name);
-  if (layer && *layer >= parts_.layers && *layer < parts_.layers + parts_.draft_layers) return true;
-  if (is_left_out(stored_name)) return true;
+  if (draft_layer_of(stored_name) || is_left_out(stored_name)) return true;
   return is_rotary_table(stored_name) || is_cache_scale(stored_name) ||
          (parts_.stored && is_activation_scale(stored_name));
+}
+
+std::optional<std::int64_t> Decoder::draft_layer_of(std::string_view stored_name) const {
+  const auto layer = layer_of(stored_name);
+  const bool is_draft = layer && *layer >= parts_.layers && *layer < parts_.layers + parts_.draft_layers;
+  return is_draft ? layer : std::nullopt;
+}
+
+std::optional<std::string> Decoder::ignored_beside(std::string_view stored_name) const {
+  const auto layer = draft_layer_of(stored_name);
+  if (!layer) return std::nullopt;
+  return fmt::format("model.layers.{}.eh_proj.weight", *layer);
 }
 
 bool Decoder::is_left_out(std::string_view name) const {

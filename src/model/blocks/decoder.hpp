@@ -53,12 +53,15 @@ class Decoder final : public Family {
                                              std::int64_t ep) const override;
   std::optional<StoredForm> other_stored_form(const Tensor& tensor) const override;
   bool may_ignore(std::string_view stored_name) const override;
+  std::optional<std::string> ignored_beside(std::string_view stored_name) const override;
   std::optional<std::string> copy_of(std::string_view stored_name) const override;
   bool is_engines_own(std::string_view parameter) const override;
   QuantizationPlace quantization_place() const override;
 
  private:
   const LayerBlocks& blocks(std::int64_t layer) const;
+  /// The layer of a draft that a stored tensor is of, if it is of one.
+  std::optional<std::int64_t> draft_layer_of(std::string_view stored_name) const;
   /// Of an engine that fuses and cuts them.
   std::vector<Parameter> cut_parameters(const EngineLayout& layout, const EngineRank& rank) const;
   void rename(Engine engine, std::vector<Parameter>& parameters) const;

@@ -108,6 +108,11 @@ class LandedFamily final : public Family {
     return unread_.contains(std::string(stored_name)) || (described_ && described_->may_ignore(stored_name));
   }
 
+  std::optional<std::string> ignored_beside(std::string_view stored_name) const override {
+    if (unread_.contains(std::string(stored_name)) || !described_) return std::nullopt;
+    return described_->ignored_beside(stored_name);
+  }
+
   std::optional<std::string> copy_of(std::string_view stored_name) const override {
     const auto original = described_ ? described_->copy_of(stored_name) : std::nullopt;
     return original && catalog_.find(*original) ? original : std::nullopt;
