@@ -276,7 +276,7 @@ TEST(ConfigSizes, ListsOfLayersCostLittle) {
   config["mlp_only_layers"] = dense;
   const std::string text = config.dump();
   const std::clock_t reading = cost_of([&] { EXPECT_EQ(json::parse(text), config); });
-  // To look through the list for each layer would take thousands of times as long.
+  // To look through the list for each layer would take a thousand times as long.
   EXPECT_LT(cost_of([&] { EXPECT_FALSE(is_moe(*family_of(config))); }), 30 * reading);
   // A step beyond the last layer, too, leaves none.
   EXPECT_FALSE(is_moe(*family_of(with("decoder_sparse_step", 1'000'000))));
