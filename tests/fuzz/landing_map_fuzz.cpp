@@ -1,7 +1,6 @@
-// Landing maps, and what stands in a family's place when one is accepted.
+// Landing maps, as an engine's loader was learned, and the layout that they are for.
 
 #include "fuzz/refusal.hpp"
-#include "model/landing/landed_family.hpp"
 #include "model/landing/landing_map.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

@@ -34,10 +34,9 @@ void GatedDeltaNet::add_parameters(const Site& site, const EngineCut& cut,
   const std::string from = site.canonical + names_.canonical;
   const std::string at = site.engine + names_.engine;
   const TensorParallel& heads = cut.attention;
-  require_divides(heads.option(), "tp", heads.size(), "the key heads of " + from + "in_proj_qkv",
-                  sizes_.key_heads);
-  require_divides(heads.option(), "tp", heads.size(), "the value heads of " + from + "in_proj_z",
-                  sizes_.value_heads);
+  const std::string module = from.substr(0, from.rfind('.'));
+  require_divides(heads.option(), "tp", heads.size(), "the key heads of " + module, sizes_.key_heads);
+  require_divides(heads.option(), "tp", heads.size(), "the value heads of " + module, sizes_.value_heads);
   const auto by_heads = [&](const std::string& name, const std::vector<Section>& sections) {
     return heads.sections(at + name, sections);
   };
