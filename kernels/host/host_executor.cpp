@@ -152,8 +152,8 @@ class HostExecutor final : public Executor {
     for (std::int64_t i = 0; i < count; ++i) {
       std::uint16_t bits = 0;
       std::memcpy(&bits, from + i * 2, 2);
-      const std::uint32_t word = std::uint32_t{bits} << 16;
-      std::memcpy(to + i * 4, &word, 4);
+      const float value = bf16_value(bits);
+      std::memcpy(to + i * 4, &value, 4);
     }
   }
 };
