@@ -10,10 +10,6 @@ namespace weightcast {
 
 namespace {
 
-std::size_t size(std::int64_t bytes) {
-  return static_cast<std::size_t>(bytes);
-}
-
 /// Calls `each(buffer offset, staging offset, bytes)` for runs of bytes that lie together on both sides.
 template <typename Each>
 void for_each_run(const Move& move, Each each) {

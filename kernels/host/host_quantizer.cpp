@@ -18,10 +18,6 @@ namespace {
 // Rows that are quantised together where no scale asks for more: column keys of digests are then shared.
 constexpr std::int64_t kStripRows = 32;
 
-std::size_t size(std::int64_t bytes) {
-  return static_cast<std::size_t>(bytes);
-}
-
 const std::byte* base_of(const MatrixPlace& place, const QuantBuffers& buffers) {
   switch (place.space) {
     case Space::kSource:

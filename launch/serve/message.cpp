@@ -15,7 +15,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kFormat = 1;
+constexpr int kMessageFormat = 1;
 
 /// The object of a line. Throws InputError.
 json object_of(const std::string& line, const char* origin, std::size_t most_bytes) {
@@ -24,9 +24,9 @@ json object_of(const std::string& line, const char* origin, std::size_t most_byt
   json object = parse_json(
       line, origin, {.bytes = most_bytes, .depth = kMostDepth, .values = kMostValues, .unique_names = true});
   const auto format = object.find("weightcast");
-  if (format == object.end() || *format != kFormat) {
+  if (format == object.end() || *format != kMessageFormat) {
     throw InputError(fmt::format("{}: 'weightcast' is not {}; use one version of the program on both sides",
-                                 origin, kFormat));
+                                 origin, kMessageFormat));
   }
   return object;
 }
@@ -70,13 +70,13 @@ std::string cut(const std::string& text) {
 
 std::string line_of(const UpdateRequest& request) {
   nlohmann::ordered_json object{
-      {"weightcast", kFormat}, {"request", "update"}, {"version", nullptr}, {"queue", request.queue}};
+      {"weightcast", kMessageFormat}, {"request", "update"}, {"version", nullptr}, {"queue", request.queue}};
   if (request.version) object["version"] = *request.version;
   return json_report(object, -1);
 }
 
 std::string line_of(const UpdateAnswer& answer) {
-  nlohmann::ordered_json object{{"weightcast", kFormat},        {"code", static_cast<int>(answer.code)},
+  nlohmann::ordered_json object{{"weightcast", kMessageFormat}, {"code", static_cast<int>(answer.code)},
                                 {"version", nullptr},           {"was_there", answer.was_there},
                                 {"report", cut(answer.report)}, {"note", cut(answer.note)},
                                 {"error", cut(answer.error)}};

@@ -23,7 +23,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr int kFormat = 1;
+constexpr int kServerFileFormat = 1;
 
 constexpr std::int64_t kMostBytes = 65536;
 
@@ -58,7 +58,7 @@ ServerAddress read_server_file(const std::string& directory) {
     if (!whole) refuse(name, "is no whole number");
     return found->get<std::int64_t>();
   };
-  if (number("weightcast") != kFormat) refuse("weightcast", "is not 1");
+  if (number("weightcast") != kServerFileFormat) refuse("weightcast", "is not 1");
   return {text("host"), text("boot_id"), number("pid"), number("uid"), text("job"), text("socket")};
 }
 
@@ -79,7 +79,7 @@ void remove_dead_server(const std::string& directory) {
 
 ServerFile::ServerFile(const std::string& directory, const ServerAddress& address)
     : path_(server_file_path(directory)),
-      text_(json_report({{"weightcast", kFormat},
+      text_(json_report({{"weightcast", kServerFileFormat},
                          {"host", address.host},
                          {"boot_id", address.boot_id},
                          {"pid", address.pid},

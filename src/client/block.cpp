@@ -36,7 +36,7 @@ struct flock byte_range(weightcast_lock byte, short type) {
 }
 
 /// The holder that `command` names, as holder_of_lock() says it.
-int holder_of_lock(int file, weightcast_lock byte, int command) {
+int holder_said_by(int file, weightcast_lock byte, int command) {
   struct flock range = byte_range(byte, F_WRLCK);
   if (::fcntl(file, command, &range) != 0) return -1;
   if (range.l_type == F_UNLCK) return 0;
@@ -95,7 +95,7 @@ void drop_lock(int file, weightcast_lock byte) {
 }
 
 int holder_of_lock(int file, weightcast_lock byte) {
-  return holder_of_lock(file, byte, F_GETLK);
+  return holder_said_by(file, byte, F_GETLK);
 }
 
 Life life_of(std::uint64_t generation, int* process) {
@@ -113,7 +113,7 @@ Life life_of(std::uint64_t generation, int* process) {
   if (!find_descriptor(status, &file)) return Life::kUnknown;
   int holder = 0;
   if (file >= 0) {
-    holder = holder_of_lock(file, WEIGHTCAST_LOCK_EXPORTER, F_OFD_GETLK);
+    holder = holder_said_by(file, WEIGHTCAST_LOCK_EXPORTER, F_OFD_GETLK);
   } else {
     file = ::shm_open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0);
     // A block that merely cannot be opened, for want of descriptors for example, may be a living exporter's.

@@ -262,10 +262,13 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
     // An engine that finds the job step dead from here on cannot know that nothing has been written.
     if (!directory_.empty()) control_.deadline.put_in_place(kWhileWritten);
     control_.agreement.together([&] {
-      // While nothing has been written the others keep what they have.
+      // While nothing has been written the others keep what they have. And no rank writes before each one
+      // would say so.
       for (const Exporter* exporter : {trainer_, engine_}) {
         if (exporter != nullptr) exporter->require_there();
       }
+    });
+    control_.agreement.together([&] {
       if (engine_ == nullptr || engine_->change(WEIGHTCAST_PAUSED, WEIGHTCAST_WRITING)) return;
       throw IoError(fmt::format("{}: {} did not wait: {}; run the update again", engine_->manifest().path,
                                 engine_->name(), engine_->reason()));

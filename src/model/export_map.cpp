@@ -17,17 +17,17 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t kFormat = 1;
+constexpr std::int64_t kExportMapFormat = 1;
 
-class Fields : public MapFields {
+class ExportFields : public MapFields {
  public:
-  Fields(const json& object, std::string where)
+  ExportFields(const json& object, std::string where)
       : MapFields(object, std::move(where), "publish anew, which learns the map anew") {}
 };
 
 /// Throws InputError unless a box lies within both of its tensors, which must be of one type.
 void require_box(const ExportedBox& of, const OwnTensor& own, const ExportedTensor& tensor,
-                 const Fields& fields) {
+                 const ExportFields& fields) {
   if (tensor.dtype != own.dtype) {
     fields.refuse(
         "boxes",
@@ -52,7 +52,7 @@ void require_box(const ExportedBox& of, const OwnTensor& own, const ExportedTens
 }
 
 ExportingRank read_rank(const json& object, const std::string& where, const ExportMap& map) {
-  const Fields fields(object, where);
+  const ExportFields fields(object, where);
   ExportingRank rank;
   std::set<std::string> names;
   std::map<std::uint32_t, std::vector<Box>> boxes;
@@ -63,7 +63,7 @@ ExportingRank read_rank(const json& object, const std::string& where, const Expo
   std::size_t number = 0;
   for (const json& listed : fields.list("tensors")) {
     OwnTensor& own = rank.tensors[number++];
-    const Fields of_tensor(listed, fmt::format("{}, tensor {}", where, own.name));
+    const ExportFields of_tensor(listed, fmt::format("{}, tensor {}", where, own.name));
     for (const json& numbers : of_tensor.list("boxes")) {
       constexpr std::size_t kNumbers = 7;
       const std::vector<std::int64_t> n = of_tensor.box(numbers, kNumbers, "boxes");
@@ -136,9 +136,10 @@ void find_same(ExportMap& map) {
 
 ExportMap parse_export_map(const std::string& text, const std::string& origin) {
   const json object = parse_json(text, origin, kMapLimits);
-  const Fields fields(object, origin);
-  if (fields.number("exports") != kFormat) {
-    fields.refuse("exports", fmt::format("is another format than {}, which this version reads", kFormat));
+  const ExportFields fields(object, origin);
+  if (fields.number("exports") != kExportMapFormat) {
+    fields.refuse("exports",
+                  fmt::format("is another format than {}, which this version reads", kExportMapFormat));
   }
   ExportMap map;
   map.origin = origin;
@@ -146,7 +147,7 @@ ExportMap parse_export_map(const std::string& text, const std::string& origin) {
   for (NamedTensor& tensor : fields.tensors("tensors")) {
     map.tensors.push_back({std::move(tensor.name), tensor.dtype, tensor.shape, 0});
   }
-  const Fields made_for(*fields.find("made_for", true), origin + ": 'made_for'");
+  const ExportFields made_for(*fields.find("made_for", true), origin + ": 'made_for'");
   const json& ranks = fields.list("ranks");
   if (made_for.number("ranks", 1) != static_cast<std::int64_t>(ranks.size())) {
     made_for.refuse("ranks", fmt::format("is not {}, of which the list 'ranks' is", ranks.size()));

@@ -47,7 +47,7 @@ constexpr std::array<Known, 20> kFamilies{{
 // In lower case, as texts are compared here.
 
 /// What trainers put before the name of a class whose model they wrap.
-constexpr std::array<std::string_view, 5> kWrappers{"fsdp", "ddp", "replicate", "compiled", "gaudi"};
+constexpr std::array<std::string_view, 5> kWrapperClasses{"fsdp", "ddp", "replicate", "compiled", "gaudi"};
 
 /// Classes of wrappers and of loaders, which say nothing of the model in them.
 constexpr std::array<std::string_view, 10> kNoModels{
@@ -79,11 +79,11 @@ bool is_class_of(const Known& known, const std::string& name, const Known* type)
   const std::string bare = lower(known.architecture);
   if (!wrapped.ends_with(bare)) return false;
   std::string_view before = std::string_view(wrapped).substr(0, wrapped.size() - bare.size());
-  const auto* wrapper = kWrappers.begin();
-  while (wrapper != kWrappers.end()) {
-    wrapper = std::find_if(kWrappers.begin(), kWrappers.end(),
+  const auto* wrapper = kWrapperClasses.begin();
+  while (wrapper != kWrapperClasses.end()) {
+    wrapper = std::find_if(kWrapperClasses.begin(), kWrapperClasses.end(),
                            [&](std::string_view text) { return before.ends_with(text); });
-    if (wrapper != kWrappers.end()) before.remove_suffix(wrapper->size());
+    if (wrapper != kWrapperClasses.end()) before.remove_suffix(wrapper->size());
   }
   return before.empty() || before.ends_with('.') || type == &known;
 }

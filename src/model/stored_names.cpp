@@ -7,9 +7,9 @@ namespace weightcast {
 
 namespace {
 
-constexpr std::array<std::string_view, 6> kWrappers{"_orig_mod",       "module",
-                                                    "_fpw_module",     "_fsdp_wrapped_module",
-                                                    "_forward_module", "_checkpoint_wrapped_module"};
+constexpr std::array<std::string_view, 6> kWrapperModules{"_orig_mod",       "module",
+                                                          "_fpw_module",     "_fsdp_wrapped_module",
+                                                          "_forward_module", "_checkpoint_wrapped_module"};
 
 /// The text behind `prefix`, or the text itself when it begins otherwise.
 std::string_view behind(std::string_view text, std::string_view prefix) {
@@ -27,7 +27,7 @@ std::string without_wrappers(std::string_view stored) {
     start = end + 1;
     // The last part is the tensor's own name.
     const bool last = dot == std::string_view::npos;
-    if (!last && std::ranges::find(kWrappers, part) != kWrappers.end()) continue;
+    if (!last && std::ranges::find(kWrapperModules, part) != kWrapperModules.end()) continue;
     name += part;
     if (!last) name += '.';
   }

@@ -14,9 +14,6 @@ namespace weightcast {
 
 namespace {
 
-// A tail below this is not worth a split.
-constexpr std::int64_t kSmallBytes = Limits::kLeastBucketBytes;
-
 /// Fills buckets of one root and one destination set.
 class BucketFiller {
  public:
@@ -34,7 +31,8 @@ class BucketFiller {
       const std::int64_t offset = round_up(current_.bytes, kSegmentAlignment);
       const std::int64_t room = std::max<std::int64_t>(0, cap_ - offset);
       const std::int64_t rows = wire_[piece.tensor].rows_within(piece.box, room);
-      const bool worth_it = rows == piece.box.rows || bytes_of_rows(piece, rows) >= kSmallBytes;
+      // A tail below this is not worth a split.
+      const bool worth_it = rows == piece.box.rows || bytes_of_rows(piece, rows) >= Limits::kLeastBucketBytes;
       if (rows > 0 && (worth_it || current_.bytes == 0)) {
         append(take_rows(piece, rows), offset);
       } else if (current_.bytes > 0) {

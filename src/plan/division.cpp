@@ -17,9 +17,6 @@ namespace weightcast {
 
 namespace {
 
-// Below this a share of its own is not worth another root.
-constexpr std::int64_t kSmallBytes = Limits::kLeastBucketBytes;
-
 using Trainers = std::vector<std::int64_t>;
 
 /// Those of some trainers that have least so far, in ascending order.
@@ -58,7 +55,8 @@ void divide_by_bytes(const Catalog& catalog, const std::vector<WireForm>& wire,
       pieces.begin(), pieces.end(), std::int64_t{0},
       [&](std::int64_t sum, const Piece* piece) { return sum + piece_bytes(catalog, *piece); });
   const auto most = static_cast<std::int64_t>(among.size());
-  const std::int64_t shares = std::clamp<std::int64_t>(total / kSmallBytes, 1, most);
+  // Below that a share of its own is not worth another root.
+  const std::int64_t shares = std::clamp<std::int64_t>(total / Limits::kLeastBucketBytes, 1, most);
   const std::vector<std::size_t> owners =
       least_loaded(division.load, among, static_cast<std::size_t>(shares));
   std::int64_t share = 0;

@@ -17,8 +17,8 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr auto kSilence = 2s;
-constexpr auto kTerminalPeriod = 1s;
-constexpr auto kLogPeriod = 10s;
+constexpr auto kActivityOnTerminal = 1s;
+constexpr auto kActivityInLog = 10s;
 
 /// Signals are for the threads that do the work.
 void take_no_signals() {
@@ -82,7 +82,7 @@ void Activity::print(Clock::time_point now) {
   const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(now - start_).count();
   write_progress(terminal_, {what_, fmt::format("{} s", seconds)});
   printed_ = true;
-  next_ = now + (terminal_ ? Clock::duration(kTerminalPeriod) : Clock::duration(kLogPeriod));
+  next_ = now + (terminal_ ? Clock::duration(kActivityOnTerminal) : Clock::duration(kActivityInLog));
 }
 
 }  // namespace weightcast

@@ -17,8 +17,8 @@ namespace {
 
 using namespace std::chrono_literals;
 
-constexpr auto kTerminalPeriod = 200ms;
-constexpr auto kLogPeriod = 5s;
+constexpr auto kProgressOnTerminal = 200ms;
+constexpr auto kProgressInLog = 5s;
 
 }  // namespace
 
@@ -58,7 +58,7 @@ void Progress::begin(std::int64_t total_bytes) {
   total_ = total_bytes;
   done_ = 0;
   start_ = Clock::now();
-  next_ = start_ + (terminal_ ? Clock::duration(kTerminalPeriod) : Clock::duration(kLogPeriod));
+  next_ = start_ + (terminal_ ? Clock::duration(kProgressOnTerminal) : Clock::duration(kProgressInLog));
 }
 
 void Progress::advance(std::int64_t bytes) {
@@ -85,7 +85,7 @@ void Progress::print(Clock::time_point now) {
                   fmt::format("{}/s", format_bytes(static_cast<std::int64_t>(rate))),
                   fmt::format("{:.0f} s left", left)});
   printed_ = true;
-  next_ = now + (terminal_ ? Clock::duration(kTerminalPeriod) : Clock::duration(kLogPeriod));
+  next_ = now + (terminal_ ? Clock::duration(kProgressOnTerminal) : Clock::duration(kProgressInLog));
 }
 
 }  // namespace weightcast

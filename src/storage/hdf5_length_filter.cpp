@@ -11,7 +11,7 @@ namespace {
 
 // Of the numbers that HDF5 leaves to tests and to a program's own use.
 constexpr H5Z_filter_t kLengthFilter = 509;
-constexpr const char* kSubject = "HDF5 filters";
+constexpr const char* kFilterSubject = "HDF5 filters";
 
 // Values of the filter: one for an exact length, two for scale-offset.
 enum class Values : unsigned { kExact = 1, kScaleOffset = 2 };
@@ -51,8 +51,8 @@ void add(hid_t creation, std::size_t count, const unsigned* values) {
   static const H5Z_class2_t filter{H5Z_CLASS_T_VERS,     kLengthFilter, 1,       1,
                                    "weightcast: length", nullptr,       nullptr, &look_at_length};
   static const herr_t registered = H5Zregister(&filter);
-  WEIGHTCAST_HDF5(registered, kSubject);
-  WEIGHTCAST_HDF5(H5Pset_filter(creation, kLengthFilter, H5Z_FLAG_MANDATORY, count, values), kSubject);
+  WEIGHTCAST_HDF5(registered, kFilterSubject);
+  WEIGHTCAST_HDF5(H5Pset_filter(creation, kLengthFilter, H5Z_FLAG_MANDATORY, count, values), kFilterSubject);
 }
 
 }  // namespace

@@ -7,7 +7,7 @@ namespace weightcast {
 
 namespace {
 
-constexpr std::string_view kSubject = "HDF5 types";
+constexpr std::string_view kTypeSubject = "HDF5 types";
 
 struct TypePair {
   DType dtype;
@@ -19,12 +19,12 @@ struct TypePair {
 // float16 nor bfloat16.
 hid_t float_of_16_bits(std::size_t exponent_bits, std::size_t bias, H5T_order_t order) {
   const std::size_t mantissa_bits = 15 - exponent_bits;
-  const hid_t type = WEIGHTCAST_HDF5(H5Tcopy(H5T_IEEE_F32LE), kSubject);
-  WEIGHTCAST_HDF5(H5Tset_fields(type, 15, mantissa_bits, exponent_bits, 0, mantissa_bits), kSubject);
-  WEIGHTCAST_HDF5(H5Tset_precision(type, 16), kSubject);
-  WEIGHTCAST_HDF5(H5Tset_size(type, 2), kSubject);
-  WEIGHTCAST_HDF5(H5Tset_ebias(type, bias), kSubject);
-  WEIGHTCAST_HDF5(H5Tset_order(type, order), kSubject);
+  const hid_t type = WEIGHTCAST_HDF5(H5Tcopy(H5T_IEEE_F32LE), kTypeSubject);
+  WEIGHTCAST_HDF5(H5Tset_fields(type, 15, mantissa_bits, exponent_bits, 0, mantissa_bits), kTypeSubject);
+  WEIGHTCAST_HDF5(H5Tset_precision(type, 16), kTypeSubject);
+  WEIGHTCAST_HDF5(H5Tset_size(type, 2), kTypeSubject);
+  WEIGHTCAST_HDF5(H5Tset_ebias(type, bias), kTypeSubject);
+  WEIGHTCAST_HDF5(H5Tset_order(type, order), kTypeSubject);
   return type;
 }
 

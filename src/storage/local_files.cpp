@@ -10,6 +10,7 @@
 
 #include "core/error.hpp"
 #include "core/hash.hpp"
+#include "storage/safetensors_header.hpp"
 #include "sys/host.hpp"
 
 namespace weightcast {
@@ -19,16 +20,15 @@ namespace {
 /// Bytes of a file that say where its tensors lie: the header of a safetensors file. Of other files the
 /// beginning, which holds HDF5's superblock and mostly its root.
 std::int64_t header_bytes(const InputFile& file) {
-  constexpr std::int64_t kLengthBytes = 8;
   constexpr std::int64_t kBeginning = 4096;
-  constexpr std::uint64_t kMostHeader = 100'000'000;  // of a safetensors file
-  if (file.size() < kLengthBytes) return file.size();
+  if (file.size() < kSafetensorsLengthBytes) return file.size();
   std::uint64_t length = 0;
   file.read_at(0, std::as_writable_bytes(std::span(&length, 1)), "the header length");
-  const std::int64_t room = file.size() - kLengthBytes;
-  if (length > kMostHeader || static_cast<std::int64_t>(length) > room)
+  const std::int64_t room = file.size() - kSafetensorsLengthBytes;
+  if (length > static_cast<std::uint64_t>(std::min(room, kMostSafetensorsHeader))) {
     return std::min(file.size(), kBeginning);
-  return kLengthBytes + static_cast<std::int64_t>(length);
+  }
+  return kSafetensorsLengthBytes + static_cast<std::int64_t>(length);
 }
 
 std::uint64_t header_hash(const InputFile& file) {

@@ -33,16 +33,10 @@ static_assert(std::endian::native == std::endian::little,
 
 using nlohmann::json;
 
-constexpr std::int64_t kLengthBytes = 8;
-constexpr std::int64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
-
-// Far more than the largest checkpoint's tensors have: a file of five gigabytes holds some hundreds of them.
-constexpr std::size_t kMostValues = 4'000'000;
-constexpr std::size_t kMostDepth = 8;
 constexpr std::size_t kMostName = 4096;
 
 json parse_header(const std::string& text, const std::string& path) {
-  const JsonLimits limits{static_cast<std::size_t>(kMaxHeaderBytes), kMostDepth, kMostValues, true, false};
+  const JsonLimits limits = safetensors_limits(kMostSafetensorsHeader);
   return parse_json(text, path + ": the safetensors header", limits);
 }
 
@@ -53,13 +47,13 @@ std::string instead(const InputFile& file, const std::string& otherwise) {
 }
 
 std::string read_header_text(const InputFile& file) {
-  if (file.size() < kLengthBytes) {
+  if (file.size() < kSafetensorsLengthBytes) {
     throw InputError(fmt::format("{}: {} bytes are too few for a safetensors file; {}", file.path(),
                                  file.size(), instead(file, "it starts with 8 bytes of header length")));
   }
   std::uint64_t length = 0;
   file.read_at(0, std::as_writable_bytes(std::span(&length, 1)), "the header length");
-  const std::int64_t room = file.size() - kLengthBytes;
+  const std::int64_t room = file.size() - kSafetensorsLengthBytes;
   if (length > static_cast<std::uint64_t>(room)) {
     if (const std::string what = instead(file, ""); !what.empty()) {
       throw InputError(fmt::format("{} is no safetensors file: {}", file.path(), what));
@@ -73,12 +67,12 @@ std::string read_header_text(const InputFile& file) {
     throw InputError(fmt::format("{} is no safetensors file: {}", file.path(),
                                  instead(file, "its header is empty; copy it again")));
   }
-  if (length > static_cast<std::uint64_t>(kMaxHeaderBytes)) {
-    throw InputError(
-        fmt::format("{}: a header of {} bytes; the format allows {}", file.path(), length, kMaxHeaderBytes));
+  if (length > static_cast<std::uint64_t>(kMostSafetensorsHeader)) {
+    throw InputError(fmt::format("{}: a header of {} bytes; the format allows {}", file.path(), length,
+                                 kMostSafetensorsHeader));
   }
   std::string text(length, '\0');
-  file.read_at(kLengthBytes, std::as_writable_bytes(std::span(text)), "the header");
+  file.read_at(kSafetensorsLengthBytes, std::as_writable_bytes(std::span(text)), "the header");
   return text;
 }
 
@@ -293,7 +287,7 @@ SavingLabels read_safetensors_header(const std::string& path, Checkpoint& checkp
   const InputFile file(path);
   const std::string text = read_header_text(file);
   const json header = parse_header(text, path);
-  const std::int64_t data_start = kLengthBytes + static_cast<std::int64_t>(text.size());
+  const std::int64_t data_start = kSafetensorsLengthBytes + static_cast<std::int64_t>(text.size());
   const std::int64_t data_bytes = file.size() - data_start;
 
   const auto number = static_cast<std::uint32_t>(checkpoint.files.size());

@@ -1,14 +1,26 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "core/json_text.hpp"
 #include "storage/checkpoint.hpp"
 #include "storage/writer.hpp"
 
 namespace weightcast {
+
+/// The number before a header that says its bytes, and the most that the format allows a header.
+inline constexpr std::int64_t kSafetensorsLengthBytes = 8;
+inline constexpr std::int64_t kMostSafetensorsHeader = 100'000'000;
+
+/// What a header or an index of so many bytes may hold: far more than the largest checkpoint's tensors need,
+/// as a file of five gigabytes holds some hundreds of them.
+constexpr JsonLimits safetensors_limits(std::size_t bytes) {
+  return {bytes, 8, 4'000'000, true, false};
+}
 
 /// The entry of a header, and in it the one of its texts that says the weight version as a decimal number.
 inline constexpr const char* kSafetensorsMetadata = "__metadata__";

@@ -10,6 +10,7 @@
 #include "core/json_text.hpp"
 #include "core/text.hpp"
 #include "storage/foreign_file.hpp"
+#include "storage/safetensors_header.hpp"
 
 namespace weightcast {
 
@@ -17,9 +18,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// As a header's.
-constexpr std::size_t kMostValues = 4'000'000;
-constexpr std::size_t kMostDepth = 8;
 constexpr std::size_t kMostBytes = std::size_t{256} << 20;
 
 /// The same file as a path from the folder on; empty when it is not below the folder, by its name.
@@ -34,8 +32,8 @@ std::string below(const fs::path& folder, const std::string& name) {
 }  // namespace
 
 SafetensorsIndex read_safetensors_index(const std::string& path) {
-  const JsonLimits limits{kMostBytes, kMostDepth, kMostValues, true, false};
-  const nlohmann::json parsed = parse_json(read_json_file(path, kMostBytes), path, limits);
+  const nlohmann::json parsed =
+      parse_json(read_json_file(path, kMostBytes), path, safetensors_limits(kMostBytes));
   const auto map = parsed.find("weight_map");
   if (map == parsed.end() || !map->is_object())
     throw InputError(fmt::format("{}: no object 'weight_map'; copy it again", path));

@@ -27,8 +27,6 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr std::size_t kLengthBytes = 8;
-
 // The datasets of one file, in the order in which their data lies in it.
 struct Group {
   std::vector<std::size_t> members;
@@ -107,7 +105,7 @@ std::string header_bytes(const std::vector<DatasetSpec>& specs, const Group& gro
   std::string text = dump(header, path);
   text.resize(static_cast<std::size_t>(round_up(static_cast<std::int64_t>(text.size()), 8)), ' ');
   const auto length = static_cast<std::uint64_t>(text.size());
-  text.insert(0, reinterpret_cast<const char*>(&length), kLengthBytes);
+  text.insert(0, reinterpret_cast<const char*>(&length), kSafetensorsLengthBytes);
   return text;
 }
 

@@ -16,7 +16,7 @@ namespace weightcast::test_support {
 struct CommandLine {
   std::vector<std::string> words;
   std::map<std::string, std::string> environment;  ///< added to this process's own
-  std::chrono::seconds timeout{60};                ///< after it the command and its children are killed
+  std::chrono::seconds timeout{150};               ///< after it the command and its children are killed
 };
 
 /// What a command left behind.

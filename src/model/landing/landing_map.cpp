@@ -20,10 +20,10 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t kFormat = 1;
-class Fields : public MapFields {
+constexpr std::int64_t kLandingMapFormat = 1;
+class LandingFields : public MapFields {
  public:
-  Fields(const json& object, std::string where)
+  LandingFields(const json& object, std::string where)
       : MapFields(object, std::move(where), "learn the map anew with weightcast learn") {}
 };
 
@@ -57,10 +57,10 @@ class RankReader {
 
  private:
   LandedParameter parameter(const json& object, std::size_t number) {
-    const Fields unnamed(object, fmt::format("{}: parameter number {}", where_, number));
+    const LandingFields unnamed(object, fmt::format("{}: parameter number {}", where_, number));
     LandedParameter parameter;
     parameter.name = unnamed.name("name");
-    const Fields fields(object, fmt::format("{}, parameter {}", where_, parameter.name));
+    const LandingFields fields(object, fmt::format("{}, parameter {}", where_, parameter.name));
     parameter.dtype = fields.dtype();
     parameter.shape = fields.shape();
     parameter.aliases = fields.names("aliases");
@@ -79,7 +79,7 @@ class RankReader {
     return parameter;
   }
 
-  void read_landings(const Fields& fields, const char* list, bool turned, LandedParameter& parameter) {
+  void read_landings(const LandingFields& fields, const char* list, bool turned, LandedParameter& parameter) {
     for (const json& object : fields.optional_list(list)) {
       constexpr std::size_t kNumbers = 7;
       const std::vector<std::int64_t> n = fields.box(object, kNumbers, list);
@@ -93,7 +93,7 @@ class RankReader {
   }
 
   /// As [row, rows, column, columns].
-  static std::vector<Box> boxes(const Fields& fields, const char* list) {
+  static std::vector<Box> boxes(const LandingFields& fields, const char* list) {
     std::vector<Box> result;
     for (const json& object : fields.optional_list(list)) {
       constexpr std::size_t kNumbers = 4;
@@ -106,9 +106,9 @@ class RankReader {
   /// What is left of a parameter, or a whole one, of which no more than the name matters.
   void read_left() {
     for (const json& object : fields_.optional_list("left")) {
-      const Fields unnamed(object, where_ + ", 'left'");
+      const LandingFields unnamed(object, where_ + ", 'left'");
       const std::string name = unnamed.name("name");
-      const Fields fields(object, fmt::format("{}, left parameter {}", where_, name));
+      const LandingFields fields(object, fmt::format("{}, left parameter {}", where_, name));
       if (fields.find("why", false) != nullptr) fields.name("why");
       const auto part_of = find(name);
       const std::vector<Box> left = boxes(fields, "boxes");
@@ -124,7 +124,7 @@ class RankReader {
 
   void read_loader() {
     for (const json& object : fields_.optional_list("loader")) {
-      const Fields fields(object, where_ + ", 'loader'");
+      const LandingFields fields(object, where_ + ", 'loader'");
       LoadedTensor loaded;
       loaded.tensor = tensor_of(*fields.find("tensor", true), fields, "tensor");
       loaded.parameters = fields.names("parameters");
@@ -155,25 +155,25 @@ class RankReader {
                                    : rank_.parameters.begin() + static_cast<std::ptrdiff_t>(found->second);
   }
 
-  void add_name(const std::string& name, const Fields& fields) {
+  void add_name(const std::string& name, const LandingFields& fields) {
     if (!numbers_.emplace(name, rank_.parameters.size()).second) {
       fields.refuse("name", fmt::format("or an alias is {}, which another one has", name));
     }
   }
 
-  std::uint32_t tensor_of(const json& value, const Fields& fields, const char* field) const {
+  std::uint32_t tensor_of(const json& value, const LandingFields& fields, const char* field) const {
     return fields.tensor(value, map_.tensors.size(), field);
   }
 
   const LandingMap& map_;
   std::string where_;
-  Fields fields_;
+  LandingFields fields_;
   LandingRank rank_;
   TensorReading reading_{map_.tensors.size()};
   std::unordered_map<std::string, std::size_t> numbers_;  ///< of parameters, by all names
 };
 
-std::vector<LandedTensor> read_tensors(const Fields& fields) {
+std::vector<LandedTensor> read_tensors(const LandingFields& fields) {
   std::vector<LandedTensor> tensors;
   for (NamedTensor& of : fields.tensors("tensors")) {
     LandedTensor& tensor = tensors.emplace_back();
@@ -185,9 +185,9 @@ std::vector<LandedTensor> read_tensors(const Fields& fields) {
 }
 
 /// Throws InputError unless what the map says of the learning is what it says of itself.
-void require_made_for(const LandingMap& map, const Fields& fields) {
+void require_made_for(const LandingMap& map, const LandingFields& fields) {
   fields.key();
-  const Fields made_for(*fields.find("made_for", true), fields.where() + ": 'made_for'");
+  const LandingFields made_for(*fields.find("made_for", true), fields.where() + ": 'made_for'");
   const auto require = [&](const char* name, bool same) {
     if (!same) made_for.refuse(name, "is not what the map says outside of 'made_for'");
   };
@@ -198,8 +198,8 @@ void require_made_for(const LandingMap& map, const Fields& fields) {
   require("ep", made_for.number("ep", 1) == map.ep);
 }
 
-void read_layout(const Fields& fields, LandingMap& map) {
-  const Fields layout(*fields.find("layout", true), fields.where() + ": 'layout'");
+void read_layout(const LandingFields& fields, LandingMap& map) {
+  const LandingFields layout(*fields.find("layout", true), fields.where() + ": 'layout'");
   constexpr std::int64_t kMost = 1 << 20;
   const auto size = [&](const char* name) {
     const std::int64_t value = layout.number(name, 1);
@@ -220,9 +220,10 @@ std::string LandingMap::title() const {
 
 LandingMap parse_landing_map(const std::string& text, const std::string& origin) {
   const json object = parse_json(text, origin, kMapLimits);
-  const Fields fields(object, origin);
-  if (fields.number("landing") != kFormat) {
-    fields.refuse("landing", fmt::format("is another format than {}, which this version reads", kFormat));
+  const LandingFields fields(object, origin);
+  if (fields.number("landing") != kLandingMapFormat) {
+    fields.refuse("landing",
+                  fmt::format("is another format than {}, which this version reads", kLandingMapFormat));
   }
   LandingMap map;
   map.origin = origin;
@@ -233,7 +234,7 @@ LandingMap parse_landing_map(const std::string& text, const std::string& origin)
   map.engine_version = fields.name("engine_version");
   read_layout(fields, map);
   require_made_for(map, fields);
-  const Fields made_for(*fields.find("made_for", true), origin + ": 'made_for'");
+  const LandingFields made_for(*fields.find("made_for", true), origin + ": 'made_for'");
   map.architecture = made_for.name("architecture");
   if (made_for.find("stage_layers", false) != nullptr) map.stage_layers = made_for.numbers("stage_layers");
   map.tensors = read_tensors(fields);

@@ -7,20 +7,20 @@ namespace weightcast {
 namespace {
 
 /// Groups of this many rows of up and of gate take turns.
-constexpr std::int64_t kGroup = 64;
+constexpr std::int64_t kTurn = 64;
 
 /// Row i of up goes to 128·(i/64) + i%64, of gate 64 behind it.
-SlabLayout interleaved(const PlaneMatrix& half) {
+SlabLayout in_turns_of_64(const PlaneMatrix& half) {
   const std::int64_t row_bytes = half.cols * half.element;
   SlabLayout slab = up_first(half);
-  slab.layout = row_digits({{6, row_bytes}}, 2 * kGroup * row_bytes);
-  slab.gate = kGroup * row_bytes;
+  slab.layout = row_digits({{6, row_bytes}}, 2 * kTurn * row_bytes);
+  slab.gate = kTurn * row_bytes;
   return slab;
 }
 
 /// Of row i of up the interleaved row n has n%32 = i%32, (n%128)/32 = (i/32)%2 and n/128 = i/64; that of gate
 /// has (n%128)/32 greater by 2.
-SlabLayout interleaved_scales(const PlaneMatrix& half) {
+SlabLayout scales_in_turns_of_64(const PlaneMatrix& half) {
   return swizzled_interleaved(half, {{5, kTileRow}, {1, kTileQuarter}}, 2 * kTileQuarter);
 }
 
@@ -36,12 +36,12 @@ class CuteDslLayout final : public MoeLayout {
   std::vector<SizeRule> rules(const ExpertForm& /*form*/) const override {
     using enum SizeRule::Size;
     // The kernels view the scales as whole tiles.
-    return {{kInnerShare, kGroup, "rows of up and gate take turns of 64"},
+    return {{kInnerShare, kTurn, "rows of up and gate take turns of 64"},
             {kHidden, 128, "scales lie in tiles of 128 rows"}};
   }
 
   ExpertMatrices matrices(const std::optional<Quantizer>& /*quantizer*/) const override {
-    return {interleaved, row_major, interleaved_scales, swizzled};
+    return {in_turns_of_64, row_major, scales_in_turns_of_64, swizzled};
   }
 };
 

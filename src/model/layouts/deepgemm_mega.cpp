@@ -6,14 +6,14 @@ namespace weightcast {
 namespace {
 
 /// Groups of this many rows of gate and of up take turns.
-constexpr std::int64_t kGroup = 8;
+constexpr std::int64_t kMegaTurn = 8;
 
 /// Row i of gate goes to 16·(i/8) + i%8, of up 8 behind it.
-SlabLayout interleaved(const PlaneMatrix& half) {
+SlabLayout in_turns_of_8(const PlaneMatrix& half) {
   const std::int64_t row_bytes = half.cols * half.element;
   SlabLayout slab = gate_first(half);
-  slab.layout = row_digits({{3, row_bytes}}, 2 * kGroup * row_bytes);
-  slab.up = kGroup * row_bytes;
+  slab.layout = row_digits({{3, row_bytes}}, 2 * kMegaTurn * row_bytes);
+  slab.up = kMegaTurn * row_bytes;
   return slab;
 }
 
@@ -21,11 +21,11 @@ SlabLayout interleaved(const PlaneMatrix& half) {
 // tensor memory wants them.
 
 /// Of row i of gate n = 16·(i/8) + i%8, so n%32 = 16·((i/8)%2) + i%8 and n/32 = i/16.
-SlabLayout interleaved_scales(const PlaneMatrix& half) {
+SlabLayout scales_in_turns_of_8(const PlaneMatrix& half) {
   constexpr std::int64_t kWord = kScaleWord;
   SlabLayout slab =
       packed_scales(half, 2 * half.rows, {{3, 4 * kWord}, {1, 64 * kWord}, {2, kWord}}, 128 * kWord);
-  slab.up = kGroup * 4 * kWord;
+  slab.up = kMegaTurn * 4 * kWord;
   return slab;
 }
 
@@ -51,13 +51,13 @@ class DeepGemmMegaLayout final : public MoeLayout {
       rules.push_back({kInnerShare, 64, "scales of w13 are reordered in blocks of 128 rows"});
       rules.push_back({kHidden, 128, "scales of w2 are reordered in blocks of 128 rows"});
     }
-    rules.push_back({kInnerShare, kGroup, "rows of gate and up take turns of 8"});
+    rules.push_back({kInnerShare, kMegaTurn, "rows of gate and up take turns of 8"});
     for (const SizeRule& rule : whole_loads(form)) rules.push_back(rule);
     return rules;
   }
 
   ExpertMatrices matrices(const std::optional<Quantizer>& /*quantizer*/) const override {
-    return {interleaved, row_major, interleaved_scales, transposed_scales};
+    return {in_turns_of_8, row_major, scales_in_turns_of_8, transposed_scales};
   }
 };
 
