@@ -4,6 +4,9 @@
 #include <array>
 #include <cstring>
 #include <stdexcept>
+#include <vector>
+
+#include "kernels/host/negated_exp_row.hpp"
 
 namespace weightcast {
 
@@ -142,6 +145,17 @@ std::uint64_t digest_box(const std::byte* data, const MatrixLayout& layout, std:
         }
         return sum;
       });
+}
+
+std::uint64_t negated_exp_digest(const std::byte* data, std::int64_t pitch, const Box& box,
+                                 std::int64_t element_bytes, std::uint64_t tensor_key) {
+  std::vector<std::byte> row_of(static_cast<std::size_t>(box.cols * 4));
+  std::uint64_t sum = 0;
+  for (std::int64_t row = 0; row < box.rows; ++row) {
+    negated_exp_row(data + row * pitch, element_bytes, row_of.data(), box.cols);
+    sum += digest_box(row_of.data(), 0, {box.row + row, 1, box.col, box.cols}, 4, tensor_key);
+  }
+  return sum;
 }
 
 }  // namespace weightcast

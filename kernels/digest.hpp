@@ -35,6 +35,11 @@ constexpr std::uint64_t widened_digest(std::uint64_t of_bf16) {
   return of_bf16 << 16;
 }
 
+/// The digest of −e^x in float32 (core/negated_exp.hpp) of a box's elements x, which are float32 or, of two
+/// bytes, bfloat16: that of what an engine makes of them, computed where they come from.
+std::uint64_t negated_exp_digest(const std::byte* data, std::int64_t pitch, const Box& box,
+                                 std::int64_t element_bytes, std::uint64_t tensor_key);
+
 /// Whether a box of elements of one byte, of which a layout places byte `byte` first, is one of whole words.
 constexpr bool consists_of_words(const Box& box, std::int64_t element_bytes, const MatrixLayout& layout,
                                  std::int64_t byte) {

@@ -28,7 +28,8 @@ struct DigestBox {
   std::uint32_t buffer = 0;
   std::uint32_t digest = 0;  ///< where the expected digest stands (Plan::digests)
   std::uint8_t element_bytes = 0;
-  bool widened = false;  ///< what is sent and what is written are bfloat16 and float32 (widened_digest())
+  bool widened = false;      ///< what is sent and what is written are bfloat16 and float32 (widened_digest())
+  bool negated_exp = false;  ///< the digest is of what engines make of the elements (negated_exp_digest())
 
   /// As in a move: with a layout, the box begins at row `row`, byte `byte` of the matrix from `offset` on.
   MatrixLayout layout = {};

@@ -12,6 +12,9 @@ enum class MoveOp : std::uint8_t {
   kZero,       ///< unpack only: the buffer's bytes become zero, staging is not read
   kF32ToBF16,  ///< pack only: the buffer holds float32, staging receives bfloat16, rounded to nearest even
   kBF16ToF32,  ///< where it comes from is bfloat16, where it goes becomes float32; without a layout
+  // Unpack only, without a layout: the buffer receives −e^x of what comes (core/negated_exp.hpp), in float32.
+  kNegatedExp,        ///< of float32
+  kNegatedExpOfBF16,  ///< of bfloat16
 };
 
 /// One flat, trivially copyable descriptor: `rows` rows of `row_bytes` bytes between a run of a staging
@@ -36,7 +39,7 @@ struct Move {
 
   std::int64_t staging_step() const { return staging_pitch == 0 ? row_bytes : staging_pitch; }
 
-  bool converts() const { return op == MoveOp::kF32ToBF16 || op == MoveOp::kBF16ToF32; }
+  bool converts() const { return op != MoveOp::kCopy && op != MoveOp::kZero; }
 
   /// True when the rows lie one behind the other on both sides, byte for byte.
   bool dense() const {

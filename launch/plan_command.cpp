@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
 #include <vector>
@@ -48,15 +49,20 @@ std::string quantizer_text(const Plan& plan) {
                      plan.limits.quantize_at == QuantizeAt::kSource ? "source" : "destination");
 }
 
+std::int64_t layers_of(const Catalog& catalog) {
+  std::int64_t layers = 0;
+  for (const Tensor& tensor : catalog.tensors()) layers = std::max(layers, tensor.layer + 1);
+  return layers;
+}
+
 /// The plan and what it was made for, in words: model, layouts, limits.
 std::string details(const Plan& plan, const Model& model, double seconds) {
   const Topology& topology = plan.topology;
   const Catalog& catalog = model.family->catalog();
   std::string text = fmt::format("# model      {} tensors, {}: {}\n", catalog.size(),
                                  format_bytes(catalog.bytes()), printable(model.title));
-  text +=
-      wrapped(explain(topology, topology.trainer_layout ? model.config->integer({"num_hidden_layers"}) : 0),
-              kLineWidth, "#            ");
+  text += wrapped(explain(topology, topology.trainer_layout ? layers_of(catalog) : 0), kLineWidth,
+                  "#            ");
   text += fmt::format("# experts    {}{}\n", topology.engine.experts_text(), quantizer_text(plan));
   text += fmt::format("# buckets    {} of at most {}; a rank has room for {}, {} of staging\n",
                       plan.buckets.size(), format_bytes(plan.slot_bytes), plan.limits.buffers,

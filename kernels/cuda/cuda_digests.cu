@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "core/float_bits.hpp"
+#include "core/negated_exp.hpp"
 #include "kernels/cuda/common_unit.hpp"
 #include "kernels/cuda/dot.hpp"
 #include "kernels/cuda/launches.hpp"
@@ -23,6 +25,7 @@ struct DeviceBox {
   std::int64_t row;
   std::int64_t byte;
   std::uint32_t unit;  ///< as of a move
+  bool negated_exp;    ///< as of a DigestBox
 };
 
 namespace {
@@ -98,6 +101,33 @@ __device__ std::uint64_t digest_strip(const DeviceBox& box, std::int64_t first_r
   return sum;
 }
 
+/// The same of −e^x in float32 of the elements, which are float32 or bfloat16, without a layout. There are
+/// few of them in a model: one after the other.
+__device__ std::uint64_t digest_negated_exp(const DeviceBox& box, std::int64_t first_row, std::int64_t rows,
+                                            std::int64_t strip, int lane) {
+  const std::int64_t elements = 16 / box.element_bytes;
+  const std::int64_t first = (strip * kWarp + lane) * elements;
+  const std::int64_t end = min(first + elements, box.box.cols);
+  std::uint64_t sum = 0;
+  for (std::int64_t row = first_row; row < first_row + rows; ++row) {
+    std::uint64_t dot = 0;
+    for (std::int64_t col = first; col < end; ++col) {
+      const std::byte* const at = box.address + row * box.pitch + col * box.element_bytes;
+      float value = 0;
+      if (box.element_bytes == 2) {
+        std::uint16_t bits;
+        memcpy(&bits, at, 2);
+        value = bf16_value(bits);
+      } else {
+        memcpy(&value, at, 4);
+      }
+      dot += digest_key(box.column_base, box.column_factor, box.box.col + col) * negated_exp_bits(value);
+    }
+    sum += dot * digest_key(box.row_base, box.row_factor, box.box.row + row);
+  }
+  return sum;
+}
+
 __global__ void __launch_bounds__(kThreads) run_digests(const DeviceBox* boxes, const DigestTile* tiles,
                                                         std::uint32_t count, std::uint64_t* results) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -110,7 +140,10 @@ __global__ void __launch_bounds__(kThreads) run_digests(const DeviceBox* boxes, 
     const std::int64_t rows = min(DigestTile::kRows, box.box.rows - first_row);
     const std::int64_t strip = tile.chunk % strips;
     std::uint64_t sum = 0;
-    switch (box.element_bytes) {
+    switch (box.negated_exp ? 0 : box.element_bytes) {
+      case 0:
+        sum = digest_negated_exp(box, first_row, rows, strip, lane);
+        break;
       case 1:
         sum = digest_strip<std::uint8_t>(box, first_row, rows, strip, lane);
         break;
@@ -155,7 +188,8 @@ CudaDigestPrograms::CudaDigestPrograms(std::span<const DigestBox> boxes,
                           {},
                           0,
                           0,
-                          common_unit(address, {box.layout.unit_step})});
+                          common_unit(address, {box.layout.unit_step}),
+                          box.negated_exp});
       continue;
     }
     const std::uint32_t unit = box.layout.plain() ? common_unit(address, {box.pitch})
@@ -163,7 +197,8 @@ CudaDigestPrograms::CudaDigestPrograms(std::span<const DigestBox> boxes,
     const bool words = consists_of_words(box.box, box.element_bytes, box.layout, box.byte);
     resolved.push_back({address, box.pitch, words ? in_words(box.box) : box.box, box.tensor_key,
                         kDigestRowFactor, ~box.tensor_key, kDigestColumnFactor,
-                        words ? std::int64_t{4} : box.element_bytes, box.layout, box.row, box.byte, unit});
+                        words ? std::int64_t{4} : box.element_bytes, box.layout, box.row, box.byte, unit,
+                        box.negated_exp});
   }
   boxes_ = DeviceArray<DeviceBox>(std::span<const DeviceBox>(resolved));
   const std::vector<DigestTile> tiles = tile_all<DigestTile>(boxes, programs, launches_);

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "core/float_bits.hpp"
+#include "core/negated_exp.hpp"
 #include "kernels/cuda/common_unit.hpp"
 #include "kernels/cuda/launches.hpp"
 
@@ -159,6 +160,26 @@ __device__ void widen_rows(const Rows& rows, Team team) {
     std::uint16_t bits;
     memcpy(&bits, from, 2);
     const std::uint32_t word = std::uint32_t{bits} << 16;
+    memcpy(to, &word, 4);
+  }
+}
+
+/// −e^x of rows of float32, or of bfloat16 as widen_rows(), in float32; `row_bytes` is that of what comes.
+__device__ void negate_exp_rows(const Rows& rows, bool of_bf16, Team team) {
+  const std::uint32_t element = of_bf16 ? 2 : 4;
+  Walk walk(team, rows.row_bytes / element);
+  for (; walk.row() < rows.rows; walk.next()) {
+    const std::byte* from = rows.from + walk.row() * rows.from_pitch + std::int64_t{element} * walk.col();
+    std::byte* to = rows.to + walk.row() * rows.to_pitch + std::int64_t{4} * walk.col();
+    float value = 0;
+    if (of_bf16) {
+      std::uint16_t bits;
+      memcpy(&bits, from, 2);
+      value = bf16_value(bits);
+    } else {
+      memcpy(&value, from, 4);
+    }
+    const std::uint32_t word = negated_exp_bits(value);
     memcpy(to, &word, 4);
   }
 }
@@ -340,7 +361,9 @@ __device__ void run_rows(const DeviceMove& move, std::byte* staging, std::int64_
   }
   std::byte* packed = staging + move.staging + row * move.staging_pitch + begin;
   std::byte* placed = move.address + row * move.pitch;
-  const bool widens = move.op == MoveOp::kBF16ToF32;
+  const bool of_bf16 = move.op == MoveOp::kNegatedExpOfBF16;
+  const bool negates_exp = of_bf16 || move.op == MoveOp::kNegatedExp;
+  const bool widens = of_bf16 || move.op == MoveOp::kBF16ToF32;
   if (D == Direction::kPack && widens) {
     widen_rows({placed + begin / 2, packed, move.pitch, move.staging_pitch, count, row_bytes / 2}, team);
   } else if (D == Direction::kPack) {
@@ -351,6 +374,7 @@ __device__ void run_rows(const DeviceMove& move, std::byte* staging, std::int64_
   } else {
     placed += widens ? 2 * begin : begin;
     const Rows rows{packed, placed, move.staging_pitch, move.pitch, count, row_bytes};
+    if (negates_exp) return negate_exp_rows(rows, of_bf16, team);
     if (widens) return widen_rows(rows, team);
     move.op == MoveOp::kZero ? copy_rows<true>(rows, team) : copy_rows<false>(rows, team);
   }

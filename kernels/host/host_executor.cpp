@@ -5,6 +5,7 @@
 #include "kernels/digest.hpp"
 #include "kernels/executor.hpp"
 #include "kernels/host/host_quantizer.hpp"
+#include "kernels/host/negated_exp_row.hpp"
 
 namespace weightcast {
 
@@ -92,6 +93,12 @@ class HostExecutor final : public Executor {
           widen_row(staging + move.staging + row * move.staging_step(),
                     buffer + move.offset + row * move.pitch, move.row_bytes / 2);
         }
+      } else if (move.op == MoveOp::kNegatedExp || move.op == MoveOp::kNegatedExpOfBF16) {
+        const std::int64_t element = move.op == MoveOp::kNegatedExp ? 4 : 2;
+        for (std::int64_t row = 0; row < move.rows; ++row) {
+          negated_exp_row(staging + move.staging + row * move.staging_step(), element,
+                          buffer + move.offset + row * move.pitch, move.row_bytes / element);
+        }
       } else {
         for_each_run(move, [&](std::int64_t to, std::int64_t from, std::int64_t bytes) {
           copy_run(buffer + to, staging + from, bytes);
@@ -114,6 +121,9 @@ class HostExecutor final : public Executor {
               std::span<std::uint64_t> results) const override {
     std::transform(boxes.begin(), boxes.end(), results.begin(), [&](const DigestBox& box) {
       const std::byte* const data = buffers[box.buffer] + box.offset;
+      if (box.negated_exp) {
+        return negated_exp_digest(data, box.pitch, box.box, box.element_bytes, box.tensor_key);
+      }
       return box.layout.plain() ? digest_box(data, box.pitch, box.box, box.element_bytes, box.tensor_key)
                                 : digest_box(data, box.layout, box.row, box.byte, box.box, box.element_bytes,
                                              box.tensor_key);

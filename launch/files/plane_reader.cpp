@@ -29,6 +29,7 @@ void PlaneReader::add(const std::vector<Parameter>& parameters) {
 }
 
 void PlaneReader::read(const Part& part, const Box& piece, std::int64_t element_bytes, std::byte* to) {
+  if (part.negated_exp) return read_negated_exp(part.tensor, piece, to);
   if (part.form.plane == Plane::kValues) return read_values(part.tensor, piece, element_bytes, to);
   // The values that these elements stand for, in whole blocks; a whole row where that has one scale.
   const Shape& shape = catalog_[part.tensor].shape;
@@ -84,6 +85,14 @@ void PlaneReader::read_values(std::uint32_t tensor, const Box& piece, std::int64
   source_.read(tensor, piece, values_.data());
   const Move widen{0, 0, 0, 1, row_bytes, 0, MoveOp::kBF16ToF32};
   executor_->unpack({&widen, 1}, values_.data(), {&to, 1});
+}
+
+void PlaneReader::read_negated_exp(std::uint32_t tensor, const Box& piece, std::byte* to) {
+  const std::int64_t bytes = piece.area() * dtype_bytes(DType::kF32);
+  values_.resize(static_cast<std::size_t>(bytes));
+  source_.read(tensor, piece, values_.data());
+  const Move move{0, 0, 0, 1, bytes, 0, MoveOp::kNegatedExp};
+  executor_->unpack({&move, 1}, values_.data(), {&to, 1});
 }
 
 const GlobalScale& PlaneReader::scale_of(std::uint32_t scope) {

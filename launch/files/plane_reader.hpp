@@ -34,6 +34,8 @@ class PlaneReader {
  private:
   /// Values as the source has them, or widened to elements of twice as many bytes.
   void read_values(std::uint32_t tensor, const Box& piece, std::int64_t element_bytes, std::byte* to);
+  /// −e^x of values x, which the source has in float32 or widens to it.
+  void read_negated_exp(std::uint32_t tensor, const Box& piece, std::byte* to);
   const GlobalScale& scale_of(std::uint32_t scope);
 
   const Catalog& catalog_;

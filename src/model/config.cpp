@@ -160,7 +160,8 @@ std::vector<std::int64_t> ModelConfig::integers_or_empty(Names names) const {
 }
 
 std::vector<std::string> ModelConfig::layer_words_or_empty(
-    std::string_view name, std::int64_t layers, std::initializer_list<std::string_view> words) const {
+    std::string_view name, std::optional<std::int64_t> layers,
+    std::initializer_list<std::string_view> words) const {
   std::vector<std::string> list = texts_or_empty(json_->root, origin_, name);
   if (list.empty()) return list;
   for (const std::string& word : list) {
@@ -168,11 +169,11 @@ std::vector<std::string> ModelConfig::layer_words_or_empty(
     throw InputError(fmt::format("{}: field '{}' says '{}' of a layer, which is none of {}; correct it",
                                  origin_, name, excerpt(word), fmt::join(words, ", ")));
   }
-  if (std::ssize(list) != layers) {
+  if (layers && std::ssize(list) != *layers) {
     throw InputError(
         fmt::format("{}: field '{}' has {} entries but num_hidden_layers is {}; correct what is "
                     "wrong",
-                    origin_, name, list.size(), layers));
+                    origin_, name, list.size(), *layers));
   }
   return list;
 }
@@ -227,6 +228,15 @@ void ModelConfig::set_layers(std::int64_t layers) {
     } else if (std::ssize(*list) < layers) {
       model.erase(name);
     }
+  }
+  // A model whose layers are of several kinds and that list alone says which is not made longer.
+  const auto blocks = model.find("layers_block_type");
+  if (blocks != model.end() && blocks->is_array() && std::ssize(*blocks) > layers) {
+    blocks->erase(blocks->begin() + layers, blocks->end());
+  }
+  const auto mixers = model.find("hybrid_override_pattern");
+  if (mixers != model.end() && mixers->is_string()) {
+    *mixers = mixers->get<std::string>().substr(0, static_cast<std::size_t>(layers));
   }
   // A list, too, of one letter a layer.
   const auto pattern = model.find("index_topk_pattern");

@@ -57,8 +57,8 @@ class ModelConfig {
   bool is_null(Names names) const;
   bool boolean_or(Names names, bool fallback) const;
   std::vector<std::int64_t> integers_or_empty(Names names) const;
-  /// A list with one of `words` for each of `layers` layers, or empty.
-  std::vector<std::string> layer_words_or_empty(std::string_view name, std::int64_t layers,
+  /// A list with one of `words` for each of `layers` layers, however many where that is not given, or empty.
+  std::vector<std::string> layer_words_or_empty(std::string_view name, std::optional<std::int64_t> layers,
                                                 std::initializer_list<std::string_view> words) const;
   std::string text_or(std::string_view name, std::string_view fallback) const;
   /// Whether the field is there, and not null.

@@ -21,7 +21,7 @@ struct Known {
   std::unique_ptr<Family> (*make)(const ModelConfig&);
 };
 
-constexpr std::array<Known, 20> kFamilies{{
+constexpr std::array<Known, 21> kFamilies{{
     {"DeepseekV3ForCausalLM", "deepseek_v3", &make_deepseek_v3},
     {"DeepseekV3ForCausalLM", "kimi_k2", &make_deepseek_v3},
     {"DeepseekV32ForCausalLM", "deepseek_v32", &make_deepseek_v32},
@@ -33,6 +33,7 @@ constexpr std::array<Known, 20> kFamilies{{
     {"LlamaForCausalLM", "llama", &make_llama},
     {"MiniMaxM2ForCausalLM", "minimax_m2", &make_minimax_m2},
     {"MistralForCausalLM", "mistral", &make_mistral},
+    {"NemotronHForCausalLM", "nemotron_h", &make_nemotron_h},
     {"Qwen2ForCausalLM", "qwen2", &make_qwen2},
     {"Qwen2MoeForCausalLM", "qwen2_moe", &make_qwen2_moe},
     {"Qwen3ForCausalLM", "qwen3", &make_qwen3},

@@ -46,6 +46,9 @@ struct Part {
   MatrixLayout layout = {};
   PlaneForm form = {};
   std::uint32_t scope = 0;  ///< of a quantised tensor: the first of the tensors that share one scale
+  /// The parameter has −e^x in float32 for each value x of the tensor, which is float32
+  /// (core/negated_exp.hpp).
+  bool negated_exp = false;
 };
 
 /// A float32 in a parameter: the scale that the tensors of a scope share, times the factors that kernels want

@@ -76,10 +76,10 @@ Parameter TensorParallel::stacked(const std::string& name, const std::vector<std
 Parameter TensorParallel::sections(const std::string& name, const std::vector<Section>& sections) const {
   std::vector<TensorBox> boxes;
   std::int64_t total = 0;
-  for (const auto& [tensor, first, whole] : sections) {
-    require_divides(option_, size_name_, tp_size_, "the rows of " + tensor, whole);
-    const std::int64_t count = whole / tp_size_;
-    boxes.push_back(outer(catalog_.at(tensor), first + tp_rank_ * count, count));
+  for (const auto& [tensor, first, all, whole] : sections) {
+    if (!whole) require_divides(option_, size_name_, tp_size_, "the rows of " + tensor, all);
+    const std::int64_t count = whole ? all : all / tp_size_;
+    boxes.push_back(outer(catalog_.at(tensor), whole ? first : first + tp_rank_ * count, count));
     total += count;
   }
   return stack(catalog_, name, with_outer(catalog_[boxes.front().tensor].shape, total), boxes);

@@ -33,6 +33,7 @@ class TensorParallel {
     std::string tensor;
     std::int64_t first = 0;  ///< elements of the outermost dimension
     std::int64_t count = 0;
+    bool whole = false;  ///< every rank has all of it
   };
   Parameter sections(const std::string& name, const std::vector<Section>& sections) const;
 

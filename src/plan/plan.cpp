@@ -61,6 +61,7 @@ std::uint64_t hash_plan(const Plan& plan, const Catalog& catalog) {
     hasher.add(engine.quantizer->scheme).add(engine.quantizer->rule).add(plan.limits.quantize_at);
     hasher.add(std::string_view(to_string(engine.activations)));
   }
+  for (const WireForm& form : plan.wire) hasher.add(form.negated_exp);
   for (const auto& set : plan.destinations) {
     hasher.add(set.size());
     for (const std::int64_t coordinate : set) hasher.add(coordinate);

@@ -149,6 +149,11 @@ class Compiler {
     const Box box = part.part.form.of(segment.box);
     Move move = as_move(place, box.rows, box.cols * element);
     move.staging = staging;
+    if (part.part.negated_exp != plan_.wire[segment.tensor].negated_exp) {
+      throw InternalError(fmt::format("{} feeds parameters with its values and with −e^x of them",
+                                      catalog_[segment.tensor].name));
+    }
+    if (part.part.negated_exp) move.op = MoveOp::kNegatedExp;
     if (widened(part)) {
       if (!place.layout.plain()) {
         throw InternalError(fmt::format("parameter {} is laid out and of a wider type than {}",
@@ -268,9 +273,8 @@ void compile_moves(const Plan& plan, std::int64_t rank, Compiler& compiler, Rank
 std::vector<Move> all_writes(const RankPlan& rank_plan) {
   std::vector<Move> all = rank_plan.moves;
   for (Move& move : all) {
-    if (move.op != MoveOp::kBF16ToF32) continue;
+    if (move.op == MoveOp::kBF16ToF32) move.row_bytes *= 2;
     move.op = MoveOp::kCopy;
-    move.row_bytes *= 2;
   }
   all.insert(all.end(), rank_plan.padding.begin(), rank_plan.padding.end());
   for (const QuantMove& quant : rank_plan.quants) {

@@ -43,9 +43,10 @@ std::span<const Claim> take_tensor(std::uint32_t tensor, std::span<const Claim>&
   return front;
 }
 
-/// Learns from what a rank keeps which tensors are quantised, and to what.
+/// Learns from what a rank keeps which tensors are quantised, and to what, and of which it keeps −e^x.
 void learn_forms(const Parameter& parameter, const EngineLayout& engine, std::vector<WireForm>& wire) {
   for (const Part& part : parameter.parts) {
+    if (part.negated_exp) wire[part.tensor].negated_exp = true;
     if (part.form.plane == Plane::kValues) continue;
     const QuantScheme scheme = engine.quantizer.value().scheme;
     WireForm& form = wire[part.tensor];

@@ -87,8 +87,11 @@ class SendingCompiler {
         // Its digests are of what the receiver makes of it.
         sending_.quants.push_back(quant());
       } else {
-        sending_.boxes.push_back({offset, held.pitch, part, plane_key(tensor, Plane::kValues), held.buffer,
-                                  number, static_cast<std::uint8_t>(element), held.narrow});
+        DigestBox& box =
+            sending_.boxes.emplace_back(DigestBox{offset, held.pitch, part, plane_key(tensor, Plane::kValues),
+                                                  held.buffer, number, static_cast<std::uint8_t>(element)});
+        box.negated_exp = form.negated_exp;
+        box.widened = held.narrow && !form.negated_exp;  // −e^x is float32 of either type
       }
     };
     const auto send_codes = [&](const CodesForm& codes) {

@@ -50,6 +50,8 @@ struct WireForm {
   std::int64_t unit_cols = 1;
   bool whole_rows = false;         ///< a scale follows from all of a row
   std::uint32_t scope = kNoScope;  ///< index of the scale that it shares with others (Plan::scopes)
+  bool negated_exp =
+      false;  ///< engines have −e^x of each value x, of which digests are, too (Part::negated_exp)
 
   bool quantized() const { return kept.has_value(); }
 

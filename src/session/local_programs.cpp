@@ -23,7 +23,7 @@ LocalPrograms compile_local(const RankPlan& rank_plan, const Schedule& schedule,
           if (!move.layout.plain()) {
             throw InternalError("values that a trainer has in a narrower type go where a layout places them");
           }
-          move.op = from.op;
+          move.op = move.op == MoveOp::kNegatedExp ? MoveOp::kNegatedExpOfBF16 : from.op;
           move.row_bytes /= 2;
         }
       }

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -27,9 +28,12 @@ class CheckpointNames {
   const std::string& name_of(std::size_t stored) const { return names_[stored]; }
 
  private:
+  /// canonical_name(), with the beginning that the model's own body has.
+  std::string name_in_body(std::string_view stored) const;
   void remove_prefix(const Catalog& catalog);
 
   const Checkpoint& checkpoint_;
+  std::string body_;
   std::vector<std::string> names_;
   std::unordered_map<std::string, std::uint32_t> numbers_;
   std::unordered_map<std::string, std::uint32_t> twice_;

@@ -19,6 +19,10 @@ constexpr std::int64_t kTaskBytes = std::int64_t{1} << 20;
 // Most portions of a request.
 constexpr std::size_t kMostPortions = 64;
 
+// Of elements as they are.
+constexpr std::uint64_t (*kDigestBox)(const std::byte*, std::int64_t, const Box&, std::int64_t,
+                                      std::uint64_t) = &digest_box;
+
 }  // namespace
 
 FileSource::FileSource(const Plan& plan, const Catalog& catalog, const Checkpoint& checkpoint,
@@ -180,8 +184,9 @@ void FileSource::read_values(const Reading& reading, std::span<Portion> portions
       continue;
     }
     const std::int64_t element = dtype_bytes(tensor.dtype);
-    portion.digest = digest_box(reading.staging + portion.offset, portion.box.cols * element, portion.box,
-                                element, hash_text(tensor.name));
+    const auto digest_of = plan_.wire[tensor_of(portion)].negated_exp ? &negated_exp_digest : kDigestBox;
+    portion.digest = digest_of(reading.staging + portion.offset, portion.box.cols * element, portion.box,
+                               element, hash_text(tensor.name));
   }
 }
 

@@ -149,6 +149,68 @@ TEST_P(CudaExecutor, UnpacksWhatTheHostUnpacks) {
   }
 }
 
+TEST_P(CudaExecutor, NegatedExpsAreTheHosts) {
+  WEIGHTCAST_NEEDS_GPUS(1);
+  Random random(5);
+  const auto host = make_host_executor();
+  // All of bfloat16; random float32, of which most are far from what models have, and some that are near.
+  Bytes staging(std::size_t{2} << 16);
+  for (std::size_t i = 0; i < staging.size() / 2; ++i) {
+    staging[2 * i] = static_cast<std::byte>(i & 0xff);
+    staging[2 * i + 1] = static_cast<std::byte>(i >> 8);
+  }
+  constexpr std::int64_t kRows = 37;
+  constexpr std::int64_t kCols = 1003;
+  const std::int64_t second = std::ssize(staging);
+  const Bytes more = random.bytes(kRows * kCols * 4);
+  staging.insert(staging.end(), more.begin(), more.end());
+  const std::int64_t third = std::ssize(staging);
+  for (std::int64_t i = 0; i < 20'000; ++i) {
+    const float value = static_cast<float>(random.between(-1'000'000, 1'000'000)) * 1.1e-4f;
+    const auto* const first = reinterpret_cast<const std::byte*>(&value);
+    staging.insert(staging.end(), first, first + 4);
+  }
+  const std::vector<Move> moves{{4, 0, 0, 1, 2 << 16, 0, MoveOp::kNegatedExpOfBF16},
+                                {3, kCols * 4 + 9, second, kRows, kCols * 4, 1, MoveOp::kNegatedExp},
+                                {0, 0, third, 1, 80'000, 2, MoveOp::kNegatedExp}};
+  const ProgramRange all{0, 3};
+  std::vector<Twin> buffers;
+  for (const std::int64_t bytes :
+       {std::int64_t{4 + (4 << 16)}, 3 + kRows * (kCols * 4 + 9), std::int64_t{80'000}}) {
+    buffers.emplace_back(random.bytes(bytes));
+  }
+  std::vector<std::byte*> host_buffers;
+  for (Twin& buffer : buffers) host_buffers.push_back(buffer.host.data());
+  const Twin sent(staging);
+  const CudaMovePrograms programs(moves, {&all, 1}, device_pointers(buffers));
+  programs.unpack(0, sent.device(), blocks(), nullptr);
+  host->unpack(moves, sent.host.data(), host_buffers);
+  for (const Twin& buffer : buffers) ASSERT_TRUE(buffer.download() == buffer.host);
+
+  // Where they come from and where they are, on both sides the same digests.
+  std::vector<DigestBox> boxes{{0, 0, {5, 1, 7, 1 << 16}, 11, 0, 0, 2},
+                               {second, kCols * 4, {0, kRows, 3, kCols}, 12, 0, 0, 4},
+                               {third, 0, {0, 1, 0, 20'000}, 13, 0, 0, 4}};
+  for (DigestBox& box : boxes) box.negated_exp = true;
+  const std::vector<DigestBox> kept{{4, 0, {5, 1, 7, 1 << 16}, 11, 0, 0, 4},
+                                    {3, kCols * 4 + 9, {0, kRows, 3, kCols}, 12, 1, 0, 4},
+                                    {0, 0, {0, 1, 0, 20'000}, 13, 2, 0, 4}};
+  const auto on_device = [&](const std::vector<DigestBox>& of, const std::vector<std::byte*>& in) {
+    const Twin results(Bytes(of.size() * sizeof(std::uint64_t)));
+    const CudaDigestPrograms digests(of, {&all, 1}, in);
+    digests.run(0, reinterpret_cast<std::uint64_t*>(results.device()), blocks(), nullptr);
+    const Bytes found = results.download();
+    std::vector<std::uint64_t> words(of.size());
+    std::memcpy(words.data(), found.data(), found.size());
+    return words;
+  };
+  const std::byte* const data = sent.host.data();
+  std::vector<std::uint64_t> expected(boxes.size());
+  host->digest(boxes, {&data, 1}, expected);
+  EXPECT_EQ(on_device(boxes, {sent.device()}), expected);
+  EXPECT_EQ(on_device(kept, device_pointers(buffers)), expected);
+}
+
 TEST_P(CudaExecutor, TenThousandTinyMovesAndOneHuge) {
   WEIGHTCAST_NEEDS_GPUS(1);
   Random random(3);

@@ -74,6 +74,36 @@ TEST_F(BindingNames, TwoNamesOfOneTensorAreRefused) {
   expect_refused(kConfig, file, {"norm.weight", "both the model's model.norm.weight"});
 }
 
+TEST_F(BindingNames, ABodyThatIsCalledBackboneInFilesAndModelInMemory) {
+  const std::string folder = std::string(WEIGHTCAST_TEST_DATA) + "/vllm/nemotron-h";
+  const auto config = nlohmann::json::parse(test_support::get_file(folder + "/config.json"));
+  const auto family = make_family(ModelConfig(config.dump(), "config.json"));
+  const SafetensorsFile file = tensors_of(config);
+  // As the module has it: experts stacked, other names before the layers.
+  const auto listed = nlohmann::json::parse(test_support::get_file(folder + "/memory.json"));
+  SafetensorsFile memory;
+  const std::map<std::string, std::string> types{{"bfloat16", "BF16"}, {"float32", "F32"}};
+  for (const auto& [name, entry] : listed.items()) {
+    SafetensorsFile::Tensor& tensor = memory.tensors[name];
+    tensor.dtype = types.at(entry.at("dtype"));
+    tensor.shape = entry.at("shape").get<std::vector<std::int64_t>>();
+    const std::string stored = name.starts_with("model.") ? "backbone." + name.substr(6) : name;
+    if (const auto found = file.tensors.find(stored); found != file.tensors.end()) {
+      tensor = found->second;
+      continue;
+    }
+    const std::size_t dot = stored.rfind('.');
+    for (int expert = 0; expert < 6; ++expert) {
+      tensor.data +=
+          file.tensors.at(fmt::format("{}.{}{}.weight", stored.substr(0, dot), expert, stored.substr(dot)))
+              .data;
+    }
+  }
+  expect_holds(config, memory, file);
+  expect_holds(config, renamed(file, [](const std::string& name) { return "module.language_model." + name; }),
+               file);
+}
+
 TEST_F(BindingNames, AWordThatIsNoWrapperStays) {
   EXPECT_EQ(without_wrappers("model.modules.weight"), "model.modules.weight");
   EXPECT_EQ(without_wrappers("module"), "module");

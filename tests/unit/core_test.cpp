@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -16,6 +17,7 @@
 #include "core/error.hpp"
 #include "core/float_bits.hpp"
 #include "core/hash.hpp"
+#include "core/negated_exp.hpp"
 #include "core/shape.hpp"
 #include "core/units.hpp"
 #include "float16.hpp"
@@ -333,6 +335,56 @@ TEST(Errors, InternalOnesSayWhereTheyWereThrown) {
   const std::exception& as_any = error;
   EXPECT_EQ(std::string(error.what()).find("two buckets overlap (tests/unit/core_test.cpp:"), 0);
   EXPECT_STREQ(error_of(as_any).what(), error.what());
+}
+
+/// The same by the C library, in double.
+std::uint32_t expected_negated_exp(float value) {
+  return std::bit_cast<std::uint32_t>(static_cast<float>(-std::exp(static_cast<double>(value))));
+}
+
+TEST(NegatedExp, IsTheDoubleRoundedOnceForAllOfBfloat16) {
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const auto value = std::bit_cast<float>(bits << 16);
+    if (std::isnan(value)) {
+      ASSERT_EQ(negated_exp_bits(value), 0x7fc00000u) << bits;
+    } else {
+      ASSERT_EQ(negated_exp_bits(value), expected_negated_exp(value)) << value;
+    }
+  }
+}
+
+TEST(NegatedExp, IsTheDoubleRoundedOnceForRandomValues) {
+  std::mt19937 random(7);
+  std::uniform_real_distribution<float> common(-20, 20);
+  std::uniform_real_distribution<float> all(-105, 90);
+  std::uniform_real_distribution<float> below_normal(-104, -87);
+  for (int i = 0; i < 300'000; ++i) {
+    for (const float value : {common(random), all(random), below_normal(random)}) {
+      ASSERT_EQ(negated_exp_bits(value), expected_negated_exp(value)) << value;
+    }
+    const auto any = std::bit_cast<float>(static_cast<std::uint32_t>(random()));
+    if (std::isnan(any)) continue;
+    ASSERT_EQ(negated_exp_bits(any), expected_negated_exp(any)) << any;
+  }
+}
+
+TEST(NegatedExp, WhatVllmsLoaderHasMadeOfAModel) {
+  // A_log of the small model of tests/data/vllm/nemotron-h, and A in vLLM's memory.
+  constexpr std::array<float, 6> kLogs{1.4765625f, 1.28125f,   1.390625f,
+                                       0.3984375f, 1.0546875f, 0.2353515625f};
+  constexpr std::array<std::uint32_t, 6> kBits{0xc08c1785u, 0xc066790du, 0xc0808e37u,
+                                               0xbfbea7cau, 0xc037bfbdu, 0xbfa1f71bu};
+  for (std::size_t i = 0; i < kLogs.size(); ++i) EXPECT_EQ(negated_exp_bits(kLogs.at(i)), kBits.at(i));
+}
+
+TEST(NegatedExp, AtTheEnds) {
+  static_assert(negated_exp_bits(0.0f) == 0xbf800000u);
+  static_assert(negated_exp_bits(-0.0f) == 0xbf800000u);
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  EXPECT_EQ(negated_exp_bits(kInfinity), 0xff800000u);
+  EXPECT_EQ(negated_exp_bits(-kInfinity), 0x80000000u);
+  EXPECT_EQ(negated_exp_bits(89.0f), 0xff800000u);
+  EXPECT_EQ(negated_exp_bits(-104.0f), 0x80000000u);
 }
 
 }  // namespace

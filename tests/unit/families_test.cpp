@@ -56,8 +56,8 @@ TEST_P(Trained, MegatronRanksHoldAllThatEnginesNeed) {
 INSTANTIATE_TEST_SUITE_P(Families, Trained,
                          ::testing::Values("deepseek-v3", "deepseek-v3-noqlora", "deepseek-v32",
                                            "glm-moe-dsa", "glm4-moe", "glm4-moe-lite", "llama", "minimax-m2",
-                                           "mistral", "qwen2", "qwen2-moe", "qwen3", "qwen3-moe",
-                                           "qwen3-next", "qwen3.5", "qwen3.5-moe"));
+                                           "mistral", "nemotron-h", "qwen2", "qwen2-moe", "qwen3",
+                                           "qwen3-moe", "qwen3-next", "qwen3.5", "qwen3.5-moe"));
 
 TEST(Glm4Moe, DraftLayersAreLeftOut) {
   const auto family = family_of(config_of("glm4-moe"));  // three layers, one for drafts
@@ -248,7 +248,7 @@ TEST(GptOss, OneLayoutAndNoTrainers) {
 
 TEST(GptOss, CodesAreRefused) {
   expect_has(refusal(config_of("gpt-oss"), "quantization_config", {{"quant_method", "mxfp4"}}),
-             {"quantization_config", "not read of gpt-oss", "bfloat16"});
+             {"quantization_config", "not read of GptOssForCausalLM", "bfloat16"});
 }
 
 TEST(GptOss, EnginesNames) {
@@ -408,6 +408,168 @@ TEST(Glm4, TrainersAreNotKnown) {
   layout.option = "--trainer-alloc";
   expect_has(message_of<UsageError>([&] { family->trainer_dense(layout, 0, 0); }),
              {"--trainer-alloc", "post_self_attn_layernorm"});
+}
+
+TEST(NemotronH, BothSpellingsOfTheMixers) {
+  json config = config_of("nemotron-h");  // Mamba-2, experts, attention, MLP
+  const auto kinds = [&] {
+    std::string found;
+    const auto family = family_of(config);
+    const auto has = [&](std::size_t layer, const char* name) {
+      return family->catalog().find(fmt::format("backbone.layers.{}.mixer.{}", layer, name)).has_value();
+    };
+    for (std::size_t layer = 0; layer < 4; ++layer) {
+      found += has(layer, "A_log")            ? 'M'
+               : has(layer, "gate.weight")    ? 'E'
+               : has(layer, "q_proj.weight")  ? '*'
+               : has(layer, "up_proj.weight") ? '-'
+                                              : '?';
+    }
+    return found;
+  };
+  EXPECT_EQ(kinds(), "ME*-");
+  config["hybrid_override_pattern"] = "ME*-";
+  config["num_hidden_layers"] = 4;
+  EXPECT_EQ(kinds(), "ME*-");
+  config["layers_block_type"] = {"mamba", "moe", "attention", "mlp"};
+  EXPECT_EQ(kinds(), "ME*-");
+  config.erase("layers_block_type");
+  EXPECT_EQ(kinds(), "ME*-");
+  config["hybrid_override_pattern"] = "-M*E";
+  EXPECT_EQ(kinds(), "-M*E");
+  ModelConfig part(config.dump(), "x/config.json");
+  part.set_layers(2);
+  EXPECT_FALSE(make_family(part)->catalog().find("backbone.layers.2.norm.weight"));
+}
+
+TEST(NemotronH, MixersThatAreWrong) {
+  json config = config_of("nemotron-h");
+  expect_has(refusal(config, "layers_block_type", nullptr),
+             {"layers_block_type", "transformers", "hybrid_override_pattern", "hub", "NemotronHForCausalLM"});
+  expect_has(
+      refusal(config, "hybrid_override_pattern", "MM*-"),
+      {"layer 1 is moe by field 'layers_block_type'", "linear_attention by 'hybrid_override_pattern'"});
+  expect_has(refusal(config, "hybrid_override_pattern", "ME*-M"), {"layer 4 is missing", "linear_attention"});
+  expect_has(refusal(config, "hybrid_override_pattern", "ME"), {"4 entries", "2 letters"});
+  expect_has(refusal(config, "hybrid_override_pattern", "MEx-"), {"'x' for layer 2", "M (Mamba-2)"});
+  expect_has(refusal(config, "layers_block_type", json::array({"mamba2"})),
+             {"layers_block_type", "'mamba2'", "linear_attention"});
+  expect_has(refusal(config, "num_hidden_layers", 5), {"4 entries", "num_hidden_layers is 5"});
+  config.erase("layers_block_type");
+  config["hybrid_override_pattern"] = "ME*-";
+  expect_has(refusal(config, "num_hidden_layers", 5), {"4 letters", "num_hidden_layers is 5"});
+}
+
+TEST(NemotronH, FieldsThatAreWrong) {
+  const json config = config_of("nemotron-h");
+  for (const char* field :
+       {"mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel", "n_routed_experts",
+        "moe_intermediate_size", "moe_shared_expert_intermediate_size", "intermediate_size"}) {
+    expect_has(refusal(config, field, nullptr), {field});
+  }
+  for (const char* field : {"attention_bias", "mlp_bias", "use_bias", "mamba_proj_bias"}) {
+    expect_has(refusal(config, field, true), {field, "NemotronHForCausalLM", "transformers writes false"});
+  }
+  expect_has(refusal(config, "n_shared_experts", 2),
+             {"n_shared_experts", "transformers", "engines", "write 1"});
+  expect_has(refusal(config, "quantization_config", {{"quant_method", "fp8"}}),
+             {"quantization_config", "not read of NemotronHForCausalLM"});
+}
+
+TEST(NemotronH, LatentExpertsAndNoSharedOnes) {
+  json config = config_of("nemotron-h");
+  config["moe_latent_size"] = 48;
+  config["n_shared_experts"] = 0;
+  config["use_conv_bias"] = false;
+  const auto family = family_of(config);
+  const Catalog& catalog = family->catalog();
+  const auto shape = [&](const std::string& name) {
+    return catalog[catalog.at("backbone.layers." + name)].shape;
+  };
+  EXPECT_EQ(shape("1.mixer.fc1_latent_proj.weight"), (Shape{48, 80}));
+  EXPECT_EQ(shape("1.mixer.fc2_latent_proj.weight"), (Shape{80, 48}));
+  EXPECT_EQ(shape("1.mixer.experts.5.up_proj.weight"), (Shape{40, 48}));
+  EXPECT_EQ(shape("1.mixer.experts.5.down_proj.weight"), (Shape{48, 40}));
+  EXPECT_FALSE(catalog.find("backbone.layers.1.mixer.shared_experts.up_proj.weight"));
+  EXPECT_FALSE(catalog.find("backbone.layers.0.mixer.conv1d.bias"));
+  EngineLayout layout;
+  layout.tp = 2;
+  std::map<std::string, Shape> shapes;
+  for (const Parameter& parameter : family->parameters(layout, engine_rank(layout, 1))) {
+    shapes.emplace(parameter.name, parameter.shape);
+  }
+  EXPECT_EQ(shapes.at("model.layers.1.mixer.fc1_latent_proj.weight"), (Shape{48, 80}));
+  EXPECT_EQ(shapes.at("model.layers.1.mixer.experts.w13_weight"), (Shape{6, 20, 48}));
+}
+
+TEST(NemotronH, OneGroupIsOnEveryRank) {
+  json config = config_of("nemotron-h");
+  config["mamba_num_heads"] = 8;
+  EngineLayout layout;
+  layout.tp = 4;
+  expect_has(message_of<UsageError>([&] { family_of(config)->parameters(layout, {}); }),
+             {"tp=4", "the groups of backbone.layers.0.mixer", "(2)"});
+  config["n_groups"] = 1;
+  const auto family = family_of(config);
+  const auto rows = [&](const std::string& name) {
+    std::vector<std::pair<std::int64_t, std::int64_t>> found;
+    for (const Parameter& parameter : family->parameters(layout, engine_rank(layout, 3))) {
+      if (parameter.name != "model.layers.0.mixer." + name) continue;
+      for (const Part& part : parameter.parts) found.emplace_back(part.box.row, part.box.rows);
+    }
+    return found;
+  };
+  using Rows = std::vector<std::pair<std::int64_t, std::int64_t>>;
+  // z and x of 128 rows are cut four ways, B and C of 16 are not, dt of 8 is.
+  EXPECT_EQ(rows("in_proj.weight"), (Rows{{96, 32}, {224, 32}, {256, 16}, {272, 16}, {294, 2}}));
+  EXPECT_EQ(rows("conv1d.weight"), (Rows{{96, 32}, {128, 16}, {144, 16}}));
+  // Megatron cuts groups, so it has no more ranks than there are.
+  TrainerLayout trainers;
+  trainers.tp = 4;
+  expect_has(message_of<UsageError>([&] { family->trainer_dense(trainers, 0, 0); }),
+             {"--trainer-alloc", "the groups of backbone.layers.0.mixer"});
+}
+
+TEST(NemotronH, TrainersNamesAndCuts) {
+  const auto family = family_of(config_of("nemotron-h"));
+  TrainerLayout layout;
+  layout.tp = 2;
+  const std::vector<TrainerTensor> tensors = family->trainer_dense(layout, 0, 1);
+  const std::set<std::string> names = names_of(tensors);
+  for (const char* name :
+       {"decoder.layers.0.mixer.in_proj.layer_norm_weight", "decoder.layers.0.mixer.A_log",
+        "decoder.layers.0.mixer.conv1d.bias", "decoder.layers.0.mixer.out_proj.weight",
+        "decoder.layers.1.pre_mlp_layernorm.weight", "decoder.layers.1.mlp.router.expert_bias",
+        "decoder.layers.1.mlp.shared_experts.linear_fc1.weight",
+        "decoder.layers.2.self_attention.linear_qkv.layer_norm_weight",
+        "decoder.layers.3.mlp.linear_fc1.layer_norm_weight", "decoder.layers.3.mlp.linear_fc2.weight",
+        "decoder.final_norm.weight"}) {
+    EXPECT_TRUE(names.contains(name)) << name;
+  }
+  for (const TrainerTensor& tensor : tensors) {
+    for (const Part& part : tensor.held.parts) EXPECT_FALSE(part.negated_exp) << tensor.held.name;
+    if (tensor.held.name != "decoder.layers.0.mixer.in_proj.weight") continue;
+    std::vector<std::int64_t> rows;
+    for (const Part& part : tensor.held.parts) rows.push_back(part.box.row);
+    EXPECT_EQ(rows, (std::vector<std::int64_t>{48, 144, 208, 240, 259}));
+  }
+  std::set<std::string> experts;
+  for (const TrainerTensor& tensor : family->trainer_experts(layout, 0, 0, 0))
+    experts.insert(tensor.held.name);
+  EXPECT_TRUE(experts.contains("decoder.layers.1.mlp.experts.linear_fc1.weight5"));
+  EXPECT_EQ(experts.size(), 12u);
+}
+
+TEST(NemotronH, OneLayoutOfExperts) {
+  const auto family = family_of(config_of("nemotron-h"));
+  EngineLayout layout;
+  layout.moe_layout = "cutlass";
+  expect_has(message_of<UsageError>([&] { family->parameters(layout, {}); }),
+             {"--moe-layout cutlass", "have no gate", "triton"});
+  layout = {};
+  layout.quantizer = parse_quantizer("fp8-tensor");
+  expect_has(message_of<UsageError>([&] { family->parameters(layout, {}); }),
+             {"--quantize", "have no gate", "not quantised"});
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/float_bits.hpp"
+#include "core/negated_exp.hpp"
 #include "kernels/digest.hpp"
 #include "kernels/executor.hpp"
 
@@ -213,6 +214,52 @@ TEST(HostExecutor, UnpackWidensAndTheDigestFollows) {
     parameter[at] ^= std::byte{1} << (bit % 8);
     EXPECT_NE(written(), widened_digest(sent)) << bit;
     parameter[at] ^= std::byte{1} << (bit % 8);
+  }
+}
+
+TEST(HostExecutor, UnpackTakesTheNegatedExpAndItsDigestIsKnownWhereItComesFrom) {
+  Random random(6);
+  const auto executor = make_host_executor();
+  constexpr std::int64_t kRows = 7;
+  constexpr std::int64_t kCols = 19;
+  constexpr std::int64_t kPitch = 100;
+  constexpr std::uint64_t kKey = 78;
+  const Box box{3, kRows, 5, kCols};
+  for (const std::int64_t element : {2, 4}) {
+    const Bytes staging = random.bytes(6 + kRows * kCols * element);
+    const Bytes before = random.bytes(kRows * kPitch);
+    Bytes parameter = before;
+    std::byte* const pointer = parameter.data();
+    const MoveOp op = element == 4 ? MoveOp::kNegatedExp : MoveOp::kNegatedExpOfBF16;
+    const Move move{0, kPitch, 6, kRows, kCols * element, 0, op};
+    EXPECT_FALSE(move.dense());
+    executor->unpack({&move, 1}, staging.data(), {&pointer, 1});
+    for (std::int64_t row = 0; row < kRows; ++row) {
+      for (std::int64_t col = 0; col < kCols; ++col) {
+        std::uint32_t word = 0;
+        std::memcpy(&word, parameter.data() + row * kPitch + col * 4, 4);
+        std::uint32_t bits = 0;
+        std::memcpy(reinterpret_cast<std::byte*>(&bits) + 4 - element,
+                    staging.data() + 6 + (row * kCols + col) * element, static_cast<std::size_t>(element));
+        ASSERT_EQ(word, negated_exp_bits(std::bit_cast<float>(bits)));
+      }
+      ASSERT_TRUE(std::equal(parameter.begin() + row * kPitch + kCols * 4,
+                             parameter.begin() + (row + 1) * kPitch,
+                             before.begin() + row * kPitch + kCols * 4));
+    }
+    DigestBox sent{6, kCols * element, box, kKey, 0, 0, static_cast<std::uint8_t>(element)};
+    sent.negated_exp = true;
+    const std::byte* const source = staging.data();
+    std::uint64_t expected = 0;
+    executor->digest({&sent, 1}, {&source, 1}, {&expected, 1});
+    const auto written = [&] { return digest_box(parameter.data(), kPitch, box, 4, kKey); };
+    EXPECT_EQ(written(), expected);
+    for (std::size_t byte = 0; byte < 4; ++byte) {
+      const std::size_t at = 2 * kPitch + 4 * 7 + byte;
+      parameter[at] ^= std::byte{0x10};
+      EXPECT_NE(written(), expected) << byte;
+      parameter[at] ^= std::byte{0x10};
+    }
   }
 }
 

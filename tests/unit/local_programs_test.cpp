@@ -2,12 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <map>
 #include <numeric>
 #include <vector>
 
+#include "core/negated_exp.hpp"
 #include "emulated_update.hpp"
 #include "kernels/executor.hpp"
 #include "naive_model.hpp"
@@ -174,6 +176,51 @@ TEST(LocalPrograms, WidenWhatIsNarrowOnEitherSide) {
   }
   ASSERT_EQ(written.size(), source.size());
   for (std::size_t i = 0; i < source.size(); ++i) EXPECT_EQ(written[i], std::uint32_t{source[i]} << 16) << i;
+}
+
+TEST(LocalPrograms, TakeTheNegatedExpOfEitherType) {
+  Catalog catalog;
+  catalog.add("state", DType::kF32, {12});
+  catalog.set_reading(0, 0, true);
+  const ListedFamily family(catalog, [](const Catalog& tensors, const EngineLayout&, const EngineRank&) {
+    Parameter state = stack(tensors, "state", {12}, {{0, Box::whole(tensors[0].shape)}});
+    state.parts.front().negated_exp = true;
+    return std::vector<Parameter>{state};
+  });
+  const Plan plan = make_plan(family, plan_cases::topology_of(0, "tp=1", true), Limits());
+  const RankPlan rank_plan = make_rank_plan(plan, family, 0);
+  std::vector<std::uint32_t> wide(12);
+  std::vector<std::uint16_t> narrow(12);
+  for (std::size_t i = 0; i < 12; ++i) {
+    narrow[i] = static_cast<std::uint16_t>(0x3f00 + 16 * i);
+    wide[i] = std::uint32_t{narrow[i]} << 16;
+  }
+  for (const bool is_narrow : {false, true}) {
+    HeldBox state{0, Box::whole(catalog[0].shape), 0, 0, is_narrow ? 24 : 48};
+    state.narrow = is_narrow;
+    const Sending sending = compile_sending(plan, catalog, 0, HeldWeights({state}, 1));
+    EXPECT_TRUE(sending.boxes.at(0).negated_exp);
+    EXPECT_FALSE(sending.boxes.at(0).widened);
+    const LocalPrograms local = compile_local(rank_plan, Schedule(plan, rank_plan, true),
+                                              [&](std::uint32_t) { return sending.moves.at(0); });
+    ASSERT_EQ(local.moves.size(), 1u);
+    Parameters parameters(rank_plan);
+    const auto* const source = is_narrow ? reinterpret_cast<const std::byte*>(narrow.data())
+                                         : reinterpret_cast<const std::byte*>(wide.data());
+    make_host_executor()->unpack(local.moves, source, parameters.buffers);
+    std::vector<std::uint32_t> written(12);
+    std::memcpy(written.data(), parameters.bytes.at(0).data(), 48);
+    for (std::size_t i = 0; i < 12; ++i) {
+      EXPECT_EQ(written[i], negated_exp_bits(std::bit_cast<float>(wide[i]))) << i;
+    }
+    // The digest of what is sent is that of what is written.
+    const std::byte* const buffer = parameters.bytes.at(0).data();
+    std::uint64_t sent = 0;
+    std::uint64_t found = 0;
+    make_host_executor()->digest(sending.boxes, {&source, 1}, {&sent, 1});
+    make_host_executor()->digest(rank_plan.checks, {&buffer, 1}, {&found, 1});
+    EXPECT_EQ(found, sent);
+  }
 }
 
 }  // namespace

@@ -72,7 +72,7 @@ Sent sent_of(const Plan& plan, const Catalog& catalog, TrainerMemory& memory) {
 }
 
 TEST(NarrowSource, SendsWhatAWideOneSends) {
-  for (const char* model : {"qwen3.5", "deepseek-v3"}) {
+  for (const char* model : {"qwen3.5", "deepseek-v3", "nemotron-h"}) {
     const std::string path = fmt::format("{}/vllm/{}/config.json", WEIGHTCAST_TEST_DATA, model);
     const auto family = make_family(ModelConfig(text_of(path), path));
     const Catalog& catalog = family->catalog();

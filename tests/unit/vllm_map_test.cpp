@@ -3,7 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <random>
 #include <regex>
@@ -22,7 +25,8 @@ namespace {
 
 using nlohmann::json;
 
-// tests/data/vllm: for a tiny model of each family where vLLM's own loader puts every row of every parameter.
+// tests/data/vllm: for a tiny model of each family where vLLM's own loader puts every row of every parameter;
+// `-exp(ROWS)` where it computes, as its bytes have shown.
 
 std::string vllm_folder(const std::string& model) {
   return fmt::format("{}/vllm/{}", WEIGHTCAST_TEST_DATA, model);
@@ -76,13 +80,18 @@ json run_of(const Catalog& catalog, const Part& part) {
   const std::int64_t first = vector ? box.col : box.row;
   const std::int64_t count = vector ? box.cols : box.rows;
   std::string from = fmt::format("{}[{}:{}]", tensor.name, first, first + count);
+  if (part.negated_exp) from = fmt::format("-exp({})", from);
   if (!vector && box.cols != tensor.shape.cols()) {
     from += fmt::format("[:, {}:{}]", box.col, box.col + box.cols);
   }
   return json::array({from, count});
 }
 
-bool follows(const Part& before, const Part& part) {
+bool follows(const Catalog& catalog, const Parameter& parameter, const Part& before, const Part& part) {
+  if (before.tensor == part.tensor && catalog[part.tensor].shape.dims() == 1) {
+    return before.box.col + before.box.cols == part.box.col &&
+           before.offset + before.box.cols * dtype_bytes(parameter.dtype) == part.offset;
+  }
   return before.tensor == part.tensor && before.box.col == part.box.col && before.box.cols == part.box.cols &&
          before.box.row + before.box.rows == part.box.row &&
          before.offset + before.box.rows * before.pitch == part.offset;
@@ -94,8 +103,9 @@ json runs_of(const Catalog& catalog, const Parameter& parameter) {
   std::vector<Part> joined;
   for (const Part& part : parameter.parts) {
     // The maps say rows that follow on each other as one run.
-    if (before != nullptr && follows(*before, part)) {
-      joined.back().box.rows += part.box.rows;
+    if (before != nullptr && follows(catalog, parameter, *before, part)) {
+      const bool vector = catalog[part.tensor].shape.dims() == 1;
+      (vector ? joined.back().box.cols : joined.back().box.rows) += vector ? part.box.cols : part.box.rows;
     } else {
       joined.push_back(part);
     }
@@ -119,10 +129,20 @@ json flat(const json& rows) {
   return runs;
 }
 
+/// −e^x of a float32, by the C library's function in double.
+void append_negated_exp(const std::byte* value, std::vector<std::byte>& bytes) {
+  float x = 0;
+  std::memcpy(&x, value, sizeof x);
+  const float made = std::isnan(x) ? std::numeric_limits<float>::quiet_NaN()
+                                   : static_cast<float>(-std::exp(static_cast<double>(x)));
+  const auto* const first = reinterpret_cast<const std::byte*>(&made);
+  bytes.insert(bytes.end(), first, first + sizeof made);
+}
+
 /// What the loader makes of `weights`: its rows one behind the other, bfloat16 widened where the parameter is
 /// float32.
 std::vector<std::byte> loaded(const Catalog& catalog, const naive::Weights& weights, const json& parameter) {
-  const std::regex from(R"(([^\[]+)(?:\[(\d+)\]\.T)?\[(\d+):(\d+)\](?:\[:, (\d+):(\d+)\])?)");
+  const std::regex from(R"((?:-exp\()?([^\[]+)(?:\[(\d+)\]\.T)?\[(\d+):(\d+)\](?:\[:, (\d+):(\d+)\])?\)?)");
   const bool wide = parameter["dtype"] == "float32";
   const auto element = static_cast<std::size_t>(wide ? 4 : 2);
   const Shape shape(parameter["shape"].get<std::vector<std::int64_t>>());
@@ -154,6 +174,10 @@ std::vector<std::byte> loaded(const Catalog& catalog, const naive::Weights& weig
       for (std::size_t col = first; col < end; ++col) {
         const std::size_t at = turned ? (number(2) * cols + col) * extent(2) + row : row * cols + col;
         const std::byte* const value = values.data() + at * stored;
+        if (text.starts_with("-exp(")) {
+          append_negated_exp(value, bytes);
+          continue;
+        }
         if (stored < element) bytes.insert(bytes.end(), element - stored, std::byte{0});
         bytes.insert(bytes.end(), value, value + stored);
       }
@@ -249,9 +273,9 @@ TEST_P(VllmMap, AnUpdateWritesTheBytesThatTheEnginesLoaderWrites) {
 INSTANTIATE_TEST_SUITE_P(Families, VllmMap,
                          ::testing::Values("deepseek-v3", "deepseek-v3-noqlora", "deepseek-v32",
                                            "glm-moe-dsa", "glm4", "glm4-moe", "glm4-moe-lite", "gpt-oss",
-                                           "llama", "minimax-m2", "mistral", "qwen2", "qwen2-moe", "qwen3",
-                                           "qwen3-moe", "qwen3-next", "qwen3.5", "qwen3.5-moe",
-                                           "qwen3.5-vl"));
+                                           "llama", "minimax-m2", "mistral", "nemotron-h", "qwen2",
+                                           "qwen2-moe", "qwen3", "qwen3-moe", "qwen3-next", "qwen3.5",
+                                           "qwen3.5-moe", "qwen3.5-vl"));
 
 TEST(Llama, BiasesWhereTheConfigHasThem) {
   json config = json::parse(text_of(vllm_folder("llama") + "/config.json"));

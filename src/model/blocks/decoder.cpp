@@ -20,26 +20,18 @@ Site outside() {
   return {};
 }
 
-Site layer_site(std::int64_t layer) {
-  const std::string prefix = fmt::format("model.layers.{}.", layer);
-  return {layer, prefix, prefix, ""};
-}
+// What names of layers begin with in engines.
+constexpr std::string_view kEngineLayers = "model.layers.";
 
-/// The layer whose tensor or parameter is called so, of the model's or behind them; nothing for all else.
-std::optional<std::int64_t> layer_of(std::string_view name) {
-  constexpr std::string_view kBefore = "model.layers.";
-  if (!name.starts_with(kBefore)) return std::nullopt;
+/// The layer whose tensor or parameter is called so, `before` in front of its number, of the model's or
+/// behind them; nothing for all else.
+std::optional<std::int64_t> layer_of(std::string_view name, std::string_view before) {
+  if (!name.starts_with(before)) return std::nullopt;
   std::int64_t layer = 0;
   const char* const end = name.data() + name.size();
-  const auto [rest, status] = std::from_chars(name.data() + kBefore.size(), end, layer);
+  const auto [rest, status] = std::from_chars(name.data() + before.size(), end, layer);
   if (status != std::errc() || rest == end || *rest != '.' || layer < 0) return std::nullopt;
   return layer;
-}
-
-Site trainer_site(const TrainerChunk& chunk, const TrainerLayout& layout, std::int64_t layer) {
-  Site site = layer_site(layer);
-  site.trainer = chunk.layer_prefix(layout, layer);
-  return site;
 }
 
 }  // namespace
@@ -84,9 +76,18 @@ std::vector<Parameter> Decoder::cut_parameters(const EngineLayout& layout, const
   return parameters;
 }
 
+Site Decoder::layer_site(std::int64_t layer) const {
+  return {layer, fmt::format("{}{}.", parts_.layers_prefix, layer),
+          fmt::format("{}{}.", kEngineLayers, layer), ""};
+}
+
+const std::string& Decoder::prefix_of(Engine engine) const {
+  return engine == Engine::kVllm ? parts_.vllm_prefix : parts_.sglang_prefix;
+}
+
 void Decoder::rename(Engine engine, std::vector<Parameter>& parameters) const {
+  for (Parameter& parameter : parameters) parameter.name.insert(0, prefix_of(engine));
   if (engine != Engine::kVllm) return;
-  for (Parameter& parameter : parameters) parameter.name.insert(0, parts_.vllm_prefix);
   for (const auto& [from, to] : parts_.vllm_names) {
     for (Parameter& parameter : parameters) {
       const std::size_t at = parameter.name.find(from);
@@ -105,7 +106,8 @@ std::vector<TrainerTensor> Decoder::trainer_dense(const TrainerLayout& layout, s
     const Site ends{Tensor::kNone, "", "", chunk.prefix};
     if (chunk.embedding) parts_.embedding->add_trainer_tensors(ends, cut, tensors);
     for (std::int64_t layer = chunk.first; layer < chunk.first + chunk.layers; ++layer) {
-      const Site site = trainer_site(chunk, layout, layer);
+      Site site = layer_site(layer);
+      site.trainer = chunk.layer_prefix(layout, layer);
       for (const BlockPtr& block : blocks(layer)) block->add_trainer_tensors(site, cut, tensors);
     }
     if (chunk.final_norm) parts_.final_norm->add_trainer_tensors(ends, cut, tensors);
@@ -122,7 +124,8 @@ std::vector<TrainerTensor> Decoder::trainer_experts(const TrainerLayout& layout,
   std::vector<TrainerTensor> tensors;
   for (const TrainerChunk& chunk : trainer_chunks(layout, pp, parts_.layers)) {
     for (std::int64_t layer = chunk.first; layer < chunk.first + chunk.layers; ++layer) {
-      const Site site = trainer_site(chunk, layout, layer);
+      Site site = layer_site(layer);
+      site.trainer = chunk.layer_prefix(layout, layer);
       for (const BlockPtr& block : blocks(layer)) block->add_trainer_experts(site, cut, tensors);
     }
   }
@@ -146,7 +149,7 @@ bool Decoder::may_ignore(std::string_view stored_name) const {
 }
 
 std::optional<std::int64_t> Decoder::draft_layer_of(std::string_view stored_name) const {
-  const auto layer = layer_of(stored_name);
+  const auto layer = layer_of(stored_name, parts_.layers_prefix);
   const bool is_draft = layer && *layer >= parts_.layers && *layer < parts_.layers + parts_.draft_layers;
   return is_draft ? layer : std::nullopt;
 }
@@ -154,7 +157,7 @@ std::optional<std::int64_t> Decoder::draft_layer_of(std::string_view stored_name
 std::optional<std::string> Decoder::ignored_beside(std::string_view stored_name) const {
   const auto layer = draft_layer_of(stored_name);
   if (!layer) return std::nullopt;
-  return fmt::format("model.layers.{}.eh_proj.weight", *layer);
+  return fmt::format("{}{}.eh_proj.weight", parts_.layers_prefix, *layer);
 }
 
 bool Decoder::is_left_out(std::string_view name) const {
@@ -165,7 +168,7 @@ bool Decoder::is_left_out(std::string_view name) const {
 bool Decoder::is_engines_own(std::string_view parameter) const {
   if (is_left_out(parameter)) return true;
   if (parameter.starts_with(parts_.vllm_prefix)) parameter.remove_prefix(parts_.vllm_prefix.size());
-  const auto layer = layer_of(parameter);
+  const auto layer = layer_of(parameter, kEngineLayers);
   if (!layer || *layer >= parts_.layers) return false;
   return std::ranges::any_of(blocks(*layer), [&](const BlockPtr& block) {
     return block->is_engines_own(layer_site(*layer), parameter);

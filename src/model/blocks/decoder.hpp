@@ -32,7 +32,11 @@ struct DecoderParts {
   /// What other tensors begin with that are left out, those of drafts and of vision towers, and parameters of
   /// engines that stay as they are.
   std::vector<std::string> left_out;
-  std::string vllm_prefix;  ///< of all of vLLM's names, where the model is a part of another one
+  /// What names of layers begin with in checkpoints; in engines it is `model.layers.`.
+  std::string layers_prefix = "model.layers.";
+  // Of all names of an engine, where the model is a part of another one.
+  std::string vllm_prefix;
+  std::string sglang_prefix;
   /// Parts of names that vLLM has in place of others.
   std::vector<std::pair<std::string, std::string>> vllm_names;
   BlockPtr final_norm;
@@ -60,10 +64,13 @@ class Decoder final : public Family {
 
  private:
   const LayerBlocks& blocks(std::int64_t layer) const;
+  Site layer_site(std::int64_t layer) const;
+  const std::string& prefix_of(Engine engine) const;
   /// The layer of a draft that a stored tensor is of, if it is of one.
   std::optional<std::int64_t> draft_layer_of(std::string_view stored_name) const;
   /// Of an engine that fuses and cuts them.
   std::vector<Parameter> cut_parameters(const EngineLayout& layout, const EngineRank& rank) const;
+  /// Gives parameters an engine's own names.
   void rename(Engine engine, std::vector<Parameter>& parameters) const;
   std::optional<Quantizer> stored_quantizer() const;
   /// Throws UsageError for trainers of a model whose checkpoints hold codes.

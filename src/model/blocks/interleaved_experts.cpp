@@ -5,25 +5,9 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "model/blocks/expert_names.hpp"
 
 namespace weightcast {
-
-namespace {
-
-void require_triton(const EngineLayout& layout, const std::string& experts) {
-  if (layout.moe_layout != EngineLayout().moe_layout) {
-    throw UsageError(
-        fmt::format("--moe-layout {}: {} are stored transposed, and gate and up in turn, which is put "
-                    "into layout {} alone; leave the option out",
-                    layout.moe_layout, experts, EngineLayout().moe_layout));
-  }
-  if (layout.quantizer) {
-    throw UsageError(fmt::format(
-        "--quantize: {} are stored transposed, and not quantised; leave the option out", experts));
-  }
-}
-
-}  // namespace
 
 InterleavedExperts::InterleavedExperts(Names names, const InterleavedExpertSizes& sizes)
     : names_(std::move(names)), sizes_(sizes) {}
@@ -40,7 +24,7 @@ void InterleavedExperts::add_parameters(const Site& site, const EngineCut& cut,
                                         std::vector<Parameter>& parameters) const {
   const EngineLayout& layout = cut.layout;
   const std::string from = site.canonical + names_.canonical;
-  require_triton(layout, from);
+  require_triton(layout, from, "are stored transposed, gate and up in turn");
   require_divides(layout.option, "tp/ep", layout.expert_tp(), "the inner size of " + from, sizes_.inner);
   const std::vector<std::int64_t> held =
       layout.experts.experts_on(site.layer, layout.ep, cut.rank.ep, sizes_.experts, layout.option);
@@ -48,7 +32,7 @@ void InterleavedExperts::add_parameters(const Site& site, const EngineCut& cut,
   const std::int64_t inner = sizes_.inner / layout.expert_tp();
   const std::int64_t start = cut.rank.expert_tp * inner;
   const bool vllm = layout.engine == Engine::kVllm;
-  const std::string at = site.engine + names_.engine + (vllm ? ".routed_experts." : ".");
+  const std::string at = site.engine + names_.engine + experts_module(layout.engine) + ".";
 
   // The transposes of [rows, cols) boxes of the experts' matrices, whose `height` rows lie one behind the
   // other.

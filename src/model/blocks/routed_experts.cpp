@@ -2,26 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <string_view>
 #include <utility>
 
-#include "core/error.hpp"
+#include "model/blocks/expert_names.hpp"
 #include "model/layouts/moe_layout.hpp"
 
 namespace weightcast {
-
-namespace {
-
-/// The module inside of an engine's experts that holds their weights: none in SGLang, one in vLLM since 0.24.
-const char* weights_module(Engine engine) {
-  return engine == Engine::kVllm ? ".routed_experts" : "";
-}
-
-std::string weight(const std::string& experts, std::int64_t expert, const char* matrix) {
-  return fmt::format("{}.{}.{}.weight", experts, expert, matrix);
-}
-
-}  // namespace
 
 RoutedExperts::RoutedExperts(Names names, const ExpertSizes& sizes)
     : names_(std::move(names)), sizes_(sizes) {}
@@ -47,7 +33,9 @@ void RoutedExperts::add_parameters(const Site& site, const EngineCut& cut,
   std::vector<std::uint32_t> weights;
   slots.reserve(held.size());
   for (const std::int64_t expert : held) {
-    const auto index = [&](const char* matrix) { return cut.catalog.at(weight(experts, expert, matrix)); };
+    const auto index = [&](const char* matrix) {
+      return cut.catalog.at(expert_weight(experts, expert, matrix));
+    };
     const ExpertTensors& slot =
         slots.emplace_back(ExpertTensors{index(sizes_.gate), index(sizes_.up), index(sizes_.down)});
     weights.insert(weights.end(), {slot.gate, slot.up, slot.down});
@@ -57,7 +45,7 @@ void RoutedExperts::add_parameters(const Site& site, const EngineCut& cut,
   moe_layout.require({sizes_.inner, layout.expert_tp(), sizes_.hidden, sizes_.dtype,
                       quantization ? std::optional(quantization->quantizer()) : std::nullopt});
   moe_layout.add_parameters(cut.catalog,
-                            {site.engine + names_.engine + weights_module(layout.engine), slots,
+                            {site.engine + names_.engine + experts_module(layout.engine), slots,
                              layout.expert_tp(), cut.rank.expert_tp, quantization, layout.activations},
                             parameters);
 }
@@ -66,24 +54,14 @@ void RoutedExperts::add_trainer_experts(const Site& site, const TrainerExpertCut
                                         std::vector<TrainerTensor>& tensors) const {
   const std::string from = site.canonical + names_.canonical;
   const std::string at = site.trainer + names_.trainer;
-  const std::string& option = cut.inner.option();
-  require_divides(option, "the trainers' e", cut.ep, "the experts of " + from, sizes_.experts);
-  const std::int64_t count = sizes_.experts / cut.ep;
-  for (std::int64_t expert = cut.ep_rank * count; expert < (cut.ep_rank + 1) * count; ++expert) {
-    const std::int64_t number = cut.global_numbers ? expert : expert - cut.ep_rank * count;
-    // As grouped and as sequential experts are called.
-    const auto grouped = [&](const char* matrix) {
-      return fmt::format("{}.{}.weight{}", at, matrix, number);
-    };
-    const auto alone = [&](const char* matrix) {
-      return fmt::format("{}.local_experts.{}.{}.weight", at, number, matrix);
-    };
-    tensors.push_back({cut.inner.gate_up(grouped("linear_fc1"), weight(from, expert, sizes_.gate),
-                                         weight(from, expert, sizes_.up)),
-                       {alone("linear_fc1")}});
-    tensors.push_back({cut.inner.row_parallel(grouped("linear_fc2"), weight(from, expert, sizes_.down)),
-                       {alone("linear_fc2")}});
-  }
+  for_each_trainer_expert(cut, from, at, sizes_.experts, [&](const TrainerExpert& expert) {
+    const auto tensor = [&](const char* matrix) { return expert_weight(from, expert.number, matrix); };
+    tensors.push_back(
+        {cut.inner.gate_up(expert.grouped("linear_fc1"), tensor(sizes_.gate), tensor(sizes_.up)),
+         {expert.alone("linear_fc1")}});
+    tensors.push_back({cut.inner.row_parallel(expert.grouped("linear_fc2"), tensor(sizes_.down)),
+                       {expert.alone("linear_fc2")}});
+  });
 }
 
 std::optional<StoredForm> RoutedExperts::other_stored_form(const Site& site, const Tensor& tensor) const {
@@ -96,9 +74,9 @@ std::optional<StoredForm> RoutedExperts::other_stored_form(const Site& site, con
     return StoredForm{
         stacked + ".gate_up_proj", {sizes_.experts, 2 * rows, cols}, (2 * tensor.expert + half) * rows};
   };
-  if (tensor.name == weight(experts, tensor.expert, sizes_.gate)) return gate_up(0);
-  if (tensor.name == weight(experts, tensor.expert, sizes_.up)) return gate_up(1);
-  if (tensor.name == weight(experts, tensor.expert, sizes_.down)) {
+  if (tensor.name == expert_weight(experts, tensor.expert, sizes_.gate)) return gate_up(0);
+  if (tensor.name == expert_weight(experts, tensor.expert, sizes_.up)) return gate_up(1);
+  if (tensor.name == expert_weight(experts, tensor.expert, sizes_.down)) {
     return StoredForm{stacked + ".down_proj", {sizes_.experts, rows, cols}, tensor.expert * rows};
   }
   return std::nullopt;

@@ -6,7 +6,6 @@
 
 #include "core/error.hpp"
 #include "model/blocks/vocabulary.hpp"
-#include "model/megatron.hpp"
 
 namespace weightcast {
 
@@ -104,21 +103,28 @@ AttentionSizes attention_sizes(SizeFields& sizes, const ModelConfig& config,
   return attention;
 }
 
-DecoderParts common_parts(SizeFields& sizes, const ModelConfig& config, std::int64_t hidden) {
-  const Names embedding{"model.embed_tokens.weight", "model.embed_tokens.weight", kMegatronEmbedding};
-  const Names final_norm{"model.norm.weight", "model.norm.weight", "decoder.final_layernorm.weight"};
-  const Names head{"lm_head.weight", "lm_head.weight", kMegatronHead};
+DecoderParts common_parts(SizeFields& sizes, const ModelConfig& config, std::int64_t hidden,
+                          const Ends& ends) {
   const std::int64_t vocabulary = sizes.integer({"vocab_size"});
-  const bool tied = config.boolean_or({"tie_word_embeddings"}, false);
+  const bool tied = config.boolean_or({"tie_word_embeddings"}, ends.tied);
   DecoderParts parts;
   parts.origin = config.origin();
   parts.dtype = config.dtype();
   parts.stored = StoredQuantization::of(config);
-  parts.embedding = std::make_shared<Embedding>(embedding, vocabulary, hidden);
-  parts.layers = sizes.integer({"num_hidden_layers"});
-  parts.final_norm = std::make_shared<Replicated>(final_norm, Shape{hidden});
-  parts.head = std::make_shared<Head>(head, vocabulary, hidden, tied ? &embedding : nullptr);
+  parts.embedding = std::make_shared<Embedding>(ends.embedding, vocabulary, hidden);
+  parts.layers = ends.layers ? *ends.layers : sizes.integer({"num_hidden_layers"});
+  parts.final_norm = std::make_shared<Replicated>(ends.final_norm, Shape{hidden});
+  parts.head = std::make_shared<Head>(ends.head, vocabulary, hidden, tied ? &ends.embedding : nullptr);
   return parts;
+}
+
+void require_no_codes(const DecoderParts& parts, const ModelConfig& config) {
+  if (!parts.stored) return;
+  const QuantizationPlace place = parts.stored->place();
+  throw InputError(
+      fmt::format("{}: field '{}' says that it holds codes, which are not read of {}; name a checkpoint in "
+                  "bfloat16",
+                  place.file, place.field, config.architecture()));
 }
 
 std::unique_ptr<Family> decoder(DecoderParts parts, const SizeFields& sizes) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "model/blocks/attention.hpp"
@@ -10,6 +11,7 @@
 #include "model/blocks/gated_mlp.hpp"
 #include "model/blocks/replicated.hpp"
 #include "model/blocks/routed_experts.hpp"
+#include "model/megatron.hpp"
 #include "model/size_fields.hpp"
 
 namespace weightcast {
@@ -46,9 +48,22 @@ struct AttentionDefaults {
 AttentionSizes attention_sizes(SizeFields& sizes, const ModelConfig& config,
                                const AttentionDefaults& defaults = {});
 
+/// What stands before and behind the layers, as most families call it.
+struct Ends {
+  Names embedding{"model.embed_tokens.weight", "model.embed_tokens.weight", kMegatronEmbedding};
+  Names final_norm{"model.norm.weight", "model.norm.weight", "decoder.final_layernorm.weight"};
+  Names head{"lm_head.weight", "lm_head.weight", kMegatronHead};
+  bool tied = false;                     ///< where the config does not say whether the head is
+  std::optional<std::int64_t> layers{};  ///< how many, where not `num_hidden_layers` says so
+};
+
 /// What is the same in every family of this kind: embedding, final norm and head, and what a Decoder wants to
 /// know beside blocks. The family adds the layers.
-DecoderParts common_parts(SizeFields& sizes, const ModelConfig& config, std::int64_t hidden);
+DecoderParts common_parts(SizeFields& sizes, const ModelConfig& config, std::int64_t hidden,
+                          const Ends& ends = {});
+
+/// Throws InputError for a checkpoint that holds codes, of a model of which they are not read.
+void require_no_codes(const DecoderParts& parts, const ModelConfig& config);
 
 /// A model of such layers, of which `layers` are the kinds. Takes the text of `sizes`, which have all been
 /// read by now.

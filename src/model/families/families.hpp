@@ -16,6 +16,7 @@ std::unique_ptr<Family> make_gpt_oss(const ModelConfig& config);
 std::unique_ptr<Family> make_llama(const ModelConfig& config);
 std::unique_ptr<Family> make_minimax_m2(const ModelConfig& config);
 std::unique_ptr<Family> make_mistral(const ModelConfig& config);
+std::unique_ptr<Family> make_nemotron_h(const ModelConfig& config);
 std::unique_ptr<Family> make_qwen2(const ModelConfig& config);
 std::unique_ptr<Family> make_qwen2_moe(const ModelConfig& config);
 std::unique_ptr<Family> make_qwen3(const ModelConfig& config);

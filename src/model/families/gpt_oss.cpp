@@ -1,8 +1,5 @@
-#include <fmt/format.h>
-
 #include <string>
 
-#include "core/error.hpp"
 #include "model/blocks/head_vector.hpp"
 #include "model/blocks/interleaved_experts.hpp"
 #include "model/families/common.hpp"
@@ -17,13 +14,7 @@ std::unique_ptr<Family> make_gpt_oss(const ModelConfig& config) {
   AttentionSizes heads = attention_sizes(sizes, config, {.head_dim = 64});
   heads.qkv_bias = heads.output_bias = config.boolean_or({"attention_bias"}, true);
   DecoderParts parts = common_parts(sizes, config, heads.hidden);
-  if (parts.stored) {
-    const QuantizationPlace place = parts.stored->place();
-    throw InputError(
-        fmt::format("{}: field '{}' says that it holds codes, which are not read of gpt-oss; name a "
-                    "checkpoint in bfloat16",
-                    place.file, place.field));
-  }
+  require_no_codes(parts, config);
   parts.vllm_names = {{"model.embed_tokens.", "model.embedding."}, {"self_attn.", "attn."}};
   const InterleavedExpertSizes experts{heads.hidden, sizes.integer({"intermediate_size"}),
                                        sizes.integer({"num_local_experts", "num_experts"})};

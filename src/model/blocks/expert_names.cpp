@@ -1,0 +1,46 @@
+#include "model/blocks/expert_names.hpp"
+
+#include <fmt/format.h>
+
+#include "core/error.hpp"
+
+namespace weightcast {
+
+const char* experts_module(Engine engine) {
+  return engine == Engine::kVllm ? ".routed_experts" : "";
+}
+
+std::string expert_weight(const std::string& experts, std::int64_t expert, const char* matrix) {
+  return fmt::format("{}.{}.{}.weight", experts, expert, matrix);
+}
+
+void require_triton(const EngineLayout& layout, const std::string& experts, const char* unlike) {
+  if (layout.moe_layout != EngineLayout().moe_layout) {
+    throw UsageError(
+        fmt::format("--moe-layout {}: {} {}, which is put into layout {} alone; leave the option out",
+                    layout.moe_layout, experts, unlike, EngineLayout().moe_layout));
+  }
+  if (layout.quantizer) {
+    throw UsageError(
+        fmt::format("--quantize: {} {}, and are not quantised; leave the option out", experts, unlike));
+  }
+}
+
+std::string TrainerExpert::grouped(const char* matrix) const {
+  return fmt::format("{}.{}.weight{}", experts, matrix, number_there);
+}
+
+std::string TrainerExpert::alone(const char* matrix) const {
+  return fmt::format("{}.local_experts.{}.{}.weight", experts, number_there, matrix);
+}
+
+void for_each_trainer_expert(const TrainerExpertCut& cut, const std::string& from, const std::string& at,
+                             std::int64_t experts, const std::function<void(const TrainerExpert&)>& each) {
+  require_divides(cut.inner.option(), "the trainers' e", cut.ep, "the experts of " + from, experts);
+  const std::int64_t count = experts / cut.ep;
+  for (std::int64_t expert = cut.ep_rank * count; expert < (cut.ep_rank + 1) * count; ++expert) {
+    each({expert, at, cut.global_numbers ? expert : expert - cut.ep_rank * count});
+  }
+}
+
+}  // namespace weightcast
