@@ -21,7 +21,7 @@ struct Known {
   std::unique_ptr<Family> (*make)(const ModelConfig&);
 };
 
-constexpr std::array<Known, 21> kFamilies{{
+constexpr std::array<Known, 22> kFamilies{{
     {"DeepseekV3ForCausalLM", "deepseek_v3", &make_deepseek_v3},
     {"DeepseekV3ForCausalLM", "kimi_k2", &make_deepseek_v3},
     {"DeepseekV32ForCausalLM", "deepseek_v32", &make_deepseek_v32},
@@ -30,6 +30,7 @@ constexpr std::array<Known, 21> kFamilies{{
     {"Glm4MoeLiteForCausalLM", "glm4_moe_lite", &make_glm4_moe_lite},
     {"GlmMoeDsaForCausalLM", "glm_moe_dsa", &make_glm_moe_dsa},
     {"GptOssForCausalLM", "gpt_oss", &make_gpt_oss},
+    {"KimiK25ForConditionalGeneration", "kimi_k25", &make_kimi_k25},
     {"LlamaForCausalLM", "llama", &make_llama},
     {"MiniMaxM2ForCausalLM", "minimax_m2", &make_minimax_m2},
     {"MistralForCausalLM", "mistral", &make_mistral},
@@ -73,11 +74,18 @@ const Known* of_type(const std::string& model_type) {
   return found == kFamilies.end() ? nullptr : found;
 }
 
+/// A class as names of it are compared: transformers writes `Kimi_K25` where the hub has `KimiK25`.
+std::string plain_class(std::string_view name) {
+  std::string plain = lower(name);
+  std::erase(plain, '_');
+  return plain;
+}
+
 /// Whether a class is a family's: bare, behind the module it is in, or as a trainer's wrapper calls it. Any
 /// other beginning will do where the type says the same.
 bool is_class_of(const Known& known, const std::string& name, const Known* type) {
-  const std::string wrapped = lower(name);
-  const std::string bare = lower(known.architecture);
+  const std::string wrapped = plain_class(name);
+  const std::string bare = plain_class(known.architecture);
   if (!wrapped.ends_with(bare)) return false;
   std::string_view before = std::string_view(wrapped).substr(0, wrapped.size() - bare.size());
   const auto* wrapper = kWrapperClasses.begin();

@@ -37,7 +37,10 @@ std::string without_wrappers(std::string_view stored) {
 std::string canonical_name(std::string_view stored) {
   constexpr std::string_view kBody = "model.";
   constexpr std::string_view kLanguage = "language_model.";
-  const std::string plain = without_wrappers(stored);
+  // transformers 5 writes Kimi-K2.5's text layers so: its names for the vision tower's meet them, too.
+  constexpr std::string_view kBlocks = "language_model.model.blocks.";
+  std::string plain = without_wrappers(stored);
+  if (plain.starts_with(kBlocks)) plain = std::string("model.layers.").append(behind(plain, kBlocks));
   std::string_view name = behind(plain, kLanguage);
   if (name.starts_with(kBody)) {
     const std::string_view inner = behind(name.substr(kBody.size()), kLanguage);

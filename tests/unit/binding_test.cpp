@@ -104,6 +104,30 @@ TEST_F(BindingNames, ABodyThatIsCalledBackboneInFilesAndModelInMemory) {
                file);
 }
 
+TEST_F(BindingNames, TextModelsOfKimiInBothSpellings) {
+  const auto text = nlohmann::json::parse(
+      test_support::get_file(std::string(WEIGHTCAST_TEST_DATA) + "/vllm/deepseek-v3/config.json"));
+  const nlohmann::json config{{"architectures", {"Kimi_K25ForConditionalGeneration"}},
+                              {"model_type", "kimi_k25"},
+                              {"text_config", text}};
+  const SafetensorsFile file = tensors_of(config);
+  // As the hub has it, and as transformers writes it; what sees stands beside the text model.
+  for (const std::string layers : {"layers.", "blocks."}) {
+    SafetensorsFile stored = renamed(file, [&](std::string name) {
+      if (const std::size_t at = name.find(".layers."); at != std::string::npos)
+        name.replace(at + 1, 7, layers);
+      return "language_model." + name;
+    });
+    EXPECT_TRUE(stored.tensors.contains("language_model.model." + layers + "0.input_layernorm.weight"));
+    for (const char* name : {"vision_tower.encoder.blocks.0.norm0.weight", "mm_projector.proj.0.weight",
+                             "model.mm_projector.pre_norm.weight"}) {
+      stored.tensors[name] = {"BF16", {1}, "xx"};
+    }
+    expect_holds(config, stored, file);
+  }
+  EXPECT_EQ(canonical_name("model.blocks.0.x"), "model.blocks.0.x");
+}
+
 TEST_F(BindingNames, AWordThatIsNoWrapperStays) {
   EXPECT_EQ(without_wrappers("model.modules.weight"), "model.modules.weight");
   EXPECT_EQ(without_wrappers("module"), "module");

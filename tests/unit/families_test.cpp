@@ -410,6 +410,59 @@ TEST(Glm4, TrainersAreNotKnown) {
              {"--trainer-alloc", "post_self_attn_layernorm"});
 }
 
+/// DeepSeek-V3 as the text model of Kimi-K2.5.
+json kimi_config() {
+  json text = config_of("deepseek-v3");
+  text.erase("architectures");
+  return {{"architectures", {"KimiK25ForConditionalGeneration"}},
+          {"model_type", "kimi_k25"},
+          {"tie_word_embeddings", false},
+          {"text_config", text}};
+}
+
+TEST(KimiK25, IsDeepseekUnderOtherNames) {
+  json config = kimi_config();
+  const auto text = family_of(config_of("deepseek-v3"));
+  const auto same_names = [](const Catalog& a, const Catalog& b) {
+    return std::ranges::equal(a.tensors(), b.tensors(), {}, &Tensor::name, &Tensor::name);
+  };
+  for (const char* name : {"KimiK25ForConditionalGeneration", "Kimi_K25ForConditionalGeneration"}) {
+    config["architectures"] = {name};
+    EXPECT_TRUE(same_names(family_of(config)->catalog(), text->catalog())) << name;
+  }
+  config["text_config"]["model_type"] = "kimi_k2";
+  const auto family = family_of(config);
+  for (const Engine engine : {Engine::kVllm, Engine::kSglang}) {
+    EngineLayout layout;
+    layout.engine = engine;
+    layout.tp = 2;
+    const auto expected = text->parameters(layout, engine_rank(layout, 1));
+    const auto found = family->parameters(layout, engine_rank(layout, 1));
+    ASSERT_EQ(found.size(), expected.size());
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      EXPECT_EQ(found[i].name, "language_model." + expected[i].name);
+      EXPECT_EQ(found[i].shape, expected[i].shape);
+    }
+  }
+  EXPECT_TRUE(family->is_engines_own("vision_tower.encoder.blocks.0.wo.weight"));
+  EXPECT_TRUE(family->may_ignore("mm_projector.proj.0.bias"));
+  EXPECT_TRUE(family->may_ignore("model.mm_projector.pre_norm.bias"));
+  EXPECT_FALSE(family->may_ignore("projector.weight"));
+}
+
+TEST(KimiK25, FieldsThatAreWrong) {
+  const json config = kimi_config();
+  expect_has(refusal(config, "vision_config", json::object()),
+             {"vision_config", "a vision tower", "--model"});
+  expect_has(refusal(config, "text_config", nullptr),
+             {"text_config", "missing", "KimiK25ForConditionalGeneration"});
+  expect_has(refusal(config, "tie_word_embeddings", true),
+             {"tie_word_embeddings", "transformers", "engines"});
+  json text = config["text_config"];
+  text["model_type"] = "llama";
+  expect_has(refusal(config, "text_config", text), {"(text_config)", "model_type", "'llama'", "deepseek_v3"});
+}
+
 TEST(NemotronH, BothSpellingsOfTheMixers) {
   json config = config_of("nemotron-h");  // Mamba-2, experts, attention, MLP
   const auto kinds = [&] {

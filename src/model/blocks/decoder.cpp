@@ -81,18 +81,14 @@ Site Decoder::layer_site(std::int64_t layer) const {
           fmt::format("{}{}.", kEngineLayers, layer), ""};
 }
 
-const std::string& Decoder::prefix_of(Engine engine) const {
-  return engine == Engine::kVllm ? parts_.vllm_prefix : parts_.sglang_prefix;
-}
-
 void Decoder::rename(Engine engine, std::vector<Parameter>& parameters) const {
-  for (Parameter& parameter : parameters) parameter.name.insert(0, prefix_of(engine));
-  if (engine != Engine::kVllm) return;
-  for (const auto& [from, to] : parts_.vllm_names) {
-    for (Parameter& parameter : parameters) {
+  const EngineNames& names = engine == Engine::kVllm ? parts_.vllm : parts_.sglang;
+  for (Parameter& parameter : parameters) {
+    for (const auto& [from, to] : names.replaced) {
       const std::size_t at = parameter.name.find(from);
       if (at != std::string::npos) parameter.name.replace(at, from.size(), to);
     }
+    parameter.name.insert(0, names.prefix);
   }
 }
 
@@ -167,7 +163,11 @@ bool Decoder::is_left_out(std::string_view name) const {
 
 bool Decoder::is_engines_own(std::string_view parameter) const {
   if (is_left_out(parameter)) return true;
-  if (parameter.starts_with(parts_.vllm_prefix)) parameter.remove_prefix(parts_.vllm_prefix.size());
+  for (const std::string* prefix : {&parts_.vllm.prefix, &parts_.sglang.prefix}) {
+    if (prefix->empty() || !parameter.starts_with(*prefix)) continue;
+    parameter.remove_prefix(prefix->size());
+    break;
+  }
   const auto layer = layer_of(parameter, kEngineLayers);
   if (!layer || *layer >= parts_.layers) return false;
   return std::ranges::any_of(blocks(*layer), [&](const BlockPtr& block) {

@@ -15,6 +15,13 @@ namespace weightcast {
 /// The blocks of a layer, in network order.
 using LayerBlocks = std::vector<BlockPtr>;
 
+/// In what an engine's names are unlike those of blocks.
+struct EngineNames {
+  std::string prefix = {};  ///< of all names, where the model is a part of another one
+  /// Parts of names that it has in place of others.
+  std::vector<std::pair<std::string, std::string>> replaced = {};
+};
+
 /// What a decoder-only model is made of. A family fills it in.
 struct DecoderParts {
   std::string origin;  ///< of the config, for messages
@@ -34,11 +41,8 @@ struct DecoderParts {
   std::vector<std::string> left_out;
   /// What names of layers begin with in checkpoints; in engines it is `model.layers.`.
   std::string layers_prefix = "model.layers.";
-  // Of all names of an engine, where the model is a part of another one.
-  std::string vllm_prefix;
-  std::string sglang_prefix;
-  /// Parts of names that vLLM has in place of others.
-  std::vector<std::pair<std::string, std::string>> vllm_names;
+  EngineNames vllm;
+  EngineNames sglang;
   BlockPtr final_norm;
   BlockPtr head;
 };
@@ -65,7 +69,6 @@ class Decoder final : public Family {
  private:
   const LayerBlocks& blocks(std::int64_t layer) const;
   Site layer_site(std::int64_t layer) const;
-  const std::string& prefix_of(Engine engine) const;
   /// The layer of a draft that a stored tensor is of, if it is of one.
   std::optional<std::int64_t> draft_layer_of(std::string_view stored_name) const;
   /// Of an engine that fuses and cuts them.

@@ -118,6 +118,18 @@ DecoderParts common_parts(SizeFields& sizes, const ModelConfig& config, std::int
   return parts;
 }
 
+void require_no_towers(const ModelConfig& config, ModelConfig::Names fields) {
+  for (const std::string_view field : fields) {
+    if (!config.has(field)) continue;
+    const std::string_view kind = field.substr(0, field.find('_'));
+    throw InputError(
+        fmt::format("{}: field '{}' describes {} {} tower, which is not sent; to leave it as the engine has "
+                    "it, name with "
+                    "--model a copy of the file without that field",
+                    config.origin(), field, kind == "audio" ? "an" : "a", kind));
+  }
+}
+
 void require_no_codes(const DecoderParts& parts, const ModelConfig& config) {
   if (!parts.stored) return;
   const QuantizationPlace place = parts.stored->place();

@@ -62,6 +62,9 @@ struct Ends {
 DecoderParts common_parts(SizeFields& sizes, const ModelConfig& config, std::int64_t hidden,
                           const Ends& ends = {});
 
+/// Throws InputError for a config that describes what sees or hears beside the text model in one of `fields`.
+void require_no_towers(const ModelConfig& config, ModelConfig::Names fields);
+
 /// Throws InputError for a checkpoint that holds codes, of a model of which they are not read.
 void require_no_codes(const DecoderParts& parts, const ModelConfig& config);
 

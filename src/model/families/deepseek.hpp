@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "model/families/common.hpp"
 
@@ -14,6 +16,9 @@ struct DeepseekTraits {
   std::int64_t dense_layers = 3;  ///< at first, where the config says nothing of it
   /// Which layers have an indexer of their own; unset: none has one.
   std::function<bool(std::int64_t layer)> own_indexer = {};
+  std::string prefix = {};  ///< of engines' names, where the model is a part of another one
+  /// What tensors of that one begin with that are not sent.
+  std::vector<std::string> left_out = {};
 };
 
 /// Latent attention, with an indexer where there is one; dense layers first, then routed experts with a

@@ -13,6 +13,7 @@ std::unique_ptr<Family> make_glm4_moe(const ModelConfig& config);
 std::unique_ptr<Family> make_glm4_moe_lite(const ModelConfig& config);
 std::unique_ptr<Family> make_glm_moe_dsa(const ModelConfig& config);
 std::unique_ptr<Family> make_gpt_oss(const ModelConfig& config);
+std::unique_ptr<Family> make_kimi_k25(const ModelConfig& config);
 std::unique_ptr<Family> make_llama(const ModelConfig& config);
 std::unique_ptr<Family> make_minimax_m2(const ModelConfig& config);
 std::unique_ptr<Family> make_mistral(const ModelConfig& config);

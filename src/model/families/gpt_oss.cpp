@@ -15,7 +15,7 @@ std::unique_ptr<Family> make_gpt_oss(const ModelConfig& config) {
   heads.qkv_bias = heads.output_bias = config.boolean_or({"attention_bias"}, true);
   DecoderParts parts = common_parts(sizes, config, heads.hidden);
   require_no_codes(parts, config);
-  parts.vllm_names = {{"model.embed_tokens.", "model.embedding."}, {"self_attn.", "attn."}};
+  parts.vllm.replaced = {{"model.embed_tokens.", "model.embedding."}, {"self_attn.", "attn."}};
   const InterleavedExpertSizes experts{heads.hidden, sizes.integer({"intermediate_size"}),
                                        sizes.integer({"num_local_experts", "num_experts"})};
   const auto router = [&](const std::string& kind, Shape shape) {

@@ -1,8 +1,5 @@
-#include <fmt/format.h>
-
 #include <cstdint>
 
-#include "core/error.hpp"
 #include "model/families/families.hpp"
 #include "model/families/halves.hpp"
 #include "model/families/hybrid.hpp"
@@ -20,7 +17,7 @@ std::unique_ptr<Family> make_text(const ModelConfig& config, Mlp mlp, bool wrapp
   DecoderParts parts = common_parts(sizes, config, hidden);
   parts.left_out = {"mtp."};
   if (wrapped) {
-    parts.vllm_prefix = "language_model.";
+    parts.vllm.prefix = "language_model.";
     parts.left_out.insert(parts.left_out.end(), {"model.visual.", "visual."});
   }
   const HybridAttention first = hybrid_attention(sizes, config, parts, false);
@@ -35,12 +32,7 @@ std::unique_ptr<Family> make_text(const ModelConfig& config, Mlp mlp, bool wrapp
 
 /// The text model of one that sees.
 std::unique_ptr<Family> make_wrapped(const ModelConfig& config, Mlp mlp) {
-  if (config.has("vision_config")) {
-    throw InputError(fmt::format(
-        "{}: field 'vision_config' describes a vision tower, which is not sent; to leave it as the "
-        "engine has it, name with --model a copy of the file without that field",
-        config.origin()));
-  }
+  require_no_towers(config, {"vision_config"});
   return make_text(config.text_model(), mlp, true);
 }
 
