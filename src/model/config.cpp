@@ -4,7 +4,9 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <charconv>
 #include <nlohmann/json.hpp>
+#include <system_error>
 
 #include "core/error.hpp"
 #include "core/json_text.hpp"
@@ -178,6 +180,35 @@ std::vector<std::string> ModelConfig::layer_words_or_empty(
   return list;
 }
 
+std::map<std::int64_t, std::map<std::string, std::int64_t>> ModelConfig::integers_of_layers(
+    std::string_view name, std::int64_t layers, std::initializer_list<std::string_view> known) const {
+  std::map<std::int64_t, std::map<std::string, std::int64_t>> result;
+  const json* const value = find(json_->root, {name});
+  if (value == nullptr) return result;
+  if (!value->is_object()) wrong(origin_, {name}, *value, "an object with an entry for a layer");
+  for (const auto& [key, entry] : value->items()) {
+    std::int64_t layer = -1;
+    const char* const end = key.data() + key.size();
+    const auto [rest, status] = std::from_chars(key.data(), end, layer);
+    if (status != std::errc() || rest != end || layer < 0 || layer >= layers || result.contains(layer)) {
+      throw InputError(fmt::format(
+          "{}: field '{}' has an entry '{}', which is none of the numbers 0 to {} of layers, or one "
+          "twice; correct it",
+          origin_, name, excerpt(key), layers - 1));
+    }
+    if (!entry.is_object()) wrong(origin_, {name}, entry, "an object for a layer");
+    std::map<std::string, std::int64_t>& sizes = result[layer];
+    for (const auto& [field, size] : entry.items()) {
+      if (std::ranges::find(known, field) == known.end()) {
+        throw InputError(fmt::format("{}: field '{}' has '{}' for layer {}; only {} are known of {}", origin_,
+                                     name, excerpt(field), layer, fmt::join(known, ", "), architecture()));
+      }
+      sizes[field] = positive(size, origin_, {name});
+    }
+  }
+  return result;
+}
+
 std::string ModelConfig::text_or(std::string_view name, std::string_view fallback) const {
   const json* const value = find(json_->root, {name});
   if (value == nullptr) return std::string(fallback);
@@ -233,6 +264,18 @@ void ModelConfig::set_layers(std::int64_t layers) {
   const auto blocks = model.find("layers_block_type");
   if (blocks != model.end() && blocks->is_array() && std::ssize(*blocks) > layers) {
     blocks->erase(blocks->begin() + layers, blocks->end());
+  }
+  const auto own = model.find("per_layer_config");
+  if (own != model.end() && own->is_object()) {
+    // Keys are numbers, which may have zeros in front.
+    const auto is_behind = [&](const std::string& key) {
+      std::int64_t layer = 0;
+      const auto [rest, status] = std::from_chars(key.data(), key.data() + key.size(), layer);
+      return status == std::errc() && layer >= layers;
+    };
+    for (auto entry = own->begin(); entry != own->end();) {
+      entry = is_behind(entry.key()) ? own->erase(entry) : std::next(entry);
+    }
   }
   const auto mixers = model.find("hybrid_override_pattern");
   if (mixers != model.end() && mixers->is_string()) {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -60,6 +61,10 @@ class ModelConfig {
   /// A list with one of `words` for each of `layers` layers, however many where that is not given, or empty.
   std::vector<std::string> layer_words_or_empty(std::string_view name, std::optional<std::int64_t> layers,
                                                 std::initializer_list<std::string_view> words) const;
+  /// Of an object that has for some of `layers` layers, by number, an object of positive integers: these, by
+  /// layer and name. `known` are the names that there may be.
+  std::map<std::int64_t, std::map<std::string, std::int64_t>> integers_of_layers(
+      std::string_view name, std::int64_t layers, std::initializer_list<std::string_view> known) const;
   std::string text_or(std::string_view name, std::string_view fallback) const;
   /// Whether the field is there, and not null.
   bool has(std::string_view name) const;

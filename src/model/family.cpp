@@ -21,10 +21,12 @@ struct Known {
   std::unique_ptr<Family> (*make)(const ModelConfig&);
 };
 
-constexpr std::array<Known, 22> kFamilies{{
+constexpr std::array<Known, 24> kFamilies{{
     {"DeepseekV3ForCausalLM", "deepseek_v3", &make_deepseek_v3},
     {"DeepseekV3ForCausalLM", "kimi_k2", &make_deepseek_v3},
     {"DeepseekV32ForCausalLM", "deepseek_v32", &make_deepseek_v32},
+    {"Gemma4ForCausalLM", "gemma4_text", &make_gemma4},
+    {"Gemma4ForConditionalGeneration", "gemma4", &make_gemma4_wrapped},
     {"Glm4ForCausalLM", "glm4", &make_glm4},
     {"Glm4MoeForCausalLM", "glm4_moe", &make_glm4_moe},
     {"Glm4MoeLiteForCausalLM", "glm4_moe_lite", &make_glm4_moe_lite},

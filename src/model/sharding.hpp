@@ -74,6 +74,11 @@ class TensorParallel {
   /// default to a multiple of 64.
   Parameter vocabulary(const std::string& name, const std::string& tensor, std::int64_t padded = 0) const;
 
+  /// How many of the kv heads of `of` this rank has. Throws UsageError where they cannot be shared evenly.
+  std::int64_t heads_of_rank(const std::string& of, std::int64_t heads) const {
+    return rank_heads(of, heads).count;
+  }
+
   std::int64_t size() const { return tp_size_; }
   const std::string& option() const { return option_; }
 

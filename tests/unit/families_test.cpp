@@ -410,6 +410,150 @@ TEST(Glm4, TrainersAreNotKnown) {
              {"--trainer-alloc", "post_self_attn_layernorm"});
 }
 
+std::map<std::string, Parameter> parameters_of(const Family& family, Engine engine, std::int64_t tp,
+                                               std::int64_t rank) {
+  EngineLayout layout;
+  layout.engine = engine;
+  layout.tp = tp;
+  std::map<std::string, Parameter> found;
+  for (const Parameter& parameter : family.parameters(layout, engine_rank(layout, rank))) {
+    found.emplace(parameter.name, parameter);
+  }
+  return found;
+}
+
+TEST(Gemma4, HeadsOfLayersInBothSpellings) {
+  json config = config_of("gemma4-dense");  // two layers that see a window, one that sees all
+  const auto shape = [&](const json& of, const std::string& name) {
+    const auto family = family_of(of);
+    return family->catalog()[family->catalog().at("model.layers." + name)].shape;
+  };
+  EXPECT_EQ(shape(config, "2.self_attn.k_proj.weight"), (Shape{32, 64}));
+  config["global_head_dim"] = 32;
+  config["num_global_key_value_heads"] = 1;
+  EXPECT_EQ(shape(config, "2.self_attn.q_norm.weight"), (Shape{32}));
+  config.erase("per_layer_config");
+  EXPECT_EQ(shape(config, "2.self_attn.q_proj.weight"), (Shape{128, 64}));
+  EXPECT_EQ(shape(config, "2.self_attn.k_proj.weight"), (Shape{32, 64}));
+  EXPECT_EQ(shape(config, "1.self_attn.k_proj.weight"), (Shape{32, 64}));
+  config.erase("global_head_dim");
+  EXPECT_EQ(shape(config, "2.self_attn.q_norm.weight"), (Shape{512}));
+  config["global_head_dim"] = 32;
+  // Only where values are keys the number of heads is another one.
+  config["attention_k_eq_v"] = false;
+  EXPECT_EQ(shape(config, "2.self_attn.v_proj.weight"), (Shape{64, 64}));
+  config.erase("layer_types");
+  config["num_hidden_layers"] = 8;
+  std::string full;
+  for (int layer = 0; layer < 8; ++layer) {
+    full += shape(config, fmt::format("{}.self_attn.q_norm.weight", layer)) == Shape{32} ? 'F' : 'w';
+  }
+  EXPECT_EQ(full, "wwwwwFwF");
+}
+
+TEST(Gemma4, FieldsThatAreWrong) {
+  const json config = config_of("gemma4-moe");
+  expect_has(refusal(config, "global_head_dim", 64),
+             {"layer 1 has head_dim 32 by field 'per_layer_config', which transformers writes",
+              "64 by 'global_head_dim'", "Gemma4ForCausalLM"});
+  expect_has(refusal(config, "num_global_key_value_heads", 1),
+             {"layer 1 has num_key_value_heads 2", "1 by 'num_global_key_value_heads'"});
+  expect_has(refusal(config, "per_layer_config", {{"2", {{"head_dim", 32}}}}),
+             {"per_layer_config", "'2'", "0 to 1"});
+  expect_has(refusal(config, "per_layer_config", {{"1", {{"intermediate_size", 32}}}}),
+             {"per_layer_config", "'intermediate_size' for layer 1", "head_dim, num_key_value_heads"});
+  expect_has(refusal(config, "per_layer_config", {{"1", 32}}), {"per_layer_config", "an object for a layer"});
+  expect_has(refusal(config, "per_layer_config", {{"1", {{"num_key_value_heads", 3}}}}),
+             {"num_attention_heads 4", "3 key and value heads of layer 1"});
+  expect_has(refusal(config, "num_kv_shared_layers", 2), {"num_kv_shared_layers", "2 of 2 layers"});
+  expect_has(refusal(config, "attention_bias", true), {"attention_bias", "transformers writes false"});
+  for (const char* field : {"num_experts", "moe_intermediate_size", "intermediate_size"}) {
+    expect_has(refusal(config, field, nullptr), {field, "missing", "Gemma4ForCausalLM"});
+  }
+  expect_has(refusal(config, "quantization_config", {{"quant_method", "fp8"}}),
+             {"quantization_config", "not read of Gemma4ForCausalLM"});
+}
+
+TEST(Gemma4, LayersOfThePart) {
+  ModelConfig config(config_of("gemma4-ple").dump(), "x/config.json");
+  config.set_layers(3);
+  const auto family = make_family(config);
+  EXPECT_FALSE(family->catalog().find("model.layers.3.layer_scalar"));
+  EXPECT_EQ(family->catalog()[family->catalog().at("model.per_layer_model_projection.weight")].shape,
+            (Shape{48, 64}));
+}
+
+TEST(Gemma4, WhatSglangHasOtherwise) {
+  const auto moe = parameters_of(*family_of(config_of("gemma4-moe")), Engine::kSglang, 2, 1);
+  // The embedding is whole, and not padded.
+  EXPECT_EQ(moe.at("model.embed_tokens.weight").shape, (Shape{330, 64}));
+  EXPECT_EQ(moe.at("model.layers.1.moe.experts.w13_weight").shape, (Shape{6, 24, 64}));
+  EXPECT_TRUE(moe.contains("model.layers.1.moe.per_expert_scale"));
+  EXPECT_TRUE(moe.contains("model.layers.1.router.scale"));
+  const auto family = family_of(config_of("gemma4-ple"));
+  const auto ple = parameters_of(*family, Engine::kSglang, 2, 1);
+  EXPECT_EQ(ple.at("model.embed_tokens_per_layer.weight").shape, (Shape{330, 64}));
+  EXPECT_EQ(ple.at("model.per_layer_model_projection.weight").shape, (Shape{64, 64}));
+  // A layer with another one's keys and values has room for its own.
+  const Parameter& qkv = ple.at("model.layers.3.self_attn.qkv_proj.weight");
+  EXPECT_EQ(qkv.shape, (Shape{128, 64}));
+  ASSERT_EQ(qkv.parts.size(), 1u);
+  EXPECT_EQ(qkv.parts.front().box, (Box{64, 64, 0, 64}));
+  ASSERT_EQ(qkv.untouched.size(), 1u);
+  EXPECT_EQ(qkv.untouched.front().offset, 64 * 64 * 2);
+  EXPECT_EQ(qkv.untouched.front().bytes, 64 * 64 * 2);
+  EXPECT_TRUE(family->is_engines_own("model.layers.3.self_attn.k_norm.weight"));
+  EXPECT_FALSE(family->is_engines_own("model.layers.1.self_attn.k_norm.weight"));
+  EngineLayout stages;
+  stages.pp = 2;
+  expect_has(message_of<UsageError>([&] { family->parameters(stages, {}); }),
+             {"pp=2", "embed_tokens_per_layer"});
+  // The head of the last stage is one of its own.
+  const auto dense = family_of(config_of("gemma4-moe"));
+  const auto last = [&](Engine engine) {
+    stages.engine = engine;
+    return dense->parameters(stages, engine_rank(stages, 1)).back().name;
+  };
+  EXPECT_EQ(last(Engine::kSglang), "lm_head.weight");
+  EXPECT_EQ(last(Engine::kVllm), "model.embed_tokens.weight");
+}
+
+TEST(Gemma4, TheTextModelOfOneThatSees) {
+  json text = config_of("gemma4-moe");
+  text.erase("architectures");
+  json config{
+      {"architectures", {"Gemma4ForConditionalGeneration"}}, {"model_type", "gemma4"}, {"text_config", text}};
+  const auto family = family_of(config);
+  const auto vllm = parameters_of(*family, Engine::kVllm, 1, 0);
+  EXPECT_TRUE(vllm.contains("language_model.model.layers.0.experts.routed_experts.w13_weight"));
+  const auto sglang = parameters_of(*family, Engine::kSglang, 1, 0);
+  EXPECT_TRUE(sglang.contains("language_model.layers.0.moe.experts.w13_weight"));
+  EXPECT_TRUE(sglang.contains("language_model.norm.weight"));
+  EXPECT_TRUE(family->may_ignore("model.vision_tower.encoder.layers.0.mlp.gate_proj.linear.weight"));
+  EXPECT_TRUE(family->may_ignore("model.embed_audio.embedding_projection.weight"));
+  expect_has(refusal(config, "vision_config", json::object()),
+             {"vision_config", "a vision tower", "--model"});
+  expect_has(refusal(config, "audio_config", json::object()), {"audio_config", "an audio tower"});
+}
+
+TEST(Gemma4, OneLayoutAndNoTrainers) {
+  const auto family = family_of(config_of("gemma4-moe"));
+  EngineLayout layout;
+  layout.moe_layout = "cutlass";
+  expect_has(message_of<UsageError>([&] { family->parameters(layout, {}); }),
+             {"--moe-layout cutlass", "stacked", "triton"});
+  layout = {};
+  layout.quantizer = parse_quantizer("fp8-tensor");
+  expect_has(message_of<UsageError>([&] { family->parameters(layout, {}); }),
+             {"--quantize", "not quantised"});
+  expect_has(message_of<UsageError>([&] { family_of(config_of("gemma4-dense"))->parameters(layout, {}); }),
+             {"--quantize", "model.layers.2.self_attn.k_proj"});
+  expect_has(message_of<UsageError>([&] { family->trainer_dense({}, 0, 0); }),
+             {"--trainer-alloc", "not known"});
+  expect_has(message_of<UsageError>([&] { family->trainer_experts({}, 0, 0, 0); }),
+             {"--trainer-alloc", "model.layers.0.experts"});
+}
+
 /// DeepSeek-V3 as the text model of Kimi-K2.5.
 json kimi_config() {
   json text = config_of("deepseek-v3");

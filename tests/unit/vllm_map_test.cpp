@@ -65,6 +65,11 @@ json file_of(const std::string& model, const std::string& file) {
   return json::parse(std::regex_replace(text_of(vllm_folder(model) + "/" + file), wrapped, "model."));
 }
 
+/// Whether a tensor has the matrices of all experts.
+bool is_stacked(const Tensor& tensor) {
+  return tensor.shape.dims() == 3 && tensor.shape[1] > 1;
+}
+
 /// A run of rows (of a vector: of elements) as the maps write it.
 json run_of(const Catalog& catalog, const Part& part) {
   const Tensor& tensor = catalog[part.tensor];
@@ -77,9 +82,12 @@ json run_of(const Catalog& catalog, const Part& part) {
     return json::array({from, box.cols});
   }
   const bool vector = tensor.shape.dims() == 1;
-  const std::int64_t first = vector ? box.col : box.row;
+  const bool stacked = is_stacked(tensor);
+  const std::int64_t expert = stacked ? box.row / tensor.shape[1] : 0;
+  const std::int64_t first = vector ? box.col : stacked ? box.row - expert * tensor.shape[1] : box.row;
   const std::int64_t count = vector ? box.cols : box.rows;
-  std::string from = fmt::format("{}[{}:{}]", tensor.name, first, first + count);
+  const std::string of = stacked ? fmt::format("{}[{}]", tensor.name, expert) : tensor.name;
+  std::string from = fmt::format("{}[{}:{}]", of, first, first + count);
   if (part.negated_exp) from = fmt::format("-exp({})", from);
   if (!vector && box.cols != tensor.shape.cols()) {
     from += fmt::format("[:, {}:{}]", box.col, box.col + box.cols);
@@ -92,6 +100,8 @@ bool follows(const Catalog& catalog, const Parameter& parameter, const Part& bef
     return before.box.col + before.box.cols == part.box.col &&
            before.offset + before.box.cols * dtype_bytes(parameter.dtype) == part.offset;
   }
+  const Tensor& tensor = catalog[part.tensor];
+  if (is_stacked(tensor) && before.box.row / tensor.shape[1] != part.box.row / tensor.shape[1]) return false;
   return before.tensor == part.tensor && before.box.col == part.box.col && before.box.cols == part.box.cols &&
          before.box.row + before.box.rows == part.box.row &&
          before.offset + before.box.rows * before.pitch == part.offset;
@@ -142,7 +152,8 @@ void append_negated_exp(const std::byte* value, std::vector<std::byte>& bytes) {
 /// What the loader makes of `weights`: its rows one behind the other, bfloat16 widened where the parameter is
 /// float32.
 std::vector<std::byte> loaded(const Catalog& catalog, const naive::Weights& weights, const json& parameter) {
-  const std::regex from(R"((?:-exp\()?([^\[]+)(?:\[(\d+)\]\.T)?\[(\d+):(\d+)\](?:\[:, (\d+):(\d+)\])?\)?)");
+  const std::regex from(
+      R"((?:-exp\()?([^\[]+)(?:\[(\d+)\](\.T)?)?\[(\d+):(\d+)\](?:\[:, (\d+):(\d+)\])?\)?)");
   const bool wide = parameter["dtype"] == "float32";
   const auto element = static_cast<std::size_t>(wide ? 4 : 2);
   const Shape shape(parameter["shape"].get<std::vector<std::int64_t>>());
@@ -162,15 +173,16 @@ std::vector<std::byte> loaded(const Catalog& catalog, const naive::Weights& weig
     };
     const auto stored = static_cast<std::size_t>(dtype_bytes(tensor.dtype));
     // Of an expert's matrix, transposed, or of the whole tensor.
-    const bool turned = match[2].matched;
+    const bool turned = match[3].matched;
     const auto extent = [&](std::size_t dim) { return static_cast<std::size_t>(tensor.shape[dim]); };
     const std::size_t cols = tensor.shape.dims() == 1 ? 1
                              : turned                 ? extent(1)
                                                       : static_cast<std::size_t>(tensor.shape.cols());
-    const std::size_t first = match[5].matched ? number(5) : 0;
-    const std::size_t end = match[6].matched ? number(6) : cols;
+    const std::size_t first = match[6].matched ? number(6) : 0;
+    const std::size_t end = match[7].matched ? number(7) : cols;
+    const std::size_t above = match[2].matched && !turned ? number(2) * extent(1) : 0;
     const std::vector<std::byte>& values = weights.at(tensor.name);
-    for (std::size_t row = number(3); row < number(4); ++row) {
+    for (std::size_t row = above + number(4); row < above + number(5); ++row) {
       for (std::size_t col = first; col < end; ++col) {
         const std::size_t at = turned ? (number(2) * cols + col) * extent(2) + row : row * cols + col;
         const std::byte* const value = values.data() + at * stored;
@@ -272,10 +284,11 @@ TEST_P(VllmMap, AnUpdateWritesTheBytesThatTheEnginesLoaderWrites) {
 
 INSTANTIATE_TEST_SUITE_P(Families, VllmMap,
                          ::testing::Values("deepseek-v3", "deepseek-v3-noqlora", "deepseek-v32",
-                                           "glm-moe-dsa", "glm4", "glm4-moe", "glm4-moe-lite", "gpt-oss",
-                                           "llama", "minimax-m2", "mistral", "nemotron-h", "qwen2",
-                                           "qwen2-moe", "qwen3", "qwen3-moe", "qwen3-next", "qwen3.5",
-                                           "qwen3.5-moe", "qwen3.5-vl"));
+                                           "gemma4-dense", "gemma4-moe", "gemma4-ple", "glm-moe-dsa", "glm4",
+                                           "glm4-moe", "glm4-moe-lite", "gpt-oss", "llama", "minimax-m2",
+                                           "mistral", "nemotron-h", "qwen2", "qwen2-moe", "qwen3",
+                                           "qwen3-moe", "qwen3-next", "qwen3.5", "qwen3.5-moe",
+                                           "qwen3.5-vl"));
 
 TEST(Llama, BiasesWhereTheConfigHasThem) {
   json config = json::parse(text_of(vllm_folder("llama") + "/config.json"));

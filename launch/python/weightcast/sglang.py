@@ -143,13 +143,20 @@ class _Engine:
 
     def _rebuild_derived(self):
         """What SGLang computes from weights when it has loaded them: it does so only after loads of its own."""
-        if hasattr(self._model, "post_load_weights"):
-            self._model.post_load_weights()
+        # A model that sees has the one that it is about inside, such as Kimi-K2.5 DeepSeek's.
+        for model in (self._model, getattr(self._model, "language_model", None)):
+            if hasattr(model, "post_load_weights"):
+                model.post_load_weights()
+                break
         for module in self._model.modules():
             # GLM's routers compute in a float32 copy that they make once. In place, because a captured graph holds the address.
             copy = getattr(module, "_weight_fp32", None)
             if copy is not None:
                 copy.copy_(module.weight)
+            # Gemma-4's multiply their scale by a constant, once.
+            fused = getattr(module, "_fused_scale", None)
+            if fused is not None:
+                fused.copy_(module.scale * module.root_size)
         self._export.require_in_place()
 
 

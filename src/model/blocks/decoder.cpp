@@ -63,15 +63,15 @@ std::vector<Parameter> Decoder::cut_parameters(const EngineLayout& layout, const
                       {catalog_, layout.tp, rank.tp, layout.option}};
   const EngineStage stage = engine_stage(layout, rank.pp, parts_.layers, parts_.origin);
   std::vector<Parameter> parameters;
-  if (rank.pp == 0) parts_.embedding->add_parameters(outside(), cut, parameters);
+  const auto add_ends = [&](const LayerBlocks& ends) {
+    for (const BlockPtr& block : ends) block->add_parameters(outside(), cut, parameters);
+  };
+  if (rank.pp == 0) add_ends(first_blocks());
   for (std::int64_t layer = stage.first; layer < stage.first + stage.layers; ++layer) {
     const Site site = layer_site(layer);
     for (const BlockPtr& block : blocks(layer)) block->add_parameters(site, cut, parameters);
   }
-  if (rank.pp == layout.pp - 1) {
-    parts_.final_norm->add_parameters(outside(), cut, parameters);
-    parts_.head->add_parameters(outside(), cut, parameters);
-  }
+  if (rank.pp == layout.pp - 1) add_ends(last_blocks());
   rename(layout.engine, parameters);
   return parameters;
 }
@@ -100,7 +100,9 @@ std::vector<TrainerTensor> Decoder::trainer_dense(const TrainerLayout& layout, s
   std::vector<TrainerTensor> tensors;
   for (const TrainerChunk& chunk : trainer_chunks(layout, pp, parts_.layers)) {
     const Site ends{Tensor::kNone, "", "", chunk.prefix};
-    if (chunk.embedding) parts_.embedding->add_trainer_tensors(ends, cut, tensors);
+    if (chunk.embedding) {
+      for (const BlockPtr& block : first_blocks()) block->add_trainer_tensors(ends, cut, tensors);
+    }
     for (std::int64_t layer = chunk.first; layer < chunk.first + chunk.layers; ++layer) {
       Site site = layer_site(layer);
       site.trainer = chunk.layer_prefix(layout, layer);
@@ -179,6 +181,12 @@ std::optional<std::string> Decoder::copy_of(std::string_view stored_name) const 
   return parts_.head->copy_of(stored_name);
 }
 
+LayerBlocks Decoder::first_blocks() const {
+  LayerBlocks blocks{parts_.embedding};
+  blocks.insert(blocks.end(), parts_.beside_embedding.begin(), parts_.beside_embedding.end());
+  return blocks;
+}
+
 const LayerBlocks& Decoder::blocks(std::int64_t layer) const {
   return parts_.kinds.at(parts_.kind_of ? parts_.kind_of(layer) : 0);
 }
@@ -199,8 +207,8 @@ void Decoder::require_values(const TrainerLayout& layout) const {
 
 void Decoder::require_plausible_sizes() const {
   TensorCount ends;
-  for (const BlockPtr& block : {parts_.embedding, parts_.final_norm, parts_.head}) {
-    block->list(outside(), ends);
+  for (const LayerBlocks& blocks : {first_blocks(), last_blocks()}) {
+    for (const BlockPtr& block : blocks) block->list(outside(), ends);
   }
   std::vector<TensorCount> of_kind(parts_.kinds.size());
   for (std::size_t kind = 0; kind < of_kind.size(); ++kind) {
@@ -223,14 +231,13 @@ void Decoder::require_plausible_sizes() const {
 
 void Decoder::list_tensors() {
   CatalogList list(catalog_, parts_.dtype, parts_.stored ? &*parts_.stored : nullptr);
-  parts_.embedding->list(outside(), list);
+  for (const BlockPtr& block : first_blocks()) block->list(outside(), list);
   for (std::int64_t layer = 0; layer < parts_.layers; ++layer) {
     list.set_layer(layer);
     for (const BlockPtr& block : blocks(layer)) block->list(layer_site(layer), list);
   }
   list.set_layer(Tensor::kNone);
-  parts_.final_norm->list(outside(), list);
-  parts_.head->list(outside(), list);
+  for (const BlockPtr& block : last_blocks()) block->list(outside(), list);
 }
 
 }  // namespace weightcast

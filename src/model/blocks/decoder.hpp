@@ -30,6 +30,7 @@ struct DecoderParts {
   std::optional<StoredQuantization> stored;  ///< of a checkpoint that holds codes
 
   BlockPtr embedding;
+  LayerBlocks beside_embedding;  ///< what else stands before the layers
   std::int64_t layers = 0;
   std::vector<LayerBlocks> kinds;  ///< of layers
   /// The kind of a layer, as an index. Unset: all are of the first.
@@ -68,6 +69,9 @@ class Decoder final : public Family {
 
  private:
   const LayerBlocks& blocks(std::int64_t layer) const;
+  /// What stands before and behind the layers.
+  LayerBlocks first_blocks() const;
+  LayerBlocks last_blocks() const { return {parts_.final_norm, parts_.head}; }
   Site layer_site(std::int64_t layer) const;
   /// The layer of a draft that a stored tensor is of, if it is of one.
   std::optional<std::int64_t> draft_layer_of(std::string_view stored_name) const;

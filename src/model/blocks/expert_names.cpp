@@ -43,4 +43,9 @@ void for_each_trainer_expert(const TrainerExpertCut& cut, const std::string& fro
   }
 }
 
+void refuse_trainer_experts(const TrainerExpertCut& cut, const std::string& experts) {
+  throw UsageError(
+      fmt::format("{}: what trainers hold of {} is not known; leave it out", cut.inner.option(), experts));
+}
+
 }  // namespace weightcast

@@ -35,4 +35,7 @@ struct TrainerExpert {
 void for_each_trainer_expert(const TrainerExpertCut& cut, const std::string& from, const std::string& at,
                              std::int64_t experts, const std::function<void(const TrainerExpert&)>& each);
 
+/// Throws UsageError: what trainers hold of these experts is not known.
+[[noreturn]] void refuse_trainer_experts(const TrainerExpertCut& cut, const std::string& experts);
+
 }  // namespace weightcast

@@ -1,10 +1,7 @@
 #include "model/blocks/interleaved_experts.hpp"
 
-#include <fmt/format.h>
-
 #include <utility>
 
-#include "core/error.hpp"
 #include "model/blocks/expert_names.hpp"
 
 namespace weightcast {
@@ -70,8 +67,7 @@ void InterleavedExperts::add_parameters(const Site& site, const EngineCut& cut,
 
 void InterleavedExperts::add_trainer_experts(const Site& site, const TrainerExpertCut& cut,
                                              std::vector<TrainerTensor>& /*tensors*/) const {
-  throw UsageError(fmt::format("{}: what trainers hold of {} is not known; leave it out", cut.inner.option(),
-                               site.canonical + names_.canonical));
+  refuse_trainer_experts(cut, site.canonical + names_.canonical);
 }
 
 }  // namespace weightcast

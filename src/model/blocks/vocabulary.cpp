@@ -28,8 +28,8 @@ TrainerTensor trainer_slice(const std::string& name, const std::string& tensor, 
 
 }  // namespace
 
-Embedding::Embedding(Names names, std::int64_t vocabulary, std::int64_t hidden)
-    : names_(std::move(names)), vocabulary_(vocabulary), hidden_(hidden) {}
+Embedding::Embedding(Names names, std::int64_t vocabulary, std::int64_t hidden, InSglang in_sglang)
+    : names_(std::move(names)), vocabulary_(vocabulary), hidden_(hidden), in_sglang_(in_sglang) {}
 
 void Embedding::list(const Site& /*site*/, TensorList& tensors) const {
   tensors.add(names_.canonical, {vocabulary_, hidden_});
@@ -37,7 +37,9 @@ void Embedding::list(const Site& /*site*/, TensorList& tensors) const {
 
 void Embedding::add_parameters(const Site& /*site*/, const EngineCut& cut,
                                std::vector<Parameter>& parameters) const {
-  parameters.push_back(cut.dense.vocabulary(names_.engine, names_.canonical));
+  const bool whole = in_sglang_ == InSglang::kWhole && cut.layout.engine == Engine::kSglang;
+  parameters.push_back(whole ? cut.dense.replicated(names_.engine, names_.canonical)
+                             : cut.dense.vocabulary(names_.engine, names_.canonical));
 }
 
 void Embedding::add_trainer_tensors(const Site& site, const TrainerCut& cut,
@@ -45,8 +47,9 @@ void Embedding::add_trainer_tensors(const Site& site, const TrainerCut& cut,
   tensors.push_back(trainer_slice(site.trainer + names_.trainer, names_.canonical, vocabulary_, cut));
 }
 
-Head::Head(Names names, std::int64_t vocabulary, std::int64_t hidden, const Names* embedding)
-    : names_(std::move(names)), vocabulary_(vocabulary), hidden_(hidden) {
+Head::Head(Names names, std::int64_t vocabulary, std::int64_t hidden, const Names* embedding,
+           InSglang in_sglang)
+    : names_(std::move(names)), vocabulary_(vocabulary), hidden_(hidden), in_sglang_(in_sglang) {
   if (embedding != nullptr) tied_to_ = *embedding;
 }
 
@@ -59,7 +62,8 @@ void Head::add_parameters(const Site& /*site*/, const EngineCut& cut,
   if (!tied_to_) {
     parameters.push_back(cut.dense.vocabulary(names_.engine, names_.canonical));
   } else if (cut.rank.pp > 0) {
-    parameters.push_back(cut.dense.vocabulary(tied_to_->engine, tied_to_->canonical));
+    const bool own = in_sglang_ == InSglang::kWhole && cut.layout.engine == Engine::kSglang;
+    parameters.push_back(cut.dense.vocabulary(own ? names_.engine : tied_to_->engine, tied_to_->canonical));
   }
 }
 

@@ -4,10 +4,16 @@
 
 namespace weightcast {
 
+/// How SGLang has an embedding, and with several stages the head that is tied to it.
+enum class InSglang : std::uint8_t {
+  kCut,    ///< as vLLM: cut between ranks, its vocabulary padded
+  kWhole,  ///< whole on each rank; on the last of several stages a head of its own, which is cut
+};
+
 /// The embedding [vocabulary, hidden], on the first stage.
 class Embedding final : public Block {
  public:
-  Embedding(Names names, std::int64_t vocabulary, std::int64_t hidden);
+  Embedding(Names names, std::int64_t vocabulary, std::int64_t hidden, InSglang in_sglang = InSglang::kCut);
 
   void list(const Site& site, TensorList& tensors) const override;
   void add_parameters(const Site& site, const EngineCut& cut,
@@ -19,13 +25,15 @@ class Embedding final : public Block {
   Names names_;
   std::int64_t vocabulary_;
   std::int64_t hidden_;
+  InSglang in_sglang_;
 };
 
 /// The head [vocabulary, hidden], on the last stage: a tensor of its own or, tied, the embedding once more.
 class Head final : public Block {
  public:
   /// `embedding` is what the head is tied to, null for none.
-  Head(Names names, std::int64_t vocabulary, std::int64_t hidden, const Names* embedding);
+  Head(Names names, std::int64_t vocabulary, std::int64_t hidden, const Names* embedding,
+       InSglang in_sglang = InSglang::kCut);
 
   void list(const Site& site, TensorList& tensors) const override;
   /// A tied head is the embedding, which a stage that is the first one, too, has already.
@@ -41,6 +49,7 @@ class Head final : public Block {
   std::int64_t vocabulary_;
   std::int64_t hidden_;
   std::optional<Names> tied_to_;
+  InSglang in_sglang_;
 };
 
 }  // namespace weightcast

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "core/error.hpp"
-#include "model/blocks/vocabulary.hpp"
 
 namespace weightcast {
 
@@ -111,10 +110,11 @@ DecoderParts common_parts(SizeFields& sizes, const ModelConfig& config, std::int
   parts.origin = config.origin();
   parts.dtype = config.dtype();
   parts.stored = StoredQuantization::of(config);
-  parts.embedding = std::make_shared<Embedding>(ends.embedding, vocabulary, hidden);
+  parts.embedding = std::make_shared<Embedding>(ends.embedding, vocabulary, hidden, ends.in_sglang);
   parts.layers = ends.layers ? *ends.layers : sizes.integer({"num_hidden_layers"});
   parts.final_norm = std::make_shared<Replicated>(ends.final_norm, Shape{hidden});
-  parts.head = std::make_shared<Head>(ends.head, vocabulary, hidden, tied ? &ends.embedding : nullptr);
+  parts.head =
+      std::make_shared<Head>(ends.head, vocabulary, hidden, tied ? &ends.embedding : nullptr, ends.in_sglang);
   return parts;
 }
 

@@ -11,6 +11,7 @@
 #include "model/blocks/gated_mlp.hpp"
 #include "model/blocks/replicated.hpp"
 #include "model/blocks/routed_experts.hpp"
+#include "model/blocks/vocabulary.hpp"
 #include "model/megatron.hpp"
 #include "model/size_fields.hpp"
 
@@ -55,6 +56,7 @@ struct Ends {
   Names head{"lm_head.weight", "lm_head.weight", kMegatronHead};
   bool tied = false;                     ///< where the config does not say whether the head is
   std::optional<std::int64_t> layers{};  ///< how many, where not `num_hidden_layers` says so
+  InSglang in_sglang = InSglang::kCut;
 };
 
 /// What is the same in every family of this kind: embedding, final norm and head, and what a Decoder wants to

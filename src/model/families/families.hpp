@@ -8,6 +8,8 @@ namespace weightcast {
 
 std::unique_ptr<Family> make_deepseek_v3(const ModelConfig& config);
 std::unique_ptr<Family> make_deepseek_v32(const ModelConfig& config);
+std::unique_ptr<Family> make_gemma4(const ModelConfig& config);
+std::unique_ptr<Family> make_gemma4_wrapped(const ModelConfig& config);
 std::unique_ptr<Family> make_glm4(const ModelConfig& config);
 std::unique_ptr<Family> make_glm4_moe(const ModelConfig& config);
 std::unique_ptr<Family> make_glm4_moe_lite(const ModelConfig& config);
