@@ -15,10 +15,11 @@ constexpr std::uint64_t upper_product(std::uint64_t a, std::uint64_t b) {
   return (a >> 32) * (b >> 32) + (middle >> 32) + (other >> 32);
 }
 
-/// The bits of −e^`value`, rounded once to float32: what Mamba-2 layers of engines keep of `A_log`. Integers
-/// alone compute it, so that no compiler and no processor has another result; beyond 2^-58 of it nothing is
-/// neglected, which is less than what a double neglects. Below the least float32 it is −0, above the largest
-/// −infinity; of what is no number it is a quiet NaN.
+/// The bits of −e^`value`, rounded once to float32: what Mamba-2 layers of engines keep of `A_log` (vLLM's
+/// and SGLang's loaders: `-exp(A_log.float())`). Integers alone compute it, so that no compiler and no
+/// processor has another result. Less than 2^-57 of it is neglected before it is rounded, which is less than
+/// what a double neglects. Below the least float32 it is −0, above the largest −infinity; of what is no
+/// number it is a quiet NaN.
 constexpr std::uint32_t negated_exp_bits(float value) {
   constexpr std::uint32_t kSign = 0x80000000u;
   constexpr std::uint32_t kInfinity = 0x7f800000u;

@@ -69,6 +69,35 @@ TEST_F(GpuSync, ColocatedRanksFromHdf5) {
   EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(181)})));
 }
 
+TEST_F(GpuSync, WhatEnginesComputeIsWhatTheHostComputes) {
+  WEIGHTCAST_NEEDS_GPUS(2);
+  // A of Mamba-2 layers; keys that are in two places of a parameter.
+  for (const char* model : {"nemotron-h", "gemma4-moe"}) {
+    SCOPED_TRACE(model);
+    const TempDir dir;
+    const std::string config = std::string(kData) + "/vllm/" + model + "/config.json";
+    const std::string source = dir / "source";
+    ASSERT_TRUE(done(run_plain({"synth", "--model", config, "--output", source})));
+    const auto sync = [&](int ranks, const std::string& sink, const Words& how) {
+      EXPECT_TRUE(done(run_job(
+          ranks,
+          Words{"sync", "--source", source, "--engine", "vllm", "--sink", "safetensors:" + sink} + how)));
+      EXPECT_TRUE(done(run_plain({"verify", sink, "--source", source})));
+    };
+    sync(2, dir / "host", {"--inference", "tp=1", "--transport", "mpi"});
+    sync(2, dir / "gpus", {"--inference", "tp=1", "--transport", "nccl"});
+    EXPECT_TRUE(shard_contents(dir / "gpus") == shard_contents(dir / "host"));
+    sync(3, dir / "host-2", {"--inference", "tp=2", "--transport", "mpi"});
+    sync(2, dir / "colocated", {"--inference", "tp=2", "--colocate", "--transport", "nccl"});
+    EXPECT_TRUE(shard_contents(dir / "colocated") == shard_contents(dir / "host-2"));
+    // Weights of trainers that are on GPUs, too, verified there.
+    for (const Words& how : {Words{"--inference", "tp=1"}, Words{"--inference", "tp=2", "--colocate"}}) {
+      EXPECT_TRUE(done(
+          run_job(2, Words{"bench", "--model", config, "--transport", "nccl", "--iterations", "2"} + how)));
+    }
+  }
+}
+
 TEST_F(GpuSync, BenchMeasuresTheParts) {
   WEIGHTCAST_NEEDS_GPUS(2);
   const Outcome outcome =

@@ -10,7 +10,7 @@ class Replicated final : public Block {
   enum class Type : std::uint8_t {
     kModel,          ///< the model's
     kWidened,        ///< the model's; float32 in engines that fuse and cut
-    kWidenedByVllm,  ///< float32 in vLLM alone; SGLang makes itself a copy that is
+    kWidenedByVllm,  ///< float32 in vLLM alone; SGLang keeps the model's, beside a copy of its own or none
     kFloat32,        ///< float32, whatever the model's is; checkpoints may have bfloat16
   };
 
