@@ -10,6 +10,7 @@
 #include "launch/config_text.hpp"
 #include "launch/files/source_files.hpp"
 #include "launch/job/live_ends.hpp"
+#include "launch/tensor_choice.hpp"
 #include "model/landing/landed_family.hpp"
 #include "model/layouts/moe_layout.hpp"
 #include "source/shard_copies.hpp"
@@ -42,20 +43,24 @@ void require_taken_by_layout(const Options& options, const Catalog& catalog) {
   find_moe_layout(options.moe_layout).require({.quantizer = parse_quantizer(options.quantize)});
 }
 
-/// What config and landing map, whichever there are, make of a model; it has no sources yet.
+/// What config and landing map, whichever there are, make of a model, and the patterns leave of it; it has no
+/// sources yet.
 Model make_model(const ConfigText& text, const Options& options,
-                 const std::shared_ptr<const LandingMap>& landing) {
+                 const std::shared_ptr<const LandingMap>& landing, TensorPatterns& patterns) {
   Model model;
+  const LeavesOut leaves_out = [&](std::string_view name) { return patterns.leave_out(name); };
   if (!text.origin.empty()) model.config = make_config(text, options);
   if (!landing) {
-    model.family = make_family(*model.config);
+    model.family = make_family(*model.config, leaves_out);
     require_taken_by_layout(options, model.family->catalog());
     model.title = fmt::format("{} ({})", model.config->architecture(), model.config->origin());
-    return model;
+  } else {
+    const bool described = model.config && names_family(*model.config);
+    model.family = make_landed_family(landing, described ? make_family(*model.config, leaves_out) : nullptr);
+    model.title = fmt::format("{} ({})", landing->architecture, landing->title());
   }
-  const bool described = model.config && names_family(*model.config);
-  model.family = make_landed_family(landing, described ? make_family(*model.config) : nullptr);
-  model.title = fmt::format("{} ({})", landing->architecture, landing->title());
+  model.family = patterns.choose(std::move(model.family));
+  require_no_files(options, *model.family);
   return model;
 }
 
@@ -247,7 +252,10 @@ void require_equal_copies(const Options& options, const Family& family, const Bo
 Model load_model(const Options& options, const std::shared_ptr<const LandingMap>& landing,
                  std::optional<TrainerLayout>& trainers) {
   const ConfigText text = read_config(options);
-  Model model = make_model(text, options, landing);
+  TensorPatterns patterns(options);
+  Model model = make_model(text, options, landing, patterns);
+  const std::vector<std::string> unmatched = patterns.unmatched();
+  std::vector<std::int64_t> fits(unmatched.size(), 0);
   for (const std::string& source : options.sources) {
     if (live_directory(source))
       throw UsageError(source + ": live memory is for sync, serve, bench and plan; name a checkpoint");
@@ -256,9 +264,11 @@ Model load_model(const Options& options, const std::shared_ptr<const LandingMap>
     } else {
       Checkpoint checkpoint = read_source(options, source);
       Binding binding = bind_to(model, checkpoint);
+      raise(fits, fits_any(unmatched, binding.left_out));
       model.sources.push_back({std::move(checkpoint), std::move(binding)});
     }
   }
+  patterns.require_matched(model.family->whole_catalog(), fits);
   if (model.sources.empty()) return model;
   add_texts(model.sources.front().checkpoint, text.files);
   require_texts_unchanged(model.sources.front().checkpoint);
@@ -276,11 +286,23 @@ Model load_model(Control& control, const Options& options, const std::shared_ptr
     *part = control.agreement.broadcast(*part);
   }
   Model model;
-  control.agreement.together([&] { model = make_model(text, options, landing); });
+  std::optional<TensorPatterns> patterns;
+  control.agreement.together([&] {
+    patterns.emplace(options);
+    model = make_model(text, options, landing, *patterns);
+  });
+  const std::vector<std::string> unmatched = patterns->unmatched();
+  std::vector<std::int64_t> fits(unmatched.size(), 0);
   for (const std::string& source : options.sources) {
     const bool is_live = live != nullptr && live->has_trainers();
     model.sources.push_back(is_live ? live->load_weights(*model.family, topology)
                                     : load_source(control, options, source, model, topology));
+    raise(fits, fits_any(unmatched, model.sources.back().binding.left_out));
+  }
+  if (!fits.empty()) {
+    // What trainers have published each of them knows for itself.
+    control.agreement.maximum(std::span<std::int64_t>(fits));
+    control.agreement.together([&] { patterns->require_matched(model.family->whole_catalog(), fits); });
   }
   // The first rank alone has read it. As a trainer it compares after its last read.
   if (!model.sources.empty()) add_texts(model.sources.front().checkpoint, text.files);

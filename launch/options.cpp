@@ -41,9 +41,9 @@ void refuse_together(const Values& values, const char* option, std::initializer_
 
 /// Throws UsageError for what has no meaning where one rank unpacks its own values.
 void refuse_with_layouts(const Values& values) {
-  for (const char* option :
-       {"source", "landing", "export-map", "trainers", "inference", "alloc", "inference-alloc",
-        "trainer-alloc", "source-split", "quantize-at", "min-achieved", "trace", "picture"}) {
+  for (const char* option : {"source", "landing", "export-map", "include", "exclude", "trainers", "inference",
+                             "alloc", "inference-alloc", "trainer-alloc", "source-split", "quantize-at",
+                             "min-achieved", "trace", "picture"}) {
     if (!values.has(option)) continue;
     throw UsageError(fmt::format(
         "{}: not together with {}, which times what one rank unpacks of synthetic values; leave one out",
@@ -118,6 +118,8 @@ void take(const Values& values, SourceOptions& options) {
   options.export_map = values.text("export-map", "");
   options.external_data = values.flag("external-data");
   options.tied_head = values.choice("tied-head", {"refuse", "embedding"});
+  options.include = values.texts("include");
+  options.exclude = values.texts("exclude");
   if (values.has("layers")) options.layers = values.integer("layers", 0, 1, 100'000);
   options.read_threads = values.integer("read-threads", 0, 1, 1024);
 }

@@ -19,6 +19,8 @@ struct SourceOptions {
   std::string export_map;
   bool external_data = false;
   std::string tied_head = "refuse";
+  std::vector<std::string> include;  ///< patterns of tensors' names
+  std::vector<std::string> exclude;
   std::optional<std::int64_t> layers;
   std::int64_t read_threads = 0;  ///< 0: by cores
 };

@@ -22,6 +22,7 @@
 #include "launch/model.hpp"
 #include "launch/pictures/plan_picture.hpp"
 #include "launch/plan/plan_text.hpp"
+#include "launch/tensor_choice.hpp"
 #include "plan/rank_plan.hpp"
 #include "report/activity.hpp"
 #include "report/json_report.hpp"
@@ -58,9 +59,12 @@ std::int64_t layers_of(const Catalog& catalog) {
 /// The plan and what it was made for, in words: model, layouts, limits.
 std::string details(const Plan& plan, const Model& model, double seconds) {
   const Topology& topology = plan.topology;
-  const Catalog& catalog = model.family->catalog();
+  const Catalog& catalog = model.family->whole_catalog();
   std::string text = fmt::format("# model      {} tensors, {}: {}\n", catalog.size(),
                                  format_bytes(catalog.bytes()), printable(model.title));
+  if (const Choice* const choice = model.family->choice(); choice != nullptr) {
+    text += wrapped(fmt::format("# partial    {}\n", choice_text(*choice)), kLineWidth, "#            ");
+  }
   text += wrapped(explain(topology, topology.trainer_layout ? layers_of(catalog) : 0), kLineWidth,
                   "#            ");
   text += fmt::format("# experts    {}{}\n", topology.engine.experts_text(), quantizer_text(plan));
@@ -68,6 +72,11 @@ std::string details(const Plan& plan, const Model& model, double seconds) {
                       plan.buckets.size(), format_bytes(plan.slot_bytes), plan.limits.buffers,
                       format_bytes(plan.staging_bytes_per_rank()));
   for (const BoundCheckpoint& source : model.sources) {
+    if (!source.binding.left_out.empty()) {
+      text += wrapped(
+          fmt::format("# unsent     of the source {}\n", printable(left_out_text(source.binding.left_out))),
+          kLineWidth, "#            ");
+    }
     if (source.binding.cast_tensors > 0) {
       text += fmt::format("# cast       {}\n", printable(source.binding.note()));
     }
@@ -121,6 +130,7 @@ void report_plan(const Options& options, OutputFile* json,
   if (picture) picture->write(plan_picture(plan, model.title));
   if (json == nullptr) return;
   nlohmann::ordered_json report = plan_json(plan, model.family->catalog(), options.segments);
+  report["partial"] = choice_json_of(*model.family);
   if (options.link_gbps) report["least_seconds"] = least_seconds(plan, *options.link_gbps);
   json->write(json_report(report));
 }

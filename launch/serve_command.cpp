@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <optional>
@@ -23,6 +24,7 @@
 #include "launch/serve/next_order.hpp"
 #include "launch/serve/server_file.hpp"
 #include "launch/serve/socket_folder.hpp"
+#include "live/folder.hpp"
 #include "live/manifest.hpp"
 #include "report/log.hpp"
 #include "storage/output_lock.hpp"
@@ -128,6 +130,7 @@ class Server {
     job_.emplace(control_, options_);
     try {
       job_->open({}, [] {});
+      if (const Choice* const choice = job_->model().family->choice(); choice != nullptr) choice_ = *choice;
       job_->print_head(update_columns());
     } catch (const AgreedFailure&) {
       close();
@@ -168,6 +171,7 @@ class Server {
     first_ = first;
     if (request) {
       std::optional<UpdateAnswer> answer = answer_at_once(*request, sights);
+      if (answer && answer->was_there && is_served_in_part(*request->version)) answer.reset();
       if (!answer && not_opened_for_ == first) answer = not_opened_;
       not_opened_for_.reset();
       if (answer) {
@@ -187,6 +191,17 @@ class Server {
                                 patience_of(options_).count(), offers_text(sights))});
     }
     return order;
+  }
+
+  /// Whether the last update of the engines' folder is to that version and has brought less of it than this
+  /// server's do.
+  bool is_served_in_part(std::int64_t version) const {
+    const auto to = live_directory(options_.sink);
+    if (!to) return false;
+    const std::vector<CommitRecord> records = find_commits(*to);
+    const auto last = std::ranges::find_if(records, [](const auto& one) { return one.version.has_value(); });
+    if (last == records.end() || last->version != version) return false;
+    return !brings(*last, choice_ ? &*choice_ : nullptr);
   }
 
   void answer_first(const UpdateAnswer& answer) {
@@ -320,7 +335,7 @@ class Server {
       return source_.get();
     };
     UpdateRecord record = job_->update_unreported({version, path, !options_.no_verify, open_source});
-    record.bound = stage_bound(record.seconds, report_.model_bytes);
+    record.bound = stage_bound(record.seconds, report_.sent_bytes);
     keep(record);
     return {ExitCode::kDone, update_text(record), "", "", version};
   }
@@ -356,6 +371,7 @@ class Server {
   NextOrder next_;
   std::optional<ExporterWatch> watch_;
   std::optional<UpdateJob> job_;    ///< nothing while exporters are gone
+  std::optional<Choice> choice_;    ///< of the model, in all updates; nothing: all of it
   std::unique_ptr<Source> source_;  ///< of the last update
   std::int64_t updates_ = 0;
   JobReport report_;

@@ -134,7 +134,8 @@ class SyncJob {
                           options_.sink == "none" ? "their memory, which ends with the job" : options_.sink);
     const auto updates = static_cast<std::int64_t>(report.updates.size());
     if (updates == 0) return fmt::format("# nothing was to be done: {:.1f} s", seconds);
-    const std::string checked = options_.no_verify ? "not verified" : "verified";
+    const std::string checked = fmt::format("{}{}", report.partial ? "partial, " : "",
+                                            options_.no_verify ? "not verified" : "verified");
     return fmt::format("# {}{}, {}: {:.1f} s", updates == 1 ? "" : counted(updates, "update") + ": ", where,
                        checked, seconds);
   }

@@ -15,6 +15,7 @@
 #include "launch/landing.hpp"
 #include "launch/layouts.hpp"
 #include "launch/live/verify_live.hpp"
+#include "launch/tensor_choice.hpp"
 #include "report/activity.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
@@ -71,7 +72,7 @@ class ShardParameters final : public KeptParameters {
     reader_.read(*file_.find(parameter.name), box, to);
   }
 
-  /// After the last read. Throws InputError when it holds more than these, IoError when it has changed.
+  /// Throws InputError when it holds more than these.
   void require_nothing_else(const std::vector<Parameter>& parameters) const {
     if (file_.tensors.size() != parameters.size()) {
       std::set<std::string_view> others;
@@ -80,8 +81,10 @@ class ShardParameters final : public KeptParameters {
       throw InputError(fmt::format("{}: holds {}, which is no parameter of this rank; run the update again",
                                    shard_.path, others.empty() ? "a dataset twice" : *others.begin()));
     }
-    reader_.require_unchanged();
   }
+
+  /// After the last read. Throws IoError when it has changed.
+  void require_unchanged() const { reader_.require_unchanged(); }
 
  private:
   const Shard& shard_;
@@ -110,6 +113,7 @@ void run_verify(const Options& options, OutputFile* json) {
   Activity activity(options.progress, true);
   activity.begin("reading metadata of the source");
   ReferenceWeights source(options, landing, trainers, layout.quantizer, directory);
+  const Choice* const choice = source.family().choice();
   Differences differences;
   std::int64_t bytes = 0;
   for (const Shard& shard : shards) {
@@ -126,19 +130,21 @@ void run_verify(const Options& options, OutputFile* json) {
     activity.begin("comparing " + shard.path);
     bytes +=
         ParameterVerifier(source.family().catalog(), kept, source.planes(), differences).verify(parameters);
-    kept.require_nothing_else(parameters);
+    if (choice == nullptr) kept.require_nothing_else(parameters);
+    kept.require_unchanged();
   }
   activity.end();
   source.require_unchanged();
   differences.require_none(source.family().catalog());
-  print_line(fmt::format("{}: {} shards of version {} hold {}{} exactly, {} compared", directory,
+  print_line(fmt::format("{}: {} shards of version {} hold {}{} exactly, {} compared{}", directory,
                          shards.size(), version, options.sources.front(),
                          layout.quantizer ? " quantised to " + quantizer_name(*layout.quantizer) : "",
-                         format_bytes(bytes)));
+                         format_bytes(bytes), compared_text(source.family())));
   if (json != nullptr) {
     const nlohmann::ordered_json report = {
         {"weightcast", "verify"},  {"status", "done"}, {"weight_version", version},
-        {"shards", shards.size()}, {"bytes", bytes},   {"error", nullptr}};
+        {"shards", shards.size()}, {"bytes", bytes},   {"partial", choice_json_of(source.family())},
+        {"error", nullptr}};
     json->write(json_report(report));
   }
 }

@@ -197,7 +197,7 @@ class BenchJob {
 
   /// Everything is measured in turn, several times, so that a noisy moment does not fall on one thing alone.
   void measure_together() {
-    plain_.bytes = verified_.bytes = job_.report().model_bytes;
+    plain_.bytes = verified_.bytes = job_.report().sent_bytes;
     for (std::int64_t i = 0; i < options_.iterations; ++i) {
       control_.deadline.begin_phase("measuring");
       if (gpu_) gpu_->measure();

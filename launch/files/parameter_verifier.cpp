@@ -88,7 +88,7 @@ std::int64_t ParameterVerifier::verify(const std::vector<Parameter>& parameters)
         padding.layout.plain() ? verify_padding(parameter, padding) : verify_placed(parameter, padding);
       });
     }
-    bytes += parameter.bytes();
+    bytes += parameter.written_bytes();
   }
   return bytes;
 }

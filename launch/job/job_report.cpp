@@ -4,11 +4,14 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
+#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "core/units.hpp"
+#include "launch/tensor_choice.hpp"
 #include "sys/mpi.hpp"
 
 namespace weightcast {
@@ -26,8 +29,21 @@ void describe(const Options& options, const Model& model, const Plan& plan, cons
   report.limits =
       fmt::format("fan-out {}, transport {}, buckets of {} × {}", options.fan_out,
                   wire_name(wire_choice.wire), format_bytes(plan.limits.bucket_bytes), plan.limits.buffers);
-  report.tensors = static_cast<std::int64_t>(model.family->catalog().size());
-  report.model_bytes = model.family->catalog().bytes();
+  const Catalog& whole = model.family->whole_catalog();
+  report.tensors = static_cast<std::int64_t>(whole.size());
+  report.model_bytes = whole.bytes();
+  report.sent_bytes = model.family->catalog().bytes();
+  if (const Choice* const choice = model.family->choice(); choice != nullptr) {
+    report.partial = {choice->tensors, choice->bytes, choice->staying_tensors, choice->staying_bytes,
+                      choice_text(*choice)};
+  }
+  if (!model.sources.empty() && !model.sources.front().binding.left_out.empty()) {
+    const std::vector<LeftOut>& left_out = model.sources.front().binding.left_out;
+    const auto bytes =
+        std::accumulate(left_out.begin(), left_out.end(), std::int64_t{0},
+                        [](std::int64_t sum, const LeftOut& tensor) { return sum + tensor.bytes; });
+    report.left_out = {std::ssize(left_out), bytes, left_out_text(left_out)};
+  }
   report.wire_bytes = plan.wire_bytes();
   report.buckets = static_cast<std::int64_t>(plan.buckets.size());
   report.routes = plan.routes();
@@ -41,7 +57,7 @@ void describe_ways(Control& control, const Session& session, JobReport& report) 
   for (std::size_t p = 0; p < session.rank_plan().parameters.size(); ++p) {
     const std::span<const std::byte> parameter = session.parameter(p);
     const bool direct = window == nullptr || !window->tensor_at(parameter.data());
-    bytes[direct ? 0 : 1] += parameter.size();
+    bytes[direct ? 0 : 1] += static_cast<std::uint64_t>(session.rank_plan().parameters[p].written_bytes());
   }
   control.agreement.sum(std::span<std::uint64_t>(bytes));
   report.direct_bytes = static_cast<std::int64_t>(bytes[0]);

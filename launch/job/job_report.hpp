@@ -16,7 +16,7 @@ namespace weightcast {
 void describe(const Options& options, const Model& model, const Plan& plan, const WireChoice& wire_choice,
               JobReport& report);
 
-/// Which bytes of the engines' parameters take which way. Collective.
+/// Which bytes of the engines' parameters that are written take which way. Collective.
 void describe_ways(Control& control, const Session& session, JobReport& report);
 
 /// What the start was made of; each part is the slowest rank's.

@@ -270,13 +270,19 @@ BoundCheckpoint LiveEnds::load_weights(const Family& family, Topology& topology)
   return loaded;
 }
 
-void LiveEnds::open() {
+void LiveEnds::open(const Family& family) {
   control_.agreement.together([&] {
+    if (family.choice() != nullptr && engine_manifest_ && engine_manifest_->window()) {
+      throw UsageError(
+          engine_manifest_->path +
+          ": its tensors come through a window to its own loader, which makes parameters of all of them; "
+          "leave --include and --exclude out");
+    }
     if (trainer_manifest_) trainer_ = std::make_shared<Exporter>(*trainer_manifest_);
     if (engine_manifest_) engine_ = std::make_shared<Exporter>(*engine_manifest_);
   });
   update_.emplace(control_, live_directory(options_.sink).value_or(""), trainer_.get(), engine_.get(),
-                  patience_of(options_));
+                  patience_of(options_), family.choice());
 }
 
 std::shared_ptr<ParameterMemory> LiveEnds::parameters(const Family& family,

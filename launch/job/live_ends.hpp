@@ -68,8 +68,9 @@ class LiveEnds {
   /// InputError. Collective.
   BoundCheckpoint load_weights(const Family& family, Topology& topology);
 
-  /// Maps their memory. Throws (by agreement) IoError, InputError. Collective.
-  void open();
+  /// Maps their memory, for updates of `family`'s model. Throws (by agreement) IoError, InputError, and
+  /// UsageError for an engine that cannot be given a part of it. Collective.
+  void open(const Family& family);
 
   // When it is open:
 

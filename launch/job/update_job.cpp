@@ -62,7 +62,7 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
   session.wire = wire_choice_.wire;
   session.activity = &activity_;
   if (live_) {
-    live_->open();
+    live_->open(*model_.family);
     control_.agreement.together(
         [&] { session.parameters = live_->parameters(*model_.family, topology_.engine); });
     if (live_directory(options_.sink)) {
@@ -104,7 +104,7 @@ void UpdateJob::print_head(const std::string& columns) {
 
 void UpdateJob::update(const Update& update) {
   UpdateRecord record = update_unreported(update);
-  record.bound = stage_bound(record.seconds, report_.model_bytes);
+  record.bound = stage_bound(record.seconds, report_.sent_bytes);
   report_.updates.push_back(record);
   if (control_.rank() != 0) return;
   report_in_place(control_, [&] { print_report(update_text(record)); });
@@ -116,6 +116,7 @@ UpdateRecord UpdateJob::update_unreported(const Update& update) {
   record.weight_version = update.version;
   record.source = update.label;
   record.verified = update.verify;
+  record.partial = model_.family->choice() != nullptr;
   try {
     if (sink_) sink_->begin(update.version, options_.command);
     Source* const source = update.source();
@@ -134,7 +135,7 @@ UpdateRecord UpdateJob::update_unreported(const Update& update) {
     sink_->write(update.version);
     record.seconds.write = seconds_since(start);
   }
-  record.rate_gb_s = static_cast<double>(report_.model_bytes) / record.seconds.update / 1e9;
+  record.rate_gb_s = static_cast<double>(report_.sent_bytes) / record.seconds.update / 1e9;
   return record;
 }
 

@@ -16,6 +16,7 @@
 #include "core/units.hpp"
 #include "launch/serve/ask.hpp"
 #include "launch/serve/server_file.hpp"
+#include "launch/tensor_choice.hpp"
 #include "live/dead_exporters.hpp"
 #include "live/folder.hpp"
 #include "live/open_block.hpp"
@@ -213,7 +214,8 @@ std::optional<std::string> server_text(const std::string& directory) {
 std::string record_text(const CommitRecord& record) {
   if (record.wrong) return record.wrong->what();
   if (!record.version) return fmt::format("update {} is void: its version was not committed", record.update);
-  return fmt::format("version {} was committed by update {}", *record.version, record.update);
+  return fmt::format("version {} was committed by update {}{}", *record.version, record.update,
+                     record.partial ? ", a partial one: " + choice_text(*record.partial) : "");
 }
 
 /// The records that count: those behind the last commit, and that.
@@ -275,8 +277,9 @@ void inspect_live(const std::string& directory, OutputFile* json) {
       note_wrong(commit_path(directory, record.update), *record.wrong);
       continue;
     }
-    nlohmann::ordered_json entry = {{"update", record.update}, {"version", nullptr}};
+    nlohmann::ordered_json entry = {{"update", record.update}, {"version", nullptr}, {"partial", nullptr}};
     if (record.version) entry["version"] = *record.version;
+    if (record.partial) entry["partial"] = choice_json(*record.partial);
     commits.push_back(std::move(entry));
   }
   if (json != nullptr) {

@@ -17,6 +17,7 @@
 #include "launch/files/parameter_verifier.hpp"
 #include "launch/landing.hpp"
 #include "launch/layouts.hpp"
+#include "launch/tensor_choice.hpp"
 #include "live/exporter.hpp"
 #include "live/folder.hpp"
 #include "live/live_weights.hpp"
@@ -235,10 +236,10 @@ void verify_live(const std::string& directory, const Options& options, OutputFil
   for (const auto& engine : engines.here) engine->require_served_on();
   source.require_unchanged();
   differences.require_none(source.family().catalog());
-  print_line(fmt::format("live:{}: {} of {} engines serve version {} and hold {}{} exactly, {} compared",
+  print_line(fmt::format("live:{}: {} of {} engines serve version {} and hold {}{} exactly, {} compared{}",
                          directory, engines.here.size(), layout.ranks(), version, options.sources.front(),
                          layout.quantizer ? " quantised to " + quantizer_name(*layout.quantizer) : "",
-                         format_bytes(bytes)));
+                         format_bytes(bytes), compared_text(source.family())));
   if (loader_bytes > 0) {
     print_line(fmt::format(
         "live:{}: {} went through the engines' own loaders, and what these made of it is not compared",
@@ -252,6 +253,7 @@ void verify_live(const std::string& directory, const Options& options, OutputFil
                              {"engines", engines.here.size()},
                              {"bytes", bytes},
                              {"loader_bytes", loader_bytes},
+                             {"partial", choice_json_of(source.family())},
                              {"error", nullptr}}));
   }
 }

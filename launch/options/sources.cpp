@@ -52,7 +52,7 @@ void add_parsed(po::parsed_options& parsed, const OptionInfo& option, const std:
   parsed.options.push_back(std::move(entry));
 }
 
-/// The lines of a variable that names several sources: every other character may be part of a path.
+/// The lines of a variable of an option that may repeat: every other character may be part of a value.
 std::vector<std::string> lines_of(const std::string& value) {
   std::vector<std::string> lines;
   std::istringstream text(value);
@@ -87,7 +87,7 @@ po::parsed_options parse_environment(const po::options_description& description,
       if (!fresh)
         throw UsageError(fmt::format("{} and {} are one option; unset one of them", other->second, name));
       const std::string value(entry.substr(name.size() + 1));
-      for (const std::string& one : option_name == "source" ? lines_of(value) : std::vector{value}) {
+      for (const std::string& one : option->repeats ? lines_of(value) : std::vector{value}) {
         add_parsed(parsed, *option, one, std::string(name));
       }
     }
@@ -126,8 +126,7 @@ po::parsed_options parse_file(const po::options_description& description, unsign
       throw UsageError(where + ": a file of options cannot name another one; write that one's lines here");
     }
     if ((option->commands & command) == 0) continue;  // one file may serve several commands
-    // As on the command line, all but sources are given once.
-    if (!given.insert(name).second && name != "source") {
+    if (!given.insert(name).second && !option->repeats) {
       throw UsageError(where + ": a second time in this file; leave one of them out");
     }
     add_parsed(parsed, *option, trim(std::string_view(line).substr(equals + 1)), where);
@@ -150,7 +149,7 @@ void require_short_values(const Values& values) {
     const std::string name = long_name(option);
     if (option.argument == nullptr || !values.has(name.c_str())) continue;
     const std::vector<std::string> all =
-        name == "source" ? values.texts("source") : std::vector{values.text(name.c_str(), "")};
+        option.repeats ? values.texts(name.c_str()) : std::vector{values.text(name.c_str(), "")};
     for (const std::string& value : all) require_short(values.label(name), value);
   }
 }

@@ -18,15 +18,15 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors or .h5; several times for several updates (WEIGHTCAST_SOURCE: one a line); "
      "or live:DIR: trainers that have published their memory there",
-     kSync},
+     kSync, Ranks::kAlike, true},
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors or .h5, or live:DIR: trainers that have published their memory there",
-     kServe | kBench | kPlan},
+     kServe | kBench | kPlan, Ranks::kAlike, true},
     {"source", "PATH",
      "checkpoint: Hugging Face directory, .safetensors or HDF5 file, or a folder of "
      "trainer-<rank>.safetensors or .h5",
-     kVerify | kConvert},
+     kVerify | kConvert, Ranks::kAlike, true},
     {"model", "CONFIG_JSON",
      "the model's config.json, or its folder (default: beside the source, if there is one)",
      kAll & ~kTrigger},
@@ -50,6 +50,14 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      "is "
      "dropped, as engines do",
      kJobs | kVerify | kConvert | kPlan},
+    {"include", "PATTERN",
+     "send only the tensors of the model whose names the pattern fits (*.experts.*; * is anything, ? one "
+     "character, [0-9] one of these), once more for each other pattern; the rest stays as engines have it",
+     kJobs | kPlan | kVerify, Ranks::kAlike, true},
+    {"exclude", "PATTERN",
+     "send none of those that it fits (model.visual.*), also of what is included; once more for each other "
+     "pattern",
+     kJobs | kPlan | kVerify, Ranks::kAlike, true},
     {"layers", "N", "the same model with N layers", kPlan | kBench | kSynth},
     {"trainers", "N", "the first N ranks are trainers (default 1)", kJobs | kPlan | kHosts},
     {"colocate", nullptr, "every rank is trainer and inference rank", kJobs | kPlan | kHosts},
@@ -218,7 +226,7 @@ boost::program_options::options_description describe(unsigned command) {
     if ((option.commands & command) == 0) continue;
     if (option.argument == nullptr) {
       description.add_options()(option.name, po::bool_switch(), option.help);
-    } else if (long_name(option) == "source") {
+    } else if (option.repeats) {
       description.add_options()(
           option.name, po::value<std::vector<std::string>>()->value_name(option.argument), option.help);
     } else {

@@ -38,6 +38,7 @@ struct OptionInfo {
   const char* help;
   unsigned commands;  ///< CommandBit
   Ranks ranks = Ranks::kAlike;
+  bool repeats = false;  ///< may be given several times
 };
 
 /// Every option, in the order in which people are told of them: once for all commands to which it means the

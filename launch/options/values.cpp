@@ -116,8 +116,8 @@ std::map<std::string, std::string> Values::alike(const std::string& command) con
     if (option.ranks == Ranks::kEachItsOwn || !has(name.c_str())) continue;
     if (option.argument == nullptr) {
       all[name] = flag(name.c_str()) ? "true" : "false";
-    } else if (name == "source") {
-      all[name] = fmt::format("{}", fmt::join(texts("source"), " --source "));
+    } else if (option.repeats) {
+      all[name] = fmt::format("{}", fmt::join(texts(name.c_str()), fmt::format(" --{} ", name)));
     } else {
       all[name] = text(name.c_str(), "");
     }

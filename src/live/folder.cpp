@@ -93,6 +93,32 @@ Manifest read_own(const FoundManifest& found) {
                                role_name(manifest.role), manifest.rank));
 }
 
+/// What a record says of a partial update. Throws InputError.
+Choice choice_in(const nlohmann::json& partial, const std::string& path) {
+  Choice choice;
+  const auto refuse = [&](const char* field) {
+    throw InputError(
+        fmt::format("{}: '{}' of 'partial' is missing or not what it should be; it is no record of a commit: "
+                    "remove the file",
+                    path, field));
+  };
+  const auto take = [&](const char* field, std::int64_t& number) {
+    const auto found = partial.is_object() ? partial.find(field) : partial.end();
+    if (found == partial.end() || !found->is_number_unsigned() || found->get<std::uint64_t>() > INT64_MAX) {
+      refuse(field);
+    }
+    number = found->get<std::int64_t>();
+  };
+  take("tensors", choice.tensors);
+  take("bytes", choice.bytes);
+  take("staying_tensors", choice.staying_tensors);
+  take("staying_bytes", choice.staying_bytes);
+  const auto id = partial.find("choice");
+  if (id == partial.end() || !id->is_string()) refuse("choice");
+  choice.id = id->get<std::string>();
+  return choice;
+}
+
 /// Fills in what the file says. Throws InputError, IoError.
 void read_record(const std::string& path, CommitRecord& record) {
   constexpr std::int64_t kMostBytes = 4096;
@@ -103,6 +129,7 @@ void read_record(const std::string& path, CommitRecord& record) {
   const auto version = object.find("version");
   if (version == object.end() || !version->is_number_integer())
     throw InputError(path + ": 'version' is no whole number; it is no record of a commit: remove the file");
+  if (object.contains("partial")) record.partial = choice_in(object["partial"], path);
   record.version = version->get<std::int64_t>();
   const auto origin = object.find("origin");
   if (origin != object.end() && origin->is_string()) record.origin = origin->get<std::string>();
@@ -153,6 +180,18 @@ std::vector<Manifest> read_manifests(const std::string& directory, Role role) {
                    number_said_by(manifests.front()));
   }
   return manifests;
+}
+
+bool brings(const CommitRecord& record, const Choice* choice) {
+  return !record.partial || (choice != nullptr && record.partial->id == choice->id);
+}
+
+nlohmann::ordered_json choice_json(const Choice& choice) {
+  return {{"tensors", choice.tensors},
+          {"bytes", choice.bytes},
+          {"staying_tensors", choice.staying_tensors},
+          {"staying_bytes", choice.staying_bytes},
+          {"choice", choice.id}};
 }
 
 std::string origin_text(std::uint64_t origin) {

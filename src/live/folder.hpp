@@ -1,12 +1,14 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "core/error.hpp"
 #include "live/manifest.hpp"
+#include "model/family.hpp"
 
 namespace weightcast {
 
@@ -40,6 +42,7 @@ struct CommitRecord {
   std::uint64_t update = 0;
   std::optional<std::int64_t> version;  ///< nothing when the update is void: none of it counts
   std::string origin;                   ///< whose weights these are (origin_text()); empty: not said
+  std::optional<Choice> partial;        ///< what of the version the update brought; nothing: all of it
   std::optional<Error> wrong;           ///< the file says neither
 };
 
@@ -56,6 +59,12 @@ std::vector<UnfinishedManifest> unfinished_manifests(const std::string& director
 /// The records that have not got their name, `DIR/commit-12.json.new`: of an update that is under way, or
 /// whose job step was killed. Throws IoError when there is no such folder.
 std::vector<std::string> unnamed_records(const std::string& directory);
+
+/// Whether the update of a record brought all that `choice` sends of the model; null: all of the model.
+bool brings(const CommitRecord& record, const Choice* choice);
+
+/// How records, and reports, write what is sent of a model and what stays.
+nlohmann::ordered_json choice_json(const Choice& choice);
 
 /// How a record writes where weights come from: 16 hexadecimal digits.
 std::string origin_text(std::uint64_t origin);

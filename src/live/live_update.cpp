@@ -30,12 +30,13 @@ using client::is_at_rest;
 }  // namespace
 
 LiveUpdate::LiveUpdate(Control& control, std::string directory, Exporter* trainer, Exporter* engine,
-                       std::chrono::seconds patience)
+                       std::chrono::seconds patience, const Choice* choice)
     : control_(control),
       directory_(std::move(directory)),
       trainer_(trainer),
       engine_(engine),
-      patience_(patience) {}
+      patience_(patience),
+      choice_(choice) {}
 
 LiveUpdate::~LiveUpdate() {
   fail("the job step has ended amid the update", true);
@@ -176,7 +177,7 @@ std::uint64_t LiveUpdate::update_that_brought(std::int64_t version) const {
   const auto last = std::find_if(records.begin(), records.end(),
                                  [](const CommitRecord& record) { return record.version.has_value(); });
   const bool same = last != records.end() && last->version == version && last->origin == origin_text(origin_);
-  return same ? last->update : 0;
+  return same && brings(*last, choice_) ? last->update : 0;
 }
 
 std::int64_t LiveUpdate::begin(std::int64_t otherwise, std::uint64_t files) {
@@ -217,7 +218,8 @@ bool LiveUpdate::is_there(std::int64_t version) {
   control_.agreement.maximum(std::span<std::int64_t>(missing));
   if (missing[0] == 0 && missing[1] != 0 && control_.rank() == 0) {
     log_note(fmt::format(
-        "the engines have version {} already, but not known to be from this source; it is sent", version));
+        "the engines have version {} already, but not known to be all of it, from this source; it is sent",
+        version));
   }
   return missing[0] == 0 && missing[1] == 0;
 }
@@ -239,6 +241,12 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
             fmt::format("{}: {} serves version {}, and {} is older; start the job, or the server, with "
                         "--allow-older if that is meant",
                         engine_->manifest().path, engine_->name(), engine_->version(), version));
+      }
+      if (choice_ != nullptr && rest_ != WEIGHTCAST_SERVING) {
+        throw UsageError(
+            fmt::format("{}: {} has no version of which a part could stay ({}); run an update without "
+                        "--include and --exclude first",
+                        engine_->manifest().path, engine_->name(), in_words(engine_->look())));
       }
     });
     // A folder that takes no record is noticed while every engine still has what it had.
@@ -290,10 +298,10 @@ void LiveUpdate::prepare_record(std::int64_t version) const {
     throw IoError(path + ": is in the way of the record of this update; remove it");
   }
   std::filesystem::remove(prepared_path(), ignored);
-  write_durably(
-      prepared_path(),
-      json_report(
-          {{"weightcast", 1}, {"update", update_}, {"version", version}, {"origin", origin_text(origin_)}}));
+  nlohmann::ordered_json record = {
+      {"weightcast", 1}, {"update", update_}, {"version", version}, {"origin", origin_text(origin_)}};
+  if (choice_ != nullptr) record["partial"] = choice_json(*choice_);
+  write_durably(prepared_path(), json_report(record));
 }
 
 void LiveUpdate::name_record() const {

@@ -7,6 +7,7 @@
 
 #include "control/control.hpp"
 #include "live/exporter.hpp"
+#include "model/family.hpp"
 
 namespace weightcast {
 
@@ -20,9 +21,10 @@ class LiveUpdate {
 
   /// `trainer` and `engine` are this rank's exporters, null where it has none. `directory` holds the
   /// manifests, and will hold the record of each commit; empty where there is no live engine. An answer that
-  /// does not come within `patience` ends the update. All references must outlive this.
+  /// does not come within `patience` ends the update. `choice`: what is sent of the model, null for all of
+  /// it. All references must outlive this.
   LiveUpdate(Control& control, std::string directory, Exporter* trainer, Exporter* engine,
-             std::chrono::seconds patience);
+             std::chrono::seconds patience, const Choice* choice = nullptr);
   ~LiveUpdate();
   LiveUpdate(const LiveUpdate&) = delete;
   LiveUpdate& operator=(const LiveUpdate&) = delete;
@@ -34,7 +36,7 @@ class LiveUpdate {
 
   /// Whether every engine has that version already, from the same publications of the trainers or the same
   /// files; false where none is live. The same number alone is no proof of the same weights: trainers may
-  /// have been started anew. Collective.
+  /// have been started anew, and the update that brought it may have brought only a part. Collective.
   bool is_there(std::int64_t version);
 
   /// Ends an update that is not needed: what the trainers offered has been read. Does not communicate.
@@ -42,7 +44,7 @@ class LiveUpdate {
 
   /// Asks the engines and waits until all have paused; from here on their memory may be written. Throws
   /// AgreedFailure, and the engines then go on with what they had. An engine that serves a newer version is
-  /// refused unless `allow_older`. Collective.
+  /// refused unless `allow_older`, and in a partial update one that has no version. Collective.
   void pause(std::int64_t version, bool allow_older);
 
   /// All of the version is in every engine's memory, verified: it becomes theirs, on all ranks or on none.
@@ -91,6 +93,7 @@ class LiveUpdate {
   Exporter* trainer_;
   Exporter* engine_;
   std::chrono::seconds patience_;
+  const Choice* choice_;
   bool asked_ = false;    ///< this rank's engine, in this update
   bool reading_ = false;  ///< this rank's trainer
   std::uint64_t update_ = 0;

@@ -219,8 +219,12 @@ bool names_family(const ModelConfig& config) {
          });
 }
 
-std::unique_ptr<Family> make_family(const ModelConfig& config) {
-  return find_family(config).make(config);
+std::unique_ptr<Family> make_family(const ModelConfig& config, const LeavesOut& leaves_out) {
+  std::unique_ptr<Family> family = find_family(config).make(config);
+  for (const UnsentPart& unsent : family->unsent()) {
+    if (!leaves_out || !leaves_out(unsent.prefix)) throw InputError(unsent.line);
+  }
+  return family;
 }
 
 }  // namespace weightcast

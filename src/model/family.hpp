@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -15,6 +16,24 @@
 #include "model/trainer.hpp"
 
 namespace weightcast {
+
+/// Which tensors of a model an update brings, where these are not all: a partial update.
+struct Choice {
+  std::int64_t tensors = 0;  ///< that are sent
+  std::int64_t bytes = 0;
+  std::int64_t staying_tensors = 0;  ///< that stay as engines have them
+  std::int64_t staying_bytes = 0;
+  std::string id;  ///< 16 hexadecimal digits, a hash of the names of those that are sent
+};
+
+/// Whether the user leaves out what is called so.
+using LeavesOut = std::function<bool(std::string_view name)>;
+
+/// A part of a model that its config describes and its family does not send.
+struct UnsentPart {
+  std::string prefix;  ///< of its tensors' names
+  std::string line;    ///< what to say unless it is left out on purpose
+};
 
 /// One model of a family: what tensors it has, how checkpoints may store them, and which parameters an engine
 /// rank keeps of them. A family is one file in families/ and one line in family.cpp.
@@ -63,6 +82,20 @@ class Family {
 
   /// Who says that tensors hold codes; empty for a model of values.
   virtual QuantizationPlace quantization_place() const { return {}; }
+
+  /// What the names begin with of tensors that checkpoints of the model have, and that are left out.
+  virtual std::vector<std::string> left_out() const { return {}; }
+
+  /// What make_family() refuses the config for, unless the user leaves it out.
+  virtual std::vector<UnsentPart> unsent() const { return {}; }
+
+  /// What is sent of the model where the user has chosen (model/chosen_family.hpp); null for all of it. The
+  /// catalog has the chosen tensors then, and whole_catalog() those of the model.
+  virtual const Choice* choice() const { return nullptr; }
+  virtual const Catalog& whole_catalog() const { return catalog(); }
+
+  /// True for a stored tensor that is of the model, and not sent because it was not chosen.
+  virtual bool stays(std::string_view /*stored_name*/) const { return false; }
 };
 
 /// All that trainer `rank` holds, dense tensors first. Throws as Family's functions.
@@ -73,7 +106,8 @@ std::vector<TrainerTensor> trainer_tensors(const Family& family, const TrainerLa
 bool names_family(const ModelConfig& config);
 
 /// The family that `config` names: by its architectures, whatever a trainer has wrapped them in, or by its
-/// model_type where those say nothing. Throws InputError naming what is not supported, or what is missing.
-std::unique_ptr<Family> make_family(const ModelConfig& config);
+/// model_type where those say nothing. Throws InputError naming what is not supported, or what is missing;
+/// and for a part of the model that is not sent, unless the user leaves it out.
+std::unique_ptr<Family> make_family(const ModelConfig& config, const LeavesOut& leaves_out = {});
 
 }  // namespace weightcast

@@ -6,6 +6,22 @@
 
 namespace weightcast {
 
+std::int64_t Parameter::written_bytes() const {
+  std::int64_t written = bytes();
+  for (const Padding& region : untouched) written -= region.rows * region.bytes;
+  return written;
+}
+
+Padding region_of(const Parameter& parameter, const Part& part) {
+  const Box plane = part.form.of(part.box);
+  const std::int64_t row_bytes = plane.cols * dtype_bytes(parameter.dtype);
+  if (!part.layout.plain()) return {part.offset, row_bytes, 0, 0, plane.rows, part.layout};
+  if (part.pitch == row_bytes || plane.rows == 1) return {part.offset, plane.rows * row_bytes};
+  MatrixLayout in_rows;
+  in_rows.step[3] = part.pitch;
+  return {part.offset, row_bytes, 0, 0, plane.rows, in_rows};
+}
+
 bool widens(const Catalog& catalog, const Parameter& parameter, const Part& part) {
   return part.form.plane == Plane::kValues && parameter.dtype == DType::kF32 &&
          catalog[part.tensor].dtype == DType::kBF16;

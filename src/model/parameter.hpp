@@ -85,7 +85,12 @@ struct Parameter {
   bool for_loader = false;  ///< a tensor whole, which the engine's own loader takes out of a window
 
   std::int64_t bytes() const { return shape.elements() * dtype_bytes(dtype); }
+  /// Of these, those that an update writes.
+  std::int64_t written_bytes() const;
 };
+
+/// The bytes of a parameter that a part feeds.
+Padding region_of(const Parameter& parameter, const Part& part);
 
 /// Whether the values of a part become float32 in the parameter, where the tensor holds bfloat16: an engine
 /// keeps some, such as routers, in a wider type than checkpoints do.

@@ -94,6 +94,7 @@ struct TrainerTensor {
   std::vector<std::string> other_names = {};  ///< by which other versions of the trainer call it
   /// A copy of what another stage trains (a tied head): it must be equal, and is not sent.
   bool copy = false;
+  bool stays = false;  ///< nothing of it was chosen to be sent: it may be there or not
 };
 
 }  // namespace weightcast

@@ -32,13 +32,17 @@ void add(Hasher& hasher, const Box& box) {
   hasher.add(box.row).add(box.rows).add(box.col).add(box.cols);
 }
 
-std::uint64_t hash_plan(const Plan& plan, const Catalog& catalog) {
+std::uint64_t hash_plan(const Plan& plan, const Family& family) {
+  const Catalog& catalog = family.catalog();
   Hasher hasher;
   // What the cuts of messages depend on beside the plan itself.
   hasher.add(kSegmentAlignment).add(kDirectBytes);
   for (const Tensor& tensor : catalog.tensors()) {
     hasher.add(tensor.name).add(tensor.dtype).add(tensor.shape.dims());
     for (const std::int64_t extent : tensor.shape.extents()) hasher.add(extent);
+  }
+  if (const Choice* const choice = family.choice(); choice != nullptr) {
+    hasher.add(std::string_view(choice->id)).add(choice->staying_tensors).add(choice->staying_bytes);
   }
   const EngineLayout& engine = plan.topology.engine;
   hasher.add(plan.topology.trainers).add(plan.topology.colocate).add(plan.topology.source_split);
@@ -155,7 +159,7 @@ Plan make_plan(const Family& family, const Topology& topology, const Limits& lim
     plan.slot_bytes = std::max(plan.slot_bytes, round_up(bucket.bytes, kSegmentAlignment));
   }
   prove_sent_once(plan, catalog);
-  plan.hash = hash_plan(plan, catalog);
+  plan.hash = hash_plan(plan, family);
   return plan;
 }
 

@@ -35,6 +35,28 @@ ordered_json seconds_json(const UpdateSeconds& s, const JobReport& report) {
           {"update", s.update}};
 }
 
+/// The last column: whether the update was compared, and whether it brought all of the model.
+const char* verified_text(const UpdateRecord& update) {
+  if (update.partial) return update.verified ? "partial" : "no, part";
+  return update.verified ? "yes" : "no";
+}
+
+ordered_json partial_json(const JobReport& report) {
+  if (!report.partial) return nullptr;
+  const PartialRecord& partial = *report.partial;
+  return {{"tensors", partial.tensors},
+          {"bytes", partial.bytes},
+          {"staying_tensors", partial.staying_tensors},
+          {"staying_bytes", partial.staying_bytes}};
+}
+
+ordered_json left_out_json(const JobReport& report) {
+  if (!report.left_out) return nullptr;
+  return {{"tensors", report.left_out->tensors},
+          {"bytes", report.left_out->bytes},
+          {"names", report.left_out->text}};
+}
+
 ordered_json bound_json(const BoundRecord& bound) {
   return {{"what", bound.what}, {"gb_s", bound.gb_s}, {"achieved", bound.achieved}};
 }
@@ -46,7 +68,10 @@ std::string header_text(const JobReport& report) {
       wrapped(fmt::format("# {} {}\n", printable(report.versions), report.command), kLineWidth, kContinued);
   text += fmt::format("# model   {} tensors, {}: {}\n", report.tensors, format_bytes(report.model_bytes),
                       printable(report.model));
-  std::string rest = fmt::format("# layout  {}\n", printable(report.layout));
+  std::string rest;
+  if (report.partial) rest += fmt::format("# partial {}\n", report.partial->text);
+  if (report.left_out) rest += fmt::format("# unsent  of the source {}\n", printable(report.left_out->text));
+  rest += fmt::format("# layout  {}\n", printable(report.layout));
   rest += fmt::format("# limits  {}\n", printable(report.limits));
   rest += fmt::format("# plan    {}, {}, {} on the wire, staging {} a rank,\n{}hash {}\n",
                       counted(report.routes, "route"), counted(report.buckets, "bucket"),
@@ -90,7 +115,7 @@ std::string update_text(const UpdateRecord& update) {
   return fmt::format(kRow, update.weight_version, figure_text(std::max(s.read, s.pack)),
                      figure_text(s.transport), figure_text(s.unpack), figure_text(s.verify),
                      figure_text(s.write), figure_text(s.update), figure_text(update.rate_gb_s),
-                     update.bound.stage, update.verified ? "yes" : "no");
+                     update.bound.stage, verified_text(update));
 }
 
 std::string report_json(const JobReport& report, const std::string& status, const std::string& error) {
@@ -105,6 +130,8 @@ std::string report_json(const JobReport& report, const std::string& status, cons
     ranks.push_back({{"rank", rank.rank}, {"role", rank.role}, {"host", rank.host}, {"device", rank.device}});
   }
   root["model"] = {{"tensors", report.tensors}, {"bytes", report.model_bytes}};
+  root["partial"] = partial_json(report);
+  root["left_out"] = left_out_json(report);
   root["wire_bytes"] = report.wire_bytes;
   root["buckets"] = report.buckets;
   root["routes"] = report.routes;

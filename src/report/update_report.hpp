@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -38,9 +39,26 @@ struct UpdateRecord {
   std::int64_t weight_version = 0;
   std::string source;
   UpdateSeconds seconds;
-  double rate_gb_s = 0;  ///< model bytes ÷ seconds.update
+  double rate_gb_s = 0;  ///< bytes that are sent of the model ÷ seconds.update
   BoundRecord bound;
   bool verified = false;
+  bool partial = false;  ///< it brought a part of the model
+};
+
+/// What an update sends of a model, and what stays as engines have it.
+struct PartialRecord {
+  std::int64_t tensors = 0;
+  std::int64_t bytes = 0;
+  std::int64_t staying_tensors = 0;
+  std::int64_t staying_bytes = 0;
+  std::string text;  ///< the same for people
+};
+
+/// Tensors of the source that are none of the model's.
+struct LeftOutRecord {
+  std::int64_t tensors = 0;
+  std::int64_t bytes = 0;
+  std::string text;  ///< with names, for people
 };
 
 /// Everything a job reports; the text and the JSON are two faces of it.
@@ -53,11 +71,14 @@ struct JobReport {
   std::vector<RankInfo> ranks;
   std::int64_t tensors = 0;
   std::int64_t model_bytes = 0;
+  std::int64_t sent_bytes = 0;  ///< of the model's, by each update
+  std::optional<PartialRecord> partial;
+  std::optional<LeftOutRecord> left_out;
   std::int64_t wire_bytes = 0;
   std::int64_t buckets = 0;
   std::int64_t routes = 0;
   std::int64_t staging_bytes_per_rank = 0;
-  std::int64_t direct_bytes = 0;  ///< of all engines' parameters: written where they are used
+  std::int64_t direct_bytes = 0;  ///< of all engines' parameters that are written: where they are used
   std::int64_t loader_bytes = 0;  ///< handed to the engines' own loaders through a window
   std::string plan_hash;
   double startup_seconds = 0;
@@ -71,7 +92,7 @@ struct JobReport {
 std::string header_text(const JobReport& report);
 
 /// The head of the update table, and one row of it: version, seconds of the stages, GB/s, the slowest stage,
-/// whether the weights were compared.
+/// whether the weights were compared; `partial` where a part of the model was sent, and compared.
 std::string update_columns();
 std::string update_text(const UpdateRecord& update);
 

@@ -211,27 +211,36 @@ void Session::agree_on_scales(Source* source) {
   // Parameters hold scales of scopes alone.
   if (plan_.scopes.empty()) return;
   control_.agreement.together([&] {
-    for_each_scalar([&](std::size_t p, const std::vector<float>& values) {
-      memory_->write(p, 0, std::as_bytes(std::span(values)));
+    for_each_scalar([&](std::size_t p, std::int64_t offset, std::span<const float> values) {
+      memory_->write(p, offset, std::as_bytes(values));
     });
   });
 }
 
 void Session::for_each_scalar(
-    const std::function<void(std::size_t, const std::vector<float>&)>& visit) const {
+    const std::function<void(std::size_t, std::int64_t, std::span<const float>)>& visit) const {
+  constexpr std::int64_t kBytes = sizeof(float);
   for (std::size_t p = 0; p < rank_plan_.parameters.size(); ++p) {
     const Parameter& parameter = rank_plan_.parameters[p];
-    if (parameter.scalars.empty()) continue;
-    visit(p, scalar_values(plan_, parameter, scales_));
+    const std::vector<Scalar>& scalars = parameter.scalars;
+    if (scalars.empty()) continue;
+    const std::vector<float> values = scalar_values(plan_, parameter, scales_);
+    for (std::size_t first = 0, end = 0; first < scalars.size(); first = end) {
+      for (end = first + 1; end < scalars.size(); ++end) {
+        if (scalars[end].offset != scalars[end - 1].offset + kBytes) break;
+      }
+      const std::int64_t offset = scalars[first].offset;
+      visit(p, offset, std::span(values).subspan(static_cast<std::size_t>(offset / kBytes), end - first));
+    }
   }
 }
 
 void Session::verify_written() const {
   require_written(plan_, family_.catalog(), rank_plan_, written_, expected_);
-  for_each_scalar([&](std::size_t p, const std::vector<float>& values) {
+  for_each_scalar([&](std::size_t p, std::int64_t offset, std::span<const float> values) {
     std::vector<float> held(values.size());
-    memory_->read(p, 0, std::as_writable_bytes(std::span(held)));
-    if (std::ranges::equal(std::as_bytes(std::span(held)), std::as_bytes(std::span(values)))) return;
+    memory_->read(p, offset, std::as_writable_bytes(std::span(held)));
+    if (std::ranges::equal(std::as_bytes(std::span(held)), std::as_bytes(values))) return;
     throw VerifyError(
         fmt::format("verify: parameter {} does not hold the scales that were agreed on; run the update again",
                     rank_plan_.parameters[p].name));

@@ -109,7 +109,10 @@ class Session {
   void mend_wire();
   /// Agrees on the scales of the plan's scopes and puts those that parameters hold into them. Collective.
   void agree_on_scales(Source* source);
-  void for_each_scalar(const std::function<void(std::size_t p, const std::vector<float>&)>& visit) const;
+  /// Calls `visit` with the scales that this rank's parameters hold: in turn those that lie one behind the
+  /// other from byte `offset` of parameter p on.
+  void for_each_scalar(
+      const std::function<void(std::size_t p, std::int64_t offset, std::span<const float>)>& visit) const;
 
   Control& control_;
   const Family& family_;

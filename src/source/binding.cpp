@@ -53,7 +53,7 @@ class Binder {
       : family_(family),
         checkpoint_(checkpoint),
         runs_(checkpoint.files.empty()),
-        names_(family.catalog(), checkpoint),
+        names_(family.whole_catalog(), checkpoint),
         used_(checkpoint.tensors.size(), false),
         coded_(std::ranges::any_of(family.catalog().tensors(), is_coded)) {}
 
@@ -192,14 +192,20 @@ class Binder {
       return;
     }
     if (stored.feeds_virtual) return;  // what the model has of it is a virtual dataset
-    if (const std::string what = training_state(name); stored.obstacle == nullptr && !what.empty()) {
+    const std::string what = family_.may_ignore(name) ? "" : training_state(name);
+    if (stored.obstacle == nullptr && !what.empty()) {
       throw InputError(fmt::format(
           "{}: tensor {} {} {}; {}", checkpoint_.path, excerpt(stored.name), stored.shape.to_string(), what,
           runs_
               ? "publish the weights alone"
               : "write the weights alone, or, of safetensors, list them in a model.safetensors.index.json"));
     }
-    if (may_leave_out(number) || repeats_used(number)) return require_beside(number);
+    const bool repeats = repeats_used(number);
+    if (may_leave_out(number) || repeats) {
+      require_beside(number);
+      if (!repeats && !family_.stays(name)) binding_.left_out.push_back({name, stored.bytes()});
+      return;
+    }
     throw InputError(fmt::format("{}: tensor {} {} is not part of the model; {} If it is, {} the tensor",
                                  checkpoint_.path, excerpt(stored.name), stored.shape.to_string(),
                                  family_.doubt(), runs_ ? "do not publish" : "remove"));

@@ -26,6 +26,12 @@ struct Copy {
   std::uint32_t tensor = 0;
 };
 
+/// A stored tensor that is no tensor of the model, and so is never read.
+struct LeftOut {
+  std::string name;  ///< without wrappers, as the model's own are called
+  std::int64_t bytes = 0;
+};
+
 /// A checkpoint, or what a trainer rank holds, seen as a model.
 struct Binding {
   /// Its buffers are the checkpoint's tensors: buffer number s is what tensor number s has of values,
@@ -33,6 +39,7 @@ struct Binding {
   HeldWeights held;
   std::int64_t cast_tensors = 0;  ///< that are rounded
   std::vector<Copy> copies;       ///< of a whole checkpoint
+  std::vector<LeftOut> left_out;  ///< of a whole checkpoint
 
   /// For the report; empty when nothing is cast.
   std::string note() const;

@@ -116,7 +116,7 @@ class HeldByShards {
     const std::optional<ShardNames::LeftOver> left_over = names.left_over();
     for (std::size_t i = 0; i < held.size(); ++i) {
       const TrainerTensor& tensor = held[i];
-      if (tensor.copy) continue;
+      if (tensor.copy || tensor.stays) continue;
       if (!numbers[i]) {
         throw InputError(fmt::format("{}: tensor {} {} is missing, which {} holds{}; {}", shard.path,
                                      tensor.held.name, tensor.held.shape.to_string(), describe(layout, rank),
@@ -143,7 +143,7 @@ class HeldByShards {
   Binding take() {
     std::vector<HeldBox> all;
     for (const auto& of_tensor : boxes_) all.insert(all.end(), of_tensor.begin(), of_tensor.end());
-    return {HeldWeights(std::move(all), boxes_.size()), cast_tensors_, {}};
+    return {HeldWeights(std::move(all), boxes_.size()), cast_tensors_, {}, {}};
   }
 
  private:

@@ -345,6 +345,17 @@ TEST_F(LiveLoader, AJobStepThatIsKilledAmidAnUpdate) {
   expect_update(offered());
 }
 
+TEST_F(LiveLoader, NoPartGoesThroughAWindow) {
+  start_engine(0, kLimit);
+  start_engine(1, kLimit);
+  start_trainer();
+  const Outcome outcome = run(sync_command({"--include", "*.experts.*"}));
+  EXPECT_EQ(outcome.exit_code, 64) << describe(outcome);
+  EXPECT_NE(outcome.err.find("its tensors come through a window"), std::string::npos) << describe(outcome);
+  EXPECT_NE(outcome.err.find("leave --include and --exclude out"), std::string::npos) << describe(outcome);
+  expect_update(1);
+}
+
 TEST_F(LiveLoader, AJobWithMemoryOnAGpuIsRefused) {
   start_engine(0, kLimit);
   start_engine(1, kLimit);

@@ -121,15 +121,26 @@ std::string LiveModel::memory_of(const std::string& role, int rank) const {
 }
 
 std::string LiveModel::difference(std::int64_t version) const {
+  return difference([=](const std::string&) { return version; });
+}
+
+std::string LiveModel::difference(
+    const std::function<std::int64_t(const std::string& parameter)>& version_of) const {
   for (int rank = 0; rank < kEngines; ++rank) {
-    const engine::FileSource expected(shard_of(scratch_, step_of(version), rank));
+    const engine::FileSource even(shard_of(scratch_, step_of(0), rank));
+    const engine::FileSource odd(shard_of(scratch_, step_of(1), rank));
     const engine::Published& published = *engines_.at(static_cast<std::size_t>(rank)).published;
-    for (const std::string& name : expected.names()) {
+    for (const std::string& name : even.names()) {
+      const engine::FileSource& expected = version_of(name) % 2 == 0 ? even : odd;
       if (published.read(name).values != expected.read(name).values)
         return name + " of engine " + std::to_string(rank);
     }
   }
   return {};
+}
+
+void LiveModel::invalidate_engine(int engine) {
+  check(weightcast_invalidate(engines_.at(static_cast<std::size_t>(engine)).published->handle(), "a test"));
 }
 
 }  // namespace weightcast::test_support

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -46,8 +47,13 @@ class LiveModel {
   std::string memory_of_engine(int engine) const { return memory_of("engine", engine); }
   std::string memory_of_trainer(int trainer) const { return memory_of("trainer", trainer); }
 
-  /// The first parameter of any engine that is not that version's; empty where all are.
+  /// The first parameter of any engine that is not that version's, or not of the version that is said of it;
+  /// empty where all are.
   std::string difference(std::int64_t version) const;
+  std::string difference(const std::function<std::int64_t(const std::string& parameter)>& version_of) const;
+
+  /// An engine says that it has no version any more.
+  void invalidate_engine(int engine);
 
  private:
   struct Engine {

@@ -195,6 +195,13 @@ QuantizationPlace Decoder::quantization_place() const {
   return parts_.stored ? parts_.stored->place() : QuantizationPlace{};
 }
 
+std::vector<std::string> Decoder::left_out() const {
+  std::vector<std::string> prefixes = parts_.left_out;
+  for (std::int64_t draft = 0; draft < parts_.draft_layers; ++draft)
+    prefixes.push_back(layer_site(parts_.layers + draft).canonical);
+  return prefixes;
+}
+
 std::optional<Quantizer> Decoder::stored_quantizer() const {
   return parts_.stored ? std::optional(parts_.stored->quantizer()) : std::nullopt;
 }

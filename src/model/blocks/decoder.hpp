@@ -40,6 +40,7 @@ struct DecoderParts {
   /// What other tensors begin with that are left out, those of drafts and of vision towers, and parameters of
   /// engines that stay as they are.
   std::vector<std::string> left_out;
+  std::vector<UnsentPart> unsent;  ///< those of these that the config describes
   /// What names of layers begin with in checkpoints; in engines it is `model.layers.`.
   std::string layers_prefix = "model.layers.";
   EngineNames vllm;
@@ -66,6 +67,8 @@ class Decoder final : public Family {
   std::optional<std::string> copy_of(std::string_view stored_name) const override;
   bool is_engines_own(std::string_view parameter) const override;
   QuantizationPlace quantization_place() const override;
+  std::vector<std::string> left_out() const override;
+  std::vector<UnsentPart> unsent() const override { return parts_.unsent; }
 
  private:
   const LayerBlocks& blocks(std::int64_t layer) const;

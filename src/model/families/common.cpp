@@ -118,16 +118,18 @@ DecoderParts common_parts(SizeFields& sizes, const ModelConfig& config, std::int
   return parts;
 }
 
-void require_no_towers(const ModelConfig& config, ModelConfig::Names fields) {
-  for (const std::string_view field : fields) {
+std::vector<UnsentPart> unsent_towers(const ModelConfig& config, std::initializer_list<TowerField> towers) {
+  std::vector<UnsentPart> unsent;
+  for (const auto& [field, prefix] : towers) {
     if (!config.has(field)) continue;
     const std::string_view kind = field.substr(0, field.find('_'));
-    throw InputError(
-        fmt::format("{}: field '{}' describes {} {} tower, which is not sent; to leave it as the engine has "
-                    "it, name with "
-                    "--model a copy of the file without that field",
-                    config.origin(), field, kind == "audio" ? "an" : "a", kind));
+    unsent.push_back(
+        {std::string(prefix),
+         fmt::format("{}: field '{}' describes {} {} tower, which is not sent; to leave it as the engine has "
+                     "it, add --exclude '{}*', or name with --model a copy of the file without that field",
+                     config.origin(), field, kind == "audio" ? "an" : "a", kind, prefix)});
   }
+  return unsent;
 }
 
 void require_no_codes(const DecoderParts& parts, const ModelConfig& config) {

@@ -2,9 +2,12 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "model/blocks/attention.hpp"
 #include "model/blocks/decoder.hpp"
@@ -64,8 +67,14 @@ struct Ends {
 DecoderParts common_parts(SizeFields& sizes, const ModelConfig& config, std::int64_t hidden,
                           const Ends& ends = {});
 
-/// Throws InputError for a config that describes what sees or hears beside the text model in one of `fields`.
-void require_no_towers(const ModelConfig& config, ModelConfig::Names fields);
+/// A field that describes what sees or hears beside a text model, and what its tensors' names begin with.
+struct TowerField {
+  std::string_view field;  ///< `vision_config`, `audio_config`
+  std::string_view prefix;
+};
+
+/// Those of these towers that a config describes.
+std::vector<UnsentPart> unsent_towers(const ModelConfig& config, std::initializer_list<TowerField> towers);
 
 /// Throws InputError for a checkpoint that holds codes, of a model of which they are not read.
 void require_no_codes(const DecoderParts& parts, const ModelConfig& config);

@@ -65,6 +65,7 @@ std::unique_ptr<Family> make_deepseek(const ModelConfig& config, const DeepseekT
   parts.draft_layers = config.count_or({"num_nextn_predict_layers", "num_mtp_layers"}, 0);
   parts.vllm.prefix = parts.sglang.prefix = traits.prefix;
   parts.left_out = traits.left_out;
+  parts.unsent = traits.unsent;
   SparseHalf sparse = sparse_sizes(sizes, config, latent.hidden);
   sparse.router = traits.router;
   sparse.bias = has_correction_bias(config);

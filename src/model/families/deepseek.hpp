@@ -19,6 +19,7 @@ struct DeepseekTraits {
   std::string prefix = {};  ///< of engines' names, where the model is a part of another one
   /// What tensors of that one begin with that are not sent.
   std::vector<std::string> left_out = {};
+  std::vector<UnsentPart> unsent = {};  ///< those of them that its config describes
 };
 
 /// Latent attention, with an indexer where there is one; dense layers first, then routed experts with a

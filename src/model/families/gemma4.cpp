@@ -122,7 +122,7 @@ LayerBlocks experts(SizeFields& sizes, std::int64_t hidden) {
           whole("post_feedforward_layernorm_2.weight", {hidden})};
 }
 
-std::unique_ptr<Family> make_text(const ModelConfig& config, bool wrapped) {
+std::unique_ptr<Family> make_text(const ModelConfig& config, const ModelConfig* around) {
   SizeFields sizes(config);
   const AttentionSizes common = attention_sizes(sizes, config, {.head_dim = 256});
   const std::int64_t hidden = common.hidden;
@@ -140,7 +140,9 @@ std::unique_ptr<Family> make_text(const ModelConfig& config, bool wrapped) {
   require_no_codes(parts, config);
   parts.sglang.replaced = {{".router.per_expert_scale", ".moe.per_expert_scale"},
                            {".experts.", ".moe.experts."}};
-  if (wrapped) {
+  if (around != nullptr) {
+    parts.unsent = unsent_towers(
+        *around, {{"vision_config", "model.vision_tower."}, {"audio_config", "model.audio_tower."}});
     parts.vllm.prefix = "language_model.";
     parts.sglang.replaced.emplace_back("model.", "language_model.");
     for (const std::string part : {"vision_tower.", "embed_vision.", "audio_tower.", "embed_audio."}) {
@@ -202,13 +204,12 @@ std::unique_ptr<Family> make_text(const ModelConfig& config, bool wrapped) {
 /// behind both halves of a layer. Beside the MLP there may be routed experts, beside the embedding an input
 /// for each layer; the last layers may have keys and values of others.
 std::unique_ptr<Family> make_gemma4(const ModelConfig& config) {
-  return make_text(config, false);
+  return make_text(config, nullptr);
 }
 
 /// The text model of one that sees and hears.
 std::unique_ptr<Family> make_gemma4_wrapped(const ModelConfig& config) {
-  require_no_towers(config, {"vision_config", "audio_config"});
-  return make_text(config.text_model(), true);
+  return make_text(config.text_model(), &config);
 }
 
 }  // namespace weightcast

@@ -11,7 +11,6 @@ namespace weightcast {
 
 /// Kimi-K2.5 and K2.6: DeepSeek-V3's layers as the text model of one that sees.
 std::unique_ptr<Family> make_kimi_k25(const ModelConfig& config) {
-  require_no_towers(config, {"vision_config"});
   const ModelConfig text = config.text_model();
   const std::string& type = text.model_type();
   if (!type.empty() && type != "deepseek_v3" && type != "kimi_k2") {
@@ -22,7 +21,8 @@ std::unique_ptr<Family> make_kimi_k25(const ModelConfig& config) {
   }
   return make_deepseek(text, {.prefix = "language_model.",
                               .left_out = {"vision_tower.", "mm_projector.", "model.vision_tower.",
-                                           "model.mm_projector.", "multi_modal_projector."}});
+                                           "model.mm_projector.", "multi_modal_projector."},
+                              .unsent = unsent_towers(config, {{"vision_config", "vision_tower."}})});
 }
 
 }  // namespace weightcast

@@ -11,12 +11,14 @@ namespace {
 
 enum class Mlp : std::uint8_t { kDense, kSparse };
 
-std::unique_ptr<Family> make_text(const ModelConfig& config, Mlp mlp, bool wrapped = false) {
+/// The text model; `around` is the config of one that sees, in which it is a part.
+std::unique_ptr<Family> make_text(const ModelConfig& config, Mlp mlp, const ModelConfig* around = nullptr) {
   SizeFields sizes(config);
   const std::int64_t hidden = sizes.integer({"hidden_size"});
   DecoderParts parts = common_parts(sizes, config, hidden);
   parts.left_out = {"mtp."};
-  if (wrapped) {
+  if (around != nullptr) {
+    parts.unsent = unsent_towers(*around, {{"vision_config", "model.visual."}});
     parts.vllm.prefix = "language_model.";
     parts.left_out.insert(parts.left_out.end(), {"model.visual.", "visual."});
   }
@@ -32,8 +34,7 @@ std::unique_ptr<Family> make_text(const ModelConfig& config, Mlp mlp, bool wrapp
 
 /// The text model of one that sees.
 std::unique_ptr<Family> make_wrapped(const ModelConfig& config, Mlp mlp) {
-  require_no_towers(config, {"vision_config"});
-  return make_text(config.text_model(), mlp, true);
+  return make_text(config.text_model(), mlp, &config);
 }
 
 }  // namespace
