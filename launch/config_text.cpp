@@ -72,6 +72,8 @@ std::unique_ptr<ModelConfig> make_config(const ConfigText& text, const Options& 
   auto config = std::make_unique<ModelConfig>(text.text, text.origin);
   if (!text.modelopt_path.empty()) config->add_modelopt(text.modelopt, text.modelopt_path);
   if (options.layers) config->set_layers(*options.layers);
+  if (options.mtp == "include") config->set_drafts(Drafts::kIncluded);
+  if (options.target == "draft") config->set_drafts(Drafts::kAlone);
   return config;
 }
 

@@ -43,6 +43,19 @@ void require_taken_by_layout(const Options& options, const Catalog& catalog) {
   find_moe_layout(options.moe_layout).require({.quantizer = parse_quantizer(options.quantize)});
 }
 
+/// Behind the name of a model what of its draft layers is sent.
+const char* drafts_text(const ModelConfig& config) {
+  switch (config.drafts()) {
+    case Drafts::kIncluded:
+      return " with draft layers";
+    case Drafts::kAlone:
+      return ", its draft model";
+    case Drafts::kLeftOut:
+      break;
+  }
+  return "";
+}
+
 /// What config and landing map, whichever there are, make of a model, and the patterns leave of it; it has no
 /// sources yet.
 Model make_model(const ConfigText& text, const Options& options,
@@ -53,7 +66,8 @@ Model make_model(const ConfigText& text, const Options& options,
   if (!landing) {
     model.family = make_family(*model.config, leaves_out);
     require_taken_by_layout(options, model.family->catalog());
-    model.title = fmt::format("{} ({})", model.config->architecture(), model.config->origin());
+    model.title = fmt::format("{}{} ({})", model.config->architecture(), drafts_text(*model.config),
+                              model.config->origin());
   } else {
     const bool described = model.config && names_family(*model.config);
     model.family = make_landed_family(landing, described ? make_family(*model.config, leaves_out) : nullptr);

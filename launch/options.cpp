@@ -97,7 +97,7 @@ ProgressMode progress_mode(const std::string& name) {
 /// Throws UsageError for what a landing map says itself.
 void refuse_with_landing(const Values& values) {
   if (!values.has("landing")) return;
-  for (const char* option : {"layers", "inference-stage-layers", "trainer-alloc", "alloc"}) {
+  for (const char* option : {"layers", "inference-stage-layers", "mtp", "target", "trainer-alloc", "alloc"}) {
     if (!values.has(option)) continue;
     const bool alloc = std::string_view(option).ends_with("alloc");
     throw UsageError(
@@ -120,6 +120,13 @@ void take(const Values& values, SourceOptions& options) {
   options.tied_head = values.choice("tied-head", {"refuse", "embedding"});
   options.include = values.texts("include");
   options.exclude = values.texts("exclude");
+  options.mtp = values.choice("mtp", {"exclude", "include"});
+  options.target = values.choice("target", {"model", "draft"});
+  if (options.target == "draft" && values.typed("mtp")) {
+    throw UsageError(
+        fmt::format("{}: not together with {} draft, which is of draft layers alone; leave one out",
+                    values.label("mtp"), values.label("target")));
+  }
   if (values.has("layers")) options.layers = values.integer("layers", 0, 1, 100'000);
   options.read_threads = values.integer("read-threads", 0, 1, 1024);
 }

@@ -21,6 +21,8 @@ struct SourceOptions {
   std::string tied_head = "refuse";
   std::vector<std::string> include;  ///< patterns of tensors' names
   std::vector<std::string> exclude;
+  std::string mtp = "exclude";
+  std::string target = "model";
   std::optional<std::int64_t> layers;
   std::int64_t read_threads = 0;  ///< 0: by cores
 };

@@ -159,6 +159,12 @@ void TensorPatterns::require_matched(const Catalog& catalog, std::span<const std
 }
 
 void TensorPatterns::refuse(const Pattern& pattern, const Catalog& catalog) {
+  const std::string any_number = shape_of(pattern.glob);
+  if (std::ranges::any_of(catalog.tensors(),
+                          [&](const Tensor& tensor) { return fits_glob(any_number, tensor.name); })) {
+    throw UsageError(fmt::format(
+        "{}: fits no tensor of the model, which has no layer or expert of that number", pattern.option));
+  }
   const std::set<std::string> possible = possible_patterns(catalog);
   const std::vector<std::string_view> names(possible.begin(), possible.end());
   const std::string meant = suggestion(pattern.glob, names);

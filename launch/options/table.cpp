@@ -58,6 +58,16 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      "send none of those that it fits (model.visual.*), also of what is included; once more for each other "
      "pattern",
      kJobs | kPlan | kVerify, Ranks::kAlike, true},
+    {"mtp", "WHAT",
+     "layers behind the last one that only drafts of engines use (MTP, nextn): exclude (default), or "
+     "include: "
+     "they are sent with the model",
+     kJobs | kPlan | kVerify | kSynth},
+    {"target", "WHAT",
+     "model (default), or draft: only the engine's draft model, of these layers and the embedding and head "
+     "that "
+     "it repeats",
+     kJobs | kPlan | kVerify | kSynth},
     {"layers", "N", "the same model with N layers", kPlan | kBench | kSynth},
     {"trainers", "N", "the first N ranks are trainers (default 1)", kJobs | kPlan | kHosts},
     {"colocate", nullptr, "every rank is trainer and inference rank", kJobs | kPlan | kHosts},

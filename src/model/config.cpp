@@ -317,6 +317,7 @@ ModelConfig ModelConfig::text_model() const {
   }
   ModelConfig model(text.dump(), origin_ + " (text_config)");
   model.quantization_place_ = quantization_place_;
+  model.drafts_ = drafts_;
   return model;
 }
 

@@ -20,6 +20,13 @@ struct QuantizationPlace {
   std::string removal;  ///< "remove the field"
 };
 
+/// Whether the layers are sent that only the drafts of engines use, which stand behind a model's last one.
+enum class Drafts : std::uint8_t {
+  kLeftOut,
+  kIncluded,  ///< with the model
+  kAlone,     ///< as a model of their own, with the embedding and the head that they share with it
+};
+
 /// A Hugging Face `config.json`. Fields are asked for by all the names they go by (`num_experts`,
 /// `num_local_experts`); a missing or ill-typed one is an InputError that names the file and the field.
 class ModelConfig {
@@ -86,6 +93,10 @@ class ModelConfig {
   /// The same model with another number of layers (`--layers`), of its text model where it wraps one.
   void set_layers(std::int64_t layers);
 
+  /// Of the model's draft layers (`--mtp`, `--target`); at first they are left out.
+  void set_drafts(Drafts drafts) { drafts_ = drafts; }
+  Drafts drafts() const { return drafts_; }
+
   /// The text as a file would hold it: the file's own or, after a change, another with the same content, in
   /// which what Python writes for numbers that are none is a text.
   std::string text() const;
@@ -98,6 +109,7 @@ class ModelConfig {
   QuantizationPlace quantization_place_;
   std::vector<std::string> architectures_;
   std::string model_type_;
+  Drafts drafts_ = Drafts::kLeftOut;
 };
 
 }  // namespace weightcast

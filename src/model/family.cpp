@@ -221,6 +221,11 @@ bool names_family(const ModelConfig& config) {
 
 std::unique_ptr<Family> make_family(const ModelConfig& config, const LeavesOut& leaves_out) {
   std::unique_ptr<Family> family = find_family(config).make(config);
+  if (config.drafts() != Drafts::kLeftOut && !family->sends_drafts()) {
+    throw UsageError(
+        fmt::format("{}: {} describes no draft layers of a kind that is known here; leave it out",
+                    config.drafts() == Drafts::kAlone ? "--target draft" : "--mtp include", config.origin()));
+  }
   for (const UnsentPart& unsent : family->unsent()) {
     if (!leaves_out || !leaves_out(unsent.prefix)) throw InputError(unsent.line);
   }

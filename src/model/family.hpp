@@ -86,6 +86,9 @@ class Family {
   /// What the names begin with of tensors that checkpoints of the model have, and that are left out.
   virtual std::vector<std::string> left_out() const { return {}; }
 
+  /// Whether its draft layers are sent: what the config asks for with drafts(), and few families have.
+  virtual bool sends_drafts() const { return false; }
+
   /// What make_family() refuses the config for, unless the user leaves it out.
   virtual std::vector<UnsentPart> unsent() const { return {}; }
 
@@ -107,7 +110,8 @@ bool names_family(const ModelConfig& config);
 
 /// The family that `config` names: by its architectures, whatever a trainer has wrapped them in, or by its
 /// model_type where those say nothing. Throws InputError naming what is not supported, or what is missing;
-/// and for a part of the model that is not sent, unless the user leaves it out.
+/// and for a part of the model that is not sent, unless the user leaves it out. Throws UsageError for draft
+/// layers that the config asks for and does not describe.
 std::unique_ptr<Family> make_family(const ModelConfig& config, const LeavesOut& leaves_out = {});
 
 }  // namespace weightcast

@@ -131,6 +131,29 @@ TEST_F(LiveCommands, InspectSaysWhoHoldsWhat) {
   EXPECT_TRUE(done(run_plain({"inspect", "live:" + folder_, "--json", json})));
 }
 
+TEST_F(LiveCommands, InspectOfARecordOfAPart) {
+  start("engine", 0, 1, trained(0));
+  const std::string record = folder_ + "/commit-3.json";
+  const std::string text =
+      R"({"weightcast": 1, "update": 3, "version": 1, "partial": {"tensors": 2, "bytes": 8, "staying_tensors": 100,
+          "staying_bytes": 1024, "choice": "0011223344556677"}})";
+  put_file(record, text);
+  const std::string json = dir_ / "report.json";
+  const Outcome outcome = run_plain({"inspect", "live:" + folder_, "--json", json});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(
+      has(outcome.out, {"# version 1 was committed by update 3, a partial one: 2 of 102 tensors, 8 B; the "
+                        "others, 1.00 KiB, stay as they are"}));
+  EXPECT_EQ(read_json(json).at("commits").at(0).at("partial").at("tensors"), 2);
+  for (const auto& [from, to] : std::map<std::string, std::string>{{"\"bytes\": 8", "\"bytes\": -8"},
+                                                                   {"\"choice\"", "\"chosen\""},
+                                                                   {"{\"tensors\": 2", "{\"tensors\": []"}}) {
+    put_file(record, text);
+    change(record, from, to);
+    EXPECT_TRUE(refused(inspect(), 65, {record, "of 'partial'", "remove the file"})) << to;
+  }
+}
+
 TEST_F(LiveCommands, InspectOfWhatIsNotThere) {
   EXPECT_TRUE(refused(inspect(), 74, {folder_, "No such file"}));
   std::filesystem::create_directory(folder_);

@@ -100,7 +100,8 @@ TEST_F(PartialCommands, PatternsThatFitNothing) {
   EXPECT_TRUE(
       refused(plan({"--exclude", "vision_tower.*"}), 64,
               {"--exclude 'vision_tower.*'", "fits no tensor", "one of which is called model.layers."}));
-  EXPECT_TRUE(refused(sync({"--exclude", "model.layers.9.*"}), 64, {"--exclude 'model.layers.9.*'"}));
+  EXPECT_TRUE(refused(sync({"--exclude", "model.layers.9.*"}), 64,
+                      {"--exclude 'model.layers.9.*'", "no layer or expert of that number"}));
   EXPECT_TRUE(refused(plan({"--include", "*.[0-9"}), 64, {"--include '*.[0-9'", "has a [ without its ]"}));
   EXPECT_TRUE(refused(plan({"--include", ""}), 64, {"--include ''", "is empty"}));
   EXPECT_TRUE(refused(plan({"--include", "*.experts.*", "--exclude", "model.*"}), 64,

@@ -61,19 +61,57 @@ std::vector<Parameter> Decoder::cut_parameters(const EngineLayout& layout, const
                       linears,
                       {catalog_, layout.tp, rank.attention_tp, layout.option},
                       {catalog_, layout.tp, rank.tp, layout.option}};
-  const EngineStage stage = engine_stage(layout, rank.pp, parts_.layers, parts_.origin);
   std::vector<Parameter> parameters;
+  drafts_alone() ? add_shared_with_drafts(cut, parameters) : add_model(cut, parameters);
+  if (parts_.drafts && rank.pp == layout.pp - 1) add_drafts(cut, parameters);
+  return parameters;
+}
+
+void Decoder::add_model(const EngineCut& cut, std::vector<Parameter>& parameters) const {
+  const EngineLayout& layout = cut.layout;
+  const EngineStage stage = engine_stage(layout, cut.rank.pp, parts_.layers, parts_.origin);
   const auto add_ends = [&](const LayerBlocks& ends) {
     for (const BlockPtr& block : ends) block->add_parameters(outside(), cut, parameters);
   };
-  if (rank.pp == 0) add_ends(first_blocks());
+  if (cut.rank.pp == 0) add_ends(first_blocks());
   for (std::int64_t layer = stage.first; layer < stage.first + stage.layers; ++layer) {
     const Site site = layer_site(layer);
     for (const BlockPtr& block : blocks(layer)) block->add_parameters(site, cut, parameters);
   }
-  if (rank.pp == layout.pp - 1) add_ends(last_blocks());
+  if (cut.rank.pp == layout.pp - 1) add_ends(last_blocks());
   rename(layout.engine, parameters);
-  return parameters;
+}
+
+void Decoder::add_shared_with_drafts(const EngineCut& cut, std::vector<Parameter>& parameters) const {
+  if (cut.layout.pp > 1) {
+    throw UsageError(
+        fmt::format("{}: pp={}: a draft model has no stages; write pp=1", cut.layout.option, cut.layout.pp));
+  }
+  parts_.embedding->add_parameters(outside(), cut, parameters);
+  std::vector<Parameter> head;
+  parts_.head->add_parameters(outside(), cut, head);
+  for (std::int64_t draft = 0; draft < parts_.drafts->layers; ++draft) {
+    const std::string name = parts_.drafts->sites(draft, cut.layout.engine).head;
+    if (name.empty()) continue;
+    // A head of its own in memory, also where the model has tied it to the embedding.
+    parameters.push_back(head.empty() ? parameters.front() : head.front());
+    parameters.back().name = name;
+  }
+  if (parameters.size() == 1) parameters.insert(parameters.end(), head.begin(), head.end());
+}
+
+void Decoder::add_drafts(const EngineCut& cut, std::vector<Parameter>& parameters) const {
+  const DraftParts& drafts = *parts_.drafts;
+  const auto engine = drafts.alone ? std::optional(cut.layout.engine) : std::nullopt;
+  for (std::int64_t draft = 0; draft < drafts.layers; ++draft) {
+    const DraftSites sites = drafts.sites(draft, engine);
+    const auto add = [&](const LayerBlocks& blocks, const Site& site) {
+      for (const BlockPtr& block : blocks) block->add_parameters(site, cut, parameters);
+    };
+    if (sites.joined) add(drafts.before, sites.before);
+    add(drafts.body, sites.body);
+    if (sites.joined) add(drafts.after, sites.after);
+  }
 }
 
 Site Decoder::layer_site(std::int64_t layer) const {
@@ -132,7 +170,7 @@ std::vector<TrainerTensor> Decoder::trainer_experts(const TrainerLayout& layout,
 
 std::optional<StoredForm> Decoder::other_stored_form(const Tensor& tensor) const {
   if (tensor.layer == Tensor::kNone) return std::nullopt;
-  const Site site = layer_site(tensor.layer);
+  const Site site = site_of(tensor.layer);
   for (const BlockPtr& block : blocks(tensor.layer)) {
     if (auto form = block->other_stored_form(site, tensor)) return form;
   }
@@ -141,12 +179,23 @@ std::optional<StoredForm> Decoder::other_stored_form(const Tensor& tensor) const
 
 bool Decoder::may_ignore(std::string_view stored_name) const {
   if (catalog_.find(stored_name)) return false;
-  if (draft_layer_of(stored_name) || is_left_out(stored_name)) return true;
+  if (is_of_sent_drafts(stored_name)) {
+    // The model's own are sent in the place of these.
+    return stored_name.ends_with(".embed_tokens.weight") || stored_name.ends_with(".shared_head.head.weight");
+  }
+  if (drafts_alone() || draft_layer_of(stored_name) || is_left_out(stored_name)) return true;
   return is_rotary_table(stored_name) || is_cache_scale(stored_name) ||
          (parts_.stored && is_activation_scale(stored_name));
 }
 
+bool Decoder::is_of_sent_drafts(std::string_view stored_name) const {
+  return parts_.drafts && std::ranges::any_of(parts_.drafts->prefixes, [&](const std::string& prefix) {
+           return stored_name.starts_with(prefix);
+         });
+}
+
 std::optional<std::int64_t> Decoder::draft_layer_of(std::string_view stored_name) const {
+  if (parts_.drafts) return std::nullopt;
   const auto layer = layer_of(stored_name, parts_.layers_prefix);
   const bool is_draft = layer && *layer >= parts_.layers && *layer < parts_.layers + parts_.draft_layers;
   return is_draft ? layer : std::nullopt;
@@ -165,6 +214,7 @@ bool Decoder::is_left_out(std::string_view name) const {
 
 bool Decoder::is_engines_own(std::string_view parameter) const {
   if (is_left_out(parameter)) return true;
+  if (drafts_alone()) return false;
   for (const std::string* prefix : {&parts_.vllm.prefix, &parts_.sglang.prefix}) {
     if (prefix->empty() || !parameter.starts_with(*prefix)) continue;
     parameter.remove_prefix(prefix->size());
@@ -187,7 +237,13 @@ LayerBlocks Decoder::first_blocks() const {
   return blocks;
 }
 
+Site Decoder::site_of(std::int64_t layer) const {
+  return layer < parts_.layers ? layer_site(layer)
+                               : parts_.drafts.value().sites(layer - parts_.layers, std::nullopt).body;
+}
+
 const LayerBlocks& Decoder::blocks(std::int64_t layer) const {
+  if (layer >= parts_.layers) return parts_.drafts.value().body;
   return parts_.kinds.at(parts_.kind_of ? parts_.kind_of(layer) : 0);
 }
 
@@ -197,7 +253,7 @@ QuantizationPlace Decoder::quantization_place() const {
 
 std::vector<std::string> Decoder::left_out() const {
   std::vector<std::string> prefixes = parts_.left_out;
-  for (std::int64_t draft = 0; draft < parts_.draft_layers; ++draft)
+  for (std::int64_t draft = 0; !parts_.drafts && draft < parts_.draft_layers; ++draft)
     prefixes.push_back(layer_site(parts_.layers + draft).canonical);
   return prefixes;
 }
@@ -207,6 +263,12 @@ std::optional<Quantizer> Decoder::stored_quantizer() const {
 }
 
 void Decoder::require_values(const TrainerLayout& layout) const {
+  if (parts_.drafts) {
+    throw UsageError(
+        fmt::format("{}: what such trainers hold of draft layers is not known; leave --mtp and --target out, "
+                    "or name trainers that have Hugging Face's names",
+                    layout.option));
+  }
   if (!parts_.stored) return;
   throw UsageError(
       fmt::format("{}: {} is a quantised model; trainers hold values", layout.option, parts_.origin));
@@ -225,7 +287,7 @@ void Decoder::require_plausible_sizes() const {
     require_plausible(parts_.sizes, tensors, elements * static_cast<double>(dtype_bytes(parts_.dtype)));
   };
   // Each layer has a tensor: a config may claim more layers than can be walked through.
-  require(static_cast<double>(parts_.layers), ends.elements());
+  require(static_cast<double>(parts_.layers) + static_cast<double>(parts_.draft_layers), ends.elements());
   double tensors = ends.tensors();
   double elements = ends.elements();
   for (std::int64_t layer = 0; layer < parts_.layers; ++layer) {
@@ -233,18 +295,37 @@ void Decoder::require_plausible_sizes() const {
     tensors += count.tensors();
     elements += count.elements();
   }
+  if (parts_.drafts) {
+    TensorCount count;
+    for (const LayerBlocks& blocks : {parts_.drafts->before, parts_.drafts->body, parts_.drafts->after}) {
+      for (const BlockPtr& block : blocks) block->list(outside(), count);
+    }
+    tensors += count.tensors() * static_cast<double>(parts_.drafts->layers);
+    elements += count.elements() * static_cast<double>(parts_.drafts->layers);
+  }
   require(tensors, elements);
 }
 
 void Decoder::list_tensors() {
   CatalogList list(catalog_, parts_.dtype, parts_.stored ? &*parts_.stored : nullptr);
   for (const BlockPtr& block : first_blocks()) block->list(outside(), list);
-  for (std::int64_t layer = 0; layer < parts_.layers; ++layer) {
+  for (std::int64_t layer = 0; !drafts_alone() && layer < parts_.layers; ++layer) {
     list.set_layer(layer);
     for (const BlockPtr& block : blocks(layer)) block->list(layer_site(layer), list);
   }
   list.set_layer(Tensor::kNone);
-  for (const BlockPtr& block : last_blocks()) block->list(outside(), list);
+  if (!drafts_alone()) parts_.final_norm->list(outside(), list);
+  parts_.head->list(outside(), list);
+  for (std::int64_t draft = 0; parts_.drafts && draft < parts_.drafts->layers; ++draft) {
+    list.set_layer(parts_.layers + draft);
+    const DraftSites sites = parts_.drafts->sites(draft, std::nullopt);
+    const auto add = [&](const LayerBlocks& blocks, const Site& site) {
+      for (const BlockPtr& block : blocks) block->list(site, list);
+    };
+    if (sites.joined) add(parts_.drafts->before, sites.before);
+    add(parts_.drafts->body, sites.body);
+    if (sites.joined) add(parts_.drafts->after, sites.after);
+  }
 }
 
 }  // namespace weightcast

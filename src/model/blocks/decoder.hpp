@@ -22,6 +22,28 @@ struct EngineNames {
   std::vector<std::pair<std::string, std::string>> replaced = {};
 };
 
+/// Where the parts of a draft layer stand, and what an engine calls the head that it repeats.
+struct DraftSites {
+  Site before;
+  Site body;
+  Site after;
+  bool joined = true;  ///< what is before and after is its own, not the first draft layer's
+  std::string head;    ///< empty: as in the model
+};
+
+/// The layers behind the last one of a model that only drafts of engines use.
+struct DraftParts {
+  std::int64_t layers = 0;
+  LayerBlocks before;                 ///< what makes one input of the model's output and the next token
+  LayerBlocks body;                   ///< a layer as the model's
+  LayerBlocks after;                  ///< the norm behind it
+  bool alone = false;                 ///< they are sent without the model, as one of their own
+  std::vector<std::string> prefixes;  ///< of all their tensors
+  /// Of draft layer `draft`; with an engine, as its class of draft models calls its parts. Throws UsageError
+  /// for more layers than that has.
+  std::function<DraftSites(std::int64_t draft, std::optional<Engine> engine)> sites;
+};
+
 /// What a decoder-only model is made of. A family fills it in.
 struct DecoderParts {
   std::string origin;  ///< of the config, for messages
@@ -37,6 +59,8 @@ struct DecoderParts {
   std::function<std::size_t(std::int64_t layer)> kind_of;
   /// Layers behind the last one that only drafts of engines use; tensors of theirs are left out.
   std::int64_t draft_layers = 0;
+  /// These, where they are sent.
+  std::optional<DraftParts> drafts;
   /// What other tensors begin with that are left out, those of drafts and of vision towers, and parameters of
   /// engines that stay as they are.
   std::vector<std::string> left_out;
@@ -69,21 +93,30 @@ class Decoder final : public Family {
   QuantizationPlace quantization_place() const override;
   std::vector<std::string> left_out() const override;
   std::vector<UnsentPart> unsent() const override { return parts_.unsent; }
+  bool sends_drafts() const override { return parts_.drafts.has_value(); }
 
  private:
+  /// Of a layer of the model, or of a draft's behind them.
   const LayerBlocks& blocks(std::int64_t layer) const;
   /// What stands before and behind the layers.
   LayerBlocks first_blocks() const;
   LayerBlocks last_blocks() const { return {parts_.final_norm, parts_.head}; }
   Site layer_site(std::int64_t layer) const;
+  Site site_of(std::int64_t layer) const;
+  bool drafts_alone() const { return parts_.drafts && parts_.drafts->alone; }
+  /// Whether a draft that is sent has a tensor of that name, or one that it only repeats.
+  bool is_of_sent_drafts(std::string_view stored_name) const;
   /// The layer of a draft that a stored tensor is of, if it is of one.
   std::optional<std::int64_t> draft_layer_of(std::string_view stored_name) const;
   /// Of an engine that fuses and cuts them.
   std::vector<Parameter> cut_parameters(const EngineLayout& layout, const EngineRank& rank) const;
+  void add_model(const EngineCut& cut, std::vector<Parameter>& parameters) const;
+  void add_drafts(const EngineCut& cut, std::vector<Parameter>& parameters) const;
+  void add_shared_with_drafts(const EngineCut& cut, std::vector<Parameter>& parameters) const;
   /// Gives parameters an engine's own names.
   void rename(Engine engine, std::vector<Parameter>& parameters) const;
   std::optional<Quantizer> stored_quantizer() const;
-  /// Throws UsageError for trainers of a model whose checkpoints hold codes.
+  /// Throws UsageError for trainers of a model whose checkpoints hold codes, or of draft layers.
   void require_values(const TrainerLayout& layout) const;
   void require_plausible_sizes() const;
   bool is_left_out(std::string_view name) const;

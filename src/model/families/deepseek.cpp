@@ -7,6 +7,7 @@
 #include "core/error.hpp"
 #include "model/blocks/indexer.hpp"
 #include "model/blocks/latent_attention.hpp"
+#include "model/families/drafts.hpp"
 #include "model/families/halves.hpp"
 #include "model/families/layer_kinds.hpp"
 
@@ -86,6 +87,12 @@ std::unique_ptr<Family> make_deepseek(const ModelConfig& config, const DeepseekT
         return joined(std::move(first),
                       (kind & kDense) != 0 ? dense_half(sizes, latent.hidden) : sparse_half(sparse));
       });
+  // Draft layers have experts, and an indexer of their own where layers have any.
+  LayerBlocks draft{
+      norm_before(latent.hidden),
+      std::make_shared<LatentAttention>(Names{"self_attn.", "self_attn.", "self_attention."}, latent)};
+  if (own_indexer) draft.push_back(indexer(sizes, config, latent, true));
+  parts.drafts = nextn_drafts(config, parts, latent.hidden, joined(std::move(draft), sparse_half(sparse)));
   return decoder(std::move(parts), sizes);
 }
 

@@ -1,4 +1,5 @@
 #include "model/families/common.hpp"
+#include "model/families/drafts.hpp"
 #include "model/families/families.hpp"
 #include "model/families/halves.hpp"
 #include "model/families/layer_kinds.hpp"
@@ -22,6 +23,7 @@ std::unique_ptr<Family> make_glm4_moe(const ModelConfig& config) {
   sparse.router = Replicated::Type::kWidenedByVllm;
   mix_layers(parts, joined(first, sparse_half(sparse)), dense_at_first(config, parts.layers, 1),
              [&] { return joined(first, dense_half(sizes, heads.hidden)); });
+  parts.drafts = nextn_drafts(config, parts, heads.hidden, joined(first, sparse_half(sparse)));
   return decoder(std::move(parts), sizes);
 }
 

@@ -1,5 +1,6 @@
 #include <cstdint>
 
+#include "model/families/drafts.hpp"
 #include "model/families/families.hpp"
 #include "model/families/halves.hpp"
 #include "model/families/hybrid.hpp"
@@ -16,7 +17,7 @@ std::unique_ptr<Family> make_text(const ModelConfig& config, Mlp mlp, const Mode
   SizeFields sizes(config);
   const std::int64_t hidden = sizes.integer({"hidden_size"});
   DecoderParts parts = common_parts(sizes, config, hidden);
-  parts.left_out = {"mtp."};
+  if (config.drafts() == Drafts::kLeftOut) parts.left_out = {"mtp."};
   if (around != nullptr) {
     parts.unsent = unsent_towers(*around, {{"vision_config", "model.visual."}});
     parts.vllm.prefix = "language_model.";
@@ -29,6 +30,8 @@ std::unique_ptr<Family> make_text(const ModelConfig& config, Mlp mlp, const Mode
   add_layers(
       parts, [is_full](std::int64_t layer) -> std::size_t { return is_full(layer) ? 1 : 0; },
       [&](std::size_t kind) { return joined(kind == 1 ? first.full : first.linear, second); });
+  parts.drafts =
+      mtp_drafts(config, config.integer_or({"mtp_num_hidden_layers"}, 1), hidden, joined(first.full, second));
   return decoder(std::move(parts), sizes);
 }
 

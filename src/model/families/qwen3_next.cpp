@@ -1,3 +1,4 @@
+#include "model/families/drafts.hpp"
 #include "model/families/families.hpp"
 #include "model/families/halves.hpp"
 #include "model/families/hybrid.hpp"
@@ -11,7 +12,7 @@ std::unique_ptr<Family> make_qwen3_next(const ModelConfig& config) {
   SizeFields sizes(config);
   const std::int64_t hidden = sizes.integer({"hidden_size"});
   DecoderParts parts = common_parts(sizes, config, hidden);
-  parts.left_out = {"mtp."};
+  if (config.drafts() == Drafts::kLeftOut) parts.left_out = {"mtp."};
   const HybridAttention first = hybrid_attention(sizes, config, parts, true);
   const auto is_full = first.is_full;
   const auto is_dense = dense_by_step(config);
@@ -25,6 +26,9 @@ std::unique_ptr<Family> make_qwen3_next(const ModelConfig& config) {
             (kind & kFull) != 0 ? first.full : first.linear,
             (kind & kDense) != 0 ? dense_half(sizes, hidden) : gated_sparse_half(sizes, config, hidden));
       });
+  parts.drafts = mtp_drafts(
+      config, config.integer_or({"num_nextn_predict_layers"}, 1), hidden,
+      joined(first.full, is_dense(0) ? dense_half(sizes, hidden) : gated_sparse_half(sizes, config, hidden)));
   return decoder(std::move(parts), sizes);
 }
 
