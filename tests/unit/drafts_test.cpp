@@ -131,11 +131,11 @@ TEST(Drafts, OfQwensKindStandBelowTheirOwnName) {
   const auto alone = family_of(config, Drafts::kAlone);
   const Names before{"fc.weight", "pre_fc_norm_embedding.weight", "pre_fc_norm_hidden.weight"};
   const Names body =
-      below("layers.0.", {"input_layernorm.weight", "self_attn.qkv_proj.weight", "self_attn.o_proj.weight",
-                          "self_attn.q_norm.weight", "self_attn.k_norm.weight",
-                          "post_attention_layernorm.weight", "mlp.gate.weight", "mlp.experts.w13_weight",
-                          "mlp.experts.w2_weight", "mlp.shared_expert.gate_up_proj.weight",
-                          "mlp.shared_expert.down_proj.weight", "mlp.shared_expert_gate.weight"});
+      below("layers.0.",
+            {"input_layernorm.weight", "qkv_proj.weight", "o_proj.weight", "q_norm.weight", "k_norm.weight",
+             "post_attention_layernorm.weight", "mlp.gate.weight", "mlp.experts.w13_weight",
+             "mlp.experts.w2_weight", "mlp.shared_expert.gate_up_proj.weight",
+             "mlp.shared_expert.down_proj.weight", "mlp.shared_expert_gate.weight"});
   const Names shared{"model.embed_tokens.weight", "lm_head.weight"};
   EXPECT_EQ(names(*with, Engine::kSglang, without.get()),
             below("mtp.", joined(joined(before, {"norm.weight"}), body)));
@@ -144,6 +144,7 @@ TEST(Drafts, OfQwensKindStandBelowTheirOwnName) {
   const Names vllm = names(*alone, Engine::kVllm);
   EXPECT_TRUE(vllm.contains("model.fc.weight"));
   EXPECT_TRUE(vllm.contains("model.norm.weight"));
+  EXPECT_TRUE(vllm.contains("model.layers.0.self_attn.qkv_proj.weight"));
   EXPECT_TRUE(vllm.contains("model.layers.0.mlp.experts.routed_experts.w13_weight"));
   EXPECT_EQ(vllm.size(), names(*alone, Engine::kSglang).size());
   // vLLM's ranks have rows of the projection each, SGLang's all of it.

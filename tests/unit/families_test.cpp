@@ -350,6 +350,23 @@ TEST(Hybrids, DraftsAreLeftOut) {
   EXPECT_FALSE(family->may_ignore("mtpx.weight"));
 }
 
+TEST(Hybrids, SglangHasTheirAttentionInTheLayerItself) {
+  for (const char* model : {"qwen3-next", "qwen3.5", "qwen3.5-moe"}) {
+    std::set<std::string> sglang;
+    std::set<std::string> vllm;
+    const auto family = family_of(config_of(model));
+    EngineLayout layout;
+    for (const Parameter& parameter : family->parameters(layout, {})) sglang.insert(parameter.name);
+    layout.engine = Engine::kVllm;
+    for (const Parameter& parameter : family->parameters(layout, {})) vllm.insert(parameter.name);
+    for (const char* name : {"qkv_proj", "o_proj", "q_norm", "k_norm"}) {
+      EXPECT_TRUE(sglang.contains(fmt::format("model.layers.3.{}.weight", name))) << model;
+      EXPECT_TRUE(vllm.contains(fmt::format("model.layers.3.self_attn.{}.weight", name))) << model;
+    }
+    EXPECT_TRUE(sglang.contains("model.layers.0.linear_attn.in_proj_qkvz.weight")) << model;
+  }
+}
+
 TEST(Hybrids, AVisionTowerIsNotSentButMayBeLeftOut) {
   json config = config_of("qwen3.5-vl");  // without its vision_config
   const auto family = family_of(config);

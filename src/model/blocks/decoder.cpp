@@ -64,6 +64,7 @@ std::vector<Parameter> Decoder::cut_parameters(const EngineLayout& layout, const
   std::vector<Parameter> parameters;
   drafts_alone() ? add_shared_with_drafts(cut, parameters) : add_model(cut, parameters);
   if (parts_.drafts && rank.pp == layout.pp - 1) add_drafts(cut, parameters);
+  rename(layout.engine, parameters);
   return parameters;
 }
 
@@ -79,7 +80,7 @@ void Decoder::add_model(const EngineCut& cut, std::vector<Parameter>& parameters
     for (const BlockPtr& block : blocks(layer)) block->add_parameters(site, cut, parameters);
   }
   if (cut.rank.pp == layout.pp - 1) add_ends(last_blocks());
-  rename(layout.engine, parameters);
+  for (Parameter& parameter : parameters) parameter.name.insert(0, names_of(layout.engine).prefix);
 }
 
 void Decoder::add_shared_with_drafts(const EngineCut& cut, std::vector<Parameter>& parameters) const {
@@ -120,13 +121,11 @@ Site Decoder::layer_site(std::int64_t layer) const {
 }
 
 void Decoder::rename(Engine engine, std::vector<Parameter>& parameters) const {
-  const EngineNames& names = engine == Engine::kVllm ? parts_.vllm : parts_.sglang;
   for (Parameter& parameter : parameters) {
-    for (const auto& [from, to] : names.replaced) {
+    for (const auto& [from, to] : names_of(engine).replaced) {
       const std::size_t at = parameter.name.find(from);
       if (at != std::string::npos) parameter.name.replace(at, from.size(), to);
     }
-    parameter.name.insert(0, names.prefix);
   }
 }
 

@@ -17,7 +17,7 @@ using LayerBlocks = std::vector<BlockPtr>;
 
 /// In what an engine's names are unlike those of blocks.
 struct EngineNames {
-  std::string prefix = {};  ///< of all names, where the model is a part of another one
+  std::string prefix = {};  ///< of the model's names, where it is a part of another one
   /// Parts of names that it has in place of others.
   std::vector<std::pair<std::string, std::string>> replaced = {};
 };
@@ -114,6 +114,9 @@ class Decoder final : public Family {
   void add_drafts(const EngineCut& cut, std::vector<Parameter>& parameters) const;
   void add_shared_with_drafts(const EngineCut& cut, std::vector<Parameter>& parameters) const;
   /// Gives parameters an engine's own names.
+  const EngineNames& names_of(Engine engine) const {
+    return engine == Engine::kVllm ? parts_.vllm : parts_.sglang;
+  }
   void rename(Engine engine, std::vector<Parameter>& parameters) const;
   std::optional<Quantizer> stored_quantizer() const;
   /// Throws UsageError for trainers of a model whose checkpoints hold codes, or of draft layers.

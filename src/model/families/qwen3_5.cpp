@@ -18,6 +18,7 @@ std::unique_ptr<Family> make_text(const ModelConfig& config, Mlp mlp, const Mode
   const std::int64_t hidden = sizes.integer({"hidden_size"});
   DecoderParts parts = common_parts(sizes, config, hidden);
   if (config.drafts() == Drafts::kLeftOut) parts.left_out = {"mtp."};
+  parts.sglang.replaced = {{".self_attn.", "."}};
   if (around != nullptr) {
     parts.unsent = unsent_towers(*around, {{"vision_config", "model.visual."}});
     parts.vllm.prefix = "language_model.";

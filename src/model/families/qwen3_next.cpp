@@ -13,6 +13,7 @@ std::unique_ptr<Family> make_qwen3_next(const ModelConfig& config) {
   const std::int64_t hidden = sizes.integer({"hidden_size"});
   DecoderParts parts = common_parts(sizes, config, hidden);
   if (config.drafts() == Drafts::kLeftOut) parts.left_out = {"mtp."};
+  parts.sglang.replaced = {{".self_attn.", "."}};
   const HybridAttention first = hybrid_attention(sizes, config, parts, true);
   const auto is_full = first.is_full;
   const auto is_dense = dense_by_step(config);
