@@ -10,6 +10,17 @@
 
 namespace weightcast::engine {
 
+Matrix logits_of(const Model& model, const Reference& reference) {
+  Matrix all;
+  for (const std::vector<std::int64_t>& prompt : reference.prompts) {
+    const Matrix logits = model.logits(prompt);
+    all.rows += logits.rows;
+    all.cols = logits.cols;
+    all.values.insert(all.values.end(), logits.values.begin(), logits.values.end());
+  }
+  return all;
+}
+
 Difference measure(const Matrix& logits, const Reference& reference) {
   if (logits.rows != reference.logits.rows || logits.cols != reference.logits.cols) {
     throw InputError(fmt::format("{}: logits are {} × {}, the model's are {} × {}", reference.path,
@@ -32,10 +43,11 @@ Difference measure(const Matrix& logits, const Reference& reference) {
 Agreement compare(const Model& model, const Reference& own, const std::vector<Reference>& others,
                   std::int64_t new_tokens) {
   Agreement agreement;
-  agreement.own = measure(model.logits(own.prompt), own);
-  for (const Reference& other : others)
-    agreement.others.push_back(measure(model.logits(other.prompt), other));
-  agreement.generated = model.generate(own.prompt, new_tokens);
+  agreement.own = measure(logits_of(model, own), own);
+  for (const Reference& other : others) {
+    agreement.others.push_back(measure(logits_of(model, other), other));
+  }
+  agreement.generated = model.generate(own.prompts.front(), new_tokens);
   return agreement;
 }
 

@@ -22,6 +22,9 @@ struct Difference {
   double relative() const { return greatest / greatest_logit; }
 };
 
+/// The model's logits of all the reference's prompts, row below row. Collective over the model's group.
+Matrix logits_of(const Model& model, const Reference& reference);
+
 /// Values that are not finite are infinitely far away. Throws InputError when the shapes differ.
 Difference measure(const Matrix& logits, const Reference& reference);
 
@@ -32,8 +35,8 @@ struct Agreement {
   std::vector<std::int64_t> generated;
 };
 
-/// Runs the model on the references' prompts and generates from the own one's. Collective over the model's
-/// group.
+/// Runs the model on the references' prompts and generates from the own one's first. Collective over the
+/// model's group.
 Agreement compare(const Model& model, const Reference& own, const std::vector<Reference>& others,
                   std::int64_t new_tokens);
 

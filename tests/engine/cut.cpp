@@ -27,6 +27,10 @@ Range all_columns(const Tensor& tensor) {
   return {0, columns(tensor)};
 }
 
+Range all_rows(const Tensor& tensor) {
+  return {0, tensor.shape[0]};
+}
+
 /// Appends a rectangle; rows past the tensor's end are zero.
 void append(const Tensor& tensor, Range rows, Range cols, std::vector<float>& to) {
   for (std::int64_t row = rows.first; row < rows.first + rows.count; ++row) {
@@ -69,11 +73,21 @@ class Cutter {
       const std::string prefix = fmt::format("model.layers.{}.", layer);
       copy(prefix + "input_layernorm.weight");
       copy(prefix + "post_attention_layernorm.weight");
-      cut_attention(prefix + "self_attn.");
+      switch (config_.attention[static_cast<std::size_t>(layer)]) {
+        case AttentionKind::kGrouped:
+          cut_attention(prefix + "self_attn.");
+          break;
+        case AttentionKind::kLatent:
+          cut_latent_attention(prefix + "self_attn.");
+          break;
+        case AttentionKind::kDelta:
+          cut_delta_net(prefix + "linear_attn.");
+          break;
+      }
       if (config_.sparse[static_cast<std::size_t>(layer)]) {
         cut_experts(prefix + "mlp.");
       } else {
-        cut_dense(prefix + "mlp.");
+        cut_mlp(prefix + "mlp.", config_.dense_width);
       }
     }
     return std::move(parts_);
@@ -95,7 +109,9 @@ class Cutter {
     const std::int64_t queries = config_.heads / config_.kv_heads;
     const std::int64_t first = heads.first / queries;
     const std::int64_t last = (heads.first + heads.count - 1) / queries;
-    const Range q{heads.first * dim, heads.count * dim};
+    const Range seen{heads.first * dim, heads.count * dim};
+    const std::int64_t rows = (config_.attention_gate ? 2 : 1) * dim;  // of a query, and its gate
+    const Range q{heads.first * rows, heads.count * rows};
     const Range kv{first * dim, (last - first + 1) * dim};
     const auto fuse = [&](const std::string& suffix) {
       const Tensor query = checkpoint_.read(prefix + "q_proj" + suffix);
@@ -108,13 +124,84 @@ class Cutter {
       fuse(".bias");
       copy(prefix + "o_proj.bias");
     }
-    parts_[prefix + "o_proj.weight"] = cut_columns(checkpoint_.read(prefix + "o_proj.weight"), q);
+    parts_[prefix + "o_proj.weight"] = cut_columns(checkpoint_.read(prefix + "o_proj.weight"), seen);
     copy(prefix + "q_norm.weight");
     copy(prefix + "k_norm.weight");
   }
 
+  void cut_latent_attention(const std::string& prefix) {
+    const LatentSizes& sizes = config_.latent;
+    const Range heads = rank_plan(config_.heads, layout_.tp_rank, layout_.tp_size);
+    const auto cut_heads = [&](const std::string& name, std::int64_t rows) {
+      const Tensor whole = checkpoint_.read(prefix + name);
+      parts_[prefix + name] = stack({{&whole, {heads.first * rows, heads.count * rows}}});
+    };
+    const std::string latent = prefix + "kv_a_proj_with_mqa.weight";
+    const std::int64_t query_rows = sizes.nope_dim + sizes.rope_dim;
+    if (sizes.query_rank > 0) {
+      const Tensor queries = checkpoint_.read(prefix + "q_a_proj.weight");
+      const Tensor kv = checkpoint_.read(latent);
+      parts_[prefix + "fused_qkv_a_proj_with_mqa.weight"] =
+          stack({{&queries, all_rows(queries)}, {&kv, all_rows(kv)}});
+      copy(prefix + "q_a_layernorm.weight");
+      cut_heads("q_b_proj.weight", query_rows);
+    } else {
+      copy(latent);
+      cut_heads("q_proj.weight", query_rows);
+    }
+    copy(prefix + "kv_a_layernorm.weight");
+    cut_heads("kv_b_proj.weight", sizes.nope_dim + sizes.value_dim);
+    parts_[prefix + "o_proj.weight"] =
+        cut_columns(checkpoint_.read(prefix + "o_proj.weight"),
+                    {heads.first * sizes.value_dim, heads.count * sizes.value_dim});
+  }
+
+  void cut_delta_net(const std::string& prefix) {
+    const DeltaSizes& sizes = config_.delta;
+    const std::int64_t query_rows = sizes.key_heads * sizes.key_dim;
+    const std::int64_t value_rows = sizes.value_heads * sizes.value_dim;
+    const auto part = [&](std::int64_t rows, std::int64_t before) {
+      Range range = rank_plan(rows, layout_.tp_rank, layout_.tp_size);
+      range.first += before;
+      return range;
+    };
+    const Range q = part(query_rows, 0);
+    const Range k = part(query_rows, query_rows);
+    const Range v = part(value_rows, 2 * query_rows);
+    const Range heads = part(sizes.value_heads, 0);
+    if (sizes.by_key_head) {
+      const Tensor qkvz = checkpoint_.read(prefix + "in_proj_qkvz.weight");
+      const Tensor ba = checkpoint_.read(prefix + "in_proj_ba.weight");
+      parts_[prefix + "in_proj_qkvz.weight"] = stack({{&qkvz, part(qkvz.shape[0], 0)}});
+      parts_[prefix + "in_proj_ba.weight"] = stack({{&ba, part(ba.shape[0], 0)}});
+    } else {
+      const Tensor qkv = checkpoint_.read(prefix + "in_proj_qkv.weight");
+      const Tensor z = checkpoint_.read(prefix + "in_proj_z.weight");
+      const Tensor b = checkpoint_.read(prefix + "in_proj_b.weight");
+      const Tensor a = checkpoint_.read(prefix + "in_proj_a.weight");
+      parts_[prefix + "in_proj_qkvz.weight"] =
+          stack({{&qkv, q}, {&qkv, k}, {&qkv, v}, {&z, part(value_rows, 0)}});
+      parts_[prefix + "in_proj_ba.weight"] = stack({{&b, heads}, {&a, heads}});
+    }
+    Tensor kernel = checkpoint_.read(prefix + "conv1d.weight");
+    kernel.shape = {kernel.shape[0], sizes.kernel};
+    Tensor cut = stack({{&kernel, q}, {&kernel, k}, {&kernel, v}});
+    cut.shape = {cut.shape[0], 1, sizes.kernel};
+    parts_[prefix + "conv1d.weight"] = std::move(cut);
+    for (const std::string name : {"A_log", "dt_bias"}) {
+      const Tensor whole = checkpoint_.read(prefix + name);
+      parts_[prefix + name] = stack({{&whole, heads}});
+    }
+    copy(prefix + "norm.weight");
+    parts_[prefix + "out_proj.weight"] =
+        cut_columns(checkpoint_.read(prefix + "out_proj.weight"), part(value_rows, 0));
+  }
+
   void cut_experts(const std::string& prefix) {
     copy(prefix + "gate.weight");
+    if (config_.router.correction_bias) copy(prefix + "gate.e_score_correction_bias");
+    if (config_.shared_width > 0) cut_mlp(prefix + config_.shared_module + ".", config_.shared_width);
+    if (config_.shared_gate) copy(prefix + "shared_expert_gate.weight");
     const std::int64_t inside = layout_.tp_size / layout_.ep_size;
     const Range experts = rank_plan(config_.experts, layout_.ep_rank, layout_.ep_size);
     const Range inner = rank_plan(config_.expert_width, layout_.tp_rank % inside, inside);
@@ -133,8 +220,8 @@ class Cutter {
     parts_[prefix + "experts.w2_weight"] = std::move(w2);
   }
 
-  void cut_dense(const std::string& prefix) {
-    const Range inner = rank_plan(config_.dense_width, layout_.tp_rank, layout_.tp_size);
+  void cut_mlp(const std::string& prefix, std::int64_t width) {
+    const Range inner = rank_plan(width, layout_.tp_rank, layout_.tp_size);
     const Tensor gate = checkpoint_.read(prefix + "gate_proj.weight");
     const Tensor up = checkpoint_.read(prefix + "up_proj.weight");
     parts_[prefix + "gate_up_proj.weight"] = stack({{&gate, inner}, {&up, inner}});

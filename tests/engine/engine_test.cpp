@@ -74,9 +74,8 @@ TEST_P(EngineLayouts, MeetsItsOwnReference) {
   });
   const Reference own = reference_of(c.version);
   const std::vector<Reference> others = references_but(c.version);
-  const auto appended = static_cast<std::int64_t>(own.greedy.size() - own.prompt.size());
   const Agreement agreement =
-      replica.run([&](const Model& model) { return compare(model, own, others, appended); });
+      replica.run([&](const Model& model) { return compare(model, own, others, own.appended()); });
   EXPECT_EQ(objections(agreement, own, others, kSumOrder), std::vector<std::string>{});
   EXPECT_EQ(agreement.generated, own.greedy);
 }
@@ -111,7 +110,7 @@ class EngineSensitivity : public testing::Test {
 
   Difference difference() {
     SoloGroup group;
-    return measure(Model(config_, RankLayout{}, source_, group).logits(reference_.prompt), reference_);
+    return measure(logits_of(Model(config_, RankLayout{}, source_, group), reference_), reference_);
   }
 
   std::vector<std::string> logit_objections() {
@@ -149,7 +148,7 @@ TEST_F(EngineSensitivity, NoticesTheOtherOrderOfHalves) {
   RankLayout layout;
   layout.up_first = true;
   SoloGroup group;
-  const Matrix logits = Model(config_, layout, source_, group).logits(reference_.prompt);
+  const Matrix logits = logits_of(Model(config_, layout, source_, group), reference_);
   EXPECT_GT(measure(logits, reference_).relative(), 0.1);
 }
 
@@ -209,7 +208,7 @@ TEST_F(EngineSensitivity, NoticesRanksThatHoldEachOthersShards) {
       source.tensors().at(name) = cut_rank(config_, other, checkpoint).at(name);
       return source;
     });
-    const Matrix logits = replica.run([&](const Model& model) { return model.logits(reference_.prompt); });
+    const Matrix logits = replica.run([&](const Model& model) { return logits_of(model, reference_); });
     EXPECT_GT(measure(logits, reference_).relative(), kLogitTolerance) << name;
   };
   check_swap("model.layers.1.self_attn.o_proj.weight");

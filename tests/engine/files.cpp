@@ -44,15 +44,21 @@ std::vector<float> read_floats(const Checkpoint& checkpoint, const CheckpointRea
   return values;
 }
 
-std::vector<std::int64_t> read_ids(const Checkpoint& checkpoint, const CheckpointReader& reader,
-                                   const std::string& name) {
+/// Sequences of equal length.
+std::vector<std::vector<std::int64_t>> read_ids(const Checkpoint& checkpoint, const CheckpointReader& reader,
+                                                const std::string& name) {
   const StoredTensor& tensor = find_tensor(checkpoint, name);
   if (tensor.dtype != DType::kI64) throw wrong_dtype(checkpoint, tensor);
-  if (tensor.shape.dims() != 2 || tensor.shape[0] != 1) {
-    throw InputError(fmt::format("{}: {} has shape {}, not one sequence", checkpoint.path, name,
+  if (tensor.shape.dims() != 2 || tensor.shape.elements() == 0) {
+    throw InputError(fmt::format("{}: {} has shape {}, which is of no sequences", checkpoint.path, name,
                                  tensor.shape.to_string()));
   }
-  return read_elements<std::int64_t>(reader, tensor);
+  const auto ids = read_elements<std::int64_t>(reader, tensor);
+  std::vector<std::vector<std::int64_t>> sequences;
+  for (auto at = ids.begin(); at != ids.end(); at += tensor.shape[1]) {
+    sequences.emplace_back(at, at + tensor.shape[1]);
+  }
+  return sequences;
 }
 
 std::int64_t require_integer(const Attributes& attributes, const std::string& path, const char* name) {
@@ -116,24 +122,32 @@ ShardFacts read_shard_facts(const std::string& path) {
   return facts;
 }
 
+std::int64_t Reference::appended() const {
+  return greedy.empty() ? 0 : static_cast<std::int64_t>(greedy.size() - prompts.front().size());
+}
+
 Reference read_reference(const std::string& path) {
   const Checkpoint checkpoint = read_checkpoint(path);
   const CheckpointReader reader(checkpoint);
   Reference reference;
   reference.path = path;
-  reference.prompt = read_ids(checkpoint, reader, "input_ids");
-  reference.greedy = read_ids(checkpoint, reader, "greedy_ids");
+  reference.prompts = read_ids(checkpoint, reader, "input_ids");
   const StoredTensor& logits = find_tensor(checkpoint, "logits");
-  const auto tokens = static_cast<std::int64_t>(reference.prompt.size());
-  if (tokens == 0 || logits.shape.dims() != 3 || logits.shape[0] != 1 || logits.shape[1] != tokens) {
-    throw InputError(
-        fmt::format("{}: logits {} do not belong to {} input_ids", path, logits.shape.to_string(), tokens));
+  const auto prompts = static_cast<std::int64_t>(reference.prompts.size());
+  const std::vector<std::int64_t>& first = reference.prompts.front();
+  const auto tokens = static_cast<std::int64_t>(first.size());
+  if (logits.shape.dims() != 3 || logits.shape[0] != prompts || logits.shape[1] != tokens) {
+    throw InputError(fmt::format("{}: logits {} do not belong to {} × {} input_ids", path,
+                                 logits.shape.to_string(), prompts, tokens));
   }
-  if (reference.greedy.size() < reference.prompt.size() ||
-      !std::equal(reference.prompt.begin(), reference.prompt.end(), reference.greedy.begin())) {
-    throw InputError(fmt::format("{}: greedy_ids do not start with input_ids", path));
+  if (checkpoint.find("greedy_ids") != nullptr) {
+    reference.greedy = read_ids(checkpoint, reader, "greedy_ids").front();
+    if (reference.greedy.size() < first.size() ||
+        !std::equal(first.begin(), first.end(), reference.greedy.begin())) {
+      throw InputError(fmt::format("{}: greedy_ids do not start with input_ids", path));
+    }
   }
-  reference.logits.rows = tokens;
+  reference.logits.rows = prompts * tokens;
   reference.logits.cols = logits.shape[2];
   reference.logits.values = read_floats(checkpoint, reader, logits);
   return reference;

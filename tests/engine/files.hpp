@@ -44,9 +44,12 @@ ShardFacts read_shard_facts(const std::string& path);
 /// What another implementation computed from one version of the weights.
 struct Reference {
   std::string path;
-  std::vector<std::int64_t> prompt;  ///< `input_ids` [1, n]
-  Matrix logits;                     ///< `logits` [1, n, vocabulary]
-  std::vector<std::int64_t> greedy;  ///< `greedy_ids` [1, m]: the prompt and what greedy decoding appends
+  std::vector<std::vector<std::int64_t>> prompts;  ///< `input_ids` [prompts, n]
+  Matrix logits;                                   ///< `logits` [prompts, n, vocabulary], row below row
+  /// `greedy_ids` [1, m]: the first prompt and what greedy decoding appends; empty where nobody decoded.
+  std::vector<std::int64_t> greedy;
+
+  std::int64_t appended() const;  ///< tokens of `greedy` behind the prompt
 };
 
 /// Reads a `reference.safetensors`. Throws InputError when its tensors do not fit together.

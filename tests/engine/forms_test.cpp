@@ -35,10 +35,12 @@ ModelConfig small_config() {
   config.expert_width = 8;
   config.dense_width = 12;
   config.rope_theta = 1000;
+  config.rotary_dim = 6;
   config.norm_epsilon = 1e-6;
-  config.normalize_top_k = true;
+  config.router.normalize = true;
   config.attention_bias = true;
   config.tied_embeddings = true;
+  config.attention.assign(3, AttentionKind::kGrouped);
   config.sparse = {true, false, true};
   return config;
 }

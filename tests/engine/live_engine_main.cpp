@@ -93,7 +93,7 @@ void serve(const Options& options, MpiGroup& group, MPI_Comm comm) {
       if (broken != 0) continue;
     }
     // Every text from the memory as it is: read anew for each token.
-    std::vector<std::int64_t> ids = reference.prompt;
+    std::vector<std::int64_t> ids = reference.prompts.front();
     for (std::int64_t token = 0; token < options.tokens; ++token) {
       const Model model(config, facts.layout, LaidOutSource(published, facts.moe_layout), group);
       const std::vector<std::int64_t> longer = model.generate(ids, 1);

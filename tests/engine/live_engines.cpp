@@ -40,7 +40,7 @@ std::string step(std::int64_t version) {
 std::string reference_text(int version) {
   const Reference reference = read_reference(step(version) + "/reference.safetensors");
   std::vector<std::int64_t> ids = reference.greedy;
-  ids.resize(std::min(ids.size(), reference.prompt.size() + static_cast<std::size_t>(kTokens)));
+  ids.resize(std::min(ids.size(), reference.prompts.front().size() + static_cast<std::size_t>(kTokens)));
   return printable_text(ids, parse_model_config(read_text(step(version) + "/config.json")).vocab);
 }
 

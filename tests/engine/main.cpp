@@ -38,6 +38,7 @@ struct Options {
   std::optional<std::int64_t> generate;
   std::string label;
   double tolerance = kLogitTolerance;
+  bool float32_frequencies = false;
   bool check = false;
 };
 
@@ -46,7 +47,7 @@ std::optional<Options> parse_options(int argc, char** argv) {
   Options options;
   po::options_description description(
       "Usage: mpirun -n TP weightcast-engine --shards DIR --config FILE --reference FILE [options]\n"
-      "Runs one replica of a Qwen3-MoE model from its shard files and compares it with references");
+      "Runs one replica of a model from its shard files and compares it with references");
   auto add = description.add_options();
   add("help", "print this text");
   add("shards", po::value(&options.shards)->required(), "directory with rank-N.h5 or rank-N.safetensors");
@@ -59,6 +60,8 @@ std::optional<Options> parse_options(int argc, char** argv) {
   add("label", po::value(&options.label), "text to start every line with");
   add("tolerance", po::value(&options.tolerance),
       "greatest difference of logits for --check, relative to the greatest logit (default 4e-4)");
+  add("float32-frequencies", po::bool_switch(&options.float32_frequencies),
+      "the reference was computed with rotary frequencies that were never in bfloat16");
   add("check", po::bool_switch(&options.check), "exit with 1 unless model and reference agree");
   po::variables_map values;
   po::store(po::parse_command_line(argc, argv, description), values);
@@ -79,7 +82,8 @@ void print_difference(const std::string& label, const Reference& reference, cons
 }
 
 int run(const Options& options, MpiGroup& group) {
-  const ModelConfig config = parse_model_config(read_text(options.config));
+  ModelConfig config = parse_model_config(read_text(options.config));
+  if (options.float32_frequencies) config.bf16_frequencies = false;
   const Reference own = read_reference(options.reference);
   std::vector<Reference> others;
   for (const std::string& path : options.others) others.push_back(read_reference(path));
@@ -99,8 +103,7 @@ int run(const Options& options, MpiGroup& group) {
   const FileSource file(path);
   const Model model(config, facts.layout, LaidOutSource(file, facts.moe_layout), group);
 
-  const auto appended = static_cast<std::int64_t>(own.greedy.size() - own.prompt.size());
-  const Agreement agreement = compare(model, own, others, options.generate.value_or(appended));
+  const Agreement agreement = compare(model, own, others, options.generate.value_or(own.appended()));
   // Logits are gathered, so every rank comes to the same verdict; one of them says it.
   const std::vector<std::string> reasons = objections(agreement, own, others, options.tolerance);
   const std::string label = options.label.empty() ? "" : options.label + ": ";
