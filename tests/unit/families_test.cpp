@@ -316,34 +316,6 @@ TEST(Hybrids, HeadsOfBothKindsAreCut) {
   expect_has(message_of<UsageError>([&] { family->parameters(layout, {}); }), {"tp=4", "key heads", "(2)"});
 }
 
-TEST(Hybrids, RowsOfSglangsOwnLoader) {
-  const json golden =
-      json::parse(text_of(fmt::format("{}/golden/qwen3next_gdn_tp.json", WEIGHTCAST_TEST_DATA)));
-  const json& sizes = golden["meta"]["config"];
-  json config = config_of("qwen3-next");
-  config["linear_num_key_heads"] = sizes["num_k_heads"];
-  config["linear_num_value_heads"] = sizes["num_v_heads"];
-  config["linear_key_head_dim"] = sizes["head_k_dim"];
-  config["linear_value_head_dim"] = sizes["head_v_dim"];
-  config["linear_conv_kernel_dim"] = sizes["conv_kernel"];
-  const auto family = family_of(config);
-  for (const json& one : golden["cases"]) {
-    EngineLayout layout;
-    layout.tp = one["tp"];
-    std::map<std::string, std::vector<std::int64_t>> rows;
-    for (const Parameter& parameter : family->parameters(layout, engine_rank(layout, one["rank"]))) {
-      std::vector<std::int64_t>& of = rows[parameter.name];
-      for (const Part& part : parameter.parts) {
-        for (std::int64_t row = 0; row < part.box.rows; ++row) of.push_back(part.box.row + row);
-      }
-    }
-    for (const std::string name : {"in_proj_qkvz", "in_proj_ba", "conv1d"}) {
-      EXPECT_EQ(json(rows["model.layers.0.linear_attn." + name + ".weight"]), one[name + "_rows"])
-          << name << " of " << one["rank"] << " of " << layout.tp;
-    }
-  }
-}
-
 TEST(Hybrids, DraftsAreLeftOut) {
   const auto family = family_of(config_of("qwen3.5-moe"));
   EXPECT_TRUE(family->may_ignore("mtp.layers.0.self_attn.q_proj.weight"));

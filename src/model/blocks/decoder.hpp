@@ -113,10 +113,10 @@ class Decoder final : public Family {
   void add_model(const EngineCut& cut, std::vector<Parameter>& parameters) const;
   void add_drafts(const EngineCut& cut, std::vector<Parameter>& parameters) const;
   void add_shared_with_drafts(const EngineCut& cut, std::vector<Parameter>& parameters) const;
-  /// Gives parameters an engine's own names.
   const EngineNames& names_of(Engine engine) const {
     return engine == Engine::kVllm ? parts_.vllm : parts_.sglang;
   }
+  /// Gives parameters an engine's own names.
   void rename(Engine engine, std::vector<Parameter>& parameters) const;
   std::optional<Quantizer> stored_quantizer() const;
   /// Throws UsageError for trainers of a model whose checkpoints hold codes, or of draft layers.
