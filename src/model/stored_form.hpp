@@ -8,7 +8,7 @@
 namespace weightcast {
 
 /// Where a canonical tensor lies inside a larger stored one: its rows begin at `row` of the stored matrix
-/// view.
+/// view. Under the tensor's own name: the same elements in the same order, under other extents.
 struct StoredForm {
   std::string name;
   Shape shape;

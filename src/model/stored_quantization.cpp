@@ -156,7 +156,7 @@ void StoredQuantization::keep(const std::string& entry, const std::string& field
 
 bool StoredQuantization::keeps_values(const std::string& name) {
   // Lists of hundreds of names are asked for tens of thousands of modules: no more than a look for each dot.
-  if (names_.contains(name)) return true;
+  if (keeps_linear_layers_ || names_.contains(name)) return true;
   for (std::size_t dot = name.find('.'); dot != std::string::npos; dot = name.find('.', dot + 1)) {
     if (names_.contains(name.substr(0, dot)) || names_.contains(name.substr(dot + 1))) return true;
   }

@@ -28,12 +28,17 @@ class StoredQuantization {
   /// pattern with `*`). Throws InputError for a pattern that takes too long.
   bool keeps_values(const std::string& name);
 
+  /// From now on all linear layers are values: of a family whose checkpoints hold codes of experts alone,
+  /// whatever the lists say.
+  void keep_linear_layers() { keeps_linear_layers_ = true; }
+
  private:
   /// Takes an entry of those lists; `field` names the list in messages.
   void keep(const std::string& entry, const std::string& field);
 
   Quantizer quantizer_;
   QuantizationPlace place_;
+  bool keeps_linear_layers_ = false;
   std::unordered_set<std::string> names_;
   PatternList patterns_;
 };

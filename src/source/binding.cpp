@@ -79,13 +79,16 @@ class Binder {
   HeldBox bind_tensor(std::uint32_t number) const {
     const Tensor& tensor = family_.catalog()[number];
     const auto stored = names_.find(tensor.name);
-    if (const auto form = family_.other_stored_form(tensor)) {
+    if (const auto form = family_.other_stored_form(tensor); form && form->name != tensor.name) {
       if (const auto other = names_.find(form->name)) {
         if (stored) throw_twice(tensor, *stored, *other);
         return held_by(*other, number, form->shape, form->row);
       }
     }
-    if (stored) return held_by(*stored, number, tensor.shape, 0);
+    if (stored) {
+      const bool as_in_model = checkpoint_.tensors[*stored].shape == tensor.shape;
+      return held_by(*stored, number, as_in_model ? tensor.shape : shape_in_files(tensor), 0);
+    }
     // Of two tensors that share their memory a saver keeps either.
     for (std::uint32_t i = 0; i < used_.size(); ++i) {
       const std::string& name = names_.name_of(i);
@@ -93,6 +96,12 @@ class Binder {
         return held_by(names_.find(name).value(), number, tensor.shape, 0);
     }
     throw_missing(tensor);
+  }
+
+  /// As those who publish models write a tensor; `convert` and `synth` write it as the model has it.
+  Shape shape_in_files(const Tensor& tensor) const {
+    const auto form = family_.other_stored_form(tensor);
+    return form && form->name == tensor.name ? form->shape : tensor.shape;
   }
 
   [[noreturn]] void throw_twice(const Tensor& tensor, std::uint32_t one, std::uint32_t other) const {
@@ -104,8 +113,8 @@ class Binder {
 
   /// Names what lies in its place.
   [[noreturn]] void throw_missing(const Tensor& tensor) const {
-    const std::string subject =
-        fmt::format("{}: tensor {} {} is missing", checkpoint_.path, tensor.name, tensor.shape.to_string());
+    const std::string subject = fmt::format("{}: tensor {} {} is missing", checkpoint_.path, tensor.name,
+                                            shape_in_files(tensor).to_string());
     if (const std::string file = missing_file(); !file.empty()) {
       throw InputError(fmt::format("{}, and so is the file {}; copy it to the others", subject, file));
     }
@@ -152,7 +161,23 @@ class Binder {
     require_values(stored, tensor);
     require_shape(checkpoint_, stored, shape, family_.doubt());
     require_castable(checkpoint_, stored, tensor.dtype, tensor.widened);
-    return held_in(stored, buffer, number, Box::whole(tensor.shape), row * stored.shape.cols());
+    HeldBox held = held_in(stored, buffer, number, Box::whole(tensor.shape), row * stored.shape.cols());
+    if (stored.shape.elements() == tensor.shape.elements()) {
+      require_as_rows(stored, tensor);
+      held.pitch = tensor.shape.cols() * dtype_bytes(stored.dtype);
+    }
+    return held;
+  }
+
+  /// Throws InputError for a tensor that would have to be read in other rows than those it is stored in, and
+  /// whose bytes do not lie one behind the other.
+  void require_as_rows(const StoredTensor& stored, const Tensor& tensor) const {
+    if (stored.shape.cols() == tensor.shape.cols() || !stored.through_library()) return;
+    throw InputError(
+        fmt::format("{}: tensor {} {} is stored in chunks, or compressed, and is read only where its bytes "
+                    "lie one behind "
+                    "the other; write it contiguous, or as safetensors",
+                    checkpoint_.path, excerpt(stored.name), stored.shape.to_string()));
   }
 
   /// Throws InputError for values in place of codes: the other tensors say which of them and the config is

@@ -63,6 +63,16 @@ void BoundReader::read(std::uint32_t tensor, const Box& box, std::byte* to) cons
 
 void BoundReader::read_held(const HeldBox& held, const Box& box, std::byte* to) const {
   const StoredTensor& stored = checkpoint_.tensors[held.buffer];
+  if (const std::int64_t cols = held.pitch / dtype_bytes(stored.dtype); cols != stored.shape.cols()) {
+    StoredTensor in_other_rows = stored;
+    in_other_rows.shape = {stored.shape.elements() / cols, cols};
+    return read_stored(in_other_rows, held, box, to);
+  }
+  read_stored(stored, held, box, to);
+}
+
+void BoundReader::read_stored(const StoredTensor& stored, const HeldBox& held, const Box& box,
+                              std::byte* to) const {
   const Box place = stored_box(stored, held, box);
   const Cast cast = cast_between(stored.dtype, catalog_[held.tensor].dtype);
   if (cast == Cast::kRound) {

@@ -40,6 +40,9 @@ class BoundReader {
   /// Reads `box`, of which the held box has all.
   void read_held(const HeldBox& held, const Box& box, std::byte* to) const;
 
+  /// The same from a tensor of the rows in which the held box has it.
+  void read_stored(const StoredTensor& stored, const HeldBox& held, const Box& box, std::byte* to) const;
+
   /// Reads a box of bfloat16 as float32.
   void read_widened(const StoredTensor& stored, const Box& box, std::byte* to) const;
 

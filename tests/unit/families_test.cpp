@@ -246,11 +246,6 @@ TEST(GptOss, OneLayoutAndNoTrainers) {
              {"--trainer-alloc", "model.layers.0.mlp.experts"});
 }
 
-TEST(GptOss, CodesAreRefused) {
-  expect_has(refusal(config_of("gpt-oss"), "quantization_config", {{"quant_method", "mxfp4"}}),
-             {"quantization_config", "not read of GptOssForCausalLM", "bfloat16"});
-}
-
 TEST(GptOss, EnginesNames) {
   const auto family = family_of(config_of("gpt-oss"));
   const auto names = [&](Engine engine) {

@@ -49,6 +49,9 @@ class TensorList {
   /// The same of one that is float32 in a model of any type. A checkpoint may have it in bfloat16.
   virtual void add_float32(const std::string& name, const Shape& shape) = 0;
 
+  /// A tensor of codes or of their scales, which has a type of its own.
+  virtual void add_coded(const std::string& name, DType dtype, const Shape& shape) = 0;
+
   /// The weight [out, in] of a linear layer, `MODULE.weight`: its values, or its codes and their scales.
   virtual void add_linear(const std::string& module, std::int64_t out, std::int64_t in) = 0;
 

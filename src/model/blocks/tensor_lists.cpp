@@ -10,13 +10,17 @@ CatalogList::CatalogList(Catalog& catalog, DType dtype, StoredQuantization* stor
     : catalog_(catalog), dtype_(dtype), stored_(stored) {}
 
 void CatalogList::add(const std::string& name, const Shape& shape) {
-  catalog_.set_place(catalog_.add(name, dtype_, shape), layer_, expert_);
+  add_coded(name, dtype_, shape);
 }
 
 void CatalogList::add_float32(const std::string& name, const Shape& shape) {
   const std::uint32_t tensor = catalog_.add(name, DType::kF32, shape);
   catalog_.set_place(tensor, layer_, expert_);
   catalog_.set_reading(tensor, 0, true);
+}
+
+void CatalogList::add_coded(const std::string& name, DType dtype, const Shape& shape) {
+  catalog_.set_place(catalog_.add(name, dtype, shape), layer_, expert_);
 }
 
 void CatalogList::add_linear(const std::string& module, std::int64_t out, std::int64_t in) {
@@ -43,6 +47,10 @@ void TensorCount::add(const std::string& /*name*/, const Shape& shape) {
 }
 
 void TensorCount::add_float32(const std::string& name, const Shape& shape) {
+  add(name, shape);
+}
+
+void TensorCount::add_coded(const std::string& name, DType /*dtype*/, const Shape& shape) {
   add(name, shape);
 }
 

@@ -16,6 +16,7 @@ class CatalogList final : public TensorList {
 
   void add(const std::string& name, const Shape& shape) override;
   void add_float32(const std::string& name, const Shape& shape) override;
+  void add_coded(const std::string& name, DType dtype, const Shape& shape) override;
   void add_linear(const std::string& module, std::int64_t out, std::int64_t in) override;
   void for_each_expert(std::int64_t experts, const std::function<void(std::int64_t)>& list) override;
 
@@ -35,6 +36,7 @@ class TensorCount final : public TensorList {
 
   void add(const std::string& name, const Shape& shape) override;
   void add_float32(const std::string& name, const Shape& shape) override;
+  void add_coded(const std::string& name, DType dtype, const Shape& shape) override;
   void add_linear(const std::string& module, std::int64_t out, std::int64_t in) override;
   void for_each_expert(std::int64_t experts, const std::function<void(std::int64_t)>& list) override;
 
