@@ -351,7 +351,7 @@ class FullAllocation : public CliTest {
   engine::Matrix logits(
       const std::function<engine::MemorySource(const engine::RankLayout&)>& parameters_of) const {
     const auto config = engine::parse_model_config(engine::read_text(whole_ + "/config.json"));
-    const auto prompt = engine::read_reference(trained(0) + "/reference.safetensors").prompt;
+    const auto prompt = engine::read_reference(trained(0) + "/reference.safetensors").prompts.front();
     const engine::ThreadedReplica replica(config, 4, 1, false, parameters_of);
     return replica.run([&](const engine::Model& model) { return model.logits(prompt); });
   }
