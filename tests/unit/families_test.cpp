@@ -651,6 +651,7 @@ TEST(NemotronH, FieldsThatAreWrong) {
   for (const char* field : {"attention_bias", "mlp_bias", "use_bias", "mamba_proj_bias"}) {
     expect_has(refusal(config, field, true), {field, "NemotronHForCausalLM", "transformers writes false"});
   }
+  expect_has(refusal(config, "n_groups", 4), {"mamba_num_heads 6", "n_groups 4", "NemotronHForCausalLM"});
   expect_has(refusal(config, "n_shared_experts", 2),
              {"n_shared_experts", "transformers", "engines", "write 1"});
   expect_has(refusal(config, "quantization_config", {{"quant_method", "fp8"}}),

@@ -88,9 +88,10 @@ std::vector<std::size_t> mixers_of(const ModelConfig& config) {
     if (layer < listed.size() && pattern[layer] == listed[layer]) continue;
     throw InputError(fmt::format(
         "{}: layer {} is {} by field '{}', which transformers writes, but {} by '{}', which the hub's files "
+        "of {} "
         "have; correct the one that is wrong",
         config.origin(), layer, layer < listed.size() ? kMixers.at(listed[layer]).word : "missing", kList,
-        kMixers.at(pattern[layer]).word, kPattern));
+        kMixers.at(pattern[layer]).word, kPattern, config.architecture()));
   }
   if (!pattern.empty() && pattern.size() < listed.size()) {
     throw InputError(fmt::format("{}: field '{}' has {} entries but '{}' {} letters; correct what is wrong",
@@ -124,6 +125,11 @@ LayerBlocks mamba(SizeFields& sizes, const ModelConfig& config, std::int64_t hid
   mamba.state = sizes.integer({"ssm_state_size"});
   mamba.kernel = sizes.integer({"conv_kernel"});
   mamba.conv_bias = config.boolean_or({"use_conv_bias"}, true);
+  if (mamba.heads % mamba.groups != 0) {
+    throw InputError(
+        fmt::format("{}: mamba_num_heads {} is no multiple of n_groups {}; is it the own config.json of {}?",
+                    config.origin(), mamba.heads, mamba.groups, config.architecture()));
+  }
   return {norm(hidden, "mixer.in_proj.layer_norm_weight", {"norm.weight"}),
           std::make_shared<Mamba2>(Names{"mixer.", "mixer.", "mixer."}, mamba)};
 }
