@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/error.hpp"
 #include "emulated_update.hpp"
 #include "model_configs.hpp"
 #include "naive_model.hpp"
@@ -280,6 +281,34 @@ TEST_P(VllmMap, AnUpdateWritesTheBytesThatTheEnginesLoaderWrites) {
       }
     }
   }
+}
+
+TEST_P(VllmMap, UpdatesOfLayoutsWithoutAMapAreWholeToo) {
+  const auto family = vllm_family(GetParam());
+  const naive::Weights weights = random_weights(family->catalog());
+  int accepted = 0;
+  for (const Engine engine : {Engine::kVllm, Engine::kSglang}) {
+    for (const char* text : {"tp=1,pp=2", "tp=2,ep=2,pp=2", "tp=2,replicas=2", "tp=4,ep=2", "tp=3,pp=3"}) {
+      for (const SourceSplit split : {SourceSplit::kCatalog, SourceSplit::kRow, SourceSplit::kExpert}) {
+        SCOPED_TRACE(fmt::format("{} {} {}", engine_name(engine), text, static_cast<int>(split)));
+        Topology topology;
+        topology.engine = parse_engine_layout(text, "triton");
+        topology.engine.engine = engine;
+        topology.trainers = 3;
+        topology.source_split = split;
+        Limits limits;
+        limits.bucket_bytes = Limits::kLeastBucketBytes;
+        try {
+          // It proves itself that each byte of a parameter is written once, and compares digests.
+          emulate_update(make_plan(*family, topology, limits), *family, weights);
+          ++accepted;
+        } catch (const UsageError&) {
+          // Layers, heads or experts that cannot be divided so.
+        }
+      }
+    }
+  }
+  EXPECT_GE(accepted, 6);
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, VllmMap,
