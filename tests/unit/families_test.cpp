@@ -514,6 +514,12 @@ TEST(Gemma4, TheTextModelOfOneThatSees) {
   EXPECT_TRUE(sglang.contains("language_model.layers.0.moe.experts.w13_weight"));
   EXPECT_TRUE(sglang.contains("language_model.norm.weight"));
   EXPECT_TRUE(family->may_ignore("model.vision_tower.encoder.layers.0.mlp.gate_proj.linear.weight"));
+  text = config_of("gemma4-ple");
+  config["text_config"] = text;
+  const auto shared = family_of(config);
+  EXPECT_TRUE(shared->is_engines_own("language_model.layers.3.self_attn.k_norm.weight"));
+  EXPECT_FALSE(shared->is_engines_own("language_model.layers.1.self_attn.k_norm.weight"));
+  EXPECT_TRUE(shared->is_engines_own("vision_tower.encoder.layers.3.self_attn.k_norm.weight"));
   EXPECT_TRUE(family->may_ignore("model.embed_audio.embedding_projection.weight"));
   expect_has(refusal(config, "vision_config", json::object()),
              {"vision_config", "a vision tower", "--model"});

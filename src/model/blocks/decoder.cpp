@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <system_error>
 #include <utility>
@@ -32,6 +33,17 @@ std::optional<std::int64_t> layer_of(std::string_view name, std::string_view bef
   const auto [rest, status] = std::from_chars(name.data() + before.size(), end, layer);
   if (status != std::errc() || rest == end || *rest != '.' || layer < 0) return std::nullopt;
   return layer;
+}
+
+/// An engine's name without what Decoder::rename() does to it.
+std::string as_blocks_call_it(std::string_view parameter, const EngineNames& names) {
+  if (parameter.starts_with(names.prefix)) parameter.remove_prefix(names.prefix.size());
+  std::string name(parameter);
+  for (auto pair = names.replaced.rbegin(); pair != names.replaced.rend(); ++pair) {
+    const std::size_t at = name.find(pair->second);
+    if (at != std::string::npos) name.replace(at, pair->second.size(), pair->first);
+  }
+  return name;
 }
 
 }  // namespace
@@ -214,15 +226,13 @@ bool Decoder::is_left_out(std::string_view name) const {
 bool Decoder::is_engines_own(std::string_view parameter) const {
   if (is_left_out(parameter)) return true;
   if (drafts_alone()) return false;
-  for (const std::string* prefix : {&parts_.vllm.prefix, &parts_.sglang.prefix}) {
-    if (prefix->empty() || !parameter.starts_with(*prefix)) continue;
-    parameter.remove_prefix(prefix->size());
-    break;
-  }
-  const auto layer = layer_of(parameter, kEngineLayers);
-  if (!layer || *layer >= parts_.layers) return false;
-  return std::ranges::any_of(blocks(*layer), [&](const BlockPtr& block) {
-    return block->is_engines_own(layer_site(*layer), parameter);
+  return std::ranges::any_of(std::array{&parts_.vllm, &parts_.sglang}, [&](const EngineNames* names) {
+    const std::string name = as_blocks_call_it(parameter, *names);
+    const auto layer = layer_of(name, kEngineLayers);
+    if (!layer || *layer >= parts_.layers) return false;
+    return std::ranges::any_of(blocks(*layer), [&](const BlockPtr& block) {
+      return block->is_engines_own(layer_site(*layer), name);
+    });
   });
 }
 
