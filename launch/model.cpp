@@ -10,7 +10,6 @@
 #include "launch/config_text.hpp"
 #include "launch/files/source_files.hpp"
 #include "launch/job/live_ends.hpp"
-#include "launch/tensor_choice.hpp"
 #include "model/landing/landed_family.hpp"
 #include "model/layouts/moe_layout.hpp"
 #include "source/shard_copies.hpp"
@@ -59,8 +58,10 @@ const char* drafts_text(const ModelConfig& config) {
 /// What config and landing map, whichever there are, make of a model, and the patterns leave of it; it has no
 /// sources yet.
 Model make_model(const ConfigText& text, const Options& options,
-                 const std::shared_ptr<const LandingMap>& landing, TensorPatterns& patterns) {
+                 const std::shared_ptr<const LandingMap>& landing) {
   Model model;
+  TensorPatterns& patterns = model.patterns;
+  patterns = TensorPatterns(options);
   const LeavesOut leaves_out = [&](std::string_view name) { return patterns.leave_out(name); };
   if (!text.origin.empty()) model.config = make_config(text, options);
   if (!landing) {
@@ -266,9 +267,8 @@ void require_equal_copies(const Options& options, const Family& family, const Bo
 Model load_model(const Options& options, const std::shared_ptr<const LandingMap>& landing,
                  std::optional<TrainerLayout>& trainers) {
   const ConfigText text = read_config(options);
-  TensorPatterns patterns(options);
-  Model model = make_model(text, options, landing, patterns);
-  const std::vector<std::string> unmatched = patterns.unmatched();
+  Model model = make_model(text, options, landing);
+  const std::vector<std::string> unmatched = model.patterns.unmatched();
   std::vector<std::int64_t> fits(unmatched.size(), 0);
   for (const std::string& source : options.sources) {
     if (live_directory(source))
@@ -282,8 +282,8 @@ Model load_model(const Options& options, const std::shared_ptr<const LandingMap>
       model.sources.push_back({std::move(checkpoint), std::move(binding)});
     }
   }
-  patterns.require_matched(model.family->whole_catalog(), fits);
   if (model.sources.empty()) return model;
+  model.patterns.require_matched(model.family->whole_catalog(), fits);
   add_texts(model.sources.front().checkpoint, text.files);
   require_texts_unchanged(model.sources.front().checkpoint);
   return model;
@@ -300,12 +300,8 @@ Model load_model(Control& control, const Options& options, const std::shared_ptr
     *part = control.agreement.broadcast(*part);
   }
   Model model;
-  std::optional<TensorPatterns> patterns;
-  control.agreement.together([&] {
-    patterns.emplace(options);
-    model = make_model(text, options, landing, *patterns);
-  });
-  const std::vector<std::string> unmatched = patterns->unmatched();
+  control.agreement.together([&] { model = make_model(text, options, landing); });
+  const std::vector<std::string> unmatched = model.patterns.unmatched();
   std::vector<std::int64_t> fits(unmatched.size(), 0);
   for (const std::string& source : options.sources) {
     const bool is_live = live != nullptr && live->has_trainers();
@@ -316,7 +312,7 @@ Model load_model(Control& control, const Options& options, const std::shared_ptr
   if (!fits.empty()) {
     // What trainers have published each of them knows for itself.
     control.agreement.maximum(std::span<std::int64_t>(fits));
-    control.agreement.together([&] { patterns->require_matched(model.family->whole_catalog(), fits); });
+    control.agreement.together([&] { model.patterns.require_matched(model.family->whole_catalog(), fits); });
   }
   // The first rank alone has read it. As a trainer it compares after its last read.
   if (!model.sources.empty()) add_texts(model.sources.front().checkpoint, text.files);

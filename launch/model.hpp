@@ -8,6 +8,7 @@
 
 #include "control/control.hpp"
 #include "launch/options.hpp"
+#include "launch/tensor_choice.hpp"
 #include "model/family.hpp"
 #include "model/landing/landing_map.hpp"
 #include "plan/topology.hpp"
@@ -31,12 +32,15 @@ struct Model {
   std::unique_ptr<ModelConfig> config;  ///< null where a landing map alone says what the model is
   std::string title;                    ///< for people: what it is called, and what says so
   std::unique_ptr<Family> family;
+  TensorPatterns patterns;  ///< which have chosen what the family has
   std::vector<BoundCheckpoint> sources;
 };
 
 /// Reads config and headers and binds every source to the model; `trainers` learns how the shards pad the
 /// vocabulary. With a landing map the model is what that says; a config of a family that is known must say
-/// the same then. Throws UsageError for shards without a layout, InputError for a map that says otherwise.
+/// the same then. Throws UsageError for shards without a layout, and for a pattern that fits nothing; where
+/// no source is named it is the caller's to ask what a pattern fits beside the model
+/// (TensorPatterns::unmatched()). InputError for a map that says otherwise.
 Model load_model(const Options& options, const std::shared_ptr<const LandingMap>& landing,
                  std::optional<TrainerLayout>& trainers);
 

@@ -108,6 +108,7 @@ void report_plan(const Options& options, OutputFile* json,
   const Model model = load_model(files, landing, topology.trainer_layout);
   look(model, topology);
   LivePlan live(options, *model.family, topology);
+  if (model.sources.empty()) live.require_patterns_fit(model);
   require_no_signal(kNotPrinted);
   if (options.rank && *options.rank >= topology.ranks()) {
     throw UsageError(fmt::format("--rank {}: there are {} ranks", *options.rank, topology.ranks()));

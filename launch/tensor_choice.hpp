@@ -16,6 +16,8 @@ namespace weightcast {
 /// Which tensors `--include` and `--exclude` choose, by the names that the model gives them.
 class TensorPatterns {
  public:
+  /// None: all tensors are sent.
+  TensorPatterns() = default;
   /// Throws UsageError for a pattern that cannot be read, naming it.
   explicit TensorPatterns(const Options& options);
 

@@ -181,6 +181,13 @@ std::vector<LiveTrainer> load_live_trainers(const Options& options, const std::s
   return trainers;
 }
 
+void require_place_for_part(const Manifest& engine, const Family& family) {
+  if (family.choice() == nullptr || !engine.window()) return;
+  throw UsageError(engine.path +
+                   ": its tensors come through a window to its own loader, which makes parameters of all of "
+                   "them; leave --include and --exclude out");
+}
+
 HeldWeights held_by(const LiveTrainer& trainer, const Catalog& catalog) {
   const BoundCheckpoint& weights = trainer.weights;
   return held_in_segments(trainer.manifest, weights.checkpoint, weights.binding.held, catalog,
@@ -272,12 +279,7 @@ BoundCheckpoint LiveEnds::load_weights(const Family& family, Topology& topology)
 
 void LiveEnds::open(const Family& family) {
   control_.agreement.together([&] {
-    if (family.choice() != nullptr && engine_manifest_ && engine_manifest_->window()) {
-      throw UsageError(
-          engine_manifest_->path +
-          ": its tensors come through a window to its own loader, which makes parameters of all of them; "
-          "leave --include and --exclude out");
-    }
+    if (engine_manifest_) require_place_for_part(*engine_manifest_, family);
     if (trainer_manifest_) trainer_ = std::make_shared<Exporter>(*trainer_manifest_);
     if (engine_manifest_) engine_ = std::make_shared<Exporter>(*engine_manifest_);
   });

@@ -48,6 +48,10 @@ std::vector<LiveTrainer> load_live_trainers(const Options& options, const std::s
 /// Which boxes of the model lie where in a trainer's segments. Throws as held_in_segments().
 HeldWeights held_by(const LiveTrainer& trainer, const Catalog& catalog);
 
+/// Throws UsageError for an engine whose tensors come through a window, where only a part of the model is
+/// sent.
+void require_place_for_part(const Manifest& engine, const Family& family);
+
 /// The manifest of number `rank` of `ranks` exporters. Throws InputError when there are more or fewer,
 /// IoError when there is none yet, or the exporter is of another start of this process's Slurm job.
 Manifest read_manifest_of(const std::string& directory, Role role, std::int64_t rank, std::int64_t ranks);

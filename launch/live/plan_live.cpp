@@ -40,6 +40,16 @@ LivePlan::LivePlan(const Options& options, const Family& family, Topology& topol
   }
 }
 
+void LivePlan::require_patterns_fit(const Model& model) const {
+  const std::vector<std::string> unmatched = model.patterns.unmatched();
+  std::vector<std::int64_t> fits(unmatched.size(), 0);
+  for (const LiveTrainer& trainer : trainers_) {
+    std::ranges::transform(fits, fits_any(unmatched, trainer.weights.binding.left_out), fits.begin(),
+                           [](std::int64_t a, std::int64_t b) { return std::max(a, b); });
+  }
+  model.patterns.require_matched(model.family->whole_catalog(), fits);
+}
+
 void LivePlan::require_published(const Plan& plan, const Family& family) const {
   for (const LiveTrainer& trainer : trainers_) {
     static_cast<void>(held_by(trainer, family.catalog()));
@@ -47,6 +57,7 @@ void LivePlan::require_published(const Plan& plan, const Family& family) const {
   const EngineLayout& layout = plan.topology.engine;
   for (const Manifest& engine : engines_) {
     require_published_layout(engine, layout);
+    require_place_for_part(engine, family);
     if (layout.canonical()) {
       static_cast<void>(canonical_parameters(engine, family));
       continue;

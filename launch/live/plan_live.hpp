@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "launch/job/live_ends.hpp"
+#include "launch/model.hpp"
 #include "launch/options.hpp"
 #include "model/family.hpp"
 #include "plan/plan.hpp"
@@ -21,9 +22,12 @@ class LivePlan {
   /// own, IoError where one of them is dead.
   LivePlan(const Options& options, const Family& family, Topology& topology);
 
+  /// Throws UsageError for a pattern that fits neither the model nor what the trainers have beside it.
+  void require_patterns_fit(const Model& model) const;
+
   /// Throws InputError, as an update would: naming the first parameter of an engine that has not been
   /// published as the plan writes it, or a tensor that the trainers have in another type; UsageError for an
-  /// engine of another layout.
+  /// engine of another layout, or one that cannot be given a part of the model.
   void require_published(const Plan& plan, const Family& family) const;
 
   /// Who the trainers and engines are; for one rank from where in which trainer's memory each box comes that

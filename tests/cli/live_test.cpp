@@ -773,6 +773,19 @@ TEST_F(LiveCommands, PlanReadsManifests) {
   EXPECT_TRUE(refused(run_plain(words + model), 65, {manifest("trainer", 1), "lm_hea"}));
 }
 
+TEST_F(LiveCommands, PatternsOfAPlanFitWhatTrainersHave) {
+  const std::string path = dir_ / "more.safetensors";
+  SafetensorsFile file = SafetensorsFile::read(trained(0) + "/model.safetensors");
+  file.tensors["value_head.weight"] = file.tensors.begin()->second;
+  file.write(path);
+  start("trainer", 0, 1, path);
+  const Words plan{"plan", "--source", "live:" + folder_, "--model", trained(0), "--inference", "tp=2"};
+  EXPECT_TRUE(refused(run_plain(plan), 65, {"value_head.weight"}));
+  EXPECT_TRUE(done(run_plain(plan + Words{"--exclude", "value_head.*"})));
+  EXPECT_TRUE(refused(run_plain(plan + Words{"--exclude", "value_head.*", "--exclude", "values.*"}), 64,
+                      {"--exclude 'values.*'", "fits no tensor"}));
+}
+
 TEST_F(LiveCommands, PlanRefusesWhatAnUpdateWould) {
   start_engines();
   const std::string path = manifest("engine", 0);
