@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <array>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "core/error.hpp"
 #include "core/units.hpp"
@@ -36,11 +38,12 @@ std::int64_t cols_of(const Kept& kept, std::int64_t row) {
   return kept.group_cols == 0 ? 1 : row / kGroup * kept.group_cols;
 }
 
-/// Rows of gate and up in turn, as they are stored.
+/// Rows of gate and up in turn, as they are stored: both at once, from the same byte on.
 SlabLayout in_turn(const PlaneMatrix& half) {
   SlabLayout slab = gate_first(half);
-  slab.up = half.cols * half.element;
-  slab.layout.step[3] = 2 * slab.up;
+  slab.up = slab.gate;
+  slab.cols = 2 * half.cols;
+  slab.layout.step[3] = slab.cols * half.element;
   return slab;
 }
 
@@ -118,57 +121,58 @@ void Mxfp4Experts::add_parameters(const Site& site, const EngineCut& cut,
   const EngineLayout& layout = cut.layout;
   const std::string from = site.canonical + names_.canonical;
   const Places places = places_of(layout, from);
+  const ExpertMatrices& matrices = places.matrices;
   require_divides(layout.option, "tp/ep", layout.expert_tp(), "the inner size of " + from, sizes_.inner);
   const std::vector<std::int64_t> held =
       layout.experts.experts_on(site.layer, layout.ep, cut.rank.ep, sizes_.experts, layout.option);
-  const auto slots = static_cast<std::int64_t>(held.size());
   const std::int64_t stride = ceil_div(sizes_.inner / kGroup, layout.expert_tp()) * kGroup;
   const std::int64_t start = std::min(sizes_.inner, cut.rank.expert_tp * stride);
   const std::int64_t count = std::min(sizes_.inner, start + stride) - start;
-  const std::int64_t padded = round_up(stride, places.matrices.inner_unit);
+  const std::int64_t padded = round_up(stride, matrices.inner_unit);
   const std::int64_t padded_hidden = round_up(sizes_.hidden, places.hidden_unit);
   const bool vllm = layout.engine == Engine::kVllm;
   const std::string at = site.engine + names_.engine + (vllm ? ".routed_experts." : ".");
 
-  for (const bool down : {false, true}) {
-    for (const Kept& kept : kKept) {
-      const std::uint32_t tensor =
-          cut.catalog.at(from + (down ? ".down_proj" : ".gate_up_proj") + kept.stored);
-      const std::int64_t element = dtype_bytes(kept.dtype);
-      const bool scales = kept.dtype == DType::kF8E8M0;
-      const ExpertMatrices& matrices = places.matrices;
-      const Placing placing =
-          down ? (scales ? matrices.w2_scales : matrices.w2) : (scales ? matrices.w13_scales : matrices.w13);
-      const SlabLayout slab = down ? placing({padded_hidden, cols_of(kept, padded), element})
-                                   : placing({padded, cols_of(kept, padded_hidden), element});
-      const std::int64_t slab_bytes = slab.shape.elements() * element;
-      std::vector<PlacedBox> boxes;
-      for (std::int64_t slot = 0; slot < slots; ++slot) {
-        const std::int64_t expert = held[static_cast<std::size_t>(slot)];
-        const auto add = [&](const Box& box, std::int64_t offset) {
-          boxes.push_back({{tensor, box.empty() ? Box{} : box},
-                           slot * slab_bytes + offset,
-                           slab.layout,
-                           slab.rows,
-                           slab.cols});
-        };
-        if (!down) {
-          const std::int64_t cols = cols_of(kept, sizes_.hidden);
-          add({expert * sizes_.inner + start, count, 0, cols}, slab.gate);
-          add({expert * sizes_.inner + start, count, cols, cols}, slab.up);
-        } else if (kept.group_cols > 0) {
-          add({expert * sizes_.hidden, sizes_.hidden, cols_of(kept, start), cols_of(kept, count)}, 0);
-        } else {
-          // Added once, by the first rank of those that share an expert; zero on the others.
-          const std::int64_t rows = cut.rank.expert_tp == 0 ? sizes_.hidden : 0;
-          add({expert * sizes_.hidden, rows, 0, 1}, 0);
-        }
+  // The parameter of all slots, of each of which `boxes_of` says what lies where in its slab.
+  const auto add = [&](const std::string& tensor, const std::string& name, const Kept& kept,
+                       const SlabLayout& slab, const auto& boxes_of) {
+    std::vector<PlacedBox> placed;
+    std::int64_t first = 0;
+    for (const std::int64_t expert : held) {
+      for (const auto& [box, offset] : boxes_of(expert)) {
+        const TensorBox part{cut.catalog.at(tensor), box.empty() ? Box{} : box};
+        placed.push_back({part, first + offset, slab.layout, slab.rows, slab.cols});
       }
-      const Shape shape =
-          kept.group_cols == 0 ? Shape{slots, slab.shape[0]} : Shape{slots, slab.shape[0], slab.shape[1]};
-      const std::string name = at + (down ? "w2" : "w13") + (vllm ? kept.vllm : kept.sglang);
-      parameters.push_back(place(cut.catalog, name, shape, boxes, {kept.dtype}));
+      first += slab.shape.elements() * dtype_bytes(kept.dtype);
     }
+    const auto slots = static_cast<std::int64_t>(held.size());
+    const Shape shape =
+        kept.group_cols == 0 ? Shape{slots, slab.shape[0]} : Shape{slots, slab.shape[0], slab.shape[1]};
+    parameters.push_back(
+        place(cut.catalog, at + name + (vllm ? kept.vllm : kept.sglang), shape, placed, {kept.dtype}));
+  };
+  using Boxes = std::vector<std::pair<Box, std::int64_t>>;  // and where they lie in the expert's slab
+  for (const Kept& kept : kKept) {
+    const Placing placing = kept.dtype == DType::kF8E8M0 ? matrices.w13_scales : matrices.w13;
+    const SlabLayout slab = placing({padded, cols_of(kept, padded_hidden), dtype_bytes(kept.dtype)});
+    const std::int64_t cols = cols_of(kept, sizes_.hidden);
+    add(from + ".gate_up_proj" + kept.stored, "w13", kept, slab, [&](std::int64_t expert) {
+      const std::int64_t row = expert * sizes_.inner + start;
+      if (slab.gate == slab.up) return Boxes{{{row, count, 0, 2 * cols}, 0}};
+      return Boxes{{{row, count, 0, cols}, slab.gate}, {{row, count, cols, cols}, slab.up}};
+    });
+  }
+  for (const Kept& kept : kKept) {
+    const Placing placing = kept.dtype == DType::kF8E8M0 ? matrices.w2_scales : matrices.w2;
+    const SlabLayout slab = placing({padded_hidden, cols_of(kept, padded), dtype_bytes(kept.dtype)});
+    add(from + ".down_proj" + kept.stored, "w2", kept, slab, [&](std::int64_t expert) {
+      const std::int64_t row = expert * sizes_.hidden;
+      if (kept.group_cols > 0) {
+        return Boxes{{{row, sizes_.hidden, cols_of(kept, start), cols_of(kept, count)}, 0}};
+      }
+      // Added once, by the first rank of those that share an expert; zero on the others.
+      return Boxes{{{row, cut.rank.expert_tp == 0 ? sizes_.hidden : 0, 0, 1}, 0}};
+    });
   }
 }
 
