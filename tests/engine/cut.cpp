@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <utility>
 
@@ -84,7 +85,9 @@ class Cutter {
           cut_delta_net(prefix + "linear_attn.");
           break;
       }
-      if (config_.sparse[static_cast<std::size_t>(layer)]) {
+      if (config_.interleaved_limit > 0) {
+        cut_interleaved_experts(prefix + "mlp.");
+      } else if (config_.sparse[static_cast<std::size_t>(layer)]) {
         cut_experts(prefix + "mlp.");
       } else {
         cut_mlp(prefix + "mlp.", config_.dense_width);
@@ -125,8 +128,14 @@ class Cutter {
       copy(prefix + "o_proj.bias");
     }
     parts_[prefix + "o_proj.weight"] = cut_columns(checkpoint_.read(prefix + "o_proj.weight"), seen);
-    copy(prefix + "q_norm.weight");
-    copy(prefix + "k_norm.weight");
+    if (config_.head_norms) {
+      copy(prefix + "q_norm.weight");
+      copy(prefix + "k_norm.weight");
+    }
+    if (config_.attention_sinks) {
+      const Tensor sinks = checkpoint_.read(prefix + "sinks");
+      parts_[prefix + "sinks"] = stack({{&sinks, heads}});
+    }
   }
 
   void cut_latent_attention(const std::string& prefix) {
@@ -218,6 +227,43 @@ class Cutter {
     }
     parts_[prefix + "experts.w13_weight"] = std::move(w13);
     parts_[prefix + "experts.w2_weight"] = std::move(w2);
+  }
+
+  /// Stored as [experts, in, out]; engines have the transposes.
+  void cut_interleaved_experts(const std::string& prefix) {
+    copy(prefix + "router.weight");
+    copy(prefix + "router.bias");
+    const std::int64_t inside = layout_.tp_size / layout_.ep_size;
+    const std::int64_t inner_rank = layout_.tp_rank % inside;
+    const Range experts = rank_plan(config_.experts, layout_.ep_rank, layout_.ep_size);
+    const Range inner = rank_plan(config_.expert_width, inner_rank, inside);
+    const Range both{2 * inner.first, 2 * inner.count};
+    const auto turned = [&](const std::string& to, const std::string& from, Range rows, Range cols) {
+      const Tensor stored = checkpoint_.read(prefix + "experts." + from);
+      Tensor part{Shape{experts.count, cols.count, rows.count}, {}};
+      for (std::int64_t e = experts.first; e < experts.first + experts.count; ++e) {
+        for (std::int64_t col = cols.first; col < cols.first + cols.count; ++col) {
+          for (std::int64_t row = rows.first; row < rows.first + rows.count; ++row) {
+            const std::int64_t at = (e * stored.shape[1] + row) * stored.shape[2] + col;
+            part.values.push_back(stored.values[static_cast<std::size_t>(at)]);
+          }
+        }
+      }
+      parts_[prefix + "experts." + to] = std::move(part);
+    };
+    const Range hidden{0, config_.hidden};
+    turned("w13_weight", "gate_up_proj", hidden, both);
+    turned("w2_weight", "down_proj", inner, hidden);
+    const auto biases = [&](const std::string& to, const std::string& from, Range cols) {
+      const Tensor stored = checkpoint_.read(prefix + "experts." + from);
+      Tensor part{Shape{experts.count, cols.count}, {}};
+      append(stored, experts, cols, part.values);
+      parts_[prefix + "experts." + to] = std::move(part);
+    };
+    biases("w13_weight_bias", "gate_up_proj_bias", both);
+    biases("w2_weight_bias", "down_proj_bias", hidden);
+    // It counts once.
+    if (inner_rank != 0) std::ranges::fill(parts_[prefix + "experts.w2_weight_bias"].values, 0.0F);
   }
 
   void cut_mlp(const std::string& prefix, std::int64_t width) {

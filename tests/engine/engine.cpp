@@ -44,6 +44,11 @@ std::unique_ptr<Block> attention(AttentionKind kind, const BlockSite& site) {
   throw InternalError("an attention of no kind");
 }
 
+std::unique_ptr<Block> mlp(bool sparse, const BlockSite& site) {
+  if (!sparse) return dense_mlp(site);
+  return site.config.interleaved_limit > 0 ? interleaved_experts(site) : routed_experts(site);
+}
+
 }  // namespace
 
 Model::Model(const ModelConfig& config, const RankLayout& layout, const ParameterSource& source, Group& group)
@@ -54,11 +59,11 @@ Model::Model(const ModelConfig& config, const RankLayout& layout, const Paramete
   if (!config.tied_embeddings) head_ = load_vocabulary("lm_head.weight", config, layout, load);
   for (std::int64_t index = 0; index < config.layers; ++index) {
     const auto number = static_cast<std::size_t>(index);
-    const BlockSite site{load, config, layout, fmt::format("model.layers.{}.", index)};
+    const BlockSite site{load, config, layout, index, fmt::format("model.layers.{}.", index)};
     halves_.push_back({load.norm(site.layer + "input_layernorm.weight", config.hidden),
                        attention(config.attention[number], site)});
     halves_.push_back({load.norm(site.layer + "post_attention_layernorm.weight", config.hidden),
-                       config.sparse[number] ? routed_experts(site) : dense_mlp(site)});
+                       mlp(config.sparse[number], site)});
   }
   final_norm_ = load.norm("model.norm.weight", config.hidden);
   load.expect_all_read();

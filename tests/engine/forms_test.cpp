@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cmath>
 #include <map>
 #include <random>
 #include <string>
@@ -232,6 +233,24 @@ TEST(EngineConfig, ReadsBothGenerationsOfTransformers) {
                InputError);
   EXPECT_THROW(parse_model_config("{" + common + "}"), InputError);
   EXPECT_THROW(parse_model_config("{"), InputError);
+}
+
+TEST(EngineConfig, DeepseeksStretchingScalesProductsOfQueriesAndKeys) {
+  // As DeepSeek-V3's config.json has it; its attention multiplies with 0.1352 in place of 1/sqrt(192) =
+  // 0.0722.
+  const ModelConfig config = parse_model_config(
+      R"({"model_type": "deepseek_v3", "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4,
+      "vocab_size": 100, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "intermediate_size": 128,
+      "rms_norm_eps": 1e-6, "q_lora_rank": null, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
+      "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 8, "n_shared_experts": 1, "n_group": 2,
+      "topk_group": 1, "norm_topk_prob": true, "routed_scaling_factor": 2.5, "first_k_dense_replace": 3,
+      "rope_theta": 10000, "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0,
+      "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096, "type": "yarn"}})");
+  EXPECT_EQ(config.yarn.factor, 40);
+  EXPECT_EQ(config.yarn.scale, 1);
+  EXPECT_NEAR(config.latent.scale / std::sqrt(128 + 64), 0.1352337788608801, 1e-12);
+  EXPECT_EQ(config.sparse, (std::vector<bool>{false, false, false, true}));
+  EXPECT_EQ(config.latent.query_rank, 0);
 }
 
 TEST(EngineVocabulary, ShowsBytesSpecialTokensAndEscapes) {

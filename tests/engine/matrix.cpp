@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace weightcast::engine {
 
@@ -47,6 +48,11 @@ void add(std::span<const float> values, std::span<float> to) {
   for (std::size_t i = 0; i < to.size(); ++i) to[i] += values[i];
 }
 
+void add_to_rows(const std::vector<float>& values, Matrix& to) {
+  if (values.empty()) return;
+  for (std::int64_t row = 0; row < to.rows; ++row) add(values, to.row(row));
+}
+
 void normalize_to_rms(std::span<const float> from, const std::vector<float>& weight, double epsilon,
                       std::span<float> to) {
   const double mean_square = double{dot(from, from)} / static_cast<double>(from.size());
@@ -70,6 +76,14 @@ void softmax(std::span<float> values) {
     sum += value;
   }
   for (float& value : values) value /= sum;
+}
+
+std::vector<std::size_t> greatest_indices(std::span<const float> values, std::int64_t count) {
+  std::vector<std::size_t> order(values.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::ranges::stable_sort(order, [&](std::size_t a, std::size_t b) { return values[a] > values[b]; });
+  order.resize(static_cast<std::size_t>(count));
+  return order;
 }
 
 }  // namespace weightcast::engine

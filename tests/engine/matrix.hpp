@@ -39,6 +39,9 @@ Matrix columns(const Matrix& matrix, std::int64_t first, std::int64_t count);
 
 void add(std::span<const float> values, std::span<float> to);
 
+/// Adds `values`, unless there are none, to each row.
+void add_to_rows(const std::vector<float>& values, Matrix& to);
+
 /// `from`, scaled to a root mean square of 1, times `weight`. Both spans may be the same.
 void normalize_to_rms(std::span<const float> from, const std::vector<float>& weight, double epsilon,
                       std::span<float> to);
@@ -47,5 +50,8 @@ void normalize_to_rms(std::span<const float> from, const std::vector<float>& wei
 Matrix normalize_to_rms(const Matrix& input, const std::vector<float>& weight, double epsilon);
 
 void softmax(std::span<float> values);
+
+/// Indices of the `count` greatest values, the greatest first.
+std::vector<std::size_t> greatest_indices(std::span<const float> values, std::int64_t count);
 
 }  // namespace weightcast::engine

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "core/error.hpp"
@@ -25,15 +26,49 @@ T optional_value(const Json& config, const char* key, T fallback) {
   return found == config.end() || found->is_null() ? fallback : found->get<T>();
 }
 
+/// What a config says of its rotary embedding's stretching: the whole of `rope_parameters` (transformers 5),
+/// or `rope_scaling`.
+Json stretching(const Json& config) {
+  const auto parameters = config.find("rope_parameters");
+  if (parameters != config.end() && parameters->is_object()) return *parameters;
+  const Json scaling = optional_value(config, "rope_scaling", Json());
+  return scaling.is_object() ? scaling : Json::object();
+}
+
+/// By how much YaRN scales what it has stretched by `factor`.
+double growth(double factor, double slope) {
+  return factor <= 1 ? 1.0 : 0.1 * slope * std::log(factor) + 1.0;
+}
+
+Yarn read_yarn(const Json& config, const Json& rope) {
+  Yarn yarn;
+  yarn.factor = rope.at("factor").get<double>();
+  yarn.learned_positions = optional_value(rope, "original_max_position_embeddings",
+                                          optional_value(config, "max_position_embeddings", 0.0));
+  yarn.fast_turns = optional_value(rope, "beta_fast", 32.0);
+  yarn.slow_turns = optional_value(rope, "beta_slow", 1.0);
+  yarn.whole_pairs = optional_value(rope, "truncate", true);
+  if (yarn.factor < 1 || yarn.learned_positions < 1) throw InputError("config: YaRN stretches nothing");
+  const double slope = optional_value(rope, "mscale", 0.0);
+  const double slope_of_all = optional_value(rope, "mscale_all_dim", 0.0);
+  const double default_scale = slope != 0 && slope_of_all != 0
+                                   ? growth(yarn.factor, slope) / growth(yarn.factor, slope_of_all)
+                                   : growth(yarn.factor, 1);
+  yarn.scale = optional_value(rope, "attention_factor", default_scale);
+  return yarn;
+}
+
 /// How heads of `dim` elements turn with the position.
 void read_rope(const Json& config, std::int64_t dim, ModelConfig& model) {
-  const auto parameters = config.find("rope_parameters");  // transformers 5
-  const Json& rope = parameters != config.end() && parameters->is_object() ? *parameters : config;
-  if (optional_value<std::string>(rope, "rope_type", "default") != "default" ||
-      !optional_value(config, "rope_scaling", Json()).is_null()) {
-    throw InputError("config: only the default rotary embedding is computed, without scaling");
+  const Json rope = stretching(config);
+  const auto old_name = optional_value<std::string>(rope, "type", "default");
+  const auto type = optional_value(rope, "rope_type", old_name);
+  if (type == "yarn") {
+    model.yarn = read_yarn(config, rope);
+  } else if (type != "default") {
+    throw InputError(fmt::format("config: the rotary embedding {} is not computed", type));
   }
-  model.rope_theta = rope.at("rope_theta").get<double>();
+  model.rope_theta = (rope.contains("rope_theta") ? rope : config).at("rope_theta").get<double>();
   const auto part = optional_value(rope, "partial_rotary_factor", 1.0);
   model.rotary_dim = static_cast<std::int64_t>(part * static_cast<double>(dim));
   if (model.rotary_dim <= 0 || model.rotary_dim % 2 != 0) {
@@ -150,6 +185,9 @@ ModelConfig deepseek_v3(const Json& config) {
                   positive(config, "v_head_dim")};
   model.rotary_neighbours = optional_value(config, "rope_interleave", true);
   read_rope(config, model.latent.rope_dim, model);
+  if (const double slope = optional_value(stretching(config), "mscale_all_dim", 0.0); slope != 0) {
+    model.latent.scale = growth(model.yarn.factor, slope) * growth(model.yarn.factor, slope);
+  }
   std::ranges::fill(model.attention, AttentionKind::kLatent);
   read_experts(config, "n_routed_experts", model);
   model.router = {.sigmoid = true,
@@ -172,6 +210,25 @@ ModelConfig deepseek_v3(const Json& config) {
   return model;
 }
 
+ModelConfig gpt_oss(const Json& config) {
+  ModelConfig model = common(config);
+  model.attention_bias = optional_value(config, "attention_bias", true);
+  read_grouped_attention(config, model);
+  model.head_norms = false;
+  model.attention_sinks = true;
+  const auto types = config.at("layer_types").get<std::vector<std::string>>();
+  if (types.size() != model.attention.size()) throw InputError("config: layer_types are not of all layers");
+  for (const std::string& type : types) {
+    model.window.push_back(type == "sliding_attention" ? positive(config, "sliding_window") : 0);
+  }
+  model.experts = positive(config, "num_local_experts");
+  model.experts_per_token = positive(config, "num_experts_per_tok");
+  model.expert_width = positive(config, "intermediate_size");
+  model.interleaved_limit = optional_value(config, "swiglu_limit", 7.0);
+  model.sparse.assign(model.sparse.size(), true);
+  return model;
+}
+
 ModelConfig parse(const Json& config) {
   const auto family = config.at("model_type").get<std::string>();
   if (family == "qwen3_moe") return qwen3_moe(config);
@@ -179,6 +236,7 @@ ModelConfig parse(const Json& config) {
     return hybrid(config, family);
   }
   if (family == "deepseek_v3") return deepseek_v3(config);
+  if (family == "gpt_oss") return gpt_oss(config);
   throw InputError(fmt::format("config: models of type {} are not computed", family));
 }
 

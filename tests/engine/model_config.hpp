@@ -19,6 +19,7 @@ struct LatentSizes {
   std::int64_t nope_dim = 0;  ///< of a query's elements that do not turn with the position
   std::int64_t rope_dim = 0;
   std::int64_t value_dim = 0;
+  double scale = 1;  ///< of the products of queries and keys, beside what their size makes of them
 };
 
 /// Linear attention.
@@ -31,6 +32,16 @@ struct DeltaSizes {
   bool by_key_head = false;  ///< rows of the input projections are grouped by key head (Qwen3-Next)
 };
 
+/// YaRN: a rotary embedding that was stretched to longer texts than those that a model learned from.
+struct Yarn {
+  double factor = 1;  ///< of the lengths; 1: not stretched
+  double learned_positions = 0;
+  double fast_turns = 32;   ///< pairs that turn so often within those positions stay as they are
+  double slow_turns = 1;    ///< and those that turn less often are slowed by the factor
+  bool whole_pairs = true;  ///< the borders between them are rounded to whole pairs
+  double scale = 1;         ///< of what was turned
+};
+
 /// How a router chooses a token's experts and weighs them.
 struct RouterRule {
   bool sigmoid = false;          ///< of each score, in place of the softmax over all
@@ -41,7 +52,7 @@ struct RouterRule {
   float scale = 1;
 };
 
-/// What the forward pass needs of a `config.json` of Qwen3-MoE, Qwen3-Next, Qwen3.5 or DeepSeek-V3.
+/// What the forward pass needs of a `config.json` of Qwen3-MoE, Qwen3-Next, Qwen3.5, DeepSeek-V3 or gpt-oss.
 struct ModelConfig {
   std::int64_t layers = 0;
   std::int64_t hidden = 0;
@@ -50,7 +61,9 @@ struct ModelConfig {
   std::int64_t kv_heads = 0;
   std::int64_t head_dim = 0;
   bool attention_bias = false;
-  bool attention_gate = false;  ///< each head has a gate for what it has seen
+  bool head_norms = true;        ///< of queries and keys
+  bool attention_sinks = false;  ///< each head may also look at nothing, as much as its sink says
+  bool attention_gate = false;   ///< each head has a gate for what it has seen
   LatentSizes latent;
   DeltaSizes delta;
   std::int64_t experts = 0;
@@ -62,7 +75,8 @@ struct ModelConfig {
   bool shared_gate = false;       ///< a gate says how much of it counts
   std::int64_t dense_width = 0;   ///< inner size of the MLP of a layer without experts
   double rope_theta = 0;
-  std::int64_t rotary_dim = 0;     ///< elements of a head that turn with the position
+  std::int64_t rotary_dim = 0;  ///< elements of a head that turn with the position
+  Yarn yarn;
   bool rotary_neighbours = false;  ///< those turn in pairs of neighbours (DeepSeek)
   /// Whether the rotary embedding's frequencies are rounded to bfloat16, as happens to a model that was
   /// converted to bfloat16 as a whole, buffers included, and then computed in float32. The references of
@@ -74,6 +88,9 @@ struct ModelConfig {
   bool norms_add_one = false;  ///< a norm multiplies with 1 + what is stored
   bool tied_embeddings = false;
   std::vector<AttentionKind> attention;  ///< of each layer
+  std::vector<std::int64_t> window;      ///< for each layer, how many tokens are seen; 0, or none: all
+  /// Experts are gpt-oss's: gate and up in turn, biases, and a gate that saturates at this; 0: they are not.
+  double interleaved_limit = 0;
   std::vector<bool> sparse;              ///< for each layer, whether it has experts
   std::vector<std::int64_t> end_tokens;  ///< generation stops after one of these
 };

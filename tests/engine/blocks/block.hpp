@@ -26,7 +26,8 @@ struct BlockSite {
   Loader& load;
   const ModelConfig& config;
   const RankLayout& layout;
-  std::string layer;  ///< such as `model.layers.0.`
+  std::int64_t number;  ///< of the layer
+  std::string layer;    ///< `model.layers.<number>.`
 };
 
 /// Query heads that share key/value heads; of Qwen3.5 with a gate for each head.
@@ -43,5 +44,8 @@ std::unique_ptr<Block> dense_mlp(const BlockSite& site);
 
 /// Experts that a router chooses, and what all tokens pass beside them.
 std::unique_ptr<Block> routed_experts(const BlockSite& site);
+
+/// gpt-oss's experts, whose rows of gate and up take turns.
+std::unique_ptr<Block> interleaved_experts(const BlockSite& site);
 
 }  // namespace weightcast::engine

@@ -23,14 +23,19 @@ class GroupedAttention : public Block {
     const std::string at = site.layer + "self_attn.";
     qkv_ = site.load.linear(at + "qkv_proj", (query_rows + 2 * kv_heads_) * dim, config_.hidden,
                             config_.attention_bias);
-    q_norm_ = site.load.norm(at + "q_norm.weight", dim);
-    k_norm_ = site.load.norm(at + "k_norm.weight", dim);
+    if (config_.head_norms) {
+      q_norm_ = site.load.norm(at + "q_norm.weight", dim);
+      k_norm_ = site.load.norm(at + "k_norm.weight", dim);
+    }
+    if (config_.attention_sinks) sinks_ = site.load.vector(at + "sinks", heads_);
+    const auto layer = static_cast<std::size_t>(site.number);
+    if (layer < config_.window.size()) window_ = config_.window[layer];
     output_ = site.load.linear(at + "o_proj", config_.hidden, heads_ * dim, config_.attention_bias);
   }
 
   Matrix run(const Matrix& input) const override {
     Matrix qkv = multiply(qkv_.weight, input);
-    add_bias(qkv_.bias, qkv);
+    add_to_rows(qkv_.bias, qkv);
     const std::int64_t dim = config_.head_dim;
     const std::int64_t queries_end = qkv.cols - 2 * kv_heads_ * dim;
     // A gate follows the query of each head.
@@ -46,25 +51,21 @@ class GroupedAttention : public Block {
     const Matrix values = columns(qkv, queries_end + kv_heads_ * dim, kv_heads_ * dim);
     normalize_and_turn(queries, q_norm_);
     normalize_and_turn(keys, k_norm_);
-    Matrix seen = attend(queries, keys, values, heads_, kv_heads_, 1.0F / std::sqrt(static_cast<float>(dim)));
+    Matrix seen = attend(queries, keys, values,
+                         {heads_, kv_heads_, 1.0F / std::sqrt(static_cast<float>(dim)), window_, sinks_});
     if (config_.attention_gate) apply_gates(qkv, seen);
     Matrix result = multiply(output_.weight, seen);
     // Every rank holds the whole bias, and it counts once.
-    if (adds_bias_) add_bias(output_.bias, result);
+    if (adds_bias_) add_to_rows(output_.bias, result);
     return result;
   }
 
  private:
-  static void add_bias(const std::vector<float>& bias, Matrix& to) {
-    if (bias.empty()) return;
-    for (std::int64_t row = 0; row < to.rows; ++row) add(bias, to.row(row));
-  }
-
   void normalize_and_turn(Matrix& heads, const std::vector<float>& norm) const {
     for (std::int64_t token = 0; token < heads.rows; ++token) {
       for (std::int64_t head = 0; head < heads.cols / config_.head_dim; ++head) {
         const auto of = head_of(heads, token, head, config_.head_dim);
-        normalize_to_rms(of, norm, config_.norm_epsilon, of);
+        if (!norm.empty()) normalize_to_rms(of, norm, config_.norm_epsilon, of);
         rotary_.turn(of, token);
       }
     }
@@ -88,6 +89,8 @@ class GroupedAttention : public Block {
   Linear qkv_;
   std::vector<float> q_norm_;
   std::vector<float> k_norm_;
+  std::vector<float> sinks_;
+  std::int64_t window_ = 0;
   Linear output_;
 };
 

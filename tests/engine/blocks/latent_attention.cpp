@@ -44,8 +44,9 @@ class LatentAttention : public Block {
         normalize_to_rms(columns(down, sizes.query_rank, sizes.kv_rank), kv_norm_, config_.norm_epsilon);
     const Matrix queries =
         sizes.query_rank > 0 ? multiply(queries_, compressed_queries(down)) : multiply(queries_, input);
-    const float scale = 1.0F / std::sqrt(static_cast<float>(sizes.nope_dim + sizes.rope_dim));
-    const Matrix seen = attend(in_latent_space(queries), keys(latent, down), latent, heads_, 1, scale);
+    const float scale =
+        static_cast<float>(sizes.scale) / std::sqrt(static_cast<float>(sizes.nope_dim + sizes.rope_dim));
+    const Matrix seen = attend(in_latent_space(queries), keys(latent, down), latent, {heads_, 1, scale});
     return multiply(output_, out_of_latent_space(seen));
   }
 

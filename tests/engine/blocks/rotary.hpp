@@ -14,11 +14,12 @@ class Rotary {
   explicit Rotary(const ModelConfig& config);
 
   /// Turns the first `rotary_dim` elements of a head: element i with element i + rotary_dim / 2, or
-  /// neighbours where the config says so.
+  /// neighbours where the config says so; and scales them as YaRN does.
   void turn(std::span<float> head, std::int64_t position) const;
 
  private:
   std::vector<float> frequencies_;  ///< one for each pair
+  float scale_;
   bool neighbours_;
 };
 

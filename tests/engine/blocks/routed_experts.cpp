@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <limits>
-#include <numeric>
 #include <optional>
 #include <span>
 #include <utility>
@@ -12,15 +11,6 @@
 
 namespace weightcast::engine {
 namespace {
-
-/// Indices of the `count` greatest values, the greatest first.
-std::vector<std::size_t> greatest_indices(std::span<const float> values, std::int64_t count) {
-  std::vector<std::size_t> order(values.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::ranges::stable_sort(order, [&](std::size_t a, std::size_t b) { return values[a] > values[b]; });
-  order.resize(static_cast<std::size_t>(count));
-  return order;
-}
 
 class RoutedExperts : public Block {
  public:
