@@ -121,6 +121,8 @@ void run_verify(const Options& options, OutputFile* json) {
     try {
       parameters = source.family().parameters(layout, engine_rank(layout, shard.integer("rank")));
     } catch (const UsageError& error) {
+      // What cannot be divided is what the patterns divide.
+      if (choice != nullptr) throw;
       // The layout comes from the file, not from an option.
       throw InputError(
           fmt::format("{}: its layout does not fit the model of {}: {}; name the source of the update",

@@ -15,7 +15,6 @@
 #include "control/signals.hpp"
 #include "core/error.hpp"
 #include "core/hash.hpp"
-#include "live/folder.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "storage/durable_file.hpp"
@@ -172,12 +171,12 @@ std::uint64_t LiveUpdate::origin_of_all(std::uint64_t files) {
   return trainers[0] == 0 ? files : trainers[1];
 }
 
-std::uint64_t LiveUpdate::update_that_brought(std::int64_t version) const {
+std::optional<CommitRecord> LiveUpdate::record_of(std::int64_t version) const {
   const std::vector<CommitRecord> records = find_commits(directory_);
   const auto last = std::find_if(records.begin(), records.end(),
                                  [](const CommitRecord& record) { return record.version.has_value(); });
   const bool same = last != records.end() && last->version == version && last->origin == origin_text(origin_);
-  return same && brings(*last, choice_) ? last->update : 0;
+  return same ? std::optional(*last) : std::nullopt;
 }
 
 std::int64_t LiveUpdate::begin(std::int64_t otherwise, std::uint64_t files) {
@@ -205,8 +204,12 @@ bool LiveUpdate::is_there(std::int64_t version) {
   // Nobody's memory says what there is.
   if (directory_.empty()) return false;
   std::array<std::int64_t, 1> brought{0};
+  bool in_part = false;
   control_.agreement.together([&] {
-    if (control_.rank() == 0) brought[0] = static_cast<std::int64_t>(update_that_brought(version));
+    if (control_.rank() != 0) return;
+    const std::optional<CommitRecord> record = record_of(version);
+    in_part = record && !brings(*record, choice_);
+    if (record && !in_part) brought[0] = static_cast<std::int64_t>(record->update);
   });
   control_.agreement.maximum(std::span<std::int64_t>(brought));
   // Whether an engine has another version; whether one has it from elsewhere.
@@ -217,9 +220,8 @@ bool LiveUpdate::is_there(std::int64_t version) {
   }
   control_.agreement.maximum(std::span<std::int64_t>(missing));
   if (missing[0] == 0 && missing[1] != 0 && control_.rank() == 0) {
-    log_note(fmt::format(
-        "the engines have version {} already, but not known to be all of it, from this source; it is sent",
-        version));
+    const char* const why = in_part ? "in part alone" : "not known to be from this source";
+    log_note(fmt::format("the engines have version {} already, but {}; it is sent", version, why));
   }
   return missing[0] == 0 && missing[1] == 0;
 }

@@ -7,6 +7,7 @@
 
 #include "control/control.hpp"
 #include "live/exporter.hpp"
+#include "live/folder.hpp"
 #include "model/family.hpp"
 
 namespace weightcast {
@@ -75,9 +76,9 @@ class LiveUpdate {
   std::uint64_t next_update();
   /// What `origin_` is where trainers are live, `files` otherwise. Collective.
   std::uint64_t origin_of_all(std::uint64_t files);
-  /// On rank 0: the update that has committed that version from the same origin; 0 where there is none.
-  /// Throws IoError.
-  std::uint64_t update_that_brought(std::int64_t version) const;
+  /// On rank 0: the record of the last commit, if that is of that version from the same origin. Throws
+  /// IoError.
+  std::optional<CommitRecord> record_of(std::int64_t version) const;
   /// Writes the record of a commit under a name of its own, `DIR/commit-12.json.new`, which is not yet a
   /// decision. Throws IoError when the folder takes no file, or its name is taken.
   void prepare_record(std::int64_t version) const;

@@ -56,6 +56,9 @@ TEST_F(PartialCommands, WhatIsChosenIsSentAndCompared) {
   // A stage of the engine may get nothing.
   EXPECT_TRUE(done(run_job(3, {"sync", "--source", trained(181), "--inference", "pp=2",
                                "--inference-stage-layers", "2,1", "--include", "model.layers.0.*"})));
+  EXPECT_TRUE(done(sync({"--quantize", "fp8-tensor", "--include", "*.experts.3.*"})));
+  EXPECT_TRUE(refused(sync({"--quantize", "fp8-tensor", "--include", "*.q_proj.weight"}), 64,
+                      {"q_proj.weight is sent", "k_proj.weight is not", "share one scale in fp8-tensor"}));
   // Quantised, and from Megatron ranks' shards.
   EXPECT_TRUE(done(sync({"--quantize", "fp8-channel", "--include", "*.up_proj.weight"})));
   const Words alloc{"--trainer-alloc", "megatron:(attn:d1p1t2|ffn:d1p1t1e2)"};
@@ -143,6 +146,16 @@ TEST_F(PartialCommands, VerifyComparesJustThese) {
   EXPECT_EQ(read_json(json).at("bytes"), read_json(json).at("partial").at("bytes"));
   EXPECT_TRUE(refused(verify(181, {"--include", "*.gate_proj.weight"}), 66,
                       {"gate_proj.weight", "24 of 24 tensors"}));
+}
+
+TEST_F(PartialCommands, VerifyComparesScalesOfWhatIsChosen) {
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(0)) + Words{"--quantize", "fp8-tensor"})));
+  const auto verify = [&](int step, const std::string& pattern) {
+    return run_plain({"verify", sink_, "--source", trained(step), "--include", pattern});
+  };
+  EXPECT_TRUE(done(verify(0, "*.experts.3.*")));
+  EXPECT_TRUE(refused(verify(181, "*.experts.3.*"), 66, {"experts.3.", "9 of 9 tensors"}));
+  EXPECT_TRUE(refused(verify(0, "*.experts.3.up_proj.*"), 64, {"share one scale in fp8-tensor"}));
 }
 
 TEST_F(PartialCommands, AVisionTowerIsLeftOut) {

@@ -1,9 +1,12 @@
 // Updates of a part of the model into engines that run: what they have afterwards, and what it is called.
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <stop_token>
+#include <thread>
 
 #include "engine/published.hpp"
 #include "serve/server.hpp"
@@ -105,7 +108,7 @@ TEST_F(PartialUpdates, APartIsNotTakenForTheWhole) {
   expect_done(sync({"--include", "*.experts.*_proj.*"}), {"version 1 is there already"});
   // Another part of the same version, and all of it, are sent.
   model_.offer(1);
-  expect_done(sync({"--exclude", "*.experts.*"}), {" partial\n", "not known to be all of it"});
+  expect_done(sync({"--exclude", "*.experts.*"}), {" partial\n", "but in part alone; it is sent"});
   EXPECT_EQ(model_.difference(1), "");
   EXPECT_EQ(record().at("partial").at("tensors"), 30);
   model_.offer(1);
@@ -162,6 +165,32 @@ TEST_F(PartialUpdates, ATrainerMayHaveOnlyWhatIsSent) {
   expect_refused(sync({}, folder), 65, "is missing");
   expect_done(sync({"--include", "*.experts.*"}, folder), {" partial\n"});
   EXPECT_EQ(model_.difference([](const std::string& name) { return is_of_experts(name) ? 5 : 0; }), "");
+}
+
+TEST_F(PartialUpdates, AnEngineThatHasTheModelsOwnTensors) {
+  const std::string folder = dir_ / "module";
+  engine::Published module({folder, "engine", 0, 1}, read_checkpoint(model_of_step(0)), 0);
+  const std::jthread answers([&](const std::stop_token& stop) {
+    for (; !stop.stop_requested(); std::this_thread::sleep_for(std::chrono::milliseconds(1))) {
+      std::int64_t version = 0;
+      if (weightcast_wanted(module.handle(), &version) != 1) continue;
+      if (weightcast_pause(module.handle(), 60, &version) == WEIGHTCAST_OK)
+        weightcast_resume(module.handle());
+    }
+  });
+  model_.offer(1);
+  expect_done(run(mpirun(3, {WEIGHTCAST_BINARY, "sync", "--source", "live:" + folder_, "--sink",
+                             "live:" + folder, "--model", model_of_step(0), "--trainers", "2",
+                             "--inference-alloc", "hf", "--include", "*.experts.[0-3].*"})),
+              {" partial\n"});
+  const auto compare = [&](int step, const Words& more) {
+    Words words{WEIGHTCAST_BINARY,   "verify", "live:" + folder, "--source", model_of_step(step),
+                "--inference-alloc", "hf"};
+    words.insert(words.end(), more.begin(), more.end());
+    return run({words, {}});
+  };
+  expect_done(compare(181, {"--include", "*.experts.[0-3].*"}), {": 36 of 102 tensors"});
+  expect_done(compare(0, {"--exclude", "*.experts.[0-3].*"}), {": 66 of 102 tensors"});
 }
 
 }  // namespace
