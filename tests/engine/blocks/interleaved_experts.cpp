@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/units.hpp"
 #include "engine/blocks/block.hpp"
 
 namespace weightcast::engine {
@@ -21,8 +22,9 @@ class InterleavedExperts : public Block {
     chosen_count_ = config.experts_per_token;
     const std::int64_t local = divide(config.experts, layout.ep_size, "experts");
     first_ = layout.ep_rank * local;
-    const std::int64_t inner =
-        divide(config.expert_width, layout.tp_size / layout.ep_size, "rows of an expert");
+    // What pads it is zero and adds nothing.
+    const std::int64_t inner = round_up(
+        divide(config.expert_width, layout.tp_size / layout.ep_size, "rows of an expert"), layout.inner_unit);
     const Tensor w13 = site.load.tensor(at + "experts.w13_weight", {local, 2 * inner, config.hidden});
     const Tensor w13_bias = site.load.tensor(at + "experts.w13_weight_bias", {local, 2 * inner});
     const Tensor w2 = site.load.tensor(at + "experts.w2_weight", {local, config.hidden, inner});
