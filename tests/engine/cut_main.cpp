@@ -74,6 +74,9 @@ void write_rank(const Options& options, const RankLayout& layout, std::int64_t r
   for (const auto& [name, tensor] : parameters) {
     std::vector<std::uint16_t> bits(tensor.values.size());
     std::ranges::transform(tensor.values, bits.begin(), bf16_bits);
+    if (!std::ranges::equal(bits, tensor.values, {}, bf16_value)) {
+      throw InputError(fmt::format("parameter {} is not in bfloat16, the only type that is written", name));
+    }
     file->write(index++, 0, std::as_bytes(std::span(bits)));
   }
   file->flush();
