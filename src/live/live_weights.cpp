@@ -109,6 +109,13 @@ std::vector<std::vector<EntryRun>> runs_of(const Manifest& manifest, const Publi
   return runs;
 }
 
+/// Whether a parameter of an engine's own type takes what the layout has. PyTorch has no codes of four bits,
+/// and engines keep them, and exponents of scales, as bytes of one type or another.
+bool holds(DType published, DType wanted) {
+  const bool bytes = wanted == DType::kF4E2M1x2 || wanted == DType::kF8E8M0;
+  return published == wanted || (bytes && dtype_bytes(published) == 1);
+}
+
 /// Throws InputError unless a trainer has published just what the map says of it.
 void require_as_mapped(const Manifest& manifest, const PublishedTensors& published, const ExportMap& map) {
   constexpr const char* kRemedy = "let all trainers publish anew, which learns the map anew";
@@ -217,7 +224,7 @@ const LiveEntry& PublishedTensors::parameter(const Parameter& parameter) const {
                                  manifest_.path, parameter.name));
   }
   const LiveEntry& entry = *found->second;
-  if (entry.dtype != parameter.dtype || entry.shape != parameter.shape) {
+  if (!holds(entry.dtype, parameter.dtype) || entry.shape != parameter.shape) {
     throw InputError(
         fmt::format("{}: parameter {} is {} {} there, but {} {} in the engine's layout; let --inference, "
                     "--moe-layout and --quantize say what the engine has",

@@ -187,6 +187,32 @@ TEST(LiveBoxes, OnlyWhatIsFloat32InAnyModelMayBeNarrower) {
   EXPECT_EQ(found.boxes().front().at(0, 3, 2), 64 + 3 * 2);
 }
 
+TEST(LiveTensors, CodesAndExponentsMayBeBytesToTheEngine) {
+  Manifest manifest;
+  manifest.path = "engine-0.json";
+  manifest.role = Role::kEngine;
+  manifest.segments.emplace_back().bytes = 1 << 20;
+  LiveEntry& entry = manifest.entries.emplace_back();
+  entry.name = "w13_weight";
+  entry.shape = {4, 6};
+  entry.strides = {6, 1};
+  const auto refusal = [&](DType published, DType wanted) -> std::string {
+    entry.dtype = published;
+    const Parameter parameter{"w13_weight", wanted, {4, 6}, {}, {}};
+    try {
+      return PublishedTensors(manifest).parameter(parameter).name == "w13_weight" ? "" : "another one";
+    } catch (const InputError& error) {
+      return error.what();
+    }
+  };
+  EXPECT_EQ(refusal(DType::kU8, DType::kF4E2M1x2), "");
+  EXPECT_EQ(refusal(DType::kU8, DType::kF8E8M0), "");
+  EXPECT_EQ(refusal(DType::kF8E4M3, DType::kF8E8M0), "");  // as FlashInfer's kernels see them
+  EXPECT_EQ(refusal(DType::kF4E2M1x2, DType::kF4E2M1x2), "");
+  expect_has(refusal(DType::kBF16, DType::kF4E2M1x2), {"engine-0.json", "bfloat16 [4, 6]", "e2m1x2 [4, 6]"});
+  expect_has(refusal(DType::kU8, DType::kF8E4M3), {"uint8", "float8_e4m3fn"});
+}
+
 TEST(LiveTensors, OfAModuleAreOfTheTypeThatAnUpdateBrings) {
   const std::string path = std::string(WEIGHTCAST_TEST_DATA) + "/vllm/qwen3.5/config.json";
   const auto family = make_family(ModelConfig(text_of(path), path));
