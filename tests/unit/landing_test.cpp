@@ -286,7 +286,7 @@ TEST_P(LoadersMap, AnUpdateDoesWhatTheLoaderDid) {
     const EmulatedRank& updated = ranks.at(2 + rank);
     ASSERT_EQ(updated.parameters.size(), parameters.size());
     for (std::size_t p = 0; p < parameters.size(); ++p) {
-      EXPECT_EQ(updated.rank_plan.parameters[p].name, parameters[p]["name"]);
+      EXPECT_EQ(updated.rank_plan.parameters[p].name, parameters[p]["name"].get<std::string>());
       EXPECT_TRUE(updated.parameters[p] == applied(parameters[p], map["tensors"], weights))
           << parameters[p]["name"];
     }

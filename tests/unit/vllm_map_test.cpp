@@ -215,7 +215,8 @@ TEST_P(VllmMap, CatalogIsWhatTransformersWrites) {
     EXPECT_EQ(family->catalog()[*index].shape, Shape(tensor["shape"].get<std::vector<std::int64_t>>()));
     // What is float32 here in models of any type, transformers may write in the model's.
     const bool other = family->catalog()[*index].widened && tensor["dtype"] == "BF16";
-    EXPECT_TRUE(other || dtype_safetensors_name(family->catalog()[*index].dtype) == tensor["dtype"])
+    EXPECT_TRUE(other ||
+                dtype_safetensors_name(family->catalog()[*index].dtype) == tensor["dtype"].get<std::string>())
         << tensor["name"];
   }
   EXPECT_EQ(family->catalog().size() + left_out, tensors.size());
