@@ -76,7 +76,7 @@ class Cutter {
       copy(prefix + "post_attention_layernorm.weight");
       switch (config_.attention[static_cast<std::size_t>(layer)]) {
         case AttentionKind::kGrouped:
-          cut_attention(prefix + "self_attn.");
+          cut_attention(prefix + "self_attn.", prefix + config_.attention_module);
           break;
         case AttentionKind::kLatent:
           cut_latent_attention(prefix + "self_attn.");
@@ -97,7 +97,8 @@ class Cutter {
   }
 
  private:
-  void copy(const std::string& name) { parts_[name] = checkpoint_.read(name); }
+  void copy(const std::string& name) { copy(name, name); }
+  void copy(const std::string& name, const std::string& to) { parts_[to] = checkpoint_.read(name); }
 
   void cut_vocabulary(const std::string& name) {
     const std::int64_t padded = (config_.vocab + 63) / 64 * 64;
@@ -105,7 +106,8 @@ class Cutter {
     parts_[name] = stack({{&whole, rank_plan(padded, layout_.tp_rank, layout_.tp_size)}});
   }
 
-  void cut_attention(const std::string& prefix) {
+  /// `module` is what the engine calls what checkpoints call `prefix`.
+  void cut_attention(const std::string& prefix, const std::string& module) {
     const std::int64_t dim = config_.head_dim;
     const Range heads = rank_plan(config_.heads, layout_.tp_rank, layout_.tp_size);
     // The key/value heads that this rank's query heads use: query head h uses head h / (heads / kv_heads).
@@ -120,21 +122,21 @@ class Cutter {
       const Tensor query = checkpoint_.read(prefix + "q_proj" + suffix);
       const Tensor key = checkpoint_.read(prefix + "k_proj" + suffix);
       const Tensor value = checkpoint_.read(prefix + "v_proj" + suffix);
-      parts_[prefix + "qkv_proj" + suffix] = stack({{&query, q}, {&key, kv}, {&value, kv}});
+      parts_[module + "qkv_proj" + suffix] = stack({{&query, q}, {&key, kv}, {&value, kv}});
     };
     fuse(".weight");
     if (config_.attention_bias) {
       fuse(".bias");
-      copy(prefix + "o_proj.bias");
+      copy(prefix + "o_proj.bias", module + "o_proj.bias");
     }
-    parts_[prefix + "o_proj.weight"] = cut_columns(checkpoint_.read(prefix + "o_proj.weight"), seen);
+    parts_[module + "o_proj.weight"] = cut_columns(checkpoint_.read(prefix + "o_proj.weight"), seen);
     if (config_.head_norms) {
-      copy(prefix + "q_norm.weight");
-      copy(prefix + "k_norm.weight");
+      copy(prefix + "q_norm.weight", module + "q_norm.weight");
+      copy(prefix + "k_norm.weight", module + "k_norm.weight");
     }
     if (config_.attention_sinks) {
       const Tensor sinks = checkpoint_.read(prefix + "sinks");
-      parts_[prefix + "sinks"] = stack({{&sinks, heads}});
+      parts_[module + "sinks"] = stack({{&sinks, heads}});
     }
   }
 

@@ -156,6 +156,7 @@ ModelConfig hybrid(const Json& config, const std::string& family) {
   read_grouped_attention(config, model);
   model.norms_add_one = true;
   model.attention_gate = true;
+  model.attention_module = "";
   model.delta = {positive(config, "linear_num_key_heads"),   positive(config, "linear_num_value_heads"),
                  positive(config, "linear_key_head_dim"),    positive(config, "linear_value_head_dim"),
                  positive(config, "linear_conv_kernel_dim"), family == "qwen3_next"};

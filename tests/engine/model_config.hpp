@@ -64,6 +64,7 @@ struct ModelConfig {
   bool head_norms = true;        ///< of queries and keys
   bool attention_sinks = false;  ///< each head may also look at nothing, as much as its sink says
   bool attention_gate = false;   ///< each head has a gate for what it has seen
+  std::string attention_module = "self_attn.";  ///< of the engine's names of grouped attention; may be empty
   LatentSizes latent;
   DeltaSizes delta;
   std::int64_t experts = 0;

@@ -281,7 +281,7 @@ TEST(WrongLayouts, OfLinearAttentionAndGatesAreNoticed) {
        {"neighbouring heads' step", swapped(linear + "dt_bias", 1, 1)},
        {"a gate before its query",
         [&](auto&, Parameters& parameters) {
-          Tensor& qkv = parameters.at("model.layers.3.self_attn.qkv_proj.weight");
+          Tensor& qkv = parameters.at("model.layers.3.qkv_proj.weight");
           Tensor heads = qkv;
           heads.shape = {2 * config.heads * config.head_dim, config.hidden};
           heads.values.resize(static_cast<std::size_t>(heads.shape.elements()));

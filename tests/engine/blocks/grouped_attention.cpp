@@ -20,7 +20,7 @@ class GroupedAttention : public Block {
     kv_heads_ = config_.kv_heads >= tp ? divide(config_.kv_heads, tp, "key/value heads") : 1;
     if (config_.kv_heads < tp) divide(tp, config_.kv_heads, "tensor-parallel ranks over key/value heads");
     const std::int64_t query_rows = (config_.attention_gate ? 2 : 1) * heads_;
-    const std::string at = site.layer + "self_attn.";
+    const std::string at = site.layer + config_.attention_module;
     qkv_ = site.load.linear(at + "qkv_proj", (query_rows + 2 * kv_heads_) * dim, config_.hidden,
                             config_.attention_bias);
     if (config_.head_norms) {
