@@ -184,9 +184,10 @@ std::string plan_summary(const Plan& plan, std::optional<double> link_gbps) {
   const double mean = static_cast<double>(sent) / static_cast<double>(plan.topology.trainers);
   const auto buckets =
       std::ranges::count_if(plan.buckets, [&](const Bucket& bucket) { return plan.travels(bucket); });
-  std::string text = fmt::format("# {} send {} in {}; {}{} get {}\n", trainers.name, format_bytes(sent),
-                                 counted(buckets, "bucket"), inference.name, together,
-                                 format_bytes(sum(traffic, &Traffic::received)));
+  std::string text = fmt::format(
+      "# {} {} {} in {}; {}{} {} {}\n", trainers.name, trainers.ranks.size() == 1 ? "sends" : "send",
+      format_bytes(sent), counted(buckets, "bucket"), inference.name, together,
+      inference.ranks.size() == 1 ? "gets" : "get", format_bytes(sum(traffic, &Traffic::received)));
   text += fmt::format("# busiest sender: rank {} with {}, {:.2f} × the mean of the trainers\n", sender,
                       format_bytes(traffic[sender].sent), static_cast<double>(traffic[sender].sent) / mean);
   text += fmt::format("# busiest receiver: rank {} with {}\n", receiver,

@@ -11,7 +11,7 @@ class DryRun : public CliTest {
 TEST_F(DryRun, SaysWhatTheJobWouldDoAndDoesNothing) {
   const Outcome outcome = run_plain(words_ + Words{"--json", dir_ / "plan.json"});
   EXPECT_TRUE(done(outcome));
-  EXPECT_TRUE(outcome.out.starts_with("# 1 trainer send")) << outcome.out;
+  EXPECT_TRUE(outcome.out.starts_with("# 1 trainer sends ")) << outcome.out;
   EXPECT_TRUE(has(outcome.out, {"busiest sender", "# sink: 2 shards of ", " in " + sink_,
                                 "# memory: ", "# dry run: ", "start it in 3 ranks"}));
   EXPECT_EQ(read_json(dir_ / "plan.json").at("ranks").size(), 3);

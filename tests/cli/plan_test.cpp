@@ -111,7 +111,7 @@ TEST_F(PlanTest, TextBeginsWithTheAnswer) {
       run_plain({"plan", "--source", trained(0), "--inference", "tp=2,ep=2", "--progress", "never"});
   EXPECT_TRUE(done(outcome));
   EXPECT_EQ(outcome.err, "");
-  EXPECT_TRUE(outcome.out.starts_with("# 1 trainer send")) << outcome.out;
+  EXPECT_TRUE(outcome.out.starts_with("# 1 trainer sends ")) << outcome.out;
   EXPECT_TRUE(has(outcome.out, {"2 inference ranks get", "busiest sender: rank 0 with 1.49 MiB, 1.00 ×",
                                 "busiest receiver: rank 1 with", "steps: 3,", "--link-gbps N",
                                 "Qwen3MoeForCausalLM", "102 tensors", "3 ranks", "3 routes", "median",
