@@ -62,9 +62,10 @@ std::vector<std::uint64_t> expected_digests(const Plan& plan, const Catalog& cat
     if (found == quantized.end()) {
       const std::int64_t element = dtype_bytes(tensor.dtype);
       const std::vector<std::byte>& values = weights.at(tensor.name);
-      const std::vector<std::byte> kept =
-          plan.wire[segment.tensor].negated_exp ? negated_exp_of(values) : values;
-      digests[number] = digest_of(kept.data(), tensor.shape.cols() * element, box, element, tensor.name);
+      std::vector<std::byte> made;  // a whole tensor is too large to be copied for each of its pieces
+      if (plan.wire[segment.tensor].negated_exp) made = negated_exp_of(values);
+      const std::byte* const kept = made.empty() ? values.data() : made.data();
+      digests[number] = digest_of(kept, tensor.shape.cols() * element, box, element, tensor.name);
       continue;
     }
     const naive::QuantizedTensor& whole = found->second;
