@@ -44,8 +44,8 @@ std::string explain(const Topology& topology, std::int64_t layers) {
     text += fmt::format("# trainers   {}, each of which {}\n", counted(topology.trainers, "rank"),
                         topology.holdings.empty() ? "may send anything" : "sends of what it has published");
   }
-  text += fmt::format("# inference  {}: {} × pp {} × tp {}, ep {}{}{}\n", counted(engine.ranks(), "rank"),
-                      counted(engine.replicas, "replica"), engine.pp, engine.tp, engine.ep,
+  text += fmt::format("# inference  {}: {} × pp {} × {}{}{}\n", counted(engine.ranks(), "rank"),
+                      counted(engine.replicas, "replica"), engine.pp, engine.cut_text(),
                       engine.canonical()       ? "; tensors whole, by Hugging Face name"
                       : engine.landing.empty() ? fmt::format("; names of {}", engine_name(engine.engine))
                                                : fmt::format("\n#            names of {}, as landing map {}",
@@ -64,8 +64,8 @@ std::string role_of(const Topology& topology, std::int64_t rank) {
   }
   if (const auto inference = topology.inference_rank(rank)) {
     const EngineRank place = engine_rank(topology.engine, *inference);
-    role += fmt::format("{}inference {} (replica {} pp {} tp {} ep {})", role.empty() ? "" : " + ",
-                        *inference, place.replica, place.pp, place.tp, place.ep);
+    role += fmt::format("{}inference {} ({})", role.empty() ? "" : " + ", *inference,
+                        place_text(topology.engine, place));
   }
   return role;
 }

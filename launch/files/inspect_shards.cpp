@@ -18,7 +18,8 @@ void inspect_shards(const std::string& directory, OutputFile* json) {
   const std::vector<Shard> shards = read_shards(directory);
   const EngineLayout layout = common_layout(directory, shards);
   const std::int64_t version = shards.front().integer("weight_version");
-  Table table({"file", "replica", "pp", "tp", "ep", "parameters", "bytes"});
+  const bool whole = layout.attention_dp == 1;
+  Table table({"file", "replica", "pp", whole ? "tp" : "attn_dp, attn_tp", "ep", "parameters", "bytes"});
   nlohmann::ordered_json report = {{"weightcast", "inspect"}, {"path", directory}};
   auto& files = report["files"] = nlohmann::ordered_json::array();
   auto& list = report["shards"] = nlohmann::ordered_json::array();
@@ -28,9 +29,11 @@ void inspect_shards(const std::string& directory, OutputFile* json) {
     std::int64_t bytes = 0;
     for (const StoredTensor& tensor : file.tensors) bytes += tensor.obstacle == nullptr ? tensor.bytes() : 0;
     const EngineRank place = engine_rank(layout, shard.integer("rank"));
-    table.add({std::filesystem::path(shard.path).filename().string(), std::to_string(place.replica),
-               std::to_string(place.pp), std::to_string(place.tp), std::to_string(place.ep),
-               std::to_string(file.tensors.size()), format_bytes(bytes)});
+    table.add(
+        {std::filesystem::path(shard.path).filename().string(), std::to_string(place.replica),
+         std::to_string(place.pp),
+         whole ? std::to_string(place.tp) : fmt::format("{}, {}", place.attention_dp, place.attention_tp),
+         std::to_string(place.ep), std::to_string(file.tensors.size()), format_bytes(bytes)});
     files.push_back(shard.path);
     list.push_back({{"rank", shard.integer("rank")}, {"parameters", file.tensors.size()}, {"bytes", bytes}});
     total += bytes;
@@ -40,9 +43,8 @@ void inspect_shards(const std::string& directory, OutputFile* json) {
   print_line(fmt::format("# {}: {} of version {}, {}", directory,
                          counted(static_cast<std::int64_t>(shards.size()), "shard"), version,
                          format_bytes(total)));
-  print_line(fmt::format("# layout: {} × pp {} × tp {}, ep {}, names of {}",
-                         counted(layout.replicas, "replica"), layout.pp, layout.tp, layout.ep,
-                         engine_name(layout.engine)));
+  print_line(fmt::format("# layout: {} × pp {} × {}, names of {}", counted(layout.replicas, "replica"),
+                         layout.pp, layout.cut_text(), engine_name(layout.engine)));
   print_line(fmt::format("# experts: {}{}", layout.experts_text(),
                          layout.quantizer ? ", " + quantizer_name(*layout.quantizer) : ""));
   print_report(table.text());

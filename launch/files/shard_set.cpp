@@ -55,7 +55,9 @@ void require_own_place(const EngineLayout& layout, const Shard& shard) {
   const EngineRank place = engine_rank(layout, rank);
   if (shard.file.rank != rank || shard.integer("replica") != place.replica ||
       shard.integer("pp_rank") != place.pp || shard.integer("tp_rank") != place.tp ||
-      shard.integer("ep_rank") != place.ep) {
+      shard.integer("ep_rank") != place.ep ||
+      shard.integer_or("attn_tp_rank", place.attention_tp) != place.attention_tp ||
+      shard.integer_or("attn_dp_rank", place.attention_dp) != place.attention_dp) {
     throw InputError(
         fmt::format("{}: its attributes say rank {} (replica {}, pp {}, tp {}, ep {}), which its name or "
                     "the layout contradicts; was it renamed?",
@@ -85,6 +87,10 @@ std::int64_t Shard::integer(const std::string& name) const {
   const auto value = integer_in(attributes, name);
   if (!value) throw unfit(name, "one integer");
   return *value;
+}
+
+std::int64_t Shard::integer_or(const std::string& name, std::int64_t absent) const {
+  return attributes.contains(name) ? integer(name) : absent;
 }
 
 std::string Shard::text(const std::string& name) const {
@@ -138,6 +144,13 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
                                      shard.integer(name)));
       }
     }
+    for (const char* name : {"attn_tp_size", "attn_dp_size"}) {
+      if (shard.integer_or(name, 1) == first.integer_or(name, 1)) continue;
+      throw InputError(fmt::format("{}: mixed shards: {} has {} {}, {} has {}; run the update again",
+                                   directory, fs::path(first.path).filename().string(), name,
+                                   first.integer_or(name, 1), fs::path(shard.path).filename().string(),
+                                   shard.integer_or(name, 1)));
+    }
     for (const char* name : {"engine", "parameters", "quantizer", "activation_scales", "stage_layers",
                              "expert_placement", "landing"}) {
       if (shard.optional_text(name) != first.optional_text(name)) {
@@ -161,6 +174,7 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
   layout.pp = first.integer("pp_size");
   layout.tp = first.integer("tp_size");
   layout.ep = first.integer("ep_size");
+  layout.attention_dp = first.integer_or("attn_dp_size", 1);
   layout.moe_layout = first.text("moe_layout");
   layout.engine = engine_of(first);
   layout.landing = first.optional_text("landing");
@@ -191,9 +205,13 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
   constexpr std::int64_t kMost = 1 << 20;
   const auto possible = [](std::int64_t size) { return size >= 1 && size <= kMost; };
   if (!possible(layout.replicas) || !possible(layout.pp) || !possible(layout.tp) || !possible(layout.ep) ||
-      layout.tp % layout.ep != 0) {
-    throw InputError(fmt::format("{}: impossible layout tp={} ep={} pp={} replicas={}; run the update again",
-                                 first.path, layout.tp, layout.ep, layout.pp, layout.replicas));
+      layout.tp % layout.ep != 0 || !possible(layout.attention_dp) || layout.tp % layout.attention_dp != 0 ||
+      first.integer_or("attn_tp_size", layout.attention_tp()) != layout.attention_tp()) {
+    throw InputError(fmt::format(
+        "{}: impossible layout tp={} ep={} pp={} replicas={} attn_tp={} attn_dp={}; run the update "
+        "again",
+        first.path, layout.tp, layout.ep, layout.pp, layout.replicas,
+        first.integer_or("attn_tp_size", layout.tp), layout.attention_dp));
   }
   for (const Shard& shard : shards) require_own_place(layout, shard);
   for (std::int64_t rank = 0; rank < layout.ranks(); ++rank) {

@@ -20,6 +20,7 @@ struct Shard {
   Attributes attributes;
 
   std::int64_t integer(const std::string& name) const;
+  std::int64_t integer_or(const std::string& name, std::int64_t absent) const;
   std::string text(const std::string& name) const;
   /// Empty when it is not there.
   std::string optional_text(const std::string& name) const;

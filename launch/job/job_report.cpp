@@ -21,9 +21,9 @@ void describe(const Options& options, const Model& model, const Plan& plan, cons
   const EngineLayout& engine = plan.topology.engine;
   report.model = model.title;
   report.layout = fmt::format(
-      "{}{}, {} × pp {} × tp {}, ep {}, experts {}{}", counted(plan.topology.trainers, "trainer"),
+      "{}{}, {} × pp {} × {}, experts {}{}", counted(plan.topology.trainers, "trainer"),
       plan.topology.trainer_layout ? " (" + plan.topology.trainer_layout->to_string() + ")" : "",
-      counted(engine.replicas, "replica"), engine.pp, engine.tp, engine.ep, engine.experts_text(),
+      counted(engine.replicas, "replica"), engine.pp, engine.cut_text(), engine.experts_text(),
       engine.quantizer ? fmt::format(", {} at the {}", quantizer_name(*engine.quantizer), options.quantize_at)
                        : "");
   report.limits =

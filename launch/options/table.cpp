@@ -71,7 +71,10 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
     {"layers", "N", "the same model with N layers", kPlan | kBench | kSynth},
     {"trainers", "N", "the first N ranks are trainers (default 1)", kJobs | kPlan | kHosts},
     {"colocate", nullptr, "every rank is trainer and inference rank", kJobs | kPlan | kHosts},
-    {"inference", "LAYOUT", "tp=2,ep=2,pp=1,replicas=1 (absent = 1); ep divides tp", kJobs | kPlan | kVerify},
+    {"inference", "LAYOUT",
+     "tp=2,ep=2,pp=1,replicas=1 (absent = 1); ep divides tp; attn_tp=1,attn_dp=8,ep=8 with data-parallel "
+     "attention",
+     kJobs | kPlan | kVerify},
     {"engine", "NAME", "whose names parameters have: sglang (default) or vllm; an allocation says it itself",
      kJobs | kPlan | kVerify},
     {"alloc", "ALLOC",
@@ -80,7 +83,8 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      "--trainers (convert and verify take the trainers' side of it)",
      kTrainers},
     {"inference-alloc", "ALLOC",
-     "the inference side alone: sglang:d4p1t4 or vllm:d4p1t4 (e cuts experts), or hf: whole tensors as a "
+     "the inference side alone: sglang:d4p1t4 or vllm:d4p1t4 (e cuts experts), 'vllm:(attn:d8t1|ffn:e8)' "
+     "with data-parallel attention, or hf: whole tensors as a "
      "Hugging Face module has them, hf:d4 of four replicas",
      kJobs | kPlan | kVerify},
     {"inference-stage-layers", "N,N,...", "layers of each of the engine's stages (default: all equal)",

@@ -342,10 +342,10 @@ std::string plan_picture(const Plan& plan, const std::string& model) {
   const Flow flow = flow_of(plan);
   const Topology& topology = plan.topology;
   const std::string layout = fmt::format(
-      "{} trainer{} → {} replica{} of {} engine rank{} (tp {}, ep {}, pp {})", topology.trainers,
+      "{} trainer{} → {} replica{} of {} engine rank{} ({}, pp {})", topology.trainers,
       topology.trainers == 1 ? "" : "s", topology.engine.replicas, topology.engine.replicas == 1 ? "" : "s",
-      topology.engine.replica_ranks(), topology.engine.replica_ranks() == 1 ? "" : "s", topology.engine.tp,
-      topology.engine.ep, topology.engine.pp);
+      topology.engine.replica_ranks(), topology.engine.replica_ranks() == 1 ? "" : "s",
+      topology.engine.cut_text(), topology.engine.pp);
   const std::string amount =
       fmt::format("{} on the wire in {} buckets of at most {}; {}", format_bytes(plan.wire_bytes()),
                   plan.buckets.size(), format_bytes(plan.limits.bucket_bytes),

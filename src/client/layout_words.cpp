@@ -32,11 +32,21 @@ bool take_sizes(const char*& at, const char* letters) {
   return at != start;
 }
 
+bool take_experts(const char*& at) {
+  return take(at, "|") && take(at, "ffn:") && take_sizes(at, "dpte");
+}
+
+bool take_engine(const char*& at) {
+  const bool parentheses = take(at, "(");
+  if (!take(at, "attn:")) return !parentheses && take_sizes(at, "dpte");
+  return take_sizes(at, "dpt") && take_experts(at) && (!parentheses || take(at, ")"));
+}
+
 bool take_megatron(const char*& at) {
   const bool parentheses = take(at, "(");
   if (take(at, "attn:")) {
     if (!take_sizes(at, "dptc")) return false;
-    if (take(at, "|") && !(take(at, "ffn:") && take_sizes(at, "dpte"))) return false;
+    if (*at == '|' && !take_experts(at)) return false;
   } else if (!take_sizes(at, "dptce")) {
     return false;
   }
@@ -73,7 +83,7 @@ bool is_layout(const char* at, bool engine) {
   if (take(at, "hf")) {
     taken = !take(at, ":") || take_sizes(at, "d");
   } else if (engine) {
-    taken = (take(at, "sglang:") || take(at, "vllm:")) && take_sizes(at, "dpte");
+    taken = (take(at, "sglang:") || take(at, "vllm:")) && take_engine(at);
   } else if (take(at, "map:")) {
     taken = take_key(at);
   } else {
@@ -86,9 +96,10 @@ bool is_layout(const char* at, bool engine) {
 
 int require_layout(const char* layout, bool engine) {
   if (is_layout(layout, engine)) return WEIGHTCAST_OK;
-  return fail(WEIGHTCAST_BAD_ARGUMENT, "layout '%s' is none of %s; write for example %s, or give none",
-              layout, engine ? "an engine" : "a trainer",
-              engine ? "sglang:t2e2, vllm:t4 or hf" : "megatron:(attn:p4t2|ffn:p4e2) or hf");
+  return fail(
+      WEIGHTCAST_BAD_ARGUMENT, "layout '%s' is none of %s; write for example %s, or give none", layout,
+      engine ? "an engine" : "a trainer",
+      engine ? "sglang:t2e2, vllm:t4, vllm:(attn:d8|ffn:e8) or hf" : "megatron:(attn:p4t2|ffn:p4e2) or hf");
 }
 
 }  // namespace weightcast::client

@@ -43,7 +43,7 @@ std::string published_trainers(const Manifest& trainer) {
 }
 
 auto comparable(const EngineLayout& layout) {
-  return std::make_tuple(layout.engine, layout.pp, layout.tp, layout.ep);
+  return std::make_tuple(layout.engine, layout.pp, layout.tp, layout.ep, layout.attention_dp);
 }
 
 }  // namespace

@@ -45,9 +45,8 @@ LayerExperts::LayerExperts(const ExpertSizes& sizes) : experts_({"", "", ""}, si
 
 std::vector<Parameter> LayerExperts::parameters(const EngineLayout& layout, const EngineRank& rank) const {
   const Linears linears(catalog_, layout, std::nullopt);
-  const TensorParallel whole(catalog_, 1, 0);
   std::vector<Parameter> parameters;
-  experts_.add_parameters(layer_0(), {catalog_, layout, rank, linears, whole, whole}, parameters);
+  experts_.add_parameters(layer_0(), {catalog_, layout, rank, linears}, parameters);
   return parameters;
 }
 

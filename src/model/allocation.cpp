@@ -119,11 +119,51 @@ EngineLayout canonical_sizes(Scanner& from) {
   return layout;
 }
 
+/// Of `attn:` what follows that: attention and experts over the same ranks.
+void set_attention_and_experts(Scanner& from, EngineLayout& layout) {
+  const Sizes attn = from.sizes("dpt", "attn");
+  if (!from.take("|")) from.fail("the experts are missing; write |ffn: and their sizes");
+  if (!from.take("ffn:")) from.fail("write ffn: and its sizes behind |");
+  const Sizes ffn = from.sizes("dpte", "ffn");
+  const std::int64_t dp = attn.d.value_or(1);
+  const std::int64_t tp = attn.t.value_or(1);
+  const std::int64_t inner = ffn.t.value_or(1);
+  layout.replicas = ffn.d.value_or(1);
+  layout.pp = attn.p.value_or(1);
+  layout.ep = ffn.e.value_or(1);
+  if (ffn.p && *ffn.p != layout.pp) {
+    from.refuse(fmt::format("attn has p={} stages and ffn p={}; both must have the same", layout.pp, *ffn.p));
+  }
+  const std::int64_t ranks = product(from, {dp, tp, layout.pp}) / layout.pp;
+  const std::int64_t expert_ranks = product(from, {layout.replicas, inner, layout.ep});
+  if (ranks != expert_ranks) {
+    from.refuse(
+        fmt::format("attn d·t = {}·{} is {} ranks of a stage but ffn d·t·e = {}·{}·{} is {}; both must be "
+                    "equal",
+                    dp, tp, ranks, layout.replicas, inner, layout.ep, expert_ranks));
+  }
+  if (dp % layout.replicas != 0) {
+    from.refuse(
+        fmt::format("ffn's d={}, which is the replicas, does not divide attn's d={}; attention is not "
+                    "cut across replicas",
+                    layout.replicas, dp));
+  }
+  layout.attention_dp = dp / layout.replicas;
+  layout.tp = tp * layout.attention_dp;
+}
+
 EngineLayout cut_sizes(Scanner& from, Engine engine) {
-  const Sizes sizes = from.sizes("dpte", "the inference side");
   EngineLayout layout;
   layout.engine = engine;
   layout.option = from.option();
+  const bool parentheses = from.take("(");
+  if (from.take("attn:")) {
+    set_attention_and_experts(from, layout);
+    if (parentheses && !from.take(")")) from.fail("the parenthesis is not closed");
+    return layout;
+  }
+  if (parentheses) from.fail("write attn: and its sizes behind the parenthesis");
+  const Sizes sizes = from.sizes("dpte", "the inference side");
   layout.replicas = sizes.d.value_or(1);
   layout.pp = sizes.p.value_or(1);
   layout.tp = sizes.t.value_or(1);
@@ -208,7 +248,7 @@ void require_end(const Scanner& from) {
 EngineLayout parse_inference_allocation(const std::string& option, std::string_view text) {
   Scanner from(option, text);
   const std::optional<EngineLayout> layout = take_inference(from);
-  if (!layout) from.fail("write for example sglang:d4p1t4, vllm:d4p1t4 or hf:d4");
+  if (!layout) from.fail("write for example sglang:d4p1t4, vllm:d4p1t4, vllm:(attn:d8t1|ffn:e8) or hf:d4");
   require_end(from);
   return *layout;
 }

@@ -22,6 +22,8 @@ namespace {
 constexpr std::array<std::pair<Engine, std::string_view>, 3> kEngines{
     {{Engine::kSglang, "sglang"}, {Engine::kVllm, "vllm"}, {Engine::kHf, "hf"}}};
 
+constexpr std::int64_t kMostRanks = 1 << 20;
+
 }  // namespace
 
 std::string_view engine_name(Engine engine) {
@@ -43,9 +45,22 @@ EngineRank engine_rank(const EngineLayout& layout, std::int64_t rank) {
   return {rank / layout.replica_ranks(),
           rank % layout.replica_ranks() / layout.tp,
           tp,
-          tp,
+          tp % layout.attention_tp(),
           tp / layout.expert_tp(),
-          tp % layout.expert_tp()};
+          tp % layout.expert_tp(),
+          tp / layout.attention_tp()};
+}
+
+std::string EngineLayout::cut_text() const {
+  return attention_dp == 1 ? fmt::format("tp {}, ep {}", tp, ep)
+                           : fmt::format("attn_tp {} × attn_dp {}, ep {}", attention_tp(), attention_dp, ep);
+}
+
+std::string place_text(const EngineLayout& layout, const EngineRank& place) {
+  const std::string stage = fmt::format("replica {} pp {}", place.replica, place.pp);
+  return layout.attention_dp == 1 ? fmt::format("{} tp {} ep {}", stage, place.tp, place.ep)
+                                  : fmt::format("{} attn_dp {} attn_tp {} ep {}", stage, place.attention_dp,
+                                                place.attention_tp, place.ep);
 }
 
 EngineStage engine_stage(const EngineLayout& layout, std::int64_t pp, std::int64_t layers,
@@ -78,24 +93,27 @@ EngineLayout parse_engine_layout(std::string_view text, std::string_view moe_lay
   EngineLayout layout;
   layout.moe_layout = find_moe_layout(moe_layout).name();
   std::vector<std::string_view> given;
+  std::int64_t attention_tp = 1;
   for (std::size_t begin = 0; begin <= text.size();) {
     const std::string_view item = text.substr(begin, text.find(',', begin) - begin);
     begin += item.size() + 1;
     const std::size_t equals = item.find('=');
     const std::string_view name = item.substr(0, equals);
     std::int64_t* field = name == "tp"         ? &layout.tp
+                          : name == "attn_tp"  ? &attention_tp
+                          : name == "attn_dp"  ? &layout.attention_dp
                           : name == "ep"       ? &layout.ep
                           : name == "pp"       ? &layout.pp
                           : name == "replicas" ? &layout.replicas
                                                : nullptr;
     const std::string_view digits = equals == std::string_view::npos ? "" : item.substr(equals + 1);
     const char* end = digits.data() + digits.size();
-    constexpr std::int64_t kMostRanks = 1 << 20;
     std::int64_t value = 0;
     const auto [rest, status] = std::from_chars(digits.data(), end, value);
     if (field == nullptr || status != std::errc() || rest != end || value < 1 || value > kMostRanks) {
       throw UsageError(
-          fmt::format("--inference {}: cannot read '{}'; write for example tp=2,ep=2,pp=1,replicas=1",
+          fmt::format("--inference {}: cannot read '{}'; write for example tp=2,ep=2,pp=1,replicas=1 or "
+                      "attn_tp=1,attn_dp=2,ep=2",
                       excerpt(text), excerpt(item)));
     }
     if (std::find(given.begin(), given.end(), name) != given.end()) {
@@ -105,11 +123,23 @@ EngineLayout parse_engine_layout(std::string_view text, std::string_view moe_lay
     given.push_back(name);
     *field = value;
   }
+  const auto has = [&](const char* name) { return std::ranges::find(given, name) != given.end(); };
+  if (has("attn_tp") || has("attn_dp")) {
+    if (has("tp")) {
+      throw UsageError(
+          fmt::format("--inference {}: attn_tp and attn_dp are in place of tp; leave tp out", excerpt(text)));
+    }
+    layout.tp = attention_tp * layout.attention_dp;
+    if (layout.tp > kMostRanks) {
+      throw UsageError(fmt::format("--inference {}: attn_tp·attn_dp is more than {} ranks; write fewer",
+                                   excerpt(text), kMostRanks));
+    }
+  }
   if (layout.tp % layout.ep != 0) {
     throw UsageError(
-        fmt::format("--inference {}: ep={} does not divide tp={}; experts are cut ep ways inside "
-                    "the tp group",
-                    excerpt(text), layout.ep, layout.tp));
+        fmt::format("--inference {}: ep={} does not divide {}={}; experts are cut ep ways {}", excerpt(text),
+                    layout.ep, layout.tp_name(), layout.tp,
+                    layout.attention_dp == 1 ? "inside the tp group" : "over all ranks of a stage"));
   }
   return layout;
 }

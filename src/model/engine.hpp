@@ -40,6 +40,7 @@ std::optional<Engine> find_engine(std::string_view name);
 
 /// How the inference engine cuts a model, as `--inference tp=2,ep=2,pp=1,replicas=1` says it.
 /// `ep` divides `tp`: experts are cut `ep` ways, each expert's inner size `tp/ep` ways.
+/// With data-parallel attention, `attn_tp=1,attn_dp=8,ep=8`, `tp` is attn_tp·attn_dp: all ranks of a stage.
 struct EngineLayout {
   Engine engine = Engine::kSglang;
   std::int64_t tp = 1;
@@ -53,10 +54,19 @@ struct EngineLayout {
   ActivationScales activations = {};        ///< in what kernels multiply results with
   std::string landing = {};                 ///< the hash of the map in place of a family's rules, if any
   std::string option = "--inference";       ///< what to change, in error messages
+  std::int64_t attention_dp = 1;            ///< how often a stage has the whole attention; divides tp
 
   /// Parameters are the catalog's tensors.
   bool canonical() const { return engine == Engine::kHf; }
   std::int64_t expert_tp() const { return tp / ep; }
+  /// Ranks that cut the attention.
+  std::int64_t attention_tp() const { return tp / attention_dp; }
+  /// What options call the ranks of a stage and those that cut the attention.
+  const char* tp_name() const { return attention_dp == 1 ? "tp" : "attn_tp·attn_dp"; }
+  const char* expert_tp_name() const { return attention_dp == 1 ? "tp/ep" : "attn_tp·attn_dp/ep"; }
+  const char* attention_tp_name() const { return attention_dp == 1 ? "tp" : "attn_tp"; }
+  /// How the ranks of a stage cut it, for people: `tp 4, ep 2` or `attn_tp 2 × attn_dp 4, ep 8`.
+  std::string cut_text() const;
   /// Ranks of one replica. A rank's coordinate in it is `pp rank × tp + tp rank`.
   std::int64_t replica_ranks() const { return pp * tp; }
   std::int64_t ranks() const { return replicas * replica_ranks(); }
@@ -64,8 +74,9 @@ struct EngineLayout {
   const char* experts_text() const { return canonical() ? "as in the model" : moe_layout.c_str(); }
 };
 
-/// Where a rank stands: its replica, its stage, and its places among the ranks of the stage that cut MLPs,
-/// attention heads, the list of experts, and the inner size of each expert.
+/// Where a rank stands: its replica, its stage, its number in that, its places among the ranks of the stage
+/// that cut attention heads, the list of experts, and the inner size of each expert, and which of the whole
+/// attentions it has a part of.
 struct EngineRank {
   std::int64_t replica = 0;
   std::int64_t pp = 0;
@@ -73,11 +84,15 @@ struct EngineRank {
   std::int64_t attention_tp = 0;
   std::int64_t ep = 0;
   std::int64_t expert_tp = 0;
+  std::int64_t attention_dp = 0;
 };
 
 /// The place of inference rank `rank`: replica-major, then pp, then tp, and in that ep before the rank inside
-/// the expert.
+/// the expert, attention_dp before attention_tp.
 EngineRank engine_rank(const EngineLayout& layout, std::int64_t rank);
+
+/// For people: `replica 0 pp 0 tp 3 ep 1` or `replica 0 pp 0 attn_dp 1 attn_tp 1 ep 3`.
+std::string place_text(const EngineLayout& layout, const EngineRank& place);
 
 /// Consecutive layers.
 struct EngineStage {
@@ -90,8 +105,8 @@ struct EngineStage {
 EngineStage engine_stage(const EngineLayout& layout, std::int64_t pp, std::int64_t layers,
                          const std::string& model);
 
-/// Reads `tp=2,ep=2,pp=1,replicas=1` (absent = 1). Throws UsageError naming the piece that is wrong, among
-/// them an ep that does not divide tp.
+/// Reads `tp=2,ep=2,pp=1,replicas=1` (absent = 1), or `attn_tp=2,attn_dp=4` in place of tp. Throws UsageError
+/// naming the piece that is wrong, among them an ep that does not divide tp or attn_tp·attn_dp.
 EngineLayout parse_engine_layout(std::string_view text, std::string_view moe_layout);
 
 }  // namespace weightcast

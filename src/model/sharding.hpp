@@ -81,6 +81,8 @@ class TensorParallel {
 
   std::int64_t size() const { return tp_size_; }
   const std::string& option() const { return option_; }
+  /// What the option calls the size.
+  const std::string& size_name() const { return size_name_; }
 
  private:
   /// The heads of `of` that this rank has, in full or with others.

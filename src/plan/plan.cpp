@@ -57,6 +57,7 @@ std::uint64_t hash_plan(const Plan& plan, const Family& family) {
       .add(engine.pp)
       .add(engine.replicas)
       .add(std::string_view(engine.moe_layout));
+  if (engine.attention_dp > 1) hasher.add(engine.attention_dp);
   if (!engine.landing.empty()) hasher.add(std::string_view(engine.landing));
   for (const std::int64_t layers : engine.stage_layers) hasher.add(layers);
   hasher.add(engine.experts.epoch).add(std::string_view(engine.experts.fingerprint()));

@@ -24,6 +24,10 @@ nlohmann::ordered_json plan_json(const Plan& plan, const Catalog& catalog, bool 
                        {"moe_layout", engine.moe_layout},
                        {"expert_epoch", engine.experts.epoch},
                        {"expert_placement", engine.experts.fingerprint()}};
+  if (engine.attention_dp > 1) {
+    root["inference"]["attn_tp"] = engine.attention_tp();
+    root["inference"]["attn_dp"] = engine.attention_dp;
+  }
   if (!engine.stage_layers.empty()) root["inference"]["stage_layers"] = engine.stage_layers;
   if (!engine.landing.empty()) root["inference"]["landing"] = engine.landing;
   if (engine.quantizer) {

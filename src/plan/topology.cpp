@@ -26,12 +26,16 @@ void require_world_size(const Topology& topology, std::int64_t world_size) {
   const EngineLayout& engine = topology.engine;
   const std::string trainers = topology.colocate ? "" : fmt::format("{} trainers + ", topology.trainers);
   const std::string options = topology.trainer_layout ? topology.trainer_layout->option : "--trainers";
+  const std::string stage =
+      engine.attention_dp == 1
+          ? fmt::format("tp {}", engine.tp)
+          : fmt::format("attn_tp {} × attn_dp {}", engine.attention_tp(), engine.attention_dp);
   throw UsageError(
-      fmt::format("too {} ranks: {}{} replicas × pp {} × tp {} need {} ranks, the launcher started {}; start "
+      fmt::format("too {} ranks: {}{} replicas × pp {} × {} need {} ranks, the launcher started {}; start "
                   "{} or change "
                   "{}",
-                  world_size < topology.ranks() ? "few" : "many", trainers, engine.replicas, engine.pp,
-                  engine.tp, topology.ranks(), world_size, topology.ranks(),
+                  world_size < topology.ranks() ? "few" : "many", trainers, engine.replicas, engine.pp, stage,
+                  topology.ranks(), world_size, topology.ranks(),
                   options == engine.option ? options : fmt::format("{} or {}", options, engine.option)));
 }
 

@@ -56,6 +56,12 @@ Attributes shard_attributes(const Topology& topology, std::int64_t inference_ran
                         {"expert_placement", engine.experts.fingerprint()},
                         {"engine", std::string(engine_name(engine.engine))},
                         {"moe_layout", engine.moe_layout}};
+  if (engine.attention_dp > 1) {
+    attributes.insert({{"attn_tp_rank", place.attention_tp},
+                       {"attn_tp_size", engine.attention_tp()},
+                       {"attn_dp_rank", place.attention_dp},
+                       {"attn_dp_size", engine.attention_dp}});
+  }
   if (!engine.stage_layers.empty()) {
     attributes.emplace("stage_layers", fmt::format("{}", fmt::join(engine.stage_layers, ",")));
   }

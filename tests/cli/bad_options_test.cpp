@@ -243,6 +243,33 @@ TEST_F(BadOptions, Inference) {
   EXPECT_TRUE(refused(run_plain(plan + Words{"tp=2,ep=4"}), 64, {"tp=2,ep=4", "does not divide", "tp=2"}));
 }
 
+TEST_F(BadOptions, DataParallelAttention) {
+  // 8 heads, 2 kv heads, 8 experts.
+  const Words plan{"plan", "--source", trained(0)};
+  const auto refuses = [&](const Words& layout, const Words& in_the_line) {
+    EXPECT_TRUE(refused(run_plain(plan + layout), 64, in_the_line));
+  };
+  refuses({"--inference", "attn_tp=3,attn_dp=2"}, {"attn_tp=3", "heads", "(8)", "divisor"});
+  refuses({"--inference", "attn_tp=2,attn_dp=2,tp=4"}, {"in place of tp", "leave tp out"});
+  refuses({"--inference", "attn_tp=2,attn_dp=2,ep=3"}, {"ep=3", "attn_tp·attn_dp=4"});
+  refuses({"--inference", "attn_dp=2", "--engine", "hf"}, {"--inference: hf is the model as it is", "tp"});
+  refuses({"--inference-alloc", "vllm:(attn:d8t1|ffn:e4)"},
+          {"--inference-alloc", "8 ranks", "both must be equal"});
+  refuses({"--inference-alloc", "vllm:(attn:d8t1)"}, {"--inference-alloc", "the experts are missing"});
+  expect_refused_job({"--inference", "attn_tp=2,attn_dp=2,ep=4"},
+                     {"too few ranks", "attn_tp 2 × attn_dp 2 need 5 ranks", "start 5"}, 4);
+}
+
+TEST_F(BadOptions, SharedExpertsThatVllmMayKeepWhole) {
+  const Words plan{"plan", "--model", std::string(kData) + "/vllm/deepseek-v3/config.json", "--engine",
+                   "vllm"};
+  EXPECT_TRUE(refused(
+      run_plain(plan + Words{"--inference", "attn_tp=2,attn_dp=2,ep=4"}), 64,
+      {"attn_tp=2 with attn_dp=2 and ep=4", "mlp.shared_experts", "not known here", "attn_tp=1 or ep=1"}));
+  EXPECT_TRUE(done(run_plain(plan + Words{"--inference", "attn_tp=1,attn_dp=4,ep=4"})));
+  EXPECT_TRUE(done(run_plain(plan + Words{"--inference", "attn_tp=2,attn_dp=2"})));
+}
+
 TEST_F(BadOptions, LayoutThatDoesNotDivideTheModel) {
   // 8 heads, 3 layers, a vocabulary of 320 with its padding.
   const Words plan{"plan", "--source", trained(0), "--inference"};

@@ -106,6 +106,22 @@ TEST_F(PlanTest, SameInputsSamePlan) {
   EXPECT_NE(plan(words + Words{"--moe-layout", "cutlass"}).at("hash"), first.at("hash"));
 }
 
+TEST_F(PlanTest, SaysHowOftenTheAttentionIsThere) {
+  const Words words{"--source", trained(0), "--inference", "attn_tp=1,attn_dp=4,ep=4"};
+  const Outcome outcome = run_plain(Words{"plan"} + words);
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"1 replica × pp 1 × attn_tp 1 × attn_dp 4, ep 4",
+                                "inference 1 (replica 0 pp 0 attn_dp 1 attn_tp 0 ep 1)"}));
+  const auto json = plan(words);
+  EXPECT_EQ(json.at("inference").at("attn_dp"), 4);
+  EXPECT_EQ(json.at("inference").at("attn_tp"), 1);
+  EXPECT_EQ(plan({"--source", trained(0), "--inference-alloc", "sglang:(attn:d4|ffn:e4)"}).at("hash"),
+            json.at("hash"));
+  const auto plain = plan({"--source", trained(0), "--inference", "tp=4,ep=4"});
+  EXPECT_NE(plain.at("hash"), json.at("hash"));
+  EXPECT_FALSE(plain.at("inference").contains("attn_dp"));
+}
+
 TEST_F(PlanTest, TextBeginsWithTheAnswer) {
   const Outcome outcome =
       run_plain({"plan", "--source", trained(0), "--inference", "tp=2,ep=2", "--progress", "never"});

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <set>
 
 #include "cli/cli.hpp"
 #include "storage/writer.hpp"
@@ -170,6 +171,42 @@ TEST_F(Verify, MixedLayouts) {
   EXPECT_TRUE(refused(verify(), 65, {sink_, "ep_size", "rank-1.h5"}));
   replace_with("cutlass");
   EXPECT_TRUE(refused(verify(), 65, {sink_, "triton", "cutlass"}));
+}
+
+TEST_F(Verify, DataParallelAttention) {
+  sync(sink_, 1, {"--inference", "attn_tp=1,attn_dp=4,ep=4", "--engine", "vllm"}, 5);
+  EXPECT_TRUE(done(verify()));
+  EXPECT_TRUE(has(run_plain({"inspect", sink_}).out, {"attn_tp 1 × attn_dp 4, ep 4, names of vllm"}));
+  // All of the attention and the vocabulary is on every rank, of eight experts another two.
+  const auto contents = shard_contents(sink_);
+  std::set<std::string> experts;
+  for (const auto& [name, bytes] : contents) {
+    const std::string parameter = name.substr(name.find(':'));
+    if (parameter.find(".experts.") == std::string::npos) {
+      for (const std::string rank : {"rank-0.h5", "rank-1.h5", "rank-2.h5", "rank-3.h5"})
+        EXPECT_EQ(contents.at(rank + parameter), bytes) << name;
+    } else {
+      EXPECT_TRUE(experts.insert(bytes).second) << name;
+    }
+  }
+  // An engine of the same number of ranks and other cuts.
+  sync(dir_ / "other", 1, {"--inference", "tp=4,ep=4", "--engine", "vllm"}, 5);
+  std::filesystem::copy(dir_ / "other/rank-1.h5", sink_ + "/rank-1.h5",
+                        std::filesystem::copy_options::overwrite_existing);
+  EXPECT_TRUE(refused(verify(), 65, {sink_, "attn_dp_size 4", "rank-1.h5 has 1"}));
+  sync(sink_, 2, {"--inference", "attn_tp=1,attn_dp=4,ep=4", "--engine", "vllm"}, 5);
+  const auto forget = [&](const char* attribute) {
+    for (const std::string shard : {"/rank-0.h5", "/rank-1.h5", "/rank-2.h5", "/rank-3.h5"}) {
+      const hid_t file = H5Fopen((sink_ + shard).c_str(), H5F_ACC_RDWR, H5P_DEFAULT);
+      EXPECT_GE(H5Adelete(file, attribute), 0);
+      EXPECT_GE(H5Fclose(file), 0);
+    }
+  };
+  forget("weightcast.attn_dp_size");
+  EXPECT_TRUE(refused(verify(), 65, {"rank-0.h5: impossible layout tp=4", "attn_tp=1 attn_dp=1"}));
+  // Shards that say nothing of it are of a plain layout, whose parameters are smaller.
+  forget("weightcast.attn_tp_size");
+  EXPECT_TRUE(refused(verify(), 65, {"rank-1.h5", "was it renamed?"}));
 }
 
 TEST_F(Verify, MissingRanks) {

@@ -180,9 +180,28 @@ TEST_F(ClientArguments, PlacesThatAreNone) {
 }
 
 TEST_F(ClientArguments, LayoutsThatNoJobStepReads) {
-  for (const char* layout : {"foo", "sglang", "sglang:", "sglang:x2", "sglang:t", "sglang:t0", "sglang:t2t2",
-                             "sglang:t2 ", "sglang:t1048577", "vllm:t99999999999999999999", "hf:", "hf:t2",
-                             "hfx", "megatron:t2", "SGLANG:t2", " hf"}) {
+  for (const char* layout : {"foo",
+                             "sglang",
+                             "sglang:",
+                             "sglang:x2",
+                             "sglang:t",
+                             "sglang:t0",
+                             "sglang:t2t2",
+                             "sglang:t2 ",
+                             "sglang:t1048577",
+                             "vllm:t99999999999999999999",
+                             "hf:",
+                             "hf:t2",
+                             "hfx",
+                             "megatron:t2",
+                             "SGLANG:t2",
+                             " hf",
+                             "vllm:(t2)",
+                             "vllm:(attn:d2)",
+                             "vllm:attn:d2|e2",
+                             "vllm:(attn:d2|ffn:e2",
+                             "vllm:attn:d2|ffn:e2)",
+                             "vllm:(attn:d2c2|ffn:e2)"}) {
     expect_refused(weightcast_open(folder_.c_str(), "engine", 0, 1, layout, &export_), "of an engine; write");
   }
   for (const char* layout :
@@ -196,7 +215,8 @@ TEST_F(ClientArguments, LayoutsThatNoJobStepReads) {
                    "of a trainer; write");
   }
   EXPECT_FALSE(std::filesystem::exists(folder_));
-  for (const char* layout : {"sglang:d2p1t4e4", "vllm:t1", "hf", "hf:d2", ""}) {
+  for (const char* layout : {"sglang:d2p1t4e4", "vllm:t1", "vllm:(attn:d8t1|ffn:e8)",
+                             "sglang:attn:d2p3t2|ffn:t2e2", "hf", "hf:d2", ""}) {
     EXPECT_NO_THROW(*layout == '\0' ? void() : void(parse_inference_allocation("", layout)));
     ASSERT_EQ(weightcast_open(folder_.c_str(), "engine", 0, 1, layout, &export_), 0) << layout;
     weightcast_close(std::exchange(export_, nullptr), 0);

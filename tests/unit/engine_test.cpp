@@ -1,10 +1,13 @@
 #include <gtest/gtest.h>
 
+#include <array>
+#include <cstdint>
 #include <string>
 #include <vector>
 
 #include "core/error.hpp"
 #include "model/engine.hpp"
+#include "model_configs.hpp"
 #include "naive_model.hpp"
 #include "plan/topology.hpp"
 
@@ -54,6 +57,70 @@ TEST(EngineLayouts, ExpertGroupsDivideTheTensorParallelGroup) {
   const std::string message = usage_error_of("tp=4,ep=3");
   EXPECT_NE(message.find("ep=3"), std::string::npos) << message;
   EXPECT_NE(message.find("tp=4"), std::string::npos) << message;
+}
+
+TEST(EngineLayouts, DataParallelAttention) {
+  const EngineLayout layout = parse_engine_layout("ep=8,attn_dp=4,pp=3,attn_tp=2,replicas=2", "triton");
+  EXPECT_EQ(layout.tp, 8);
+  EXPECT_EQ(layout.attention_dp, 4);
+  EXPECT_EQ(layout.attention_tp(), 2);
+  EXPECT_EQ(layout.expert_tp(), 1);
+  EXPECT_EQ(layout.replica_ranks(), 24);
+  EXPECT_EQ(layout.ranks(), 48);
+  EXPECT_EQ(layout.cut_text(), "attn_tp 2 × attn_dp 4, ep 8");
+  EXPECT_EQ(parse_engine_layout("attn_dp=8", "triton").attention_tp(), 1);
+  // Attention that is there once is a plain layout.
+  const EngineLayout plain = parse_engine_layout("attn_tp=4,ep=2", "triton");
+  EXPECT_EQ(plain.attention_dp, 1);
+  EXPECT_EQ(plain.cut_text(), "tp 4, ep 2");
+  expect_has(usage_error_of("attn_tp=2,attn_dp=3,ep=4"), {"ep=4", "does not divide attn_tp·attn_dp=6"});
+  expect_has(usage_error_of("attn_tp=2,attn_dp=2,tp=4"), {"in place of tp", "leave tp out"});
+  expect_has(usage_error_of("tp=4,attn_tp=4"), {"in place of tp", "leave tp out"});
+  expect_has(usage_error_of("attn_tp=2,attn_tp=2"), {"'attn_tp=2'", "second time"});
+  expect_has(usage_error_of("attn_tp=1048576,attn_dp=2"), {"more than 1048576 ranks"});
+  expect_has(usage_error_of("attn_dp=0"), {"'attn_dp=0'"});
+}
+
+TEST(EngineLayouts, EachWholeAttentionIsOnNeighbouringRanks) {
+  const EngineLayout layout = parse_engine_layout("attn_tp=2,attn_dp=3,ep=3,replicas=2", "triton");
+  std::vector<std::array<std::int64_t, 5>> places;
+  for (std::int64_t rank = 6; rank < 12; ++rank) {
+    const EngineRank place = engine_rank(layout, rank);
+    EXPECT_EQ(place.replica, 1);
+    EXPECT_EQ(place.pp, 0);
+    places.push_back({place.tp, place.attention_dp, place.attention_tp, place.ep, place.expert_tp});
+  }
+  EXPECT_EQ(places, (std::vector<std::array<std::int64_t, 5>>{{0, 0, 0, 0, 0},
+                                                              {1, 0, 1, 0, 1},
+                                                              {2, 1, 0, 1, 0},
+                                                              {3, 1, 1, 1, 1},
+                                                              {4, 2, 0, 2, 0},
+                                                              {5, 2, 1, 2, 1}}));
+  EXPECT_EQ(place_text(layout, engine_rank(layout, 9)), "replica 1 pp 0 attn_dp 1 attn_tp 1 ep 1");
+}
+
+TEST(EngineLayouts, SizesOfDataParallelAttentionThatDoNotDivideAreNamed) {
+  naive::Model model;
+  model.moe = true;
+  model.heads = 4;
+  model.kv_heads = 4;
+  model.inner = 24;
+  model.vocabulary = 64;
+  model.experts = 12;
+  model.expert_inner = 10;
+  const auto family = model.family();
+  const auto message = [&](const char* text, Engine engine) {
+    EngineLayout layout = parse_engine_layout(text, "triton");
+    layout.engine = engine;
+    return message_of<UsageError>([&] { family->parameters(layout, {}); });
+  };
+  expect_has(message("attn_tp=8,attn_dp=3,ep=12", Engine::kVllm), {"attn_tp=8", "heads", "(4)"});
+  expect_has(message("attn_tp=1,attn_dp=12,ep=12", Engine::kSglang),
+             {"attn_tp·attn_dp=12", "the padded vocabulary of lm_head.weight", "(64)"});
+  expect_has(message("attn_tp=1,attn_dp=4", Engine::kVllm), {"attn_tp·attn_dp/ep=4", "inner size", "(10)"});
+  EngineLayout layout = parse_engine_layout("attn_tp=1,attn_dp=12,ep=12", "triton");
+  layout.engine = Engine::kVllm;
+  EXPECT_NO_THROW(family->parameters(layout, {}));
 }
 
 TEST(EngineLayouts, UnknownKernelLayout) {

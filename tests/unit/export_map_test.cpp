@@ -249,6 +249,21 @@ TEST(ExportMap, MustBeTheOneThatTheTrainerSays) {
   EXPECT_NO_THROW(require_published_layout(manifest, std::nullopt, &map));
 }
 
+TEST(PublishedLayouts, DataParallelAttentionIsNotPlainTensorParallelism) {
+  Manifest engine;
+  engine.path = "engine-0.json";
+  engine.layout = "vllm:(attn:d4|ffn:e4)";
+  EngineLayout layout = parse_engine_layout("attn_tp=1,attn_dp=4,ep=4", "triton");
+  layout.engine = Engine::kVllm;
+  EXPECT_NO_THROW(require_published_layout(engine, layout));
+  layout.attention_dp = 2;
+  expect_has(
+      message_of<UsageError>([&] { require_published_layout(engine, layout); }),
+      {"engine-0.json: was published with layout vllm:(attn:d4|ffn:e4), which --inference contradicts"});
+  engine.layout = "vllm:t4e4";
+  expect_has(message_of<UsageError>([&] { require_published_layout(engine, layout); }), {"contradicts"});
+}
+
 /// Two trainers that have every tensor in one of their own, the first its upper rows and the second the rest
 /// turned to the end: a row of theirs is a row and a gap.
 struct TwoTrainers {

@@ -102,7 +102,14 @@ class Rank {
  public:
   Rank(const Model& model, const EngineLayout& layout, const EngineRank& rank, const Weights& weights,
        const Quantized& quantized)
-      : model_(model), layout_(layout), rank_(rank), t_(rank.tp), size_(layout.tp) {
+      : model_(model), layout_(layout), rank_(rank), t_(rank.tp) {
+    const Group all{rank.tp, layout.tp};
+    // Each whole attention is on neighbouring ranks. vLLM's processes of data parallelism know of one another
+    // only for experts.
+    const std::int64_t size = layout.tp / layout.attention_dp;
+    attention_ = {rank.tp % size, size};
+    embedding_ = attention_;
+    dense_ = head_ = layout.engine == Engine::kVllm ? attention_ : all;
     for (const Entry& entry : tensors(model)) {
       const bool vector = entry.shape.dims() == 1;
       tensors_[entry.name] = {entry.shape[0], vector ? 1 : entry.shape[1], &weights.at(entry.name), nullptr};
@@ -115,13 +122,13 @@ class Rank {
   std::vector<Parameter> all() {
     const bool first = rank_.pp == 0;
     const bool last = rank_.pp == layout_.pp - 1;
-    if (first) vocabulary("model.embed_tokens.weight");
+    if (first) vocabulary("model.embed_tokens.weight", embedding_);
     for (std::int64_t layer = 0; layer < model_.layers; ++layer) {
       if (stage_of(layer) != rank_.pp) continue;
       const std::string at = layer_name(layer);
       replicated(at + "input_layernorm.weight");
       qkv(at + "self_attn.", ".weight");
-      row_parallel(at + "self_attn.o_proj.weight");
+      row_parallel(at + "self_attn.o_proj.weight", attention_);
       if (model_.bias) {
         qkv(at + "self_attn.", ".bias");
         replicated(at + "self_attn.o_proj.bias");
@@ -134,18 +141,24 @@ class Rank {
         experts(at + "mlp.experts.", layer);
       } else {
         gate_up(at + "mlp.");
-        row_parallel(at + "mlp.down_proj.weight");
+        row_parallel(at + "mlp.down_proj.weight", dense_);
       }
     }
     if (last) {
       replicated("model.norm.weight");
-      if (!model_.tied) vocabulary("lm_head.weight");
-      if (model_.tied && !first) vocabulary("model.embed_tokens.weight");
+      if (!model_.tied) vocabulary("lm_head.weight", head_);
+      if (model_.tied && !first) vocabulary("model.embed_tokens.weight", embedding_);
     }
     return std::move(parameters_);
   }
 
  private:
+  /// Ranks that cut something, and this rank's number among them.
+  struct Group {
+    std::int64_t rank = 0;
+    std::int64_t size = 1;
+  };
+
   std::int64_t stage_of(std::int64_t layer) const {
     if (layout_.stage_layers.empty()) return layer / (model_.layers / layout_.pp);
     std::int64_t stage = 0;
@@ -274,30 +287,31 @@ class Rank {
   }
 
   /// Columns [t·in/T, (t+1)·in/T).
-  void row_parallel(const std::string& name) {
+  void row_parallel(const std::string& name, const Group& group) {
     const Whole* whole = tensor(name);
-    const std::int64_t cols = whole->cols / size_;
+    const std::int64_t cols = whole->cols / group.size;
     build_linear(name, whole->rows, cols, whole, [&](auto r, auto c) {
-      return Element{whole, r, t_ * cols + c};
+      return Element{whole, r, group.rank * cols + c};
     });
   }
 
   /// Rows [q | k | v]; with T ≥ kv heads every kv head serves T/kv neighbouring ranks.
   void qkv(const std::string& at, const std::string& kind) {
     const std::int64_t d = model_.head_dim;
-    const std::int64_t nq = model_.heads / size_;
-    const std::int64_t kv_local = size_ >= model_.kv_heads ? 1 : model_.kv_heads / size_;
-    const std::int64_t rep = size_ >= model_.kv_heads ? size_ / model_.kv_heads : 1;
+    const auto [t, size] = attention_;
+    const std::int64_t nq = model_.heads / size;
+    const std::int64_t kv_local = size >= model_.kv_heads ? 1 : model_.kv_heads / size;
+    const std::int64_t first = (size >= model_.kv_heads ? t / (size / model_.kv_heads) : t) * kv_local * d;
+    const std::int64_t first_q = t * nq * d;
     const std::int64_t rows = (nq + 2 * kv_local) * d;
     const Whole* q = tensor(at + "q_proj" + kind);
     const Whole* k = tensor(at + "k_proj" + kind);
     const Whole* v = tensor(at + "v_proj" + kind);
     const auto gather = [&](std::int64_t r, std::int64_t c) {
-      if (r < nq * d) return Element{q, t_ * nq * d + r, c};
+      if (r < nq * d) return Element{q, first_q + r, c};
       r -= nq * d;
-      const std::int64_t start = t_ / rep * kv_local * d;
-      if (r < kv_local * d) return Element{k, start + r, c};
-      return Element{v, start + r - kv_local * d, c};
+      if (r < kv_local * d) return Element{k, first + r, c};
+      return Element{v, first + r - kv_local * d, c};
     };
     if (kind == ".bias") {
       build(at + "qkv_proj" + kind, {rows}, gather);
@@ -308,21 +322,23 @@ class Rank {
 
   /// [gate slice ; up slice].
   void gate_up(const std::string& at) {
-    const std::int64_t rows = model_.inner / size_;
+    const std::int64_t t = dense_.rank;
+    const std::int64_t rows = model_.inner / dense_.size;
     const Whole* gate = tensor(at + "gate_proj.weight");
     const Whole* up = tensor(at + "up_proj.weight");
     build_linear(at + "gate_up_proj.weight", 2 * rows, model_.hidden, gate, [&](auto r, auto c) {
-      return r < rows ? Element{gate, t_ * rows + r, c} : Element{up, t_ * rows + r - rows, c};
+      return r < rows ? Element{gate, t * rows + r, c} : Element{up, t * rows + r - rows, c};
     });
   }
 
   /// Vp = up(V, 64); rows [t·Vp/T, (t+1)·Vp/T), zero from V on.
-  void vocabulary(const std::string& name) {
+  void vocabulary(const std::string& name, const Group& group) {
     const Whole* whole = tensor(name);
     const std::int64_t padded = (model_.vocabulary + 63) / 64 * 64;
-    const std::int64_t rows = padded / size_;
+    const std::int64_t rows = padded / group.size;
+    const std::int64_t start = group.rank * rows;
     build(name, {rows, model_.hidden}, [&](auto r, auto c) {
-      return t_ * rows + r >= model_.vocabulary ? kZero : Element{whole, t_ * rows + r, c};
+      return start + r >= model_.vocabulary ? kZero : Element{whole, start + r, c};
     });
   }
 
@@ -480,7 +496,10 @@ class Rank {
   const EngineLayout& layout_;
   const EngineRank& rank_;
   std::int64_t t_;
-  std::int64_t size_;
+  Group attention_;
+  Group embedding_;
+  Group dense_;
+  Group head_;
   std::map<std::string, Whole> tensors_;
   std::vector<Parameter> parameters_;
 };

@@ -29,11 +29,11 @@ struct Case {
   std::string to_string() const {
     const EngineLayout& e = topology.engine;
     return fmt::format(
-        "{} trainers {} colocate {} split {} {} tp {} ep {} pp {} ({}) replicas {} experts {} {} quantize {} "
+        "{} trainers {} colocate {} split {} {} {} pp {} ({}) replicas {} experts {} {} quantize {} "
         "at {} "
         "bucket {} buffers {} fan-out {}",
         model.config_text(), topology.trainers, topology.colocate, static_cast<int>(topology.source_split),
-        topology.trainer_layout ? topology.trainer_layout->to_string() : "", e.tp, e.ep, e.pp,
+        topology.trainer_layout ? topology.trainer_layout->to_string() : "", e.cut_text(), e.pp,
         fmt::join(e.stage_layers, ","), e.replicas, e.experts.fingerprint(), e.moe_layout,
         e.quantizer ? quantizer_name(*e.quantizer) : "none",
         limits.quantize_at == QuantizeAt::kSource ? "source" : "destination", limits.bucket_bytes,
@@ -51,6 +51,7 @@ class Cases {
     EngineLayout& engine = c.topology.engine;
     engine.tp = pick({1, 2, 3, 4, 6, 8});
     engine.ep = divisor(engine.tp);
+    if (chance(2)) engine.attention_dp = divisor(engine.tp);
     engine.pp = pick({1, 1, 1, 2, 3});
     engine.replicas = pick({1, 1, 2, 3});
     c.topology.colocate = chance(3);
@@ -81,6 +82,7 @@ class Cases {
     EngineLayout& engine = c.topology.engine;
     engine.tp = pick({1, 2, 2, 3, 4});
     engine.ep = divisor(engine.tp);
+    if (chance(3)) engine.attention_dp = divisor(engine.tp);
     engine.pp = pick({1, 1, 1, 2});
     engine.replicas = pick({1, 1, 2});
     c.model.moe = chance(2);
@@ -163,7 +165,7 @@ class Cases {
     model.hidden = blocks ? between(1, 300) : unit * between(1, 2 * most);
     model.layers = engine.pp * (blocks ? 1 : between(1, 2));
     model.heads = engine.tp * between(1, 2);
-    model.kv_heads = kv_heads(engine.tp, model.heads);
+    model.kv_heads = kv_heads(engine.tp / engine.attention_dp, model.heads);
     model.head_dim = unit;
     model.inner = engine.tp * unit * between(1, most);
     model.vocabulary = 64 * (engine.tp % 3 == 0 ? 3 : engine.tp) - between(0, 63);
@@ -225,7 +227,7 @@ class Cases {
     model.hidden = wide ? between(30'000, 45'000) : large ? between(500, 1'200) : between(3, 120);
     model.layers = engine.pp * (wide ? 1 : between(1, 2));
     model.heads = engine.tp * between(1, 2) * (chance(3) ? 2 : 1);
-    model.kv_heads = kv_heads(engine.tp, model.heads);
+    model.kv_heads = kv_heads(engine.tp / engine.attention_dp, model.heads);
     model.head_dim = between(1, wide ? 2 : 9);
     // The padded vocabulary is a multiple of 64 and of tp.
     const std::int64_t units = engine.tp % 3 == 0 ? 3 * between(1, 2) : between(1, 6);

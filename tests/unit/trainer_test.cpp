@@ -61,6 +61,24 @@ TEST(Allocations, TheModelAsItIs) {
   EXPECT_FALSE(parse_inference_allocation("--inference-alloc", "vllm:d3").canonical());
 }
 
+TEST(Allocations, AttentionAndExpertsOverTheSameRanks) {
+  const auto engine = [](const char* text) {
+    const EngineLayout layout = parse_inference_allocation("--inference-alloc", text);
+    return fmt::format("{} {}×{} {}", engine_name(layout.engine), layout.replicas, layout.pp,
+                       layout.cut_text());
+  };
+  EXPECT_EQ(engine("vllm:(attn:d8t1|ffn:e8)"), "vllm 1×1 attn_tp 1 × attn_dp 8, ep 8");
+  EXPECT_EQ(engine("vllm:attn:d8|ffn:e8"), "vllm 1×1 attn_tp 1 × attn_dp 8, ep 8");
+  EXPECT_EQ(engine("sglang:(attn:d2t4p3|ffn:t2e4)"), "sglang 1×3 attn_tp 4 × attn_dp 2, ep 4");
+  EXPECT_EQ(engine("sglang:(attn:d2t4p3|ffn:t8p3)"), "sglang 1×3 attn_tp 4 × attn_dp 2, ep 1");
+  // As often as experts are there in full, so often is the engine.
+  EXPECT_EQ(engine("vllm:(attn:d8t1|ffn:d2e4)"), "vllm 2×1 attn_tp 1 × attn_dp 4, ep 4");
+  EXPECT_EQ(engine("vllm:(attn:d2t4|ffn:d2t2e2)"), "vllm 2×1 tp 4, ep 2");
+  const Allocation both = parse_allocation("--alloc", "vllm:(attn:d4|ffn:e4)+megatron:(attn:t2|ffn:e2)");
+  EXPECT_EQ(both.inference.attention_dp, 4);
+  EXPECT_EQ(both.trainers.ranks(), 2);
+}
+
 TEST(Allocations, ThePlaceThatIsWrongIsNamed) {
   struct Case {
     std::string text;
@@ -88,6 +106,16 @@ TEST(Allocations, ThePlaceThatIsWrongIsNamed) {
       {"sglang:d4+sglang:d4", {"'sglang:d4' (character 11)", "once"}},
       {"sglang:d4+fsdp:d4", {"'fsdp:d4'", "megatron"}},
       {"", {"at its end"}},
+      {"vllm:(attn:d8t1|ffn:e4)+megatron:d1", {"8·1 is 8 ranks", "1·1·4 is 4", "both must be equal"}},
+      {"vllm:(attn:d2t4|ffn:d4e2)+megatron:d1", {"ffn's d=4", "does not divide attn's d=2"}},
+      {"vllm:(attn:d2p2|ffn:p4e2)+megatron:d1", {"p=2", "p=4", "same"}},
+      {"vllm:(attn:d2e2|ffn:e2)+megatron:d1", {"'e2|", "attn takes d, p, t"}},
+      {"vllm:(attn:d2|ffn:c2)+megatron:d1", {"'c2)", "ffn takes d, p, t, e"}},
+      {"vllm:(attn:d2)+megatron:d1", {"')+megatron", "the experts are missing"}},
+      {"vllm:(attn:d2|e2)+megatron:d1", {"'e2)", "ffn:"}},
+      {"vllm:(attn:d2|ffn:e2+megatron:d1", {"'+megatron", "not closed"}},
+      {"vllm:(d2t2)+megatron:d1", {"'d2t2)", "attn:"}},
+      {"vllm:(attn:d1048576t2|ffn:e2)+megatron:d1", {"more than 1048576 ranks"}},
       {"sglang:d4+megatron:(attn:p2t2|ffn:p4)", {"p=2", "p=4", "same"}},
       {"sglang:d4+megatron:(attn:d2t2|ffn:d1e2)", {"4 ranks", "is 2", "equal"}},
       {"sglang:d4+megatron:(attn:d2t2|ffn:e3)", {"3", "does not divide", "4 ranks"}},

@@ -199,6 +199,12 @@ std::vector<std::byte> loaded(const Catalog& catalog, const naive::Weights& weig
   return bytes;
 }
 
+void expect_rows(const Catalog& catalog, const Parameter& parameter, const json& found) {
+  EXPECT_EQ(Shape(found["shape"].get<std::vector<std::int64_t>>()), parameter.shape) << parameter.name;
+  EXPECT_EQ(found["dtype"], dtype_name(parameter.dtype)) << parameter.name;
+  EXPECT_EQ(flat(found["rows"]), runs_of(catalog, parameter)) << parameter.name;
+}
+
 class VllmMap : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(VllmMap, CatalogIsWhatTransformersWrites) {
@@ -242,14 +248,79 @@ TEST_P(VllmMap, EveryRowOfEveryParameterIsWhereTheEnginesLoaderPutsIt) {
     }
     for (const Parameter& parameter : family->parameters(layout, engine_rank(layout, rank))) {
       ASSERT_EQ(expected.erase(parameter.name), 1u) << parameter.name;
-      const json& found = map[parameter.name];
-      EXPECT_EQ(Shape(found["shape"].get<std::vector<std::int64_t>>()), parameter.shape) << parameter.name;
-      EXPECT_EQ(found["dtype"], dtype_name(parameter.dtype)) << parameter.name;
-      EXPECT_EQ(flat(found["rows"]), runs_of(family->catalog(), parameter)) << parameter.name;
+      expect_rows(family->catalog(), parameter, map[parameter.name]);
     }
     EXPECT_TRUE(expected.empty()) << *expected.begin();
   }
   EXPECT_GE(maps, 3);
+}
+
+TEST_P(VllmMap, WithDataParallelAttentionEachProcessIsAnEngineOfItsOwnButForRoutedExperts) {
+  const auto family = vllm_family(GetParam());
+  const auto map_of = [](const std::string& layout, std::int64_t rank) {
+    const std::string file =
+        layout == "tp1" ? "map_tp1.json" : fmt::format("map_{}_rank{}.json", layout, rank);
+    return std::filesystem::exists(vllm_folder(GetParam()) + "/" + file) ? file_of(GetParam(), file) : json();
+  };
+  int layouts = 0;
+  // How all processes cut experts, and one process the rest.
+  for (const auto& [all, own] : std::vector<std::pair<std::string, std::string>>{
+           {"tp2ep", "tp1"}, {"tp2", "tp1"}, {"tp4", "tp1"}, {"tp4", "tp2"}}) {
+    if (map_of(all, 0).is_null()) continue;
+    SCOPED_TRACE(all + " of " + own);
+    ++layouts;
+    EngineLayout layout = layout_of(all).first;
+    const std::int64_t size = own[2] - '0';
+    layout.attention_dp = layout.tp / size;
+    for (std::int64_t rank = 0; rank < layout.tp; ++rank) {
+      const json experts = map_of(all, rank);
+      const json rest = map_of(own, rank % size);
+      std::size_t written = 0;
+      for (const auto& [name, parameter] : rest.items()) {
+        if (parameter["dtype"] != "int32" && flat(parameter["rows"])[0][0] != "nan") ++written;
+      }
+      for (const Parameter& parameter : family->parameters(layout, engine_rank(layout, rank))) {
+        const bool routed = parameter.name.find(".experts.") != std::string::npos;
+        expect_rows(family->catalog(), parameter, (routed ? experts : rest)[parameter.name]);
+        --written;
+      }
+      EXPECT_EQ(written, 0u);
+    }
+  }
+  EXPECT_GE(layouts, 1);
+}
+
+TEST_P(VllmMap, WithDataParallelAttentionSglangCutsMlpsAndTheHeadOverAllRanks) {
+  const auto family = vllm_family(GetParam());
+  const auto parameters = [&](const char* text, std::int64_t rank) {
+    const EngineLayout layout = parse_engine_layout(text, "triton");
+    std::map<std::string, std::pair<Shape, json>> found;
+    for (const Parameter& parameter : family->parameters(layout, engine_rank(layout, rank)))
+      found[parameter.name] = {parameter.shape, runs_of(family->catalog(), parameter)};
+    return found;
+  };
+  // What no rank cuts is the same of both.
+  const std::regex over_all(R"(\.(experts\.|gate_up_proj|up_proj|down_proj)|lm_head)");
+  const auto compare = [&](const char* together, const char* alone, const char* text, std::int64_t size) {
+    SCOPED_TRACE(text);
+    const EngineLayout layout = parse_engine_layout(text, "triton");
+    for (std::int64_t rank = 0; rank < layout.tp; ++rank) {
+      const auto all = parameters(together, rank);
+      const auto own = parameters(alone, rank % size);
+      const auto found = parameters(text, rank);
+      EXPECT_EQ(found.size(), own.size());
+      for (const auto& [name, parameter] : found) {
+        EXPECT_EQ(parameter, (std::regex_search(name, over_all) ? all : own).at(name))
+            << name << " of " << rank;
+      }
+    }
+  };
+  compare("tp=2,ep=2", "tp=1", "attn_tp=1,attn_dp=2,ep=2", 1);
+  try {
+    compare("tp=4,ep=2", "tp=2", "attn_tp=2,attn_dp=2,ep=2", 2);
+  } catch (const UsageError&) {
+    // Six heads, or two groups of them.
+  }
 }
 
 TEST_P(VllmMap, AnUpdateWritesTheBytesThatTheEnginesLoaderWrites) {
@@ -289,7 +360,8 @@ TEST_P(VllmMap, UpdatesOfLayoutsWithoutAMapAreWholeToo) {
   const naive::Weights weights = random_weights(family->catalog());
   int accepted = 0;
   for (const Engine engine : {Engine::kVllm, Engine::kSglang}) {
-    for (const char* text : {"tp=1,pp=2", "tp=2,ep=2,pp=2", "tp=2,replicas=2", "tp=4,ep=2", "tp=3,pp=3"}) {
+    for (const char* text : {"tp=1,pp=2", "tp=2,ep=2,pp=2", "tp=2,replicas=2", "tp=4,ep=2", "tp=3,pp=3",
+                             "attn_tp=1,attn_dp=2,ep=2", "attn_tp=2,attn_dp=2,ep=2,pp=2"}) {
       for (const SourceSplit split : {SourceSplit::kCatalog, SourceSplit::kRow, SourceSplit::kExpert}) {
         SCOPED_TRACE(fmt::format("{} {} {}", engine_name(engine), text, static_cast<int>(split)));
         Topology topology;

@@ -53,7 +53,7 @@ WEIGHTCAST_API const char* weightcast_last_error(void);
 
 /* Begins the publication of rank `rank` of `ranks` exporters of that role ("trainer" or "engine") in
    `folder`, which all hosts see and which is made when it is not there (`live:` in front is no part of its
-   name). `layout` says how the parameters are cut: an engine's "sglang:t2e2", "vllm:t4" or "hf", a trainer's
+   name). `layout` says how the parameters are cut: an engine's "sglang:t2e2", "vllm:(attn:d8|ffn:e8)" or "hf", a trainer's
    "megatron:(attn:t2|ffn:e2)", behind it options of the job step such as " --stage-layers 2,1", "hf", or "map:"
    and the key of an export map, which is in the folder as export-map-KEY.json; NULL: as the job step's options say. Fails when a living exporter has published that rank. */
 WEIGHTCAST_API int weightcast_open(const char* folder, const char* role, int rank, int ranks,

@@ -59,14 +59,24 @@ class TensorList {
   virtual void for_each_expert(std::int64_t experts, const std::function<void(std::int64_t)>& list) = 0;
 };
 
-/// How one rank of an engine cuts what it keeps.
+/// How one rank of an engine cuts what it keeps. With data-parallel attention vLLM cuts all but routed
+/// experts as the attention, since each of its processes is a group of its own for them; SGLang cuts the
+/// embedding so, MLPs and the head over all ranks of the stage.
 struct EngineCut {
+  EngineCut(const Catalog& of, const EngineLayout& how, const EngineRank& where, const Linears& with);
+
+  /// How shared experts are cut that `module` names in messages. Throws UsageError where the layout leaves it
+  /// open.
+  const TensorParallel& shared_experts(const std::string& module) const;
+
   const Catalog& catalog;
   const EngineLayout& layout;
   EngineRank rank;
   const Linears& linears;
-  TensorParallel attention;
-  TensorParallel dense;  ///< MLPs, embedding and head
+  TensorParallel attention;  ///< of every kind
+  TensorParallel dense;      ///< MLPs of a layer without experts, and beside experts
+  TensorParallel embedding;
+  TensorParallel head;
 };
 
 /// How one trainer rank cuts what it holds beside routed experts.

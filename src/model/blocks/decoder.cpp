@@ -67,12 +67,7 @@ std::vector<Parameter> Decoder::parameters(const EngineLayout& layout, const Eng
 
 std::vector<Parameter> Decoder::cut_parameters(const EngineLayout& layout, const EngineRank& rank) const {
   const Linears linears(catalog_, layout, stored_quantizer());
-  const EngineCut cut{catalog_,
-                      layout,
-                      rank,
-                      linears,
-                      {catalog_, layout.tp, rank.attention_tp, layout.option},
-                      {catalog_, layout.tp, rank.tp, layout.option}};
+  const EngineCut cut(catalog_, layout, rank, linears);
   std::vector<Parameter> parameters;
   drafts_alone() ? add_shared_with_drafts(cut, parameters) : add_model(cut, parameters);
   if (parts_.drafts && rank.pp == layout.pp - 1) add_drafts(cut, parameters);

@@ -35,8 +35,10 @@ void GatedDeltaNet::add_parameters(const Site& site, const EngineCut& cut,
   const std::string at = site.engine + names_.engine;
   const TensorParallel& heads = cut.attention;
   const std::string module = from.substr(0, from.rfind('.'));
-  require_divides(heads.option(), "tp", heads.size(), "the key heads of " + module, sizes_.key_heads);
-  require_divides(heads.option(), "tp", heads.size(), "the value heads of " + module, sizes_.value_heads);
+  require_divides(heads.option(), heads.size_name(), heads.size(), "the key heads of " + module,
+                  sizes_.key_heads);
+  require_divides(heads.option(), heads.size_name(), heads.size(), "the value heads of " + module,
+                  sizes_.value_heads);
   const auto by_heads = [&](const std::string& name, const std::vector<Section>& sections) {
     return heads.sections(at + name, sections);
   };

@@ -32,12 +32,14 @@ void GatedMlp::add_parameters(const Site& site, const EngineCut& cut,
                               std::vector<Parameter>& parameters) const {
   const std::string from = site.canonical + names_.canonical;
   const std::string at = site.engine + names_.engine;
-  cut.linears.add(gate_up(cut.dense, at + "gate_up_proj", site, ".weight"), parameters);
-  cut.linears.add(cut.dense.row_parallel(at + "down_proj.weight", from + "down_proj.weight"), parameters);
+  const TensorParallel& ranks =
+      sizes_.shared ? cut.shared_experts(from.substr(0, from.rfind('.'))) : cut.dense;
+  cut.linears.add(gate_up(ranks, at + "gate_up_proj", site, ".weight"), parameters);
+  cut.linears.add(ranks.row_parallel(at + "down_proj.weight", from + "down_proj.weight"), parameters);
   if (!sizes_.bias) return;
-  parameters.push_back(gate_up(cut.dense, at + "gate_up_proj", site, ".bias"));
+  parameters.push_back(gate_up(ranks, at + "gate_up_proj", site, ".bias"));
   // Stored whole on every rank; the engine adds it once, on tp rank 0.
-  parameters.push_back(cut.dense.replicated(at + "down_proj.bias", from + "down_proj.bias"));
+  parameters.push_back(ranks.replicated(at + "down_proj.bias", from + "down_proj.bias"));
 }
 
 void GatedMlp::add_trainer_tensors(const Site& site, const TrainerCut& cut,

@@ -8,7 +8,8 @@ struct MlpSizes {
   std::int64_t hidden = 0;
   std::int64_t inner = 0;
   bool bias = false;
-  bool fused = false;  ///< checkpoints have one gate_up_proj [2 · inner, hidden], gate first
+  bool fused = false;   ///< checkpoints have one gate_up_proj [2 · inner, hidden], gate first
+  bool shared = false;  ///< experts that every token passes, beside routed ones
 };
 
 /// gate_proj and up_proj [inner, hidden], which engines and trainers fuse, and down_proj [hidden, inner].

@@ -22,7 +22,8 @@ void InterleavedExperts::add_parameters(const Site& site, const EngineCut& cut,
   const EngineLayout& layout = cut.layout;
   const std::string from = site.canonical + names_.canonical;
   require_triton(layout, from, "are stored transposed, gate and up in turn");
-  require_divides(layout.option, "tp/ep", layout.expert_tp(), "the inner size of " + from, sizes_.inner);
+  require_divides(layout.option, layout.expert_tp_name(), layout.expert_tp(), "the inner size of " + from,
+                  sizes_.inner);
   const std::vector<std::int64_t> held =
       layout.experts.experts_on(site.layer, layout.ep, cut.rank.ep, sizes_.experts, layout.option);
   const auto slots = static_cast<std::int64_t>(held.size());

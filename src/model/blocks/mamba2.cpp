@@ -40,10 +40,11 @@ void Mamba2::add_parameters(const Site& site, const EngineCut& cut,
   const std::string at = site.engine + names_.engine;
   const TensorParallel& ranks = cut.attention;
   const std::string module = from.substr(0, from.rfind('.'));
-  require_divides(ranks.option(), "tp", ranks.size(), "the heads of " + module, sizes_.heads);
+  require_divides(ranks.option(), ranks.size_name(), ranks.size(), "the heads of " + module, sizes_.heads);
   const bool whole_groups = sizes_.groups == 1;
   if (!whole_groups) {
-    require_divides(ranks.option(), "tp", ranks.size(), "the groups of " + module, sizes_.groups);
+    require_divides(ranks.option(), ranks.size_name(), ranks.size(), "the groups of " + module,
+                    sizes_.groups);
   }
   const auto by_heads = [&](const std::string& name, const std::string& tensor, std::int64_t rows) {
     parameters.push_back(ranks.sections(at + name, {{from + tensor, 0, rows}}));

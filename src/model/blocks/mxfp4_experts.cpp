@@ -122,7 +122,8 @@ void Mxfp4Experts::add_parameters(const Site& site, const EngineCut& cut,
   const std::string from = site.canonical + names_.canonical;
   const Places places = places_of(layout, from);
   const ExpertMatrices& matrices = places.matrices;
-  require_divides(layout.option, "tp/ep", layout.expert_tp(), "the inner size of " + from, sizes_.inner);
+  require_divides(layout.option, layout.expert_tp_name(), layout.expert_tp(), "the inner size of " + from,
+                  sizes_.inner);
   const std::vector<std::int64_t> held =
       layout.experts.experts_on(site.layer, layout.ep, cut.rank.ep, sizes_.experts, layout.option);
   const std::int64_t stride = ceil_div(sizes_.inner / kGroup, layout.expert_tp()) * kGroup;

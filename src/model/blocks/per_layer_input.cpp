@@ -28,7 +28,7 @@ void PerLayerInput::add_parameters(const Site& /*site*/, const EngineCut& cut,
                                  cut.layout.option, cut.layout.pp, kEmbedding));
   }
   const bool whole = cut.layout.engine == Engine::kSglang;
-  const TensorParallel& ranks = cut.dense;
+  const TensorParallel& ranks = cut.embedding;
   parameters.push_back(whole ? ranks.replicated(kEmbedding, kEmbedding)
                              : ranks.vocabulary(kEmbedding, kEmbedding));
   parameters.push_back(whole ? ranks.replicated(kProjection, kProjection)

@@ -4,8 +4,8 @@
 
 namespace weightcast {
 
-PlainMlp::PlainMlp(Names names, std::int64_t hidden, std::int64_t inner)
-    : names_(std::move(names)), hidden_(hidden), inner_(inner) {}
+PlainMlp::PlainMlp(Names names, std::int64_t hidden, std::int64_t inner, bool shared)
+    : names_(std::move(names)), hidden_(hidden), inner_(inner), shared_(shared) {}
 
 void PlainMlp::list(const Site& site, TensorList& tensors) const {
   const std::string at = site.canonical + names_.canonical;
@@ -17,7 +17,7 @@ void PlainMlp::add_parameters(const Site& site, const EngineCut& cut,
                               std::vector<Parameter>& parameters) const {
   const std::string from = site.canonical + names_.canonical;
   const std::string at = site.engine + names_.engine;
-  const TensorParallel& ranks = cut.dense;
+  const TensorParallel& ranks = shared_ ? cut.shared_experts(from.substr(0, from.rfind('.'))) : cut.dense;
   cut.linears.add(ranks.sections(at + "up_proj.weight", {{from + "up_proj.weight", 0, inner_}}), parameters);
   cut.linears.add(ranks.row_parallel(at + "down_proj.weight", from + "down_proj.weight"), parameters);
 }

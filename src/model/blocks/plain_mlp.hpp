@@ -8,8 +8,8 @@ namespace weightcast {
 class PlainMlp final : public Block {
  public:
   /// `names` are what stands before `up_proj` in checkpoints and engines, and before `linear_fc1` at
-  /// trainers.
-  PlainMlp(Names names, std::int64_t hidden, std::int64_t inner);
+  /// trainers. `shared`: they are experts that every token passes, beside routed ones.
+  PlainMlp(Names names, std::int64_t hidden, std::int64_t inner, bool shared = false);
 
   void list(const Site& site, TensorList& tensors) const override;
   void add_parameters(const Site& site, const EngineCut& cut,
@@ -21,6 +21,7 @@ class PlainMlp final : public Block {
   Names names_;
   std::int64_t hidden_;
   std::int64_t inner_;
+  bool shared_;
 };
 
 }  // namespace weightcast

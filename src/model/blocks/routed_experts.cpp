@@ -28,7 +28,8 @@ void RoutedExperts::add_parameters(const Site& site, const EngineCut& cut,
   const std::string experts = site.canonical + names_.canonical;
   const std::vector<std::int64_t> held =
       layout.experts.experts_on(site.layer, layout.ep, cut.rank.ep, sizes_.experts, layout.option);
-  require_divides(layout.option, "tp/ep", layout.expert_tp(), "the inner size of " + experts, sizes_.inner);
+  require_divides(layout.option, layout.expert_tp_name(), layout.expert_tp(), "the inner size of " + experts,
+                  sizes_.inner);
   std::vector<ExpertTensors> slots;
   std::vector<std::uint32_t> weights;
   slots.reserve(held.size());

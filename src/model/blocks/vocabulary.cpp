@@ -38,8 +38,8 @@ void Embedding::list(const Site& /*site*/, TensorList& tensors) const {
 void Embedding::add_parameters(const Site& /*site*/, const EngineCut& cut,
                                std::vector<Parameter>& parameters) const {
   const bool whole = in_sglang_ == InSglang::kWhole && cut.layout.engine == Engine::kSglang;
-  parameters.push_back(whole ? cut.dense.replicated(names_.engine, names_.canonical)
-                             : cut.dense.vocabulary(names_.engine, names_.canonical));
+  parameters.push_back(whole ? cut.embedding.replicated(names_.engine, names_.canonical)
+                             : cut.embedding.vocabulary(names_.engine, names_.canonical));
 }
 
 void Embedding::add_trainer_tensors(const Site& site, const TrainerCut& cut,
@@ -60,10 +60,11 @@ void Head::list(const Site& /*site*/, TensorList& tensors) const {
 void Head::add_parameters(const Site& /*site*/, const EngineCut& cut,
                           std::vector<Parameter>& parameters) const {
   if (!tied_to_) {
-    parameters.push_back(cut.dense.vocabulary(names_.engine, names_.canonical));
+    parameters.push_back(cut.head.vocabulary(names_.engine, names_.canonical));
   } else if (cut.rank.pp > 0) {
     const bool own = in_sglang_ == InSglang::kWhole && cut.layout.engine == Engine::kSglang;
-    parameters.push_back(cut.dense.vocabulary(own ? names_.engine : tied_to_->engine, tied_to_->canonical));
+    parameters.push_back(own ? cut.head.vocabulary(names_.engine, tied_to_->canonical)
+                             : cut.embedding.vocabulary(tied_to_->engine, tied_to_->canonical));
   }
 }
 

@@ -63,7 +63,8 @@ BlockPtr routed_experts(const ExpertSizes& sizes) {
 
 BlockPtr shared_experts(const std::string& module, std::int64_t hidden, std::int64_t inner) {
   const std::string name = "mlp." + module + ".";
-  return std::make_shared<GatedMlp>(Names{name, name, "mlp.shared_experts."}, MlpSizes{hidden, inner});
+  return std::make_shared<GatedMlp>(Names{name, name, "mlp.shared_experts."},
+                                    MlpSizes{hidden, inner, false, false, true});
 }
 
 BlockPtr shared_expert_gate(std::int64_t hidden) {

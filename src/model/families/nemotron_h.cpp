@@ -180,7 +180,7 @@ LayerBlocks experts(SizeFields& sizes, const ModelConfig& config, std::int64_t h
   if (shared == 1) {
     blocks.push_back(std::make_shared<PlainMlp>(
         Names{"mixer.shared_experts.", "mixer.shared_experts.", "mlp.shared_experts."}, hidden,
-        sizes.integer({"moe_shared_expert_intermediate_size"})));
+        sizes.integer({"moe_shared_expert_intermediate_size"}), true));
   }
   return blocks;
 }

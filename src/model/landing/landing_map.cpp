@@ -262,6 +262,13 @@ EngineLayout layout_of(const LandingMap& map) {
 }
 
 void require_layout(const LandingMap& map, const EngineLayout& layout) {
+  if (layout.attention_dp > 1) {
+    throw UsageError(
+        fmt::format("{}: attn_tp={},attn_dp={}, but the map {} is of an engine whose attention is cut by its "
+                    "tp; name that "
+                    "layout, or leave --landing out",
+                    layout.option, layout.attention_tp(), layout.attention_dp, map.origin));
+  }
   if (layout.engine == map.engine && layout.tp == map.tp && layout.pp == map.pp && layout.ep == map.ep)
     return;
   throw UsageError(
