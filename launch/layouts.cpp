@@ -82,10 +82,6 @@ Topology topology_of(const Options& options, const LandingMap* landing) {
         topology.engine.option +
         ": hf is the model as it is; leave --moe-layout, --quantize and --inference-stage-layers out");
   }
-  if (topology.engine.canonical() && topology.engine.attention_dp > 1) {
-    throw UsageError(topology.engine.option +
-                     ": hf is the model as it is; write tp in place of attn_tp and attn_dp");
-  }
   topology.trainer_layout = trainer_layout_of(options);
   topology.colocate = options.colocate;
   topology.trainers = topology.trainer_layout ? topology.trainer_layout->ranks()

@@ -249,15 +249,15 @@ TEST_F(BadOptions, DataParallelAttention) {
   const auto refuses = [&](const Words& layout, const Words& in_the_line) {
     EXPECT_TRUE(refused(run_plain(plan + layout), 64, in_the_line));
   };
-  refuses({"--inference", "attn_tp=3,attn_dp=2"}, {"attn_tp=3", "heads", "(8)", "divisor"});
+  refuses({"--inference", "attn_tp=5,attn_dp=2"}, {"attn_tp=5", "heads", "(8)", "divisor"});
   refuses({"--inference", "attn_tp=2,attn_dp=2,tp=4"}, {"in place of tp", "leave tp out"});
   refuses({"--inference", "attn_tp=2,attn_dp=2,ep=3"}, {"ep=3", "attn_tp·attn_dp=4"});
-  refuses({"--inference", "attn_dp=2", "--engine", "hf"}, {"--inference: hf is the model as it is", "tp"});
   refuses({"--inference-alloc", "vllm:(attn:d8t1|ffn:e4)"},
           {"--inference-alloc", "8 ranks", "both must be equal"});
   refuses({"--inference-alloc", "vllm:(attn:d8t1)"}, {"--inference-alloc", "the experts are missing"});
-  expect_refused_job({"--inference", "attn_tp=2,attn_dp=2,ep=4"},
-                     {"too few ranks", "attn_tp 2 × attn_dp 2 need 5 ranks", "start 5"}, 4);
+  EXPECT_TRUE(refused(run_job(4, {"sync", "--source", trained(0), "--sink", "hdf5:" + sink_, "--inference",
+                                  "attn_tp=2,attn_dp=2,ep=4"}),
+                      64, {"too few ranks", "attn_tp 2 × attn_dp 2 need 5 ranks", "start 5"}));
 }
 
 TEST_F(BadOptions, SharedExpertsThatVllmMayKeepWhole) {
