@@ -9,7 +9,9 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "live/live_window.hpp"
+#include "model/beside_weights.hpp"
 #include "source/binding.hpp"
 
 namespace weightcast {
@@ -76,6 +78,17 @@ struct EntryRun {
   const LiveEntry* entry = nullptr;
   Run run;
 };
+
+/// Throws InputError where a tensor of which a trainer has parts is read in other rows than its own: a part
+/// of the one matrix is none of the other.
+void require_own_rows(const Manifest& manifest, const HeldBox& held, const StoredTensor& whole) {
+  const std::int64_t pitch = whole.shape.cols() * dtype_bytes(whole.dtype);
+  if (held.pitch == pitch || held.box.rows <= 1) return;
+  throw InputError(fmt::format(
+      "{}: tensor {} {} is published in part, but the model reads it in rows of {} elements; "
+      "publish the whole of it",
+      manifest.path, excerpt(whole.name), whole.shape.to_string(), held.pitch / dtype_bytes(whole.dtype)));
+}
 
 /// Appends what of `held`, in a tensor as a whole, lies in a part of it.
 void add_box(const HeldBox& held, const StoredTensor& whole, const EntryRun& of,
@@ -292,14 +305,16 @@ HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpo
                       manifest.path, stored.name, dtype_name(stored.dtype), dtype_name(tensor.dtype)));
     }
     const std::size_t before = boxes.size();
+    const LiveEntry* const own = map == nullptr ? published.by_name().at(stored.name) : nullptr;
+    if (map != nullptr || own->box) require_own_rows(manifest, box, stored);
     if (map != nullptr) {
       for (const EntryRun& run : mapped[stored.offset]) add_box(box, stored, run, boxes);
-    } else if (const LiveEntry& entry = *published.by_name().at(stored.name); entry.box) {
-      for (const Run& run : runs_of(entry.shape, *entry.box)) add_box(box, stored, {&entry, run}, boxes);
+    } else if (own->box) {
+      for (const Run& run : runs_of(own->shape, *own->box)) add_box(box, stored, {own, run}, boxes);
     } else {
       boxes.push_back(box);
-      boxes.back().buffer = entry.segment;
-      boxes.back().offset += entry.offset;
+      boxes.back().buffer = own->segment;
+      boxes.back().offset += own->offset;
     }
     const auto added = std::span(boxes).subspan(before);
     for (HeldBox& of : added) of.narrow = narrow;
@@ -320,6 +335,13 @@ void require_tied(const Checkpoint& published, const Binding& binding, const Cat
     const StoredTensor& stored = published.tensors.at(copy.stored);
     const auto boxes = binding.held.of(copy.tensor);
     if (!boxes.empty() && same_bytes(stored, published.tensors.at(boxes.front().buffer))) continue;
+    if (is_drafts_copy(stored.name)) {
+      throw InputError(
+          fmt::format("{}: tensor {} has memory of its own and may differ from {}, which engines use for "
+                      "draft layers, too; "
+                      "publish the one memory under both names, or send it without with --exclude '{}'",
+                      published.path, excerpt(stored.name), catalog[copy.tensor].name, excerpt(stored.name)));
+    }
     throw InputError(fmt::format(
         "{}: tensor {} is tied to {}, but has memory of its own, which may differ; tie them before they are "
         "published (--tied-head embedding: take a trainer's embedding alone)",

@@ -52,6 +52,10 @@ bool is_rotary_table(std::string_view stored_name) {
   return is_one_of(leaf, kTables) || (is_one_of(module_of(stored_name), kModules) && is_one_of(leaf, kShort));
 }
 
+bool is_drafts_copy(std::string_view stored_name) {
+  return stored_name.ends_with(kDraftsHead) || stored_name.ends_with(".embed_tokens.weight");
+}
+
 bool is_cache_scale(std::string_view stored_name) {
   static constexpr std::string_view kScales[] = {"k_scale",           "v_scale",
                                                  "q_scale",           "prob_scale",

@@ -23,6 +23,10 @@ bool is_state_beside_weights(std::string_view stored_name);
 /// value head, the number of a step), as what follows its name in a sentence; empty for any other name.
 std::string training_state(std::string_view stored_name);
 
+/// What a draft layer repeats of the model, by the ends of the names: the embedding, and this head.
+constexpr std::string_view kDraftsHead = ".shared_head.head.weight";
+bool is_drafts_copy(std::string_view stored_name);
+
 /// A scale of what goes into a quantised layer: `input_scale`.
 bool is_activation_scale(std::string_view stored_name);
 

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "core/error.hpp"
+#include "core/hash.hpp"
 
 namespace weightcast {
 
@@ -55,6 +56,12 @@ std::uint32_t Catalog::at(std::string_view name) const {
 std::int64_t Catalog::bytes() const {
   return std::accumulate(tensors_.begin(), tensors_.end(), std::int64_t{0},
                          [](std::int64_t sum, const Tensor& tensor) { return sum + tensor.bytes(); });
+}
+
+std::string Catalog::hash_of_names() const {
+  Hasher hasher;
+  for (const Tensor& tensor : tensors_) hasher.add(std::string_view(tensor.name));
+  return fmt::format("{:016x}", hasher.digest());
 }
 
 }  // namespace weightcast

@@ -57,6 +57,9 @@ class Catalog {
   /// Bytes of all tensors together.
   std::int64_t bytes() const;
 
+  /// 16 hexadecimal digits, a hash of the names of all tensors.
+  std::string hash_of_names() const;
+
  private:
   struct TextHash {
     using is_transparent = void;  // NOLINT(readability-identifier-naming): the standard's name

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <map>
 #include <optional>
@@ -11,7 +12,7 @@
 #include <utility>
 
 #include "core/error.hpp"
-#include "core/hash.hpp"
+#include "model/beside_weights.hpp"
 
 namespace weightcast {
 
@@ -40,7 +41,7 @@ class ChosenFamily final : public Family {
     if (catalog_.size() == all.size()) return;
     choice_ = Choice{static_cast<std::int64_t>(catalog_.size()), catalog_.bytes(),
                      static_cast<std::int64_t>(all.size() - catalog_.size()), all.bytes() - catalog_.bytes(),
-                     hash_of_names()};
+                     catalog_.hash_of_names()};
     list_staying();
   }
 
@@ -56,11 +57,13 @@ class ChosenFamily final : public Family {
     if (!choice_) return all;
     const bool shared = layout.quantizer && has_global(layout.quantizer->scheme);
     if (shared) require_whole_scopes(all, *layout.quantizer);
+    const std::unordered_set<std::string> zeros = zeros_to_write(all, layout, rank);
     std::vector<Parameter> fed;
     for (Parameter& parameter : all) {
       take_parts(parameter, shared);
       take_scalars(parameter);
-      if (!parameter.parts.empty() || !parameter.scalars.empty()) fed.push_back(std::move(parameter));
+      const bool takes = !parameter.parts.empty() || !parameter.scalars.empty();
+      if (takes || zeros.contains(parameter.name)) fed.push_back(std::move(parameter));
     }
     return fed;
   }
@@ -90,6 +93,7 @@ class ChosenFamily final : public Family {
   }
 
   std::optional<std::string> copy_of(std::string_view stored_name) const override {
+    if (is_drafts_copy(stored_name) && leaves_out_(stored_name)) return std::nullopt;
     const std::optional<std::string> original = whole_->copy_of(stored_name);
     return original && catalog_.find(*original) ? original : std::nullopt;
   }
@@ -100,29 +104,33 @@ class ChosenFamily final : public Family {
   }
 
   std::string_view doubt() const override { return whole_->doubt(); }
+  bool sends_drafts() const override { return whole_->sends_drafts(); }
+  std::vector<UnsentPart> unsent() const override { return whole_->unsent(); }
   QuantizationPlace quantization_place() const override { return whole_->quantization_place(); }
   std::vector<std::string> left_out() const override { return whole_->left_out(); }
 
  private:
   /// Of a checkpoint that holds codes, whose scales are tensors of their own.
   void require_with_scales() const {
-    constexpr std::array<std::string_view, 3> kScales{"_scale_inv", "_scale", "_scale_2"};
+    struct Pair {
+      std::string_view codes;  // behind the module's name, as `scales`
+      std::string_view scales;
+    };
+    constexpr std::array kPairs{Pair{"", "_scale_inv"}, Pair{"", "_scale"}, Pair{"", "_scale_2"},
+                                Pair{"_blocks", "_scales"}};
     const Catalog& all = whole_->catalog();
     for (std::uint32_t number = 0; number < all.size(); ++number) {
-      for (const std::string_view suffix : kScales) {
-        const auto scales = all.find(all[number].name + std::string(suffix));
+      for (const Pair& pair : kPairs) {
+        std::string name = all[number].name;
+        if (!name.ends_with(pair.codes)) continue;
+        name.replace(name.size() - pair.codes.size(), pair.codes.size(), pair.scales);
+        const auto scales = all.find(name);
         if (!scales || numbers_[*scales].has_value() == numbers_[number].has_value()) continue;
         const bool codes_are_sent = numbers_[number].has_value();
         refuse_apart(all[codes_are_sent ? number : *scales], all[codes_are_sent ? *scales : number],
                      "but the one holds the scales of the other's codes");
       }
     }
-  }
-
-  std::string hash_of_names() const {
-    Hasher hasher;
-    for (const Tensor& tensor : catalog_.tensors()) hasher.add(std::string_view(tensor.name));
-    return fmt::format("{:016x}", hasher.digest());
   }
 
   /// As checkpoints may have them: a tensor of which a part is sent is read.
@@ -154,6 +162,27 @@ class ChosenFamily final : public Family {
                      fmt::format("but both share one scale in {}", quantizer_name(quantizer)));
       }
     }
+  }
+
+  /// The parameters that are nothing but padding on this rank, while on others of the stage what is sent
+  /// feeds them: an update of all of the parameter writes zeros there.
+  std::unordered_set<std::string> zeros_to_write(const std::vector<Parameter>& own,
+                                                 const EngineLayout& layout, const EngineRank& rank) const {
+    std::unordered_set<std::string> unfed;
+    for (const Parameter& parameter : own) {
+      if (parameter.parts.empty() && parameter.scalars.empty()) unfed.insert(parameter.name);
+    }
+    std::unordered_set<std::string> fed;
+    for (std::int64_t number = 0; !unfed.empty() && number < layout.replica_ranks(); ++number) {
+      const EngineRank other = engine_rank(layout, number);
+      if (other.pp != rank.pp) continue;
+      for (const Parameter& parameter : whole_->parameters(layout, other)) {
+        const bool sent = std::ranges::any_of(
+            parameter.parts, [&](const Part& part) { return numbers_[part.tensor].has_value(); });
+        if (sent && unfed.contains(parameter.name)) fed.insert(parameter.name);
+      }
+    }
+    return fed;
   }
 
   void take_parts(Parameter& parameter, bool shared_scales) const {

@@ -11,6 +11,7 @@
 #include "core/error.hpp"
 #include "core/text.hpp"
 #include "core/units.hpp"
+#include "model/beside_weights.hpp"
 #include "source/bound_reader.hpp"
 
 namespace weightcast {
@@ -19,8 +20,15 @@ namespace {
 
 constexpr std::int64_t kPieceBytes = std::int64_t{1} << 20;
 
+/// Throws InputError for what cannot be what it must repeat.
 [[noreturn]] void throw_differs(const Checkpoint& checkpoint, const StoredTensor& copy,
                                 const Tensor& original, const std::string& how, bool may_be_the_head) {
+  if (is_drafts_copy(copy.name)) {
+    throw InputError(fmt::format(
+        "{}: tensor {} {} {}, which engines use for draft layers, too, and they would drop it; train the "
+        "two as one, or send them without it with --exclude '{}'",
+        checkpoint.path, excerpt(copy.name), how, original.name, excerpt(copy.name)));
+  }
   throw InputError(
       fmt::format("{}: tensor {} {} {}, which config.json says it is tied to (tie_word_embeddings), and "
                   "engines would drop it; {}keep the embedding with --tied-head embedding",

@@ -66,6 +66,26 @@ TEST_F(DraftCommands, AreSentWithTheModel) {
   EXPECT_TRUE(done(verify(source, include + Words{"--include", "model.layers.3.*"})));
 }
 
+TEST_F(DraftCommands, RepeatTheModelsEmbeddingAndHead) {
+  const std::string source = synthetic();
+  const std::string path = source + "/model.safetensors";
+  SafetensorsFile file = SafetensorsFile::read(path);
+  const std::string head = "model.layers.3.shared_head.head.weight";
+  file.tensors["model.layers.3.embed_tokens.weight"] = file.tensors.at("model.embed_tokens.weight");
+  file.tensors[head] = file.tensors.at("lm_head.weight");
+  file.write(path);
+  const Words include{"--mtp", "include"};
+  EXPECT_TRUE(done(sync(source, include)));
+  file.tensors[head].data.back() ^= 1;
+  file.write(path);
+  EXPECT_TRUE(refused(sync(source, include), 65,
+                      {head + " differs (from row", "from lm_head.weight", "for draft layers, too",
+                       "--exclude '" + head + "'"}));
+  EXPECT_TRUE(done(sync(source, include + Words{"--exclude", head})));
+  // Of layers that are not sent nothing is compared.
+  EXPECT_TRUE(done(sync(source, {})));
+}
+
 TEST_F(DraftCommands, AreAModelOfTheirOwn) {
   for (const auto& [model, name] : std::map<std::string, std::string>{
            {"glm4-moe", "model.layers.3.mtp_block.mlp.experts.routed_experts.w13_weight"},

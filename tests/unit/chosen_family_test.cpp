@@ -6,8 +6,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -274,6 +276,42 @@ TEST(ChosenFamily, ATiedHeadGoesWithItsEmbedding) {
   EXPECT_TRUE(stays->may_ignore("lm_head.weight"));
 }
 
+TEST(ChosenFamily, WhatADraftRepeatsMayBeLeftOut) {
+  ModelConfig config(text_of(std::string(WEIGHTCAST_TEST_DATA) + "/vllm/glm4-moe/config.json"),
+                     "config.json");
+  config.set_drafts(Drafts::kIncluded);
+  const std::string head = "model.layers.3.shared_head.head.weight";
+  const std::string embedding = "model.layers.3.embed_tokens.weight";
+  auto whole = make_family(config);
+  const std::vector<bool> all(whole->catalog().size(), true);
+  const auto family =
+      make_chosen_family(std::move(whole), all, [&](std::string_view name) { return name == head; });
+  EXPECT_EQ(family->copy_of(head), std::nullopt);
+  EXPECT_TRUE(family->may_ignore(head));
+  EXPECT_EQ(family->copy_of(embedding), "model.embed_tokens.weight");
+}
+
+TEST(ChosenFamily, ARankThatHasPaddingAloneOfWhatIsSentWritesIt) {
+  naive::Model model;
+  model.vocabulary = 48;  // of 64 rows, of which the last of four ranks has none
+  const auto whole = model.family();
+  EngineLayout layout;
+  layout.tp = 4;
+  const auto last = [&](const Family& family) {
+    std::map<std::string, Parameter> found;
+    for (const Parameter& parameter : family.parameters(layout, engine_rank(layout, 3)))
+      found.emplace(parameter.name, parameter);
+    return found;
+  };
+  const Parameter embedding = last(*whole).at("model.embed_tokens.weight");
+  ASSERT_TRUE(embedding.parts.empty());
+  const auto sent = last(*chosen_family(model.family(), {"*embed*"}));
+  ASSERT_EQ(sent.size(), 1u);
+  EXPECT_EQ(sent.at("model.embed_tokens.weight").padding.size(), embedding.padding.size());
+  EXPECT_EQ(sent.at("model.embed_tokens.weight").written_bytes(), embedding.bytes());
+  EXPECT_FALSE(last(*chosen_family(model.family(), {"*norm*"})).contains("model.embed_tokens.weight"));
+}
+
 TEST(ChosenFamily, TrainersMayHoldMore) {
   const auto family = chosen_family(small_moe().family(), {"*.q_proj.weight", "*.experts.3.*"});
   TrainerLayout layout;
@@ -314,6 +352,22 @@ TEST(ChosenFamily, CodesAreNotSentWithoutTheirScales) {
   expect_has(message_of<UsageError>([&] { chosen_family(family_of(config), {"*.q_proj.weight_scale_inv"}); }),
              {"q_proj.weight_scale_inv is sent", "q_proj.weight is not"});
   EXPECT_NO_THROW(chosen_family(family_of(config), {"*.q_proj.*"}));
+}
+
+TEST(ChosenFamily, CodesOfFourBitsAreNotSentWithoutTheirScales) {
+  auto config =
+      nlohmann::json::parse(text_of(std::string(WEIGHTCAST_TEST_DATA) + "/vllm/gpt-oss/config.json"));
+  config["hidden_size"] = config["intermediate_size"] = 64;  // blocks of 32
+  config["quantization_config"] = {{"quant_method", "mxfp4"}};
+  const auto of = [&](const std::vector<std::string>& globs) {
+    return chosen_family(family_of(config), globs);
+  };
+  expect_has(
+      message_of<UsageError>([&] { of({"*_blocks"}); }),
+      {"experts.gate_up_proj_blocks is sent", "experts.gate_up_proj_scales is not", "holds the scales"});
+  expect_has(message_of<UsageError>([&] { of({"*.down_proj_scales"}); }),
+             {"experts.down_proj_scales is sent", "experts.down_proj_blocks is not"});
+  EXPECT_NO_THROW(of({"*_blocks", "*_scales"}));
 }
 
 TEST(Glob, FitsAllOfAName) {

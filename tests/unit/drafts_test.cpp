@@ -107,6 +107,48 @@ TEST(Drafts, AreOfTheCatalogWhereTheyAreIncluded) {
   EXPECT_EQ(form->name, "model.layers.3.mlp.experts.gate_up_proj");
 }
 
+TEST(Drafts, WhatADraftRepeatsOfTheModelIsACopy) {
+  const auto glm = family_of(config_of("glm4-moe"), Drafts::kIncluded);
+  EXPECT_EQ(glm->copy_of("model.layers.3.embed_tokens.weight"), "model.embed_tokens.weight");
+  EXPECT_EQ(glm->copy_of("model.layers.3.shared_head.head.weight"), "lm_head.weight");
+  EXPECT_EQ(glm->copy_of("model.layers.3.shared_head.norm.weight"), std::nullopt);
+  EXPECT_EQ(glm->copy_of("model.embed_tokens.weight"), std::nullopt);
+  // Where layers of drafts are not sent, nothing of them is looked at.
+  const auto without = family_of(config_of("glm4-moe"), Drafts::kLeftOut);
+  EXPECT_EQ(without->copy_of("model.layers.3.embed_tokens.weight"), std::nullopt);
+  // A head that is tied has no tensor of its own.
+  const auto tied = family_of(config_of("glm4-moe", {{"tie_word_embeddings", true}}), Drafts::kAlone);
+  EXPECT_EQ(tied->copy_of("model.layers.3.shared_head.head.weight"), "model.embed_tokens.weight");
+}
+
+TEST(Drafts, WhatEnginesDoNotReadIsAcceptedInThemToo) {
+  const json fp8{
+      {"quantization_config", {{"quant_method", "fp8"}, {"fmt", "e4m3"}, {"weight_block_size", {128, 128}}}}};
+  for (const Drafts drafts : {Drafts::kIncluded, Drafts::kAlone}) {
+    const auto glm = family_of(config_of("glm4-moe"), drafts);
+    EXPECT_TRUE(glm->may_ignore("model.layers.3.self_attn.rotary_emb.inv_freq"));
+    EXPECT_TRUE(glm->may_ignore("model.layers.3.self_attn.k_proj.k_scale"));
+    EXPECT_FALSE(glm->may_ignore("model.layers.3.mlp.experts.0.up_proj.input_scale"));
+    EXPECT_TRUE(family_of(config_of("glm4-moe", fp8), drafts)
+                    ->may_ignore("model.layers.3.mlp.experts.0.up_proj.input_scale"));
+  }
+}
+
+TEST(Drafts, OfAConfigThatHasNone) {
+  for (const auto& [model, field] :
+       {std::pair("qwen3.5", "mtp_num_hidden_layers"), {"qwen3-next", "num_nextn_predict_layers"}}) {
+    const auto plain = family_of(config_of(model), Drafts::kLeftOut);
+    for (const json& none : {json(0), json("any")}) {
+      const auto same = family_of(config_of(model, {{field, none}}), Drafts::kLeftOut);
+      EXPECT_EQ(same->catalog().size(), plain->catalog().size());
+    }
+    expect_has(message_of<UsageError>([&] {
+                 family_of(config_of(model, {{field, 0}}), Drafts::kIncluded);
+               }),
+               {"--mtp include", "no draft layers"});
+  }
+}
+
 TEST(Drafts, AsTheEnginesDraftModelsCallThem) {
   const auto glm = family_of(config_of("glm4-moe"), Drafts::kAlone);
   const Names shared{"model.embed_tokens.weight"};

@@ -115,6 +115,26 @@ TEST(LiveBoxes, OfEveryCutOfSmallTensorsAreFoundElementByElement) {
   EXPECT_GT(cuts, 3000);
 }
 
+TEST(LiveBoxes, OfWhatIsReadInOtherRowsAreRefused) {
+  Manifest manifest;
+  manifest.path = "trainer-0.json";
+  manifest.segments.emplace_back().bytes = 1 << 20;
+  LiveEntry& entry = manifest.entries.emplace_back();
+  entry.name = "experts_blocks";
+  entry.dtype = DType::kU8;
+  entry.shape = {1, 6, 2, 16};
+  entry.strides = {192, 32, 16, 1};
+  entry.box = LiveBox{{1, 0, 0, 0}, {2, 6, 2, 16}};
+  const Checkpoint checkpoint = checkpoint_of(manifest);
+  Catalog catalog;
+  catalog.add("experts_blocks", DType::kF4E2M1x2, {2, 3, 64});  // of gate and up in one row
+  HeldBox held = held_in(checkpoint.tensors.front(), 0, 0, Box::whole(catalog[0].shape), 0);
+  held.pitch = 64;
+  expect_has(message_of([&] { held_in_segments(manifest, checkpoint, HeldWeights({held}, 1), catalog); }),
+             {"trainer-0.json", "experts_blocks [2, 6, 2, 16] is published in part", "rows of 64 elements",
+              "publish the whole of it"});
+}
+
 TEST(LiveTensors, OfAnotherTypeThanTheModelsAreRefusedByName) {
   Manifest manifest;
   manifest.path = "trainer-0.json";

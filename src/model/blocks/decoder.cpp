@@ -186,10 +186,10 @@ std::optional<StoredForm> Decoder::other_stored_form(const Tensor& tensor) const
 bool Decoder::may_ignore(std::string_view stored_name) const {
   if (catalog_.find(stored_name)) return false;
   if (is_of_sent_drafts(stored_name)) {
-    // The model's own are sent in the place of these.
-    return stored_name.ends_with(".embed_tokens.weight") || stored_name.ends_with(".shared_head.head.weight");
+    if (is_drafts_copy(stored_name)) return true;
+  } else if (drafts_alone() || draft_layer_of(stored_name) || is_left_out(stored_name)) {
+    return true;
   }
-  if (drafts_alone() || draft_layer_of(stored_name) || is_left_out(stored_name)) return true;
   return is_rotary_table(stored_name) || is_cache_scale(stored_name) ||
          (parts_.stored && is_activation_scale(stored_name));
 }
@@ -232,7 +232,9 @@ bool Decoder::is_engines_own(std::string_view parameter) const {
 }
 
 std::optional<std::string> Decoder::copy_of(std::string_view stored_name) const {
-  return parts_.head->copy_of(stored_name);
+  if (!is_of_sent_drafts(stored_name) || !is_drafts_copy(stored_name))
+    return parts_.head->copy_of(stored_name);
+  return catalog_[stored_name.ends_with(kDraftsHead) ? head_ : 0].name;
 }
 
 LayerBlocks Decoder::first_blocks() const {
@@ -319,7 +321,9 @@ void Decoder::list_tensors() {
   }
   list.set_layer(Tensor::kNone);
   if (!drafts_alone()) parts_.final_norm->list(outside(), list);
+  const auto head = static_cast<std::uint32_t>(catalog_.size());
   parts_.head->list(outside(), list);
+  if (head < catalog_.size()) head_ = head;
   for (std::int64_t draft = 0; parts_.drafts && draft < parts_.drafts->layers; ++draft) {
     list.set_layer(parts_.layers + draft);
     const DraftSites sites = parts_.drafts->sites(draft, std::nullopt);

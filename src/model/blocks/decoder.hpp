@@ -127,6 +127,7 @@ class Decoder final : public Family {
 
   DecoderParts parts_;
   Catalog catalog_;
+  std::uint32_t head_ = 0;  ///< its tensor; tied, that of the embedding, which is the first
 };
 
 }  // namespace weightcast

@@ -71,9 +71,11 @@ std::optional<DraftParts> nextn_drafts(const ModelConfig& config, const DecoderP
   return drafts;
 }
 
-std::optional<DraftParts> mtp_drafts(const ModelConfig& config, std::int64_t count, std::int64_t hidden,
+std::optional<DraftParts> mtp_drafts(const ModelConfig& config, const char* field, std::int64_t hidden,
                                      LayerBlocks body) {
   if (config.drafts() == Drafts::kLeftOut) return std::nullopt;
+  const std::int64_t count = config.count_or({field}, 1);
+  if (count == 0) return std::nullopt;
   require_few(count, config);
   DraftParts drafts;
   drafts.layers = count;

@@ -17,10 +17,11 @@ namespace weightcast {
 std::optional<DraftParts> nextn_drafts(const ModelConfig& config, const DecoderParts& parts,
                                        std::int64_t hidden, LayerBlocks body);
 
-/// `count` draft layers, of a config that asks for them, as Qwen3-Next and Qwen3.5 have them, below `mtp.`:
-/// layers of full attention with one projection and one norm for all. They share the model's embedding and
-/// head. (SGLang's Qwen3NextForCausalLMMTP and Qwen3_5ForCausalLMMTP, vLLM's Qwen3NextMTP and Qwen3_5MTP.)
-std::optional<DraftParts> mtp_drafts(const ModelConfig& config, std::int64_t count, std::int64_t hidden,
+/// The draft layers of a config that asks for them, as many as it says in `field`, as Qwen3-Next and Qwen3.5
+/// have them, below `mtp.`: layers of full attention with one projection and one norm for all. They share the
+/// model's embedding and head. (SGLang's Qwen3NextForCausalLMMTP and Qwen3_5ForCausalLMMTP, vLLM's
+/// Qwen3NextMTP and Qwen3_5MTP.)
+std::optional<DraftParts> mtp_drafts(const ModelConfig& config, const char* field, std::int64_t hidden,
                                      LayerBlocks body);
 
 }  // namespace weightcast

@@ -31,8 +31,7 @@ std::unique_ptr<Family> make_text(const ModelConfig& config, Mlp mlp, const Mode
   add_layers(
       parts, [is_full](std::int64_t layer) -> std::size_t { return is_full(layer) ? 1 : 0; },
       [&](std::size_t kind) { return joined(kind == 1 ? first.full : first.linear, second); });
-  parts.drafts =
-      mtp_drafts(config, config.integer_or({"mtp_num_hidden_layers"}, 1), hidden, joined(first.full, second));
+  parts.drafts = mtp_drafts(config, "mtp_num_hidden_layers", hidden, joined(first.full, second));
   return decoder(std::move(parts), sizes);
 }
 

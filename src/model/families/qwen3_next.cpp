@@ -28,7 +28,7 @@ std::unique_ptr<Family> make_qwen3_next(const ModelConfig& config) {
             (kind & kDense) != 0 ? dense_half(sizes, hidden) : gated_sparse_half(sizes, config, hidden));
       });
   parts.drafts = mtp_drafts(
-      config, config.integer_or({"num_nextn_predict_layers"}, 1), hidden,
+      config, "num_nextn_predict_layers", hidden,
       joined(first.full, is_dense(0) ? dense_half(sizes, hidden) : gated_sparse_half(sizes, config, hidden)));
   return decoder(std::move(parts), sizes);
 }
