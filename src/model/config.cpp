@@ -291,6 +291,9 @@ void ModelConfig::set_layers(std::int64_t layers) {
       model.erase("index_topk_pattern");
     }
   }
+  // Of the layers that take keys and values from earlier ones as many as remain behind one that has its own.
+  const auto shared = model.find("num_kv_shared_layers");
+  if (shared != model.end() && shared->is_number_integer() && *shared >= layers) *shared = layers - 1;
   text_.clear();
 }
 

@@ -467,6 +467,25 @@ TEST(Gemma4, LayersOfThePart) {
             (Shape{48, 64}));
 }
 
+TEST(Gemma4, OfAPartTheFirstLayerHasKeysOfItsOwn) {
+  const auto has_keys = [](std::int64_t shared) {
+    json json_config = config_of("gemma4-dense");
+    json_config["num_kv_shared_layers"] = shared;
+    ModelConfig config(json_config.dump(), "x/config.json");
+    config.set_layers(2);
+    const auto family = make_family(config);
+    std::string found;
+    for (int layer = 0; layer < 2; ++layer) {
+      const auto name = fmt::format("model.layers.{}.self_attn.k_proj.weight", layer);
+      found += family->catalog().find(name) ? 'k' : '-';
+    }
+    return found;
+  };
+  EXPECT_EQ(has_keys(0), "kk");
+  EXPECT_EQ(has_keys(1), "k-");
+  EXPECT_EQ(has_keys(2), "k-");
+}
+
 TEST(Gemma4, WhatSglangHasOtherwise) {
   const auto moe = parameters_of(*family_of(config_of("gemma4-moe")), Engine::kSglang, 2, 1);
   // The embedding is whole, and not padded.
@@ -735,6 +754,12 @@ TEST(NemotronH, TrainersNamesAndCuts) {
     EXPECT_TRUE(names.contains(name)) << name;
   }
   for (const TrainerTensor& tensor : tensors) {
+    for (const auto& [name, other] :
+         {std::pair("conv1d.weight", "conv1d_weight"), {"conv1d.bias", "conv1d_bias"}}) {
+      const std::string at = "decoder.layers.0.mixer.";
+      if (tensor.held.name != at + name) continue;
+      EXPECT_EQ(tensor.other_names, std::vector<std::string>{at + other});
+    }
     for (const Part& part : tensor.held.parts) EXPECT_FALSE(part.negated_exp) << tensor.held.name;
     if (tensor.held.name != "decoder.layers.0.mixer.in_proj.weight") continue;
     std::vector<std::int64_t> rows;

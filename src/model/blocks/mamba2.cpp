@@ -1,6 +1,8 @@
 #include "model/blocks/mamba2.hpp"
 
+#include <string>
 #include <utility>
+#include <vector>
 
 namespace weightcast {
 
@@ -72,8 +74,9 @@ void Mamba2::add_trainer_tensors(const Site& site, const TrainerCut& cut,
   const TensorParallel& ranks = cut.dense;
   require_divides(ranks.option(), "the trainers' t", ranks.size(),
                   "the groups of " + from.substr(0, from.rfind('.')), sizes_.groups);
-  const auto add = [&](const std::string& name, const std::vector<TensorParallel::Section>& of) {
-    tensors.push_back({ranks.sections(at + name, of)});
+  const auto add = [&](const std::string& name, const std::vector<TensorParallel::Section>& of,
+                       std::vector<std::string> other_names = {}) {
+    tensors.push_back({ranks.sections(at + name, of), std::move(other_names)});
   };
   const auto add_whole = [&](const std::string& name, std::int64_t rows) {
     add(name, {{from + name, 0, rows}});
@@ -81,8 +84,11 @@ void Mamba2::add_trainer_tensors(const Site& site, const TrainerCut& cut,
   add_whole("A_log", sizes_.heads);
   add_whole("D", sizes_.heads);
   add_whole("dt_bias", sizes_.heads);
-  add("conv1d.weight", sections(from + "conv1d.weight", false, false));
-  if (sizes_.conv_bias) add("conv1d.bias", sections(from + "conv1d.bias", false, false));
+  // Megatron keeps the convolution as a module or, in other versions, as two parameters of the mixer.
+  add("conv1d.weight", sections(from + "conv1d.weight", false, false), {at + "conv1d_weight"});
+  if (sizes_.conv_bias) {
+    add("conv1d.bias", sections(from + "conv1d.bias", false, false), {at + "conv1d_bias"});
+  }
   add("in_proj.weight", sections(from + "in_proj.weight", true, false));
   add_whole("norm.weight", sizes_.inner());
   tensors.push_back({ranks.row_parallel(at + "out_proj.weight", from + "out_proj.weight")});

@@ -122,6 +122,10 @@ class LandedFamily final : public Family {
     return own_.contains(std::string(parameter));
   }
 
+  std::vector<std::string> left_out() const override {
+    return described_ ? described_->left_out() : std::vector<std::string>();
+  }
+
   std::string_view doubt() const override { return "is --landing the map of this model?"; }
 
  private:
