@@ -1,5 +1,11 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <iterator>
+#include <span>
+#include <vector>
+
 #include "core/error.hpp"
 #include "launch/commands.hpp"
 #include "launch/config_text.hpp"
@@ -85,6 +91,24 @@ void copy_as_it_is(const Options& options) {
       [&] { reader.require_unchanged(); });
 }
 
+/// Reads consecutive elements of a tensor, number `first` and those behind it, as many as there is room for.
+void read_run(const BoundReader& source, const Catalog& catalog, std::uint32_t number, std::int64_t first,
+              std::span<std::byte> to) {
+  const Tensor& tensor = catalog[number];
+  const std::int64_t element = dtype_bytes(tensor.dtype);
+  const std::int64_t cols = tensor.shape.cols();
+  for (std::int64_t left = std::ssize(to) / element; left > 0;) {
+    const std::int64_t col = first % cols;
+    const std::int64_t rows = col == 0 ? std::max<std::int64_t>(1, left / cols) : 1;
+    const Box box{first / cols, rows, col, std::min(left, cols - col)};
+    const std::int64_t count = box.rows * box.cols;
+    source.read(number, box, to.data());
+    to = to.subspan(static_cast<std::size_t>(count * element));
+    first += count;
+    left -= count;
+  }
+}
+
 /// The model's tensors under their canonical names, from trainers' shards or a checkpoint.
 void write_canonical(const Options& options) {
   std::optional<TrainerLayout> layout = trainer_layout_of(options);
@@ -98,11 +122,12 @@ void write_canonical(const Options& options) {
   ThreadPool readers(1);
   require_equal_copies(options, *model.family, model.sources.front(), readers, {}, [] {});
   const BoundReader source(catalog, checkpoint, binding.held);
+  const std::vector<DatasetSpec> specs = specs_of(*model.family);
   write_checkpoint(
-      options, version_of(options, checkpoint), model.config->text(), specs_of(catalog),
-      origin_of(checkpoint),
+      options, version_of(options, checkpoint), model.config->text(), specs, origin_of(checkpoint),
       [&](std::size_t i, const Box& box, std::span<std::byte> to) {
-        source.read(static_cast<std::uint32_t>(i), box, to.data());
+        const std::int64_t first = box.row * specs[i].shape.cols() + box.col;
+        read_run(source, catalog, static_cast<std::uint32_t>(i), first, to);
       },
       [&] { source.require_unchanged(); });
 }

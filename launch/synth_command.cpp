@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <vector>
+
 #include "core/error.hpp"
 #include "launch/commands.hpp"
 #include "launch/config_text.hpp"
@@ -23,11 +25,12 @@ void run_synth(const Options& options, OutputFile* /*json*/) {
   } catch (const IoError& error) {
     throw IoError(fmt::format("{}, or write part of the model with --layers N", error.what()));
   }
+  const std::vector<DatasetSpec> specs = specs_of(*family);
   write_checkpoint(
-      options, options.weight_version, config->text(), specs_of(catalog), 0,
+      options, options.weight_version, config->text(), specs, 0,
       [&](std::size_t i, const Box& box, std::span<std::byte> to) {
         const Tensor& tensor = catalog.tensors()[i];
-        fill_synthetic(tensor, options.weight_version, box.row * tensor.shape.cols() + box.col, to);
+        fill_synthetic(tensor, options.weight_version, box.row * specs[i].shape.cols() + box.col, to);
       },
       [] {});
 }

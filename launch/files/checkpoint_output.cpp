@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 #include <numeric>
+#include <optional>
 
 #include "control/signals.hpp"
 #include "core/error.hpp"
@@ -89,10 +90,17 @@ std::unique_ptr<TensorFileWriter> create_checkpoint(const Options& options, std:
 
 }  // namespace
 
-std::vector<DatasetSpec> specs_of(const Catalog& catalog) {
+std::vector<DatasetSpec> specs_of(const Family& family) {
+  const Catalog& catalog = family.catalog();
   std::vector<DatasetSpec> specs;
   specs.reserve(catalog.size());
-  for (const Tensor& tensor : catalog.tensors()) specs.push_back({tensor.name, tensor.dtype, tensor.shape});
+  for (const Tensor& tensor : catalog.tensors()) {
+    DatasetSpec& spec = specs.emplace_back(DatasetSpec{tensor.name, tensor.dtype, tensor.shape});
+    const std::optional<StoredForm> form = family.other_stored_form(tensor);
+    if (!form || form->name != tensor.name) continue;
+    spec.shape = form->shape;
+    if (tensor.dtype == DType::kF4E2M1x2 || tensor.dtype == DType::kF8E8M0) spec.dtype = DType::kU8;
+  }
   return specs;
 }
 

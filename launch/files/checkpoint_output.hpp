@@ -9,15 +9,17 @@
 
 #include "core/shape.hpp"
 #include "launch/options.hpp"
-#include "model/catalog.hpp"
+#include "model/family.hpp"
 #include "storage/writer.hpp"
 
 namespace weightcast {
 
-/// The tensors of a catalog, in its order.
-std::vector<DatasetSpec> specs_of(const Catalog& catalog);
+/// The tensors of a model's catalog, in its order, in the shapes and types in which checkpoints of the model
+/// have them: MXFP4's codes and exponents are bytes there, [experts, rows, groups, 16] and
+/// [experts, rows, groups].
+std::vector<DatasetSpec> specs_of(const Family& family);
 
-/// Fills bytes with a box of tensor number i.
+/// Fills bytes with a box of tensor number i, consecutive elements of it.
 using ReadBox = std::function<void(std::size_t i, const Box& box, std::span<std::byte> to)>;
 
 /// Writes the checkpoint that `--output` describes (HDF5 when its name ends as one, else a Hugging

@@ -98,7 +98,7 @@ class Binder {
     throw_missing(tensor);
   }
 
-  /// As those who publish models write a tensor; `convert` and `synth` write it as the model has it.
+  /// As those who publish models write a tensor; it may also be stored as the model has it.
   Shape shape_in_files(const Tensor& tensor) const {
     const auto form = family_.other_stored_form(tensor);
     return form && form->name == tensor.name ? form->shape : tensor.shape;
