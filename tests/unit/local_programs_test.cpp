@@ -178,6 +178,77 @@ TEST(LocalPrograms, WidenWhatIsNarrowOnEitherSide) {
   for (std::size_t i = 0; i < source.size(); ++i) EXPECT_EQ(written[i], std::uint32_t{source[i]} << 16) << i;
 }
 
+TEST(LocalPrograms, WidenIntoWhatALayoutPlaces) {
+  constexpr std::int64_t kRows = 8;
+  MatrixLayout by_two;  // rows of two parts in turn
+  by_two.step[3] = 8;
+  MatrixLayout shuffled;  // rows 0, 4, 1, 5, 2, 6, 3, 7
+  shuffled.bits[0] = 2;
+  shuffled.step[0] = 8;
+  shuffled.step[3] = 4;
+  MatrixLayout turned;  // of two columns, one behind the other
+  turned.step[3] = 4;
+  turned.unit_bits = 2;
+  turned.unit_step = 32;
+  Catalog catalog;
+  for (const char* name : {"in_turn", "shuffled", "turned"}) {
+    catalog.add(name, DType::kF32, {kRows, 2});
+    catalog.set_reading(static_cast<std::uint32_t>(catalog.size() - 1), 0, true);
+  }
+  const ListedFamily family(catalog, [&](const Catalog& tensors, const EngineLayout&, const EngineRank&) {
+    const auto of = [&](const char* name, const MatrixLayout& layout, std::int64_t up) {
+      const std::uint32_t tensor = tensors.at(name);
+      std::vector<PlacedBox> boxes;
+      if (up > 0) {
+        for (const std::int64_t col : {0, 1})
+          boxes.push_back({{tensor, {0, kRows, col, 1}}, col * up, layout, kRows, 1});
+      } else {
+        boxes.push_back({{tensor, Box::whole({kRows, 2})}, 0, layout, kRows, 2});
+      }
+      return place(tensors, name, {2, kRows}, boxes, {DType::kF32});
+    };
+    return std::vector<Parameter>{of("in_turn", by_two, 4), of("shuffled", shuffled, 32),
+                                  of("turned", turned, 0)};
+  });
+  const Plan plan = make_plan(family, plan_cases::topology_of(0, "tp=1", true), Limits());
+  const RankPlan rank_plan = make_rank_plan(plan, family, 0);
+  std::vector<HeldBox> boxes;
+  for (std::uint32_t tensor = 0; tensor < 3; ++tensor) {
+    // A trainer's rows of two values lie 6 bytes apart.
+    boxes.push_back({tensor, Box::whole({kRows, 2}), 0, tensor * kRows * 6, 6});
+    boxes.back().narrow = true;
+  }
+  const HeldWeights held(boxes, 3);
+  std::vector<std::uint16_t> source(3 * kRows * 3);
+  std::iota(source.begin(), source.end(), std::uint16_t{0x3f80});
+  const Sending sending = compile_sending(plan, catalog, 0, held);
+  std::map<std::uint32_t, Move> places;
+  for (std::size_t i = 0; i < sending.moves.size(); ++i)
+    places.emplace(sending.segments[i], sending.moves[i]);
+  const LocalPrograms local = compile_local(rank_plan, Schedule(plan, rank_plan, true),
+                                            [&](std::uint32_t segment) { return places.at(segment); });
+  // Where a row lies a pitch behind the one before, one move does.
+  EXPECT_LT(local.moves.size(), 3 * kRows);
+  Parameters parameters(rank_plan);
+  make_host_executor()->unpack(local.moves, reinterpret_cast<const std::byte*>(source.data()),
+                               parameters.buffers);
+  const auto value = [&](std::size_t tensor, std::size_t row, std::size_t col) {
+    return std::uint32_t{source.at((tensor * kRows + row) * 3 + col)} << 16;
+  };
+  const auto word = [&](std::size_t parameter, std::size_t number) {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, parameters.bytes.at(parameter).data() + 4 * number, 4);
+    return bits;
+  };
+  for (std::size_t row = 0; row < kRows; ++row) {
+    for (std::size_t col = 0; col < 2; ++col) {
+      EXPECT_EQ(word(0, 2 * row + col), value(0, row, col)) << row << " " << col;
+      EXPECT_EQ(word(1, 8 * col + row % 4 * 2 + row / 4), value(1, row, col)) << row << " " << col;
+      EXPECT_EQ(word(2, 8 * col + row), value(2, row, col)) << row << " " << col;
+    }
+  }
+}
+
 TEST(LocalPrograms, TakeTheNegatedExpOfEitherType) {
   Catalog catalog;
   catalog.add("state", DType::kF32, {12});
