@@ -130,7 +130,9 @@ class Server {
     job_.emplace(control_, options_);
     try {
       job_->open({}, [] {});
-      if (const Choice* const choice = job_->model().family->choice(); choice != nullptr) choice_ = *choice;
+      const Family& family = *job_->model().family;
+      names_ = family.whole_catalog().hash_of_names();
+      if (const Choice* const choice = family.choice(); choice != nullptr) choice_ = *choice;
       job_->print_head(update_columns());
     } catch (const AgreedFailure&) {
       close();
@@ -194,14 +196,20 @@ class Server {
   }
 
   /// Whether the last update of the engines' folder is to that version and has brought less of it than this
-  /// server's do.
+  /// server's do. Where that cannot be said, an update finds out, on all ranks together.
   bool is_served_in_part(std::int64_t version) const {
     const auto to = live_directory(options_.sink);
     if (!to) return false;
-    const std::vector<CommitRecord> records = find_commits(*to);
+    std::vector<CommitRecord> records;
+    try {
+      records = find_commits(*to);
+    } catch (const Error&) {
+      return true;
+    }
     const auto last = std::ranges::find_if(records, [](const auto& one) { return one.version.has_value(); });
     if (last == records.end() || last->version != version) return false;
-    return !brings(*last, choice_ ? &*choice_ : nullptr);
+    if (!names_) return last->partial.has_value();
+    return !brings(*last, *names_, choice_ ? &*choice_ : nullptr);
   }
 
   void answer_first(const UpdateAnswer& answer) {
@@ -370,9 +378,10 @@ class Server {
   Clock::time_point next_look_;                   ///< at server.json
   NextOrder next_;
   std::optional<ExporterWatch> watch_;
-  std::optional<UpdateJob> job_;    ///< nothing while exporters are gone
-  std::optional<Choice> choice_;    ///< of the model, in all updates; nothing: all of it
-  std::unique_ptr<Source> source_;  ///< of the last update
+  std::optional<UpdateJob> job_;      ///< nothing while exporters are gone
+  std::optional<std::string> names_;  ///< of all of the model (Catalog::hash_of_names()), once it is known
+  std::optional<Choice> choice_;      ///< of the model, in all updates; nothing: all of it
+  std::unique_ptr<Source> source_;    ///< of the last update
   std::int64_t updates_ = 0;
   JobReport report_;
 };

@@ -284,7 +284,7 @@ void LiveEnds::open(const Family& family) {
     if (engine_manifest_) engine_ = std::make_shared<Exporter>(*engine_manifest_);
   });
   update_.emplace(control_, live_directory(options_.sink).value_or(""), trainer_.get(), engine_.get(),
-                  patience_of(options_), family.choice());
+                  patience_of(options_), family);
 }
 
 std::shared_ptr<ParameterMemory> LiveEnds::parameters(const Family& family,

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <tuple>
+#include <utility>
 
 #include "core/json_text.hpp"
 #include "storage/input_file.hpp"
@@ -131,8 +132,10 @@ void read_record(const std::string& path, CommitRecord& record) {
     throw InputError(path + ": 'version' is no whole number; it is no record of a commit: remove the file");
   if (object.contains("partial")) record.partial = choice_in(object["partial"], path);
   record.version = version->get<std::int64_t>();
-  const auto origin = object.find("origin");
-  if (origin != object.end() && origin->is_string()) record.origin = origin->get<std::string>();
+  for (const auto& [field, into] : {std::pair("origin", &record.origin), {"names", &record.names}}) {
+    const auto found = object.find(field);
+    if (found != object.end() && found->is_string()) *into = found->get<std::string>();
+  }
 }
 
 }  // namespace
@@ -182,7 +185,8 @@ std::vector<Manifest> read_manifests(const std::string& directory, Role role) {
   return manifests;
 }
 
-bool brings(const CommitRecord& record, const Choice* choice) {
+bool brings(const CommitRecord& record, const std::string& names, const Choice* choice) {
+  if (record.names != names) return false;
   return !record.partial || (choice != nullptr && record.partial->id == choice->id);
 }
 

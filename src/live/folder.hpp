@@ -42,7 +42,8 @@ struct CommitRecord {
   std::uint64_t update = 0;
   std::optional<std::int64_t> version;  ///< nothing when the update is void: none of it counts
   std::string origin;                   ///< whose weights these are (origin_text()); empty: not said
-  std::optional<Choice> partial;        ///< what of the version the update brought; nothing: all of it
+  std::string names;                    ///< of all of the model (Catalog::hash_of_names()); empty: not said
+  std::optional<Choice> partial;        ///< what of these the update brought; nothing: all of them
   std::optional<Error> wrong;           ///< the file says neither
 };
 
@@ -60,8 +61,9 @@ std::vector<UnfinishedManifest> unfinished_manifests(const std::string& director
 /// whose job step was killed. Throws IoError when there is no such folder.
 std::vector<std::string> unnamed_records(const std::string& directory);
 
-/// Whether the update of a record brought all that `choice` sends of the model; null: all of the model.
-bool brings(const CommitRecord& record, const Choice* choice);
+/// Whether the update of a record brought all that `choice` sends, null for all, of the model whose tensors'
+/// names have that hash: with draft layers it is another one than without.
+bool brings(const CommitRecord& record, const std::string& names, const Choice* choice);
 
 /// How records, and reports, write what is sent of a model and what stays.
 nlohmann::ordered_json choice_json(const Choice& choice);

@@ -29,13 +29,13 @@ using client::is_at_rest;
 }  // namespace
 
 LiveUpdate::LiveUpdate(Control& control, std::string directory, Exporter* trainer, Exporter* engine,
-                       std::chrono::seconds patience, const Choice* choice)
+                       std::chrono::seconds patience, const Family& family)
     : control_(control),
       directory_(std::move(directory)),
       trainer_(trainer),
       engine_(engine),
       patience_(patience),
-      choice_(choice) {}
+      family_(family) {}
 
 LiveUpdate::~LiveUpdate() {
   fail("the job step has ended amid the update", true);
@@ -204,12 +204,16 @@ bool LiveUpdate::is_there(std::int64_t version) {
   // Nobody's memory says what there is.
   if (directory_.empty()) return false;
   std::array<std::int64_t, 1> brought{0};
-  bool in_part = false;
+  const char* why = "not known to be from this source";
   control_.agreement.together([&] {
     if (control_.rank() != 0) return;
     const std::optional<CommitRecord> record = record_of(version);
-    in_part = record && !brings(*record, choice_);
-    if (record && !in_part) brought[0] = static_cast<std::int64_t>(record->update);
+    if (!record) return;
+    if (brings(*record, family_.whole_catalog().hash_of_names(), family_.choice())) {
+      brought[0] = static_cast<std::int64_t>(record->update);
+    } else {
+      why = record->partial ? "in part alone" : "not known to have all that is sent now";
+    }
   });
   control_.agreement.maximum(std::span<std::int64_t>(brought));
   // Whether an engine has another version; whether one has it from elsewhere.
@@ -220,7 +224,6 @@ bool LiveUpdate::is_there(std::int64_t version) {
   }
   control_.agreement.maximum(std::span<std::int64_t>(missing));
   if (missing[0] == 0 && missing[1] != 0 && control_.rank() == 0) {
-    const char* const why = in_part ? "in part alone" : "not known to be from this source";
     log_note(fmt::format("the engines have version {} already, but {}; it is sent", version, why));
   }
   return missing[0] == 0 && missing[1] == 0;
@@ -244,13 +247,14 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
                         "--allow-older if that is meant",
                         engine_->manifest().path, engine_->name(), engine_->version(), version));
       }
-      if (choice_ != nullptr && rest_ != WEIGHTCAST_SERVING) {
+      if (family_.choice() != nullptr && rest_ != WEIGHTCAST_SERVING) {
         throw UsageError(
             fmt::format("{}: {} has no version of which a part could stay ({}); run an update without "
                         "--include and --exclude first",
                         engine_->manifest().path, engine_->name(), in_words(engine_->look())));
       }
     });
+    if (family_.choice() != nullptr) require_one_version();
     // A folder that takes no record is noticed while every engine still has what it had.
     control_.agreement.together([&] {
       if (control_.rank() == 0 && !directory_.empty()) prepare_record(version);
@@ -289,6 +293,24 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
   }
 }
 
+void LiveUpdate::require_one_version() {
+  constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::min();
+  // The greatest, and the negative of the least.
+  std::array<std::int64_t, 2> seen{kNone, kNone};
+  // What a process has stored there need not be a version: those count from 0.
+  const std::int64_t own = engine_ != nullptr ? std::max<std::int64_t>(0, engine_->version()) : kNone;
+  if (engine_ != nullptr) seen = {own, -own};
+  control_.agreement.maximum(std::span<std::int64_t>(seen));
+  control_.agreement.together([&] {
+    const std::int64_t greatest = seen[0];
+    if (engine_ == nullptr || own == greatest) return;
+    throw UsageError(
+        fmt::format("{}: {} serves version {} and others {}, and what stays would be of both; run an update "
+                    "without --include and --exclude first",
+                    engine_->manifest().path, engine_->name(), own, greatest));
+  });
+}
+
 std::string LiveUpdate::prepared_path() const {
   return commit_path(directory_, update_) + ".new";
 }
@@ -300,9 +322,13 @@ void LiveUpdate::prepare_record(std::int64_t version) const {
     throw IoError(path + ": is in the way of the record of this update; remove it");
   }
   std::filesystem::remove(prepared_path(), ignored);
-  nlohmann::ordered_json record = {
-      {"weightcast", 1}, {"update", update_}, {"version", version}, {"origin", origin_text(origin_)}};
-  if (choice_ != nullptr) record["partial"] = choice_json(*choice_);
+  nlohmann::ordered_json record = {{"weightcast", 1},
+                                   {"update", update_},
+                                   {"version", version},
+                                   {"origin", origin_text(origin_)},
+                                   {"names", family_.whole_catalog().hash_of_names()}};
+  if (const Choice* const choice = family_.choice(); choice != nullptr)
+    record["partial"] = choice_json(*choice);
   write_durably(prepared_path(), json_report(record));
 }
 

@@ -22,10 +22,10 @@ class LiveUpdate {
 
   /// `trainer` and `engine` are this rank's exporters, null where it has none. `directory` holds the
   /// manifests, and will hold the record of each commit; empty where there is no live engine. An answer that
-  /// does not come within `patience` ends the update. `choice`: what is sent of the model, null for all of
-  /// it. All references must outlive this.
+  /// does not come within `patience` ends the update. `family`: what is sent. All references must outlive
+  /// this.
   LiveUpdate(Control& control, std::string directory, Exporter* trainer, Exporter* engine,
-             std::chrono::seconds patience, const Choice* choice = nullptr);
+             std::chrono::seconds patience, const Family& family);
   ~LiveUpdate();
   LiveUpdate(const LiveUpdate&) = delete;
   LiveUpdate& operator=(const LiveUpdate&) = delete;
@@ -45,7 +45,8 @@ class LiveUpdate {
 
   /// Asks the engines and waits until all have paused; from here on their memory may be written. Throws
   /// AgreedFailure, and the engines then go on with what they had. An engine that serves a newer version is
-  /// refused unless `allow_older`, and in a partial update one that has no version. Collective.
+  /// refused unless `allow_older`, and in a partial update one that has no version, or another than the
+  /// others have. Collective.
   void pause(std::int64_t version, bool allow_older);
 
   /// All of the version is in every engine's memory, verified: it becomes theirs, on all ranks or on none.
@@ -72,6 +73,8 @@ class LiveUpdate {
   /// over. Throws AgreedFailure as soon as one dies or `done` throws. Collective.
   template <typename Done>
   void await(const Exporter* exporter, const char* what, Done done);
+  /// Throws AgreedFailure unless all engines serve one version. Collective.
+  void require_one_version();
   /// The number of this update. Throws AgreedFailure. Collective.
   std::uint64_t next_update();
   /// What `origin_` is where trainers are live, `files` otherwise. Collective.
@@ -94,7 +97,7 @@ class LiveUpdate {
   Exporter* trainer_;
   Exporter* engine_;
   std::chrono::seconds patience_;
-  const Choice* choice_;
+  const Family& family_;
   bool asked_ = false;    ///< this rank's engine, in this update
   bool reading_ = false;  ///< this rank's trainer
   std::uint64_t update_ = 0;

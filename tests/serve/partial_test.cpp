@@ -63,6 +63,18 @@ void expect_done(const Outcome& outcome, const Words& says) {
   }
 }
 
+/// An engine's loop, which takes every update.
+std::jthread answering(const engine::Published& module) {
+  return std::jthread([&module](const std::stop_token& stop) {
+    for (; !stop.stop_requested(); std::this_thread::sleep_for(std::chrono::milliseconds(1))) {
+      std::int64_t version = 0;
+      if (weightcast_wanted(module.handle(), &version) != 1) continue;
+      if (weightcast_pause(module.handle(), 60, &version) == WEIGHTCAST_OK)
+        weightcast_resume(module.handle());
+    }
+  });
+}
+
 TEST_F(PartialUpdates, ExpertsAloneAreWritten) {
   model_.offer(1);
   const std::string json = dir_ / "report.json";
@@ -156,6 +168,46 @@ TEST_F(PartialUpdates, AnEngineWithoutAVersionGetsNoPart) {
   EXPECT_EQ(model_.difference(1), "");
 }
 
+TEST_F(PartialUpdates, EnginesOfSeveralVersionsGetNoPart) {
+  model_.stop_engine(1);
+  model_.start_engine(1, 2);
+  model_.offer(3);
+  const Outcome outcome = sync({"--include", "*.experts.*"});
+  expect_refused(outcome, 64, "serves version 0 and others 2");
+  EXPECT_NE(outcome.err.find("run an update without --include and --exclude first"), std::string::npos)
+      << describe(outcome);
+  EXPECT_EQ(model_.version_of_engine(1), 2);
+  expect_done(sync({}), {" yes\n"});
+  EXPECT_EQ(model_.difference(3), "");
+  model_.offer(4);
+  expect_done(sync({"--include", "*.experts.*"}), {" partial\n"});
+}
+
+TEST_F(PartialUpdates, AModelWithoutItsDraftLayersIsNotTakenForOneWithThem) {
+  const std::string source = dir_ / "drafts";
+  const std::string folder = dir_ / "module";
+  expect_done(run({{WEIGHTCAST_BINARY, "synth", "--model",
+                    std::string(WEIGHTCAST_TEST_DATA) + "/vllm/glm4-moe/config.json", "--mtp", "include",
+                    "--output", source},
+                   {}}),
+              {});
+  engine::Published module({folder, "engine", 0, 1}, read_checkpoint(source), 0);
+  const std::jthread answers = answering(module);
+  const auto send = [&](const Words& more) {
+    Words words{WEIGHTCAST_BINARY, "sync", "--source",          source, "--sink",           "live:" + folder,
+                "--trainers",      "1",    "--inference-alloc", "hf",   "--weight-version", "5"};
+    words.insert(words.end(), more.begin(), more.end());
+    return run(mpirun(2, words));
+  };
+  const Words layer{"--mtp", "include", "--include", "model.layers.3.*"};
+  expect_done(send({}), {" yes\n"});
+  expect_done(send({}), {"version 5 is there already"});
+  expect_done(send(layer), {" partial\n", "not known to have all that is sent now"});
+  expect_done(send({"--mtp", "include"}), {" yes\n"});
+  expect_done(send({"--mtp", "include"}), {"version 5 is there already"});
+  expect_done(send(layer), {"version 5 is there already"});
+}
+
 TEST_F(PartialUpdates, ATrainerMayHaveOnlyWhatIsSent) {
   Checkpoint part = read_checkpoint(model_of_step(181));
   std::erase_if(part.tensors, [](const StoredTensor& tensor) { return !is_of_experts(tensor.name); });
@@ -170,14 +222,7 @@ TEST_F(PartialUpdates, ATrainerMayHaveOnlyWhatIsSent) {
 TEST_F(PartialUpdates, AnEngineThatHasTheModelsOwnTensors) {
   const std::string folder = dir_ / "module";
   engine::Published module({folder, "engine", 0, 1}, read_checkpoint(model_of_step(0)), 0);
-  const std::jthread answers([&](const std::stop_token& stop) {
-    for (; !stop.stop_requested(); std::this_thread::sleep_for(std::chrono::milliseconds(1))) {
-      std::int64_t version = 0;
-      if (weightcast_wanted(module.handle(), &version) != 1) continue;
-      if (weightcast_pause(module.handle(), 60, &version) == WEIGHTCAST_OK)
-        weightcast_resume(module.handle());
-    }
-  });
+  const std::jthread answers = answering(module);
   model_.offer(1);
   expect_done(run(mpirun(3, {WEIGHTCAST_BINARY, "sync", "--source", "live:" + folder_, "--sink",
                              "live:" + folder, "--model", model_of_step(0), "--trainers", "2",

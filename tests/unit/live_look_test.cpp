@@ -302,6 +302,24 @@ TEST_F(LiveLook, RecordsOfCommits) {
   EXPECT_EQ(records[3].version, 4);
 }
 
+TEST(CommitRecords, AnswerWhatTheyHaveBrought) {
+  CommitRecord record;
+  record.names = "00000000000000aa";
+  const Choice some{.id = "0000000000000001"};
+  const Choice others{.id = "0000000000000002"};
+  EXPECT_TRUE(brings(record, "00000000000000aa", nullptr));
+  EXPECT_TRUE(brings(record, "00000000000000aa", &some));
+  // Of a model with draft layers it is not known to have brought anything.
+  EXPECT_FALSE(brings(record, "00000000000000bb", nullptr));
+  EXPECT_FALSE(brings(record, "00000000000000bb", &some));
+  record.partial = some;
+  EXPECT_FALSE(brings(record, "00000000000000aa", nullptr));
+  EXPECT_TRUE(brings(record, "00000000000000aa", &some));
+  EXPECT_FALSE(brings(record, "00000000000000aa", &others));
+  EXPECT_FALSE(brings(record, "00000000000000bb", &some));
+  EXPECT_FALSE(brings(CommitRecord(), "00000000000000aa", nullptr));
+}
+
 TEST_F(LiveLook, AManifestCannotNameAnothersMemory) {
   start("engine", 0, 2);
   start("engine", 1, 2);
