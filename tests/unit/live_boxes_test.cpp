@@ -124,7 +124,7 @@ TEST(LiveBoxes, OfWhatIsReadInOtherRowsAreRefused) {
   entry.dtype = DType::kU8;
   entry.shape = {1, 6, 2, 16};
   entry.strides = {192, 32, 16, 1};
-  entry.box = LiveBox{{1, 0, 0, 0}, {2, 6, 2, 16}};
+  entry.box = LiveBox{{2, 6, 2, 16}, {1, 0, 0, 0}};
   const Checkpoint checkpoint = checkpoint_of(manifest);
   Catalog catalog;
   catalog.add("experts_blocks", DType::kF4E2M1x2, {2, 3, 64});  // of gate and up in one row
