@@ -506,6 +506,61 @@ TEST_F(LiveCommands, AJobThatDiesWhileItWaitsForOffersLeavesAllAsItWas) {
   EXPECT_TRUE(says_in_time([&] { return inspect(); }, "engine 1: serves version 5\n"));
 }
 
+TEST_F(LiveCommands, CodesOfFourBitsReachEnginesThatHaveThemAsBytes) {
+  nlohmann::json config = read_json(std::string(kData) + "/vllm/gpt-oss/config.json");
+  config["hidden_size"] = config["intermediate_size"] = 64;  // blocks of 32
+  config["quantization_config"] = {{"quant_method", "mxfp4"}};
+  put_file(dir_ / "config/config.json", config.dump());
+  const std::string mxfp4 = dir_ / "config";
+  const auto synthetic = [&](const std::string& model, const std::string& version) {
+    const std::string folder = dir_ / ("of-" + std::string(model == mxfp4 ? "codes-" : "values-") + version);
+    EXPECT_TRUE(
+        done(run_plain({"synth", "--model", model, "--output", folder, "--weight-version", version})));
+    return folder;
+  };
+  const std::string values = std::string(kData) + "/vllm/qwen3/config.json";
+  struct Of {
+    std::string before;
+    std::string after;
+    Words options;
+  };
+  int number = 0;
+  for (const Of& of :
+       {Of{synthetic(mxfp4, "1"), synthetic(mxfp4, "2"), {"--inference", "tp=1"}},
+        Of{synthetic(values, "1"), synthetic(values, "2"), {"--inference", "tp=1", "--quantize", "nvfp4"}}}) {
+    const std::string shards = sink_ + std::to_string(number);
+    folder_ = dir_ / ("live" + std::to_string(number++));
+    EXPECT_TRUE(done(
+        run_job(2, Words{"sync", "--source", of.before, "--sink", "safetensors:" + shards} + of.options)));
+    SafetensorsFile file = SafetensorsFile::read(shards + "/rank-0.safetensors");
+    int bytes = 0;
+    for (auto& [name, tensor] : file.tensors) {
+      if (tensor.dtype != "F4" && tensor.dtype != "F8_E8M0") continue;
+      if (tensor.dtype == "F4") tensor.shape.back() /= 2;
+      tensor.dtype = "U8";
+      ++bytes;
+    }
+    EXPECT_GT(bytes, 0);
+    const std::string published = shards + ".safetensors";
+    file.write(published);
+    start("engine", 0, 1, published, [](auto& engine) {
+      for (std::int64_t version = 0;;) {
+        if (weightcast_pause(engine.handle(), 100, &version) == 0) weightcast_resume(engine.handle());
+      }
+    });
+    EXPECT_TRUE(done(
+        run_job(2, Words{"sync", "--source", of.after, "--sink", "live:" + folder_, "--weight-version", "5"} +
+                       of.options)));
+    EXPECT_TRUE(says_in_time(
+        [&] {
+          return run_plain(Words{"verify", "live:" + folder_, "--source", of.after} + of.options);
+        },
+        "1 of 1 engines serve version 5"));
+    EXPECT_TRUE(refused(run_plain(Words{"verify", "live:" + folder_, "--source", of.before} + of.options), 66,
+                        {"differs from"}));
+  }
+}
+
 TEST_F(LiveCommands, TheSameNumberOfOtherFilesIsSent) {
   start_engines([](auto& engine) {
     for (std::int64_t version = 0;;) {
