@@ -229,7 +229,8 @@ json parse_json(const std::string& text, const std::string& origin, const JsonLi
   Checker checker(content, strict, limits);
   if (!json::sax_parse(strict.text, &checker)) refuse(checker.fault());
   json parsed = json::parse(strict.text, nullptr, false);
-  if (!parsed.is_object()) refuse("no JSON object; it must begin with '{'");
+  if (limits.list && !parsed.is_array()) refuse("no JSON list; it must begin with '['");
+  if (!limits.list && !parsed.is_object()) refuse("no JSON object; it must begin with '{'");
   return parsed;
 }
 

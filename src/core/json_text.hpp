@@ -16,11 +16,12 @@ struct JsonLimits {
   /// `NaN`, `Infinity` and `-Infinity`, which Python writes although JSON has no such numbers, are read as
   /// texts of those names. So a field that nobody needs does no harm, and one that is needed is no number.
   bool python_numbers = false;
+  bool list = false;  ///< at the top is a list, no object
 };
 
-/// The object that a text holds. `origin` names the text in messages. Throws InputError that says what is
-/// wrong and in which line and column: no JSON, another encoding than UTF-8, cut off, comments, no object at
-/// the top, or beyond a limit. The work is bounded by the limits, whatever the text holds.
+/// The object (or list) that a text holds. `origin` names the text in messages. Throws InputError that says
+/// what is wrong and in which line and column: no JSON, another encoding than UTF-8, cut off, comments,
+/// something else at the top, or beyond a limit. The work is bounded by the limits, whatever the text holds.
 nlohmann::json parse_json(const std::string& text, const std::string& origin, const JsonLimits& limits = {});
 
 }  // namespace weightcast
