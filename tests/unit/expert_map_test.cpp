@@ -120,7 +120,7 @@ TEST_P(ExpertMapMutants, AreRefusedInOneLine) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ExpertMapMutants, ::testing::ValuesIn(mutants()),
-                         [](const auto& info) { return info.param.name; });
+                         [](const auto& mutant) { return mutant.param.name; });
 
 TEST(ExpertMaps, OtherTextsAreRefused) {
   EXPECT_EQ(refusal("[[0, 1]]"), "map.json: no JSON object; it must begin with '{'");
