@@ -9,7 +9,7 @@ namespace weightcast {
 
 namespace {
 
-constexpr std::array<Command, 11> kCommands{{
+constexpr std::array<Command, 12> kCommands{{
     {"sync",
      "mpirun -n N weightcast sync --source PATH … --inference LAYOUT | --alloc ALLOC [--sink hdf5:DIR]",
      "send weights from checkpoints to inference ranks, one update a source", &run_sync, nullptr},
@@ -35,6 +35,10 @@ constexpr std::array<Command, 11> kCommands{{
      "safetensors to HDF5 and back, checkpoints to trainers' shards and back", nullptr, &run_convert},
     {"hosts", "weightcast hosts DIR [--format rankfile|hostlist [--output FILE]] [--colocate] | --clean",
      "where a job's ranks have to run for the trainers and engines of a folder", nullptr, &run_hosts},
+    {"balance",
+     "weightcast balance --load FILE --slots S --ranks R [--nodes N] [--groups G] [--previous MAP] --output "
+     "MAP",
+     "choose which experts sit in which slots of ranks, by how much each has to do", nullptr, &run_balance},
     {"learn", "weightcast learn MODEL [--tp N] [--pp N] [--ep N] --output FILE | --help",
      "write a landing map: where vLLM's own loader puts each tensor (in Python)", nullptr, nullptr,
      &run_learn},

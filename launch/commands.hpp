@@ -24,6 +24,7 @@ void run_verify(const Options& options, OutputFile* json);
 void run_synth(const Options& options, OutputFile* json);
 void run_convert(const Options& options, OutputFile* json);
 void run_hosts(const Options& options, OutputFile* json);
+void run_balance(const Options& options, OutputFile* json);
 
 struct Command {
   std::string_view name;

@@ -54,8 +54,8 @@ void refuse_with_layouts(const Values& values) {
 /// Throws UsageError for an empty value, as an unset variable of a script leaves it, where it would count as
 /// no value at all.
 void require_values(const Values& values) {
-  for (const char* name :
-       {"model", "landing", "export-map", "quantize", "json", "trace", "picture", "output"}) {
+  for (const char* name : {"model", "landing", "export-map", "quantize", "json", "trace", "picture", "output",
+                           "load", "previous"}) {
     if (!values.has(name) || !values.text(name, "").empty()) continue;
     throw UsageError(fmt::format("{}: is empty; give it a value, or leave it out", values.label(name)));
   }
@@ -236,6 +236,18 @@ void take(const Values& values, BenchOptions& options) {
   options.min_achieved = values.share("min-achieved");
 }
 
+void take(const Values& values, BalanceOptions& options) {
+  const auto count = [&](const char* name) {
+    return values.integer(name, 1, 1, std::numeric_limits<std::int32_t>::max());
+  };
+  options.load = values.text("load", "");
+  options.previous = values.text("previous", "");
+  if (values.has("slots")) options.slots = count("slots");
+  if (values.has("ranks")) options.ranks = count("ranks");
+  options.groups = count("groups");
+  options.nodes = count("nodes");
+}
+
 void take(const Values& values, std::string_view command, OutputOptions& options) {
   options.output = values.text("output", "");
   if (values.has("to")) options.to = values.choice("to", {"hf", "megatron"});
@@ -272,6 +284,7 @@ Options take_all(const Values& values, std::string command) {
   }
   take(values, static_cast<ReportOptions&>(options));
   take(values, static_cast<BenchOptions&>(options));
+  take(values, static_cast<BalanceOptions&>(options));
   take(values, options.command, static_cast<OutputOptions&>(options));
   require_values(values);
   require_no_tilde(values);

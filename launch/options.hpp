@@ -94,7 +94,17 @@ struct BenchOptions {
   double min_achieved = 0;
 };
 
-/// What `convert`, `synth` and `hosts` write.
+/// Which experts `balance` puts where.
+struct BalanceOptions {
+  std::string load;
+  std::string previous;
+  std::optional<std::int64_t> slots;
+  std::optional<std::int64_t> ranks;
+  std::int64_t groups = 1;
+  std::int64_t nodes = 1;
+};
+
+/// What `convert`, `synth`, `hosts` and `balance` write.
 struct OutputOptions {
   std::string output;
   std::string to;
@@ -105,7 +115,13 @@ struct OutputOptions {
 };
 
 /// What the user asked for: command line over environment (`WEIGHTCAST_BUCKET_SIZE`) over `--config FILE`.
-struct Options : SourceOptions, LayoutOptions, UpdateOptions, ReportOptions, BenchOptions, OutputOptions {
+struct Options : SourceOptions,
+                 LayoutOptions,
+                 UpdateOptions,
+                 ReportOptions,
+                 BenchOptions,
+                 BalanceOptions,
+                 OutputOptions {
   std::string command;
   std::vector<std::string> arguments;  ///< positional ones behind the command
   /// What the ranks of a job must have been given alike: values by option, the command under no name.

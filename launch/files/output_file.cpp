@@ -36,12 +36,13 @@ namespace fs = std::filesystem;
 
 /// How what this program writes begins, today and in all its earlier versions, up to a place that no other
 /// program's file reaches. Reports of jobs and of failures come first; `…` stands for the rest of a line.
-constexpr std::array<std::string_view, 9> kBeginnings{
+constexpr std::array<std::string_view, 10> kBeginnings{
     "{\n  \"weightcast\": \"weightcast …\n  \"command\": \"",
     "{\n  \"weightcast\": \"plan\",\n  \"hash\": \"",
     "{\n  \"weightcast\": \"inspect\",\n  \"path\": \"",
     "{\n  \"weightcast\": \"verify\",\n  \"status\": \"",
     "# ranks of a weightcast job with live:",
+    "{\n  \"expert_map\": 1,\n  \"epoch\": ",
     "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[]}\n",
     Svg::kBeginning,
     "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":0,\"tid\":"

@@ -29,7 +29,7 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      kVerify | kConvert, Ranks::kAlike, true},
     {"model", "CONFIG_JSON",
      "the model's config.json, or its folder (default: beside the source, if there is one)",
-     kAll & ~kTrigger},
+     kAll & ~kTrigger & ~kBalance},
     {"landing", "FILE",
      "landing map that weightcast learn has made of the engine: where each tensor lands on each "
      "rank, in "
@@ -191,6 +191,20 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
     {"output", "PATH", "what to write: a directory of safetensors, or a file ending in .h5",
      kSynth | kConvert},
     {"output", "PATH", "the file of --format (default: stdout)", kHosts},
+    {"load", "FILE",
+     "JSON: for each layer a list of its experts' loads, [layers][experts], in tokens or any unit", kBalance},
+    {"slots", "S", "expert slots of a layer on all ranks together, at least one for each expert", kBalance},
+    {"ranks", "R", "ranks that the slots are on, as many on each", kBalance},
+    {"nodes", "N", "nodes that the ranks are on, as many on each (default 1)", kBalance},
+    {"groups", "G",
+     "groups of experts between which the model's router chooses first (default 1); each stays on one node "
+     "where nodes divide groups, else groups and nodes do not count",
+     kBalance},
+    {"previous", "MAP",
+     "the map that engines have now: what is said of before is of it, and the new map's epoch is one more "
+     "(default: slot p has expert p mod experts, epoch 0)",
+     kBalance},
+    {"output", "MAP", "the expert map to write; - is stdout, and what else is said goes to stderr", kBalance},
     {"to", "WHAT",
      "hf: a checkpoint with Hugging Face's names; megatron: trainers' shards; without it names stay as they "
      "are",

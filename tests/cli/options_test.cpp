@@ -12,8 +12,8 @@
 namespace weightcast::test_support {
 namespace {
 
-constexpr std::array<const char*, 8> kCommands{"sync",   "plan",  "bench",   "inspect",
-                                               "verify", "synth", "convert", "hosts"};
+constexpr std::array<const char*, 9> kCommands{"sync",  "plan",    "bench", "inspect", "verify",
+                                               "synth", "convert", "hosts", "balance"};
 
 using OptionsTest = CliTest;
 
