@@ -12,8 +12,6 @@ namespace weightcast {
 
 namespace {
 
-constexpr std::int64_t kMostRanks = std::int64_t{1} << 20;
-
 /// Sizes by letter; nothing for a letter that was not written.
 struct Sizes {
   std::optional<std::int64_t> d, p, t, c, e;

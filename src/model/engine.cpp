@@ -22,8 +22,6 @@ namespace {
 constexpr std::array<std::pair<Engine, std::string_view>, 3> kEngines{
     {{Engine::kSglang, "sglang"}, {Engine::kVllm, "vllm"}, {Engine::kHf, "hf"}}};
 
-constexpr std::int64_t kMostRanks = 1 << 20;
-
 }  // namespace
 
 std::string_view engine_name(Engine engine) {

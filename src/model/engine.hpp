@@ -11,6 +11,9 @@
 
 namespace weightcast {
 
+/// More ranks than any layout has.
+inline constexpr std::int64_t kMostRanks = 1 << 20;
+
 /// The calibrated scales by which an engine divides what goes into w13 and into w2 of its experts.
 struct ActivationScales {
   float input = 1;

@@ -21,7 +21,7 @@ namespace {
 using nlohmann::json;
 using Numbers = std::vector<std::int64_t>;
 
-constexpr const char* kRemedy = "write the loads anew, as [layers][experts]";
+constexpr const char* kLoadRemedy = "write the loads anew, as [layers][experts]";
 
 template <typename Value>
 const Value& at(const std::vector<Value>& values, std::int64_t index) {
@@ -136,7 +136,7 @@ ExpertLoads parse_expert_loads(const std::string& text, const std::string& origi
   limits.list = true;
   const json lists = parse_json(text, origin, limits);
   const auto refuse = [&](const std::string& what) {
-    throw InputError(fmt::format("{}: {}; {}", origin, what, kRemedy));
+    throw InputError(fmt::format("{}: {}; {}", origin, what, kLoadRemedy));
   };
   ExpertLoads loads{origin, static_cast<std::int64_t>(lists.size()), 0, {}};
   if (lists.empty()) refuse("has no layers");

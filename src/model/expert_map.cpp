@@ -17,10 +17,10 @@ namespace {
 using nlohmann::json;
 
 constexpr std::int64_t kFormat = 1;
-constexpr const char* kRemedy = "write the map anew with weightcast balance";
+constexpr const char* kMapRemedy = "write the map anew with weightcast balance";
 
 [[noreturn]] void refuse(const std::string& where, const std::string& what) {
-  throw InputError(fmt::format("{}: {}; {}", where, what, kRemedy));
+  throw InputError(fmt::format("{}: {}; {}", where, what, kMapRemedy));
 }
 
 /// The experts in the slots of a layer.
@@ -61,7 +61,7 @@ ExpertMap first_expert_map(std::int64_t layers, std::int64_t experts, std::int64
 
 ExpertMap parse_expert_map(const std::string& text, const std::string& origin) {
   const json object = parse_json(text, origin, kMapLimits);
-  const MapFields fields(object, origin, kRemedy);
+  const MapFields fields(object, origin, kMapRemedy);
   if (fields.number("expert_map") != kFormat) {
     fields.refuse("expert_map", fmt::format("is another format than {}, which this version reads", kFormat));
   }
