@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <ranges>
 #include <system_error>
 #include <utility>
 
@@ -39,9 +40,9 @@ std::optional<std::int64_t> layer_of(std::string_view name, std::string_view bef
 std::string as_blocks_call_it(std::string_view parameter, const EngineNames& names) {
   if (parameter.starts_with(names.prefix)) parameter.remove_prefix(names.prefix.size());
   std::string name(parameter);
-  for (auto pair = names.replaced.rbegin(); pair != names.replaced.rend(); ++pair) {
-    const std::size_t at = name.find(pair->second);
-    if (at != std::string::npos) name.replace(at, pair->second.size(), pair->first);
+  for (const auto& [from, to] : std::ranges::reverse_view(names.replaced)) {
+    const std::size_t at = name.find(to);
+    if (at != std::string::npos) name.replace(at, to.size(), from);
   }
   return name;
 }
