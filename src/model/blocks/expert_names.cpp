@@ -6,14 +6,10 @@
 
 namespace weightcast {
 
-const char* experts_module(Engine engine) {
-  return engine == Engine::kVllm ? ".routed_experts" : "";
-}
+namespace {
 
-std::string expert_weight(const std::string& experts, std::int64_t expert, const char* matrix) {
-  return fmt::format("{}.{}.{}.weight", experts, expert, matrix);
-}
-
+/// Throws UsageError for a MoE layout other than `triton` and for a quantiser: `experts` are `unlike` those
+/// that are laid out and quantised.
 void require_triton(const EngineLayout& layout, const std::string& experts, const char* unlike) {
   if (layout.moe_layout != EngineLayout().moe_layout) {
     throw UsageError(
@@ -24,6 +20,31 @@ void require_triton(const EngineLayout& layout, const std::string& experts, cons
     throw UsageError(
         fmt::format("--quantize: {} {}, and are not quantised; leave the option out", experts, unlike));
   }
+}
+
+}  // namespace
+
+const char* experts_module(Engine engine) {
+  return engine == Engine::kVllm ? ".routed_experts" : "";
+}
+
+std::string expert_weight(const std::string& experts, std::int64_t expert, const char* matrix) {
+  return fmt::format("{}.{}.{}.weight", experts, expert, matrix);
+}
+
+HeldExperts held_experts(const Site& site, const Names& names, const EngineCut& cut, std::int64_t experts,
+                         std::int64_t inner, const char* unlike) {
+  const EngineLayout& layout = cut.layout;
+  const std::string from = site.canonical + names.canonical;
+  require_triton(layout, from, unlike);
+  require_divides(layout.option, layout.expert_tp_name(), layout.expert_tp(), "the inner size of " + from,
+                  inner);
+  HeldExperts held;
+  held.numbers = layout.experts.experts_on(site.layer, layout.ep, cut.rank.ep, experts, layout.option);
+  held.inner = inner / layout.expert_tp();
+  held.start = cut.rank.expert_tp * held.inner;
+  held.module = site.engine + names.engine + experts_module(layout.engine);
+  return held;
 }
 
 std::string TrainerExpert::grouped(const char* matrix) const {

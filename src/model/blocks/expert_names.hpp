@@ -1,7 +1,9 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "model/blocks/block.hpp"
 
@@ -15,9 +17,19 @@ const char* experts_module(Engine engine);
 /// `model.layers.0.mlp.experts.3.up_proj.weight`
 std::string expert_weight(const std::string& experts, std::int64_t expert, const char* matrix);
 
-/// Throws UsageError for a MoE layout other than `triton` and for a quantiser: `experts` are `unlike` those
-/// that are laid out and quantised.
-void require_triton(const EngineLayout& layout, const std::string& experts, const char* unlike);
+/// What an engine rank keeps of experts that are put into layout `triton` alone.
+struct HeldExperts {
+  std::vector<std::int64_t> numbers;  ///< in the layer, in the order of slots
+  std::int64_t start = 0;             ///< of the rank's part of their inner size
+  std::int64_t inner = 0;             ///< and its elements
+  std::string module;                 ///< the engine's name for what holds their weights, without a dot
+};
+
+/// Of one layer's `experts`, of inner size `inner`. Throws UsageError for a MoE layout other than `triton`
+/// and for a quantiser, because these experts are `unlike` those that are laid out and quantised, and where
+/// the engine's layout does not divide them.
+HeldExperts held_experts(const Site& site, const Names& names, const EngineCut& cut, std::int64_t experts,
+                         std::int64_t inner, const char* unlike);
 
 /// One expert of a trainer's rank: its number in the layer, and what trainers call its matrices where experts
 /// are grouped and where they stand alone.

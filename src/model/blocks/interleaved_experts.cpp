@@ -19,18 +19,14 @@ void InterleavedExperts::list(const Site& site, TensorList& tensors) const {
 
 void InterleavedExperts::add_parameters(const Site& site, const EngineCut& cut,
                                         std::vector<Parameter>& parameters) const {
-  const EngineLayout& layout = cut.layout;
   const std::string from = site.canonical + names_.canonical;
-  require_triton(layout, from, "are stored transposed, gate and up in turn");
-  require_divides(layout.option, layout.expert_tp_name(), layout.expert_tp(), "the inner size of " + from,
-                  sizes_.inner);
-  const std::vector<std::int64_t> held =
-      layout.experts.experts_on(site.layer, layout.ep, cut.rank.ep, sizes_.experts, layout.option);
-  const auto slots = static_cast<std::int64_t>(held.size());
-  const std::int64_t inner = sizes_.inner / layout.expert_tp();
-  const std::int64_t start = cut.rank.expert_tp * inner;
-  const bool vllm = layout.engine == Engine::kVllm;
-  const std::string at = site.engine + names_.engine + experts_module(layout.engine) + ".";
+  const HeldExperts held = held_experts(site, names_, cut, sizes_.experts, sizes_.inner,
+                                        "are stored transposed, gate and up in turn");
+  const auto slots = std::ssize(held.numbers);
+  const std::int64_t start = held.start;
+  const std::int64_t inner = held.inner;
+  const bool vllm = cut.layout.engine == Engine::kVllm;
+  const std::string at = held.module + ".";
 
   // The transposes of [rows, cols) boxes of the experts' matrices, whose `height` rows lie one behind the
   // other.
@@ -40,7 +36,7 @@ void InterleavedExperts::add_parameters(const Site& site, const EngineCut& cut,
     const std::int64_t element = dtype_bytes(cut.catalog[index].dtype);
     const std::int64_t first_row = box.row;
     for (std::int64_t slot = 0; slot < slots; ++slot) {
-      box.row = held[static_cast<std::size_t>(slot)] * height + first_row;
+      box.row = held.numbers[static_cast<std::size_t>(slot)] * height + first_row;
       boxes.push_back({{index, box},
                        slot * box.area() * element,
                        turned_layout(element, box.rows * element),
@@ -53,7 +49,7 @@ void InterleavedExperts::add_parameters(const Site& site, const EngineCut& cut,
   const auto biases = [&](const std::string& name, const std::string& tensor, std::int64_t first,
                           std::int64_t count, std::int64_t width) {
     std::vector<TensorBox> boxes;
-    for (const std::int64_t expert : held) {
+    for (const std::int64_t expert : held.numbers) {
       boxes.push_back({cut.catalog.at(tensor), count == 0 ? Box{} : Box{expert, 1, first, count}});
     }
     parameters.push_back(stack(cut.catalog, at + name, {slots, width}, boxes));

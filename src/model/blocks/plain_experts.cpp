@@ -30,25 +30,19 @@ void PlainExperts::list(const Site& site, TensorList& tensors) const {
 
 void PlainExperts::add_parameters(const Site& site, const EngineCut& cut,
                                   std::vector<Parameter>& parameters) const {
-  const EngineLayout& layout = cut.layout;
   const std::string from = site.canonical + names_.canonical;
-  require_triton(layout, from, "have no gate");
-  require_divides(layout.option, layout.expert_tp_name(), layout.expert_tp(), "the inner size of " + from,
-                  sizes_.inner);
-  const std::vector<std::int64_t> held =
-      layout.experts.experts_on(site.layer, layout.ep, cut.rank.ep, sizes_.experts, layout.option);
-  const std::int64_t inner = sizes_.inner / layout.expert_tp();
-  const std::int64_t start = cut.rank.expert_tp * inner;
+  const HeldExperts held = held_experts(site, names_, cut, sizes_.experts, sizes_.inner, "have no gate");
+  const std::int64_t start = held.start;
+  const std::int64_t inner = held.inner;
   std::vector<TensorBox> up;
   std::vector<TensorBox> down;
-  for (const std::int64_t expert : held) {
+  for (const std::int64_t expert : held.numbers) {
     up.push_back({cut.catalog.at(expert_weight(from, expert, kUp)), {start, inner, 0, sizes_.hidden}});
     down.push_back({cut.catalog.at(expert_weight(from, expert, kDown)), {0, sizes_.hidden, start, inner}});
   }
-  const std::string at = site.engine + names_.engine + experts_module(layout.engine);
-  const std::int64_t slots = std::ssize(held);
-  parameters.push_back(stack(cut.catalog, at + ".w13_weight", {slots, inner, sizes_.hidden}, up));
-  parameters.push_back(stack(cut.catalog, at + ".w2_weight", {slots, sizes_.hidden, inner}, down));
+  const std::int64_t slots = std::ssize(held.numbers);
+  parameters.push_back(stack(cut.catalog, held.module + ".w13_weight", {slots, inner, sizes_.hidden}, up));
+  parameters.push_back(stack(cut.catalog, held.module + ".w2_weight", {slots, sizes_.hidden, inner}, down));
 }
 
 void PlainExperts::add_trainer_experts(const Site& site, const TrainerExpertCut& cut,

@@ -17,29 +17,25 @@ void StackedExperts::list(const Site& site, TensorList& tensors) const {
 
 void StackedExperts::add_parameters(const Site& site, const EngineCut& cut,
                                     std::vector<Parameter>& parameters) const {
-  const EngineLayout& layout = cut.layout;
   const std::string from = site.canonical + names_.canonical;
-  require_triton(layout, from, "are stored stacked");
-  require_divides(layout.option, layout.expert_tp_name(), layout.expert_tp(), "the inner size of " + from,
-                  sizes_.inner);
-  const std::vector<std::int64_t> held =
-      layout.experts.experts_on(site.layer, layout.ep, cut.rank.ep, sizes_.experts, layout.option);
-  const std::int64_t inner = sizes_.inner / layout.expert_tp();
-  const std::int64_t start = cut.rank.expert_tp * inner;
+  const HeldExperts held =
+      held_experts(site, names_, cut, sizes_.experts, sizes_.inner, "are stored stacked");
+  const std::int64_t start = held.start;
+  const std::int64_t inner = held.inner;
   const std::uint32_t gate_up = cut.catalog.at(from + ".gate_up_proj");
   const std::uint32_t down = cut.catalog.at(from + ".down_proj");
   std::vector<TensorBox> w13;
   std::vector<TensorBox> w2;
-  for (const std::int64_t expert : held) {
+  for (const std::int64_t expert : held.numbers) {
     for (const std::int64_t half : {0, 1}) {
       w13.push_back({gate_up, {(2 * expert + half) * sizes_.inner + start, inner, 0, sizes_.hidden}});
     }
     w2.push_back({down, {expert * sizes_.hidden, sizes_.hidden, start, inner}});
   }
-  const std::string at = site.engine + names_.engine + experts_module(layout.engine);
-  const std::int64_t slots = std::ssize(held);
-  parameters.push_back(stack(cut.catalog, at + ".w13_weight", {slots, 2 * inner, sizes_.hidden}, w13));
-  parameters.push_back(stack(cut.catalog, at + ".w2_weight", {slots, sizes_.hidden, inner}, w2));
+  const std::int64_t slots = std::ssize(held.numbers);
+  parameters.push_back(
+      stack(cut.catalog, held.module + ".w13_weight", {slots, 2 * inner, sizes_.hidden}, w13));
+  parameters.push_back(stack(cut.catalog, held.module + ".w2_weight", {slots, sizes_.hidden, inner}, w2));
 }
 
 void StackedExperts::add_trainer_experts(const Site& site, const TrainerExpertCut& cut,
