@@ -48,18 +48,9 @@ struct Case {
   friend std::ostream& operator<<(std::ostream& out, const Case& c) { return out << c.name; }
 };
 
-naive::Model quantizable() {
-  naive::Model model;
-  model.moe = true;
-  model.hidden = 256;
-  model.layers = 2;
-  model.heads = 4;
-  model.kv_heads = 2;
-  model.head_dim = 128;
-  model.vocabulary = 128;
+naive::Model four_experts() {
+  naive::Model model = quantizable(true);
   model.experts = 4;
-  model.expert_inner = 256;
-  model.bias = true;
   return model;
 }
 
@@ -78,7 +69,7 @@ Limits at_destination() {
 
 std::vector<Case> cases() {
   const naive::Model moe = small_moe();
-  const naive::Model values = quantizable();
+  const naive::Model values = four_experts();
   naive::Model tied = moe;
   tied.moe = false;
   tied.tied = true;
@@ -333,7 +324,7 @@ TEST(ChosenFamily, TrainersMayHoldMore) {
 
 TEST(ChosenFamily, WhatSharesAScaleIsNotDivided) {
   const auto refusal = [](const char* quantizer, const std::vector<std::string>& globs) {
-    const auto family = chosen_family(quantizable().family(), globs);
+    const auto family = chosen_family(four_experts().family(), globs);
     const Topology topology = laid_out("tp=1", "triton", quantizer);
     return message_of<UsageError>([&] { make_plan(*family, topology, Limits()); });
   };

@@ -26,6 +26,23 @@ inline naive::Model small_moe() {
   return model;
 }
 
+/// Every quantiser takes it with tp=1 and tp=2.
+inline naive::Model quantizable(bool moe) {
+  naive::Model model;
+  model.moe = moe;
+  model.hidden = 256;
+  model.layers = 2;
+  model.heads = 4;
+  model.kv_heads = 2;
+  model.head_dim = 128;
+  model.vocabulary = 128;
+  model.inner = 256;
+  model.experts = 2;
+  model.expert_inner = 256;
+  model.bias = true;
+  return model;
+}
+
 inline Topology topology_of(std::int64_t trainers, const char* engine, bool colocate = false) {
   Topology topology;
   topology.engine = parse_engine_layout(engine, "triton");

@@ -30,23 +30,6 @@ namespace {
 
 using namespace plan_cases;
 
-/// Every scheme takes it with tp=1 and tp=2.
-naive::Model quantizable(bool moe) {
-  naive::Model model;
-  model.moe = moe;
-  model.hidden = 256;
-  model.layers = 2;
-  model.heads = 4;
-  model.kv_heads = 2;
-  model.head_dim = 128;
-  model.vocabulary = 128;
-  model.inner = 256;
-  model.experts = 2;
-  model.expert_inner = 256;
-  model.bias = true;
-  return model;
-}
-
 /// The layouts of experts that take a scheme.
 std::vector<const char*> layouts_of(QuantScheme scheme) {
   std::vector<const char*> layouts;

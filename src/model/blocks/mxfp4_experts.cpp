@@ -10,6 +10,7 @@
 
 #include "core/error.hpp"
 #include "core/units.hpp"
+#include "model/blocks/expert_names.hpp"
 #include "model/layouts/moe_layout.hpp"
 
 namespace weightcast {
@@ -132,7 +133,7 @@ void Mxfp4Experts::add_parameters(const Site& site, const EngineCut& cut,
   const std::int64_t padded = round_up(stride, matrices.inner_unit);
   const std::int64_t padded_hidden = round_up(sizes_.hidden, places.hidden_unit);
   const bool vllm = layout.engine == Engine::kVllm;
-  const std::string at = site.engine + names_.engine + (vllm ? ".routed_experts." : ".");
+  const std::string at = site.engine + names_.engine + experts_module(layout.engine) + ".";
 
   // The parameter of all slots, of each of which `boxes_of` says what lies where in its slab.
   const auto add = [&](const std::string& tensor, const std::string& name, const Kept& kept,
