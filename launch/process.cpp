@@ -74,7 +74,7 @@ constexpr std::chrono::seconds kSignalGrace{3};
 
 void set_left_when_stopped(const char* left) {
   set_last_resort(LastResort{[left](const std::string& end) { return fmt::format("{}; {}", end, left); },
-                             true, true, kSignalGrace});
+                             true, kSignalGrace});
 }
 
 void prepare_process() {

@@ -8,6 +8,7 @@
 #include "control/call_off.hpp"
 #include "control/deadline.hpp"
 #include "control/last_words.hpp"
+#include "control/neighbours.hpp"
 #include "control/this_rank.hpp"
 #include "control/watchdog.hpp"
 
@@ -20,8 +21,9 @@ struct Control {
   Control(MPI_Comm world, std::chrono::seconds timeout, Watchdog& watchdog,
           std::size_t piece = Agreement::kMostElements)
       : self(world),
-        last_words(self, watchdog),
-        deadline(self, last_words, watchdog, timeout),
+        neighbours(self),
+        last_words(self, neighbours, watchdog),
+        deadline(self, neighbours, last_words, watchdog, timeout),
         agreement(self, deadline, last_words, piece),
         call_off(self, agreement) {}
   ~Control() = default;
@@ -34,6 +36,7 @@ struct Control {
   const std::string& host() const { return self.host; }
 
   const ThisRank self;
+  const Neighbours neighbours;
   LastWords last_words;
   Deadline deadline;
   Agreement agreement;

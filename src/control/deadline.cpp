@@ -11,22 +11,26 @@ namespace {
 using namespace std::chrono_literals;
 
 // How long after the deadline a rank that does not even poll is ended.
-constexpr auto kWatchdogGrace = 15s;
+constexpr auto kWatchdogGrace = 1s;
 
-// How long a rank has to act on a signal. When the first one hangs, others speak for it after five seconds
-// and more.
+// How long a rank has to act on a signal. When the first one hangs, others speak for it after a second and
+// more.
 constexpr auto kSignalGrace = 8s;
 
 }  // namespace
 
-Deadline::Deadline(const ThisRank& self, LastWords& last_words, Watchdog& watchdog,
-                   std::chrono::seconds timeout)
-    : self_(self), last_words_(last_words), watchdog_(watchdog), timeout_(timeout) {
+Deadline::Deadline(const ThisRank& self, const Neighbours& neighbours, LastWords& last_words,
+                   Watchdog& watchdog, std::chrono::seconds timeout)
+    : self_(self), neighbours_(neighbours), last_words_(last_words), watchdog_(watchdog), timeout_(timeout) {
   begin_phase("start");
   // Where another rank than the first is ended so, the launcher stops that one, and it has the word. A
   // launcher repeats its signals: the second says no more than the first.
-  set_last_resort(LastResort{[this](const std::string& end) { return last_resort_line(end); },
-                             self_.rank == 0, false, kSignalGrace});
+  set_last_resort(LastResort{[this](const std::string& end) {
+                               return self_.rank == 0 && neighbours_.take_the_word() ? last_resort_line(end)
+                                                                                     : "";
+                             },
+                             false, kSignalGrace});
+  watchdog_.share_the_word(neighbours_.word(), neighbours_.are_all());
 }
 
 Deadline::~Deadline() {
@@ -69,18 +73,28 @@ void Deadline::poll() {
   // have.
   constexpr int kPollsBetweenProbes = 16;
   if (++polls_ % kPollsBetweenProbes == 0) last_words_.hear();
-  if (const int signal = hard_stop_signal(); signal != 0 && deferrals_ == 0) {
-    throw StoppedError(fmt::format("{}: stopped by {}; {}", phase(), signal_name(signal), left()));
-  }
-  if (deferrals_ > 0 && hard_stop_signal() != 0 && last_words_.another_has_spoken()) {
-    // The job has ended, and the signal is the launcher's. What ended it belongs into rank 0's report.
-    last_words_.hear();
-    leave(ExitCode::kStopped);
-  }
+  if (const int signal = hard_stop_signal(); signal != 0) stop(signal);
   if (Clock::now() > deadline_) {
     throw TimeoutError(
         fmt::format("{}: not done after {} s; {}; raise --timeout or look for the rank that hangs", phase(),
                     timeout_.count(), left()));
+  }
+}
+
+void Deadline::stop(int signal) {
+  if (const auto dead = neighbours_.dead()) {
+    // What ranks put in place together cannot be done without it.
+    throw IoError(
+        fmt::format("{}: rank {} has died: it was killed, for want of memory perhaps, or has crashed; {}; "
+                    "look into the system's log",
+                    phase(), *dead, left()));
+  }
+  if (deferrals_ == 0)
+    throw StoppedError(fmt::format("{}: stopped by {}; {}", phase(), signal_name(signal), left()));
+  if (last_words_.another_has_spoken()) {
+    // The job has ended, and the signal is the launcher's. What ended it belongs into rank 0's report.
+    last_words_.hear();
+    leave(ExitCode::kStopped);
   }
 }
 

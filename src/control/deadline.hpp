@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "control/last_words.hpp"
+#include "control/neighbours.hpp"
 #include "control/signals.hpp"
 #include "control/this_rank.hpp"
 #include "control/watchdog.hpp"
@@ -20,7 +21,8 @@ namespace weightcast {
 class Deadline {
  public:
   /// `timeout` bounds each phase (the start, one update). All references must outlive this.
-  Deadline(const ThisRank& self, LastWords& last_words, Watchdog& watchdog, std::chrono::seconds timeout);
+  Deadline(const ThisRank& self, const Neighbours& neighbours, LastWords& last_words, Watchdog& watchdog,
+           std::chrono::seconds timeout);
 
   ~Deadline();
   Deadline(const Deadline&) = delete;
@@ -52,8 +54,9 @@ class Deadline {
     DeferLastResort no_last_resort_;
   };
 
-  /// To be called in every polling loop: throws TimeoutError or StoppedError when it is time to; on rank 0
-  /// also ends the job when another rank has reported a failure.
+  /// To be called in every polling loop: throws TimeoutError or StoppedError when it is time to, IoError when
+  /// the launcher ends the job because a rank has died; on rank 0 also ends the job when another rank has
+  /// reported a failure.
   void poll();
 
   /// Any exception as an error; what a library threw with the phase in front.
@@ -69,7 +72,11 @@ class Deadline {
   /// What a phase that is ended leaves.
   std::string_view left() const;
 
+  /// Acts on a signal to stop at once.
+  void stop(int signal);
+
   const ThisRank& self_;
+  const Neighbours& neighbours_;
   LastWords& last_words_;
   Watchdog& watchdog_;
   std::chrono::seconds timeout_;

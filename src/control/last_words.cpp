@@ -23,13 +23,18 @@ using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
 // How long a failing rank waits for rank 0 to print its line.
-constexpr auto kReportGrace = 5s;
+constexpr auto kReportGrace = 1s;
+// How long it takes at most to hear that another has spoken.
+constexpr auto kHearing = 50ms;
+// How long rank 0 waits for a reason why a launcher ends the job.
+constexpr auto kOtherHostGrace = 300ms;
 constexpr int kFailureTag = 2;
 constexpr int kSpokenTag = 3;
-// Ranks wait one second longer each, up to this many, so that they do not speak at once.
-constexpr int kMostStagger = 30;
+// Ranks wait so much longer each, up to that many of them, so that they do not speak at once.
+constexpr auto kStagger = 250ms;
+constexpr int kMostStagger = 100;
 constexpr auto kReportLimit = 60s;
-// How long the word that a rank has spoken may take to leave it: well below that second.
+// How long the word that a rank has spoken may take to leave it: well below that.
 constexpr auto kWordGrace = 100ms;
 // How long the report of a failure may take to be written.
 constexpr auto kHookGrace = 5s;
@@ -40,8 +45,11 @@ bool names_its_culprit(ExitCode code) {
 
 }  // namespace
 
-LastWords::LastWords(const ThisRank& self, Watchdog& watchdog)
-    : self_(self), watchdog_(watchdog), comm_(Communicator::duplicate(self.comm.get())) {}
+LastWords::LastWords(const ThisRank& self, const Neighbours& neighbours, Watchdog& watchdog)
+    : self_(self),
+      neighbours_(neighbours),
+      watchdog_(watchdog),
+      comm_(Communicator::duplicate(self.comm.get())) {}
 
 void LastWords::abort_all(const Error& cause) {
   end_by_oneself();
@@ -49,12 +57,23 @@ void LastWords::abort_all(const Error& cause) {
   watchdog_.watch_rank(self_.rank, "reporting a failure", kReportLimit);
   const Failure mine{error.code(), line_of(error)};
   if (self_.rank == 0) {
-    // When this rank was the one that hung, another has spoken for it in the meantime.
-    report_and_abort(receive_failure().value_or(mine));
+    report_and_abort(better_reason_than(mine).value_or(mine));
   }
   // Rank 0 alone prints, so that ranks failing together still give one line.
   send_failure(mine);
   abort_now(mine.code, mine.line);
+}
+
+std::optional<LastWords::Failure> LastWords::better_reason_than(const Failure& mine) {
+  // When this rank was the one that hung, another has spoken for it in the meantime. When a rank of another
+  // host has died, those of that host see it, and this one only gets the launcher's signal.
+  const auto give_up =
+      Clock::now() + (mine.code == ExitCode::kStopped && !neighbours_.are_all() ? kOtherHostGrace : 0ms);
+  for (;;) {
+    if (auto failure = receive_failure()) return failure;
+    if (Clock::now() >= give_up) return std::nullopt;
+    std::this_thread::sleep_for(1ms);
+  }
 }
 
 void LastWords::hear() {
@@ -63,6 +82,7 @@ void LastWords::hear() {
 }
 
 bool LastWords::another_has_spoken() const {
+  if (neighbours_.have_spoken()) return true;
   int there = 0;
   MPI_Iprobe(MPI_ANY_SOURCE, kSpokenTag, comm_.get(), &there, MPI_STATUS_IGNORE);
   return there != 0;
@@ -88,6 +108,7 @@ void LastWords::report_and_abort(const Failure& failure) {
 }
 
 void LastWords::speak_for_all(const std::string& line) const {
+  if (!neighbours_.take_the_word()) return;
   static constexpr char kWord = 0;
   std::vector<MPI_Request> requests;
   for (int rank = 0; rank < self_.size; ++rank) {
@@ -128,17 +149,20 @@ void LastWords::send_failure(const Failure& failure) {
   MPI_Isend(text.data(), mpi_count(text.size()), MPI_CHAR, 0, kFailureTag, comm_.get(), &request);
   // The launcher may end this rank at any moment now.
   clean_up();
-  // Should rank 0 itself hang, another rank speaks: the lowest, because it waits the shortest.
-  const auto give_up = Clock::now() + kReportGrace + std::min(self_.rank - 1, kMostStagger) * 1s;
-  const bool stopped = failure.code == ExitCode::kStopped;
+  // Should rank 0 itself hang, another rank speaks: the lowest, because it waits the shortest. Where it has
+  // died, at once: the launcher ends them all within a second.
+  const auto give_up = neighbours_.dead() == 0
+                           ? Clock::now() + kHearing + neighbours_.alive_below() * kStagger
+                           : Clock::now() + kReportGrace + std::min(self_.rank - 1, kMostStagger) * kStagger;
+  const bool told_before = hard_stop_signal() != 0;
   bool spoken = false;
   while (Clock::now() < give_up) {
     int done = 0;
     MPI_Test(&request, &done, MPI_STATUS_IGNORE);
-    // The launcher is ending the job: somebody has spoken. A rank that was told to stop cannot know whose
-    // signal it was; it hears the word of the one who spoke.
+    // The launcher is ending the job: somebody has spoken. A rank that was told to stop before cannot know
+    // whose signal it was; it hears the word of the one who spoke.
     spoken = spoken || another_has_spoken();
-    if (!stopped && hard_stop_signal() != 0) leave(failure.code);
+    if (!told_before && hard_stop_signal() != 0) leave(failure.code);
     std::this_thread::sleep_for(1ms);
   }
   if (!spoken) speak_for_all(failure.line);

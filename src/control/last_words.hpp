@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "control/neighbours.hpp"
 #include "control/this_rank.hpp"
 #include "control/watchdog.hpp"
 #include "core/error.hpp"
@@ -15,8 +16,8 @@ namespace weightcast {
 /// whichever hangs, and that it then ends on every rank with that failure's exit code.
 class LastWords {
  public:
-  /// Collective. `self` and `watchdog` must outlive this.
-  LastWords(const ThisRank& self, Watchdog& watchdog);
+  /// Collective. All references must outlive this.
+  LastWords(const ThisRank& self, const Neighbours& neighbours, Watchdog& watchdog);
 
   /// Called on rank 0 with the code and the line of a failure that ends the job, before the process ends.
   void on_abort(std::function<void(ExitCode, const std::string&)> hook) { abort_hook_ = std::move(hook); }
@@ -28,7 +29,7 @@ class LastWords {
   /// On rank 0: ends the job when another rank has reported a failure.
   void hear();
 
-  /// Whether another rank has printed the job's one line.
+  /// Whether another rank has printed the job's one line, as far as this one has heard.
   bool another_has_spoken() const;
 
   /// `rank 3 (host): …`, printable; usage and input errors name their culprit and go without the rank.
@@ -43,15 +44,19 @@ class LastWords {
 
   /// On rank 0: what another rank has reported, if any has.
   std::optional<Failure> receive_failure();
+  /// On rank 0, which has failed itself: the same, of a rank that knows more of it.
+  std::optional<Failure> better_reason_than(const Failure& mine);
   /// Tells rank 0; prints the line should neither rank 0 nor a lower rank have done so in time.
   void send_failure(const Failure& failure);
-  /// Prints the line, and before that tells all others that they need not.
+  /// Prints the line, unless another rank of the host has, and before that tells all others that they need
+  /// not.
   void speak_for_all(const std::string& line) const;
   /// On rank 0: prints the line, unless another rank got tired of waiting and has, and ends the job.
   [[noreturn]] void report_and_abort(const Failure& failure);
   [[noreturn]] void abort_now(ExitCode code, const std::string& line) const;
 
   const ThisRank& self_;
+  const Neighbours& neighbours_;
   Watchdog& watchdog_;
   Communicator comm_;  ///< of its own: words about a failure must not meet an agreement's messages
   std::function<void(ExitCode, const std::string&)> abort_hook_;

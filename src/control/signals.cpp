@@ -79,11 +79,10 @@ void end_who_does_not_listen() {
     const bool told_again = hard_stops > 1 && how && how->at_once_when_told_again && deferrals == 0;
     if (!told_again && (!how || Clock::now() < since + how->grace)) continue;
     if (!is_ended_by(Ender::kLastResort)) return;
-    if (how->speaks) {
-      // It may hang, too, where nobody empties the pipe that it goes into.
-      within(2s, [line = how->line(fmt::format("stopped by {} in the midst of a step",
-                                               signal_name(hard_stop)))] { log_error(line); });
-    }
+    const std::string line =
+        how->line(fmt::format("stopped by {} in the midst of a step", signal_name(hard_stop)));
+    // It may hang, too, where nobody empties the pipe that it goes into.
+    if (!line.empty()) within(2s, [line] { log_error(line); });
     leave(ExitCode::kStopped);
   }
 }

@@ -15,10 +15,9 @@ void watch_signals();
 
 /// How a process ends that does not act on a signal to stop at once.
 struct LastResort {
-  /// Makes the line on stderr, given what the end is: `stopped by SIGTERM in the midst of a step`. Called in
-  /// a thread of its own.
+  /// Makes the line on stderr, given what the end is: `stopped by SIGTERM in the midst of a step`; empty
+  /// where another process of the job speaks. Called in a thread of its own.
   std::function<std::string(const std::string& end)> line;
-  bool speaks = true;  ///< whether there is a line: of a job's ranks one speaks
   bool at_once_when_told_again = true;
   std::chrono::milliseconds grace{};  ///< how long it has to act on the signal
 };

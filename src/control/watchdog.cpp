@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "control/farewell.hpp"
 #include "core/error.hpp"
@@ -35,10 +36,16 @@ Watchdog::Watchdog(const char* name, std::chrono::seconds limit, int rank)
 void Watchdog::watch_rank(int rank, const char* name, std::chrono::seconds limit) {
   const std::scoped_lock lock(mutex_);
   name_ = name;
-  limit_ = staggered(limit, rank);
+  limit_ = at_once_ ? limit : staggered(limit, rank);
   rank_ = rank;
   deadline_ = Clock::now() + limit_;
   changed_.notify_all();
+}
+
+void Watchdog::share_the_word(std::function<bool()> may_speak, bool all) {
+  const std::scoped_lock lock(mutex_);
+  may_speak_ = std::move(may_speak);
+  at_once_ = all;
 }
 
 void Watchdog::run(const std::stop_token& stop) {
@@ -49,7 +56,7 @@ void Watchdog::run(const std::stop_token& stop) {
     if (stop.stop_requested() || Clock::now() < deadline_) continue;
     // The line first: what comes next may meet the file system that hangs. It may hang itself, where nobody
     // empties the pipe that it goes into.
-    if (rank_ < kMostStaggers) {
+    if (may_speak_ ? may_speak_() : rank_ < kMostStaggers) {
       constexpr auto kLineGrace = 2s;
       within(kLineGrace,
              [line = fmt::format("rank {}: {}: has hung for {} s and is ended; look for a rank that died, or "

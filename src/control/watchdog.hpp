@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <mutex>
 #include <thread>
 
@@ -21,6 +22,11 @@ class Watchdog {
   /// behind the other, so that the lowest that hangs speaks first; those behind them end without a line.
   void watch_rank(int rank, const char* name, std::chrono::seconds limit);
 
+  /// From here on the process speaks only where `may_speak` says so, once it comes to that; it is called in
+  /// the watchdog's thread. Where it decides among `all` ranks, they need not be ended one behind the other.
+  /// With nothing it always speaks.
+  void share_the_word(std::function<bool()> may_speak, bool all);
+
  private:
   using Clock = std::chrono::steady_clock;
   void run(const std::stop_token& stop);
@@ -30,6 +36,8 @@ class Watchdog {
   const char* name_;
   std::chrono::seconds limit_;
   int rank_;
+  std::function<bool()> may_speak_;
+  bool at_once_ = false;  ///< one behind the other is not needed
   Clock::time_point deadline_;
   std::jthread thread_;  // last: it ends before what it uses
 };

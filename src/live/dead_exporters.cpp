@@ -1,7 +1,6 @@
 #include "live/dead_exporters.hpp"
 
 #include <fmt/format.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -9,7 +8,6 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <string_view>
 #include <vector>
 
@@ -19,6 +17,7 @@
 #include "core/units.hpp"
 #include "live/folder.hpp"
 #include "live/open_block.hpp"
+#include "sys/process.hpp"
 
 namespace weightcast {
 
@@ -95,19 +94,6 @@ void remove_manifest(const Manifest& manifest) {
   fs::remove(aside, error);
 }
 
-/// Whether there is a process of that number that has not ended: one whose parent has yet to hear of its end
-/// has no memory and no locks any more.
-bool runs(std::int64_t process) {
-  if (::kill(static_cast<pid_t>(process), 0) != 0 && errno == ESRCH) return false;
-  std::ifstream file(fmt::format("/proc/{}/stat", process));
-  std::string text;
-  std::getline(file, text);
-  // `123 (a name) Z …`; a name may have parentheses.
-  const std::size_t name = text.rfind(')');
-  return name == std::string::npos || name + 2 >= text.size() ||
-         (text[name + 2] != 'Z' && text[name + 2] != 'X');
-}
-
 const char* why_not_seen(Reach reach) {
   switch (reach) {
     case Reach::kOtherHost:
@@ -136,7 +122,7 @@ void clean_manifest(const Manifest& manifest, Cleaning& cleaning) {
   if (life == Life::kLives) return;
   if (life == Life::kUnknown) return keep("of an exporter whose control block is not readable: try again");
   // Without its block nobody can say whether the exporter has closed or lost its memory.
-  if (!there && runs(manifest.pid)) {
+  if (!there && is_running(manifest.pid)) {
     return keep(fmt::format("without shared memory, but a process {} lives: stop it", manifest.pid));
   }
   // The manifest last: where this is cut short, the next one finds it.

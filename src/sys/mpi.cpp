@@ -14,8 +14,14 @@ void check_mpi(int status, const char* call, std::source_location where) {
   std::array<char, MPI_MAX_ERROR_STRING> text{};
   int length = 0;
   MPI_Error_string(status, text.data(), &length);
-  throw InternalError(std::string(call) + ": " + std::string(text.data(), static_cast<std::size_t>(length)),
-                      where);
+  const std::string line =
+      std::string(call) + ": " + std::string(text.data(), static_cast<std::size_t>(length));
+  int kind = MPI_ERR_UNKNOWN;
+  MPI_Error_class(status, &kind);
+  // Whether the network or a process failed, or the program asked for nonsense.
+  if (kind == MPI_ERR_OTHER || kind == MPI_ERR_INTERN || kind == MPI_ERR_UNKNOWN || kind == MPI_ERR_NO_MEM)
+    throw IoError("MPI failed: " + line + "; look at the network, and at what the launcher says");
+  throw InternalError(line, where);
 }
 
 int mpi_count(std::size_t count, std::source_location where) {

@@ -11,7 +11,8 @@
 
 namespace weightcast {
 
-/// Throws InternalError with MPI's own text unless `status` is MPI_SUCCESS. `call` names what was called.
+/// Throws IoError with MPI's own text unless `status` is MPI_SUCCESS, InternalError where the program has
+/// asked for what MPI does not do. `call` names what was called.
 void check_mpi(int status, const char* call, std::source_location where = std::source_location::current());
 
 // A macro, because the text of the call belongs into the message.
