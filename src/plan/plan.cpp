@@ -10,6 +10,7 @@
 #include "core/error.hpp"
 #include "core/hash.hpp"
 #include "core/units.hpp"
+#include "plan/batches.hpp"
 #include "plan/buckets.hpp"
 #include "plan/division.hpp"
 #include "plan/proof.hpp"
@@ -80,6 +81,20 @@ std::uint64_t hash_plan(const Plan& plan, const Family& family) {
     hasher.add(bucket.bytes);
   }
   return hasher.digest();
+}
+
+/// Of the bytes that trainers hand to somebody, the share of those that somebody else gets.
+double travelling_share(const Plan& plan, const std::vector<std::vector<Piece>>& by_trainer) {
+  double all = 0;  // not whole numbers: a file may speak of a model of any size
+  double travelling = 0;
+  for (std::uint32_t root = 0; root < by_trainer.size(); ++root) {
+    for (const Piece& piece : by_trainer[root]) {
+      const auto bytes = static_cast<double>(plan.wire[piece.tensor].bytes(piece.box));
+      all += bytes;
+      if (plan.travels({root, piece.destinations})) travelling += bytes;
+    }
+  }
+  return all > 0 ? travelling / all : 0;
 }
 
 }  // namespace
@@ -154,8 +169,10 @@ Plan make_plan(const Family& family, const Topology& topology, const Limits& lim
   plan.destinations = routing.destinations;
   plan.wire = routing.wire;
   plan.scopes = routing.scopes;
-  fill_buckets(catalog, divide_among_trainers(catalog, routing, topology.trainers, topology.source_split),
-               plan);
+  const std::vector<std::vector<Piece>> by_trainer =
+      divide_among_trainers(catalog, routing, topology.trainers, topology.source_split);
+  plan.limits = divided_for_peers(topology, limits, travelling_share(plan, by_trainer));
+  fill_buckets(catalog, by_trainer, plan);
   for (const Bucket& bucket : plan.buckets) {
     plan.slot_bytes = std::max(plan.slot_bytes, round_up(bucket.bytes, kSegmentAlignment));
   }

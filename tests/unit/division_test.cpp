@@ -104,20 +104,24 @@ std::set<std::int64_t> takers(const Plan& plan, const Bucket& bucket) {
   return result;
 }
 
-/// How often a rank takes part at most, and whether a root comes twice.
+/// How often a rank takes part at most, in what travels and in all, and whether a root comes twice.
 struct Load {
   std::int64_t most = 0;
+  std::int64_t most_of_all = 0;
   bool root_twice = false;
 };
 
 Load load_of(const Plan& plan, std::uint32_t first, std::uint32_t last) {
   Load load;
   std::map<std::int64_t, std::int64_t> times;
+  std::map<std::int64_t, std::int64_t> travelling;
   std::set<std::uint32_t> roots;
   for (std::uint32_t b = first; b < last; ++b) {
     load.root_twice |= !roots.insert(plan.buckets[b].root).second;
-    for (const std::int64_t rank : takers(plan, plan.buckets[b]))
-      load.most = std::max(load.most, ++times[rank]);
+    for (const std::int64_t rank : takers(plan, plan.buckets[b])) {
+      load.most_of_all = std::max(load.most_of_all, ++times[rank]);
+      if (plan.travels(plan.buckets[b])) load.most = std::max(load.most, ++travelling[rank]);
+    }
   }
   return load;
 }
@@ -142,7 +146,8 @@ TEST(Groups, TravelAtOnceWithinHalfOfTheStaging) {
             ASSERT_LT(starts[group], starts[group + 1]);
             const Load load = load_of(plan, starts[group], starts[group + 1]);
             EXPECT_LE(load.most, half);
-            EXPECT_FALSE(load.root_twice);
+            EXPECT_LE(load.most_of_all, buffers);
+            EXPECT_TRUE(colocate || !load.root_twice);
           }
         }
       }
@@ -157,6 +162,58 @@ TEST(Groups, ColocatedRanksSendAtOnce) {
   const Plan plan = make_plan(*family, topology_of(0, "tp=2,ep=2", true), limits);
   // Two ranks, each a root: with room for two buckets on each of them nearly all travel in pairs.
   EXPECT_LE(concurrent_batches(plan).size(), plan.buckets.size() * 2 / 3);
+}
+
+TEST(Groups, ColocatedRanksSendToAllTheirPeersAtOnce) {
+  constexpr std::uint32_t kRanks = 4;
+  constexpr std::uint32_t kRounds = 5;
+  Plan plan;
+  plan.topology = topology_of(0, "tp=4,ep=4", true);
+  plan.limits.buffers = 12;
+  for (std::int64_t c = 0; c < kRanks; ++c) plan.destinations.push_back({c});
+  // In each round what a rank hands to itself, and then to each of its peers.
+  for (std::uint32_t round = 0; round < kRounds; ++round) {
+    for (std::uint32_t distance = 0; distance < kRanks; ++distance) {
+      for (std::uint32_t root = 0; root < kRanks; ++root) {
+        Bucket bucket;
+        bucket.root = root;
+        bucket.destinations = (root + distance) % kRanks;
+        plan.buckets.push_back(bucket);
+      }
+    }
+  }
+  const std::vector<std::uint32_t> starts = concurrent_batches(plan);
+  ASSERT_EQ(starts.size(), kRounds + 1);
+  for (std::size_t group = 0; group < kRounds; ++group) {
+    std::set<std::pair<std::uint32_t, std::uint32_t>> pairs;
+    for (std::uint32_t b = starts[group]; b < starts[group + 1]; ++b) {
+      if (plan.travels(plan.buckets[b])) pairs.emplace(plan.buckets[b].root, plan.buckets[b].destinations);
+    }
+    EXPECT_EQ(pairs.size(), kRanks * (kRanks - 1)) << group;
+  }
+}
+
+TEST(Groups, StagingIsDividedForPeers) {
+  constexpr std::int64_t kMiB = std::int64_t{1} << 20;
+  const auto divided = [&](const char* engine, bool colocate, std::int64_t bucket, std::int64_t buffers,
+                           double share) {
+    Limits limits;
+    limits.bucket_bytes = bucket * kMiB;
+    limits.buffers = buffers;
+    const Limits result = divided_for_peers(topology_of(1, engine, colocate), limits, share);
+    EXPECT_LE(result.buffers * result.bucket_bytes, limits.buffers * limits.bucket_bytes);
+    return std::pair(result.bucket_bytes / kMiB, result.buffers);
+  };
+  using Pair = std::pair<std::int64_t, std::int64_t>;
+  EXPECT_EQ(divided("tp=2", true, 256, 3, 0.5), Pair(192, 4));
+  EXPECT_EQ(divided("tp=4", true, 256, 3, 0.75), Pair(64, 12));
+  EXPECT_EQ(divided("tp=4", true, 512, 8, 0.75), Pair(341, 12));
+  EXPECT_EQ(divided("tp=8", true, 256, 3, 0.9), Pair(64, 12));
+  // Little travels, or nobody is both; or buckets are as small as pieces already.
+  EXPECT_EQ(divided("tp=4", true, 256, 3, 0.1), Pair(256, 3));
+  EXPECT_EQ(divided("tp=4", false, 256, 3, 1), Pair(256, 3));
+  EXPECT_EQ(divided("tp=4", true, 64, 3, 0.75), Pair(64, 3));
+  EXPECT_EQ(divided("tp=4", true, 128, 16, 0.75), Pair(128, 16));
 }
 
 }  // namespace
