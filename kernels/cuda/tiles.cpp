@@ -47,10 +47,10 @@ void append_tiles(std::span<const DigestBox> boxes, std::uint32_t first, std::ve
   for (std::uint32_t i = 0; i < boxes.size(); ++i) {
     const Box& box = boxes[i].box;
     const bool swapped = swaps_axes(boxes[i]);
-    const std::int64_t rows = swapped ? box.cols : box.rows;
-    const std::int64_t strips = DigestTile::strips(swapped ? box.rows : box.cols, boxes[i].element_bytes);
-    const std::int64_t chunks = (rows + DigestTile::kRows - 1) / DigestTile::kRows * strips;
-    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) tiles.push_back({first + i, chunk_number(chunk)});
+    const DigestCut cut(swapped ? box.cols : box.rows,
+                        (swapped ? box.rows : box.cols) * boxes[i].element_bytes);
+    for (std::int64_t chunk = 0; chunk < cut.count; ++chunk)
+      tiles.push_back({first + i, chunk_number(chunk)});
   }
 }
 

@@ -53,17 +53,36 @@ inline bool swaps_axes(const DigestBox& box) {
 /// Appends the tiles of `program`; its first move has number `first`.
 void append_tiles(std::span<const Move> program, std::uint32_t first, std::vector<Tile>& tiles);
 
-/// The unit of work of a warp that computes digests: a strip of columns of some rows of one box.
-struct DigestTile {
-  static constexpr std::int64_t kStripBytes = 512;
-  static constexpr std::int64_t kRows = 128;
+/// How a box of `rows` rows of `row_bytes` bytes is cut for warps that compute digests: into strips of
+/// columns, about equally wide, of some rows.
+struct DigestCut {
+  static constexpr std::int64_t kUnitBytes = 64;  ///< strips are a multiple of that wide
+  static constexpr std::int64_t kStripBytes = 256;
+  static constexpr std::int64_t kUnitRows = 32;
+  static constexpr std::int64_t kRows = 256;
 
+  std::int64_t strips = 0;
+  std::int64_t strip_bytes = kUnitBytes;
+  std::int64_t rows_each = kUnitRows;
+  std::int64_t count = 0;  ///< chunks: of rows × strips
+
+  constexpr DigestCut() = default;
+  constexpr DigestCut(std::int64_t rows, std::int64_t row_bytes) {
+    if (rows == 0 || row_bytes == 0) return;
+    const auto parts = [](std::int64_t whole, std::int64_t most) { return (whole + most - 1) / most; };
+    const std::int64_t units = parts(row_bytes, kUnitBytes);
+    strip_bytes = parts(units, parts(row_bytes, kStripBytes)) * kUnitBytes;
+    strips = parts(row_bytes, strip_bytes);
+    const std::int64_t row_units = parts(rows, kUnitRows);
+    rows_each = parts(row_units, parts(rows, kRows)) * kUnitRows;
+    count = parts(rows, rows_each) * strips;
+  }
+};
+
+/// The unit of work of a warp that computes digests.
+struct DigestTile {
   std::uint32_t box = 0;
   std::uint32_t chunk = 0;  ///< row chunk × strips + strip
-
-  static constexpr std::int64_t strips(std::int64_t cols, std::int64_t element_bytes) {
-    return (cols * element_bytes + kStripBytes - 1) / kStripBytes;
-  }
 };
 
 /// Appends the tiles of `boxes`; the first has number `first`.

@@ -150,7 +150,8 @@ class BenchJob {
                      !options_.no_verify);
     }
     if (on_gpu()) {
-      gpu_.emplace(control_, session, source_.get(), from_trainers() ? GpuParts::kWire : GpuParts::kAll);
+      gpu_.emplace(control_, session, source_.get(), job_.report().sent_bytes,
+                   from_trainers() ? GpuParts::kWire : GpuParts::kAll);
       return;
     }
     if (from_trainers()) {
@@ -219,11 +220,16 @@ class BenchJob {
     return most[0];
   }
 
-  /// What an update is compared with: NCCL at the same bucket size, MPI at the best size; nothing when no
-  /// byte has anywhere to go.
+  /// What an update is compared with: over NCCL its own transfers, over MPI broadcasts of the best size;
+  /// nothing when no byte has anywhere to go.
   const Measured* bound() const {
-    if (gpu_) return gpu_->wires().empty() ? nullptr : &gpu_->wires().front();
+    if (gpu_) return gpu_->transfers().seconds.empty() ? nullptr : &gpu_->transfers();
     return &fastest(mpi_->broadcasts());
+  }
+  /// One link: NCCL's broadcasts at the same bucket size, or the same.
+  const Measured* link() const {
+    if (gpu_) return gpu_->wires().empty() ? nullptr : &gpu_->wires().front();
+    return bound();
   }
 
   void report() {
@@ -235,8 +241,8 @@ class BenchJob {
     control_.agreement.together([&] {
       if (picture_) picture_->write(bench_picture(figures(wire)));
     });
-    if (wire == nullptr) return;
-    const double achieved = busiest_gb_s() / wire->gb_s();
+    if (link() == nullptr) return;
+    const double achieved = busiest_gb_s() / link()->gb_s();
     control_.agreement.together([&] {
       if (achieved >= options_.min_achieved) return;
       throw InternalError(
@@ -271,8 +277,9 @@ class BenchJob {
     }
     if (wire != nullptr && busiest_bytes() > 0) {
       figures.wire = {wire->what, wire->median_seconds(), wire->bytes, wire->gb_s()};
-      const double seconds = static_cast<double>(busiest_bytes()) / wire->gb_s() / 1e9;
-      figures.bound = {"bound: the busiest link", seconds, busiest_bytes(), wire->gb_s()};
+      const double rate = link() == nullptr ? wire->gb_s() : link()->gb_s();
+      const double seconds = static_cast<double>(busiest_bytes()) / rate / 1e9;
+      figures.bound = {"bound: the busiest link", seconds, busiest_bytes(), rate};
     }
     const auto add_stage = [&](const char* name, double UpdateSeconds::*stage) {
       Measured all{name, {}, 0};
@@ -312,6 +319,7 @@ class BenchJob {
     };
     std::vector<const Measured*> rows;
     for (const Measured& m : gpu_ ? gpu_->wires() : mpi_->broadcasts()) rows.push_back(&m);
+    if (gpu_) rows.push_back(&gpu_->transfers());
     if (mpi_ && !mpi_->with_copies().empty()) rows.push_back(&fastest(mpi_->with_copies()));
     rows.push_back(&plain_);
     rows.push_back(&verified_);
@@ -353,6 +361,7 @@ class BenchJob {
     };
     if (gpu_) {
       add_all(gpu_->wires());
+      add(gpu_->transfers());
       add_all(gpu_->device());
     }
     if (mpi_) {

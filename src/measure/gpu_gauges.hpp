@@ -32,6 +32,10 @@ class GpuGauges {
   virtual void broadcast(const std::vector<int>& members, bool root, std::int64_t bytes,
                          std::int64_t step) = 0;
 
+  /// All transfers of an update, in its order and beside each other as there, of whatever is in staging.
+  /// Collective; returns when this rank's part is done.
+  virtual void transfer() = 0;
+
   /// How many thread blocks a kernel has: as many as in an update, or as many as the device holds at once.
   enum class Grid : std::uint8_t { kUpdate, kWholeDevice };
 

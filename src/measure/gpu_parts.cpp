@@ -11,8 +11,10 @@
 
 namespace weightcast {
 
-GpuParts::GpuParts(Control& control, const Session& session, Source* source, Parts parts)
+GpuParts::GpuParts(Control& control, const Session& session, Source* source, std::int64_t sent_bytes,
+                   Parts parts)
     : control_(control), session_(session) {
+  transfers_.bytes = sent_bytes;
   control.agreement.together([&] {
     gauges_ = make_gpu_gauges(session.pipeline(), session.rank_plan(),
                               *session.memory().allocations().front(), source, parts == kWire);
@@ -67,6 +69,7 @@ GpuParts::GpuParts(Control& control, const Session& session, Source* source, Par
 
 void GpuParts::measure() {
   for (std::size_t i = 0; i < steps_.size(); ++i) wires_[i].seconds.push_back(broadcast(steps_[i]));
+  if (session_.plan().wire_bytes() > 0) transfers_.seconds.push_back(together([&] { gauges_->transfer(); }));
   if (device_.empty()) return;
   using enum GpuGauges::Grid;
   note(device_[0], gauges_->copy_seconds());
@@ -79,11 +82,20 @@ void GpuParts::measure() {
 }
 
 double GpuParts::broadcast(std::int64_t step) {
-  using Clock = std::chrono::steady_clock;
   const bool member = std::find(members_.begin(), members_.end(), control_.rank()) != members_.end();
+  return together([&] {
+    if (member) {
+      gauges_->broadcast(members_, control_.rank() == members_.front(), wires_.front().bytes, step);
+    }
+  });
+}
+
+template <typename Work>
+double GpuParts::together(Work work) {
+  using Clock = std::chrono::steady_clock;
   control_.agreement.together([] {});
   const auto start = Clock::now();
-  if (member) gauges_->broadcast(members_, control_.rank() == members_.front(), wires_.front().bytes, step);
+  work();
   control_.agreement.together([] {});
   std::array<double, 1> slowest{std::chrono::duration<double>(Clock::now() - start).count()};
   control_.agreement.maximum(std::span<double>(slowest));

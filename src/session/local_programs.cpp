@@ -59,12 +59,14 @@ LocalPrograms compile_local(const RankPlan& rank_plan, const Schedule& schedule,
     if (schedule.local(k)) {
       const RankBucket& bucket = rank_plan.buckets[k];
       for (std::uint32_t i = 0; i < bucket.moves; ++i) {
-        const Move from = place(rank_plan.checks[bucket.first_check + i].digest);
+        const std::uint32_t segment = rank_plan.checks[bucket.first_check + i].digest;
+        const Move from = place(segment);
         Move move = rank_plan.moves[bucket.first_move + i];
         move.staging = from.offset;
         move.staging_pitch = from.pitch;
         if (from.op != MoveOp::kBF16ToF32) {
           local.moves.push_back(move);
+          local.segments.push_back(segment);
           continue;
         }
         // Both are where values lie: what would be widened into staging is widened into the parameter.
@@ -72,6 +74,7 @@ LocalPrograms compile_local(const RankPlan& rank_plan, const Schedule& schedule,
         move.op = move.op == MoveOp::kNegatedExp ? MoveOp::kNegatedExpOfBF16 : from.op;
         move.row_bytes /= 2;
         add_widening(move, wide_bytes, local.moves);
+        local.segments.resize(local.moves.size(), segment);
       }
       for (const QuantMove& quant : rank_plan.quant_program(bucket)) {
         const Move from = place(quant.segment);

@@ -16,6 +16,7 @@ namespace weightcast {
 /// would unpack these buckets from staging, reading the weights themselves instead.
 struct LocalPrograms {
   std::vector<Move> moves;                  ///< their staging side is the buffer of the weights
+  std::vector<std::uint32_t> segments;      ///< of the plan, by move
   std::vector<ProgramRange> move_programs;  ///< by bucket of the rank plan; empty where it is not local
   std::vector<QuantMove> quants;            ///< their values are in source buffer 0
   std::vector<ProgramRange> quant_programs;

@@ -41,12 +41,18 @@ std::vector<bool> staged_buckets(const Plan& plan, const RankPlan& rank_plan, bo
 }  // namespace
 
 Schedule::Schedule(const Plan& plan, const RankPlan& rank_plan, bool resident)
-    : buckets_(rank_plan.buckets.size()),
-      batches_(batches_of(plan, rank_plan)),
+    : batches_(batches_of(plan, rank_plan)),
       slots_(staged_buckets(plan, rank_plan, resident), static_cast<std::size_t>(plan.limits.buffers)) {
-  std::size_t first = 0;
-  while (first < buckets_ && local(first)) ++first;
-  if (first < buckets_) first_staged_ = first;
+  for (const Batch batch : batches_) {
+    for (std::size_t k = batch.first; k < batch.last; ++k) {
+      if (local(k)) continue;
+      if (first_staged_ == StagingSlots::kNone) {
+        first_staged_ = k;
+        first_batch_ = batch;
+      }
+      last_batch_ = batch;
+    }
+  }
 }
 
 }  // namespace weightcast

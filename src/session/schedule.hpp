@@ -33,16 +33,20 @@ class Schedule {
   /// The first bucket that is not local; StagingSlots::kNone where all are.
   std::size_t first_staged() const { return first_staged_; }
 
-  /// Nothing travels yet while bucket k is packed.
-  bool packed_alone(std::size_t k) const { return k == 0; }
-  /// Nothing travels any more while bucket k is unpacked.
-  bool unpacked_alone(std::size_t k) const { return k + 1 == buckets_; }
+  /// Nothing of this rank travels yet while bucket k is packed: it is of the first batch with one that does.
+  bool packed_alone(std::size_t k) const { return k < first_batch_.last; }
+  /// Nothing travels any more while bucket k is unpacked: it is of the last such batch. Or nothing ever does.
+  bool unpacked_alone(std::size_t k) const {
+    return first_staged_ == StagingSlots::kNone || (!local(k) && k >= last_batch_.first);
+  }
 
  private:
-  std::size_t buckets_;
   std::vector<Batch> batches_;
   StagingSlots slots_;
   std::size_t first_staged_ = StagingSlots::kNone;
+  // With something that is not local.
+  Batch first_batch_;
+  Batch last_batch_;
 };
 
 }  // namespace weightcast

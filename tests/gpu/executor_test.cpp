@@ -312,6 +312,112 @@ TEST_P(CudaExecutor, DigestsAreTheHosts) {
   }
 }
 
+/// Boxes of one buffer and the moves that bring them elsewhere: some of what can be moved 16 bytes at once,
+/// some not, and every seventh move has no digest.
+struct RandomDigestedMoves {
+  std::vector<Move> moves;
+  std::vector<DigestBox> boxes;
+  std::vector<std::int64_t> box_of_move;
+  std::int64_t read_bytes = 0;
+  std::int64_t written_bytes = 0;
+
+  RandomDigestedMoves(Random& random, CudaDigestedMoves::Into into) {
+    const std::int64_t count = random.between(1, 30);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t unit = random.one_in(4) ? 2 : 16;
+      const std::int64_t element = std::int64_t{1} << random.between(1, 3);
+      const std::int64_t rows = random.one_in(3) ? 1 : random.between(1, 600);
+      const std::int64_t row_bytes = std::max(element, unit) * random.between(1, random.one_in(3) ? 300 : 40);
+      const std::int64_t pitch = row_bytes + unit * random.between(0, 5);
+      const std::int64_t from = (read_bytes + unit - 1) / unit * unit;
+      std::int64_t to = (written_bytes + unit - 1) / unit * unit;
+      read_bytes = from + rows * pitch;
+      Move move;
+      move.rows = rows;
+      move.row_bytes = row_bytes;
+      if (into == CudaDigestedMoves::Into::kStaging) {
+        move.offset = from;
+        move.pitch = pitch;
+        move.staging = to;
+        if (random.one_in(2)) move.staging_pitch = row_bytes + unit * random.between(0, 3);
+        written_bytes = to + rows * move.staging_step();
+      } else {
+        move.staging = from;
+        move.staging_pitch = pitch;
+        move.pitch = row_bytes + unit * random.between(0, 3);
+        std::int64_t bytes = rows * move.pitch;
+        if (random.one_in(2)) {
+          // As experts in blocks of K, their rows in a shuffled order.
+          move.layout.unit_bits = static_cast<std::uint8_t>(random.between(4, 7));
+          move.layout.bits[0] = 1;
+          move.layout.bits[1] = 2;
+          const std::int64_t block = move.layout.unit_bytes();
+          move.layout.step[0] = 4 * block;
+          move.layout.step[1] = block;
+          move.layout.step[3] = 8 * block;
+          move.row = random.between(0, 9);
+          move.byte = unit * random.between(0, 9);
+          move.layout.unit_step = (move.row + rows + 7) / 8 * 8 * block;
+          bytes = (move.byte + row_bytes + block) / block * move.layout.unit_step;
+          to = (to + 15) / 16 * 16;
+        }
+        move.offset = to;
+        written_bytes = to + bytes;
+      }
+      box_of_move.push_back(i % 7 == 6 ? -1 : std::ssize(boxes));
+      moves.push_back(move);
+      DigestBox box{from,
+                    pitch,
+                    {random.between(0, 1000), rows, random.between(0, 1000), row_bytes / element},
+                    static_cast<std::uint64_t>(i) + 77,
+                    0,
+                    0,
+                    static_cast<std::uint8_t>(element)};
+      if (box_of_move.back() >= 0) boxes.push_back(box);
+    }
+  }
+};
+
+TEST_P(CudaExecutor, MovesThatDigestWhatTheyReadAreMovesAndDigests) {
+  WEIGHTCAST_NEEDS_GPUS(1);
+  Random random(6);
+  const auto host = make_host_executor();
+  for (int round = 0; round < 60; ++round) {
+    SCOPED_TRACE(round);
+    const bool packs = round % 2 == 0;
+    const auto into = packs ? CudaDigestedMoves::Into::kStaging : CudaDigestedMoves::Into::kBuffers;
+    const RandomDigestedMoves all(random, into);
+    const Twin source(random.bytes(all.read_bytes));
+    // What no move writes stays as it was.
+    Twin target(random.bytes(all.written_bytes));
+    const Twin results(Bytes(all.boxes.size() * sizeof(std::uint64_t)));
+    auto* const sums = reinterpret_cast<std::uint64_t*>(results.device());
+    std::byte* const from = source.device();
+    std::byte* const to = target.device();
+    const auto count = static_cast<std::uint32_t>(all.moves.size());
+    const auto boxes = static_cast<std::uint32_t>(all.boxes.size());
+    const std::vector<ProgramRange> moves{{0, count / 2}, {count / 2, count - count / 2}};
+    // The first box of the second program.
+    std::uint32_t cut = 0;
+    for (std::uint32_t i = 0; i < count / 2; ++i) cut += all.box_of_move[i] >= 0 ? 1 : 0;
+    const std::vector<ProgramRange> digests{{0, cut}, {cut, boxes - cut}};
+    const CudaDigestedMoves programs(into, {all.moves, moves, all.boxes, digests, all.box_of_move},
+                                     {packs ? &from : &to, 1}, {&from, 1});
+    for (std::size_t p = 0; p < 2; ++p) {
+      programs.run(p, packs ? to : from, sums, blocks(), nullptr);
+      programs.run_rest(p, sums, blocks(), nullptr);
+    }
+    const std::byte* const read = source.host.data();
+    std::byte* const written = target.host.data();
+    packs ? host->pack(all.moves, {&read, 1}, written) : host->unpack(all.moves, read, {&written, 1});
+    ASSERT_TRUE(target.download() == target.host);
+    std::vector<std::uint64_t> expected(all.boxes.size());
+    host->digest(all.boxes, {&read, 1}, expected);
+    const Bytes found = results.download();
+    ASSERT_EQ(std::memcmp(found.data(), expected.data(), found.size()), 0);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Grids, CudaExecutor, ::testing::Values(1, 33, 1000));
 
 TEST(CudaSynthetic, FillsWhatTheHostFills) {

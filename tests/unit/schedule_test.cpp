@@ -159,11 +159,30 @@ void expect_groups(const Plan& plan, const RankPlan& rank_plan, const Schedule& 
   EXPECT_EQ(found, in_order);
 }
 
+/// Alone is what is packed for the first transfers and what the last ones bring; what stays, where there are
+/// none.
 void expect_alone(const RankPlan& rank_plan, const Schedule& schedule) {
-  for (std::size_t k = 0; k < rank_plan.buckets.size(); ++k) {
-    EXPECT_EQ(schedule.packed_alone(k), &rank_plan.buckets[k] == &rank_plan.buckets.front());
-    EXPECT_EQ(schedule.unpacked_alone(k), &rank_plan.buckets[k] == &rank_plan.buckets.back());
+  const auto transfers = [&](Schedule::Batch batch) {
+    bool any = false;
+    for (std::size_t k = batch.first; k < batch.last; ++k) any = any || !schedule.local(k);
+    return any;
+  };
+  std::size_t before = 0;  // batches with transfers
+  std::size_t all = 0;
+  for (const Schedule::Batch batch : schedule.batches()) all += transfers(batch) ? 1 : 0;
+  for (const Schedule::Batch batch : schedule.batches()) {
+    const bool travels = transfers(batch);
+    for (std::size_t k = batch.first; k < batch.last; ++k) {
+      if (!schedule.local(k)) {
+        EXPECT_EQ(schedule.packed_alone(k), before == 0) << k;
+        EXPECT_EQ(schedule.unpacked_alone(k), before + 1 == all) << k;
+      } else {
+        EXPECT_EQ(schedule.unpacked_alone(k), all == 0) << k;
+      }
+    }
+    before += travels ? 1 : 0;
   }
+  ASSERT_LE(before, rank_plan.buckets.size());
 }
 
 void expect_sound(const Plan& plan, const RankPlan& rank_plan, std::int64_t rank, bool resident) {

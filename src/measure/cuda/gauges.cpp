@@ -3,13 +3,16 @@
 #include <algorithm>
 
 #include "measure/cuda/device_time.hpp"
-#include "session/cuda/cuda_pipeline.hpp"
 
 namespace weightcast {
 
-CudaGauges::CudaGauges(const CudaStages& stages, const RankPlan& rank_plan, Memory& parameters,
+CudaGauges::CudaGauges(CudaPipeline& pipeline, const RankPlan& rank_plan, Memory& parameters,
                        const ResidentSource* source, bool own_wire)
-    : stages_(stages), rank_plan_(rank_plan), parameters_(parameters), source_(source) {
+    : pipeline_(pipeline),
+      stages_(pipeline.stages()),
+      rank_plan_(rank_plan),
+      parameters_(parameters),
+      source_(source) {
   constexpr std::int64_t kGiB = std::int64_t{1} << 30;
   if (own_wire) wire_ = DeviceBuffer(kGiB, "what travels while the wire is measured");
 }
@@ -75,7 +78,7 @@ double CudaGauges::digest_seconds(Grid grid) {
     for (std::size_t k = 0; k < rank_plan_.buckets.size(); ++k) {
       const RankBucket& bucket = rank_plan_.buckets[k];
       if (bucket.root && source_ != nullptr) {
-        stages_.digests.run_sent(k, *source_, true, blocks(grid), stream_.get());
+        stages_.digests.run_sent(k, *source_, ResidentSource::Digests::kAll, blocks(grid), stream_.get());
       }
       if (bucket.destination) stages_.digests.run_written(k, blocks(grid), stream_.get());
     }
@@ -98,7 +101,7 @@ std::int64_t CudaGauges::copy_bytes() const {
 
 std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& pipeline, const RankPlan& rank_plan, Memory& parameters,
                                            Source* source, bool own_wire) {
-  return std::make_unique<CudaGauges>(dynamic_cast<CudaPipeline&>(pipeline).stages(), rank_plan, parameters,
+  return std::make_unique<CudaGauges>(dynamic_cast<CudaPipeline&>(pipeline), rank_plan, parameters,
                                       source == nullptr ? nullptr : source->resident(), own_wire);
 }
 

@@ -6,7 +6,7 @@
 
 #include "measure/gpu_gauges.hpp"
 #include "memory/device_buffer.hpp"
-#include "session/cuda/cuda_stages.hpp"
+#include "session/cuda/cuda_pipeline.hpp"
 #include "source/cuda/resident_source.hpp"
 #include "sys/cuda.hpp"
 
@@ -14,7 +14,7 @@ namespace weightcast {
 
 class CudaGauges final : public GpuGauges {
  public:
-  CudaGauges(const CudaStages& stages, const RankPlan& rank_plan, Memory& parameters,
+  CudaGauges(CudaPipeline& pipeline, const RankPlan& rank_plan, Memory& parameters,
              const ResidentSource* source, bool own_wire);
 
   std::int64_t device_bytes() const override;
@@ -22,6 +22,7 @@ class CudaGauges final : public GpuGauges {
   std::int64_t wire_room(bool root) const override;
   void open_wire(const std::vector<int>& members) override;
   void broadcast(const std::vector<int>& members, bool root, std::int64_t bytes, std::int64_t step) override;
+  void transfer() override { pipeline_.transfer_staging(source_ != nullptr); }
   double pack_seconds(Grid grid) override;
   double unpack_seconds(Grid grid) override;
   double digest_seconds(Grid grid) override;
@@ -35,6 +36,7 @@ class CudaGauges final : public GpuGauges {
   /// Weights and parameters are other processes' then.
   bool own_wire() const { return wire_.bytes() > 0; }
 
+  CudaPipeline& pipeline_;
   const CudaStages& stages_;
   const RankPlan& rank_plan_;
   Memory& parameters_;

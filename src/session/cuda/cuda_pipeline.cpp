@@ -73,11 +73,19 @@ std::exception_ptr CudaPipeline::run(Source* source, std::span<const GlobalScale
   return failure;
 }
 
+void CudaPipeline::transfer_staging(bool resident) {
+  const Schedule& schedule = resident ? resident_schedule_ : host_schedule_;
+  stages_.wire.begin(false);
+  for (const Schedule::Batch batch : schedule.batches()) stages_.wire.enqueue(schedule, batch);
+  stages_.wire.transport().wait();
+}
+
 template <typename Work>
 void CudaPipeline::for_each_stream(Work work) {
   work(stages_.pack.stream());
   work(stages_.unpack.stream());
   work(stages_.local.stream());
+  work(stages_.digests.local_stream());
   for (const CudaStream& stream : stages_.wire.streams()) work(stream.get());
 }
 
@@ -111,9 +119,10 @@ void CudaPipeline::enqueue_batch(Schedule::Batch batch) {
 }
 
 void CudaPipeline::enqueue_local(std::size_t k) {
-  stages_.local.enqueue(k, arrival_blocks(k));
-  stages_.digests.enqueue_sent(k, false);
-  stages_.digests.enqueue_written(k, stages_.local.stream(), arrival_blocks(k));
+  stages_.local.enqueue(k, stages_.digests.sent(), arrival_blocks(k));
+  stages_.digests.enqueue_sent(k, &stages_.local, arrival_blocks(k));
+  stages_.digests.enqueue_written(k, stages_.local.stream(), arrival_blocks(k),
+                                  stages_.digests.local_stream());
 }
 
 void CudaPipeline::enqueue_departure(std::size_t k) {
@@ -126,7 +135,7 @@ void CudaPipeline::enqueue_departure(std::size_t k) {
   const ThreadBlocks& blocks = stages_.blocks;
   if (free != nullptr) free->hold(stages_.pack.stream());
   stages_.pack.enqueue(k, slot, schedule_->packed_alone(k) ? blocks.alone : blocks.beside_transfers);
-  stages_.digests.enqueue_sent(k, true);
+  stages_.digests.enqueue_sent(k, nullptr, blocks.beside_transfers);
   stages_.pack.packed(slot).hold(stages_.wire.stream_of(k));
 }
 
@@ -134,7 +143,7 @@ void CudaPipeline::enqueue_arrival(std::size_t k) {
   const std::size_t slot = schedule_->slots().slot(k);
   stages_.wire.travelled(slot).hold(stages_.unpack.stream());
   stages_.unpack.enqueue(k, slot, arrival_blocks(k));
-  stages_.digests.enqueue_written(k, stages_.unpack.stream(), arrival_blocks(k));
+  stages_.digests.enqueue_written(k, stages_.unpack.stream(), arrival_blocks(k), stages_.digests.stream());
 }
 
 const CudaEvent* CudaPipeline::slot_free(std::size_t k) const {

@@ -47,6 +47,9 @@ class CudaPipeline final : public Pipeline {
 
   /// For a benchmark that runs them one by one, between updates.
   const CudaStages& stages() const { return stages_; }
+  /// Sends and receives as an update does, whatever is in the staging slots, and waits for its end.
+  /// `resident`: of an update from weights on the device.
+  void transfer_staging(bool resident);
 
  private:
   void enqueue_all(std::span<const GlobalScale> scales);
@@ -60,7 +63,7 @@ class CudaPipeline final : public Pipeline {
   /// Happens when bucket k may go into its slot; null when nothing has been there in this update.
   const CudaEvent* slot_free(std::size_t k) const;
   int arrival_blocks(std::size_t k) const;
-  /// The streams of all stages but the digests', whose own begins and ends an update.
+  /// The streams of all stages but the digests' first, which begins and ends an update.
   template <typename Work>
   void for_each_stream(Work work);
   void wait_for_the_end(Progress& progress);

@@ -1,6 +1,5 @@
 #include "session/cuda/cuda_stages.hpp"
 
-#include <algorithm>
 #include <utility>
 
 #include "sys/cuda.hpp"
@@ -16,14 +15,10 @@ CudaMovePrograms compile_padding(const RankPlan& rank_plan, std::span<std::byte*
 
 }  // namespace
 
-ThreadBlocks::ThreadBlocks(int beside)
-    : beside_transfers(beside > 0 ? beside : std::max(1, multiprocessors() / 4)),
-      alone(4 * multiprocessors()) {}
-
 CudaStages::CudaStages(const Plan& plan, const RankPlan& rank_plan, const Schedule& resident,
                        std::vector<std::size_t> routes, std::vector<std::byte*> parameters,
                        std::unique_ptr<NcclTransport> transport, std::function<void()> poll, int most_blocks)
-    : blocks(most_blocks),
+    : blocks(gpu_work(plan, rank_plan), multiprocessors(), most_blocks),
       clock(rank_plan.buckets.size()),
       memory(plan),
       padding(compile_padding(rank_plan, parameters)),

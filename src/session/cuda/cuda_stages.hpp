@@ -16,19 +16,10 @@
 #include "session/cuda/update_memory.hpp"
 #include "session/cuda/wire_stage.hpp"
 #include "session/schedule.hpp"
+#include "session/thread_blocks.hpp"
 #include "transport/nccl_transport.hpp"
 
 namespace weightcast {
-
-/// Most thread blocks that a kernel has: beside transfers, few enough to leave NCCL's own kernels their
-/// multiprocessors; alone, as many as the device holds at once.
-struct ThreadBlocks {
-  /// `beside` 0: a quarter of the device's multiprocessors, enough to keep ahead of the wire.
-  explicit ThreadBlocks(int beside);
-
-  int beside_transfers = 0;
-  int alone = 0;
-};
 
 /// The stages of an update over NCCL. Each has streams, events and programs of its own and enqueues what it
 /// does with one bucket; when, and after which other stage, is the pipeline's business (cuda_pipeline.hpp).

@@ -25,22 +25,25 @@ void DigestStage::begin(const ResidentSource* source, std::span<std::uint64_t> s
   written_ = written;
 }
 
-void DigestStage::enqueue_sent(std::size_t k, bool packed) {
-  if (source_ == nullptr || sent_.empty()) return;
+void DigestStage::enqueue_sent(std::size_t k, const LocalStage* local, int blocks) {
+  if (sent() == nullptr) return;
   // A bucket has one slice in this lane: that of what was written, where there is both.
   const bool timed = !rank_plan_.buckets[k].destination;
-  if (timed) clock_.begin(TraceStage::kVerify, k, stream());
-  run_sent(k, *source_, packed, blocks_, stream());
-  if (timed) clock_.end(TraceStage::kVerify, k, stream());
+  const cudaStream_t stream = local == nullptr ? stream_.get() : local_stream_.get();
+  if (timed) clock_.begin(TraceStage::kVerify, k, stream);
+  if (local != nullptr) local->run_rest(k, results_.sent(), blocks, stream);
+  using enum ResidentSource::Digests;
+  run_sent(k, *source_, local == nullptr ? kNotPacked : kOfQuantized, blocks, stream);
+  if (timed) clock_.end(TraceStage::kVerify, k, stream);
 }
 
-void DigestStage::enqueue_written(std::size_t k, cudaStream_t writer, int blocks) {
+void DigestStage::enqueue_written(std::size_t k, cudaStream_t writer, int blocks, cudaStream_t stream) {
   if (written_.empty()) return;
   written_by_writer_.record(writer);
-  written_by_writer_.hold(stream());
-  clock_.begin(TraceStage::kVerify, k, stream());
-  run_written(k, blocks, stream());
-  clock_.end(TraceStage::kVerify, k, stream());
+  written_by_writer_.hold(stream);
+  clock_.begin(TraceStage::kVerify, k, stream);
+  run_written(k, blocks, stream);
+  clock_.end(TraceStage::kVerify, k, stream);
 }
 
 void DigestStage::enqueue_results() {
@@ -58,9 +61,9 @@ void DigestStage::read_results() {
   dirty_ = results_.first_dirty_padding();
 }
 
-void DigestStage::run_sent(std::size_t k, const ResidentSource& source, bool packed, int blocks,
-                           cudaStream_t stream) const {
-  source.enqueue_digests(rank_plan_.buckets[k].bucket, memory_.scales(), results_.sent(), packed, blocks,
+void DigestStage::run_sent(std::size_t k, const ResidentSource& source, ResidentSource::Digests digests,
+                           int blocks, cudaStream_t stream) const {
+  source.enqueue_digests(rank_plan_.buckets[k].bucket, memory_.scales(), results_.sent(), digests, blocks,
                          stream);
 }
 

@@ -9,6 +9,7 @@
 #include "plan/plan.hpp"
 #include "plan/rank_plan.hpp"
 #include "session/cuda/digest_results.hpp"
+#include "session/cuda/local_stage.hpp"
 #include "session/cuda/stage_clock.hpp"
 #include "session/cuda/update_memory.hpp"
 #include "source/cuda/resident_source.hpp"
@@ -27,6 +28,8 @@ class DigestStage {
               int blocks);
 
   cudaStream_t stream() const { return stream_.get(); }
+  /// That of local buckets, which need not wait for what has yet to arrive.
+  cudaStream_t local_stream() const { return local_stream_.get(); }
   const DigestResults& results() const { return results_; }
 
   /// An update begins; `sent` and `written` are those of Pipeline::run. `source` is null where no weights are
@@ -34,10 +37,14 @@ class DigestStage {
   void begin(const ResidentSource* source, std::span<std::uint64_t> sent, std::span<std::uint64_t> written);
   /// Forgets the results of the update before.
   void enqueue_clear() { results_.enqueue_clear(stream()); }
-  /// Digests of what bucket k of the rank plan sends. `packed`: those that packing makes are being made.
-  void enqueue_sent(std::size_t k, bool packed);
-  /// Digests of what bucket k has written, after everything that is in the stream `writer` now.
-  void enqueue_written(std::size_t k, cudaStream_t writer, int blocks);
+  /// Where digests of what is sent from the device are added; null where nobody wants them.
+  std::uint64_t* sent() const { return source_ == nullptr || sent_.empty() ? nullptr : results_.sent(); }
+  /// Digests of what bucket k of the rank plan sends, but for those that packing makes, or `local`, where
+  /// that is what brings the bucket to its place.
+  void enqueue_sent(std::size_t k, const LocalStage* local, int blocks);
+  /// Digests of what bucket k has written, after everything that is in the stream `writer` now; in `stream`,
+  /// one of the two above.
+  void enqueue_written(std::size_t k, cudaStream_t writer, int blocks, cudaStream_t stream);
   /// Brings the results to the host; all writes come before.
   void enqueue_results();
   /// Fills `sent` and `written` of `begin`; the results have arrived.
@@ -48,7 +55,7 @@ class DigestStage {
   std::int64_t first_dirty_padding() const { return dirty_; }
 
   // The kernels alone, in any stream, whose results nobody reads.
-  void run_sent(std::size_t k, const ResidentSource& source, bool packed, int blocks,
+  void run_sent(std::size_t k, const ResidentSource& source, ResidentSource::Digests digests, int blocks,
                 cudaStream_t stream) const;
   void run_written(std::size_t k, int blocks, cudaStream_t stream) const;
 
@@ -61,6 +68,7 @@ class DigestStage {
   DigestResults results_;
   CudaDigestPrograms checks_;  ///< by bucket of the rank plan
   CudaStream stream_{CudaStream::Priority::kNormal};
+  CudaStream local_stream_{CudaStream::Priority::kNormal};
   CudaEvent written_by_writer_{CudaEvent::Kind::kOrder};
   std::int64_t dirty_ = -1;
 

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/cuda/cuda_digests.hpp"
 #include "kernels/cuda/cuda_moves.hpp"
 #include "kernels/cuda/cuda_quantizer.hpp"
 #include "plan/rank_plan.hpp"
@@ -29,8 +30,14 @@ class LocalStage {
   /// Makes `source` the source of what is enqueued from now on, and compiles its programs unless it is the
   /// same as before.
   void prepare(const ResidentSource& source);
-  /// Moves and quantises bucket k of the rank plan, which is local.
-  void enqueue(std::size_t k, int blocks);
+  /// Moves and quantises bucket k of the rank plan, which is local. Unless `results` is null, what can be
+  /// read and written 16 bytes at once has the digests of what is sent made on the way, which are added
+  /// there; they are numbered as ResidentSource::sent_digests().
+  void enqueue(std::size_t k, std::uint64_t* results, int blocks);
+  /// Adds the other digests, but for those of what is quantised.
+  void run_rest(std::size_t k, std::uint64_t* results, int blocks, cudaStream_t stream) const {
+    digested_moves_.run_rest(k, results, blocks, stream);
+  }
 
  private:
   const RankPlan& rank_plan_;
@@ -41,8 +48,9 @@ class LocalStage {
   CudaStream stream_{CudaStream::Priority::kNormal};
 
   std::uint64_t source_ = 0;  ///< its number; 0: none yet
-  const std::byte* weights_ = nullptr;
+  std::byte* weights_ = nullptr;
   CudaMovePrograms moves_;  ///< by bucket of the rank plan
+  CudaDigestedMoves digested_moves_;
   CudaQuantPrograms quants_;
 };
 

@@ -27,20 +27,22 @@ ResidentSource::ResidentSource(const Plan& plan, const Catalog& catalog, std::in
   std::vector<std::byte*> addresses;
   for (const std::span<std::byte> buffer : buffers_) addresses.push_back(buffer.data());
   std::vector<ProgramRange> moves;
-  std::vector<ProgramRange> boxes;
   std::vector<ProgramRange> quants;
   for (const Sending::Ranges& ranges : programs.buckets) {
     moves.push_back(ranges.moves);
-    boxes.push_back(ranges.boxes);
+    box_programs_.push_back(ranges.boxes);
     quants.push_back(ranges.quants);
   }
   moves_ = CudaMovePrograms(programs.moves, moves, addresses);
-  digests_ = CudaDigestPrograms(programs.boxes, boxes, addresses);
+  boxes_ = programs.boxes;
+  digests_ = CudaDigestPrograms(boxes_, box_programs_, addresses);
   quants_ = CudaQuantPrograms(programs.quants, quants, addresses, {});
   packs_codes_ = std::any_of(programs.quants.begin(), programs.quants.end(),
                              [](const QuantMove& move) { return move.codes.space != Space::kNowhere; });
-  boxes_ = programs.boxes.size();
-  for (const DigestBox& box : programs.boxes) sent_digests_.push_back({box.digest, box.widened});
+  for (std::uint32_t i = 0; i < boxes_.size(); ++i) {
+    sent_digests_.push_back({boxes_[i].digest, boxes_[i].widened});
+    boxes_of_segment_[boxes_[i].digest].push_back(i);
+  }
   for (const QuantMove& move : programs.quants) {
     sent_digests_.push_back({move.segment});
     sent_digests_.push_back({static_cast<std::uint32_t>(plan.segments.size()) + move.segment});
@@ -48,6 +50,31 @@ ResidentSource::ResidentSource(const Plan& plan, const Catalog& catalog, std::in
   for (std::size_t i = 0; i < programs.moves.size(); ++i) {
     places_[programs.segments[i]].push_back(programs.moves[i]);
   }
+  const std::vector<std::int64_t> box_of_move = boxes_of_moves(programs);
+  digested_moves_ =
+      CudaDigestedMoves(CudaDigestedMoves::Into::kStaging,
+                        {programs.moves, moves, boxes_, box_programs_, box_of_move}, addresses, addresses);
+}
+
+std::vector<std::int64_t> ResidentSource::boxes_of_moves(const Sending& programs) const {
+  std::vector<std::int64_t> numbers;
+  for (std::size_t i = 0; i < programs.moves.size(); ++i) {
+    const Move& move = programs.moves[i];
+    std::int64_t number = -1;
+    const auto boxes = boxes_of_segment_.find(programs.segments[i]);
+    if (boxes != boxes_of_segment_.end()) {
+      for (const std::uint32_t box : boxes->second) {
+        if (boxes_[box].buffer == move.buffer && boxes_[box].offset == move.offset) number = box;
+      }
+    }
+    numbers.push_back(number);
+  }
+  return numbers;
+}
+
+std::int64_t ResidentSource::box_of(std::uint32_t segment) const {
+  const auto boxes = boxes_of_segment_.find(segment);
+  return boxes == boxes_of_segment_.end() || boxes->second.size() != 1 ? -1 : boxes->second.front();
 }
 
 Move ResidentSource::place(std::uint32_t segment) const {
@@ -85,17 +112,22 @@ void ResidentSource::find_largest(std::int64_t /*trainer*/, std::span<float> lar
 
 void ResidentSource::enqueue_pack(std::uint32_t bucket, std::byte* staging, const GlobalScale* scales,
                                   std::uint64_t* results, int blocks, cudaStream_t stream) const {
-  moves_.pack(bucket, staging, blocks, stream);
+  if (results == nullptr) {
+    moves_.pack(bucket, staging, blocks, stream);
+  } else {
+    digested_moves_.run(bucket, staging, results, blocks, stream);
+  }
   if (!packs_codes_) return;
-  quants_.run(bucket, staging, scales, results == nullptr ? nullptr : results + boxes_,
+  quants_.run(bucket, staging, scales, results == nullptr ? nullptr : results + boxes_.size(),
               quantizer_blocks(blocks), stream);
 }
 
 void ResidentSource::enqueue_digests(std::uint32_t bucket, const GlobalScale* scales, std::uint64_t* results,
-                                     bool packed, int blocks, cudaStream_t stream) const {
-  digests_.run(bucket, results, blocks, stream);
-  if (packed && packs_codes_) return;
-  quants_.run(bucket, nullptr, scales, results + boxes_, quantizer_blocks(blocks), stream);
+                                     Digests digests, int blocks, cudaStream_t stream) const {
+  if (digests == Digests::kAll) digests_.run(bucket, results, blocks, stream);
+  if (digests == Digests::kNotPacked) digested_moves_.run_rest(bucket, results, blocks, stream);
+  if (digests != Digests::kOfQuantized && packs_codes_) return;
+  quants_.run(bucket, nullptr, scales, results + boxes_.size(), quantizer_blocks(blocks), stream);
 }
 
 SyntheticSource::SyntheticSource(const Plan& plan, const Catalog& catalog, std::int64_t trainer,

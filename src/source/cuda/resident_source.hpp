@@ -32,16 +32,27 @@ class ResidentSource : public Source {
                     const std::function<void()>& poll) override;
 
   /// Puts plan bucket `bucket` into `staging`; `scales` are those of the plan's scopes, in device memory.
-  /// What is quantised has its digests made on the way, which are added to `results`, unless that is null.
+  /// Unless `results` is null, what is quantised and what can be read 16 bytes at once have their digests
+  /// made on the way, which are added there.
   void enqueue_pack(std::uint32_t bucket, std::byte* staging, const GlobalScale* scales,
                     std::uint64_t* results, int blocks, cudaStream_t stream) const;
-  /// Adds the other digests of what is sent in a bucket to `results`, one for each of sent_digests(); all
-  /// where the bucket is not `packed`.
-  void enqueue_digests(std::uint32_t bucket, const GlobalScale* scales, std::uint64_t* results, bool packed,
-                       int blocks, cudaStream_t stream) const;
+  /// Which digests of a bucket are wanted beside those that are made on the way.
+  enum class Digests : std::uint8_t {
+    kAll,          ///< but those of what packing quantises
+    kNotPacked,    ///< those that packing does not make
+    kOfQuantized,  ///< those of what is not quantised until it has arrived
+  };
+  /// Adds digests of what is sent in a bucket to `results`, one for each of sent_digests().
+  void enqueue_digests(std::uint32_t bucket, const GlobalScale* scales, std::uint64_t* results,
+                       Digests digests, int blocks, cudaStream_t stream) const;
   /// Where segment number `segment` of the plan lies, if its values travel: its pack move, with the offset
   /// from the first buffer on. Throws UsageError naming the tensor when it lies in several pieces.
   Move place(std::uint32_t segment) const;
+  /// What is not quantised: the boxes whose digests are the first of sent_digests(), which of them are in
+  /// each bucket of the plan, and the one that a move with place() reads; −1: none.
+  const std::vector<DigestBox>& boxes() const { return boxes_; }
+  ProgramRange boxes_of(std::uint32_t bucket) const { return box_programs_[bucket]; }
+  std::int64_t box_of(std::uint32_t segment) const;
   /// What digest result number i is the digest of.
   const std::vector<SentDigest>& sent_digests() const { return sent_digests_; }
 
@@ -49,18 +60,23 @@ class ResidentSource : public Source {
 
  private:
   static std::uint64_t next_number();
+  /// The box that each move reads; −1: none.
+  std::vector<std::int64_t> boxes_of_moves(const Sending& programs) const;
 
   const Plan& plan_;
   const Catalog& catalog_;
   std::uint64_t number_ = next_number();
   std::vector<std::span<std::byte>> buffers_;
   CudaMovePrograms moves_;
+  CudaDigestedMoves digested_moves_;
   CudaDigestPrograms digests_;
   CudaQuantPrograms quants_;  ///< of all that anybody quantises; what is not quantised here for digests alone
   bool packs_codes_ = false;  ///< something is quantised here
-  std::size_t boxes_ = 0;     ///< digest results before those of quantised tensors
+  std::vector<DigestBox> boxes_;
+  std::vector<ProgramRange> box_programs_;
   std::vector<SentDigest> sent_digests_;
   std::unordered_map<std::uint32_t, std::vector<Move>> places_;  ///< by segment: a move for each piece
+  std::unordered_map<std::uint32_t, std::vector<std::uint32_t>> boxes_of_segment_;
 };
 
 /// Such weights in memory of their own, filled with synthetic values.

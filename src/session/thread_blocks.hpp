@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+
+#include "plan/plan.hpp"
+#include "plan/rank_plan.hpp"
+
+namespace weightcast {
+
+/// What a rank's GPU has to do in an update.
+struct GpuWork {
+  std::int64_t wire_bytes = 0;    ///< sent or received, whichever is more
+  std::int64_t kernel_bytes = 0;  ///< read and written by kernels, with digests of what is written
+};
+
+GpuWork gpu_work(const Plan& plan, const RankPlan& rank_plan);
+
+/// Most thread blocks that a kernel has: beside transfers, enough to keep ahead of them and few enough to
+/// leave NCCL's own kernels their multiprocessors; alone, as many as the device holds at once. Where
+/// transfers end long before the kernels, these have the whole device all the time.
+struct ThreadBlocks {
+  /// `asked` blocks beside transfers; 0: what `work` takes.
+  ThreadBlocks(const GpuWork& work, int multiprocessors, int asked);
+
+  int beside_transfers = 0;
+  int alone = 0;
+};
+
+}  // namespace weightcast
