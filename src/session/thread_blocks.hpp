@@ -7,10 +7,15 @@
 
 namespace weightcast {
 
-/// What a rank's GPU has to do in an update.
+/// What a rank's GPU has to do in an update, in bytes. Kernels of each kind run in a stream of their own, so
+/// that all kinds may run at once; what they read and write is counted as what a plain copy would take as
+/// long for.
 struct GpuWork {
-  std::int64_t wire_bytes = 0;    ///< sent or received, whichever is more
-  std::int64_t kernel_bytes = 0;  ///< read and written by kernels, with digests of what is written
+  std::int64_t wire = 0;    ///< sent or received, whichever is more
+  std::int64_t pack = 0;    ///< of what is sent
+  std::int64_t unpack = 0;  ///< of what arrives
+  std::int64_t local = 0;   ///< of what the rank hands to itself
+  std::int64_t digest = 0;  ///< read of what was written
 };
 
 GpuWork gpu_work(const Plan& plan, const RankPlan& rank_plan);
