@@ -1,6 +1,7 @@
 #include "plan/batches.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace weightcast {
 
@@ -20,6 +21,7 @@ class Participation {
   bool fits(const Bucket& bucket) const {
     if (stays(bucket)) return staying_[bucket.root] < plan_.limits.buffers - most_;
     if (!plan_.topology.colocate && roots_[bucket.root] > 0) return false;
+    if (std::find(routes_.begin(), routes_.end(), route(bucket)) != routes_.end()) return false;
     const auto root_coordinate = std::int64_t{bucket.root} % plan_.topology.engine.replica_ranks();
     if (plan_.topology.colocate && busy(root_coordinate) >= most_) return false;
     const auto& set = plan_.destinations[bucket.destinations];
@@ -31,6 +33,7 @@ class Participation {
       ++staying_[bucket.root];
       return;
     }
+    routes_.push_back(route(bucket));
     ++roots_[bucket.root];
     for (const std::int64_t c : plan_.destinations[bucket.destinations]) {
       ++coordinates_[static_cast<std::size_t>(c)];
@@ -38,12 +41,17 @@ class Participation {
   }
 
   void clear() {
+    routes_.clear();
     std::ranges::fill(coordinates_, 0);
     std::ranges::fill(roots_, 0);
     std::ranges::fill(staying_, 0);
   }
 
  private:
+  static std::pair<std::uint32_t, std::uint32_t> route(const Bucket& bucket) {
+    return {bucket.root, bucket.destinations};
+  }
+
   /// A bucket that its root hands to itself takes none of what others need; where there are no other buffers,
   /// it counts as one that travels.
   bool stays(const Bucket& bucket) const { return plan_.limits.buffers > most_ && !plan_.travels(bucket); }
@@ -62,6 +70,7 @@ class Participation {
 
   const Plan& plan_;
   std::int64_t most_;
+  std::vector<std::pair<std::uint32_t, std::uint32_t>> routes_;
   std::vector<std::int64_t> coordinates_;
   std::vector<std::int64_t> roots_;
   std::vector<std::int64_t> staying_;  ///< of the roots

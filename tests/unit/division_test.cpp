@@ -104,11 +104,13 @@ std::set<std::int64_t> takers(const Plan& plan, const Bucket& bucket) {
   return result;
 }
 
-/// How often a rank takes part at most, in what travels and in all, and whether a root comes twice.
+/// How often a rank takes part at most, in what travels and in all, and whether a root or a
+/// route comes twice.
 struct Load {
   std::int64_t most = 0;
   std::int64_t most_of_all = 0;
   bool root_twice = false;
+  bool route_twice = false;
 };
 
 Load load_of(const Plan& plan, std::uint32_t first, std::uint32_t last) {
@@ -116,8 +118,11 @@ Load load_of(const Plan& plan, std::uint32_t first, std::uint32_t last) {
   std::map<std::int64_t, std::int64_t> times;
   std::map<std::int64_t, std::int64_t> travelling;
   std::set<std::uint32_t> roots;
+  std::set<std::pair<std::uint32_t, std::uint32_t>> routes;
   for (std::uint32_t b = first; b < last; ++b) {
-    load.root_twice |= !roots.insert(plan.buckets[b].root).second;
+    const Bucket& bucket = plan.buckets[b];
+    load.root_twice |= !roots.insert(bucket.root).second;
+    load.route_twice |= plan.travels(bucket) && !routes.emplace(bucket.root, bucket.destinations).second;
     for (const std::int64_t rank : takers(plan, plan.buckets[b])) {
       load.most_of_all = std::max(load.most_of_all, ++times[rank]);
       if (plan.travels(plan.buckets[b])) load.most = std::max(load.most, ++travelling[rank]);
@@ -148,6 +153,7 @@ TEST(Groups, TravelAtOnceWithinHalfOfTheStaging) {
             EXPECT_LE(load.most, half);
             EXPECT_LE(load.most_of_all, buffers);
             EXPECT_TRUE(colocate || !load.root_twice);
+            EXPECT_FALSE(load.route_twice);
           }
         }
       }
