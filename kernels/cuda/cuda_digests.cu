@@ -41,10 +41,10 @@ struct DeviceBox {
 namespace {
 
 // How it works. The sum over a row is one of bytes: byte b of it has the weight key(element) << 8 · (place in
-// the element), of whose eight bytes each is multiplied by itself. So rows are a matrix of bytes, weights one
-// of eight columns, and what the tensor cores make of both are eight sums for each row, which become one
-// number when each is shifted to its place and multiplied by the row's key. No sum is as large as 2^32: a
-// strip has kStripBytes bytes.
+// the element), and each of the eight bytes of a weight is multiplied for itself. So rows are a matrix of
+// bytes, weights one of eight columns, and what the tensor cores make of both are eight sums for each row,
+// which become one number when each is shifted to its place and multiplied by the row's key. No sum is as
+// large as 2^32: a strip has kStripBytes bytes.
 //
 // A warp has a strip of columns, of some rows. Four lanes read 64 bytes side by side in each of eight rows;
 // how the tensor cores number a row's bytes does not matter, as long as weights are numbered alike. What
