@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/host/negated_exp_row.hpp"
+#include "kernels/host/one_more_row.hpp"
 
 namespace weightcast {
 
@@ -154,6 +155,17 @@ std::uint64_t negated_exp_digest(const std::byte* data, std::int64_t pitch, cons
   for (std::int64_t row = 0; row < box.rows; ++row) {
     negated_exp_row(data + row * pitch, element_bytes, row_of.data(), box.cols);
     sum += digest_box(row_of.data(), 0, {box.row + row, 1, box.col, box.cols}, 4, tensor_key);
+  }
+  return sum;
+}
+
+std::uint64_t one_more_digest(const std::byte* data, std::int64_t pitch, const Box& box,
+                              std::int64_t element_bytes, std::uint64_t tensor_key) {
+  std::vector<std::byte> row_of(static_cast<std::size_t>(box.cols * element_bytes));
+  std::uint64_t sum = 0;
+  for (std::int64_t row = 0; row < box.rows; ++row) {
+    one_more_row(data + row * pitch, element_bytes, row_of.data(), box.cols);
+    sum += digest_box(row_of.data(), 0, {box.row + row, 1, box.col, box.cols}, element_bytes, tensor_key);
   }
   return sum;
 }

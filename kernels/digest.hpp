@@ -40,6 +40,11 @@ constexpr std::uint64_t widened_digest(std::uint64_t of_bf16) {
 std::uint64_t negated_exp_digest(const std::byte* data, std::int64_t pitch, const Box& box,
                                  std::int64_t element_bytes, std::uint64_t tensor_key);
 
+/// The digest of 1 more than each element (core/one_more.hpp), bfloat16 or float32 by their size: that of
+/// what is sent of them.
+std::uint64_t one_more_digest(const std::byte* data, std::int64_t pitch, const Box& box,
+                              std::int64_t element_bytes, std::uint64_t tensor_key);
+
 /// Whether a box of elements of one byte, of which a layout places byte `byte` first, is one of whole words.
 constexpr bool consists_of_words(const Box& box, std::int64_t element_bytes, const MatrixLayout& layout,
                                  std::int64_t byte) {

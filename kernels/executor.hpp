@@ -30,6 +30,7 @@ struct DigestBox {
   std::uint8_t element_bytes = 0;
   bool widened = false;      ///< what is sent and what is written are bfloat16 and float32 (widened_digest())
   bool negated_exp = false;  ///< the digest is of what engines make of the elements (negated_exp_digest())
+  bool one_more = false;     ///< the digest is of 1 more than each element (one_more_digest())
 
   /// As in a move: with a layout, the box begins at row `row`, byte `byte` of the matrix from `offset` on.
   MatrixLayout layout = {};

@@ -15,7 +15,14 @@ enum class MoveOp : std::uint8_t {
   // Unpack only, without a layout: the buffer receives −e^x of what comes (core/negated_exp.hpp), in float32.
   kNegatedExp,        ///< of float32
   kNegatedExpOfBF16,  ///< of bfloat16
+  // Without a layout: what arrives is 1 more than what comes, of the same type (core/one_more.hpp).
+  kOneMoreBF16,
+  kOneMoreF32,
 };
+
+constexpr bool adds_one(MoveOp op) {
+  return op == MoveOp::kOneMoreBF16 || op == MoveOp::kOneMoreF32;
+}
 
 /// One flat, trivially copyable descriptor: `rows` rows of `row_bytes` bytes between a run of a staging
 /// buffer and a strided region of a numbered buffer (a source tensor when packing, a parameter when

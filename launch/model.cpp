@@ -62,7 +62,9 @@ Model make_model(const ConfigText& text, const Options& options,
   Model model;
   TensorPatterns& patterns = model.patterns;
   patterns = TensorPatterns(options);
-  const LeavesOut leaves_out = [&](std::string_view name) { return patterns.leave_out(name); };
+  // What sees or hears is converted as it is, or said to be left out.
+  const bool converts = options.command == "convert";
+  const LeavesOut leaves_out = [&](std::string_view name) { return converts || patterns.leave_out(name); };
   if (!text.origin.empty()) model.config = make_config(text, options);
   if (!landing) {
     model.family = make_family(*model.config, leaves_out);
@@ -127,15 +129,24 @@ void require_same_origin(const TrainerShard& shard, const std::optional<std::int
   }
 }
 
-/// Throws InputError when the shards of a source pad the vocabulary otherwise than those of an earlier one.
-void set_vocabulary(const std::string& source, std::int64_t padded, TrainerLayout& trainers) {
-  if (trainers.padded_vocabulary > 0 && padded != trainers.padded_vocabulary) {
+/// Throws InputError when the shards of a source pad the vocabulary otherwise than those of an earlier one,
+/// or have linear attention in another form.
+void set_shown(const std::string& source, const ShownLayout& shown, TrainerLayout& trainers) {
+  const bool first = trainers.padded_vocabulary == 0;
+  if (!first && shown.padded_vocabulary != trainers.padded_vocabulary) {
     throw InputError(
         fmt::format("{}: the trainers' embedding has {} rows, but {} in an earlier source; sync them in "
                     "jobs of their own",
-                    source, padded, trainers.padded_vocabulary));
+                    source, shown.padded_vocabulary, trainers.padded_vocabulary));
   }
-  trainers.padded_vocabulary = padded;
+  if (!first && shown.whole_linear_attention != trainers.whole_linear_attention) {
+    throw InputError(fmt::format(
+        "{}: linear attention is {} in these shards, but not in an earlier source; sync them in jobs of "
+        "their own",
+        source, shown.whole_linear_attention ? "whole on each trainer" : "cut between trainers"));
+  }
+  trainers.padded_vocabulary = shown.padded_vocabulary;
+  trainers.whole_linear_attention = shown.whole_linear_attention;
 }
 
 OtherFiles other_files_of(const Options& options) {
@@ -150,7 +161,7 @@ void raise(std::vector<std::int64_t>& values, const std::vector<std::int64_t>& o
 
 void load_shards(const Options& options, const std::string& source, TrainerLayout& trainers, Model& model) {
   std::vector<Checkpoint> shards;
-  std::int64_t padded = 0;
+  ShownLayout shown;
   std::string id;
   bool labelled = false;
   for (std::int64_t rank = 0; rank < trainers.ranks(); ++rank) {
@@ -161,9 +172,9 @@ void load_shards(const Options& options, const std::string& source, TrainerLayou
     }
     shards.push_back(shard.checkpoint);
     require_same_origin(shard, shards.front().weight_version, id, labelled);
-    padded = std::max(padded, padded_vocabulary_of(trainers, shards.back()));
+    shown.add(shown_layout(trainers, shards.back()));
   }
-  set_vocabulary(source, padded, trainers);
+  set_shown(source, shown, trainers);
   const Catalog& catalog = model.family->catalog();
   std::vector<std::int64_t> known(catalog.size(), 0);
   std::vector<std::int64_t> known_tied(static_cast<std::size_t>(trainers.tp), 0);
@@ -198,15 +209,20 @@ BoundCheckpoint load_own_shard(Control& control, const Options& options, const s
   const auto rank = topology.trainer(control.rank());
   TrainerShard shard;
   // Rows of the vocabulary, and of the first trainer: whether there is a version, which, whether it is
-  // labelled.
-  std::array<std::int64_t, 4> common{0, 0, 0, 0};
+  // labelled. Of all, whether linear attention is whole.
+  std::array<std::int64_t, 5> common{0, 0, 0, 0, 0};
   control.agreement.together([&] {
     if (!rank) return;
     shard = read_trainer_shard(source, *rank, trainers.to_string(), other_files_of(options));
-    common[0] = padded_vocabulary_of(trainers, shard.checkpoint);
+    const ShownLayout shown = shown_layout(trainers, shard.checkpoint);
+    common[0] = shown.padded_vocabulary;
+    common[4] = shown.whole_linear_attention ? 1 : 0;
     const auto& version = shard.checkpoint.weight_version;
     if (*rank != 0) return;
-    if (version) common = {common[0], 1, *version, 0};
+    if (version) {
+      common[1] = 1;
+      common[2] = *version;
+    }
     common[3] = shard.labelled ? 1 : 0;
   });
   control.agreement.maximum(std::span<std::int64_t>(common));
@@ -219,7 +235,7 @@ BoundCheckpoint load_own_shard(Control& control, const Options& options, const s
   Binding binding;
   control.agreement.together([&] {
     const auto version = common[1] != 0 ? std::optional(common[2]) : std::nullopt;
-    set_vocabulary(source, common[0], trainers);
+    set_shown(source, {common[0], common[4] != 0}, trainers);
     if (rank) {
       require_same_origin(shard, version, id, common[3] != 0);
       binding = bind_trainer(family, trainers, *rank, shard.checkpoint);

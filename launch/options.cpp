@@ -142,7 +142,7 @@ void require_meaning_of_layouts(const Values& values) {
   refuse_together(values, "inference-alloc", {"inference"});
   refuse_together(values, "trainer-alloc", {"trainers"});
   const bool trainers_given = values.has("alloc") || values.has("trainer-alloc");
-  for (const char* option : {"stage-layers", "trainer-order", "trainer-names"}) {
+  for (const char* option : {"stage-layers", "trainer-order", "trainer-names", "trainer-linear-attention"}) {
     if (!values.has(option) || trainers_given) continue;
     throw UsageError(
         fmt::format("{}: describes a layout that is not given; add --trainer-alloc", values.label(option)));
@@ -168,6 +168,7 @@ void take(const Values& values, LayoutOptions& options) {
   options.trainer_alloc = named(values, "trainer-alloc");
   options.trainer_order = values.choice("trainer-order", {"tp-dp-pp", "tp-pp-dp"});
   options.trainer_names = values.choice("trainer-names", {"local", "global"});
+  options.trainer_linear_attention = values.choice("trainer-linear-attention", {"cut", "whole"});
   options.stage_layers = values.layer_counts("stage-layers");
   options.inference_stage_layers = values.layer_counts("inference-stage-layers");
   options.source_split = values.choice("source-split", {"catalog", "expert", "row"});

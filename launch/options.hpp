@@ -47,6 +47,7 @@ struct LayoutOptions {
   std::vector<std::int64_t> stage_layers;
   std::vector<std::int64_t> inference_stage_layers;
   std::string trainer_names;
+  std::string trainer_linear_attention;
   std::string moe_layout = "triton";  ///< empty with `layouts`: all of them
   std::string quantize;
   std::string quantize_at = "source";

@@ -6,6 +6,7 @@
 
 #include "core/float_bits.hpp"
 #include "core/negated_exp.hpp"
+#include "core/one_more.hpp"
 #include "kernels/cuda/common_unit.hpp"
 #include "kernels/cuda/launches.hpp"
 #include "kernels/digest.hpp"
@@ -33,6 +34,7 @@ struct DeviceBox {
   std::uint32_t unit;    ///< as of a move
   std::uint32_t result;  ///< number of the sum
   bool negated_exp;      ///< as of a DigestBox
+  bool one_more;
   bool staged;           ///< the address of `to` is a distance from staging's beginning
   DigestPlace to;        ///< of a copy
   DigestCut cut;
@@ -371,9 +373,22 @@ struct Extent {
   }
 };
 
-/// The same of −e^x in float32 of the elements, which are float32 or bfloat16, without a layout. There are
-/// few of them in a model: one after the other.
-__device__ __noinline__ std::uint64_t digest_negated_exp(const DeviceBox& box, Extent extent) {
+/// The bits of what is computed of an element x of a box, which is float32 or bfloat16: 1 more in the same
+/// type, or −e^x in float32.
+__device__ std::uint32_t computed_bits(const DeviceBox& box, const std::byte* at) {
+  if (box.element_bytes == 2) {
+    std::uint16_t bits;
+    memcpy(&bits, at, 2);
+    return box.one_more ? one_more_bf16(bits) : negated_exp_bits(bf16_value(bits));
+  }
+  float value;
+  memcpy(&value, at, 4);
+  return box.one_more ? one_more_bits(value) : negated_exp_bits(value);
+}
+
+/// The same of what is computed of the elements, without a layout. There are few of them in a model: one
+/// after the other.
+__device__ __noinline__ std::uint64_t digest_computed(const DeviceBox& box, Extent extent) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const std::int64_t first = extent.first_byte / box.element_bytes;
   const std::int64_t end = first + extent.bytes / box.element_bytes;
@@ -383,15 +398,7 @@ __device__ __noinline__ std::uint64_t digest_negated_exp(const DeviceBox& box, E
     for (std::int64_t col = first + lane; col < end; col += kWarp) {
       const std::byte* const at =
           box.from.address + box.from.layout.row_offset(row) + col * box.element_bytes;
-      float value = 0;
-      if (box.element_bytes == 2) {
-        std::uint16_t bits;
-        memcpy(&bits, at, 2);
-        value = bf16_value(bits);
-      } else {
-        memcpy(&value, at, 4);
-      }
-      dot += digest_key(box.column_base, box.column_factor, box.box.col + col) * negated_exp_bits(value);
+      dot += digest_key(box.column_base, box.column_factor, box.box.col + col) * computed_bits(box, at);
     }
     sum += dot * digest_key(box.row_base, box.row_factor, box.box.row + row);
   }
@@ -432,7 +439,7 @@ __device__ std::uint64_t digest_chunk(const DeviceBox& box, std::uint32_t chunk,
                ? digest_tile<Access::kSideBySide, true>(box, extent, shared, staging)
                : digest_tile<Access::kPlaced, true>(box, extent, shared, staging);
   } else {
-    if (box.negated_exp) return digest_negated_exp(box, extent);
+    if (box.negated_exp || box.one_more) return digest_computed(box, extent);
     if (box.unit < 16 || extent.bytes % 16 != 0) {
       return box.unit >= 4 && extent.bytes % 4 == 0 ? digest_rare_tile<Access::kWords>(box, extent, shared)
                                                     : digest_rare_tile<Access::kInParts>(box, extent, shared);
@@ -492,6 +499,7 @@ DeviceBox resolve(const DigestBox& box, std::byte* address, std::uint32_t result
   made.element_bytes = box.element_bytes;
   made.result = result;
   made.negated_exp = box.negated_exp;
+  made.one_more = box.one_more;
   if (swaps_axes(box)) {
     made.box = {box.box.col, box.box.cols, box.box.row, box.box.rows};
     std::swap(made.row_base, made.column_base);
@@ -516,7 +524,7 @@ std::optional<DeviceBox> resolve_copy(const DigestBox& box, std::uint32_t result
                                       CudaDigestedMoves::Into into, std::span<std::byte* const> buffers,
                                       std::span<std::byte* const> digested) {
   constexpr std::uint32_t kVector = 16;
-  const bool same = box.layout.plain() && !box.widened && !box.negated_exp && move.op == MoveOp::kCopy &&
+  const bool same = box.layout.plain() && !box.widened && !box.negated_exp && !box.one_more && move.op == MoveOp::kCopy &&
                     box.box.rows == move.rows && box.box.cols * box.element_bytes == move.row_bytes;
   if (!same || move.row_bytes % kVector != 0) return std::nullopt;
   DeviceBox made = resolve(box, digested[box.buffer] + box.offset, result);

@@ -4,6 +4,7 @@
 
 #include "core/float_bits.hpp"
 #include "core/negated_exp.hpp"
+#include "core/one_more.hpp"
 #include "kernels/cuda/common_unit.hpp"
 #include "kernels/cuda/launches.hpp"
 
@@ -181,6 +182,27 @@ __device__ void negate_exp_rows(const Rows& rows, bool of_bf16, Team team) {
     }
     const std::uint32_t word = negated_exp_bits(value);
     memcpy(to, &word, 4);
+  }
+}
+
+/// 1 more than each element of rows of float32, or of bfloat16, in the same type.
+__device__ void add_one_to_rows(const Rows& rows, bool of_bf16, Team team) {
+  const std::uint32_t element = of_bf16 ? 2 : 4;
+  Walk walk(team, rows.row_bytes / element);
+  for (; walk.row() < rows.rows; walk.next()) {
+    const std::byte* from = rows.from + walk.row() * rows.from_pitch + std::int64_t{element} * walk.col();
+    std::byte* to = rows.to + walk.row() * rows.to_pitch + std::int64_t{element} * walk.col();
+    if (of_bf16) {
+      std::uint16_t bits;
+      memcpy(&bits, from, 2);
+      bits = one_more_bf16(bits);
+      memcpy(to, &bits, 2);
+    } else {
+      float value;
+      memcpy(&value, from, 4);
+      const std::uint32_t word = one_more_bits(value);
+      memcpy(to, &word, 4);
+    }
   }
 }
 
@@ -364,7 +386,14 @@ __device__ void run_rows(const DeviceMove& move, std::byte* staging, std::int64_
   const bool of_bf16 = move.op == MoveOp::kNegatedExpOfBF16;
   const bool negates_exp = of_bf16 || move.op == MoveOp::kNegatedExp;
   const bool widens = of_bf16 || move.op == MoveOp::kBF16ToF32;
-  if (D == Direction::kPack && widens) {
+  if (adds_one(move.op)) {
+    placed += begin;
+    const bool packs = D == Direction::kPack;
+    add_one_to_rows(
+        {packs ? placed : packed, packs ? packed : placed, packs ? move.pitch : move.staging_pitch,
+         packs ? move.staging_pitch : move.pitch, count, row_bytes},
+        move.op == MoveOp::kOneMoreBF16, team);
+  } else if (D == Direction::kPack && widens) {
     widen_rows({placed + begin / 2, packed, move.pitch, move.staging_pitch, count, row_bytes / 2}, team);
   } else if (D == Direction::kPack) {
     const bool rounds = move.op == MoveOp::kF32ToBF16;

@@ -6,6 +6,7 @@
 #include "kernels/executor.hpp"
 #include "kernels/host/host_quantizer.hpp"
 #include "kernels/host/negated_exp_row.hpp"
+#include "kernels/host/one_more_row.hpp"
 
 namespace weightcast {
 
@@ -72,6 +73,12 @@ class HostExecutor final : public Executor {
           widen_row(buffer + move.offset + row * move.pitch,
                     staging + move.staging + row * move.staging_step(), move.row_bytes / 4);
         }
+      } else if (adds_one(move.op)) {
+        const std::int64_t element = move.op == MoveOp::kOneMoreF32 ? 4 : 2;
+        for (std::int64_t row = 0; row < move.rows; ++row) {
+          one_more_row(buffer + move.offset + row * move.pitch, element,
+                       staging + move.staging + row * move.staging_step(), move.row_bytes / element);
+        }
       } else {
         for_each_run(move, [&](std::int64_t from, std::int64_t to, std::int64_t bytes) {
           copy_run(staging + to, buffer + from, bytes);
@@ -99,6 +106,12 @@ class HostExecutor final : public Executor {
           negated_exp_row(staging + move.staging + row * move.staging_step(), element,
                           buffer + move.offset + row * move.pitch, move.row_bytes / element);
         }
+      } else if (adds_one(move.op)) {
+        const std::int64_t element = move.op == MoveOp::kOneMoreF32 ? 4 : 2;
+        for (std::int64_t row = 0; row < move.rows; ++row) {
+          one_more_row(staging + move.staging + row * move.staging_step(), element,
+                       buffer + move.offset + row * move.pitch, move.row_bytes / element);
+        }
       } else {
         for_each_run(move, [&](std::int64_t to, std::int64_t from, std::int64_t bytes) {
           copy_run(buffer + to, staging + from, bytes);
@@ -124,6 +137,7 @@ class HostExecutor final : public Executor {
       if (box.negated_exp) {
         return negated_exp_digest(data, box.pitch, box.box, box.element_bytes, box.tensor_key);
       }
+      if (box.one_more) return one_more_digest(data, box.pitch, box.box, box.element_bytes, box.tensor_key);
       return box.layout.plain() ? digest_box(data, box.pitch, box.box, box.element_bytes, box.tensor_key)
                                 : digest_box(data, box.layout, box.row, box.byte, box.box, box.element_bytes,
                                              box.tensor_key);

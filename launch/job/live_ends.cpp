@@ -33,6 +33,13 @@ Binding bind_live(const Family& family, const Topology& topology, std::int64_t t
                                  : bind(family, published);
 }
 
+/// Gives the trainers' layout, if there is one, what they have published shows of it.
+void set_shown(const ShownLayout& shown, Topology& topology) {
+  if (!topology.trainer_layout) return;
+  topology.trainer_layout->padded_vocabulary = shown.padded_vocabulary;
+  topology.trainer_layout->whole_linear_attention = shown.whole_linear_attention;
+}
+
 /// What a trainer has published, as a checkpoint. Throws InputError for one that has boxes of tensors where a
 /// layout says what it holds, or a map that the first trainer has not; UsageError where it has published
 /// another layout.
@@ -153,7 +160,7 @@ Manifest read_manifest_of(const std::string& directory, Role role, std::int64_t 
 std::vector<LiveTrainer> load_live_trainers(const Options& options, const std::string& directory,
                                             const Family& family, Topology& topology) {
   std::vector<LiveTrainer> trainers;
-  std::int64_t padded = 0;
+  ShownLayout shown;
   for (std::int64_t rank = 0; rank < topology.trainers; ++rank) {
     LiveTrainer trainer;
     trainer.manifest = read_manifest_of(directory, Role::kTrainer, rank, topology.trainers);
@@ -162,11 +169,11 @@ std::vector<LiveTrainer> load_live_trainers(const Options& options, const std::s
     trainer.weights.checkpoint =
         checkpoint_as_laid_out(trainer.manifest, topology.trainer_layout, trainer.map.get());
     if (topology.trainer_layout) {
-      padded = std::max(padded, padded_vocabulary_of(*topology.trainer_layout, trainer.weights.checkpoint));
+      shown.add(shown_layout(*topology.trainer_layout, trainer.weights.checkpoint));
     }
     trainers.push_back(std::move(trainer));
   }
-  if (topology.trainer_layout) topology.trainer_layout->padded_vocabulary = padded;
+  set_shown(shown, topology);
   for (std::size_t i = 0; i < trainers.size(); ++i) {
     BoundCheckpoint& weights = trainers[i].weights;
     weights.binding = bind_live(family, topology, static_cast<std::int64_t>(i), weights.checkpoint);
@@ -249,7 +256,8 @@ WireChoice LiveEnds::choose_wire() {
 
 BoundCheckpoint LiveEnds::load_weights(const Family& family, Topology& topology) {
   BoundCheckpoint loaded;
-  std::array<std::int64_t, 2> learnt{0, 0};  // rows of the padded vocabulary; whether tensors are cut
+  // Rows of the padded vocabulary; whether tensors are cut; whether linear attention is whole.
+  std::array<std::int64_t, 3> learnt{0, 0, 0};
   map_ = load_export_map(control_, options_, live_directory(options_.sources.front()).value(),
                          trainer_manifest_ ? &*trainer_manifest_ : nullptr, topology.trainers);
   control_.agreement.together([&] {
@@ -257,10 +265,12 @@ BoundCheckpoint LiveEnds::load_weights(const Family& family, Topology& topology)
     loaded.checkpoint = checkpoint_as_laid_out(*trainer_manifest_, topology.trainer_layout, map_.get());
     learnt[1] = map_ || has_boxes(*trainer_manifest_) ? 1 : 0;
     if (!topology.trainer_layout) return;
-    learnt[0] = padded_vocabulary_of(*topology.trainer_layout, loaded.checkpoint);
+    const ShownLayout shown = shown_layout(*topology.trainer_layout, loaded.checkpoint);
+    learnt[0] = shown.padded_vocabulary;
+    learnt[2] = shown.whole_linear_attention ? 1 : 0;
   });
   control_.agreement.maximum(std::span<std::int64_t>(learnt));
-  if (topology.trainer_layout) topology.trainer_layout->padded_vocabulary = learnt[0];
+  set_shown({learnt[0], learnt[2] != 0}, topology);
   control_.agreement.together([&] {
     if (!trainer_manifest_) return;
     loaded.binding = bind_live(family, topology, trainer_number_, loaded.checkpoint);

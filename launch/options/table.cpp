@@ -101,6 +101,10 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
     {"trainer-names", "NUMBERS",
      "layer and expert numbers in the shards: local (each rank counts its own, default) or global",
      kTrainers},
+    {"trainer-linear-attention", "FORM",
+     "linear attention at trainers whose names do not say it: cut between ranks as Megatron-Core has it "
+     "(default) or whole on each",
+     kTrainers},
     {"moe-layout", "NAME",
      "where experts' kernels read them: triton (gate first, default), triton-kernels (transposed), cutlass "
      "(up "

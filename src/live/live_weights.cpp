@@ -296,6 +296,13 @@ HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpo
   for (const HeldBox& box : held.boxes()) {
     const StoredTensor& stored = checkpoint.tensors.at(box.buffer);
     const Tensor& tensor = catalog[box.tensor];
+    if (box.turned > 0) {
+      throw InputError(
+          fmt::format("{}: tensor {} is {} transposed, and live memory is not transposed; let trainers "
+                      "publish an export map, "
+                      "or Hugging Face's tensors",
+                      manifest.path, stored.name, tensor.name));
+    }
     const bool narrow = tensor.widened && stored.dtype == DType::kBF16 && tensor.dtype == DType::kF32;
     if (!narrow && dtype_bytes(stored.dtype) != dtype_bytes(tensor.dtype)) {
       throw InputError(

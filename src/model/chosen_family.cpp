@@ -103,11 +103,15 @@ class ChosenFamily final : public Family {
     return choice_ || leaves_out_(parameter) || whole_->is_engines_own(parameter);
   }
 
+  std::string name_in_files(std::string_view canonical) const override {
+    return whole_->name_in_files(canonical);
+  }
   std::string_view doubt() const override { return whole_->doubt(); }
   bool sends_drafts() const override { return whole_->sends_drafts(); }
   std::vector<UnsentPart> unsent() const override { return whole_->unsent(); }
   QuantizationPlace quantization_place() const override { return whole_->quantization_place(); }
   std::vector<std::string> left_out() const override { return whole_->left_out(); }
+  std::vector<std::string> towers() const override { return whole_->towers(); }
 
  private:
   /// Of a checkpoint that holds codes, whose scales are tensors of their own.

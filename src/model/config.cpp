@@ -313,6 +313,15 @@ ModelConfig ModelConfig::text_model() const {
         "other; make them the same",
         origin_, kTied, excerpt(outer->dump()), excerpt(own->dump())));
   }
+  const auto require_same = [&](Names names) {
+    const json* const inner = find(text, names);
+    const json* const around = find(json_->root, names);
+    if (inner == nullptr || around == nullptr || *inner == *around) return;
+    throw InputError(fmt::format("{}: field '{}' is {} but {} in text_config; make them the same", origin_,
+                                 *names.begin(), excerpt(around->dump()), excerpt(inner->dump())));
+  };
+  require_same({"dtype", "torch_dtype"});
+  require_same({"quantization_config"});
   for (const std::string_view name : {std::string_view("dtype"), std::string_view("torch_dtype"),
                                       std::string_view("quantization_config"), kTied}) {
     const json* const given = find(json_->root, {name});

@@ -77,6 +77,9 @@ class Family {
   /// leaves it as it is.
   virtual bool is_engines_own(std::string_view /*parameter*/) const { return false; }
 
+  /// What the library that the model is of calls a canonical tensor in the files that it writes.
+  virtual std::string name_in_files(std::string_view canonical) const { return std::string(canonical); }
+
   /// What to ask where weights do not fit the model.
   virtual std::string_view doubt() const { return "is --model its config.json?"; }
 
@@ -85,6 +88,9 @@ class Family {
 
   /// What the names begin with of tensors that checkpoints of the model have, and that are left out.
   virtual std::vector<std::string> left_out() const { return {}; }
+
+  /// What the names begin with of those of them that see or hear.
+  virtual std::vector<std::string> towers() const { return {}; }
 
   /// Whether its draft layers are sent: what the config asks for with drafts(), and few families have.
   virtual bool sends_drafts() const { return false; }

@@ -48,12 +48,10 @@ std::string trainer_refusal(std::string_view unwrapped) {
       unwrapped.ends_with(".mlp.experts.linear_fc2.weight")) {
     return kGrouped;
   }
-  static constexpr std::array<Form, 6> kForms{{
+  static constexpr std::array<Form, 4> kForms{{
       {".mlp.experts.weight1", "experts of the legacy grouped MLP are not read; save them one by one"},
       {".mlp.experts.weight2", "experts of the legacy grouped MLP are not read; save them one by one"},
       {".linear_qkv_down_proj.", "a fused down projection of q and kv is not read; save both projections"},
-      {".self_attention.in_proj.", "natively sharded linear attention is not read"},
-      {".self_attention.conv1d.", "natively sharded linear attention is not read"},
       {".mlp.router.expert_bias",
        "the model of this config.json has no expert bias; name the config.json of the model that was "
        "trained"},

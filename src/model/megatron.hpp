@@ -8,6 +8,8 @@ namespace weightcast {
 
 inline constexpr const char* kMegatronEmbedding = "embedding.word_embeddings.weight";
 inline constexpr const char* kMegatronHead = "output_layer.weight";
+/// Stands before the names of Hugging Face's module of linear attention, where trainers run that.
+inline constexpr const char* kMegatronWholeLinearAttention = "self_attention.linear_attn.";
 
 /// Rows that Megatron-Core gives a vocabulary by default (make-vocab-size-divisible-by 128).
 std::int64_t megatron_padded_vocabulary(std::int64_t vocabulary, std::int64_t tp);

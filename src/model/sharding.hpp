@@ -79,7 +79,9 @@ class TensorParallel {
     return rank_heads(of, heads).count;
   }
 
+  const Catalog& catalog() const { return catalog_; }
   std::int64_t size() const { return tp_size_; }
+  std::int64_t rank() const { return tp_rank_; }
   const std::string& option() const { return option_; }
   /// What the option calls the size.
   const std::string& size_name() const { return size_name_; }

@@ -38,6 +38,9 @@ struct TrainerLayout {
   /// a multiple of 128 × tp.
   std::int64_t padded_vocabulary = 0;
 
+  /// Linear attention is Hugging Face's module, which each rank has whole, in place of Megatron-Core's.
+  bool whole_linear_attention = false;
+
   /// What to change in error messages.
   std::string option = "--trainer-alloc";
 
@@ -95,6 +98,11 @@ struct TrainerTensor {
   /// A copy of what another stage trains (a tied head): it must be equal, and is not sent.
   bool copy = false;
   bool stays = false;  ///< nothing of it was chosen to be sent: it may be there or not
+  /// It holds what each value is more than 1 (core/one_more.hpp): a norm that the trainer centres at zero,
+  /// and the model does not.
+  bool less_one = false;
+  /// Its one part is there turned (core/turned.hpp), with columns of so many kinds; 0: as it is.
+  std::int64_t turned = 0;
 };
 
 }  // namespace weightcast

@@ -21,6 +21,9 @@ struct HeldBox {
   std::int64_t pitch = 0;  ///< bytes
   /// Bfloat16 of a tensor that is float32: it is widened as it is packed, and an element has two bytes here.
   bool narrow = false;
+  std::uint8_t turned =
+      0;                  ///< the whole buffer is the box turned (core/turned.hpp), of so many kinds; 0: not
+  bool less_one = false;  ///< each element is held as what it is more than 1 (core/one_more.hpp)
 
   /// The byte of the buffer at which element (row, col) of the tensor begins.
   std::int64_t at(std::int64_t row, std::int64_t col, std::int64_t element_bytes) const {

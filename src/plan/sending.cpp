@@ -92,6 +92,7 @@ class SendingCompiler {
                                                   held.buffer, number, static_cast<std::uint8_t>(element)});
         box.negated_exp = form.negated_exp;
         box.widened = held.narrow && !form.negated_exp;  // −e^x is float32 of either type
+        box.one_more = held.less_one;
       }
     };
     const auto send_codes = [&](const CodesForm& codes) {
@@ -113,6 +114,7 @@ class SendingCompiler {
     move.staging += (part.row - segment.box.row) * segment_pitch + (part.col - segment.box.col) * element;
     if (part.cols != segment.box.cols) move.staging_pitch = segment_pitch;
     if (held.narrow) move.op = MoveOp::kBF16ToF32;
+    if (held.less_one) move.op = element == 2 ? MoveOp::kOneMoreBF16 : MoveOp::kOneMoreF32;
     const bool direct = part == segment.box && bypasses_staging(plan_, bucket, trainer_, move);
     if (direct) sending_.direct[number] = Sending::Direct{held.buffer, offset};
     (direct ? direct_moves_ : sending_.moves).push_back(move);

@@ -65,6 +65,7 @@ LocalPrograms compile_local(const RankPlan& rank_plan, const Schedule& schedule,
         move.staging = from.offset;
         move.staging_pitch = from.pitch;
         if (from.op != MoveOp::kBF16ToF32) {
+          if (adds_one(from.op)) move.op = from.op;
           local.moves.push_back(move);
           local.segments.push_back(segment);
           continue;

@@ -10,7 +10,9 @@
 
 #include "core/error.hpp"
 #include "core/float_bits.hpp"
+#include "core/turned.hpp"
 #include "kernels/executor.hpp"
+#include "kernels/host/one_more_row.hpp"
 #include "memory/host_buffer.hpp"
 #include "source/binding.hpp"
 
@@ -63,6 +65,7 @@ void BoundReader::read(std::uint32_t tensor, const Box& box, std::byte* to) cons
 
 void BoundReader::read_held(const HeldBox& held, const Box& box, std::byte* to) const {
   const StoredTensor& stored = checkpoint_.tensors[held.buffer];
+  if (held.turned > 0) return read_turned(stored, held, box, to);
   if (const std::int64_t cols = held.pitch / dtype_bytes(stored.dtype); cols != stored.shape.cols()) {
     StoredTensor in_other_rows = stored;
     in_other_rows.shape = {stored.shape.elements() / cols, cols};
@@ -73,14 +76,50 @@ void BoundReader::read_held(const HeldBox& held, const Box& box, std::byte* to) 
 
 void BoundReader::read_stored(const StoredTensor& stored, const HeldBox& held, const Box& box,
                               std::byte* to) const {
-  const Box place = stored_box(stored, held, box);
+  read_cast_to(stored, held, stored_box(stored, held, box), to);
+}
+
+void BoundReader::read_turned(const StoredTensor& stored, const HeldBox& held, const Box& box,
+                              std::byte* to) const {
+  // Squares of both sides, so that lines of memory that were touched are still near.
+  constexpr std::int64_t kSquare = 64;
+  const std::int64_t element = dtype_bytes(catalog_[held.tensor].dtype);
+  StoredTensor columns = stored;
+  columns.shape = {held.box.cols, held.box.rows};
+  const std::int64_t first_col = box.col - held.box.col;
+  std::vector<std::byte> read;
+  for (std::int64_t kind = 0; kind < held.turned; ++kind) {
+    const std::int64_t first = first_of_kind(first_col, kind, held.turned);
+    const std::int64_t count = first_of_kind(first_col + box.cols, kind, held.turned) - first;
+    if (count == 0) continue;
+    const std::int64_t row = kind * (held.box.cols / held.turned) + first;
+    read.resize(static_cast<std::size_t>(count * box.rows * element));
+    read_cast_to(columns, held, {row, count, box.row - held.box.row, box.rows}, read.data());
+    for (std::int64_t i = 0; i < count; i += kSquare) {
+      for (std::int64_t r = 0; r < box.rows; r += kSquare) {
+        for (std::int64_t col = i; col < std::min(count, i + kSquare); ++col) {
+          const std::int64_t there = (first + col) * held.turned + kind - first_col;
+          for (std::int64_t at = r; at < std::min(box.rows, r + kSquare); ++at) {
+            std::memcpy(to + (at * box.cols + there) * element, read.data() + (col * box.rows + at) * element,
+                        static_cast<std::size_t>(element));
+          }
+        }
+      }
+    }
+  }
+}
+
+void BoundReader::read_cast_to(const StoredTensor& stored, const HeldBox& held, const Box& place,
+                               std::byte* to) const {
   const Cast cast = cast_between(stored.dtype, catalog_[held.tensor].dtype);
-  if (cast == Cast::kRound) {
+  if (held.less_one) {
+    read_one_more(stored, place, catalog_[held.tensor].dtype, to);
+  } else if (cast == Cast::kRound) {
     read_cast(stored, place, to);
   } else if (cast == Cast::kWiden) {
     read_widened(stored, place, to);
   } else {
-    reader_.read(stored, place, bytes_at(to, box.area() * dtype_bytes(stored.dtype)));
+    reader_.read(stored, place, bytes_at(to, place.area() * dtype_bytes(stored.dtype)));
   }
 }
 
@@ -91,7 +130,8 @@ std::optional<FilePlace> BoundReader::locate(std::uint32_t tensor, const Box& bo
   if (whole == boxes.end()) return std::nullopt;
   const StoredTensor& stored = checkpoint_.tensors[whole->buffer];
   const std::int64_t element = dtype_bytes(stored.dtype);
-  const bool as_wanted = cast_between(stored.dtype, catalog_[tensor].dtype) == Cast::kNone;
+  const bool as_wanted = cast_between(stored.dtype, catalog_[tensor].dtype) == Cast::kNone &&
+                         !whole->less_one && whole->turned == 0;
   const bool dense = box.rows == 1 || box.cols * element == whole->pitch;
   if (stored.through_library() || !as_wanted || !dense) return std::nullopt;
   return FilePlace{stored.file, stored.offset + whole->at(box.row, box.col, element)};
@@ -100,8 +140,27 @@ std::optional<FilePlace> BoundReader::locate(std::uint32_t tensor, const Box& bo
 bool BoundReader::divisible(std::uint32_t tensor) const {
   const std::span<const HeldBox> boxes = held_.of(tensor);
   return std::none_of(boxes.begin(), boxes.end(), [&](const HeldBox& held) {
-    return checkpoint_.tensors[held.buffer].through_library();
+    return held.turned > 0 || checkpoint_.tensors[held.buffer].through_library();
   });
+}
+
+void BoundReader::read_one_more(const StoredTensor& stored, const Box& box, DType wanted,
+                                std::byte* to) const {
+  // There are few such elements in a model.
+  const std::int64_t element = dtype_bytes(stored.dtype);
+  std::vector<std::byte> read(static_cast<std::size_t>(box.area() * element));
+  reader_.read(stored, box, read);
+  one_more_row(read.data(), element, read.data(), box.area());
+  if (stored.dtype == wanted) {
+    std::copy(read.begin(), read.end(), to);
+    return;
+  }
+  for (std::int64_t i = 0; i < box.area(); ++i) {
+    float value = 0;
+    std::memcpy(&value, read.data() + 4 * i, 4);
+    const std::uint16_t bits = bf16_bits(value);
+    std::memcpy(to + 2 * i, &bits, 2);
+  }
 }
 
 void BoundReader::read_widened(const StoredTensor& stored, const Box& box, std::byte* to) const {

@@ -33,7 +33,8 @@ class BoundReader {
   /// As CheckpointReader's.
   void require_unchanged() const { reader_.require_unchanged(); }
 
-  /// Whether parts of a box cost no more than the whole. Not where a chunk would be decompressed for each.
+  /// Whether parts of a box cost no more than the whole. Not where a chunk would be decompressed for each,
+  /// nor where each would take a few bytes of many rows.
   bool divisible(std::uint32_t tensor) const;
 
  private:
@@ -42,6 +43,15 @@ class BoundReader {
 
   /// The same from a tensor of the rows in which the held box has it.
   void read_stored(const StoredTensor& stored, const HeldBox& held, const Box& box, std::byte* to) const;
+
+  /// The same from a tensor that is the held box turned.
+  void read_turned(const StoredTensor& stored, const HeldBox& held, const Box& box, std::byte* to) const;
+
+  /// Reads a box of a stored tensor's matrix in the type of the held box's tensor.
+  void read_cast_to(const StoredTensor& stored, const HeldBox& held, const Box& place, std::byte* to) const;
+
+  /// Reads a box of bfloat16 or float32 and adds 1 to each element, before it is cast to `wanted`.
+  void read_one_more(const StoredTensor& stored, const Box& box, DType wanted, std::byte* to) const;
 
   /// Reads a box of bfloat16 as float32.
   void read_widened(const StoredTensor& stored, const Box& box, std::byte* to) const;

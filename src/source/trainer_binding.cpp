@@ -101,6 +101,15 @@ void require_held(const Checkpoint& shard, const StoredTensor& stored, const Sha
                                held.to_string(), kAsk));
 }
 
+/// Throws InputError for elements to which 1 is not added.
+void require_one_more(const Checkpoint& shard, const StoredTensor& stored, DType wanted) {
+  if (wanted == DType::kBF16 || wanted == DType::kF32) return;
+  throw InputError(fmt::format(
+      "{}: tensor {} is held less one, to which 1 is added in bfloat16 and float32 alone, but the model is "
+      "{}; keep linear attention whole on each rank, or name trainers that have Hugging Face's names",
+      shard.path, excerpt(stored.name), dtype_name(wanted)));
+}
+
 /// What some shards hold.
 class HeldByShards {
  public:
@@ -128,10 +137,14 @@ class HeldByShards {
       const bool widened =
           !tensor.held.parts.empty() && family_.catalog()[tensor.held.parts.front().tensor].widened;
       require_castable(shard, stored, tensor.held.dtype, widened);
+      if (tensor.less_one) require_one_more(shard, stored, tensor.held.dtype);
       cast_tensors_ += cast_between(stored.dtype, tensor.held.dtype) == Cast::kRound ? 1 : 0;
       for (const Part& part : tensor.held.parts) {
-        add(held_in(stored, first + *numbers[i], part.tensor, part.box,
-                    part.offset / dtype_bytes(tensor.held.dtype)));
+        HeldBox box = held_in(stored, first + *numbers[i], part.tensor, part.box,
+                              part.offset / dtype_bytes(tensor.held.dtype));
+        box.less_one = tensor.less_one;
+        box.turned = static_cast<std::uint8_t>(tensor.turned);
+        add(box);
       }
     }
     if (left_over) {
@@ -200,12 +213,16 @@ bool differ(std::int64_t own, std::int64_t other) {
 
 }  // namespace
 
-std::int64_t padded_vocabulary_of(const TrainerLayout& layout, const Checkpoint& shard) {
+ShownLayout shown_layout(const TrainerLayout& layout, const Checkpoint& shard) {
+  ShownLayout shown;
   for (const StoredTensor& tensor : shard.tensors) {
     const std::string name = unwrap_name(tensor.name).name;
-    if (name == kMegatronEmbedding || name == kMegatronHead) return tensor.shape.rows() * layout.tp;
+    if (name == kMegatronEmbedding || name == kMegatronHead) {
+      shown.padded_vocabulary = tensor.shape.rows() * layout.tp;
+    }
+    if (name.find(kMegatronWholeLinearAttention) != std::string::npos) shown.whole_linear_attention = true;
   }
-  return 0;
+  return shown;
 }
 
 Binding bind_trainer(const Family& family, const TrainerLayout& layout, std::int64_t rank,

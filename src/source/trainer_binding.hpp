@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -11,9 +12,20 @@
 
 namespace weightcast {
 
-/// Rows that the embedding (or head) of a trainer's shard implies for all tensor-parallel ranks together,
-/// padding included; 0 when it has neither.
-std::int64_t padded_vocabulary_of(const TrainerLayout& layout, const Checkpoint& shard);
+/// What trainers' shards show of their layout that an allocation does not say. Of several shards the larger
+/// values count.
+struct ShownLayout {
+  /// Rows that the embedding (or head) implies for all tensor-parallel ranks together, padding included; 0
+  /// when there is neither.
+  std::int64_t padded_vocabulary = 0;
+  bool whole_linear_attention = false;  ///< as of a TrainerLayout
+
+  void add(const ShownLayout& other) {
+    padded_vocabulary = std::max(padded_vocabulary, other.padded_vocabulary);
+    whole_linear_attention = whole_linear_attention || other.whole_linear_attention;
+  }
+};
+ShownLayout shown_layout(const TrainerLayout& layout, const Checkpoint& shard);
 
 /// Finds all that trainer `rank` must hold in the shard that it wrote. Throws InputError naming file, tensor
 /// and trainer for one that is missing, of the wrong shape or dtype, twice there, or not part of what the

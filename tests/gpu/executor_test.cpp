@@ -211,6 +211,56 @@ TEST_P(CudaExecutor, NegatedExpsAreTheHosts) {
   EXPECT_EQ(on_device(kept, device_pointers(buffers)), expected);
 }
 
+TEST_P(CudaExecutor, OneMoreIsTheHosts) {
+  WEIGHTCAST_NEEDS_GPUS(1);
+  Random random(6);
+  const auto host = make_host_executor();
+  // All of bfloat16 in odd places; any float32.
+  constexpr std::int64_t kRows = 37;
+  constexpr std::int64_t kCols = 1003;
+  constexpr std::int64_t kPitch = kCols * 4 + 9;
+  Bytes all(4 + (std::size_t{2} << 16));
+  for (std::size_t i = 0; i < std::size_t{1} << 16; ++i) {
+    all[4 + 2 * i] = static_cast<std::byte>(i & 0xff);
+    all[5 + 2 * i] = static_cast<std::byte>(i >> 8);
+  }
+  std::vector<Twin> buffers;
+  buffers.emplace_back(all);
+  buffers.emplace_back(random.bytes(3 + kRows * kPitch));
+  const std::int64_t second = 2 << 16;
+  const std::vector<Move> moves{{4, 0, 0, 1, 2 << 16, 0, MoveOp::kOneMoreBF16},
+                                {3, kPitch, second, kRows, kCols * 4, 1, MoveOp::kOneMoreF32}};
+  const ProgramRange both{0, 2};
+  Twin staging(random.bytes(second + kRows * kCols * 4));
+  const CudaMovePrograms programs(moves, {&both, 1}, device_pointers(buffers));
+  programs.pack(0, staging.device(), blocks(), nullptr);
+  const std::vector<const std::byte*> sources{buffers[0].host.data(), buffers[1].host.data()};
+  host->pack(moves, sources, staging.host.data());
+  EXPECT_TRUE(staging.download() == staging.host);
+
+  // Straight from where they are held to where they belong.
+  std::vector<Twin> parameters;
+  parameters.emplace_back(random.bytes(4 + (2 << 16)));
+  parameters.emplace_back(random.bytes(3 + kRows * kPitch));
+  const CudaMovePrograms local(moves, {&both, 1}, device_pointers(parameters));
+  local.unpack(0, staging.device(), blocks(), nullptr);
+  std::vector<std::byte*> host_parameters;
+  for (Twin& parameter : parameters) host_parameters.push_back(parameter.host.data());
+  host->unpack(moves, staging.host.data(), host_parameters);
+  for (const Twin& parameter : parameters) EXPECT_TRUE(parameter.download() == parameter.host);
+
+  std::vector<DigestBox> boxes{{4, 0, {5, 1, 7, 1 << 16}, 11, 0, 0, 2},
+                               {3, kPitch, {0, kRows, 3, kCols}, 12, 1, 0, 4}};
+  for (DigestBox& box : boxes) box.one_more = true;
+  std::vector<std::uint64_t> expected(boxes.size());
+  host->digest(boxes, sources, expected);
+  const Twin results(Bytes(boxes.size() * sizeof(std::uint64_t)));
+  const CudaDigestPrograms digests(boxes, {&both, 1}, device_pointers(buffers));
+  digests.run(0, reinterpret_cast<std::uint64_t*>(results.device()), blocks(), nullptr);
+  const Bytes found = results.download();
+  EXPECT_TRUE(std::memcmp(found.data(), expected.data(), found.size()) == 0);
+}
+
 TEST_P(CudaExecutor, TenThousandTinyMovesAndOneHuge) {
   WEIGHTCAST_NEEDS_GPUS(1);
   Random random(3);

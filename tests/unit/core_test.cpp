@@ -18,6 +18,7 @@
 #include "core/float_bits.hpp"
 #include "core/hash.hpp"
 #include "core/negated_exp.hpp"
+#include "core/one_more.hpp"
 #include "core/shape.hpp"
 #include "core/units.hpp"
 #include "float16.hpp"
@@ -385,6 +386,50 @@ TEST(NegatedExp, AtTheEnds) {
   EXPECT_EQ(negated_exp_bits(-kInfinity), 0x80000000u);
   EXPECT_EQ(negated_exp_bits(89.0f), 0xff800000u);
   EXPECT_EQ(negated_exp_bits(-104.0f), 0x80000000u);
+}
+
+/// The bfloat16 that is nearest to `value`, the even one of two; `value` has a bfloat16's range.
+std::uint16_t nearest_bf16(double value) {
+  int exponent = 0;
+  constexpr int kBits = 8;
+  const double digits = std::nearbyint(std::ldexp(std::frexp(value, &exponent), kBits));
+  const auto rounded = static_cast<float>(std::ldexp(digits, exponent - kBits));
+  return static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(rounded) >> 16);
+}
+
+TEST(OneMore, IsTheSumRoundedOnceForAllOfBfloat16) {
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const auto held = static_cast<std::uint16_t>(bits);
+    const float value = bf16_value(held);
+    if (std::isnan(value)) {
+      ASSERT_EQ(one_more_bf16(held), held | 0x40u) << bits;
+    } else {
+      ASSERT_EQ(one_more_bf16(held), std::isinf(value) ? held : nearest_bf16(1.0 + value)) << value;
+    }
+  }
+}
+
+TEST(OneMore, OfFloat32) {
+  static_assert(one_more_bits(0.0f) == 0x3f800000u);
+  static_assert(one_more_bits(-1.0f) == 0);
+  static_assert(one_more_bits(0x1p-24f) == 0x3f800000u);  // halfway, to the even one
+  static_assert(one_more_bits(0x1.8p-23f) == 0x3f800002u);
+  EXPECT_EQ(one_more_bits(std::bit_cast<float>(0xff812345u)), 0xffc12345u);
+}
+
+TEST(OneMore, OneLessIsThereWhereNothingIsLost) {
+  EXPECT_EQ(one_less(1.0f), 0.0f);
+  EXPECT_EQ(one_less(0.0f), -1.0f);
+  EXPECT_EQ(one_less(0x1.02p-17f), 0x1.02p-17f - 1.0f);
+  EXPECT_EQ(one_less(0x1.02p-18f), std::nullopt);
+  EXPECT_EQ(one_less(-0.0f), std::nullopt);
+  // Each of bfloat16 that a norm is likely to have.
+  for (std::uint32_t bits = 0x3700; bits < 0x4b00; ++bits) {
+    EXPECT_TRUE(one_less(bf16_value(static_cast<std::uint16_t>(bits)))) << bits;
+    if (bits >= 0x3780) {
+      EXPECT_TRUE(one_less(-bf16_value(static_cast<std::uint16_t>(bits)))) << bits;
+    }
+  }
 }
 
 }  // namespace

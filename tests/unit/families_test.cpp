@@ -54,7 +54,7 @@ TEST_P(Trained, MegatronRanksHoldAllThatEnginesNeed) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, Trained,
-                         ::testing::Values("deepseek-v3", "deepseek-v3-noqlora", "deepseek-v32",
+                         ::testing::Values("deepseek-v3", "deepseek-v3-noqlora", "deepseek-v32", "glm4",
                                            "glm-moe-dsa", "glm4-moe", "glm4-moe-lite", "llama", "minimax-m2",
                                            "mistral", "nemotron-h", "qwen2", "qwen2-moe", "qwen3",
                                            "qwen3-moe", "qwen3-next", "qwen3.5", "qwen3.5-moe"));
@@ -211,6 +211,11 @@ TEST(GlmMoeDsa, TheThreeWaysToSayWhoseIndexer) {
   expect_has(refusal(config, "q_lora_rank", nullptr), {"'q_lora_rank' is null", "indexers"});
 }
 
+TEST(MiniMaxM2, HasNormsOfQueriesAndKeys) {
+  expect_has(refusal(config_of("minimax-m2"), "use_qk_norm", false),
+             {"x/config.json", "use_qk_norm", "MiniMaxM2ForCausalLM", "transformers writes true"});
+}
+
 TEST(MiniMaxM2, WhatTransformersHasInMemory) {
   const auto family = family_of(config_of("minimax-m2"));
   const Catalog& catalog = family->catalog();
@@ -228,7 +233,7 @@ TEST(MiniMaxM2, WhatTransformersHasInMemory) {
   EXPECT_EQ(form("input_layernorm.weight").name, "");
 }
 
-TEST(GptOss, OneLayoutAndNoTrainers) {
+TEST(GptOss, OneLayout) {
   const auto family = family_of(config_of("gpt-oss"));
   EngineLayout layout;
   layout.moe_layout = "cutlass";
@@ -241,9 +246,25 @@ TEST(GptOss, OneLayoutAndNoTrainers) {
   layout = {};
   layout.tp = 5;
   expect_has(message_of<UsageError>([&] { family->parameters(layout, {}); }), {"tp=5"});
+}
+
+TEST(GptOss, TrainersDoNotCutExperts) {
+  const auto family = family_of(config_of("gpt-oss"));
   TrainerLayout trainers;
+  trainers.ep = 2;
+  const std::vector<TrainerTensor> held = family->trainer_experts(trainers, 0, 0, 1);
+  ASSERT_EQ(held.size(), 2u * 3u * 4u);
+  const TrainerTensor& fused = held.front();
+  EXPECT_EQ(fused.held.name, "decoder.layers.0.mlp.experts.linear_fc1.weight0");
+  EXPECT_EQ(fused.other_names,
+            std::vector<std::string>{"decoder.layers.0.mlp.experts.local_experts.0.linear_fc1.weight"});
+  EXPECT_EQ(fused.held.shape, (Shape{96, 80}));
+  EXPECT_EQ(fused.held.parts.front().box, (Box{3 * 80, 80, 0, 96}));
+  EXPECT_EQ(fused.turned, 2);
+  EXPECT_EQ(held[1].held.name, "decoder.layers.0.mlp.experts.linear_fc1.bias0");
+  trainers.etp = 2;
   expect_has(message_of<UsageError>([&] { family->trainer_experts(trainers, 0, 0, 0); }),
-             {"--trainer-alloc", "model.layers.0.mlp.experts"});
+             {"--trainer-alloc", "model.layers.0.mlp.experts", "ffn:t1"});
 }
 
 TEST(GptOss, EnginesNames) {
@@ -352,6 +373,11 @@ TEST(Hybrids, AVisionTowerIsNotSentButMayBeLeftOut) {
   expect_has(refusal(config, "text_config", "x"), {"text_config", "an object"});
   expect_has(refusal(config, "tie_word_embeddings", true),
              {"tie_word_embeddings", "true but false in text_config"});
+  expect_has(refusal(config, "dtype", "float16"), {"'dtype' is \"float16\"", "\"bfloat16\" in text_config"});
+  json moe = config["text_config"];
+  moe["model_type"] = "qwen3_5_moe_text";
+  expect_has(refusal(config, "text_config", moe),
+             {"(text_config)", "'qwen3_5_moe_text'", "qwen3_5_text", "Qwen3_5ForConditionalGeneration"});
   config["text_config"].erase("hidden_size");
   expect_has(message_of([&] { family_of(config); }), {"(text_config)", "hidden_size", "missing"});
 }
@@ -361,7 +387,7 @@ TEST(Hybrids, TrainersHoldGatesBehindTheQueriesOfAGroup) {
   const Catalog& catalog = family->catalog();
   const std::vector<TrainerTensor> tensors = family->trainer_dense({}, 0, 0);
   const std::set<std::string> names = names_of(tensors);
-  EXPECT_TRUE(names.contains("decoder.layers.0.self_attention.linear_attn.in_proj_qkv.weight"));
+  EXPECT_TRUE(names.contains("decoder.layers.0.self_attention.in_proj.weight"));
   const auto qkv = std::ranges::find(tensors, "decoder.layers.3.self_attention.linear_qkv.weight",
                                      [](const TrainerTensor& tensor) { return tensor.held.name; });
   ASSERT_NE(qkv, tensors.end());
@@ -386,12 +412,33 @@ TEST(Qwen2Moe, EveryFieldThatItNeeds) {
   }
 }
 
-TEST(Glm4, TrainersAreNotKnown) {
-  const auto family = family_of(config_of("glm4"));
-  TrainerLayout layout;
-  layout.option = "--trainer-alloc";
-  expect_has(message_of<UsageError>([&] { family->trainer_dense(layout, 0, 0); }),
-             {"--trainer-alloc", "post_self_attn_layernorm"});
+TEST(Hybrids, TrainersThatRunHuggingFacesModule) {
+  TrainerLayout whole;
+  whole.tp = 4;  // heads of linear attention are two
+  whole.whole_linear_attention = true;
+  const auto family = family_of(config_of("qwen3.5"));
+  const std::vector<TrainerTensor> tensors = family->trainer_dense(whole, 0, 3);
+  const std::set<std::string> names = names_of(tensors);
+  EXPECT_TRUE(names.contains("decoder.layers.0.self_attention.linear_attn.in_proj_qkv.weight"));
+  EXPECT_TRUE(names.contains("decoder.layers.0.self_attention.linear_attn.norm.weight"));
+  for (const TrainerTensor& tensor : tensors) EXPECT_FALSE(tensor.less_one) << tensor.held.name;
+  whole.whole_linear_attention = false;
+  expect_has(message_of<UsageError>([&] { family->trainer_dense(whole, 0, 0); }),
+             {"--trainer-alloc", "t=4", "key heads of model.layers.0.linear_attn (2)",
+              "--trainer-linear-attention"});
+}
+
+TEST(Hybrids, OneNormIsHeldLessOne) {
+  for (const TrainerTensor& tensor : family_of(config_of("qwen3-next"))->trainer_dense({}, 0, 0)) {
+    EXPECT_EQ(tensor.less_one, tensor.held.name.ends_with(".out_norm.weight")) << tensor.held.name;
+  }
+}
+
+TEST(Hybrids, HeadsOfLinearAttentionInGroups) {
+  for (const char* model : {"qwen3-next", "qwen3.5", "qwen3.5-moe"}) {
+    expect_has(refusal(config_of(model), "linear_num_value_heads", 7),
+               {"x/config.json", "linear_num_value_heads 7", "linear_num_key_heads 2"});
+  }
 }
 
 std::map<std::string, Parameter> parameters_of(const Family& family, Engine engine, std::int64_t tp,
@@ -558,9 +605,9 @@ TEST(Gemma4, OneLayoutAndNoTrainers) {
   expect_has(message_of<UsageError>([&] { family_of(config_of("gemma4-dense"))->parameters(layout, {}); }),
              {"--quantize", "model.layers.2.self_attn.k_proj"});
   expect_has(message_of<UsageError>([&] { family->trainer_dense({}, 0, 0); }),
-             {"--trainer-alloc", "not known"});
+             {"--trainer-alloc", "Gemma4ForCausalLM", "computed"});
   expect_has(message_of<UsageError>([&] { family->trainer_experts({}, 0, 0, 0); }),
-             {"--trainer-alloc", "model.layers.0.experts"});
+             {"--trainer-alloc", "Gemma4ForCausalLM", "computed"});
 }
 
 /// DeepSeek-V3 as the text model of Kimi-K2.5.

@@ -8,6 +8,7 @@
 
 #include "core/float_bits.hpp"
 #include "core/negated_exp.hpp"
+#include "core/one_more.hpp"
 #include "kernels/digest.hpp"
 #include "kernels/executor.hpp"
 
@@ -279,6 +280,51 @@ TEST(HostExecutor, DigestsOfManyBoxes) {
     const DigestBox& box = boxes[i];
     EXPECT_EQ(results[i],
               digest_box(pointers[box.buffer] + box.offset, box.pitch, box.box, 4, box.tensor_key));
+  }
+}
+
+TEST(HostExecutor, OneMoreThanWhatIsHeldIsSentAndItsDigestIsKnown) {
+  Random random(7);
+  const auto executor = make_host_executor();
+  constexpr std::int64_t kRows = 7;
+  constexpr std::int64_t kCols = 19;
+  constexpr std::int64_t kPitch = 101;
+  constexpr std::uint64_t kKey = 79;
+  const Box box{3, kRows, 5, kCols};
+  for (const std::int64_t element : {2, 4}) {
+    const Bytes held = random.bytes(kRows * kPitch);
+    Bytes staging = random.bytes(6 + kRows * kCols * element);
+    const std::byte* const source = held.data();
+    const Move move{
+        0, kPitch, 6, kRows, kCols * element, 0, element == 4 ? MoveOp::kOneMoreF32 : MoveOp::kOneMoreBF16};
+    EXPECT_FALSE(move.dense());
+    executor->pack({&move, 1}, {&source, 1}, staging.data());
+    for (std::int64_t row = 0; row < kRows; ++row) {
+      for (std::int64_t col = 0; col < kCols; ++col) {
+        std::uint32_t bits = 0;
+        std::uint32_t sent = 0;
+        std::memcpy(&bits, source + row * kPitch + col * element, static_cast<std::size_t>(element));
+        std::memcpy(&sent, staging.data() + 6 + (row * kCols + col) * element,
+                    static_cast<std::size_t>(element));
+        const std::uint32_t expected = element == 4 ? one_more_bits(std::bit_cast<float>(bits))
+                                                    : one_more_bf16(static_cast<std::uint16_t>(bits));
+        ASSERT_EQ(sent, expected) << element << " " << row << " " << col;
+      }
+    }
+    DigestBox of_held{0, kPitch, box, kKey, 0, 0, static_cast<std::uint8_t>(element)};
+    of_held.one_more = true;
+    std::uint64_t digest = 0;
+    executor->digest({&of_held, 1}, {&source, 1}, {&digest, 1});
+    EXPECT_EQ(digest, digest_box(staging.data() + 6, kCols * element, box, element, kKey));
+    // A rank that is trainer and engine moves it from where it is held to its parameter.
+    Bytes parameter(kRows * kCols * static_cast<std::size_t>(element));
+    std::byte* const to = parameter.data();
+    Move local = move;
+    local.pitch = kCols * element;
+    local.staging = 0;
+    local.staging_pitch = kPitch;
+    executor->unpack({&local, 1}, source, {&to, 1});
+    EXPECT_TRUE(std::equal(parameter.begin(), parameter.end(), staging.begin() + 6));
   }
 }
 

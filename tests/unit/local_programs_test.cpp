@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/negated_exp.hpp"
+#include "core/one_more.hpp"
 #include "emulated_update.hpp"
 #include "kernels/executor.hpp"
 #include "naive_model.hpp"
@@ -292,6 +293,36 @@ TEST(LocalPrograms, TakeTheNegatedExpOfEitherType) {
     make_host_executor()->digest(rank_plan.checks, {&buffer, 1}, {&found, 1});
     EXPECT_EQ(found, sent);
   }
+}
+
+TEST(LocalPrograms, AddOneToWhatIsHeldLessOne) {
+  Catalog catalog;
+  catalog.add("norm", DType::kBF16, {12});
+  const ListedFamily family(catalog, [](const Catalog& tensors, const EngineLayout&, const EngineRank&) {
+    return std::vector<Parameter>{stack(tensors, "norm", {12}, {{0, Box::whole(tensors[0].shape)}})};
+  });
+  const Plan plan = make_plan(family, plan_cases::topology_of(0, "tp=1", true), Limits());
+  const RankPlan rank_plan = make_rank_plan(plan, family, 0);
+  std::vector<std::uint16_t> held(12);
+  for (std::size_t i = 0; i < 12; ++i) held[i] = static_cast<std::uint16_t>(0xbf00 - 37 * i);
+  HeldBox box{0, Box::whole(catalog[0].shape), 0, 0, 24};
+  box.less_one = true;
+  const Sending sending = compile_sending(plan, catalog, 0, HeldWeights({box}, 1));
+  const LocalPrograms local = compile_local(rank_plan, Schedule(plan, rank_plan, true),
+                                            [&](std::uint32_t) { return sending.moves.at(0); });
+  ASSERT_EQ(local.moves.size(), 1u);
+  Parameters parameters(rank_plan);
+  const auto* const source = reinterpret_cast<const std::byte*>(held.data());
+  make_host_executor()->unpack(local.moves, source, parameters.buffers);
+  std::vector<std::uint16_t> written(12);
+  std::memcpy(written.data(), parameters.bytes.at(0).data(), 24);
+  for (std::size_t i = 0; i < 12; ++i) EXPECT_EQ(written[i], one_more_bf16(held[i])) << i;
+  const std::byte* const buffer = parameters.bytes.at(0).data();
+  std::uint64_t sent = 0;
+  std::uint64_t found = 0;
+  make_host_executor()->digest(sending.boxes, {&source, 1}, {&sent, 1});
+  make_host_executor()->digest(rank_plan.checks, {&buffer, 1}, {&found, 1});
+  EXPECT_EQ(found, sent);
 }
 
 }  // namespace

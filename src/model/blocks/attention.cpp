@@ -77,10 +77,6 @@ void Attention::add_trainer_tensors(const Site& site, const TrainerCut& cut,
                                     std::vector<TrainerTensor>& tensors) const {
   const std::string from = site.canonical + names_.canonical;
   const std::string at = site.trainer + names_.trainer;
-  if (sizes_.keys_and_values != KeysAndValues::kOwn) {
-    throw UsageError(fmt::format("{}: what trainers hold of {}k_proj is not known; leave it out",
-                                 cut.dense.option(), from));
-  }
   const auto qkv = [&](const std::string& kind) {
     return cut.dense.interleaved_qkv(at + "linear_qkv" + kind, from + "q_proj" + kind, from + "k_proj" + kind,
                                      from + "v_proj" + kind, sizes_.heads, sizes_.kv_heads, sizes_.head_dim,

@@ -139,9 +139,9 @@ void Decoder::rename(Engine engine, std::vector<Parameter>& parameters) const {
 
 std::vector<TrainerTensor> Decoder::trainer_dense(const TrainerLayout& layout, std::int64_t pp,
                                                   std::int64_t tp) const {
-  require_values(layout);
+  require_trainers(layout);
   const TensorParallel dense(catalog_, layout.tp, tp, layout.option, "the trainers' t");
-  const TrainerCut cut{dense, layout.padded_vocabulary, layout.pp};
+  const TrainerCut cut{dense, layout.padded_vocabulary, layout.pp, layout.whole_linear_attention};
   std::vector<TrainerTensor> tensors;
   for (const TrainerChunk& chunk : trainer_chunks(layout, pp, parts_.layers)) {
     const Site ends{Tensor::kNone, "", "", chunk.prefix};
@@ -161,7 +161,7 @@ std::vector<TrainerTensor> Decoder::trainer_dense(const TrainerLayout& layout, s
 
 std::vector<TrainerTensor> Decoder::trainer_experts(const TrainerLayout& layout, std::int64_t pp,
                                                     std::int64_t etp, std::int64_t ep) const {
-  require_values(layout);
+  require_trainers(layout);
   const TensorParallel inner(catalog_, layout.etp, etp, layout.option, "the trainers' t of ffn");
   const TrainerExpertCut cut{inner, layout.ep, ep, layout.global_numbers};
   std::vector<TrainerTensor> tensors;
@@ -232,6 +232,13 @@ bool Decoder::is_engines_own(std::string_view parameter) const {
   });
 }
 
+std::string Decoder::name_in_files(std::string_view canonical) const {
+  for (const auto& [from, to] : parts_.in_files) {
+    if (canonical.starts_with(from)) return to + std::string(canonical.substr(from.size()));
+  }
+  return std::string(canonical);
+}
+
 std::optional<std::string> Decoder::copy_of(std::string_view stored_name) const {
   if (!is_of_sent_drafts(stored_name) || !is_drafts_copy(stored_name))
     return parts_.head->copy_of(stored_name);
@@ -269,7 +276,11 @@ std::optional<Quantizer> Decoder::stored_quantizer() const {
   return parts_.stored ? std::optional(parts_.stored->quantizer()) : std::nullopt;
 }
 
-void Decoder::require_values(const TrainerLayout& layout) const {
+void Decoder::require_trainers(const TrainerLayout& layout) const {
+  if (!parts_.trainers_refused.empty()) {
+    throw UsageError(fmt::format("{}: {}; name trainers that have Hugging Face's names, without it",
+                                 layout.option, parts_.trainers_refused));
+  }
   if (parts_.drafts) {
     throw UsageError(
         fmt::format("{}: what such trainers hold of draft layers is not known; leave --mtp and --target out, "

@@ -64,9 +64,14 @@ struct DecoderParts {
   /// What other tensors begin with that are left out, those of drafts and of vision towers, and parameters of
   /// engines that stay as they are.
   std::vector<std::string> left_out;
-  std::vector<UnsentPart> unsent;  ///< those of these that the config describes
+  std::vector<std::string> towers;  ///< those of these that are what sees or hears
+  std::vector<UnsentPart> unsent;   ///< those of these that the config describes
+  /// What canonical names begin with, and what begins those in the files of a model that this is a part of.
+  std::vector<std::pair<std::string, std::string>> in_files;
   /// What names of layers begin with in checkpoints; in engines it is `model.layers.`.
   std::string layers_prefix = "model.layers.";
+  /// Why no trainers of Megatron's kind are taken; empty where they are.
+  std::string trainers_refused;
   EngineNames vllm;
   EngineNames sglang;
   BlockPtr final_norm;
@@ -90,8 +95,10 @@ class Decoder final : public Family {
   std::optional<std::string> ignored_beside(std::string_view stored_name) const override;
   std::optional<std::string> copy_of(std::string_view stored_name) const override;
   bool is_engines_own(std::string_view parameter) const override;
+  std::string name_in_files(std::string_view canonical) const override;
   QuantizationPlace quantization_place() const override;
   std::vector<std::string> left_out() const override;
+  std::vector<std::string> towers() const override { return parts_.towers; }
   std::vector<UnsentPart> unsent() const override { return parts_.unsent; }
   bool sends_drafts() const override { return parts_.drafts.has_value(); }
 
@@ -119,8 +126,9 @@ class Decoder final : public Family {
   /// Gives parameters an engine's own names.
   void rename(Engine engine, std::vector<Parameter>& parameters) const;
   std::optional<Quantizer> stored_quantizer() const;
-  /// Throws UsageError for trainers of a model whose checkpoints hold codes, or of draft layers.
-  void require_values(const TrainerLayout& layout) const;
+  /// Throws UsageError for trainers of a family that refuses them, of a model whose checkpoints hold codes,
+  /// or of draft layers.
+  void require_trainers(const TrainerLayout& layout) const;
   void require_plausible_sizes() const;
   bool is_left_out(std::string_view name) const;
   void list_tensors();

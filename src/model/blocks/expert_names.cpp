@@ -47,12 +47,12 @@ HeldExperts held_experts(const Site& site, const Names& names, const EngineCut& 
   return held;
 }
 
-std::string TrainerExpert::grouped(const char* matrix) const {
-  return fmt::format("{}.{}.weight{}", experts, matrix, number_there);
+std::string TrainerExpert::grouped(const char* matrix, const char* kind) const {
+  return fmt::format("{}.{}.{}{}", experts, matrix, kind, number_there);
 }
 
-std::string TrainerExpert::alone(const char* matrix) const {
-  return fmt::format("{}.local_experts.{}.{}.weight", experts, number_there, matrix);
+std::string TrainerExpert::alone(const char* matrix, const char* kind) const {
+  return fmt::format("{}.local_experts.{}.{}.{}", experts, number_there, matrix, kind);
 }
 
 void for_each_trainer_expert(const TrainerExpertCut& cut, const std::string& from, const std::string& at,
@@ -62,11 +62,6 @@ void for_each_trainer_expert(const TrainerExpertCut& cut, const std::string& fro
   for (std::int64_t expert = cut.ep_rank * count; expert < (cut.ep_rank + 1) * count; ++expert) {
     each({expert, at, cut.global_numbers ? expert : expert - cut.ep_rank * count});
   }
-}
-
-void refuse_trainer_experts(const TrainerExpertCut& cut, const std::string& experts) {
-  throw UsageError(
-      fmt::format("{}: what trainers hold of {} is not known; leave it out", cut.inner.option(), experts));
 }
 
 }  // namespace weightcast

@@ -38,16 +38,14 @@ struct TrainerExpert {
   std::string experts;  ///< the trainer's name for all of them
   std::int64_t number_there = 0;
 
-  std::string grouped(const char* matrix) const;
-  std::string alone(const char* matrix) const;
+  /// `kind`: `weight`, or `bias`.
+  std::string grouped(const char* matrix, const char* kind = "weight") const;
+  std::string alone(const char* matrix, const char* kind = "weight") const;
 };
 
 /// Calls `each` with the experts that a trainer's rank has of `experts` ones, which the catalog calls `from`
 /// and the trainer `at`. Throws UsageError where they cannot be dealt evenly.
 void for_each_trainer_expert(const TrainerExpertCut& cut, const std::string& from, const std::string& at,
                              std::int64_t experts, const std::function<void(const TrainerExpert&)>& each);
-
-/// Throws UsageError: what trainers hold of these experts is not known.
-[[noreturn]] void refuse_trainer_experts(const TrainerExpertCut& cut, const std::string& experts);
 
 }  // namespace weightcast

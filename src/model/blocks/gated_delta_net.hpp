@@ -23,10 +23,13 @@ struct GatedDeltaSizes {
 };
 
 /// Linear attention by the gated delta rule. Engines fuse what is projected from the hidden state, cut by
-/// heads, and keep A_log in float32. Of trainers those are known that have all of it whole on each rank.
+/// heads, and keep A_log in float32. Of trainers two kinds are known. Megatron-Core's have of a rank's heads
+/// `in_proj` [q; k; v; z; b; a], `conv1d` [q; k; v], `A_log`, `dt_bias` and columns of `out_proj`, and the
+/// norm behind it whole, less one (`out_norm`). Those that run Hugging Face's module have all of it whole.
 class GatedDeltaNet final : public Block {
  public:
-  /// `names` are what stands before `in_proj_qkv`: `linear_attn.`, at trainers `self_attention.linear_attn.`.
+  /// `names` are what stands before `in_proj_qkv`: `linear_attn.`; at trainers before `in_proj`:
+  /// `self_attention.`, with `linear_attn.` behind it where they run Hugging Face's module.
   GatedDeltaNet(Names names, const GatedDeltaSizes& sizes);
 
   void list(const Site& site, TensorList& tensors) const override;
@@ -36,6 +39,13 @@ class GatedDeltaNet final : public Block {
                            std::vector<TrainerTensor>& tensors) const override;
 
  private:
+  /// Throws UsageError where the ranks do not divide the heads.
+  void require_cut(const TensorParallel& heads, const std::string& module,
+                   const std::string& remedy = "") const;
+  /// The rows of q, k, v, z, b and a of a rank's heads.
+  std::vector<TensorParallel::Section> projected(const std::string& from, const TensorParallel& heads) const;
+  void add_whole(const Site& site, const TrainerCut& cut, std::vector<TrainerTensor>& tensors) const;
+
   Names names_;
   GatedDeltaSizes sizes_;
 };

@@ -1,7 +1,10 @@
 #include "model/blocks/interleaved_experts.hpp"
 
+#include <fmt/format.h>
+
 #include <utility>
 
+#include "core/error.hpp"
 #include "model/blocks/expert_names.hpp"
 
 namespace weightcast {
@@ -63,8 +66,32 @@ void InterleavedExperts::add_parameters(const Site& site, const EngineCut& cut,
 }
 
 void InterleavedExperts::add_trainer_experts(const Site& site, const TrainerExpertCut& cut,
-                                             std::vector<TrainerTensor>& /*tensors*/) const {
-  refuse_trainer_experts(cut, site.canonical + names_.canonical);
+                                             std::vector<TrainerTensor>& tensors) const {
+  const std::string from = site.canonical + names_.canonical;
+  if (cut.inner.size() > 1) {
+    throw UsageError(
+        fmt::format("{}: {}={}: how trainers cut {} whose gate and up lie in turn is not known; write ffn:t1",
+                    cut.inner.option(), cut.inner.size_name(), cut.inner.size(), from));
+  }
+  const Catalog& catalog = cut.inner.catalog();
+  constexpr std::int64_t kGateAndUp = 2;
+  for_each_trainer_expert(
+      cut, from, site.trainer + names_.trainer, sizes_.experts, [&](const TrainerExpert& expert) {
+        const auto add = [&](const char* matrix, const char* kind, const std::string& tensor, Shape shape,
+                             std::int64_t rows, std::int64_t turned) {
+          const std::uint32_t index = catalog.at(from + tensor);
+          const Box box{expert.number * rows, rows, 0, catalog[index].shape.cols()};
+          TrainerTensor& held = tensors.emplace_back(
+              TrainerTensor{stack(catalog, expert.grouped(matrix, kind), shape, {{index, box}}),
+                            {expert.alone(matrix, kind)}});
+          held.turned = turned;
+        };
+        add("linear_fc1", "weight", ".gate_up_proj", {2 * sizes_.inner, sizes_.hidden}, sizes_.hidden,
+            kGateAndUp);
+        add("linear_fc1", "bias", ".gate_up_proj_bias", {2 * sizes_.inner}, 1, kGateAndUp);
+        add("linear_fc2", "weight", ".down_proj", {sizes_.hidden, sizes_.inner}, sizes_.inner, 1);
+        add("linear_fc2", "bias", ".down_proj_bias", {sizes_.hidden}, 1, 0);
+      });
 }
 
 }  // namespace weightcast

@@ -12,10 +12,11 @@ struct InterleavedExpertSizes {
 
 /// Routed experts that checkpoints store stacked and transposed, with biases: `gate_up_proj` [E, H, 2I],
 /// whose columns are gate and up in turn, and `down_proj` [E, I, H]. Engines keep `w13_weight` [El, 2It, H],
-/// gate and up in turn as they are, and `w2_weight` [El, H, It].
+/// gate and up in turn as they are, and `w2_weight` [El, H, It]. Trainers have of each expert `linear_fc1`
+/// [2I, H], gate rows above up rows, and `linear_fc2` [H, I], with biases, none of them cut.
 class InterleavedExperts final : public Block {
  public:
-  /// `names` are `mlp.experts`, without a dot. Trainers are not known.
+  /// `names` are `mlp.experts`, without a dot.
   InterleavedExperts(Names names, const InterleavedExpertSizes& sizes);
 
   void list(const Site& site, TensorList& tensors) const override;

@@ -38,9 +38,4 @@ void StackedExperts::add_parameters(const Site& site, const EngineCut& cut,
   parameters.push_back(stack(cut.catalog, held.module + ".w2_weight", {slots, sizes_.hidden, inner}, w2));
 }
 
-void StackedExperts::add_trainer_experts(const Site& site, const TrainerExpertCut& cut,
-                                         std::vector<TrainerTensor>& /*tensors*/) const {
-  refuse_trainer_experts(cut, site.canonical + names_.canonical);
-}
-
 }  // namespace weightcast

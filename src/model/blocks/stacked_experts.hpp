@@ -15,15 +15,13 @@ struct StackedExpertSizes {
 /// [El, H, It].
 class StackedExperts final : public Block {
  public:
-  /// `names` are `experts`, without a dot. Trainers are not known.
+  /// `names` are `experts`, without a dot.
   StackedExperts(Names names, const StackedExpertSizes& sizes);
 
   void list(const Site& site, TensorList& tensors) const override;
   /// Throws UsageError for a MoE layout that is not `triton`, and for a quantiser, too.
   void add_parameters(const Site& site, const EngineCut& cut,
                       std::vector<Parameter>& parameters) const override;
-  void add_trainer_experts(const Site& site, const TrainerExpertCut& cut,
-                           std::vector<TrainerTensor>& tensors) const override;
 
  private:
   Names names_;

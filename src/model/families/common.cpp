@@ -1,10 +1,13 @@
 #include "model/families/common.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 
 namespace weightcast {
 
@@ -117,6 +120,18 @@ DecoderParts common_parts(SizeFields& sizes, const ModelConfig& config, std::int
   parts.head =
       std::make_shared<Head>(ends.head, vocabulary, hidden, tied ? &ends.embedding : nullptr, ends.in_sglang);
   return parts;
+}
+
+ModelConfig text_model_of(const ModelConfig& wrapper, std::initializer_list<std::string_view> types) {
+  ModelConfig text = wrapper.text_model();
+  const std::string& type = text.model_type();
+  if (!type.empty() && std::ranges::find(types, type) == types.end()) {
+    throw InputError(
+        fmt::format("{}: field 'model_type' is '{}', but transformers writes {} for the text model of {}; "
+                    "correct it",
+                    text.origin(), excerpt(type), fmt::join(types, " or "), wrapper.architecture()));
+  }
+  return text;
 }
 
 std::vector<UnsentPart> unsent_towers(const ModelConfig& config, std::initializer_list<TowerField> towers) {

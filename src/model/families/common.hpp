@@ -67,6 +67,10 @@ struct Ends {
 DecoderParts common_parts(SizeFields& sizes, const ModelConfig& config, std::int64_t hidden,
                           const Ends& ends = {});
 
+/// The text model of a wrapper, which is of one of `types`, or says nothing of it. Throws InputError for
+/// another one, and as ModelConfig::text_model().
+ModelConfig text_model_of(const ModelConfig& wrapper, std::initializer_list<std::string_view> types);
+
 /// A field that describes what sees or hears beside a text model, and what its tensors' names begin with.
 struct TowerField {
   std::string_view field;  ///< `vision_config`, `audio_config`

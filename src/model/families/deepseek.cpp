@@ -65,7 +65,8 @@ std::unique_ptr<Family> make_deepseek(const ModelConfig& config, const DeepseekT
   DecoderParts parts = common_parts(sizes, config, latent.hidden);
   parts.draft_layers = config.count_or({"num_nextn_predict_layers", "num_mtp_layers"}, 0);
   parts.vllm.prefix = parts.sglang.prefix = traits.prefix;
-  parts.left_out = traits.left_out;
+  if (!traits.prefix.empty()) parts.in_files = {{"", traits.prefix}};
+  parts.left_out = parts.towers = traits.towers;
   parts.unsent = traits.unsent;
   SparseHalf sparse = sparse_sizes(sizes, config, latent.hidden);
   sparse.router = traits.router;

@@ -16,9 +16,9 @@ struct DeepseekTraits {
   std::int64_t dense_layers = 3;  ///< at first, where the config says nothing of it
   /// Which layers have an indexer of their own; unset: none has one.
   std::function<bool(std::int64_t layer)> own_indexer = {};
-  std::string prefix = {};  ///< of engines' names, where the model is a part of another one
-  /// What tensors of that one begin with that are not sent.
-  std::vector<std::string> left_out = {};
+  std::string prefix = {};  ///< of names in engines and files, where the model is a part of another one
+  /// What tensors of that one begin with that see, and are not sent.
+  std::vector<std::string> towers = {};
   std::vector<UnsentPart> unsent = {};  ///< those of them that its config describes
 };
 

@@ -101,8 +101,7 @@ std::vector<LayerTraits> traits_of(const ModelConfig& config, const AttentionSiz
   return traits;
 }
 
-/// A tensor that all ranks have whole. What trainers call it is not known: those of Megatron's kind scale
-/// routers and MLPs by norms before they train them.
+/// A tensor that all ranks have whole.
 BlockPtr whole(const std::string& name, Shape shape) {
   return std::make_shared<Replicated>(Names{name, name, ""}, shape);
 }
@@ -138,17 +137,23 @@ std::unique_ptr<Family> make_text(const ModelConfig& config, const ModelConfig* 
   ends.in_sglang = InSglang::kWhole;
   DecoderParts parts = common_parts(sizes, config, hidden, ends);
   require_no_codes(parts, config);
+  parts.trainers_refused = fmt::format(
+      "what Megatron's trainers hold of {} is known in part alone, and some of it is computed of several "
+      "tensors",
+      config.architecture());
   parts.sglang.replaced = {{".router.per_expert_scale", ".moe.per_expert_scale"},
                            {".experts.", ".moe.experts."}};
   if (around != nullptr) {
     parts.unsent = unsent_towers(
         *around, {{"vision_config", "model.vision_tower."}, {"audio_config", "model.audio_tower."}});
     parts.vllm.prefix = "language_model.";
+    parts.in_files = {{"model.", "model.language_model."}};
     parts.sglang.replaced.emplace_back("model.", "language_model.");
     for (const std::string part : {"vision_tower.", "embed_vision.", "audio_tower.", "embed_audio."}) {
-      parts.left_out.push_back(part);
-      parts.left_out.push_back("model." + part);
+      parts.towers.push_back(part);
+      parts.towers.push_back("model." + part);
     }
+    parts.left_out = parts.towers;
   }
   const bool says_none = config.is_null({"hidden_size_per_layer_input"});
   const std::int64_t width = config.count_or({"hidden_size_per_layer_input"}, says_none ? 0 : 256);
@@ -209,7 +214,7 @@ std::unique_ptr<Family> make_gemma4(const ModelConfig& config) {
 
 /// The text model of one that sees and hears.
 std::unique_ptr<Family> make_gemma4_wrapped(const ModelConfig& config) {
-  return make_text(config.text_model(), &config);
+  return make_text(text_model_of(config, {"gemma4_text"}), &config);
 }
 
 }  // namespace weightcast

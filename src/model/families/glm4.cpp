@@ -7,9 +7,10 @@ namespace weightcast {
 
 namespace {
 
-/// A norm behind the attention or the MLP. What Megatron-like trainers call it is not known.
+/// A norm behind the attention or the MLP. Megatron-Core itself has none there; the versions of it that train
+/// this model call it as Hugging Face does.
 BlockPtr norm_behind(const std::string& name, std::int64_t hidden) {
-  return std::make_shared<Replicated>(Names{name, name, ""}, Shape{hidden});
+  return std::make_shared<Replicated>(Names{name, name, name}, Shape{hidden});
 }
 
 }  // namespace

@@ -1,7 +1,11 @@
 #include "model/families/hybrid.hpp"
 
+#include <fmt/format.h>
+
 #include <string>
 #include <vector>
+
+#include "core/error.hpp"
 
 namespace weightcast {
 
@@ -32,13 +36,25 @@ HybridAttention hybrid_attention(SizeFields& sizes, const ModelConfig& config, c
   delta.value_dim = sizes.integer({"linear_value_head_dim"});
   delta.kernel = sizes.integer({"linear_conv_kernel_dim"});
   delta.grouped = grouped;
+  if (delta.value_heads % delta.key_heads != 0) {
+    throw InputError(
+        fmt::format("{}: linear_num_value_heads {} is no multiple of linear_num_key_heads {}; is it the own "
+                    "config.json of {}?",
+                    config.origin(), delta.value_heads, delta.key_heads, config.architecture()));
+  }
   HybridAttention attention_of;
   attention_of.is_full = full_layers(config, parts.layers);
   attention_of.full = {input_norm(heads.hidden), attention(heads), head_norm("q", heads.head_dim),
                        head_norm("k", heads.head_dim)};
-  attention_of.linear = {input_norm(heads.hidden),
-                         std::make_shared<GatedDeltaNet>(
-                             Names{"linear_attn.", "linear_attn.", "self_attention.linear_attn."}, delta)};
+  // Fused into the projection behind it, or alone before the attention.
+  const Names norm{"input_layernorm.weight",
+                   "input_layernorm.weight",
+                   "self_attention.in_proj.layer_norm_weight",
+                   {"self_attention.input_layernorm.weight", "input_layernorm.weight",
+                    "self_attention.linear_qkv.layer_norm_weight"}};
+  attention_of.linear = {
+      std::make_shared<Replicated>(norm, Shape{heads.hidden}),
+      std::make_shared<GatedDeltaNet>(Names{"linear_attn.", "linear_attn.", "self_attention."}, delta)};
   return attention_of;
 }
 

@@ -1,5 +1,8 @@
+#include <fmt/format.h>
+
 #include <string>
 
+#include "core/error.hpp"
 #include "model/blocks/head_vector.hpp"
 #include "model/families/common.hpp"
 #include "model/families/families.hpp"
@@ -27,6 +30,12 @@ BlockPtr sparse_part(const std::string& name, const char* trainer, Shape shape, 
 std::unique_ptr<Family> make_minimax_m2(const ModelConfig& config) {
   SizeFields sizes(config);
   const AttentionSizes heads = attention_sizes(sizes, config, {.head_dim = 128});
+  if (!config.boolean_or({"use_qk_norm"}, true)) {
+    throw InputError(fmt::format(
+        "{}: field 'use_qk_norm' is false, but {} without norms of queries and keys is not known; "
+        "transformers writes true unless it is told otherwise",
+        config.origin(), config.architecture()));
+  }
   DecoderParts parts = common_parts(sizes, config, heads.hidden);
   parts.draft_layers = config.count_or({"num_mtp_modules", "num_nextn_predict_layers"}, 0);
   ExpertSizes experts;

@@ -22,7 +22,9 @@ std::unique_ptr<Family> make_text(const ModelConfig& config, Mlp mlp, const Mode
   if (around != nullptr) {
     parts.unsent = unsent_towers(*around, {{"vision_config", "model.visual."}});
     parts.vllm.prefix = "language_model.";
-    parts.left_out.insert(parts.left_out.end(), {"model.visual.", "visual."});
+    parts.in_files = {{"model.", "model.language_model."}};
+    parts.towers = {"model.visual.", "visual."};
+    parts.left_out.insert(parts.left_out.end(), parts.towers.begin(), parts.towers.end());
   }
   const HybridAttention first = hybrid_attention(sizes, config, parts, false);
   const LayerBlocks second =
@@ -33,11 +35,6 @@ std::unique_ptr<Family> make_text(const ModelConfig& config, Mlp mlp, const Mode
       [&](std::size_t kind) { return joined(kind == 1 ? first.full : first.linear, second); });
   parts.drafts = mtp_drafts(config, "mtp_num_hidden_layers", hidden, joined(first.full, second));
   return decoder(std::move(parts), sizes);
-}
-
-/// The text model of one that sees.
-std::unique_ptr<Family> make_wrapped(const ModelConfig& config, Mlp mlp) {
-  return make_text(config.text_model(), mlp, &config);
 }
 
 }  // namespace
@@ -52,12 +49,13 @@ std::unique_ptr<Family> make_qwen3_5_moe(const ModelConfig& config) {
   return make_text(config, Mlp::kSparse);
 }
 
+/// The text models of those that see.
 std::unique_ptr<Family> make_qwen3_5_vl(const ModelConfig& config) {
-  return make_wrapped(config, Mlp::kDense);
+  return make_text(text_model_of(config, {"qwen3_5_text"}), Mlp::kDense, &config);
 }
 
 std::unique_ptr<Family> make_qwen3_5_moe_vl(const ModelConfig& config) {
-  return make_wrapped(config, Mlp::kSparse);
+  return make_text(text_model_of(config, {"qwen3_5_moe_text"}), Mlp::kSparse, &config);
 }
 
 }  // namespace weightcast
