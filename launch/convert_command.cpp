@@ -15,6 +15,7 @@
 #include "launch/files/trainer_shards.hpp"
 #include "launch/layouts.hpp"
 #include "launch/model.hpp"
+#include "model/stored_names.hpp"
 #include "report/log.hpp"
 #include "source/bound_reader.hpp"
 #include "storage/attributes.hpp"
@@ -109,7 +110,30 @@ void read_run(const BoundReader& source, const Catalog& catalog, std::uint32_t n
   }
 }
 
-/// The model's tensors under their canonical names, from trainers' shards or a checkpoint.
+/// Says that what a config describes beside the text model is not in the result.
+void note_missing_towers(const std::string& source, const Family& family) {
+  for (const UnsentPart& unsent : family.unsent()) {
+    log_note(fmt::format("{}: has no {}*, which the config describes, and so has the result none", source,
+                         unsent.prefix));
+  }
+}
+
+/// The tensors of a checkpoint that see or hear, which a model of text has beside it.
+std::vector<StoredTensor> tower_tensors(const Checkpoint& checkpoint, const Family& family) {
+  const std::vector<std::string> towers = family.towers();
+  std::vector<StoredTensor> found;
+  for (const StoredTensor& stored : checkpoint.tensors) {
+    const std::string name = without_wrappers(stored.name);
+    if (std::ranges::none_of(towers, [&](const std::string& tower) { return name.starts_with(tower); }))
+      continue;
+    checkpoint.require_readable(stored);
+    found.push_back(stored);
+  }
+  return found;
+}
+
+/// The model's tensors as its library calls them, from trainers' shards or a checkpoint; of a checkpoint what
+/// sees or hears, too, as it is.
 void write_canonical(const Options& options) {
   std::optional<TrainerLayout> layout = trainer_layout_of(options);
   const Model model = load_model(options, nullptr, layout);
@@ -122,14 +146,25 @@ void write_canonical(const Options& options) {
   ThreadPool readers(1);
   require_equal_copies(options, *model.family, model.sources.front(), readers, {}, [] {});
   const BoundReader source(catalog, checkpoint, binding.held);
-  const std::vector<DatasetSpec> specs = specs_of(*model.family);
+  std::vector<DatasetSpec> specs = specs_of(*model.family);
+  const std::size_t of_model = specs.size();
+  const std::vector<StoredTensor> towers = tower_tensors(checkpoint, *model.family);
+  for (const StoredTensor& stored : towers) {
+    specs.push_back({without_wrappers(stored.name), stored.dtype, stored.shape});
+  }
+  if (towers.empty()) note_missing_towers(checkpoint.path, *model.family);
+  const CheckpointReader as_stored(checkpoint);
   write_checkpoint(
       options, version_of(options, checkpoint), model.config->text(), specs, origin_of(checkpoint),
       [&](std::size_t i, const Box& box, std::span<std::byte> to) {
+        if (i >= of_model) return as_stored.read(towers[i - of_model], box, to);
         const std::int64_t first = box.row * specs[i].shape.cols() + box.col;
         read_run(source, catalog, static_cast<std::uint32_t>(i), first, to);
       },
-      [&] { source.require_unchanged(); });
+      [&] {
+        source.require_unchanged();
+        as_stored.require_unchanged();
+      });
 }
 
 }  // namespace

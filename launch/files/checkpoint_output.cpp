@@ -95,7 +95,8 @@ std::vector<DatasetSpec> specs_of(const Family& family) {
   std::vector<DatasetSpec> specs;
   specs.reserve(catalog.size());
   for (const Tensor& tensor : catalog.tensors()) {
-    DatasetSpec& spec = specs.emplace_back(DatasetSpec{tensor.name, tensor.dtype, tensor.shape});
+    DatasetSpec& spec =
+        specs.emplace_back(DatasetSpec{family.name_in_files(tensor.name), tensor.dtype, tensor.shape});
     const std::optional<StoredForm> form = family.other_stored_form(tensor);
     if (!form || form->name != tensor.name) continue;
     spec.shape = form->shape;

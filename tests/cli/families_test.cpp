@@ -1,50 +1,15 @@
-// Small models of single families through the program: what an engine's shards hold of them, and trainers'.
+// Small models of single families through the program: what an engine's shards hold of them.
 
 #include <filesystem>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
-#include "cli/cli.hpp"
+#include "cli/families.hpp"
 
 namespace weightcast::test_support {
 namespace {
-
-class Families : public CliTest {
- protected:
-  /// A checkpoint of deterministic values of a model of tests/data/vllm.
-  void make_source(const std::string& model) {
-    config_ = std::string(kData) + "/vllm/" + model + "/config.json";
-    EXPECT_TRUE(done(run_plain({"synth", "--model", config_, "--output", source_})));
-  }
-  SafetensorsFile weights() const { return SafetensorsFile::read(source_ + "/model.safetensors"); }
-
-  Outcome sync(const std::string& sink, const Words& from, int trainers) const {
-    return run_job(trainers + 2, Words{"sync", "--engine", "vllm", "--sink", "safetensors:" + sink} + from);
-  }
-  Outcome sync(const std::string& sink) const {
-    return sync(sink, {"--source", source_, "--inference", "tp=2"}, 1);
-  }
-
-  /// To Megatron's names and back, and from there to the engine.
-  void expect_trainers(const std::string& allocation, int trainers) const {
-    SCOPED_TRACE(allocation);
-    const TempDir dir;
-    const std::string shards = dir / "trainers";
-    const Words layout{"--trainer-alloc", allocation};
-    EXPECT_TRUE(done(
-        run_plain(Words{"convert", "--source", source_, "--to", "megatron", "--output", shards} + layout)));
-    const Words from = Words{"--source", shards} + layout;
-    EXPECT_TRUE(done(run_plain(Words{"convert", "--to", "hf", "--output", dir / "back"} + from)));
-    EXPECT_TRUE(SafetensorsFile::read(dir / "back/model.safetensors").tensors == weights().tensors);
-    EXPECT_TRUE(done(sync(dir / "from-trainers", from + Words{"--inference", "tp=2"}, trainers)));
-    EXPECT_TRUE(done(sync(dir / "from-file")));
-    EXPECT_TRUE(shard_contents(dir / "from-trainers") == shard_contents(dir / "from-file"));
-  }
-
-  std::string config_;
-  std::string source_ = dir_ / "source";
-};
 
 TEST_F(Families, OneChangedByteOfWhatIsComputedIsFound) {
   make_source("nemotron-h");
@@ -106,13 +71,6 @@ TEST_F(Families, KeysThatAreValuesAndSharedOnes) {
   }
 }
 
-TEST_F(Families, TrainersOfMambaLayers) {
-  make_source("nemotron-h");
-  expect_trainers("megatron:(attn:d1p2t2c1|ffn:d1p2t1e2)", 4);
-  expect_trainers("megatron:(attn:d2p1t2c1|ffn:d1p1t2e2)", 4);
-  expect_trainers("megatron:(attn:d3p1t1c1|ffn:d1p1t1e3)", 3);
-}
-
 TEST_F(Families, PlansOfTrainersWithoutANumberOfLayers) {
   // transformers writes none for this family.
   make_source("nemotron-h");
@@ -120,6 +78,67 @@ TEST_F(Families, PlansOfTrainersWithoutANumberOfLayers) {
       run_plain({"plan", "--model", config_, "--trainer-alloc", "megatron:d1p2t2", "--inference", "tp=2"});
   EXPECT_TRUE(done(outcome));
   EXPECT_TRUE(has(outcome.out, {"# model", "37 tensors"}));
+}
+
+TEST_F(Families, WrappersAreWrittenAsTheirLibrariesCallThem) {
+  for (const Wrapped& wrapped : kWrapped) {
+    const auto& [model, architecture, model_type, text_type, prefix, tower] = wrapped;
+    SCOPED_TRACE(architecture);
+    nlohmann::json config = config_of(wrapped);
+    put_file(dir_ / "config.json", config.dump());
+    EXPECT_TRUE(done(run_plain({"synth", "--model", dir_ / "config.json", "--output", source_})));
+    SafetensorsFile file = weights();
+    for (const auto& [name, tensor] : file.tensors) {
+      EXPECT_TRUE(name.starts_with(prefix) || name == "lm_head.weight") << name;
+    }
+    // What sees goes with it as it is, whatever it is.
+    const std::string see = std::string(tower) + "blocks.0.norm1.weight";
+    file.tensors[see] = {"F32", {3}, std::string("0123456789ab")};
+    file.tensors[std::string(tower) + "pos_embed.weight"] = {"F16", {2, 2, 3}, std::string(24, 'v')};
+    file.write(source_ + "/model.safetensors");
+    config["vision_config"] = {{"depth", 1}};
+    put_file(source_ + "/config.json", config.dump());
+    const Words convert{"convert", "--to", "hf", "--source"};
+    const std::string back = dir_ / "back";
+    EXPECT_TRUE(done(run_plain(convert + Words{source_, "--output", back})));
+    EXPECT_TRUE(SafetensorsFile::read(back + "/model.safetensors").tensors == file.tensors);
+    EXPECT_EQ(read_json(back + "/config.json"), config);
+
+    // A text-only export has no prefix, and nothing that sees.
+    SafetensorsFile plain;
+    for (const auto& [name, tensor] : weights().tensors) {
+      if (name.starts_with(tower)) continue;
+      const bool body = name.starts_with(prefix);
+      const std::string inner = body ? name.substr(std::string_view(prefix).size()) : name;
+      plain.tensors[body && !inner.starts_with("model.") && !inner.starts_with("lm_head.") ? "model." + inner
+                                                                                           : inner] = tensor;
+    }
+    plain.write(source_ + "/model.safetensors");
+    const Outcome outcome = run_plain(convert + Words{source_, "--output", dir_ / "text"});
+    EXPECT_TRUE(done(outcome));
+    EXPECT_TRUE(has(outcome.err, {std::string("has no ") + tower + "*"}));
+    auto expected = file.tensors;
+    std::erase_if(expected, [&](const auto& entry) { return entry.first.starts_with(tower); });
+    EXPECT_TRUE(SafetensorsFile::read(dir_ / "text/model.safetensors").tensors == expected);
+    for (const std::string& folder : {source_, back, std::string(dir_ / "text")})
+      std::filesystem::remove_all(folder);
+  }
+}
+
+TEST_F(Families, TrainersHaveTheTextModelOfAWrapper) {
+  make_source("qwen3.5-vl");
+  auto config = read_json(config_);
+  config["vision_config"] = {{"depth", 1}};
+  put_file(source_ + "/config.json", config.dump());
+  const Words layout{"--trainer-alloc", "megatron:t2"};
+  const std::string shards = dir_ / "trainers";
+  const Outcome outcome =
+      run_plain(Words{"convert", "--source", source_, "--to", "megatron", "--output", shards} + layout);
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.err, {"model.visual.* is left out"}));
+  EXPECT_TRUE(done(
+      run_plain(Words{"convert", "--source", shards, "--to", "hf", "--output", dir_ / "back"} + layout)));
+  EXPECT_TRUE(SafetensorsFile::read(dir_ / "back/model.safetensors").tensors == weights().tensors);
 }
 
 }  // namespace
