@@ -118,6 +118,12 @@ class Binder {
     if (const std::string file = missing_file(); !file.empty()) {
       throw InputError(fmt::format("{}, and so is the file {}; copy it to the others", subject, file));
     }
+    if (names_.find(tensor.name + "_blocks")) {
+      throw InputError(
+          fmt::format("{}, and there is {}_blocks, which holds codes of MXFP4; let config.json say so with a "
+                      "quantization_config, or name a checkpoint in {}",
+                      subject, tensor.name, dtype_name(tensor.dtype)));
+    }
     const StoredTensor* closest = nullptr;
     std::size_t most = 0;
     for (std::uint32_t i = 0; i < used_.size(); ++i) {

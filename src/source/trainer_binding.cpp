@@ -217,7 +217,9 @@ ShownLayout shown_layout(const TrainerLayout& layout, const Checkpoint& shard) {
   ShownLayout shown;
   for (const StoredTensor& tensor : shard.tensors) {
     const std::string name = unwrap_name(tensor.name).name;
-    if (name == kMegatronEmbedding || name == kMegatronHead) {
+    const bool words = name == kMegatronEmbedding || name == kMegatronHead;
+    // Of the first: another one that differs is refused as it is read.
+    if (words && shown.padded_vocabulary == 0) {
       shown.padded_vocabulary = tensor.shape.rows() * layout.tp;
     }
     if (name.find(kMegatronWholeLinearAttention) != std::string::npos) shown.whole_linear_attention = true;

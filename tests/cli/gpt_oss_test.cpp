@@ -142,6 +142,13 @@ TEST_F(GptOss, WhatIsNotAsPublishedIsRefused) {
   write(file);
   EXPECT_TRUE(refused(run_plain(plan), 65, {blocks, "float16", "quantization_config", "holds codes"}));
   write(good);
+  // Codes, where the config says that there are values.
+  auto config = read_json(published_ + "/config.json");
+  config.erase("quantization_config");
+  put_file(dir_ / "values.json", config.dump());
+  EXPECT_TRUE(refused(
+      run_plain(plan + Words{"--model", dir_ / "values.json"}), 65,
+      {"gate_up_proj [4, 64, 384] is missing", "gate_up_proj_blocks", "MXFP4", "quantization_config"}));
   EXPECT_TRUE(
       refused(run_plain(plan + Words{"--moe-layout", "cutlass"}), 64, {"--moe-layout cutlass", "trtllm"}));
   EXPECT_TRUE(refused(run_plain(plan + Words{"--quantize", "fp8-block"}), 64, {"already quantised"}));

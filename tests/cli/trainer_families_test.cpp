@@ -4,12 +4,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
+#include <chrono>
 #include <cstring>
+#include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cli/families.hpp"
+#include "engine/published.hpp"
+#include "support/child.hpp"
+#include "weightcast/client.h"
 
 namespace weightcast::test_support {
 namespace {
@@ -80,6 +87,25 @@ class TrainerFamilies : public Families {
     }
     return files;
   }
+
+  /// Starts `trainers` ranks that have published these shards and offer version 1, and waits for them.
+  void publish(const std::string& shards, int trainers) {
+    for (int rank = 0; rank < trainers; ++rank) {
+      children_.push_back(std::make_unique<Child>([this, &shards, rank, trainers] {
+        const engine::Published published(
+            {folder_, "trainer", rank, trainers},
+            read_checkpoint(fmt::format("{}/trainer-{}.safetensors", shards, rank)), 1);
+        weightcast_offer(published.handle(), 1, 100);
+        return 0;
+      }));
+      while (!std::filesystem::exists(fmt::format("{}/trainer-{}.json", folder_, rank))) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      }
+    }
+  }
+
+  std::string folder_ = dir_ / "weights";
+  std::vector<std::unique_ptr<Child>> children_;
 };
 
 TEST_F(TrainerFamilies, MambaLayers) {
@@ -221,6 +247,42 @@ TEST_F(TrainerFamilies, ANormThatIsHeldLessOne) {
   flip_bit(path, get_file(path).find(held) + 30);
   EXPECT_TRUE(refused(run_plain(Words{"verify", sink_, "--source", shards} + layout), 66,
                       {"model.layers.0.linear_attn.norm.weight"}));
+}
+
+TEST_F(TrainerFamilies, WhatTrainersThatRunHaveInMemory) {
+  make_source("qwen3.5");
+  converted("megatron:t2", 2);
+  const std::string shards = dir_ / "converted";
+  for (const int rank : {0, 1}) {
+    const std::string path = fmt::format("{}/trainer-{}.safetensors", shards, rank);
+    SafetensorsFile file = SafetensorsFile::read(path);
+    for (auto& [name, tensor] : file.tensors) {
+      if (!name.ends_with(".out_norm.weight")) continue;
+      // As trainers in bfloat16 have it: live memory is not rounded.
+      tensor.dtype = "BF16";
+      std::string upper;
+      for (std::size_t at = 0; at < tensor.data.size(); at += 4) upper += tensor.data.substr(at + 2, 2);
+      tensor.data = upper;
+    }
+    file.write(path);
+  }
+  const Words layout{"--inference", "tp=2", "--trainer-alloc", "megatron:t2"};
+  EXPECT_TRUE(done(sync(dir_ / "from-files", Words{"--source", shards} + layout, 2)));
+  publish(shards, 2);
+  EXPECT_TRUE(
+      done(sync(dir_ / "from-memory", Words{"--source", "live:" + folder_, "--model", config_} + layout, 2)));
+  EXPECT_TRUE(shard_contents(dir_ / "from-memory") == shard_contents(dir_ / "from-files"));
+}
+
+TEST_F(TrainerFamilies, ExpertsThatLieTransposedInMemoryAreRefused) {
+  make_source("gpt-oss");
+  converted("megatron:d1", 1);
+  publish(dir_ / "converted", 1);
+  EXPECT_TRUE(refused(sync(sink_,
+                           {"--source", "live:" + folder_, "--model", config_, "--inference", "tp=2",
+                            "--trainer-alloc", "megatron:d1"},
+                           1),
+                      65, {"trainer-0.json", "mlp.experts.linear_fc1.weight0", "transposed", "export map"}));
 }
 
 TEST_F(TrainerFamilies, ANormThatWouldNotComeBackIsRefused) {
