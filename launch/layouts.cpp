@@ -14,6 +14,7 @@ void set_details(const Options& options, TrainerLayout& layout) {
   layout.order = options.trainer_order == "tp-pp-dp" ? TrainerOrder::kTpPpDp : TrainerOrder::kTpDpPp;
   layout.global_numbers = options.trainer_names == "global";
   layout.whole_linear_attention = options.trainer_linear_attention == "whole";
+  layout.plain_linear_norm = options.trainer_linear_attention == "cut-plain";
   layout.stage_layers = options.stage_layers;
 }
 

@@ -168,7 +168,7 @@ void take(const Values& values, LayoutOptions& options) {
   options.trainer_alloc = named(values, "trainer-alloc");
   options.trainer_order = values.choice("trainer-order", {"tp-dp-pp", "tp-pp-dp"});
   options.trainer_names = values.choice("trainer-names", {"local", "global"});
-  options.trainer_linear_attention = values.choice("trainer-linear-attention", {"cut", "whole"});
+  options.trainer_linear_attention = values.choice("trainer-linear-attention", {"cut", "cut-plain", "whole"});
   options.stage_layers = values.layer_counts("stage-layers");
   options.inference_stage_layers = values.layer_counts("inference-stage-layers");
   options.source_split = values.choice("source-split", {"catalog", "expert", "row"});

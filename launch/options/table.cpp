@@ -102,8 +102,9 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      "layer and expert numbers in the shards: local (each rank counts its own, default) or global",
      kTrainers},
     {"trainer-linear-attention", "FORM",
-     "linear attention at trainers whose names do not say it: cut between ranks as Megatron-Core has it "
-     "(default) or whole on each",
+     "linear attention at trainers: cut between ranks, with the norm behind it less one, as Megatron-Core "
+     "has "
+     "it (default), cut-plain, with that norm as the model has it, or whole on each",
      kTrainers},
     {"moe-layout", "NAME",
      "where experts' kernels read them: triton (gate first, default), triton-kernels (transposed), cutlass "

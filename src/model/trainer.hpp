@@ -40,6 +40,8 @@ struct TrainerLayout {
 
   /// Linear attention is Hugging Face's module, which each rank has whole, in place of Megatron-Core's.
   bool whole_linear_attention = false;
+  /// The norm behind Megatron-Core's is as the model has it, not less one. Names do not tell.
+  bool plain_linear_norm = false;
 
   /// What to change in error messages.
   std::string option = "--trainer-alloc";

@@ -26,6 +26,9 @@ class Draw {
     random_.discard(1000 * static_cast<unsigned long long>(seed));
     gemma_ = model.starts_with("gemma4") || model.starts_with("Gemma4");
     gpt_oss_ = model == "gpt-oss";
+    trained_ = model != "gemma4-ple";
+    one_kv_head_ =
+        model == "gemma4-dense" || model.starts_with("Gemma4");  // in a layer whose values are its keys
     json& sizes = config_.contains("text_config") ? config_["text_config"] : config_;
     draw_sizes(sizes);
     draw_layers(sizes);
@@ -34,12 +37,14 @@ class Draw {
   }
 
   const json& config() const { return config_; }
-  bool trained() const { return !gemma_; }
+  bool trained() const { return trained_; }
   int trainers() const { return trained() ? static_cast<int>(d_ * p_ * t_) : 2; }
   int engine_ranks() const { return static_cast<int>(tp_); }
   std::string trainer_allocation() const {
     return fmt::format("megatron:(attn:d{}p{}t{}|ffn:p{}t{}e{})", d_, p_, t_, p_, etp_, e_);
   }
+  /// Of linear attention, where there is some.
+  Words trainer_form() const { return form_ == "cut" ? Words{} : Words{"--trainer-linear-attention", form_}; }
   Words engine_words() const {
     return {"--engine", vllm_ ? "vllm" : "sglang", "--inference", fmt::format("tp={},ep={}", tp_, ep_)};
   }
@@ -88,6 +93,7 @@ class Draw {
     set("mamba_num_heads", {2, 4, 8});
     if (!gemma_) sizes["tie_word_embeddings"] = pick({0, 1}) == 1;
     if (config_.contains("text_config")) config_["tie_word_embeddings"] = sizes["tie_word_embeddings"];
+    has_linear_ = sizes.contains("linear_num_key_heads");
     has_experts_ = sizes.contains("n_routed_experts") || sizes.contains("num_local_experts") ||
                    (sizes.contains("num_experts") && !sizes.at("num_experts").is_null());
     most_t_ = sizes.contains("n_groups") ? sizes.at("n_groups").get<std::int64_t>() : 2;
@@ -108,9 +114,11 @@ class Draw {
   }
 
   void draw_trainers() {
-    t_ = pick({1, most_t_});
+    t_ = one_kv_head_ ? 1 : pick({1, most_t_});
     d_ = pick({1, 2});
     p_ = layers_ % 2 == 0 && d_ * t_ < 4 ? pick({1, 2}) : 1;
+    const std::vector<std::string> forms{"cut", "cut-plain", "whole"};
+    if (has_linear_) form_ = forms.at(static_cast<std::size_t>(below(std::ssize(forms))));
     if (!has_experts_) return;
     e_ = pick({1, d_ * t_});
     if (!gpt_oss_ && e_ == 1) etp_ = pick({1, d_ * t_});
@@ -133,7 +141,11 @@ class Draw {
   json config_;
   bool gemma_ = false;
   bool gpt_oss_ = false;
+  bool trained_ = true;
+  bool one_kv_head_ = false;
   bool has_experts_ = false;
+  bool has_linear_ = false;
+  std::string form_ = "cut";
   std::int64_t layers_ = 0;
   std::int64_t most_t_ = 2;
   std::int64_t d_ = 1;
@@ -157,7 +169,7 @@ TEST_P(FamilyDraws, ThereAndBack) {
   ASSERT_TRUE(done(run_plain({"synth", "--model", config, "--output", whole})));
   Words source{"--source", whole, "--trainers", std::to_string(draw.trainers())};
   if (draw.trained()) {
-    const Words layout{"--trainer-alloc", draw.trainer_allocation()};
+    const Words layout = Words{"--trainer-alloc", draw.trainer_allocation()} + draw.trainer_form();
     const std::string shards = dir_ / "trainers";
     ASSERT_TRUE(done(
         run_plain(Words{"convert", "--source", whole, "--to", "megatron", "--output", shards} + layout)));

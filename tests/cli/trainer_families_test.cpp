@@ -243,6 +243,15 @@ TEST_F(TrainerFamilies, ANormThatIsHeldLessOne) {
               wanted);
   }
   EXPECT_TRUE(done(run_plain(Words{"verify", sink_, "--source", shards} + layout)));
+  // Of trainers that keep it as the model has it, it is what is there.
+  const Words plain{"--trainer-linear-attention", "cut-plain"};
+  EXPECT_TRUE(done(run_job(3, Words{"sync", "--source", shards, "--inference", "tp=2", "--sink",
+                                    "safetensors:" + std::string(dir_ / "plain")} +
+                                  layout + plain)));
+  EXPECT_EQ(SafetensorsFile::read(dir_ / "plain/rank-1.safetensors")
+                .tensors.at("model.layers.0.linear_attn.norm.weight")
+                .data,
+            held);
   // One bit of it is found: of -1/2, which counts.
   flip_bit(path, get_file(path).find(held) + 30);
   EXPECT_TRUE(refused(run_plain(Words{"verify", sink_, "--source", shards} + layout), 66,
@@ -375,9 +384,43 @@ TEST_F(TrainerFamilies, Glm4) {
   }
 }
 
-TEST_F(TrainerFamilies, Gemma4IsRefused) {
+TEST_F(TrainerFamilies, Gemma4) {
+  make_source("gemma4-dense");
+  expect_trainers("megatron:d2", 2);
+  std::filesystem::remove_all(source_);
   make_source("gemma4-moe");
-  const Words words{"Gemma4ForCausalLM", "--trainer-alloc", "computed of several tensors",
+  expect_trainers("megatron:(attn:d1p2t2c1|ffn:d1p2t1e2)", 4);
+  expect_trainers("megatron:(attn:d2p1t1c1|ffn:d1p1t2e1)", 2);
+  const SafetensorsFile file = weights();
+  const std::vector<SafetensorsFile> shards = converted("megatron:(attn:d1p1t2c1|ffn:d1p1t1e2)", 2);
+  for (std::int64_t rank = 0; rank < 2; ++rank) {
+    const auto held = [&](const std::string& name) {
+      return shards.at(static_cast<std::size_t>(rank)).tensors.at("decoder.layers.1." + name);
+    };
+    const auto get = [&](const std::string& name) { return file.tensors.at("model.layers.1." + name); };
+    // Of a group two heads of 32 and the key's, which is the value's, too.
+    const Tensor key = rows(get("self_attn.k_proj.weight"), 32 * rank, 32);
+    EXPECT_EQ(held("self_attention.linear_qkv.weight"),
+              stacked({rows(get("self_attn.q_proj.weight"), 64 * rank, 64), key, key}));
+    EXPECT_EQ(held("mlp.router.scale"), get("router.scale"));
+    EXPECT_EQ(held("dense_mlp.linear_fc1.layer_norm_weight"), get("pre_feedforward_layernorm.weight"));
+    EXPECT_EQ(held("dense_mlp.linear_fc1.weight"), stacked({rows(get("mlp.gate_proj.weight"), 44 * rank, 44),
+                                                            rows(get("mlp.up_proj.weight"), 44 * rank, 44)}));
+    for (std::int64_t i = 0; i < 3; ++i) {
+      Tensor fused = rows(get("experts.gate_up_proj"), 3 * rank + i, 1);
+      fused.shape.erase(fused.shape.begin());
+      EXPECT_EQ(held(fmt::format("mlp.experts.linear_fc1.weight{}", i)), fused);
+    }
+  }
+  // A key may be half on a rank, and its value on another.
+  EXPECT_TRUE(refused(
+      run_plain({"plan", "--source", source_, "--inference", "tp=1", "--trainer-alloc", "megatron:t4"}), 64,
+      {"--trainer-alloc", "t=4", "kv heads of model.layers.1.self_attn.k_proj"}));
+}
+
+TEST_F(TrainerFamilies, Gemma4ThatSharesKeysIsRefused) {
+  make_source("gemma4-ple");
+  const Words words{"Gemma4ForCausalLM", "--trainer-alloc", "hidden_size_per_layer_input",
                     "Hugging Face's names"};
   const Words layout{"--source", source_, "--trainer-alloc", "megatron:d1"};
   EXPECT_TRUE(refused(run_plain(Words{"plan", "--inference", "tp=1"} + layout), 64, words));

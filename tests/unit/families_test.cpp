@@ -54,10 +54,11 @@ TEST_P(Trained, MegatronRanksHoldAllThatEnginesNeed) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, Trained,
-                         ::testing::Values("deepseek-v3", "deepseek-v3-noqlora", "deepseek-v32", "glm4",
-                                           "glm-moe-dsa", "glm4-moe", "glm4-moe-lite", "llama", "minimax-m2",
-                                           "mistral", "nemotron-h", "qwen2", "qwen2-moe", "qwen3",
-                                           "qwen3-moe", "qwen3-next", "qwen3.5", "qwen3.5-moe"));
+                         ::testing::Values("deepseek-v3", "deepseek-v3-noqlora", "deepseek-v32",
+                                           "gemma4-dense", "gemma4-moe", "glm4", "glm-moe-dsa", "glm4-moe",
+                                           "glm4-moe-lite", "llama", "minimax-m2", "mistral", "nemotron-h",
+                                           "qwen2", "qwen2-moe", "qwen3", "qwen3-moe", "qwen3-next",
+                                           "qwen3.5", "qwen3.5-moe"));
 
 TEST(Glm4Moe, DraftLayersAreLeftOut) {
   const auto family = family_of(config_of("glm4-moe"));  // three layers, one for drafts
@@ -434,6 +435,25 @@ TEST(Hybrids, OneNormIsHeldLessOne) {
   }
 }
 
+TEST(Hybrids, OfTrainersThatSaySoNoNormIsHeldLessOne) {
+  TrainerLayout layout;
+  layout.plain_linear_norm = true;
+  for (const TrainerTensor& tensor : family_of(config_of("qwen3-next"))->trainer_dense(layout, 0, 0))
+    EXPECT_FALSE(tensor.less_one) << tensor.held.name;
+}
+
+TEST(Glm4, TrainersNamesOfNormsBehindHalves) {
+  const auto family = family_of(config_of("glm4"));
+  std::map<std::string, std::vector<std::string>> others;
+  for (const TrainerTensor& tensor : family->trainer_dense({}, 0, 0))
+    others[tensor.held.name] = tensor.other_names;
+  const std::string at = "decoder.layers.0.";
+  EXPECT_EQ(others.at(at + "post_self_attn_layernorm.weight"),
+            std::vector<std::string>{at + "self_attention.post_self_attn_layernorm.weight"});
+  EXPECT_EQ(others.at(at + "post_mlp_layernorm.weight"),
+            std::vector<std::string>{at + "mlp.post_mlp_layernorm.weight"});
+}
+
 TEST(Hybrids, HeadsOfLinearAttentionInGroups) {
   for (const char* model : {"qwen3-next", "qwen3.5", "qwen3.5-moe"}) {
     expect_has(refusal(config_of(model), "linear_num_value_heads", 7),
@@ -592,7 +612,7 @@ TEST(Gemma4, TheTextModelOfOneThatSees) {
   expect_has(refusal(config, "audio_config", json::object()), {"audio_config", "an audio tower"});
 }
 
-TEST(Gemma4, OneLayoutAndNoTrainers) {
+TEST(Gemma4, OneLayoutAndFewTrainers) {
   const auto family = family_of(config_of("gemma4-moe"));
   EngineLayout layout;
   layout.moe_layout = "cutlass";
@@ -604,10 +624,12 @@ TEST(Gemma4, OneLayoutAndNoTrainers) {
              {"--quantize", "not quantised"});
   expect_has(message_of<UsageError>([&] { family_of(config_of("gemma4-dense"))->parameters(layout, {}); }),
              {"--quantize", "model.layers.2.self_attn.k_proj"});
-  expect_has(message_of<UsageError>([&] { family->trainer_dense({}, 0, 0); }),
-             {"--trainer-alloc", "Gemma4ForCausalLM", "computed"});
-  expect_has(message_of<UsageError>([&] { family->trainer_experts({}, 0, 0, 0); }),
-             {"--trainer-alloc", "Gemma4ForCausalLM", "computed"});
+  json shared = config_of("gemma4-ple");
+  expect_has(message_of<UsageError>([&] { family_of(shared)->trainer_dense({}, 0, 0); }),
+             {"--trainer-alloc", "Gemma4ForCausalLM", "hidden_size_per_layer_input"});
+  shared["hidden_size_per_layer_input"] = 0;
+  expect_has(message_of<UsageError>([&] { family_of(shared)->trainer_experts({}, 0, 0, 0); }),
+             {"--trainer-alloc", "Gemma4ForCausalLM", "num_kv_shared_layers"});
 }
 
 /// DeepSeek-V3 as the text model of Kimi-K2.5.

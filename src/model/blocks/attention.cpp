@@ -77,9 +77,16 @@ void Attention::add_trainer_tensors(const Site& site, const TrainerCut& cut,
                                     std::vector<TrainerTensor>& tensors) const {
   const std::string from = site.canonical + names_.canonical;
   const std::string at = site.trainer + names_.trainer;
+  const bool own = sizes_.keys_and_values == KeysAndValues::kOwn;
+  // A fragment could be of the values alone, which trainers need not keep equal to the keys.
+  if (!own) {
+    require_divides(cut.dense.option(), cut.dense.size_name(), cut.dense.size(),
+                    "the kv heads of " + from + "k_proj", sizes_.kv_heads);
+  }
+  const std::string values = own ? "v_proj" : "k_proj";
   const auto qkv = [&](const std::string& kind) {
     return cut.dense.interleaved_qkv(at + "linear_qkv" + kind, from + "q_proj" + kind, from + "k_proj" + kind,
-                                     from + "v_proj" + kind, sizes_.heads, sizes_.kv_heads, sizes_.head_dim,
+                                     from + values + kind, sizes_.heads, sizes_.kv_heads, sizes_.head_dim,
                                      sizes_.gated);
   };
   tensors.push_back({qkv(".weight")});

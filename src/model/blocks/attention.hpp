@@ -24,7 +24,8 @@ struct AttentionSizes {
 
 /// Grouped-query attention: q_proj, k_proj, v_proj and o_proj. Engines fuse the first three, one behind the
 /// other; Megatron fuses them head group by head group. Where values are keys k_proj is in both places; where
-/// both are another layer's vLLM has q_proj alone. What trainers have of such layers is not known.
+/// both are another layer's vLLM has q_proj alone. Trainers have values
+/// behind keys all the same, which are not read where they are the keys.
 class Attention final : public Block {
  public:
   /// `names` are what stands before `q_proj`, `qkv_proj` and `linear_qkv`: `self_attn.`, `self_attention.`.

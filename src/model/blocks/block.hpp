@@ -85,6 +85,7 @@ struct TrainerCut {
   std::int64_t padded_vocabulary = 0;  ///< rows of the embedding and the head on all ranks; 0: the default
   std::int64_t stages = 1;
   bool whole_linear_attention = false;  ///< as of a TrainerLayout
+  bool plain_linear_norm = false;       ///< likewise
 };
 
 /// How one trainer rank cuts routed experts.

@@ -141,7 +141,8 @@ std::vector<TrainerTensor> Decoder::trainer_dense(const TrainerLayout& layout, s
                                                   std::int64_t tp) const {
   require_trainers(layout);
   const TensorParallel dense(catalog_, layout.tp, tp, layout.option, "the trainers' t");
-  const TrainerCut cut{dense, layout.padded_vocabulary, layout.pp, layout.whole_linear_attention};
+  const TrainerCut cut{dense, layout.padded_vocabulary, layout.pp, layout.whole_linear_attention,
+                       layout.plain_linear_norm};
   std::vector<TrainerTensor> tensors;
   for (const TrainerChunk& chunk : trainer_chunks(layout, pp, parts_.layers)) {
     const Site ends{Tensor::kNone, "", "", chunk.prefix};

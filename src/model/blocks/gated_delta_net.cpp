@@ -136,7 +136,7 @@ void GatedDeltaNet::add_trainer_tensors(const Site& site, const TrainerCut& cut,
   for (const std::string name : {"A_log", "dt_bias"})
     by_heads(name, {whole(from + name, sizes_.value_heads)});
   tensors.push_back({heads.replicated(at + "out_norm.weight", from + "norm.weight")});
-  tensors.back().less_one = true;
+  tensors.back().less_one = !cut.plain_linear_norm;
   tensors.push_back({heads.row_parallel(at + "out_proj.weight", from + "out_proj.weight")});
 }
 

@@ -25,7 +25,8 @@ struct GatedDeltaSizes {
 /// Linear attention by the gated delta rule. Engines fuse what is projected from the hidden state, cut by
 /// heads, and keep A_log in float32. Of trainers two kinds are known. Megatron-Core's have of a rank's heads
 /// `in_proj` [q; k; v; z; b; a], `conv1d` [q; k; v], `A_log`, `dt_bias` and columns of `out_proj`, and the
-/// norm behind it whole, less one (`out_norm`). Those that run Hugging Face's module have all of it whole.
+/// norm behind it whole, less one or as the model has it (`out_norm`). Those that run Hugging Face's module
+/// have all of it whole.
 class GatedDeltaNet final : public Block {
  public:
   /// `names` are what stands before `in_proj_qkv`: `linear_attn.`; at trainers before `in_proj`:

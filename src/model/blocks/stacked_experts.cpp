@@ -38,4 +38,29 @@ void StackedExperts::add_parameters(const Site& site, const EngineCut& cut,
   parameters.push_back(stack(cut.catalog, held.module + ".w2_weight", {slots, sizes_.hidden, inner}, w2));
 }
 
+void StackedExperts::add_trainer_experts(const Site& site, const TrainerExpertCut& cut,
+                                         std::vector<TrainerTensor>& tensors) const {
+  const std::string from = site.canonical + names_.canonical;
+  const TensorParallel& ranks = cut.inner;
+  require_divides(ranks.option(), ranks.size_name(), ranks.size(), "the inner size of " + from, sizes_.inner);
+  const Catalog& catalog = ranks.catalog();
+  const std::int64_t inner = sizes_.inner / ranks.size();
+  const std::int64_t start = ranks.rank() * inner;
+  const std::uint32_t gate_up = catalog.at(from + ".gate_up_proj");
+  const std::uint32_t down = catalog.at(from + ".down_proj");
+  for_each_trainer_expert(
+      cut, from, site.trainer + names_.trainer, sizes_.experts, [&](const TrainerExpert& expert) {
+        std::vector<TensorBox> halves;
+        for (const std::int64_t half : {0, 1}) {
+          halves.push_back(
+              {gate_up, {(2 * expert.number + half) * sizes_.inner + start, inner, 0, sizes_.hidden}});
+        }
+        tensors.push_back({stack(catalog, expert.grouped("linear_fc1"), {2 * inner, sizes_.hidden}, halves),
+                           {expert.alone("linear_fc1")}});
+        tensors.push_back({stack(catalog, expert.grouped("linear_fc2"), {sizes_.hidden, inner},
+                                 {{down, {expert.number * sizes_.hidden, sizes_.hidden, start, inner}}}),
+                           {expert.alone("linear_fc2")}});
+      });
+}
+
 }  // namespace weightcast

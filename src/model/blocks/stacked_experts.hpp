@@ -22,6 +22,8 @@ class StackedExperts final : public Block {
   /// Throws UsageError for a MoE layout that is not `triton`, and for a quantiser, too.
   void add_parameters(const Site& site, const EngineCut& cut,
                       std::vector<Parameter>& parameters) const override;
+  void add_trainer_experts(const Site& site, const TrainerExpertCut& cut,
+                           std::vector<TrainerTensor>& tensors) const override;
 
  private:
   Names names_;

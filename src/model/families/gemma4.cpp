@@ -101,9 +101,14 @@ std::vector<LayerTraits> traits_of(const ModelConfig& config, const AttentionSiz
   return traits;
 }
 
-/// A tensor that all ranks have whole.
+/// A tensor that all ranks have whole. What trainers call it as slime's Megatron does, which has all tensors
+/// as they are; what Megatron-Bridge trains is in part computed of them.
+BlockPtr whole(const std::string& name, Shape shape, const std::string& trainer,
+               std::vector<std::string> other_trainer = {}) {
+  return std::make_shared<Replicated>(Names{name, name, trainer, std::move(other_trainer)}, shape);
+}
 BlockPtr whole(const std::string& name, Shape shape) {
-  return std::make_shared<Replicated>(Names{name, name, ""}, shape);
+  return whole(name, shape, name);
 }
 
 /// What stands beside the MLP of a layer with experts, and the norms around both.
@@ -113,11 +118,12 @@ LayerBlocks experts(SizeFields& sizes, std::int64_t hidden) {
   routed.inner = sizes.integer({"moe_intermediate_size", "expert_intermediate_size"});
   routed.experts = sizes.integer({"num_experts"});
   return {whole("post_feedforward_layernorm_1.weight", {hidden}),
-          whole("pre_feedforward_layernorm_2.weight", {hidden}),
-          whole("router.proj.weight", {routed.experts, hidden}),
-          whole("router.scale", {hidden}),
-          whole("router.per_expert_scale", {routed.experts}),
-          std::make_shared<StackedExperts>(Names{"experts", "experts", ""}, routed),
+          whole("pre_feedforward_layernorm_2.weight", {hidden}, "mlp.pre_feedforward_layernorm_2.weight",
+                {"pre_feedforward_layernorm_2.weight"}),
+          whole("router.proj.weight", {routed.experts, hidden}, "mlp.router.proj.weight"),
+          whole("router.scale", {hidden}, "mlp.router.scale"),
+          whole("router.per_expert_scale", {routed.experts}, "mlp.router.per_expert_scale"),
+          std::make_shared<StackedExperts>(Names{"experts", "experts", "mlp.experts"}, routed),
           whole("post_feedforward_layernorm_2.weight", {hidden})};
 }
 
@@ -137,10 +143,6 @@ std::unique_ptr<Family> make_text(const ModelConfig& config, const ModelConfig* 
   ends.in_sglang = InSglang::kWhole;
   DecoderParts parts = common_parts(sizes, config, hidden, ends);
   require_no_codes(parts, config);
-  parts.trainers_refused = fmt::format(
-      "what Megatron's trainers hold of {} is known in part alone, and some of it is computed of several "
-      "tensors",
-      config.architecture());
   parts.sglang.replaced = {{".router.per_expert_scale", ".moe.per_expert_scale"},
                            {".experts.", ".moe.experts."}};
   if (around != nullptr) {
@@ -170,12 +172,15 @@ std::unique_ptr<Family> make_text(const ModelConfig& config, const ModelConfig* 
     heads.kv_heads = traits.kv_heads;
     heads.keys_and_values = traits.keys_and_values;
     const bool shared = traits.keys_and_values == KeysAndValues::kShared;
-    LayerBlocks blocks{whole("input_layernorm.weight", {hidden}), attention(heads),
-                       whole("self_attn.q_norm.weight", {heads.head_dim})};
-    if (!shared) blocks.push_back(whole("self_attn.k_norm.weight", {heads.head_dim}));
+    LayerBlocks blocks{input_norm(hidden), attention(heads), head_norm("q", heads.head_dim)};
+    if (!shared) blocks.push_back(head_norm("k", heads.head_dim));
     blocks.push_back(whole("post_attention_layernorm.weight", {hidden}));
-    blocks.push_back(whole("pre_feedforward_layernorm.weight", {hidden}));
-    blocks.push_back(gated_mlp({hidden, shared && wide ? 2 * inner : inner}));
+    // Beside experts the MLP has a module of its own at trainers.
+    const std::string mlp = sparse ? "dense_mlp." : "mlp.";
+    blocks.push_back(whole("pre_feedforward_layernorm.weight", {hidden}, mlp + "linear_fc1.layer_norm_weight",
+                           {"pre_mlp_layernorm.weight"}));
+    blocks.push_back(std::make_shared<GatedMlp>(Names{"mlp.", "mlp.", mlp},
+                                                MlpSizes{hidden, shared && wide ? 2 * inner : inner}));
     if (sparse) {
       const LayerBlocks beside = experts(sizes, hidden);
       blocks.insert(blocks.end(), beside.begin(), beside.end());
@@ -190,6 +195,14 @@ std::unique_ptr<Family> make_text(const ModelConfig& config, const ModelConfig* 
     return blocks;
   };
   const std::vector<LayerTraits> traits = traits_of(config, common, parts.layers);
+  const bool shares = std::ranges::any_of(
+      traits, [](const LayerTraits& of) { return of.keys_and_values == KeysAndValues::kShared; });
+  if (shares || width > 0) {
+    parts.trainers_refused =
+        fmt::format("what Megatron's trainers hold of {} with {} is not known", config.architecture(),
+                    width > 0 ? "an input for each layer (hidden_size_per_layer_input)"
+                              : "layers that share keys and values (num_kv_shared_layers)");
+  }
   std::vector<LayerTraits> made;
   std::vector<std::size_t> kinds;
   for (const LayerTraits& of : traits) {
