@@ -41,9 +41,10 @@ void refuse_together(const Values& values, const char* option, std::initializer_
 
 /// Throws UsageError for what has no meaning where one rank unpacks its own values.
 void refuse_with_layouts(const Values& values) {
-  for (const char* option : {"source", "landing", "export-map", "include", "exclude", "trainers", "inference",
-                             "alloc", "inference-alloc", "trainer-alloc", "source-split", "quantize-at",
-                             "min-achieved", "trace", "picture"}) {
+  for (const char* option :
+       {"source", "landing", "export-map", "include", "exclude", "trainers", "inference", "alloc",
+        "inference-alloc", "trainer-alloc", "source-split", "quantize-at", "expert-map", "placement",
+        "redundant-experts", "min-achieved", "trace", "picture"}) {
     if (!values.has(option)) continue;
     throw UsageError(fmt::format(
         "{}: not together with {}, which times what one rank unpacks of synthetic values; leave one out",
@@ -54,8 +55,8 @@ void refuse_with_layouts(const Values& values) {
 /// Throws UsageError for an empty value, as an unset variable of a script leaves it, where it would count as
 /// no value at all.
 void require_values(const Values& values) {
-  for (const char* name : {"model", "landing", "export-map", "quantize", "json", "trace", "picture", "output",
-                           "load", "previous"}) {
+  for (const char* name : {"model", "landing", "export-map", "expert-map", "quantize", "json", "trace",
+                           "picture", "output", "load", "previous"}) {
     if (!values.has(name) || !values.text(name, "").empty()) continue;
     throw UsageError(fmt::format("{}: is empty; give it a value, or leave it out", values.label(name)));
   }
@@ -97,7 +98,8 @@ ProgressMode progress_mode(const std::string& name) {
 /// Throws UsageError for what a landing map says itself.
 void refuse_with_landing(const Values& values) {
   if (!values.has("landing")) return;
-  for (const char* option : {"layers", "inference-stage-layers", "mtp", "target", "trainer-alloc", "alloc"}) {
+  for (const char* option : {"layers", "inference-stage-layers", "mtp", "target", "expert-map", "placement",
+                             "redundant-experts", "trainer-alloc", "alloc"}) {
     if (!values.has(option)) continue;
     const bool alloc = std::string_view(option).ends_with("alloc");
     throw UsageError(
@@ -139,6 +141,7 @@ void require_meaning_of_layouts(const Values& values) {
   }
   refuse_together(values, "alloc", {"inference", "trainers", "inference-alloc", "trainer-alloc"});
   refuse_together(values, "export-map", {"alloc", "trainer-alloc", "source-split"});
+  refuse_together(values, "expert-map", {"placement", "redundant-experts"});
   refuse_together(values, "inference-alloc", {"inference"});
   refuse_together(values, "trainer-alloc", {"trainers"});
   const bool trainers_given = values.has("alloc") || values.has("trainer-alloc");
@@ -175,6 +178,9 @@ void take(const Values& values, LayoutOptions& options) {
   if (values.has("inference")) options.inference = values.text("inference", "");
   if (values.has("engine")) options.engine = values.choice("engine", {"sglang", "vllm"});
   options.moe_layout = values.text("moe-layout", values.flag("layouts") ? "" : "triton");
+  options.expert_map = values.text("expert-map", "");
+  options.placement = values.choice("placement", {"contiguous", "trivial", "round-robin"});
+  options.redundant_experts = values.integer("redundant-experts", 0, 0, 1 << 20);
   options.quantize = values.text("quantize", "");
   if (options.quantize == "none") options.quantize.clear();
   options.activation_scales = values.text("activation-scales", "1,1");

@@ -49,6 +49,9 @@ struct LayoutOptions {
   std::string trainer_names;
   std::string trainer_linear_attention;
   std::string moe_layout = "triton";  ///< empty with `layouts`: all of them
+  std::string expert_map;
+  std::string placement = "contiguous";
+  std::int64_t redundant_experts = 0;
   std::string quantize;
   std::string quantize_at = "source";
   std::string activation_scales = "1,1";

@@ -13,6 +13,7 @@
 #include "core/text.hpp"
 #include "core/units.hpp"
 #include "launch/commands.hpp"
+#include "launch/expert_slots.hpp"
 #include "launch/job/live_ends.hpp"
 #include "launch/job/shard_place.hpp"
 #include "launch/landing.hpp"
@@ -68,6 +69,9 @@ std::string details(const Plan& plan, const Model& model, double seconds) {
   text += wrapped(explain(topology, topology.trainer_layout ? layers_of(catalog) : 0), kLineWidth,
                   "#            ");
   text += fmt::format("# experts    {}{}\n", topology.engine.experts_text(), quantizer_text(plan));
+  if (const std::string slots = slots_text(topology.engine); !slots.empty()) {
+    text += fmt::format("#            {}\n", slots);
+  }
   text += fmt::format("# buckets    {} of at most {}; a rank has room for {}, {} of staging\n",
                       plan.buckets.size(), format_bytes(plan.slot_bytes), plan.limits.buffers,
                       format_bytes(plan.staging_bytes_per_rank()));
@@ -102,10 +106,12 @@ void report_plan(const Options& options, OutputFile* json,
   Activity activity(options.progress, true);
   activity.begin("reading metadata of the source");
   const std::shared_ptr<const LandingMap> landing = load_landing(options);
+  const std::optional<ExpertMap> expert_map = load_expert_map(options);
   Topology topology = topology_of(options, landing.get());
   Options files = options;
   std::erase_if(files.sources, [](const std::string& source) { return live_directory(source).has_value(); });
   const Model model = load_model(files, landing, topology.trainer_layout);
+  place_experts(options, expert_map, model, topology.engine);
   look(model, topology);
   LivePlan live(options, *model.family, topology);
   if (model.sources.empty()) live.require_patterns_fit(model);

@@ -9,6 +9,7 @@
 #include "core/text.hpp"
 #include "core/units.hpp"
 #include "launch/commands.hpp"
+#include "launch/expert_slots.hpp"
 #include "launch/files/parameter_verifier.hpp"
 #include "launch/files/shard_set.hpp"
 #include "launch/job/live_ends.hpp"
@@ -39,6 +40,24 @@ void require_same_landing(const std::string& directory, const EngineLayout& layo
                                layout.landing.empty()
                                    ? "none: leave it out"
                                    : fmt::format("map {}: name that one", excerpt(layout.landing))));
+}
+
+/// Throws UsageError unless the map is the one that the shards were written with, if any.
+void require_same_placement(const std::string& directory, const WrittenPlacement& written,
+                            const EngineLayout& layout) {
+  const ExpertPlacement& given = layout.experts;
+  if (written.fingerprint == given.fingerprint() && written.epoch == given.epoch) return;
+  const std::string by = written.contiguous() ? "without a map"
+                                              : fmt::format("by map {} of epoch {}",
+                                                            excerpt(written.fingerprint), written.epoch);
+  throw UsageError(
+      fmt::format("{}: experts were placed {}, not {}; {}", directory, by,
+                  given.contiguous() ? "without one"
+                                     : fmt::format("by map {} of epoch {}", given.fingerprint(), given.epoch),
+                  written.contiguous()
+                      ? "leave --expert-map, --placement and --redundant-experts out"
+                      : "name that map with --expert-map, or how experts were placed with --placement and "
+                        "--redundant-experts"));
 }
 
 /// What a shard file holds.
@@ -101,7 +120,7 @@ void run_verify(const Options& options, OutputFile* json) {
   if (const auto live = live_directory(options.arguments.front())) return verify_live(*live, options, json);
   const std::string& directory = options.arguments.front();
   const std::vector<Shard> shards = read_shards(directory);
-  const EngineLayout layout = common_layout(directory, shards);
+  EngineLayout layout = common_layout(directory, shards);
   const std::int64_t version = shards.front().integer("weight_version");
   if (options.has_weight_version && options.weight_version != version) {
     throw VerifyError(fmt::format("{}: holds version {}, not {}; the shards are stale", directory, version,
@@ -109,10 +128,14 @@ void run_verify(const Options& options, OutputFile* json) {
   }
   const std::shared_ptr<const LandingMap> landing = load_landing(options);
   require_same_landing(directory, layout, landing.get());
+  const std::optional<ExpertMap> expert_map = load_expert_map(options);
   std::optional<TrainerLayout> trainers = trainer_layout_of(options);
   Activity activity(options.progress, true);
   activity.begin("reading metadata of the source");
   ReferenceWeights source(options, landing, trainers, layout.quantizer, directory);
+  layout.option = directory;
+  place_experts(options, expert_map, source.model(), layout);
+  require_same_placement(directory, placement_of(shards.front()), layout);
   const Choice* const choice = source.family().choice();
   Differences differences;
   std::int64_t bytes = 0;
@@ -143,10 +166,15 @@ void run_verify(const Options& options, OutputFile* json) {
                          layout.quantizer ? " quantised to " + quantizer_name(*layout.quantizer) : "",
                          format_bytes(bytes), compared_text(source.family())));
   if (json != nullptr) {
-    const nlohmann::ordered_json report = {
-        {"weightcast", "verify"},  {"status", "done"}, {"weight_version", version},
-        {"shards", shards.size()}, {"bytes", bytes},   {"partial", choice_json_of(source.family())},
-        {"error", nullptr}};
+    const nlohmann::ordered_json report = {{"weightcast", "verify"},
+                                           {"status", "done"},
+                                           {"weight_version", version},
+                                           {"shards", shards.size()},
+                                           {"bytes", bytes},
+                                           {"expert_epoch", layout.experts.epoch},
+                                           {"expert_placement", layout.experts.fingerprint()},
+                                           {"partial", choice_json_of(source.family())},
+                                           {"error", nullptr}};
     json->write(json_report(report));
   }
 }

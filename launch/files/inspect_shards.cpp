@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "core/text.hpp"
 #include "core/units.hpp"
 #include "launch/files/shard_set.hpp"
 #include "report/json_report.hpp"
@@ -45,8 +46,15 @@ void inspect_shards(const std::string& directory, OutputFile* json) {
                          format_bytes(total)));
   print_line(fmt::format("# layout: {} × pp {} × {}, names of {}", counted(layout.replicas, "replica"),
                          layout.pp, layout.cut_text(), engine_name(layout.engine)));
-  print_line(fmt::format("# experts: {}{}", layout.experts_text(),
-                         layout.quantizer ? ", " + quantizer_name(*layout.quantizer) : ""));
+  const WrittenPlacement placement = placement_of(shards.front());
+  report["expert_epoch"] = placement.epoch;
+  report["expert_placement"] = placement.fingerprint;
+  print_line(fmt::format(
+      "# experts: {}{}{}", layout.experts_text(),
+      placement.contiguous()
+          ? ""
+          : fmt::format(", slots by map {} of epoch {}", excerpt(placement.fingerprint), placement.epoch),
+      layout.quantizer ? ", " + quantizer_name(*layout.quantizer) : ""));
   print_report(table.text());
   print_line(fmt::format("# weightcast inspect {} lists its parameters", shards.front().path));
   if (json != nullptr) json->write(json_report(report));

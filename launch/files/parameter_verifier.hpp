@@ -43,6 +43,7 @@ class ReferenceWeights {
                    std::optional<TrainerLayout>& trainers, const std::optional<Quantizer>& quantizer,
                    const std::string& kept_in);
 
+  const Model& model() const { return model_; }
   const Family& family() const { return *model_.family; }
   PlaneReader& planes() { return *planes_; }
 

@@ -131,6 +131,12 @@ std::vector<Shard> read_shards(const std::string& directory) {
   return shards;
 }
 
+WrittenPlacement placement_of(const Shard& shard) {
+  WrittenPlacement placement{shard.integer_or("expert_epoch", 0), shard.optional_text("expert_placement")};
+  if (placement.fingerprint.empty()) placement.fingerprint = ExpertPlacement().fingerprint();
+  return placement;
+}
+
 EngineLayout common_layout(const std::string& directory, const std::vector<Shard>& shards) {
   const Shard& first = shards.front();
   for (const Shard& shard : shards) {
@@ -144,12 +150,13 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
                                      shard.integer(name)));
       }
     }
-    for (const char* name : {"attn_tp_size", "attn_dp_size"}) {
-      if (shard.integer_or(name, 1) == first.integer_or(name, 1)) continue;
+    for (const auto& [name, absent] :
+         {std::pair{"attn_tp_size", 1}, {"attn_dp_size", 1}, {"expert_epoch", 0}}) {
+      if (shard.integer_or(name, absent) == first.integer_or(name, absent)) continue;
       throw InputError(fmt::format("{}: mixed shards: {} has {} {}, {} has {}; run the update again",
                                    directory, fs::path(first.path).filename().string(), name,
-                                   first.integer_or(name, 1), fs::path(shard.path).filename().string(),
-                                   shard.integer_or(name, 1)));
+                                   first.integer_or(name, absent), fs::path(shard.path).filename().string(),
+                                   shard.integer_or(name, absent)));
     }
     for (const char* name : {"engine", "parameters", "quantizer", "activation_scales", "stage_layers",
                              "expert_placement", "landing"}) {
@@ -186,13 +193,6 @@ EngineLayout common_layout(const std::string& directory, const std::vector<Shard
       throw InputError(
           fmt::format("{}: attributes of its quantiser: {}; run the update again", first.path, error.what()));
     }
-  }
-  if (const std::string placement = first.optional_text("expert_placement");
-      !placement.empty() && placement != layout.experts.fingerprint()) {
-    throw InputError(
-        fmt::format("{}: its experts were placed by map {}, which is not known here; verify with the version "
-                    "of the program that wrote it",
-                    first.path, excerpt(placement)));
   }
   if (const std::string stages = first.optional_text("stage_layers"); !stages.empty()) {
     try {

@@ -36,7 +36,19 @@ std::size_t count_shards(const std::string& directory);
 /// formats.
 std::vector<Shard> read_shards(const std::string& directory);
 
-/// The layout that they were written for. Throws InputError unless the files are all ranks of one update.
+/// By which expert map shards were written.
+struct WrittenPlacement {
+  std::int64_t epoch = 0;
+  std::string fingerprint;  ///< as ExpertPlacement::fingerprint()
+
+  bool contiguous() const { return fingerprint == ExpertPlacement().fingerprint(); }
+};
+
+/// As a shard says; contiguous for those of before it was recorded. Throws InputError.
+WrittenPlacement placement_of(const Shard& shard);
+
+/// The layout that they were written for, but for the experts' placement: placement_of(). Throws InputError
+/// unless the files are all ranks of one update.
 EngineLayout common_layout(const std::string& directory, const std::vector<Shard>& shards);
 
 }  // namespace weightcast

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/units.hpp"
+#include "launch/expert_slots.hpp"
 #include "launch/tensor_choice.hpp"
 #include "sys/mpi.hpp"
 
@@ -19,11 +20,13 @@ namespace weightcast {
 void describe(const Options& options, const Model& model, const Plan& plan, const WireChoice& wire_choice,
               JobReport& report) {
   const EngineLayout& engine = plan.topology.engine;
+  const std::string slots = slots_text(engine);
   report.model = model.title;
   report.layout = fmt::format(
-      "{}{}, {} × pp {} × {}, experts {}{}", counted(plan.topology.trainers, "trainer"),
+      "{}{}, {} × pp {} × {}, experts {}{}{}", counted(plan.topology.trainers, "trainer"),
       plan.topology.trainer_layout ? " (" + plan.topology.trainer_layout->to_string() + ")" : "",
       counted(engine.replicas, "replica"), engine.pp, engine.cut_text(), engine.experts_text(),
+      slots.empty() ? "" : ", " + slots,
       engine.quantizer ? fmt::format(", {} at the {}", quantizer_name(*engine.quantizer), options.quantize_at)
                        : "");
   report.limits =
@@ -48,6 +51,8 @@ void describe(const Options& options, const Model& model, const Plan& plan, cons
   report.buckets = static_cast<std::int64_t>(plan.buckets.size());
   report.routes = plan.routes();
   report.staging_bytes_per_rank = plan.staging_bytes_per_rank();
+  report.expert_epoch = engine.experts.epoch;
+  report.expert_placement = engine.experts.fingerprint();
   report.plan_hash = fmt::format("{:016x}", plan.hash);
 }
 

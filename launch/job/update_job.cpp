@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "launch/expert_slots.hpp"
 #include "launch/files/checkpoint_origin.hpp"
 #include "launch/job/file_threads.hpp"
 #include "launch/job/job_report.hpp"
@@ -48,6 +49,7 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
     require_live_options(options_);
   });
   const std::shared_ptr<const LandingMap> landing = load_landing(control_, options_);
+  const std::optional<ExpertMap> expert_map = load_expert_map(control_, options_);
   control_.agreement.together([&] {
     topology_ = topology_of(options_, landing.get());
     require_world_size(topology_, control_.size());
@@ -58,7 +60,10 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
   wire_choice_ = live_ ? live_->choose_wire() : choose_wire(control_, options_.transport);
   activity_.begin("reading metadata of the source");
   model_ = load_model(control_, options_, landing, topology_, live());
-  control_.agreement.together(check);
+  control_.agreement.together([&] {
+    place_experts(options_, expert_map, model_, topology_.engine);
+    check();
+  });
   session.wire = wire_choice_.wire;
   session.activity = &activity_;
   if (live_) {

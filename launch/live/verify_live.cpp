@@ -14,6 +14,7 @@
 
 #include "core/error.hpp"
 #include "core/units.hpp"
+#include "launch/expert_slots.hpp"
 #include "launch/files/parameter_verifier.hpp"
 #include "launch/landing.hpp"
 #include "launch/layouts.hpp"
@@ -219,6 +220,7 @@ Compared compare(const Engines& engines, const EngineLayout& layout, ReferenceWe
 
 void verify_live(const std::string& directory, const Options& options, OutputFile* json) {
   const std::shared_ptr<const LandingMap> landing = load_landing(options);
+  const std::optional<ExpertMap> expert_map = load_expert_map(options);
   Topology topology = topology_of(options, landing.get());
   const EngineLayout& layout = topology.engine;
   const Engines engines = open_engines(directory, layout);
@@ -230,6 +232,7 @@ void verify_live(const std::string& directory, const Options& options, OutputFil
                     version, options.weight_version));
   }
   ReferenceWeights source(options, landing, topology.trainer_layout, layout.quantizer, "live:" + directory);
+  place_experts(options, expert_map, source.model(), topology.engine);
   Differences differences;
   const auto [bytes, loader_bytes] = compare(engines, layout, source, differences);
   // What an update has just written is no fault.

@@ -111,6 +111,17 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      "(up "
      "first), trtllm, trtllm-shuffled, deepgemm, deepgemm-mega, cute-dsl or vllm-cpu",
      kJobs | kPlan | kVerify},
+    {"expert-map", "FILE",
+     "expert map, as weightcast balance writes it: which experts sit in which slots of the engine's ranks",
+     kJobs | kPlan | kVerify},
+    {"placement", "NAME",
+     "where experts sit before any rebalance: contiguous (slot p holds expert p mod experts, default; "
+     "SGLang's "
+     "word is trivial, vLLM's linear) or round-robin (rank r of ep holds r, r + ep, …)",
+     kJobs | kPlan | kVerify},
+    {"redundant-experts", "N",
+     "expert slots of a layer beyond one for each expert (default 0); they hold the first experts again",
+     kJobs | kPlan | kVerify},
     {"quantize", "NAME[:VARIANT]",
      "what linear layers and experts are quantised to: fp8-block[:slime|deepgemm|flashinfer|ue8m0], "
      "fp8-tensor[:sglang|miles], fp8-channel, mxfp8, nvfp4[:te|unit], "

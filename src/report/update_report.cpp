@@ -138,6 +138,8 @@ std::string report_json(const JobReport& report, const std::string& status, cons
   root["staging_bytes_per_rank"] = report.staging_bytes_per_rank;
   root["landing"] = {{"direct_bytes", report.direct_bytes}, {"loader_bytes", report.loader_bytes}};
   root["plan_hash"] = report.plan_hash;
+  root["expert_epoch"] = report.expert_epoch;
+  root["expert_placement"] = report.expert_placement;
   root["seconds"] = seconds_json(last.seconds, report);
   auto& parts = root["start_parts"] = ordered_json::object();
   for (const auto& [name, seconds] : report.start_parts) parts[name] = seconds;

@@ -81,6 +81,8 @@ struct JobReport {
   std::int64_t direct_bytes = 0;  ///< of all engines' parameters that are written: where they are used
   std::int64_t loader_bytes = 0;  ///< handed to the engines' own loaders through a window
   std::string plan_hash;
+  std::int64_t expert_epoch = 0;  ///< of the map by which experts were placed, and what it is called
+  std::string expert_placement = "contiguous";
   double startup_seconds = 0;
   double plan_seconds = 0;
   std::vector<std::pair<std::string, double>> start_parts;  ///< seconds by name
