@@ -42,22 +42,20 @@ void require_same_landing(const std::string& directory, const EngineLayout& layo
                                    : fmt::format("map {}: name that one", excerpt(layout.landing))));
 }
 
+std::string placed_by(const std::string& fingerprint, std::int64_t epoch) {
+  return WrittenPlacement{epoch, fingerprint}.none()
+             ? "without a map"
+             : fmt::format("by map {} of epoch {}", excerpt(fingerprint), epoch);
+}
+
 /// Throws UsageError unless the map is the one that the shards were written with, if any.
 void require_same_placement(const std::string& directory, const WrittenPlacement& written,
-                            const EngineLayout& layout) {
-  const ExpertPlacement& given = layout.experts;
+                            const ExpertPlacement& given) {
   if (written.fingerprint == given.fingerprint() && written.epoch == given.epoch) return;
-  const std::string by = written.contiguous() ? "without a map"
-                                              : fmt::format("by map {} of epoch {}",
-                                                            excerpt(written.fingerprint), written.epoch);
-  throw UsageError(
-      fmt::format("{}: experts were placed {}, not {}; {}", directory, by,
-                  given.contiguous() ? "without one"
-                                     : fmt::format("by map {} of epoch {}", given.fingerprint(), given.epoch),
-                  written.contiguous()
-                      ? "leave --expert-map, --placement and --redundant-experts out"
-                      : "name that map with --expert-map, or how experts were placed with --placement and "
-                        "--redundant-experts"));
+  throw UsageError(fmt::format(
+      "{}: experts were placed {}, not {}; name with --expert-map the map of the update, or with --placement "
+      "and --redundant-experts how it placed them, if it did",
+      directory, placed_by(written.fingerprint, written.epoch), placed_by(given.fingerprint(), given.epoch)));
 }
 
 /// What a shard file holds.
@@ -135,7 +133,7 @@ void run_verify(const Options& options, OutputFile* json) {
   ReferenceWeights source(options, landing, trainers, layout.quantizer, directory);
   layout.option = directory;
   place_experts(options, expert_map, source.model(), layout);
-  require_same_placement(directory, placement_of(shards.front()), layout);
+  require_same_placement(directory, placement_of(shards.front()), layout.experts);
   const Choice* const choice = source.family().choice();
   Differences differences;
   std::int64_t bytes = 0;

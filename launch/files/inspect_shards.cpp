@@ -51,7 +51,7 @@ void inspect_shards(const std::string& directory, OutputFile* json) {
   report["expert_placement"] = placement.fingerprint;
   print_line(fmt::format(
       "# experts: {}{}{}", layout.experts_text(),
-      placement.contiguous()
+      placement.none()
           ? ""
           : fmt::format(", slots by map {} of epoch {}", excerpt(placement.fingerprint), placement.epoch),
       layout.quantizer ? ", " + quantizer_name(*layout.quantizer) : ""));

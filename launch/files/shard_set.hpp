@@ -41,7 +41,8 @@ struct WrittenPlacement {
   std::int64_t epoch = 0;
   std::string fingerprint;  ///< as ExpertPlacement::fingerprint()
 
-  bool contiguous() const { return fingerprint == ExpertPlacement().fingerprint(); }
+  /// Slot e of every layer holds expert e, and nobody has said otherwise.
+  bool none() const { return fingerprint == ExpertPlacement().fingerprint() && epoch == 0; }
 };
 
 /// As a shard says; contiguous for those of before it was recorded. Throws InputError.
