@@ -239,6 +239,7 @@ extern "C" int weightcast_serve(weightcast_export* e, int64_t version) {
     e->block->version = before;
     return fail(WEIGHTCAST_REFUSED, "a job step has just asked; answer it first");
   }
+  ++e->form;
   return WEIGHTCAST_OK;
 }
 
@@ -278,6 +279,7 @@ extern "C" int weightcast_resume(weightcast_export* e) {
                 "nothing has been committed; call weightcast_pause first, and where there is a window "
                 "weightcast_landed until it has no more");
   e->block->version = e->block->asked;
+  ++e->form;
   change_word(*e->block, word, WEIGHTCAST_WORD(WEIGHTCAST_SERVING, WEIGHTCAST_UPDATE_OF(word)));
   return WEIGHTCAST_OK;
 }

@@ -65,11 +65,9 @@ int require_new(const weightcast_export& e, const char* name) {
 }
 
 int find_entry(weightcast_export& e, const char* name, Entry** entry) {
-  if (const int code = require_name(name, "the name of an entry"); code != WEIGHTCAST_OK) return code;
-  const Named* found = find_name(e, name);
-  if (found == nullptr)
-    return fail(WEIGHTCAST_BAD_ARGUMENT, "%s: there is no such entry; add it first", name);
-  *entry = &e.entries.items[found->number];
+  const int number = number_of_entry(e, name);
+  if (number < 0) return WEIGHTCAST_BAD_ARGUMENT;
+  *entry = &e.entries.items[number];
   return WEIGHTCAST_OK;
 }
 
@@ -121,6 +119,14 @@ int require_apart(const weightcast_export& e) {
   }
   ::free(sorted);
   return code;
+}
+
+int number_of_entry(const weightcast_export& e, const char* name) {
+  if (require_name(name, "the name of an entry") != WEIGHTCAST_OK) return -1;
+  const Named* found = find_name(e, name);
+  if (found != nullptr) return found->number;
+  fail(WEIGHTCAST_BAD_ARGUMENT, "%s: there is no such entry; add it first", name);
+  return -1;
 }
 
 std::int64_t bytes_of_entry(const Entry& entry) {

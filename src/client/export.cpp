@@ -279,6 +279,10 @@ extern "C" int weightcast_add_window(weightcast_export* e, int64_t bytes, int64_
 extern "C" int weightcast_publish(weightcast_export* e) {
   if (const int code = require_usable(e, false); code != WEIGHTCAST_OK) return code;
   if (const int code = require_apart(*e); code != WEIGHTCAST_OK) return code;
+  if (e->experts != nullptr && e->experts->epoch < 0) {
+    return fail(WEIGHTCAST_BAD_ARGUMENT,
+                "nobody has said which experts sit in which slots; call weightcast_place_experts first");
+  }
   // Somebody else may have published the rank since it was opened here.
   if (const int code = clear_place(*e); code != WEIGHTCAST_OK) return code;
   for (int i = 0; i < e->segments.size; ++i) {
@@ -323,6 +327,7 @@ extern "C" int weightcast_close(weightcast_export* e, double seconds) {
     if (segment.memory != nullptr) ::munmap(segment.memory, static_cast<std::size_t>(segment.bytes));
   }
   if (free_memory) drop_window_list(*e);
+  if (free_memory) drop_experts(*e);
   ::munmap(e->block, WEIGHTCAST_BLOCK_BYTES);
   ::close(e->block_file);
   free_all(e);

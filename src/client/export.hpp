@@ -8,6 +8,7 @@
 
 #include "client/control_block.h"
 #include "client/entry_rules.h"
+#include "client/expert_table.h"
 #include "client/gpu_memory.hpp"
 #include "client/weightcast/client.h"
 #include "client/window_list.h"
@@ -106,6 +107,10 @@ struct weightcast_export {
   char list_name[64] = "";
   weightcast_window_list* list = nullptr;  ///< the window's, once it is published
   std::uint32_t handed = 0;                ///< numbers of the list that the caller has been given
+  char experts_name[64] = "";
+  weightcast_expert_table* experts = nullptr;  ///< an engine's that has said where its experts sit
+  /// Another number whenever weights have got another form or place: what references are compared with.
+  std::uint64_t form = 0;
   weightcast::client::List<weightcast::client::Entry> entries;
   void* names = nullptr;  ///< of the entries, aliases too: a tree of tsearch()
 };
@@ -155,6 +160,12 @@ int abandon_offer(weightcast_export& e);
 
 /// Fails for entries that lie in one another's memory.
 int require_apart(const weightcast_export& e);
+
+/// The number of the entry that has that name; -1, having called fail(), where none has.
+int number_of_entry(const weightcast_export& e, const char* name);
+
+/// Unmaps and removes the table of experts, where there is one.
+void drop_experts(weightcast_export& e);
 
 /// Of its elements.
 std::int64_t bytes_of_entry(const Entry& entry);

@@ -131,6 +131,11 @@ void put_manifest(FILE* out, const weightcast_export& e) {
     std::fprintf(out, ", \"folder\": \"%llu\"", static_cast<unsigned long long>(folder.st_ino));
   if (e.layout[0] != '\0') put_field(out, "layout", e.layout);
   put_field(out, "control", e.block_name);
+  if (e.experts != nullptr) {
+    put_field(out, "experts", e.experts_name);
+    std::fprintf(out, ", \"expert_slots\": [%" PRId64 ", %" PRId64 ", %" PRId64 "]", e.experts->layers,
+                 e.experts->slots, e.experts->experts);
+  }
   std::fputs(",\n\"segments\": [", out);
   for (int i = 0; i < e.segments.size; ++i) {
     std::fputs(i == 0 ? "\n" : ",\n", out);

@@ -174,6 +174,7 @@ void remove_memory(const weightcast_export& e) {
     if (segment.memory != nullptr) gone = unlink_memory(segment.name) && gone;
   }
   if (e.list != nullptr) gone = unlink_memory(e.list_name) && gone;
+  if (e.experts != nullptr) gone = unlink_memory(e.experts_name) && gone;
   if (gone) unlink_memory(e.block_name);
 }
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <unordered_map>
 
 namespace weightcast {
 
@@ -44,38 +46,74 @@ class Links {
   std::vector<std::int64_t> coordinates_;
 };
 
+/// Coordinates of a replica.
+class Coordinates {
+ public:
+  explicit Coordinates(std::size_t count) : words_((count + kBits - 1) / kBits, 0) {}
+
+  void add(std::size_t c) { words_[c / kBits] |= std::uint64_t{1} << (c % kBits); }
+  void add(const Coordinates& others) {
+    for (std::size_t i = 0; i < words_.size(); ++i) words_[i] |= others.words_[i];
+  }
+  void clear() { std::fill(words_.begin(), words_.end(), 0); }
+  bool has_any_of(const Coordinates& others) const {
+    for (std::size_t i = 0; i < words_.size(); ++i) {
+      if ((words_[i] & others.words_[i]) != 0) return true;
+    }
+    return false;
+  }
+
+  friend bool operator==(const Coordinates& a, const Coordinates& b) = default;
+
+ private:
+  static constexpr std::size_t kBits = 64;
+  std::vector<std::uint64_t> words_;
+};
+
 /// What a root has yet to send: a queue for each destination set, because what comes behind a bucket that
 /// does not fit goes to another set if it does.
 class Root {
  public:
-  explicit Root(const std::vector<Bucket>& queue) : queue_(queue), left_(queue.size()) {
+  Root(const Plan& plan, const std::vector<Bucket>& queue, const std::vector<Coordinates>& hearers)
+      : queue_(queue), left_(queue.size()) {
+    std::unordered_map<std::uint32_t, std::size_t> by_set;
     for (std::size_t i = 0; i < queue.size(); ++i) {
-      const auto found = std::find_if(sets_.begin(), sets_.end(), [&](const Set& set) {
-        return queue[set.places.front()].destinations == queue[i].destinations;
-      });
-      (found == sets_.end() ? sets_.emplace_back() : *found).places.push_back(i);
+      const std::uint32_t set = queue[i].destinations;
+      const auto [found, is_new] = by_set.emplace(set, sets_.size());
+      if (is_new) sets_.push_back({plan.travels(queue[i]) ? &hearers[set] : nullptr, {}});
+      sets_[found->second].places.push_back(i);
+      if (is_new && sets_.back().hearers == nullptr) keeps_some_ = true;
     }
   }
 
   std::size_t left() const { return left_; }
+  /// Whether any of it travels nowhere, and so needs no link of a destination.
+  bool keeps_some() const { return keeps_some_; }
 
-  /// The first that fits, which then has its links; nullptr: none.
-  const Bucket* take(Links& links) {
-    Set* first = nullptr;
-    for (Set& set : sets_) {
-      if (set.taken == set.places.size() || !links.fits(queue_[set.next()])) continue;
-      if (first == nullptr || set.next() < first->next()) first = &set;
-    }
-    if (first == nullptr) return nullptr;
+  /// The first whose destinations are not `taken`, which then are; nullptr: none.
+  const Bucket* take(Coordinates& taken) {
+    const auto fits = [&](const Set& set) {
+      return set.hearers == nullptr || !taken.has_any_of(*set.hearers);
+    };
+    // They stand in the order of their next places.
+    const auto first = std::find_if(sets_.begin(), sets_.end(), fits);
+    if (first == sets_.end()) return nullptr;
     const Bucket* const bucket = &queue_[first->next()];
-    ++first->taken;
+    if (first->hearers != nullptr) taken.add(*first->hearers);
     --left_;
-    links.take(*bucket);
+    if (++first->taken == first->places.size()) {
+      sets_.erase(first);
+      return bucket;
+    }
+    const auto behind =
+        std::find_if(first + 1, sets_.end(), [&](const Set& set) { return set.next() > first->next(); });
+    std::rotate(first, first + 1, behind);
     return bucket;
   }
 
  private:
   struct Set {
+    const Coordinates* hearers;       ///< null: the root alone
     std::vector<std::size_t> places;  ///< in the queue
     std::size_t taken = 0;
     std::size_t next() const { return places[taken]; }
@@ -84,25 +122,37 @@ class Root {
   const std::vector<Bucket>& queue_;
   std::vector<Set> sets_;
   std::size_t left_;
+  bool keeps_some_ = false;
 };
 
 }  // namespace
 
 std::vector<Bucket> order_in_steps(const Plan& plan, const std::vector<std::vector<Bucket>>& queues) {
+  const auto replica_ranks = static_cast<std::size_t>(plan.topology.engine.replica_ranks());
+  std::vector<Coordinates> hearers;
+  hearers.reserve(plan.destinations.size());
+  // Of all sets: when they are taken, nothing more travels in a step.
+  Coordinates all(replica_ranks);
+  for (const std::vector<std::int64_t>& set : plan.destinations) {
+    Coordinates& of_set = hearers.emplace_back(replica_ranks);
+    for (const std::int64_t c : set) of_set.add(static_cast<std::size_t>(c));
+    all.add(of_set);
+  }
   std::vector<Root> roots;
   roots.reserve(queues.size());
-  for (const auto& queue : queues) roots.emplace_back(queue);
+  for (const auto& queue : queues) roots.emplace_back(plan, queue, hearers);
   std::vector<Root*> by_need;
   for (Root& root : roots) by_need.push_back(&root);
   std::vector<Bucket> ordered;
-  Links links(plan);
+  Coordinates taken(replica_ranks);
   while (std::any_of(roots.begin(), roots.end(), [](const Root& root) { return root.left() > 0; })) {
-    links.begin_step();
+    taken.clear();
     std::stable_sort(by_need.begin(), by_need.end(),
                      [](const Root* a, const Root* b) { return a->left() > b->left(); });
     const std::size_t first = ordered.size();
     for (Root* root : by_need) {
-      if (const Bucket* bucket = root->take(links)) ordered.push_back(*bucket);
+      if (taken == all && !root->keeps_some()) continue;
+      if (const Bucket* bucket = root->take(taken)) ordered.push_back(*bucket);
     }
     // Within a step by number, whoever chose first.
     std::sort(ordered.begin() + static_cast<std::ptrdiff_t>(first), ordered.end(),

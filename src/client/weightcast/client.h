@@ -39,6 +39,7 @@ enum weightcast_code {
   WEIGHTCAST_BAD_ARGUMENT =
       64,                     /* a call that makes no sense: an unknown dtype, an entry outside its segment */
   WEIGHTCAST_IS_INVALID = 65, /* the memory holds no whole version */
+  WEIGHTCAST_STALE = 66,      /* a reference to weights that have another form or place by now */
   WEIGHTCAST_REFUSED = 74,    /* the system refused, or the other side is gone or has declined */
   WEIGHTCAST_NO_ANSWER = 76   /* nothing came in time */
 };
@@ -98,6 +99,22 @@ WEIGHTCAST_API int weightcast_add_alias(weightcast_export* e, const char* name, 
 WEIGHTCAST_API int weightcast_set_box(weightcast_export* e, const char* name, const int64_t* whole,
                                       const int64_t* start);
 
+/* Of an engine with expert parallelism that has moved experts between its slots, or may: in each of `layers`
+   layers, those of the model or those with experts, it has `slots` slots on all ranks together for `experts`
+   experts. All ranks of an engine say the same. A job step then places experts as the engine says, in place
+   of its own options. */
+WEIGHTCAST_API int weightcast_add_experts(weightcast_export* e, int64_t layers, int64_t slots,
+                                          int64_t experts);
+
+/* Which expert is in which slot, of each layer and slot in turn (vLLM's and SGLang's
+   physical_to_logical_map), from now on: before weightcast_publish(), and whenever the engine has moved
+   experts, on all its ranks. It need not publish anew. `epoch` is the engine's own count of its maps, greater
+   each time, the same on all ranks. Refused while a job step has the parameters (WEIGHTCAST_REFUSED); one
+   that has asked, and has not been answered by weightcast_pause(), starts again. An engine moves no experts
+   from weightcast_pause() to weightcast_resume(), and does not pause while it moves any. */
+WEIGHTCAST_API int weightcast_place_experts(weightcast_export* e, int64_t epoch,
+                                            const int64_t* experts_of_slots);
+
 /* Puts the manifest into the folder: from here on a job step may ask. An engine that has weights already says
    so with weightcast_serve() first. */
 WEIGHTCAST_API int weightcast_publish(weightcast_export* e);
@@ -155,6 +172,27 @@ WEIGHTCAST_API int weightcast_landed(weightcast_export* e, int* numbers, int mos
 
 /* Of an engine: what follows from the new weights has been rebuilt, and it uses them. */
 WEIGHTCAST_API int weightcast_resume(weightcast_export* e);
+
+/* Weights of an engine in the form that they have now, to be kept in place of a pointer. */
+typedef struct weightcast_reference {
+  uint64_t generation; /* of the export */
+  uint64_t form;
+  int entry;
+} weightcast_reference;
+
+/* Refers to an entry of an engine by a name. WEIGHTCAST_IS_INVALID where the memory holds no version, so that
+   its weights have no final form yet, WEIGHTCAST_REFUSED between weightcast_pause() and weightcast_resume().
+ */
+WEIGHTCAST_API int weightcast_refer(const weightcast_export* e, const char* name,
+                                    weightcast_reference* reference);
+
+/* Where these weights are, and how many bytes of elements (NULL: not asked): to be used at once, and asked
+   again for the next use. WEIGHTCAST_STALE where an update has been committed since the weights were referred
+   to, the engine has loaded itself anew (weightcast_serve), or experts have moved; otherwise it fails as
+   weightcast_refer(). A pointer that is kept stays readable memory until the export is closed, and what is
+   there the one who keeps it has to know. */
+WEIGHTCAST_API int weightcast_resolve(const weightcast_export* e, const weightcast_reference* reference,
+                                      void** memory, int64_t* bytes);
 
 /* Of an engine that is asked: it will not be written now; `reason` is for whoever asked. */
 WEIGHTCAST_API int weightcast_decline(weightcast_export* e, const char* reason);
