@@ -70,6 +70,12 @@ void place_experts(const Options& options, const std::optional<ExpertMap>& map, 
     throw UsageError(fmt::format("{}: is of {}, but {} has ep={}; name a map of as many, or give ep={}",
                                  option, counted(map->ep, "rank"), layout.option, layout.ep, map->ep));
   }
+  if (map->slots % layout.ep != 0) {
+    throw InputError(
+        fmt::format("{}: has {} expert slots a layer, which ep={} does not divide; give the layout of "
+                    "the engine",
+                    map->origin, map->slots, layout.ep));
+  }
   layout.experts = fit_placement(*map, layers);
 }
 

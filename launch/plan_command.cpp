@@ -114,6 +114,9 @@ void report_plan(const Options& options, OutputFile* json,
   place_experts(options, expert_map, model, topology.engine);
   look(model, topology);
   LivePlan live(options, *model.family, topology);
+  if (const auto published = live.published_experts(topology.engine.ep)) {
+    place_experts(options, published, model, topology.engine);
+  }
   if (model.sources.empty()) live.require_patterns_fit(model);
   require_no_signal(kNotPrinted);
   if (options.rank && *options.rank >= topology.ranks()) {

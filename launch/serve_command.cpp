@@ -303,8 +303,9 @@ class Server {
       control_.deadline.begin_phase("before the update");
       if (exporters_have_changed()) open();
       // Before the engines are asked, which wait from then on.
+      follow_experts();
       job_->session().take_staging();
-      answer = update_open(order);
+      answer = update_where_experts_sit(order);
     } catch (const AgreedFailure& failure) {
       answer = {failure.code(), "", "", failure.what()};
     }
@@ -320,6 +321,30 @@ class Server {
     std::array<std::int64_t, 1> seen{watch_->look_now(live()).exporters};
     control_.agreement.maximum(std::span<std::int64_t>(seen));
     return seen.front() != Sight::kMapped;
+  }
+
+  /// Whether the engines have moved experts since the session was planned, which then is planned anew.
+  bool follow_experts() {
+    try {
+      if (!job_->follow_experts()) return false;
+    } catch (const AgreedFailure&) {
+      close();
+      throw;
+    }
+    source_.reset();
+    return true;
+  }
+
+  /// An update that experts move away from before anything is written begins again.
+  UpdateAnswer update_where_experts_sit(const Order& order) {
+    constexpr int kMostMoves = 8;
+    for (int moves = 0;; ++moves) {
+      try {
+        return update_open(order);
+      } catch (const AgreedFailure&) {
+        if (moves == kMostMoves || !follow_experts()) throw;
+      }
+    }
   }
 
   UpdateAnswer update_open(const Order& order) {

@@ -7,8 +7,10 @@
 #include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <limits>
 #include <span>
 #include <string_view>
+#include <thread>
 #include <utility>
 
 #include "core/error.hpp"
@@ -295,6 +297,80 @@ void LiveEnds::open(const Family& family) {
   });
   update_.emplace(control_, live_directory(options_.sink).value_or(""), trainer_.get(), engine_.get(),
                   patience_of(options_), family);
+}
+
+std::optional<ExpertMap> LiveEnds::published_experts(std::int64_t ep) {
+  // Whether an engine has a table, and whether one has none.
+  std::array<std::int64_t, 2> seen{0, 0};
+  if (engine_) seen[engine_->manifest().expert_table.empty() ? 1 : 0] = 1;
+  control_.agreement.maximum(std::span<std::int64_t>(seen));
+  tables_ = seen[0] != 0;
+  if (!tables_) return std::nullopt;
+  control_.agreement.together([&] {
+    if (!engine_) return;
+    const Manifest& manifest = engine_->manifest();
+    if (manifest.expert_table.empty()) {
+      throw InputError(manifest.path +
+                       ": does not say where experts sit, and other engines do; let all ranks "
+                       "publish alike");
+    }
+    if (!table_) table_.emplace(manifest);
+    const std::int64_t slots = manifest.expert_slots[1];
+    if (slots % ep == 0) return;
+    throw InputError(
+        fmt::format("{}: has {} expert slots a layer, which ep={} does not divide; give the layout "
+                    "of the engine",
+                    manifest.path, slots, ep));
+  });
+  // Ranks of an engine change it one after the other.
+  constexpr std::chrono::seconds kPatience{5};
+  const auto give_up = std::chrono::steady_clock::now() + kPatience;
+  ExpertMap map;
+  for (;;) {
+    constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::min();
+    // The greatest key, and the negative of the least; whether the time is over on some rank.
+    std::array<std::int64_t, 3> keys{kNone, kNone, std::chrono::steady_clock::now() > give_up ? 1 : 0};
+    control_.agreement.together([&] {
+      if (!engine_) return;
+      map = table_->read();
+      planned_ = key_of(map);
+      keys[0] = planned_;
+      keys[1] = -planned_;
+    });
+    control_.agreement.maximum(std::span<std::int64_t>(keys));
+    if (keys[0] == -keys[1]) break;
+    control_.agreement.together([&] {
+      if (keys[2] == 0 || !engine_ || planned_ == keys[0]) return;
+      throw IoError(
+          fmt::format("{}: has another expert map (epoch {}) than other ranks; let all ranks of an "
+                      "engine have one, and update replicas that differ in jobs of their own",
+                      engine_->manifest().path, map.placement.epoch));
+    });
+    control_.deadline.poll();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  map.ep = ep;
+  const std::vector<std::string> all =
+      control_.agreement.gather(engine_ && engine_->manifest().rank == 0 ? expert_map_text(map) : "");
+  std::string text;
+  if (control_.rank() == 0) text = *std::ranges::find_if(all, [](const auto& one) { return !one.empty(); });
+  text = control_.agreement.broadcast(text);
+  control_.agreement.together([&] { map = parse_expert_map(text, options_.sink); });
+  return map;
+}
+
+void LiveEnds::plan_for(const ExpertPlacement& experts) {
+  if (!tables_) return update_->plan_for(experts, nullptr);
+  update_->plan_for(experts, [this] {
+    if (!engine_) return;
+    const ExpertMap now = table_->read();
+    if (key_of(now) == planned_) return;
+    throw IoError(
+        fmt::format("{}: {} has moved its experts since the update was planned (its map is of epoch {} now); "
+                    "run the update "
+                    "again",
+                    engine_->manifest().path, engine_->name(), now.placement.epoch));
+  });
 }
 
 std::shared_ptr<ParameterMemory> LiveEnds::parameters(const Family& family,

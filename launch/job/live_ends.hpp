@@ -10,9 +10,11 @@
 #include "control/control.hpp"
 #include "launch/model.hpp"
 #include "launch/options.hpp"
+#include "live/expert_table.hpp"
 #include "live/exporter.hpp"
 #include "live/live_update.hpp"
 #include "live/manifest.hpp"
+#include "model/expert_map.hpp"
 #include "model/export_map.hpp"
 #include "plan/held_weights.hpp"
 #include "plan/plan.hpp"
@@ -78,6 +80,15 @@ class LiveEnds {
 
   // When it is open:
 
+  /// The map by which the engines say that their experts sit now, on `ep` ranks; nothing where they do not
+  /// say it. Throws (by agreement) InputError where one of them says it and another does not, where the maps
+  /// are none, or slots that `ep` does not divide; IoError where they have different ones. Collective.
+  std::optional<ExpertMap> published_experts(std::int64_t ep);
+
+  /// From here on an update that finds another map than the last that was read fails; `experts` is where it
+  /// is planned to place them. Does not communicate.
+  void plan_for(const ExpertPlacement& experts);
+
   /// Where this rank's parameters are; null where no engine is live. Throws UsageError where the engine has
   /// published another layout, InputError where it has not all parameters. Does not communicate.
   std::shared_ptr<ParameterMemory> parameters(const Family& family, const EngineLayout& layout) const;
@@ -102,6 +113,9 @@ class LiveEnds {
   std::shared_ptr<const ExportMap> map_;  ///< the trainers', null without one
   std::shared_ptr<Exporter> trainer_;
   std::shared_ptr<Exporter> engine_;
+  std::optional<ExpertTable> table_;  ///< the engine's
+  bool tables_ = false;               ///< all engines have one
+  std::int64_t planned_ = 0;          ///< the key of the map that was read last
   std::optional<LiveUpdate> update_;
 };
 

@@ -49,7 +49,7 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
     require_live_options(options_);
   });
   const std::shared_ptr<const LandingMap> landing = load_landing(control_, options_);
-  const std::optional<ExpertMap> expert_map = load_expert_map(control_, options_);
+  expert_map_ = load_expert_map(control_, options_);
   control_.agreement.together([&] {
     topology_ = topology_of(options_, landing.get());
     require_world_size(topology_, control_.size());
@@ -60,21 +60,14 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
   wire_choice_ = live_ ? live_->choose_wire() : choose_wire(control_, options_.transport);
   activity_.begin("reading metadata of the source");
   model_ = load_model(control_, options_, landing, topology_, live());
-  control_.agreement.together([&] {
-    place_experts(options_, expert_map, model_, topology_.engine);
-    check();
-  });
+  control_.agreement.together(check);
   session.wire = wire_choice_.wire;
   session.activity = &activity_;
-  if (live_) {
-    live_->open(*model_.family);
-    control_.agreement.together(
-        [&] { session.parameters = live_->parameters(*model_.family, topology_.engine); });
-    if (live_directory(options_.sink)) {
-      session.while_written = LiveUpdate::kWhileWritten;
-    }
-  }
-  session_.emplace(control_, *model_.family, topology_, limits_of(options_), session);
+  session_options_ = session;
+  if (live_) live_->open(*model_.family);
+  topology_.engine.experts = wanted_placement();
+  if (live_ && live_directory(options_.sink)) session_options_.while_written = LiveUpdate::kWhileWritten;
+  open_session();
   const int threads = file_threads(control_, trainer().has_value());
   readers_.emplace(trainer() && options_.read_threads > 0 ? static_cast<int>(options_.read_threads)
                                                           : threads);
@@ -83,6 +76,56 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
     sink_.emplace(control_, *session_, *writers_, *shard_place_);
   }
   startup_seconds_ = seconds_since(start);
+}
+
+ExpertPlacement UpdateJob::wanted_placement() {
+  const std::optional<ExpertMap> published =
+      live_ ? live_->published_experts(topology_.engine.ep) : std::nullopt;
+  EngineLayout layout = topology_.engine;
+  control_.agreement.together([&] {
+    layout.experts = {};
+    place_experts(options_, expert_map_, model_, layout);
+    if (!published) return;
+    const ExpertPlacement given = layout.experts;
+    place_experts(options_, published, model_, layout);
+    const bool same =
+        given.epoch == layout.experts.epoch && given.fingerprint() == layout.experts.fingerprint();
+    if (same || !expert_map_ || options_.command == "serve") return;
+    throw UsageError(fmt::format(
+        "--expert-map {}: is of epoch {}, but the engines of {} have map {} of epoch {}; leave the option "
+        "out, "
+        "and experts go where the engines say",
+        expert_map_->origin, given.epoch, options_.sink, layout.experts.fingerprint(), layout.experts.epoch));
+  });
+  return layout.experts;
+}
+
+void UpdateJob::open_session() {
+  session_.reset();
+  if (live_) {
+    control_.agreement.together(
+        [&] { session_options_.parameters = live_->parameters(*model_.family, topology_.engine); });
+    live_->plan_for(topology_.engine.experts);
+  }
+  session_.emplace(control_, *model_.family, topology_, limits_of(options_), session_options_);
+}
+
+bool UpdateJob::follow_experts() {
+  if (!live_) return false;
+  const ExpertPlacement wanted = wanted_placement();
+  const ExpertPlacement& planned = topology_.engine.experts;
+  if (wanted.epoch == planned.epoch && wanted.fingerprint() == planned.fingerprint()) {
+    live_->plan_for(planned);
+    return false;
+  }
+  topology_.engine.experts = wanted;
+  open_session();
+  describe(options_, model_, session_->plan(), wire_choice_, report_);
+  if (control_.rank() == 0) {
+    log_note(fmt::format("the engines have moved their experts: planned anew for epoch {} in {:.3f} s",
+                         wanted.epoch, session_->start_seconds().plan));
+  }
+  return true;
 }
 
 void UpdateJob::begin_trace(OutputFile* file) {

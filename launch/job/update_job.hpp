@@ -13,6 +13,7 @@
 #include "launch/job/trace_file.hpp"
 #include "launch/model.hpp"
 #include "launch/options.hpp"
+#include "model/expert_map.hpp"
 #include "plan/topology.hpp"
 #include "report/activity.hpp"
 #include "report/progress.hpp"
@@ -46,6 +47,10 @@ class UpdateJob {
   /// communicate, may refuse the model before anything is allocated for it. `session`: all but the wire.
   /// Collective.
   void open(SessionOptions session, const std::function<void()>& check);
+  /// Where running engines say where their experts sit: plans anew for what they say now. True where that is
+  /// another map than the one planned for; sources of before are void then. Throws (by agreement) as open().
+  /// Collective.
+  bool follow_experts();
   /// From now on what every update does goes into `file`, which rank 0 has, if `--trace` names one.
   /// Collective.
   void begin_trace(OutputFile* file);
@@ -94,14 +99,20 @@ class UpdateJob {
   const JobReport& report() const { return report_; }
 
  private:
+  /// Where experts are to sit: as the engines say, else as the options do. Collective.
+  ExpertPlacement wanted_placement();
+  void open_session();
+
   Control& control_;
   const Options& options_;
   Progress progress_;
   Activity activity_;
   std::optional<ShardPlace> shard_place_;
+  std::optional<ExpertMap> expert_map_;  ///< of the options
   Topology topology_;
   WireChoice wire_choice_;
   Model model_;
+  SessionOptions session_options_;
   std::optional<Session> session_;
   std::optional<ThreadPool> readers_;
   std::optional<ThreadPool> writers_;

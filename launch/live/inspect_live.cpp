@@ -13,11 +13,13 @@
 
 #include "control/signals.hpp"
 #include "core/error.hpp"
+#include "core/text.hpp"
 #include "core/units.hpp"
 #include "launch/serve/ask.hpp"
 #include "launch/serve/server_file.hpp"
 #include "launch/tensor_choice.hpp"
 #include "live/dead_exporters.hpp"
+#include "live/expert_table.hpp"
 #include "live/folder.hpp"
 #include "live/open_block.hpp"
 #include "live/slurm_run.hpp"
@@ -69,6 +71,7 @@ struct Sight {
   bool dead = false;  ///< for certain
   int updater = 0;
   int mapped_by = 0;
+  std::optional<ExpertMap> experts;  ///< of an engine that says where they sit
   std::optional<Error> wrong;
 };
 
@@ -114,6 +117,17 @@ Sight look_at(const Manifest& manifest) {
     return sight;
   }
   sight.words = in_words(*sight.state);
+  if (sight.lives && !manifest.expert_table.empty()) {
+    try {
+      sight.experts = ExpertTable(manifest).read();
+      sight.words +=
+          fmt::format("; its expert map is of epoch {}: {} slots in {}", sight.experts->placement.epoch,
+                      sight.experts->slots, counted(sight.experts->layers(), "layer"));
+    } catch (const Error& wrong) {
+      sight.wrong = wrong;
+      sight.words += fmt::format("; {}", wrong.what());
+    }
+  }
   if (!sight.lives) {
     sight.words = fmt::format("gone: process {} has died; its last state: {}", manifest.pid, sight.words);
   }
@@ -150,6 +164,7 @@ nlohmann::ordered_json json_of(const FoundManifest& found, const Sight& sight) {
   entry["state"] = in_words(*sight.state);
   entry["update"] = sight.state->update;
   entry["version"] = sight.state->version;
+  if (sight.experts) entry["expert_epoch"] = sight.experts->placement.epoch;
   entry["updated_by"] = sight.updater == 0 ? "" : sight.state->owner;
   entry["mapped_by"] = sight.mapped_by;
   return entry;
@@ -214,7 +229,11 @@ std::optional<std::string> server_text(const std::string& directory) {
 std::string record_text(const CommitRecord& record) {
   if (record.wrong) return record.wrong->what();
   if (!record.version) return fmt::format("update {} is void: its version was not committed", record.update);
-  return fmt::format("version {} was committed by update {}{}", *record.version, record.update,
+  const bool placed = !placed_as(record, {});
+  return fmt::format("version {} was committed by update {}{}{}", *record.version, record.update,
+                     placed ? fmt::format(", planned for expert map {} of epoch {}",
+                                          excerpt(record.expert_placement), record.expert_epoch)
+                            : "",
                      record.partial ? ", a partial one: " + choice_text(*record.partial) : "");
 }
 
@@ -278,6 +297,10 @@ void inspect_live(const std::string& directory, OutputFile* json) {
       continue;
     }
     nlohmann::ordered_json entry = {{"update", record.update}, {"version", nullptr}, {"partial", nullptr}};
+    if (!placed_as(record, {})) {
+      entry["expert_epoch"] = record.expert_epoch;
+      entry["expert_placement"] = record.expert_placement;
+    }
     if (record.version) entry["version"] = *record.version;
     if (record.partial) entry["partial"] = choice_json(*record.partial);
     commits.push_back(std::move(entry));

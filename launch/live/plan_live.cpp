@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "live/dead_exporters.hpp"
+#include "live/expert_table.hpp"
 #include "live/live_weights.hpp"
 #include "live/published_layout.hpp"
 #include "model/catalog.hpp"
@@ -48,6 +49,15 @@ void LivePlan::require_patterns_fit(const Model& model) const {
                            [](std::int64_t a, std::int64_t b) { return std::max(a, b); });
   }
   model.patterns.require_matched(model.family->whole_catalog(), fits);
+}
+
+std::optional<ExpertMap> LivePlan::published_experts(std::int64_t ep) const {
+  if (engines_.empty() || engines_.front().expert_table.empty()) return std::nullopt;
+  if (reach_of(engines_.front()) == Reach::kOtherHost) return std::nullopt;
+  require_reachable(engines_.front());
+  ExpertMap map = ExpertTable(engines_.front()).read();
+  map.ep = ep;
+  return map;
 }
 
 void LivePlan::require_published(const Plan& plan, const Family& family) const {

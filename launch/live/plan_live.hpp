@@ -25,6 +25,10 @@ class LivePlan {
   /// Throws UsageError for a pattern that fits neither the model nor what the trainers have beside it.
   void require_patterns_fit(const Model& model) const;
 
+  /// Where the first engine says that its experts sit, on `ep` ranks; nothing where it does not, or is on
+  /// another host. Throws InputError, IoError.
+  std::optional<ExpertMap> published_experts(std::int64_t ep) const;
+
   /// Throws InputError, as an update would: naming the first parameter of an engine that has not been
   /// published as the plan writes it, or a tensor that the trainers have in another type; UsageError for an
   /// engine of another layout, or one that cannot be given a part of the model.

@@ -19,6 +19,7 @@
 #include "launch/landing.hpp"
 #include "launch/layouts.hpp"
 #include "launch/tensor_choice.hpp"
+#include "live/expert_table.hpp"
 #include "live/exporter.hpp"
 #include "live/folder.hpp"
 #include "live/live_weights.hpp"
@@ -61,6 +62,10 @@ class ServedParameters final : public KeptParameters {
   /// Throws IoError, InputError when it serves no version.
   explicit ServedParameters(const Manifest& manifest)
       : exporter_(open_engine(manifest)), published_(exporter_->manifest()), served_(exporter_->look()) {
+    if (!exporter_->manifest().expert_table.empty()) {
+      table_.emplace(exporter_->manifest());
+      experts_ = table_->read();
+    }
     switch (served_.state) {
       case WEIGHTCAST_SERVING:
         return;
@@ -76,9 +81,16 @@ class ServedParameters final : public KeptParameters {
 
   std::int64_t version() const { return served_.version; }
 
+  /// Where its experts sit, if it says so.
+  const std::optional<ExpertMap>& experts() const { return experts_; }
+
   /// Throws IoError unless it has served that version, of that update, all the time.
   void require_served_on() const {
     exporter_->require_whole();
+    if (table_ && key_of(table_->read()) != key_of(*experts_)) {
+      throw IoError(
+          fmt::format("{}: {} has moved its experts meanwhile; run verify again", name(), exporter_->name()));
+    }
     const BlockState now = exporter_->look();
     if (!exporter_->lives()) {
       throw IoError(fmt::format("{}: {} has died meanwhile; start it again", name(), exporter_->name()));
@@ -133,6 +145,8 @@ class ServedParameters final : public KeptParameters {
   std::unique_ptr<Exporter> exporter_;
   PublishedTensors published_;
   BlockState served_;
+  std::optional<ExpertTable> table_;
+  std::optional<ExpertMap> experts_;
   std::map<std::string, Place, std::less<>> tensors_;  ///< the model's own, by name
 };
 
@@ -176,6 +190,20 @@ std::int64_t common_version(const Engines& engines) {
                                  engines.here.front()->name(), version, engine->name(), engine->version()));
   }
   return version;
+}
+
+/// The map that all of them have; nothing where none says it. Throws InputError where they have different
+/// ones.
+std::optional<ExpertMap> common_experts(const Engines& engines, std::int64_t ep) {
+  std::optional<ExpertMap> map = engines.here.front()->experts();
+  for (const auto& engine : engines.here) {
+    const std::optional<ExpertMap>& own = engine->experts();
+    if (own.has_value() == map.has_value() && (!map || key_of(*own) == key_of(*map))) continue;
+    throw InputError(fmt::format("{} has another expert map than {}; run verify when all ranks have one",
+                                 engine->name(), engines.here.front()->name()));
+  }
+  if (map) map->ep = ep;
+  return map;
 }
 
 void refuse_elsewhere(const std::string& directory, const Engines& engines) {
@@ -232,7 +260,8 @@ void verify_live(const std::string& directory, const Options& options, OutputFil
                     version, options.weight_version));
   }
   ReferenceWeights source(options, landing, topology.trainer_layout, layout.quantizer, "live:" + directory);
-  place_experts(options, expert_map, source.model(), topology.engine);
+  const std::optional<ExpertMap> published = common_experts(engines, layout.ep);
+  place_experts(options, published ? published : expert_map, source.model(), topology.engine);
   Differences differences;
   const auto [bytes, loader_bytes] = compare(engines, layout, source, differences);
   // What an update has just written is no fault.

@@ -132,7 +132,12 @@ void read_record(const std::string& path, CommitRecord& record) {
     throw InputError(path + ": 'version' is no whole number; it is no record of a commit: remove the file");
   if (object.contains("partial")) record.partial = choice_in(object["partial"], path);
   record.version = version->get<std::int64_t>();
-  for (const auto& [field, into] : {std::pair("origin", &record.origin), {"names", &record.names}}) {
+  record.expert_placement = ExpertPlacement().fingerprint();  // of updates that do not say otherwise
+  const auto epoch = object.find("expert_epoch");
+  if (epoch != object.end() && epoch->is_number_integer()) record.expert_epoch = epoch->get<std::int64_t>();
+  for (const auto& [field, into] : {std::pair("origin", &record.origin),
+                                    {"names", &record.names},
+                                    {"expert_placement", &record.expert_placement}}) {
     const auto found = object.find(field);
     if (found != object.end() && found->is_string()) *into = found->get<std::string>();
   }
@@ -183,6 +188,10 @@ std::vector<Manifest> read_manifests(const std::string& directory, Role role) {
                    number_said_by(manifests.front()));
   }
   return manifests;
+}
+
+bool placed_as(const CommitRecord& record, const ExpertPlacement& placement) {
+  return record.expert_epoch == placement.epoch && record.expert_placement == placement.fingerprint();
 }
 
 bool brings(const CommitRecord& record, const std::string& names, const Choice* choice) {

@@ -43,6 +43,8 @@ struct CommitRecord {
   std::optional<std::int64_t> version;  ///< nothing when the update is void: none of it counts
   std::string origin;                   ///< whose weights these are (origin_text()); empty: not said
   std::string names;                    ///< of all of the model (Catalog::hash_of_names()); empty: not said
+  std::int64_t expert_epoch = 0;        ///< of the map by which experts were placed
+  std::string expert_placement;         ///< what it is called (ExpertPlacement::fingerprint())
   std::optional<Choice> partial;        ///< what of these the update brought; nothing: all of them
   std::optional<Error> wrong;           ///< the file says neither
 };
@@ -64,6 +66,9 @@ std::vector<std::string> unnamed_records(const std::string& directory);
 /// Whether the update of a record brought all that `choice` sends, null for all, of the model whose tensors'
 /// names have that hash: with draft layers it is another one than without.
 bool brings(const CommitRecord& record, const std::string& names, const Choice* choice);
+
+/// Whether the update of a record placed experts so.
+bool placed_as(const CommitRecord& record, const ExpertPlacement& placement);
 
 /// How records, and reports, write what is sent of a model and what stays.
 nlohmann::ordered_json choice_json(const Choice& choice);

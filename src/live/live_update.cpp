@@ -41,6 +41,11 @@ LiveUpdate::~LiveUpdate() {
   fail("the job step has ended amid the update", true);
 }
 
+void LiveUpdate::plan_for(const ExpertPlacement& experts, std::function<void()> require_in_place) {
+  experts_ = experts;
+  require_in_place_ = std::move(require_in_place);
+}
+
 void LiveUpdate::wait_on(const Exporter& exporter, Clock::time_point give_up, const std::string& what) {
   exporter.require_there();
   if (Clock::now() > give_up) {
@@ -209,7 +214,9 @@ bool LiveUpdate::is_there(std::int64_t version) {
     if (control_.rank() != 0) return;
     const std::optional<CommitRecord> record = record_of(version);
     if (!record) return;
-    if (brings(*record, family_.whole_catalog().hash_of_names(), family_.choice())) {
+    if (!require_in_place_ && !placed_as(*record, experts_)) {
+      why = "placed by another expert map";
+    } else if (brings(*record, family_.whole_catalog().hash_of_names(), family_.choice())) {
       brought[0] = static_cast<std::int64_t>(record->update);
     } else {
       why = record->partial ? "in part alone" : "not known to have all that is sent now";
@@ -281,6 +288,7 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
       for (const Exporter* exporter : {trainer_, engine_}) {
         if (exporter != nullptr) exporter->require_there();
       }
+      if (require_in_place_) require_in_place_();
     });
     control_.agreement.together([&] {
       if (engine_ == nullptr || engine_->change(WEIGHTCAST_PAUSED, WEIGHTCAST_WRITING)) return;
@@ -327,6 +335,10 @@ void LiveUpdate::prepare_record(std::int64_t version) const {
                                    {"version", version},
                                    {"origin", origin_text(origin_)},
                                    {"names", family_.whole_catalog().hash_of_names()}};
+  if (!experts_.contiguous() || experts_.epoch != 0) {
+    record["expert_epoch"] = experts_.epoch;
+    record["expert_placement"] = experts_.fingerprint();
+  }
   if (const Choice* const choice = family_.choice(); choice != nullptr)
     record["partial"] = choice_json(*choice);
   write_durably(prepared_path(), json_report(record));
@@ -386,6 +398,7 @@ void LiveUpdate::commit(std::int64_t version) {
     control_.agreement.together([&] {
       if (engine_ == nullptr) return;
       engine_->require_whole();
+      if (require_in_place_) require_in_place_();
       if (engine_->change(WEIGHTCAST_WRITING, WEIGHTCAST_WRITTEN)) return;
       throw IoError(engine_->manifest().path + ": " + engine_->name() +
                     " is in another state than this update left it in; run the update again");

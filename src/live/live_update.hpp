@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -29,6 +30,10 @@ class LiveUpdate {
   ~LiveUpdate();
   LiveUpdate(const LiveUpdate&) = delete;
   LiveUpdate& operator=(const LiveUpdate&) = delete;
+
+  /// Where the updates that follow place experts. `require_in_place` throws where this rank's engine has
+  /// moved them since; null on all ranks where no engine says where they are. Does not communicate.
+  void plan_for(const ExpertPlacement& experts, std::function<void()> require_in_place);
 
   /// Takes all exporters, and waits until all live trainers offer one version, which it returns. Where no
   /// trainer is live: `otherwise`, and `files` says, on rank 0, which files the weights are in, another
@@ -98,6 +103,8 @@ class LiveUpdate {
   Exporter* engine_;
   std::chrono::seconds patience_;
   const Family& family_;
+  ExpertPlacement experts_;
+  std::function<void()> require_in_place_;
   bool asked_ = false;    ///< this rank's engine, in this update
   bool reading_ = false;  ///< this rank's trainer
   std::uint64_t update_ = 0;

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "client/entry_rules.h"
+#include "client/expert_table.h"
 #include "client/memory_names.hpp"
 #include "client/version.hpp"
 #include "core/error.hpp"
@@ -290,6 +291,16 @@ Manifest read_manifest(const std::string& path) {
   manifest.restart = fields.text("restart", false);
   manifest.layout = fields.text("layout", false);
   manifest.control = memory_of(fields, "control", manifest, "control");
+  if (fields.find("experts", false) != nullptr) {
+    if (manifest.role != Role::kEngine)
+      fields.refuse("experts", "is of a trainer, which has no expert slots");
+    manifest.expert_table = memory_of(fields, "experts", manifest, "experts");
+    const std::vector<std::int64_t> sizes = fields.numbers("expert_slots");
+    const bool possible = sizes.size() == 3 && sizes[0] >= 1 && sizes[2] >= 1 && sizes[1] >= sizes[2] &&
+                          sizes[1] <= WEIGHTCAST_MOST_SLOTS && sizes[0] <= WEIGHTCAST_MOST_SLOTS / sizes[1];
+    if (!possible) fields.refuse("expert_slots", "are not the layers, slots and experts of an engine");
+    std::copy(sizes.begin(), sizes.end(), manifest.expert_slots.begin());
+  }
   for (const json& segment : fields.list("segments")) {
     const Fields of(segment, fmt::format("{}: segment {}", path, manifest.segments.size()));
     manifest.segments.push_back(segment_of(of, manifest));

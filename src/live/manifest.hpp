@@ -86,6 +86,8 @@ struct Manifest {
   std::string restart;           ///< how often Slurm has started that job anew; empty: never
   std::string layout;            ///< empty: as the job's options say
   std::string control;           ///< the shared memory of its control block
+  std::string expert_table;      ///< an engine's shared memory of where its experts sit; empty: not said
+  std::array<std::int64_t, 3> expert_slots{};  ///< of that: layers, slots and experts of a layer
   std::vector<LiveSegment> segments;
   std::vector<LiveEntry> entries;
 
