@@ -16,7 +16,14 @@ namespace weightcast::engine {
 
 using test_support::check;
 
-Published::Published(const Exporter& exporter, const Checkpoint& checkpoint, std::int64_t version) {
+std::vector<std::int64_t> ExpertSlots::flat() const {
+  std::vector<std::int64_t> all;
+  for (const auto& layer : experts_of_slots) all.insert(all.end(), layer.begin(), layer.end());
+  return all;
+}
+
+Published::Published(const Exporter& exporter, const Checkpoint& checkpoint, std::int64_t version,
+                     const ExpertSlots* slots) {
   constexpr std::int64_t kAlignment = 64;
   std::int64_t bytes = 0;
   for (const StoredTensor& tensor : checkpoint.tensors) bytes += round_up(tensor.bytes(), kAlignment);
@@ -36,6 +43,11 @@ Published::Published(const Exporter& exporter, const Checkpoint& checkpoint, std
   }
   load(checkpoint);
   if (std::string(exporter.role) == "engine") check(weightcast_serve(export_, version));
+  if (slots != nullptr) {
+    check(weightcast_add_experts(export_, std::ssize(slots->experts_of_slots),
+                                 std::ssize(slots->experts_of_slots.front()), slots->experts));
+    check(weightcast_place_experts(export_, slots->epoch, slots->flat().data()));
+  }
   check(weightcast_publish(export_));
 }
 

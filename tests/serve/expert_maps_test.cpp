@@ -1,0 +1,341 @@
+// Engines that say where their experts sit, and move them: what updates then bring where.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <stdexcept>
+#include <thread>
+
+#include "core/float_bits.hpp"
+#include "engine/files.hpp"
+#include "engine/published.hpp"
+#include "serve/live_model.hpp"
+#include "serve/server.hpp"
+#include "storage/checkpoint.hpp"
+#include "support/client_call.hpp"
+#include "support/files.hpp"
+#include "support/temp_dir.hpp"
+
+namespace weightcast::test_support {
+
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr std::int64_t kLayers = 3;
+constexpr std::int64_t kExperts = 8;
+constexpr std::int64_t kSlots = 12;
+constexpr int kRanks = 2;
+
+/// A trainer and an engine of tp=2, ep=2 with four redundant experts, all in this process. Version v has the
+/// weights of step 0 when v is even, else those of step 181.
+class MovingExperts : public ::testing::Test {
+ protected:
+  MovingExperts() {
+    for (int map = 0; map < 3; ++map) put_map(map);
+    trainer_ = std::make_unique<engine::Published>(engine::Exporter{folder_, "trainer", 0, 1},
+                                                   read_checkpoint(model_of_step(0)), 0);
+    for (int rank = 0; rank < kRanks; ++rank) {
+      Rank& started = ranks_[static_cast<std::size_t>(rank)];
+      started.published =
+          std::make_unique<engine::Published>(engine::Exporter{folder_, "engine", rank, kRanks},
+                                              read_checkpoint(shard(0, 0, rank)), 0, &maps_[0]);
+      started.thread = std::jthread([this, &started](const std::stop_token& stop) { answer(stop, started); });
+    }
+  }
+
+  static Words layout() { return {"--inference", "tp=2,ep=2", "--model", model_of_step(0)}; }
+
+  std::string map_file(int map) const { return dir_ / ("map-" + std::to_string(map) + ".json"); }
+
+  /// The shard of an engine's rank that has version `version` by that map, as `sync` writes it to files.
+  std::string shard(int map, std::int64_t version, int rank) {
+    const int step = version % 2 == 0 ? 0 : 181;
+    const std::string folder = dir_ / ("shards-" + std::to_string(map) + "-" + std::to_string(step));
+    if (!std::filesystem::exists(folder)) {
+      const Outcome cut =
+          run(mpirun(3, {WEIGHTCAST_BINARY, "sync", "--source", model_of_step(step), "--inference",
+                         "tp=2,ep=2", "--expert-map", map_file(map), "--sink", "hdf5:" + folder}));
+      if (cut.exit_code != 0) throw std::runtime_error(describe(cut));
+    }
+    return folder + "/rank-" + std::to_string(rank) + ".h5";
+  }
+
+  CommandLine job(const std::string& command, const Words& more = {}) const {
+    Words words{WEIGHTCAST_BINARY, command,         "--source", "live:" + folder_, "--sink",
+                "live:" + folder_, "--bucket-size", "64KiB",    "--timeout",       "60"};
+    for (const Words& others : {layout(), more}) words.insert(words.end(), others.begin(), others.end());
+    return mpirun(3, words);
+  }
+
+  void offer(std::int64_t version) {
+    trainer_->load(read_checkpoint(model_of_step(version % 2 == 0 ? 0 : 181)));
+    check(weightcast_offer(trainer_->handle(), version, 0));
+  }
+  bool settle() { return weightcast_settle(trainer_->handle(), 60) == WEIGHTCAST_OK; }
+
+  /// The engine moves its experts, which have version `version`, from one map to another.
+  void move_experts(int map, std::int64_t version) {
+    for (int rank = 0; rank < kRanks; ++rank) {
+      engine::Published& published = *ranks_[static_cast<std::size_t>(rank)].published;
+      published.load(read_checkpoint(shard(map, version, rank)));
+      check(weightcast_place_experts(published.handle(), maps_[static_cast<std::size_t>(map)].epoch,
+                                     maps_[static_cast<std::size_t>(map)].flat().data()));
+    }
+  }
+
+  /// The first parameter that is not what version `version` by that map is; empty where all are.
+  std::string difference(int map, std::int64_t version) {
+    for (int rank = 0; rank < kRanks; ++rank) {
+      const engine::FileSource expected(shard(map, version, rank));
+      const engine::Published& published = *ranks_[static_cast<std::size_t>(rank)].published;
+      for (const std::string& name : expected.names()) {
+        if (published.read(name).values != expected.read(name).values)
+          return name + " of rank " + std::to_string(rank);
+      }
+    }
+    return {};
+  }
+
+  bool wait_until_asked() const {
+    const auto give_up = std::chrono::steady_clock::now() + 60s;
+    for (const Rank& rank : ranks_) {
+      std::int64_t version = 0;
+      while (weightcast_wanted(rank.published->handle(), &version) != 1) {
+        if (std::chrono::steady_clock::now() > give_up) return false;
+        std::this_thread::sleep_for(1ms);
+      }
+    }
+    return true;
+  }
+
+  struct Rank {
+    std::unique_ptr<engine::Published> published;
+    std::jthread thread;
+  };
+
+  void answer(const std::stop_token& stop, Rank& rank) {
+    weightcast_export* const handle = rank.published->handle();
+    for (; !stop.stop_requested(); std::this_thread::sleep_for(1ms)) {
+      std::int64_t version = 0;
+      if (hold_ || weightcast_wanted(handle, &version) != 1) continue;
+      if (weightcast_pause(handle, 60, &version) == WEIGHTCAST_OK) weightcast_resume(handle);
+    }
+  }
+
+  void put_map(int number) {
+    std::mt19937_64 random(static_cast<std::uint64_t>(number));
+    engine::ExpertSlots& map = maps_[static_cast<std::size_t>(number)];
+    map.epoch = 10 + number;
+    map.experts = kExperts;
+    for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+      std::vector<std::int64_t>& slots = map.experts_of_slots.emplace_back();
+      for (std::int64_t slot = 0; slot < kSlots; ++slot) {
+        slots.push_back(slot < kExperts ? slot : static_cast<std::int64_t>(random() % kExperts));
+      }
+      std::shuffle(slots.begin(), slots.end(), random);
+    }
+    const nlohmann::json text = {{"expert_map", 1},
+                                 {"epoch", map.epoch},
+                                 {"layers", kLayers},
+                                 {"experts", kExperts},
+                                 {"slots", kSlots},
+                                 {"ep", kRanks},
+                                 {"experts_of_slots", map.experts_of_slots}};
+    put_file(map_file(number), text.dump());
+  }
+
+  TempDir dir_{"/tmp"};
+  std::string folder_ = dir_ / "weights";
+  std::array<engine::ExpertSlots, 3> maps_;
+  std::atomic<bool> hold_ = false;
+  std::unique_ptr<engine::Published> trainer_;
+  std::array<Rank, kRanks> ranks_;
+};
+
+TEST_F(MovingExperts, AJobGoesWhereTheEngineSaysAndSaysSo) {
+  offer(1);
+  const Outcome first = run(job("sync", {"--json", dir_ / "report.json"}));
+  ASSERT_EQ(first.exit_code, 0) << describe(first);
+  EXPECT_TRUE(settle());
+  EXPECT_EQ(difference(0, 1), "");
+  EXPECT_EQ(nlohmann::json::parse(get_file(dir_ / "report.json")).at("expert_epoch"), 10);
+
+  move_experts(1, 1);
+  EXPECT_EQ(difference(1, 1), "");
+  offer(2);
+  const Outcome second = run(job("sync"));
+  ASSERT_EQ(second.exit_code, 0) << describe(second);
+  EXPECT_TRUE(settle());
+  EXPECT_EQ(difference(1, 2), "");
+  EXPECT_NE(difference(0, 2), "");
+
+  const Outcome inspected = run({{WEIGHTCAST_BINARY, "inspect", "live:" + folder_}, {}});
+  EXPECT_NE(inspected.out.find("its expert map is of epoch 11: 12 slots in 3 layers"), std::string::npos)
+      << describe(inspected);
+  EXPECT_NE(inspected.out.find("version 2 was committed by update 2, planned for expert map "),
+            std::string::npos)
+      << describe(inspected);
+  EXPECT_NE(inspected.out.find(" of epoch 11"), std::string::npos) << describe(inspected);
+  Words verify{WEIGHTCAST_BINARY, "verify", "live:" + folder_, "--source", model_of_step(0)};
+  const Words words = layout();
+  verify.insert(verify.end(), words.begin(), words.end());
+  const Outcome verified = run({verify, {}});
+  EXPECT_EQ(verified.exit_code, 0) << describe(verified);
+}
+
+TEST_F(MovingExperts, AMapThatTheEngineHasNotIsRefused) {
+  offer(1);
+  expect_refused(run(job("sync", {"--expert-map", map_file(1)})), 64, "is of epoch 11, but the engines of");
+  EXPECT_EQ(difference(0, 0), "");
+  const Outcome same = run(job("sync", {"--expert-map", map_file(0)}));
+  EXPECT_EQ(same.exit_code, 0) << describe(same);
+  EXPECT_TRUE(settle());
+  EXPECT_EQ(difference(0, 1), "");
+}
+
+TEST_F(MovingExperts, AJobThatWasPlannedBeforeAMoveEndsAndLeavesTheEngineAsItIs) {
+  shard(1, 0, 0);
+  offer(1);
+  hold_ = true;
+  Process sync(job("sync"));
+  ASSERT_TRUE(wait_until_asked());
+  move_experts(1, 0);
+  hold_ = false;
+  expect_refused(sync.wait(), 74,
+                 "has moved its experts since the update was planned (its map is of epoch 11 now)");
+  EXPECT_EQ(difference(1, 0), "");
+  weightcast_reference reference = {};
+  check(weightcast_refer(ranks_[0].published->handle(), "model.norm.weight", &reference));  // it serves
+  const Outcome again = run(job("sync"));
+  EXPECT_EQ(again.exit_code, 0) << describe(again);
+  EXPECT_TRUE(settle());
+  EXPECT_EQ(difference(1, 1), "");
+}
+
+TEST_F(MovingExperts, AServerPlansAnew) {
+  for (const int map : {1, 2}) shard(map, map, 0);
+  Process server(job("serve"));
+  const std::string file = folder_ + "/server.json";
+  while (!std::filesystem::exists(file)) {
+    ASSERT_TRUE(server.running()) << describe(server.wait());
+    std::this_thread::sleep_for(10ms);
+  }
+  const CommandLine trigger{{WEIGHTCAST_BINARY, "trigger", folder_}, {}};
+  offer(1);
+  const Outcome first = run(trigger);
+  ASSERT_EQ(first.exit_code, 0) << describe(first);
+  EXPECT_TRUE(settle());
+  EXPECT_EQ(difference(0, 1), "");
+  // Between two updates.
+  move_experts(1, 1);
+  offer(2);
+  const Outcome second = run(trigger);
+  ASSERT_EQ(second.exit_code, 0) << describe(second);
+  EXPECT_TRUE(settle());
+  EXPECT_EQ(difference(1, 2), "");
+  // Amid one, before the engine has paused.
+  hold_ = true;
+  offer(3);
+  Process asking(trigger);
+  ASSERT_TRUE(wait_until_asked());
+  move_experts(2, 2);
+  hold_ = false;
+  const Outcome third = asking.wait();
+  EXPECT_EQ(third.exit_code, 0) << describe(third);
+  EXPECT_TRUE(settle());
+  EXPECT_EQ(difference(2, 3), "");
+  server.send_to_children(SIGUSR1);
+  const Outcome outcome = server.wait();
+  EXPECT_EQ(outcome.exit_code, 75) << describe(outcome);
+  for (const char* said : {"planned anew for epoch 11", "planned anew for epoch 12"}) {
+    EXPECT_NE(outcome.err.find(said), std::string::npos) << describe(outcome);
+  }
+}
+
+TEST_F(MovingExperts, MapsThatDifferBetweenRanksAreRefused) {
+  check(weightcast_place_experts(ranks_[1].published->handle(), 11, maps_[1].flat().data()));
+  offer(1);
+  const Outcome outcome = run(job("sync"));
+  expect_refused(outcome, 74, "has another expert map (epoch ");
+}
+
+TEST_F(MovingExperts, MapsThatAreNoneAndTimesThatAreWrong) {
+  weightcast_export* const handle = ranks_[0].published->handle();
+  const auto refused = [&](int code, int expected, const std::string& says) {
+    EXPECT_EQ(code, expected);
+    EXPECT_NE(std::string(weightcast_last_error()).find(says), std::string::npos) << weightcast_last_error();
+  };
+  std::vector<std::int64_t> slots = maps_[1].flat();
+  refused(weightcast_place_experts(handle, 10, slots.data()), WEIGHTCAST_BAD_ARGUMENT, "epoch 10 after 10");
+  refused(weightcast_place_experts(handle, -1, slots.data()), WEIGHTCAST_BAD_ARGUMENT, "epoch -1");
+  refused(weightcast_place_experts(handle, 11, nullptr), WEIGHTCAST_BAD_ARGUMENT, "is NULL");
+  refused(weightcast_place_experts(trainer_->handle(), 11, slots.data()), WEIGHTCAST_BAD_ARGUMENT,
+          "has no expert slots");
+  slots[5] = kExperts;
+  refused(weightcast_place_experts(handle, 11, slots.data()), WEIGHTCAST_BAD_ARGUMENT,
+          "slot 5 of layer 0 holds 8, which is none of 8 experts");
+  slots = maps_[1].flat();
+  std::replace(slots.begin() + kSlots, slots.begin() + 2 * kSlots, 3, 4);
+  refused(weightcast_place_experts(handle, 11, slots.data()), WEIGHTCAST_BAD_ARGUMENT,
+          "no slot of layer 1 holds expert 3");
+}
+
+TEST_F(MovingExperts, AStaleReferenceIsRefused) {
+  weightcast_export* const handle = ranks_[0].published->handle();
+  const std::string name = "model.layers.0.mlp.experts.w13_weight";
+  weightcast_reference reference = {};
+  void* memory = nullptr;
+  std::int64_t bytes = 0;
+  const auto expect_stale = [&] {
+    EXPECT_EQ(weightcast_resolve(handle, &reference, &memory, &bytes), WEIGHTCAST_STALE);
+    EXPECT_NE(
+        std::string(weightcast_last_error()).find(name + ": weights or the places of experts have changed"),
+        std::string::npos);
+  };
+  const auto refer_anew = [&] {
+    check(weightcast_refer(handle, name.c_str(), &reference));
+    check(weightcast_resolve(handle, &reference, &memory, &bytes));
+    EXPECT_EQ(bytes, 6 * 128 * 128 * 2);
+    const engine::Tensor there = ranks_[0].published->read(name);
+    EXPECT_EQ(there.values.front(), bf16_value(*static_cast<const std::uint16_t*>(memory)));
+  };
+  refer_anew();
+  // An update.
+  offer(1);
+  EXPECT_EQ(run(job("sync")).exit_code, 0);
+  EXPECT_TRUE(settle());
+  expect_stale();
+  refer_anew();
+  // A move of experts.
+  move_experts(1, 1);
+  expect_stale();
+  refer_anew();
+  // It has loaded itself anew.
+  check(weightcast_serve(handle, 1));
+  expect_stale();
+  // No version, so no final form.
+  refer_anew();
+  check(weightcast_invalidate(handle, "a test"));
+  EXPECT_EQ(weightcast_resolve(handle, &reference, &memory, &bytes), WEIGHTCAST_IS_INVALID);
+  EXPECT_EQ(weightcast_refer(handle, name.c_str(), &reference), WEIGHTCAST_IS_INVALID);
+  check(weightcast_serve(handle, 1));
+  expect_stale();
+  // Of something else.
+  EXPECT_EQ(weightcast_refer(handle, "nothing", &reference), WEIGHTCAST_BAD_ARGUMENT);
+  EXPECT_EQ(weightcast_refer(trainer_->handle(), name.c_str(), &reference), WEIGHTCAST_BAD_ARGUMENT);
+  refer_anew();
+  EXPECT_EQ(weightcast_resolve(ranks_[1].published->handle(), &reference, &memory, &bytes),
+            WEIGHTCAST_BAD_ARGUMENT);
+}
+
+}  // namespace
+
+}  // namespace weightcast::test_support
