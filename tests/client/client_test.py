@@ -62,6 +62,83 @@ class Client(unittest.TestCase):
         with self.publish():
             self.assertEqual(self.manifest()["client"], project[1])
 
+    def test_an_engine_says_where_its_experts_sit(self):
+        experts = weightcast.ExpertMap(3, 2, [[0, 1, 1], [1, 0, 0]])
+        with self.publish(version=1, experts=experts) as export:
+            manifest = self.manifest()
+            self.assertEqual(manifest["expert_slots"], [2, 3, 2])
+            table = pathlib.Path("/dev/shm" + manifest["experts"])
+
+            def numbers():
+                return memoryview(table.read_bytes()).cast("q").tolist()
+
+            sequence, epoch, *sizes = numbers()[2:8]
+            self.assertEqual((sequence % 2, epoch, sizes), (0, 3, [2, 3, 2, 2]))
+            # Experts of slots, slots of experts, and counts.
+            self.assertEqual(numbers()[8:], [0, 1, 1, 1, 0, 0] + [0, -1, 1, 2, 1, 2, 0, -1] + [1, 2, 2, 1])
+            export.place_experts(4, [[1, 0, 0], [0, 0, 1]])
+            self.assertEqual(numbers()[2:4], [sequence + 2, 4])
+            self.assertEqual(numbers()[8:14], [1, 0, 0, 0, 0, 1])
+            for wrong, says in {
+                (4, ((1, 0, 0), (0, 0, 1))): "epoch 4 after 4",
+                (5, ((1, 0, 2), (0, 0, 1))): "slot 2 of layer 0 holds 2, which is none of 2 experts",
+                (5, ((1, 0, 0), (0, 0, 0))): "no slot of layer 1 holds expert 1",
+                (5, ((1, 0, 0),)): "1 layers of 3 slots",
+                (5, ((1, 0), (0, 0, 1))): "layers have 2 to 3 slots",
+                (5, ((1, 0, -1), (0, 0, 1))): "the expert of a slot is -1",
+                (5, "none"): "give a list of slots for each layer",
+                (-1, ((1, 0, 0), (0, 0, 1))): "epoch -1",
+            }.items():
+                with self.assertRaises(weightcast.Error) as refused:
+                    export.place_experts(*wrong)
+                self.assertEqual(refused.exception.code, 64)
+                self.assertIn(says, str(refused.exception))
+            self.assertEqual(numbers()[3], 4)
+        self.assertFalse(table.exists())
+
+    def test_experts_that_nobody_has_are_refused(self):
+        for experts, says in [
+            ((0, 2, [[0, 0]]), "no slot of layer 0 holds expert 1"),
+            ((0, 3, [[0, 1]]), "1 layers of 2 slots for 3 experts"),
+            ((0, 0, [[0, 1]]), "1 layers of 2 slots for 0 experts"),
+            ((0, 2, []), "give a list of slots for each layer"),
+            (7, "give weightcast.ExpertMap"),
+            ((2**53, 2, [[0, 1]]), "epoch 9007199254740992"),
+        ]:
+            with self.assertRaises(weightcast.Error) as refused:
+                self.publish(experts=experts)
+            self.assertEqual(refused.exception.code, 64)
+            self.assertIn(says, str(refused.exception))
+        with self.assertRaises(weightcast.Error) as refused:
+            self.publish("trainer", experts=(0, 1, [[0]]))
+        self.assertIn("only an engine has expert slots", str(refused.exception))
+        with self.publish() as export, self.assertRaises(weightcast.Error) as refused:
+            export.place_experts(1, [[0]])
+        self.assertIn("publish it with experts=", str(refused.exception))
+
+    def test_a_reference_is_for_weights_as_they_are(self):
+        with self.publish(experts=(0, 2, [[0, 1]])) as export:
+            with self.assertRaises(weightcast.Invalid):
+                export.refer("a")  # no final form yet
+            export.serve(1)
+            reference = export.refer("a")
+            reference.resolve()[:3] = b"new"
+            self.assertEqual(bytes(export.memory("a")[:3]), b"new")
+            export.place_experts(1, [[1, 0]])
+            with self.assertRaises(weightcast.Stale) as stale:
+                reference.resolve()
+            self.assertEqual(stale.exception.code, 66)
+            self.assertIn("a: weights or the places of experts have changed", str(stale.exception))
+            reference = export.refer("a")
+            export.serve(2)
+            self.assertRaises(weightcast.Stale, reference.resolve)
+            export.invalidate("a test")
+            self.assertRaises(weightcast.Invalid, reference.resolve)
+            with self.assertRaises(weightcast.Error):
+                export.refer("nothing")
+        with self.assertRaises(weightcast.Error):
+            reference.resolve()  # closed
+
     def test_nobody_asks(self):
         with self.publish() as export:
             self.assertIsNone(export.wanted())

@@ -27,14 +27,15 @@ import mmap
 import os
 import typing
 
-from . import _library, _tensors
-from ._library import Error, Invalid, NoAnswer
+from . import _experts, _library, _tensors
+from ._experts import ExpertMap, Reference
+from ._library import Error, Invalid, NoAnswer, Stale
 from ._pause import Pause, Update
 from ._server import Answer, trigger
 from ._tensors import Memory
 from ._version import VERSION as __version__
 
-__all__ = ["publish", "trigger", "Export", "Wanted", "Update", "Answer", "Memory", "Error", "Invalid", "NoAnswer"]
+__all__ = ["publish", "trigger", "Export", "Wanted", "Update", "Answer", "Memory", "ExpertMap", "Reference", "Error", "Invalid", "NoAnswer", "Stale"]
 
 _ALIGNMENT = 64
 _PAGE = mmap.PAGESIZE
@@ -56,13 +57,14 @@ class Export:
     """What this process has published. One thread at a time; not for forked children. It stays published until close(),
     also when nothing refers to this object any more."""
 
-    def __init__(self, handle, tensors, memory, state, window, views):
+    def __init__(self, handle, tensors, memory, state, window, views, sizes):
         self._handle = handle
         self._process = os.getpid()
         self._names = (*tensors, *(name for name, _, _ in window.values()))
         self._window = window  # by the number of the entry its name, form and memory
         self._memory = memory
         self._views = views  # buffers, and in which tensors they lie
+        self._sizes = sizes  # layers and slots of an engine that says where its experts sit
         self._entered = None  # the id of the Pause that has been entered and not left
         self._module = None if state is None else _tensors.Watched(state)
         self._places = [
@@ -76,6 +78,25 @@ class Export:
         if not isinstance(name, str) or name not in self._memory:
             raise Error(64, f"tensor {_library.shown(name)} is not in the host's memory here; name one that was published there")
         return self._memory[name][:]  # a view that the caller may release
+
+    def place_experts(self, epoch, experts_of_slots):
+        """Says that an engine that was published with `experts` has moved them: which expert is in each slot of each layer
+        now, as ExpertMap has it; on all its ranks, each time with a greater epoch. An update that was planned before starts
+        again. Raises Error while an update is under way: from pause() on to the end of its `with` no expert moves, and an
+        engine does not pause while it moves any."""
+        _experts.place(self._open(), self._sizes, epoch, experts_of_slots)
+
+    def refer(self, name):
+        """A Reference to weights of an engine by a name, in the form that they have now, to be kept in place of the tensor and
+        resolved at each use. Raises Invalid where the memory holds no version, so that no weight has its final form yet."""
+        if not isinstance(name, str) or name not in self._names:
+            raise Error(64, f"tensor {_library.shown(name)} is not published; name one that is")
+        return Reference(self, name)
+
+    def _published_as(self, name):
+        """The tensor of torch of that name, else its bytes."""
+        own = next((place.own for place in self._places if place.name == name), None)
+        return self.memory(name) if own is None else own
 
     def require_in_place(self):
         """Raises Error naming a tensor that is not where it was published, has another shape, type or name now, or is not
@@ -220,7 +241,9 @@ def _question_of(wanted):
     return _library.whole(question, "the question of wanted is", 2**64 - 1)
 
 
-def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, version=None, window=None, limit=2**30):
+def publish(
+    folder, role, rank, ranks, module=None, tensors=None, layout=None, version=None, window=None, limit=2**30, experts=None
+):
     """Publishes tensors as rank `rank` of `ranks` exporters of that role ("trainer" or "engine").
 
     `module`: all parameters and persistent buffers of a torch module, under all names that they have. What is in the
@@ -237,6 +260,9 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
     loader takes as they come (Update.landed()). They are in memory one after the other, `limit` bytes at once or, where it
     is larger, what arrives of one. A parameter of `module` that has the name of one of them is the loader's, and not
     published.
+
+    `experts`: of an engine that has moved experts between its slots, or may, the ExpertMap by which they sit now; job steps
+    place them so. place_experts() says where they have moved to.
     """
     if version is not None:
         version = _library.whole(version, "version")
@@ -289,10 +315,11 @@ def publish(folder, role, rank, ranks, module=None, tensors=None, layout=None, v
             before.append((own, own.data))
             own.data = new[first]
         places = _add_window(handle, window, limit, len(firsts)) if window else {}
+        sizes = None if experts is None else _experts.add(handle, experts)
         if version is not None:
             _library.call("weightcast_serve", handle, version)
         _library.call("weightcast_publish", handle)
-        return Export(handle, wanted, memory, state, places, views)
+        return Export(handle, wanted, memory, state, places, views, sizes)
     except BaseException:
         for tensor, data in reversed(before):
             tensor.data = data

@@ -57,9 +57,15 @@ class NoAnswer(Error):
     CODE = 76
 
 
+class Stale(Error):
+    """A reference to weights that have another form or place by now."""
+
+    CODE = 66
+
+
 def error_of(code, message):
     """The error that has that code."""
-    return {Invalid.CODE: Invalid, NoAnswer.CODE: NoAnswer}.get(code, Error)(code, message)
+    return {Invalid.CODE: Invalid, Stale.CODE: Stale, NoAnswer.CODE: NoAnswer}.get(code, Error)(code, message)
 
 
 _FILE = "libweightcast.so.1"
@@ -86,6 +92,10 @@ _SIGNATURES = {
                              ctypes.POINTER(ctypes.c_int64), ctypes.c_int, ctypes.c_int64],
     "weightcast_set_box": [_POINTER, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_int64)],
     "weightcast_add_alias": [_POINTER, ctypes.c_char_p, ctypes.c_char_p],
+    "weightcast_add_experts": [_POINTER, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64],
+    "weightcast_place_experts": [_POINTER, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)],
+    "weightcast_refer": [_POINTER, ctypes.c_char_p, _POINTER],
+    "weightcast_resolve": [_POINTER, _POINTER, ctypes.POINTER(_POINTER), ctypes.POINTER(ctypes.c_int64)],
     "weightcast_publish": [_POINTER],
     "weightcast_wait_in_pieces": [_POINTER, ctypes.c_double],
     "weightcast_abandon": [_POINTER, ctypes.c_char_p],
@@ -127,7 +137,7 @@ _library.weightcast_question.restype = ctypes.c_uint64
 def _last_error():
     """What the last failed call has said, with the functions by the names that they have here."""
     said = _library.weightcast_last_error().decode(errors="replace")
-    return re.sub(r"\bweightcast_(landed|offer|pause|publish|serve|settle|wanted)\b", r"\1()", said)
+    return re.sub(r"\bweightcast_(landed|offer|pause|publish|refer|resume|serve|settle|wanted)\b", r"\1()", said)
 
 
 def check(code):
