@@ -6,6 +6,7 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <nlohmann/json.hpp>
 #include <span>
 
 #include "core/error.hpp"
@@ -112,6 +113,7 @@ ShardFacts read_shard_facts(const std::string& path) {
   facts.replica = number("replica");
   facts.replicas = number("replicas");
   facts.weight_version = number("weight_version");
+  facts.expert_epoch = number("expert_epoch");
   if (facts.replica < 0 || facts.replica >= facts.replicas) {
     throw InputError(fmt::format("{}: replica {} of {}", path, facts.replica, facts.replicas));
   }
@@ -120,6 +122,14 @@ ShardFacts read_shard_facts(const std::string& path) {
                                  facts.layout.tp_rank, facts.replica));
   }
   return facts;
+}
+
+std::vector<std::vector<std::int64_t>> read_experts_of_slots(const std::string& path, std::int64_t epoch) {
+  const auto map = nlohmann::json::parse(read_text(path), nullptr, false);
+  if (!map.is_object() || map.value("epoch", std::int64_t{-1}) != epoch) {
+    throw InputError(fmt::format("{}: is no expert map of epoch {}, which the shards say", path, epoch));
+  }
+  return map.at("experts_of_slots").get<std::vector<std::vector<std::int64_t>>>();
 }
 
 std::int64_t Reference::appended() const {

@@ -34,12 +34,16 @@ struct ShardFacts {
   std::int64_t replica = 0;
   std::int64_t replicas = 1;
   std::int64_t weight_version = 0;
+  std::int64_t expert_epoch = 0;  ///< of the map by which experts sit in the shard's slots
   std::string moe_layout;
 };
 
 /// Reads the attributes of a shard file. Throws InputError naming the one that is missing, is impossible, or
 /// asks for what this forward pass does not compute (pipeline stages, other expert layouts).
 ShardFacts read_shard_facts(const std::string& path);
+
+/// By layer the expert in each slot, of an expert map of that epoch. Throws InputError for another one.
+std::vector<std::vector<std::int64_t>> read_experts_of_slots(const std::string& path, std::int64_t epoch);
 
 /// What another implementation computed from one version of the weights.
 struct Reference {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "engine/group.hpp"
 
@@ -16,6 +17,8 @@ struct RankLayout {
   bool up_first =
       false;  ///< order of the halves of `w13_weight`: cutlass has up first, triton has gate first
   std::int64_t inner_unit = 1;  ///< to a multiple of which a rank's part of experts is padded
+  /// By layer the expert in each slot of all ranks; empty: slot e holds expert e.
+  std::vector<std::vector<std::int64_t>> experts_of_slots = {};
 };
 
 /// `total` things for each of `parts` ranks. Throws InputError naming what they are when they cannot be cut

@@ -33,6 +33,7 @@ struct Options {
   std::string shards;
   std::int64_t replica = 0;
   std::string config;
+  std::string expert_map;
   std::string reference;
   std::vector<std::string> others;
   std::optional<std::int64_t> generate;
@@ -53,6 +54,7 @@ std::optional<Options> parse_options(int argc, char** argv) {
   add("shards", po::value(&options.shards)->required(), "directory with rank-N.h5 or rank-N.safetensors");
   add("replica", po::value(&options.replica), "replica to run (default 0)");
   add("config", po::value(&options.config)->required(), "config.json of the model");
+  add("expert-map", po::value(&options.expert_map), "the map by which experts sit in the shards' slots");
   add("reference", po::value(&options.reference)->required(),
       "reference.safetensors of the version that the shards should hold");
   add("other", po::value(&options.others)->composing(), "reference of another version (may repeat)");
@@ -90,7 +92,10 @@ int run(const Options& options, MpiGroup& group) {
 
   const std::int64_t rank = options.replica * group.size() + group.rank();
   const std::string path = existing_rank_file(options.shards, kShardStem, rank);
-  const ShardFacts facts = read_shard_facts(path);
+  ShardFacts facts = read_shard_facts(path);
+  if (!options.expert_map.empty()) {
+    facts.layout.experts_of_slots = read_experts_of_slots(options.expert_map, facts.expert_epoch);
+  }
   if (facts.replica != options.replica || facts.rank != rank) {
     throw InputError(fmt::format("{}: holds rank {} of replica {}", path, facts.rank, facts.replica));
   }

@@ -5,6 +5,7 @@
 
 #include "core/units.hpp"
 #include "engine/blocks/block.hpp"
+#include "engine/local_experts.hpp"
 
 namespace weightcast::engine {
 namespace {
@@ -14,14 +15,14 @@ constexpr float kSlope = 1.702F;  // of the gate's sigmoid
 class InterleavedExperts : public Block {
  public:
   explicit InterleavedExperts(const BlockSite& site)
-      : limit_(static_cast<float>(site.config.interleaved_limit)) {
+      : slots_(site.layout, site.number, site.config.experts),
+        limit_(static_cast<float>(site.config.interleaved_limit)) {
     const ModelConfig& config = site.config;
     const RankLayout& layout = site.layout;
     const std::string at = site.layer + "mlp.";
     router_ = site.load.linear(at + "router", config.experts, config.hidden, true);
     chosen_count_ = config.experts_per_token;
-    const std::int64_t local = divide(config.experts, layout.ep_size, "experts");
-    first_ = layout.ep_rank * local;
+    const std::int64_t local = slots_.count();
     // What pads it is zero and adds nothing.
     const std::int64_t inner = round_up(
         divide(config.expert_width, layout.tp_size / layout.ep_size, "rows of an expert"), layout.inner_unit);
@@ -47,8 +48,8 @@ class InterleavedExperts : public Block {
       for (const std::size_t expert : chosen) weights.push_back(scores.row(token)[expert]);
       softmax(weights);
       for (std::size_t i = 0; i < chosen.size(); ++i) {
-        const std::int64_t local = static_cast<std::int64_t>(chosen[i]) - first_;
-        if (local < 0 || local >= static_cast<std::int64_t>(experts_.size())) continue;  // another rank's
+        const std::int64_t local = slots_.slot_for(static_cast<std::int64_t>(chosen[i]), token);
+        if (local < 0) continue;  // another rank's
         const auto out = run(experts_[static_cast<std::size_t>(local)], input.row(token));
         const auto sum = result.row(token);
         for (std::size_t h = 0; h < out.size(); ++h) sum[h] += weights[i] * out[h];
@@ -77,10 +78,10 @@ class InterleavedExperts : public Block {
     return out;
   }
 
+  LocalExperts slots_;
   float limit_;
   Linear router_;
   std::int64_t chosen_count_ = 0;
-  std::int64_t first_ = 0;  ///< of the experts that this rank holds
   std::vector<Expert> experts_;
 };
 

@@ -8,13 +8,15 @@
 #include "core/units.hpp"
 #include "engine/blocks/block.hpp"
 #include "engine/blocks/gated_mlp.hpp"
+#include "engine/local_experts.hpp"
 
 namespace weightcast::engine {
 namespace {
 
 class RoutedExperts : public Block {
  public:
-  explicit RoutedExperts(const BlockSite& site) : rule_(site.config.router) {
+  explicit RoutedExperts(const BlockSite& site)
+      : slots_(site.layout, site.number, site.config.experts), rule_(site.config.router) {
     const ModelConfig& config = site.config;
     const RankLayout& layout = site.layout;
     const std::string at = site.layer + "mlp.";
@@ -23,8 +25,7 @@ class RoutedExperts : public Block {
       correction_ = site.load.vector(at + "gate.e_score_correction_bias", config.experts);
     }
     chosen_count_ = config.experts_per_token;
-    const std::int64_t local = divide(config.experts, layout.ep_size, "experts");
-    first_ = layout.ep_rank * local;
+    const std::int64_t local = slots_.count();
     // What pads it is zero and adds nothing.
     const std::int64_t inner = round_up(
         divide(config.expert_width, layout.tp_size / layout.ep_size, "rows of an expert"), layout.inner_unit);
@@ -50,8 +51,8 @@ class RoutedExperts : public Block {
         for (std::size_t i = 0; i < out.size(); ++i) sum[i] += weight * out[i];
       };
       for (const auto& [expert, weight] : route(input.row(token))) {
-        const std::int64_t local = static_cast<std::int64_t>(expert) - first_;
-        if (local < 0 || local >= static_cast<std::int64_t>(experts_.size())) continue;  // another rank's
+        const std::int64_t local = slots_.slot_for(static_cast<std::int64_t>(expert), token);
+        if (local < 0) continue;  // another rank's
         add_weighted(experts_[static_cast<std::size_t>(local)], weight);
       }
       if (!shared_) continue;
@@ -104,11 +105,11 @@ class RoutedExperts : public Block {
     }
   }
 
+  LocalExperts slots_;
   RouterRule rule_;
   Matrix router_;
   std::vector<float> correction_;
   std::int64_t chosen_count_ = 0;
-  std::int64_t first_ = 0;  ///< of the experts that this rank holds
   std::vector<GatedMlp> experts_;
   std::optional<GatedMlp> shared_;
   Matrix shared_gate_;  ///< [1, hidden] or empty
