@@ -33,6 +33,8 @@ constexpr std::int64_t kLayers = 3;
 constexpr std::int64_t kExperts = 8;
 constexpr std::int64_t kSlots = 12;
 constexpr int kRanks = 2;
+constexpr std::int64_t kOwnSlots = kSlots / kRanks;
+constexpr std::size_t kMatrixBytes = std::size_t{64} * 128 * 2;  // of an expert's gate, up or down
 
 /// A trainer and an engine of tp=2, ep=2 with four redundant experts, all in this process. Version v has the
 /// weights of step 0 when v is even, else those of step 181.
@@ -42,13 +44,7 @@ class MovingExperts : public ::testing::Test {
     for (int map = 0; map < 3; ++map) put_map(map);
     trainer_ = std::make_unique<engine::Published>(engine::Exporter{folder_, "trainer", 0, 1},
                                                    read_checkpoint(model_of_step(0)), 0);
-    for (int rank = 0; rank < kRanks; ++rank) {
-      Rank& started = ranks_[static_cast<std::size_t>(rank)];
-      started.published =
-          std::make_unique<engine::Published>(engine::Exporter{folder_, "engine", rank, kRanks},
-                                              read_checkpoint(shard(0, 0, rank)), 0, &maps_[0]);
-      started.thread = std::jthread([this, &started](const std::stop_token& stop) { answer(stop, started); });
-    }
+    for (int rank = 0; rank < kRanks; ++rank) start(rank, 0, maps_[0]);
   }
 
   static Words layout() { return {"--inference", "tp=2,ep=2", "--model", model_of_step(0)}; }
@@ -104,6 +100,100 @@ class MovingExperts : public ::testing::Test {
     return {};
   }
 
+  /// Where a parameter of a rank is, as long as nothing changes.
+  std::byte* memory_of(int rank, const std::string& name) {
+    weightcast_export* const handle = ranks_[static_cast<std::size_t>(rank)].published->handle();
+    weightcast_reference reference = {};
+    void* memory = nullptr;
+    check(weightcast_refer(handle, name.c_str(), &reference));
+    check(weightcast_resolve(handle, &reference, &memory, nullptr));
+    return static_cast<std::byte*>(memory);
+  }
+
+  static std::string experts_of(std::int64_t layer) {
+    return "model.layers." + std::to_string(layer) + ".mlp.experts.";
+  }
+
+  /// A copy of an expert that is not the trainer's of version `version`, where the engine has map `map`;
+  /// empty where all are.
+  std::string wrong_copy(const engine::ExpertSlots& map, std::int64_t version) {
+    const Checkpoint checkpoint = read_checkpoint(model_of_step(version % 2 == 0 ? 0 : 181));
+    const CheckpointReader trainer(checkpoint);
+    for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+      for (std::int64_t slot = 0; slot < kSlots; ++slot) {
+        const std::int64_t expert =
+            map.experts_of_slots[static_cast<std::size_t>(layer)][static_cast<std::size_t>(slot)];
+        const int rank = static_cast<int>(slot / kOwnSlots);
+        std::array<std::size_t, 2> at{0, 0};
+        for (const auto& [matrix, parameter] :
+             {std::pair("gate_proj", 0), std::pair("up_proj", 0), std::pair("down_proj", 1)}) {
+          const StoredTensor& tensor =
+              *checkpoint.find(experts_of(layer) + std::to_string(expert) + "." + matrix + ".weight");
+          std::vector<std::byte> expected(static_cast<std::size_t>(tensor.bytes()));
+          trainer.read(tensor, Box::whole(tensor.shape), expected);
+          const std::string name = experts_of(layer) + (parameter == 0 ? "w13_weight" : "w2_weight");
+          const std::size_t slab = expected.size() * (parameter == 0 ? 2 : 1);
+          const std::byte* const held = memory_of(rank, name) +
+                                        static_cast<std::size_t>(slot % kOwnSlots) * slab +
+                                        at[static_cast<std::size_t>(parameter)];
+          at[static_cast<std::size_t>(parameter)] += expected.size();
+          if (!std::equal(expected.begin(), expected.end(), held)) {
+            return name + ", slot " + std::to_string(slot) + ", expert " + std::to_string(expert);
+          }
+        }
+      }
+    }
+    return {};
+  }
+
+  /// The engine moves its experts in its own memory, slab by slab.
+  void rebalance(const engine::ExpertSlots& from, const engine::ExpertSlots& to) {
+    for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+      const auto& before = from.experts_of_slots[static_cast<std::size_t>(layer)];
+      const auto& after = to.experts_of_slots[static_cast<std::size_t>(layer)];
+      for (const auto& [parameter, slab] :
+           {std::pair<std::string, std::size_t>("w13_weight", 2 * kMatrixBytes),
+            {"w2_weight", kMatrixBytes}}) {
+        const std::string name = experts_of(layer) + parameter;
+        std::vector<std::byte> all;
+        for (int rank = 0; rank < kRanks; ++rank) {
+          const std::byte* const memory = memory_of(rank, name);
+          all.insert(all.end(), memory, memory + kOwnSlots * slab);
+        }
+        for (std::size_t slot = 0; slot < after.size(); ++slot) {
+          const auto held = static_cast<std::size_t>(std::ranges::find(before, after[slot]) - before.begin());
+          std::copy_n(all.begin() + static_cast<std::ptrdiff_t>(held * slab), slab,
+                      memory_of(static_cast<int>(slot / kOwnSlots), name) + slot % kOwnSlots * slab);
+        }
+      }
+    }
+    for (const Rank& rank : ranks_) {
+      check(weightcast_place_experts(rank.published->handle(), to.epoch, to.flat().data()));
+    }
+  }
+
+  void start(int rank, std::int64_t version, const engine::ExpertSlots& map) {
+    Rank& started = ranks_[static_cast<std::size_t>(rank)];
+    started.thread = {};
+    started.published.reset();
+    started.published =
+        std::make_unique<engine::Published>(engine::Exporter{folder_, "engine", rank, kRanks},
+                                            read_checkpoint(shard(0, version, rank)), version, &map);
+    started.thread = std::jthread([this, &started](const std::stop_token& stop) { answer(stop, started); });
+  }
+
+  static engine::ExpertSlots random_map(std::mt19937_64& random, std::int64_t epoch) {
+    engine::ExpertSlots map{epoch, kExperts, {}};
+    for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+      std::vector<std::int64_t>& slots = map.experts_of_slots.emplace_back();
+      for (std::int64_t slot = 0; slot < kSlots; ++slot) {
+        slots.push_back(slot < kExperts ? slot : static_cast<std::int64_t>(random() % kExperts));
+      }
+      std::shuffle(slots.begin(), slots.end(), random);
+    }
+    return map;
+  }
+
   bool wait_until_asked() const {
     const auto give_up = std::chrono::steady_clock::now() + 60s;
     for (const Rank& rank : ranks_) {
@@ -133,15 +223,7 @@ class MovingExperts : public ::testing::Test {
   void put_map(int number) {
     std::mt19937_64 random(static_cast<std::uint64_t>(number));
     engine::ExpertSlots& map = maps_[static_cast<std::size_t>(number)];
-    map.epoch = 10 + number;
-    map.experts = kExperts;
-    for (std::int64_t layer = 0; layer < kLayers; ++layer) {
-      std::vector<std::int64_t>& slots = map.experts_of_slots.emplace_back();
-      for (std::int64_t slot = 0; slot < kSlots; ++slot) {
-        slots.push_back(slot < kExperts ? slot : static_cast<std::int64_t>(random() % kExperts));
-      }
-      std::shuffle(slots.begin(), slots.end(), random);
-    }
+    map = random_map(random, 10 + number);
     const nlohmann::json text = {{"expert_map", 1},
                                  {"epoch", map.epoch},
                                  {"layers", kLayers},
@@ -258,6 +340,47 @@ TEST_F(MovingExperts, AServerPlansAnew) {
   for (const char* said : {"planned anew for epoch 11", "planned anew for epoch 12"}) {
     EXPECT_NE(outcome.err.find(said), std::string::npos) << describe(outcome);
   }
+}
+
+// Updates, moves of experts by the engine itself and restarts, in random order: after each of them every copy
+// of every expert on every rank is the trainer's.
+TEST_F(MovingExperts, WhateverHappensEveryCopyIsTheTrainers) {
+  Process server(job("serve"));
+  const std::string file = folder_ + "/server.json";
+  while (!std::filesystem::exists(file)) {
+    ASSERT_TRUE(server.running()) << describe(server.wait());
+    std::this_thread::sleep_for(10ms);
+  }
+  const CommandLine trigger{{WEIGHTCAST_BINARY, "trigger", folder_}, {}};
+  constexpr std::uint64_t kSeed = 20261128;
+  std::mt19937_64 random(kSeed);
+  engine::ExpertSlots map = maps_[0];
+  std::int64_t version = 0;
+  std::array<int, 3> done{0, 0, 0};
+  for (int step = 0; step < 24; ++step) {
+    const std::size_t what = step < 3 ? static_cast<std::size_t>(step) : random() % 5 % 3;
+    SCOPED_TRACE("step " + std::to_string(step) + ", of kind " + std::to_string(what) + ", version " +
+                 std::to_string(version) + ", epoch " + std::to_string(map.epoch));
+    ++done[what];
+    if (what == 0) {
+      offer(++version);
+      const Outcome outcome = run(trigger);
+      ASSERT_EQ(outcome.exit_code, 0) << describe(outcome);
+      ASSERT_TRUE(settle());
+    } else if (what == 1) {
+      const engine::ExpertSlots next = random_map(random, map.epoch + 1);
+      rebalance(map, next);
+      map = next;
+    } else {
+      map = maps_[0];
+      for (int rank = 0; rank < kRanks; ++rank) start(rank, version, map);
+    }
+    ASSERT_EQ(wrong_copy(map, version), "");
+  }
+  EXPECT_GT(*std::ranges::min_element(done), 2);
+  EXPECT_NE(wrong_copy(map, version + 1), "");
+  server.send_to_children(SIGUSR1);
+  EXPECT_EQ(server.wait().exit_code, 75);
 }
 
 TEST_F(MovingExperts, MapsThatDifferBetweenRanksAreRefused) {

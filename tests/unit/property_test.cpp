@@ -90,6 +90,7 @@ class Cases {
     const QuantScheme scheme = engine.quantizer->scheme;
     quantizable_model(engine, c.model);
     if (chance(2)) engine.activations = {0.3f, 0.7f};
+    if (c.model.moe && chance(2)) engine.experts = placement(c.model, engine.ep);
     c.limits = limits();
     c.limits.quantize_at = chance(2) ? QuantizeAt::kSource : QuantizeAt::kDestination;
 
