@@ -180,7 +180,7 @@ void take(const Values& values, LayoutOptions& options) {
   options.moe_layout = values.text("moe-layout", values.flag("layouts") ? "" : "triton");
   options.expert_map = values.text("expert-map", "");
   options.placement = values.choice("placement", {"contiguous", "trivial", "round-robin"});
-  options.redundant_experts = values.integer("redundant-experts", 0, 0, 1 << 20);
+  options.redundant_experts = values.integer("redundant-experts", 0, 0, 1 << 16);
   options.quantize = values.text("quantize", "");
   if (options.quantize == "none") options.quantize.clear();
   options.activation_scales = values.text("activation-scales", "1,1");
