@@ -49,16 +49,25 @@ std::optional<ExpertMap> load_expert_map(Control& control, const Options& option
 
 void place_experts(const Options& options, const std::optional<ExpertMap>& map, const Model& model,
                    EngineLayout& layout) {
-  const std::string option = map ? "--expert-map " + map->origin : given_option(options);
+  // What the user did not name the engines say.
+  const bool published = map && map->origin != options.expert_map;
+  const std::string option = published ? "the expert map of " + map->origin : given_option(options);
   if (option.empty()) return;
+  const char* const remedy =
+      published ? "let the engines publish without their experts" : "leave the option out";
   if (layout.canonical()) {
-    throw UsageError(option + ": hf has the model's own tensors, and no expert slots; leave the option out");
+    throw UsageError(
+        fmt::format("{}: hf has the model's own tensors, and no expert slots; {}", option, remedy));
+  }
+  if (!layout.landing.empty()) {
+    throw UsageError(
+        fmt::format("{}: landing map {} says itself where experts go; {}", option, layout.landing, remedy));
   }
   const bool drafts = model.family->sends_drafts() && model.config != nullptr;
   const ModelLayers layers =
       model_layers(model.family->whole_catalog(), drafts ? model.config->integer({"num_hidden_layers"}) : 0);
   if (layers.experts.empty()) {
-    throw UsageError(fmt::format("{}: {} has no experts; leave the option out", option, model.title));
+    throw UsageError(fmt::format("{}: {} has no experts; {}", option, model.title, remedy));
   }
   if (!map) {
     const auto first =

@@ -59,7 +59,9 @@ std::string look_at_sink(const Options& options, const ShardPlace& sink, const M
     }
     for (std::int64_t rank = 0; rank < layout.ranks(); ++rank) {
       for (const FileFormat format : {FileFormat::kHdf5, FileFormat::kSafetensors}) {
-        require_free_or_own(folder + "/" + rank_file_name(kShardStem, {rank, format}), kShardKind);
+        const std::string path = folder + "/" + rank_file_name(kShardStem, {rank, format});
+        require_free_or_own(path, kShardKind);
+        require_no_later_map(path, layout.experts);
       }
     }
   }

@@ -195,9 +195,10 @@ extern "C" int weightcast_resolve(const weightcast_export* e, const weightcast_r
                 entry.name);
   }
   const Segment& segment = e->segments.items[entry.segment];
-  const auto begin = segment.memory != nullptr ? reinterpret_cast<std::uintptr_t>(segment.memory)
-                                               : static_cast<std::uintptr_t>(segment.gpu.address);
-  *memory = reinterpret_cast<void*>(begin + static_cast<std::uintptr_t>(entry.offset));
+  const auto offset = static_cast<std::uint64_t>(entry.offset);
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): the driver's addresses are numbers
+  *memory = segment.memory == nullptr ? reinterpret_cast<void*>(segment.gpu.address + offset)
+                                      : static_cast<char*>(segment.memory) + offset;
   if (bytes != nullptr) *bytes = bytes_of_entry(entry);
   return WEIGHTCAST_OK;
 }

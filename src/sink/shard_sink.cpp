@@ -19,6 +19,7 @@
 #include "control/signals.hpp"
 #include "core/error.hpp"
 #include "report/log.hpp"
+#include "storage/attributes.hpp"
 #include "storage/file_kind.hpp"
 #include "storage/hidden_names.hpp"
 #include "storage/output_lock.hpp"
@@ -152,6 +153,23 @@ std::vector<std::string> ShardSink::surplus_files(const std::string& directory,
   return surplus;
 }
 
+void require_no_later_map(const std::string& path, const ExpertPlacement& experts) {
+  std::error_code none;
+  if (!std::filesystem::exists(path, none)) return;
+  std::optional<std::int64_t> epoch;
+  try {
+    epoch = integer_in(read_attributes(path), "expert_epoch");
+  } catch (const Error&) {
+    return;  // one that cannot be read is replaced, as ever
+  }
+  if (!epoch || *epoch <= experts.epoch) return;
+  throw UsageError(
+      fmt::format("{}: its experts were placed by a map of epoch {}, and this update was planned for epoch "
+                  "{}; name the map "
+                  "that the engine has now with --expert-map, or another folder",
+                  path, *epoch, experts.epoch));
+}
+
 void ShardSink::begin(std::int64_t version, const std::string& command) {
   const std::string directory = to_.folder(version);
   const auto rank = session_.plan().topology.inference_rank(control_.rank());
@@ -167,7 +185,9 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
   try {
     // A reader could not tell which of two files of a rank is meant: the other one goes, if it may.
     for (const FileFormat format : {FileFormat::kHdf5, FileFormat::kSafetensors}) {
-      if (rank) require_free_or_own(shard_path(directory, {*rank, format}), kShardKind);
+      if (!rank) continue;
+      require_free_or_own(shard_path(directory, {*rank, format}), kShardKind);
+      require_no_later_map(shard_path(directory, {*rank, format}), session_.plan().topology.engine.experts);
     }
   } catch (const std::exception& exception) {
     problem = error_of(exception);

@@ -34,6 +34,10 @@ struct ShardPlace {
 /// Throws UsageError when the folders of different versions are one, through links.
 void require_folders_apart(const ShardPlace& place, const std::set<std::string>& folders);
 
+/// Throws UsageError where the shard at `path`, if there is one, was placed by an expert map of a later
+/// epoch: its engine has moved experts since, and is not to be given them by an older map.
+void require_no_later_map(const std::string& path, const ExpertPlacement& experts);
+
 /// Writes each inference rank's parameters as `DIRECTORY/rank-<inference rank>.h5` or `.safetensors`. All
 /// ranks write beside the final names, flush, agree, and only then rename; the old files are kept until all
 /// have: a failure of any rank leaves every old file as it was. Shards of an earlier, larger layout go with

@@ -160,6 +160,22 @@ TEST_F(ExpertMapTest, LayersWithoutExpertsDraftLayersAndExpertsInOneTensor) {
   }
 }
 
+TEST_F(ExpertMapTest, ShardsOfALaterMapAreNotReplaced) {
+  const Rows rows = shuffled(3, 8, 2);
+  const Words later{"--expert-map", put_map(map_of(rows, 8, 2, 5), "later.json")};
+  const Words earlier{"--expert-map", put_map(map_of(rows, 8, 2, 4), "earlier.json")};
+  ASSERT_TRUE(done(run_job(3, sync_words(trained(0)) + earlier)));
+  ASSERT_TRUE(done(run_job(3, sync_words(trained(1)) + later)));
+  const auto before = shard_contents(sink_);
+  const Words says{"rank-", "placed by a map of epoch 5, and this update was planned for epoch ",
+                   "--expert-map"};
+  EXPECT_TRUE(refused(run_job(3, sync_words(trained(0)) + earlier), 64, says));
+  EXPECT_TRUE(refused(run_job(3, sync_words(trained(0))), 64, says));
+  EXPECT_TRUE(refused(run_plain(sync_words(trained(0)) + Words{"--dry-run"}), 64, says));
+  EXPECT_TRUE(shard_contents(sink_) == before);
+  EXPECT_TRUE(done(run_plain(verify(trained(1), later))));
+}
+
 TEST_F(ExpertMapTest, PlansOfOtherMapsAreOthers) {
   const Rows rows = shuffled(3, 8, 0);
   const auto hash_of = [&](const Words& more) {
