@@ -383,6 +383,33 @@ TEST_F(MovingExperts, WhateverHappensEveryCopyIsTheTrainers) {
   EXPECT_EQ(server.wait().exit_code, 75);
 }
 
+// Of engines that do not say where their experts sit the record of the last commit says it.
+TEST_F(LiveServers, AVersionThatCameByAnotherMapIsSentAgain) {
+  const auto sync = [&](const Words& more) {
+    Words words{WEIGHTCAST_BINARY, "sync",
+                "--source",        "live:" + folder_,
+                "--sink",          "live:" + folder_,
+                "--model",         model_of_step(0),
+                "--trainers",      "2",
+                "--inference",     "tp=2,ep=2,replicas=2"};
+    words.insert(words.end(), more.begin(), more.end());
+    model_.offer(1);
+    const Outcome outcome = run(mpirun(2 + LiveModel::kEngines, words));
+    EXPECT_EQ(outcome.exit_code, 0) << describe(outcome);
+    EXPECT_TRUE(model_.settle());
+    return outcome.err;
+  };
+  sync({});
+  EXPECT_EQ(model_.difference(1), "");
+  const Words in_turn{"--placement", "round-robin"};
+  EXPECT_NE(sync(in_turn).find("have version 1 already, but placed by another expert map; it is sent"),
+            std::string::npos);
+  EXPECT_NE(model_.difference(1), "");
+  EXPECT_NE(sync(in_turn).find("there already"), std::string::npos);
+  EXPECT_NE(sync({}).find("placed by another expert map; it is sent"), std::string::npos);
+  EXPECT_EQ(model_.difference(1), "");
+}
+
 TEST_F(MovingExperts, MapsThatDifferBetweenRanksAreRefused) {
   check(weightcast_place_experts(ranks_[1].published->handle(), 11, maps_[1].flat().data()));
   offer(1);
