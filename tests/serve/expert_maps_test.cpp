@@ -283,6 +283,24 @@ TEST_F(MovingExperts, AMapThatTheEngineHasNotIsRefused) {
   EXPECT_EQ(difference(0, 1), "");
 }
 
+TEST_F(MovingExperts, APlanReadsWhereTheEngineSaysThatTheySit) {
+  const auto plan = [&](const std::string& model, const Words& more) {
+    Words words{WEIGHTCAST_BINARY, "plan", "--model", model, "--sink", "live:" + folder_};
+    words.insert(words.end(), more.begin(), more.end());
+    return run({words, {}});
+  };
+  const Words cut{"--inference", "tp=2,ep=2"};
+  const Outcome planned = plan(model_of_step(0), cut);
+  EXPECT_EQ(planned.exit_code, 0) << describe(planned);
+  EXPECT_NE(planned.out.find(" of epoch 10\n"), std::string::npos) << describe(planned);
+  expect_refused(
+      plan(model_of_step(0), {"--inference-alloc", "hf:d2"}), 64,
+      "hf has the model's own tensors, and no expert slots; let the engines publish without their");
+  expect_refused(plan(WEIGHTCAST_TEST_DATA "/models/tiny-qwen3-moe", cut), 65,
+                 "is of 8 experts, but layer 0 of the model has 16");
+  expect_refused(plan(WEIGHTCAST_TEST_DATA "/models/tiny-qwen3", cut), 64, "has no experts");
+}
+
 TEST_F(MovingExperts, AJobThatWasPlannedBeforeAMoveEndsAndLeavesTheEngineAsItIs) {
   shard(1, 0, 0);
   offer(1);
