@@ -13,6 +13,7 @@
 #include "plan/batches.hpp"
 #include "plan/buckets.hpp"
 #include "plan/division.hpp"
+#include "plan/plan_hash.hpp"
 #include "plan/proof.hpp"
 #include "plan/routing.hpp"
 
@@ -32,6 +33,8 @@ void check_limits(const Topology& topology, const Limits& limits) {
 void add(Hasher& hasher, const Box& box) {
   hasher.add(box.row).add(box.rows).add(box.col).add(box.cols);
 }
+
+}  // namespace
 
 std::uint64_t hash_plan(const Plan& plan, const Family& family) {
   const Catalog& catalog = family.catalog();
@@ -82,6 +85,8 @@ std::uint64_t hash_plan(const Plan& plan, const Family& family) {
   }
   return hasher.digest();
 }
+
+namespace {
 
 /// Of the bytes that trainers hand to somebody, the share of those that somebody else gets.
 double travelling_share(const Plan& plan, const std::vector<std::vector<Piece>>& by_trainer) {

@@ -1,13 +1,16 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "control/control.hpp"
 #include "memory/memory.hpp"
 #include "model/catalog.hpp"
+#include "plan/held_weights.hpp"
 #include "plan/plan.hpp"
 #include "plan/rank_plan.hpp"
 #include "session/pipeline.hpp"
@@ -50,16 +53,21 @@ struct GpuStart {
   double programs = 0;       ///< seconds: compiling, uploading, staging
 };
 
-/// Opens the routes over NCCL and makes the pipeline over them; the arguments as for CudaPipeline.
-/// Collective.
+/// Opens the routes over NCCL and makes the pipeline over them; the arguments as for CudaPipeline, `rounds`
+/// as in SessionOptions. Collective.
 std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const RankPlan& rank_plan,
                                             const std::vector<Route>& routes,
                                             std::vector<std::size_t> route_of_bucket,
                                             std::vector<std::byte*> parameters, Control& control, int blocks,
-                                            GpuStart& start);
+                                            const std::vector<std::uint32_t>& rounds, GpuStart& start);
 
 /// A trainer's synthetic weights in device memory.
 std::unique_ptr<Source> make_resident_source(const Plan& plan, const Catalog& catalog, std::int64_t trainer,
                                              std::int64_t version);
+
+/// A trainer's weights in device memory that somebody else has; the arguments as for ResidentSource.
+std::unique_ptr<Source> make_held_gpu_source(const Plan& plan, const Catalog& catalog, std::int64_t trainer,
+                                             const HeldWeights& held,
+                                             std::vector<std::span<std::byte>> buffers);
 
 }  // namespace weightcast

@@ -29,7 +29,7 @@ class EndsEmpty {
 
 HostPipeline::HostPipeline(const Plan& plan, const RankPlan& rank_plan, std::vector<std::size_t> routes,
                            std::vector<std::byte*> parameters, std::unique_ptr<Transport> transport,
-                           Control& control, std::unique_ptr<Handover> handover, bool windows)
+                           Control& control, Rounds rounds, std::unique_ptr<Handover> handover, bool windows)
     : plan_(plan),
       rank_plan_(rank_plan),
       routes_(std::move(routes)),
@@ -37,6 +37,7 @@ HostPipeline::HostPipeline(const Plan& plan, const RankPlan& rank_plan, std::vec
       written_parameters_(parameters_.begin(), parameters_.end()),
       transport_(std::move(transport)),
       control_(control),
+      rounds_(std::move(rounds)),
       handover_(std::move(handover)),
       windows_(windows),
       executor_(make_host_executor()),
@@ -181,7 +182,7 @@ bool HostPipeline::may_start(std::size_t k) const {
 void HostPipeline::start(std::size_t k) {
   if (tracing_) started_[slots_.slot(k)] = Clock::now();
   // Of an update that has failed nothing goes into a window any more.
-  const bool in_place = !handover_ || work([&] { handover_->start(k); });
+  const bool in_place = rounds_.none() && (!handover_ || work([&] { handover_->start(k); }));
   transport_->start(slots_.slot(k), routes_[rank_plan_.buckets[k].bucket], runs(k, in_place));
 }
 
@@ -259,10 +260,14 @@ void HostPipeline::unpack_all(const std::stop_token& stop) {
   for (std::size_t k = 0; k < rank_plan_.buckets.size(); ++k) {
     const RankBucket& bucket = rank_plan_.buckets[k];
     if (!bucket.destination) continue;
-    if (!wait_until(stop, [&] { return states_[k] == State::kArrived; })) return;
+    if (!wait_until(stop, [&] { return states_[k] == State::kArrived && round_is_sent(k); })) return;
     work([&] {
       const auto start = Clock::now();
-      executor_->unpack(rank_plan_.program(bucket), slot(k), parameters_);
+      // In rounds nothing was received where it belongs.
+      const auto program = rounds_.none()
+                               ? rank_plan_.program(bucket)
+                               : std::span(rank_plan_.moves).subspan(bucket.first_move, bucket.moves);
+      executor_->unpack(program, slot(k), parameters_);
       executor_->quantize(rank_plan_.quant_program(bucket), {{}, slot(k), parameters_}, scales_, {});
       seconds_.unpack += note(TraceStage::kUnpack, k, start);
     });
@@ -340,6 +345,16 @@ std::span<const std::span<std::byte>> HostPipeline::runs(std::size_t k, bool in_
     }
   }
   return runs_;
+}
+
+bool HostPipeline::round_is_sent(std::size_t k) const {
+  if (rounds_.none()) return true;
+  const auto [first, last] = rounds_.of(k);
+  for (std::size_t other = first; other < last; ++other) {
+    if (!rank_plan_.buckets[other].root) continue;
+    if (states_[other] != State::kArrived && states_[other] != State::kDone) return false;
+  }
+  return true;
 }
 
 std::byte* HostPipeline::slot(std::size_t k) const {

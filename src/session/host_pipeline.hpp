@@ -18,6 +18,7 @@
 #include "plan/rank_plan.hpp"
 #include "session/handover.hpp"
 #include "session/pipeline.hpp"
+#include "session/rounds.hpp"
 #include "session/staging_slots.hpp"
 #include "transport/transport.hpp"
 
@@ -29,12 +30,13 @@ namespace weightcast {
 class HostPipeline final : public Pipeline {
  public:
   /// All references must outlive the pipeline. `routes[b]` is the transport's route of plan bucket b,
-  /// `parameters[p]` the memory of parameter p. `handover` brings those through a window that lie in one;
-  /// null where this rank has none. `windows`: some rank has one, and what was sent has to be known when a
-  /// bucket arrives, so that in a verified update its digests travel behind it.
+  /// `parameters[p]` the memory of parameter p. `rounds`: of a rank whose weights these are. `handover`
+  /// brings those through a window that lie in one; null where this rank has none. `windows`: some rank has
+  /// one, and what was sent has to be known when a bucket arrives, so that in a verified update its digests
+  /// travel behind it.
   HostPipeline(const Plan& plan, const RankPlan& rank_plan, std::vector<std::size_t> routes,
                std::vector<std::byte*> parameters, std::unique_ptr<Transport> transport, Control& control,
-               std::unique_ptr<Handover> handover = nullptr, bool windows = false);
+               Rounds rounds = {}, std::unique_ptr<Handover> handover = nullptr, bool windows = false);
   ~HostPipeline() override;
   HostPipeline(const HostPipeline&) = delete;
   HostPipeline& operator=(const HostPipeline&) = delete;
@@ -81,6 +83,8 @@ class HostPipeline final : public Pipeline {
   void wait_for_loader(Progress& progress);
   /// The digests of a bucket that this rank receives, as its root has sent them.
   std::span<const std::uint64_t> expected_of(const RankBucket& bucket) const;
+  /// Whether all that this rank sends in the round of bucket k has left its memory.
+  bool round_is_sent(std::size_t k) const;
   std::byte* slot(std::size_t k) const;
   /// Where the messages of bucket k are sent from or received to. `in_place`: what may go straight to the
   /// parameters does.
@@ -95,6 +99,7 @@ class HostPipeline final : public Pipeline {
   std::vector<const std::byte*> written_parameters_;  ///< the same, to be read
   std::unique_ptr<Transport> transport_;
   Control& control_;
+  Rounds rounds_;
   std::unique_ptr<Handover> handover_;
   bool windows_;
   std::unique_ptr<Executor> executor_;

@@ -32,11 +32,17 @@ std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& /*plan*/, const RankPlan
                                             const std::vector<Route>& /*routes*/,
                                             std::vector<std::size_t> /*route_of_bucket*/,
                                             std::vector<std::byte*> /*parameters*/, Control& /*control*/,
-                                            int /*blocks*/, GpuStart& /*start*/) {
+                                            int /*blocks*/, const std::vector<std::uint32_t>& /*rounds*/,
+                                            GpuStart& /*start*/) {
   refuse();
 }
 std::unique_ptr<Source> make_resident_source(const Plan& /*plan*/, const Catalog& /*catalog*/,
                                              std::int64_t /*trainer*/, std::int64_t /*version*/) {
+  refuse();
+}
+std::unique_ptr<Source> make_held_gpu_source(const Plan& /*plan*/, const Catalog& /*catalog*/,
+                                             std::int64_t /*trainer*/, const HeldWeights& /*held*/,
+                                             std::vector<std::span<std::byte>> /*buffers*/) {
   refuse();
 }
 

@@ -1,6 +1,7 @@
 #include "session/schedule.hpp"
 
 #include <algorithm>
+#include <iterator>
 
 #include "plan/batches.hpp"
 
@@ -8,9 +9,13 @@ namespace weightcast {
 
 namespace {
 
-/// The rank plan's buckets cut where the plan's batches begin.
-std::vector<Schedule::Batch> batches_of(const Plan& plan, const RankPlan& rank_plan) {
-  const std::vector<std::uint32_t> starts = concurrent_batches(plan);
+/// The rank plan's buckets cut where the plan's batches begin, and its rounds.
+std::vector<Schedule::Batch> batches_of(const Plan& plan, const RankPlan& rank_plan,
+                                        std::span<const std::uint32_t> rounds) {
+  const std::vector<std::uint32_t> batches_only = concurrent_batches(plan);
+  std::vector<std::uint32_t> starts;
+  std::set_union(batches_only.begin(), batches_only.end(), rounds.begin(), rounds.end(),
+                 std::back_inserter(starts));
   std::vector<Schedule::Batch> batches;
   std::size_t next = 0;  // the first of the plan's batches that begins behind the buckets so far
   for (std::size_t k = 0; k < rank_plan.buckets.size(); ++k) {
@@ -40,8 +45,9 @@ std::vector<bool> staged_buckets(const Plan& plan, const RankPlan& rank_plan, bo
 
 }  // namespace
 
-Schedule::Schedule(const Plan& plan, const RankPlan& rank_plan, bool resident)
-    : batches_(batches_of(plan, rank_plan)),
+Schedule::Schedule(const Plan& plan, const RankPlan& rank_plan, bool resident,
+                   std::span<const std::uint32_t> rounds)
+    : batches_(batches_of(plan, rank_plan, rounds)),
       slots_(staged_buckets(plan, rank_plan, resident), static_cast<std::size_t>(plan.limits.buffers)) {
   for (const Batch batch : batches_) {
     for (std::size_t k = batch.first; k < batch.last; ++k) {

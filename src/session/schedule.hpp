@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -23,8 +24,10 @@ class Schedule {
   };
 
   /// `resident`: the rank's weights are in the device's memory, so that a bucket which nobody else sends or
-  /// receives goes from there to the parameters at once. It is local.
-  Schedule(const Plan& plan, const RankPlan& rank_plan, bool resident);
+  /// receives goes from there to the parameters at once. It is local. `rounds`: as in SessionOptions; no
+  /// batch reaches from one into another.
+  Schedule(const Plan& plan, const RankPlan& rank_plan, bool resident,
+           std::span<const std::uint32_t> rounds = {});
 
   /// In the global order; no batch needs more slots than there are.
   std::span<const Batch> batches() const { return batches_; }

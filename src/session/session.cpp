@@ -12,6 +12,7 @@
 #include "plan/routes.hpp"
 #include "session/host_pipeline.hpp"
 #include "session/memory_need.hpp"
+#include "session/rounds.hpp"
 #include "session/verification.hpp"
 #include "transport/transport.hpp"
 
@@ -63,7 +64,7 @@ Session::Session(Control& control, const Family& family, const Topology& topolog
 void Session::plan_together(const Topology& topology, const Limits& limits) {
   const auto start = Clock::now();
   control_.agreement.together([&] {
-    plan_ = make_plan(family_, topology, limits);
+    plan_ = options_.plan ? options_.plan() : make_plan(family_, topology, limits);
     rank_plan_ = make_rank_plan(plan_, family_, control_.rank());
   });
   start_.plan = seconds_since(start);
@@ -78,8 +79,9 @@ void Session::open_routes() {
   std::vector<std::byte*> parameters;
   for (std::size_t p = 0; p < rank_plan_.parameters.size(); ++p) parameters.push_back(parameter(p).data());
   if (options_.wire == Wire::kNccl) {
-    pipeline_ = make_gpu_pipeline(plan_, rank_plan_, routes.routes, std::move(routes.of_bucket),
-                                  std::move(parameters), control_, options_.blocks, start_.gpu);
+    pipeline_ =
+        make_gpu_pipeline(plan_, rank_plan_, routes.routes, std::move(routes.of_bucket),
+                          std::move(parameters), control_, options_.blocks, options_.rounds, start_.gpu);
     return;
   }
   auto transport =
@@ -89,9 +91,9 @@ void Session::open_routes() {
     if (ParameterWindow* const window = memory_->window(); window != nullptr) {
       handover = std::make_unique<Handover>(plan_, family_.catalog(), rank_plan_, parameters, *window);
     }
-    pipeline_ =
-        std::make_unique<HostPipeline>(plan_, rank_plan_, std::move(routes.of_bucket), std::move(parameters),
-                                       std::move(transport), control_, std::move(handover), windows_);
+    pipeline_ = std::make_unique<HostPipeline>(
+        plan_, rank_plan_, std::move(routes.of_bucket), std::move(parameters), std::move(transport), control_,
+        Rounds(rank_plan_, options_.rounds), std::move(handover), windows_);
   });
 }
 

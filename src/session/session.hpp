@@ -38,6 +38,11 @@ struct SessionOptions {
   const char* also = "";
   /// Told what opening does; null: nobody is.
   Activity* activity = nullptr;
+  /// Makes the plan in place of make_plan(), the same on every rank; empty: that does.
+  std::function<Plan()> plan = nullptr;
+  /// Of a plan whose trainers' weights are the ranks' parameters: the first bucket of each round
+  /// (session/rounds.hpp).
+  std::vector<std::uint32_t> rounds = {};
 };
 
 /// Seconds that parts of opening a session took on this rank.

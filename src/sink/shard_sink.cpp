@@ -123,12 +123,17 @@ void require_folders_apart(const ShardPlace& to, const std::set<std::string>& fo
   }
 }
 
-ShardSink::ShardSink(Control& control, const Session& session, ThreadPool& writers, ShardPlace to)
-    : control_(control), session_(session), writers_(writers), to_(std::move(to)) {}
+ShardSink::ShardSink(Control& control, const Session& session, ThreadPool& writers, ShardPlace to,
+                     const std::optional<Topology>& topology)
+    : control_(control),
+      session_(session),
+      writers_(writers),
+      to_(std::move(to)),
+      topology_(topology.value_or(session.plan().topology)) {}
 
 std::vector<std::string> ShardSink::surplus_files(const std::string& directory,
                                                   std::int64_t inference_rank) const {
-  const std::int64_t ranks = session_.plan().topology.engine.ranks();
+  const std::int64_t ranks = topology_.engine.ranks();
   std::vector<std::string> surplus;
   std::error_code error;
   std::filesystem::directory_iterator entry(directory, error);
@@ -172,7 +177,7 @@ void require_no_later_map(const std::string& path, const ExpertPlacement& expert
 
 void ShardSink::begin(std::int64_t version, const std::string& command) {
   const std::string directory = to_.folder(version);
-  const auto rank = session_.plan().topology.inference_rank(control_.rank());
+  const auto rank = topology_.inference_rank(control_.rank());
   const auto [found, is_new] = folders_.try_emplace(directory);
   Folder& folder = found->second;
   try {
@@ -205,7 +210,7 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
 }
 
 void ShardSink::require_one_folder(const std::string& directory, const FolderPlace& where) {
-  const bool writes = session_.plan().topology.inference_rank(control_.rank()).has_value();
+  const bool writes = topology_.inference_rank(control_.rank()).has_value();
   const std::vector<std::string> all = control_.agreement.gather(
       writes ? fmt::format("{}\n{}\n{}", this_host(), where.number, where.path) : "");
   control_.agreement.together([&] {
@@ -227,7 +232,7 @@ void ShardSink::require_one_folder(const std::string& directory, const FolderPla
 }
 
 void ShardSink::claim(Folder& folder, const std::string& directory, const std::string& command) {
-  const auto rank = session_.plan().topology.inference_rank(control_.rank());
+  const auto rank = topology_.inference_rank(control_.rank());
   require_one_folder(directory, place_of_folder(directory));
   control_.agreement.together([&] {
     if (rank != 0) return;
@@ -293,7 +298,7 @@ void ShardSink::clear(const Folder& folder) {
 
 void ShardSink::write(std::int64_t version) {
   const std::string directory = to_.folder(version);
-  const auto rank = session_.plan().topology.inference_rank(control_.rank());
+  const auto rank = topology_.inference_rank(control_.rank());
   // Of all ranks' files, which tells them from those of every other update.
   const std::string update = control_.agreement.broadcast(fresh_id());
   std::unique_ptr<TensorFileWriter> writer;
@@ -314,8 +319,7 @@ void ShardSink::write(std::int64_t version) {
       datasets.push_back({parameter.name, parameter.dtype, parameter.shape});
     }
     writer = create_tensor_file(to_.format, shard_path(directory, {*rank, to_.format}),
-                                shard_attributes(session_.plan().topology, *rank, version, update), datasets,
-                                update);
+                                shard_attributes(topology_, *rank, version, update), datasets, update);
     std::vector<std::pair<std::size_t, std::int64_t>> pieces;  // parameter and offset
     for (std::size_t p = 0; p < parameters.size(); ++p) {
       for (std::int64_t at = 0; at < parameters[p].bytes(); at += Session::kPieceBytes)

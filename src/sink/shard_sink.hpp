@@ -45,8 +45,10 @@ void require_no_later_map(const std::string& path, const ExpertPlacement& expert
 class ShardSink {
  public:
   /// `control` and `session` must outlive the sink. `writers` writes for it alone; unused on a rank that is
-  /// no inference rank.
-  ShardSink(Control& control, const Session& session, ThreadPool& writers, ShardPlace to);
+  /// no inference rank. `topology`: whose parameters the files say that they hold, where the session's plan
+  /// has another one.
+  ShardSink(Control& control, const Session& session, ThreadPool& writers, ShardPlace to,
+            const std::optional<Topology>& topology = std::nullopt);
 
   /// To be called before anything of a version moves: locks its folder for as long as the sink lives, and
   /// clears it of what broken runs left. Throws (by agreement) IoError when another job writes there, when
@@ -84,6 +86,7 @@ class ShardSink {
   const Session& session_;
   ThreadPool& writers_;
   ShardPlace to_;
+  const Topology topology_;
   std::map<std::string, Folder> folders_;  ///< by path
 };
 

@@ -9,11 +9,13 @@ namespace weightcast {
 
 CudaPipeline::CudaPipeline(const Plan& plan, const RankPlan& rank_plan, std::vector<std::size_t> routes,
                            std::vector<std::byte*> parameters, std::unique_ptr<NcclTransport> transport,
-                           Control& control, int blocks)
+                           Control& control, int blocks, const std::vector<std::uint32_t>& rounds)
     : rank_plan_(rank_plan),
       control_(control),
-      resident_schedule_(plan, rank_plan, true),
-      host_schedule_(plan, rank_plan, false),
+      rounds_(rank_plan, rounds),
+      // What a rank writes in a round it may still have to send: nothing goes past staging.
+      resident_schedule_(plan, rank_plan, rounds.empty(), rounds),
+      host_schedule_(plan, rank_plan, false, rounds),
       stages_(
           plan, rank_plan, resident_schedule_, std::move(routes), std::move(parameters), std::move(transport),
           [this] { poll(); }, blocks) {}
@@ -113,7 +115,22 @@ void CudaPipeline::enqueue_batch(Schedule::Batch batch) {
     schedule_->local(k) ? enqueue_local(k) : enqueue_departure(k);
   }
   stages_.wire.enqueue(*schedule_, batch);
-  for (std::size_t k = batch.first; k < batch.last; ++k) {
+  if (rounds_.none()) return enqueue_arrivals({batch.first, batch.last});
+  // A batch lies in one round.
+  const Rounds::Range round = rounds_.of(batch.first);
+  if (batch.last < round.last) return;
+  const cudaStream_t writer = stages_.unpack.stream();
+  for (std::size_t k = round.first; k < round.last; ++k) {
+    if (rank_plan_.buckets[k].root) stages_.pack.packed(schedule_->slots().slot(k)).hold(writer);
+  }
+  // Digests of what is sent read it, too.
+  read_.record(stages_.digests.stream());
+  read_.hold(writer);
+  enqueue_arrivals(round);
+}
+
+void CudaPipeline::enqueue_arrivals(Rounds::Range round) {
+  for (std::size_t k = round.first; k < round.last; ++k) {
     if (!schedule_->local(k) && rank_plan_.buckets[k].destination) enqueue_arrival(k);
   }
 }

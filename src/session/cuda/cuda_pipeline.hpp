@@ -12,6 +12,7 @@
 #include "plan/rank_plan.hpp"
 #include "session/cuda/cuda_stages.hpp"
 #include "session/pipeline.hpp"
+#include "session/rounds.hpp"
 #include "session/schedule.hpp"
 #include "sys/cuda.hpp"
 #include "transport/nccl_transport.hpp"
@@ -25,10 +26,11 @@ namespace weightcast {
 class CudaPipeline final : public Pipeline {
  public:
   /// All references must outlive the pipeline. `routes[b]` is the transport's route of plan bucket b,
-  /// `parameters[p]` the device memory of parameter p. `blocks`: as for ThreadBlocks.
+  /// `parameters[p]` the device memory of parameter p. `blocks`: as for ThreadBlocks. `rounds`: as in
+  /// SessionOptions.
   CudaPipeline(const Plan& plan, const RankPlan& rank_plan, std::vector<std::size_t> routes,
                std::vector<std::byte*> parameters, std::unique_ptr<NcclTransport> transport, Control& control,
-               int blocks);
+               int blocks, const std::vector<std::uint32_t>& rounds);
   ~CudaPipeline() override;
   CudaPipeline(const CudaPipeline&) = delete;
   CudaPipeline& operator=(const CudaPipeline&) = delete;
@@ -54,6 +56,8 @@ class CudaPipeline final : public Pipeline {
  private:
   void enqueue_all(std::span<const GlobalScale> scales);
   void enqueue_batch(Schedule::Batch batch);
+  /// What waits until `round`, a rank's buckets, has been read.
+  void enqueue_arrivals(Rounds::Range round);
   /// From this rank's weights to its parameters.
   void enqueue_local(std::size_t k);
   /// Enqueues the waits before bucket k travels: its slot is free and, on the root, filled.
@@ -77,11 +81,13 @@ class CudaPipeline final : public Pipeline {
 
   const RankPlan& rank_plan_;
   Control& control_;
+  const Rounds rounds_;
   const Schedule resident_schedule_;  ///< where this rank's weights are on the device
   const Schedule host_schedule_;      ///< where everything goes through staging
   CudaStages stages_;
   CudaEvent begun_{CudaEvent::Kind::kOrder};
   CudaEvent joined_{CudaEvent::Kind::kOrder};
+  CudaEvent read_{CudaEvent::Kind::kOrder};
   CudaEvent ended_{CudaEvent::Kind::kOrder};
   bool tracing_ = false;
 

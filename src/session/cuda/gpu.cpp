@@ -47,7 +47,7 @@ std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const RankPlan& ra
                                             const std::vector<Route>& routes,
                                             std::vector<std::size_t> route_of_bucket,
                                             std::vector<std::byte*> parameters, Control& control, int blocks,
-                                            GpuStart& start) {
+                                            const std::vector<std::uint32_t>& rounds, GpuStart& start) {
   std::unique_ptr<NcclTransport> transport;
   try {
     transport = std::make_unique<NcclTransport>(control.comm(), routes,
@@ -67,8 +67,9 @@ std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const RankPlan& ra
   const auto begin = std::chrono::steady_clock::now();
   std::unique_ptr<Pipeline> pipeline;
   control.agreement.together([&] {
-    pipeline = std::make_unique<CudaPipeline>(plan, rank_plan, std::move(route_of_bucket),
-                                              std::move(parameters), std::move(transport), control, blocks);
+    pipeline =
+        std::make_unique<CudaPipeline>(plan, rank_plan, std::move(route_of_bucket), std::move(parameters),
+                                       std::move(transport), control, blocks, rounds);
   });
   start.programs = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return pipeline;
@@ -77,6 +78,12 @@ std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const RankPlan& ra
 std::unique_ptr<Source> make_resident_source(const Plan& plan, const Catalog& catalog, std::int64_t trainer,
                                              std::int64_t version) {
   return std::make_unique<SyntheticSource>(plan, catalog, trainer, version);
+}
+
+std::unique_ptr<Source> make_held_gpu_source(const Plan& plan, const Catalog& catalog, std::int64_t trainer,
+                                             const HeldWeights& held,
+                                             std::vector<std::span<std::byte>> buffers) {
+  return std::make_unique<ResidentSource>(plan, catalog, trainer, held, std::move(buffers));
 }
 
 }  // namespace weightcast
