@@ -1,7 +1,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <numeric>
+#include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -10,9 +13,12 @@
 #include "core/units.hpp"
 #include "launch/commands.hpp"
 #include "launch/files/output_file.hpp"
+#include "launch/model.hpp"
 #include "model/expert_balance.hpp"
 #include "model/expert_map.hpp"
+#include "model/fitted_placement.hpp"
 #include "model/map_fields.hpp"
+#include "model/near_balance.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
 #include "storage/foreign_file.hpp"
@@ -29,6 +35,10 @@ void require_options(const Options& options) {
   require(options.slots.has_value(), "--slots S", "the expert slots of a layer on all ranks together");
   require(options.ranks.has_value(), "--ranks R", "the ranks that the slots are on");
   require(!options.output.empty(), "--output MAP", "the file of the map, or - for stdout");
+  if (options.max_moves && options.previous.empty()) {
+    throw UsageError(
+        "--max-moves: counts from the map that engines have now; add --previous MAP, or leave it out");
+  }
 }
 
 /// A map that ranks of that shape may have now.
@@ -44,14 +54,37 @@ ExpertMap read_previous(const Options& options, const ExpertLoads& loads) {
                   *options.slots, *options.ranks));
 }
 
-std::int64_t changed_slots(const ExpertMap& from, const ExpertMap& to) {
-  std::int64_t changed = 0;
-  for (std::size_t layer = 0; layer < to.placement.experts_of_slots.size(); ++layer) {
-    const auto& before = from.placement.experts_of_slots[layer];
-    const auto& after = to.placement.experts_of_slots[layer];
-    for (std::size_t slot = 0; slot < after.size(); ++slot) changed += before[slot] != after[slot] ? 1 : 0;
+/// Bytes of experts, as the model has them, that ranks get and had in no slot.
+std::int64_t moved_bytes(const Options& options, ExpertMap from, ExpertMap to) {
+  std::optional<TrainerLayout> none;
+  const Model model = load_model(options, nullptr, none);
+  const Catalog& catalog = model.family->whole_catalog();
+  const ModelLayers layers = model_layers(catalog, 0);
+  if (layers.experts.empty()) {
+    throw UsageError(fmt::format("--model {}: {} has no experts; leave it out", options.model, model.title));
   }
-  return changed;
+  from.origin = options.previous.empty() ? "--slots" : options.previous;
+  to.origin = options.load;
+  from.placement = fit_placement(from, layers);
+  to.placement = fit_placement(to, layers);
+  std::map<std::int64_t, std::int64_t> bytes;  // of an expert, by layer
+  for (const Tensor& tensor : catalog.tensors()) {
+    if (tensor.name.find(".experts.") != std::string::npos) bytes[tensor.layer] += tensor.bytes();
+  }
+  std::int64_t moved = 0;
+  for (const ExpertLayer& layer : layers.experts) {
+    for (std::int64_t rank = 0; rank < to.ep; ++rank) {
+      const auto experts_of = [&](const ExpertMap& map) {
+        const auto slots = map.placement.experts_on(layer.layer, map.ep, rank, map.experts, map.origin);
+        return std::set<std::int64_t>(slots.begin(), slots.end());
+      };
+      const std::set<std::int64_t> had = experts_of(from);
+      const std::set<std::int64_t> gets = experts_of(to);
+      moved += std::ranges::count_if(gets, [&](std::int64_t expert) { return !had.contains(expert); }) *
+               (bytes[layer.layer] / to.experts);
+    }
+  }
+  return moved;
 }
 
 std::vector<std::string> row_of(const char* when, const std::vector<double>& imbalances) {
@@ -67,11 +100,17 @@ void run_balance(const Options& options, OutputFile* /*json*/) {
   require_options(options);
   const ExpertLoads loads = parse_expert_loads(read_json_file(options.load, kMostMapBytes), options.load);
   const BalanceShape shape{*options.slots, options.groups, options.nodes, *options.ranks};
-  ExpertMap map = balance_experts(loads, shape);
   const ExpertMap before = options.previous.empty()
                                ? first_expert_map(loads.layers, loads.experts, shape.slots, shape.ranks)
                                : read_previous(options, loads);
+  ExpertMap map = options.max_moves ? balance_near(loads, shape, before, *options.max_moves)
+                                    : balance_experts(loads, shape);
   map.placement.epoch = before.placement.epoch + 1;
+  std::string cost;
+  if (!options.model.empty()) {
+    cost = fmt::format("moving experts there takes {} between ranks, in the model's own types",
+                       format_bytes(moved_bytes(options, before, map)));
+  }
   require_no_signal("nothing was written");
   if (options.output == "-") set_report_beside_log();
   const std::string text = expert_map_text(map);
@@ -89,6 +128,7 @@ void run_balance(const Options& options, OutputFile* /*json*/) {
   print_report(table.text());
   print_line(fmt::format("{} of {} slots get another expert", changed_slots(before, map),
                          loads.layers * shape.slots));
+  if (!cost.empty()) print_line(cost);
 }
 
 }  // namespace weightcast

@@ -9,7 +9,7 @@ namespace weightcast {
 
 namespace {
 
-constexpr std::array<Command, 12> kCommands{{
+constexpr std::array<Command, 13> kCommands{{
     {"sync",
      "mpirun -n N weightcast sync --source PATH … --inference LAYOUT | --alloc ALLOC [--sink hdf5:DIR]",
      "send weights from checkpoints to inference ranks, one update a source", &run_sync, nullptr},
@@ -39,6 +39,9 @@ constexpr std::array<Command, 12> kCommands{{
      "weightcast balance --load FILE --slots S --ranks R [--nodes N] [--groups G] [--previous MAP] --output "
      "MAP",
      "choose which experts sit in which slots of ranks, by how much each has to do", nullptr, &run_balance},
+    {"rebalance", "mpirun -n N weightcast rebalance --from MAP --to MAP --model CONFIG_JSON --sink hdf5:DIR",
+     "move experts between the slots of ranks, from where one map has them to where another does",
+     &run_rebalance, nullptr},
     {"learn", "weightcast learn MODEL [--tp N] [--pp N] [--ep N] --output FILE | --help",
      "write a landing map: where vLLM's own loader puts each tensor (in Python)", nullptr, nullptr,
      &run_learn},

@@ -25,6 +25,7 @@ void run_synth(const Options& options, OutputFile* json);
 void run_convert(const Options& options, OutputFile* json);
 void run_hosts(const Options& options, OutputFile* json);
 void run_balance(const Options& options, OutputFile* json);
+void run_rebalance(Control& control, const Options& options);
 
 struct Command {
   std::string_view name;

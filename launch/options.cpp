@@ -56,7 +56,7 @@ void refuse_with_layouts(const Values& values) {
 /// no value at all.
 void require_values(const Values& values) {
   for (const char* name : {"model", "landing", "export-map", "expert-map", "quantize", "json", "trace",
-                           "picture", "output", "load", "previous"}) {
+                           "picture", "output", "load", "previous", "from"}) {
     if (!values.has(name) || !values.text(name, "").empty()) continue;
     throw UsageError(fmt::format("{}: is empty; give it a value, or leave it out", values.label(name)));
   }
@@ -86,6 +86,17 @@ void refuse_layout_of_shards(const Values& values) {
     if (!values.typed(option)) continue;
     throw UsageError(fmt::format("{}: is for verify live:DIR; shard files say their layout themselves",
                                  values.label(option)));
+  }
+}
+
+/// Throws UsageError for what a rebalance of shard files does not ask for.
+void refuse_measuring(const Values& values) {
+  for (const char* option : {"inference", "engine", "inference-alloc", "inference-stage-layers", "moe-layout",
+                             "quantize", "activation-scales", "layers", "iterations"}) {
+    if (!values.typed(option)) continue;
+    throw UsageError(
+        fmt::format("{}: is for --sink none; shard files say their layout themselves, and are moved once",
+                    values.label(option)));
   }
 }
 
@@ -249,15 +260,21 @@ void take(const Values& values, BalanceOptions& options) {
   };
   options.load = values.text("load", "");
   options.previous = values.text("previous", "");
+  if (values.has("max-moves")) options.max_moves = values.integer("max-moves", 0, 0);
   if (values.has("slots")) options.slots = count("slots");
   if (values.has("ranks")) options.ranks = count("ranks");
   options.groups = count("groups");
   options.nodes = count("nodes");
 }
 
+void take(const Values& values, RebalanceOptions& options) {
+  options.from_map = values.text("from", "");
+  options.to_map = values.text("to", "");
+}
+
 void take(const Values& values, std::string_view command, OutputOptions& options) {
   options.output = values.text("output", "");
-  if (values.has("to")) options.to = values.choice("to", {"hf", "megatron"});
+  if (values.has("to") && command != "rebalance") options.to = values.choice("to", {"hf", "megatron"});
   if (values.has("format")) {
     options.format = command == "hosts" ? values.choice("format", {"rankfile", "hostlist"})
                                         : values.choice("format", {"safetensors", "hdf5"});
@@ -292,6 +309,10 @@ Options take_all(const Values& values, std::string command) {
   take(values, static_cast<ReportOptions&>(options));
   take(values, static_cast<BenchOptions&>(options));
   take(values, static_cast<BalanceOptions&>(options));
+  if (options.command == "rebalance") {
+    if (values.text("sink", "none") != "none") refuse_measuring(values);
+    take(values, static_cast<RebalanceOptions&>(options));
+  }
   take(values, options.command, static_cast<OutputOptions&>(options));
   require_values(values);
   require_no_tilde(values);

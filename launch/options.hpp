@@ -102,10 +102,17 @@ struct BenchOptions {
 struct BalanceOptions {
   std::string load;
   std::string previous;
+  std::optional<std::int64_t> max_moves;
   std::optional<std::int64_t> slots;
   std::optional<std::int64_t> ranks;
   std::int64_t groups = 1;
   std::int64_t nodes = 1;
+};
+
+/// From which expert map to which `rebalance` moves experts.
+struct RebalanceOptions {
+  std::string from_map;
+  std::string to_map;
 };
 
 /// What `convert`, `synth`, `hosts` and `balance` write.
@@ -125,6 +132,7 @@ struct Options : SourceOptions,
                  ReportOptions,
                  BenchOptions,
                  BalanceOptions,
+                 RebalanceOptions,
                  OutputOptions {
   std::string command;
   std::vector<std::string> arguments;  ///< positional ones behind the command

@@ -29,7 +29,7 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      kVerify | kConvert, Ranks::kAlike, true},
     {"model", "CONFIG_JSON",
      "the model's config.json, or its folder (default: beside the source, if there is one)",
-     kAll & ~kTrigger & ~kBalance},
+     kAll & ~kTrigger},
     {"landing", "FILE",
      "landing map that weightcast learn has made of the engine: where each tensor lands on each "
      "rank, in "
@@ -62,21 +62,21 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      "layers behind the last one that only drafts of engines use (MTP, nextn): exclude (default), or "
      "include: "
      "they are sent with the model",
-     kJobs | kPlan | kVerify | kSynth},
+     kJobs | kPlan | kVerify | kSynth | kRebalance},
     {"target", "WHAT",
      "model (default), or draft: only the engine's draft model, of these layers and the embedding and head "
      "that "
      "it repeats",
-     kJobs | kPlan | kVerify | kSynth},
-    {"layers", "N", "the same model with N layers", kPlan | kBench | kSynth},
+     kJobs | kPlan | kVerify | kSynth | kRebalance},
+    {"layers", "N", "the same model with N layers", kPlan | kBench | kSynth | kRebalance},
     {"trainers", "N", "the first N ranks are trainers (default 1)", kJobs | kPlan | kHosts},
     {"colocate", nullptr, "every rank is trainer and inference rank", kJobs | kPlan | kHosts},
     {"inference", "LAYOUT",
      "tp=2,ep=2,pp=1,replicas=1 (absent = 1); ep divides tp; attn_tp=1,attn_dp=8,ep=8 with data-parallel "
      "attention",
-     kJobs | kPlan | kVerify},
+     kJobs | kPlan | kVerify | kRebalance},
     {"engine", "NAME", "whose names parameters have: sglang (default) or vllm; an allocation says it itself",
-     kJobs | kPlan | kVerify},
+     kJobs | kPlan | kVerify | kRebalance},
     {"alloc", "ALLOC",
      "both sides' layouts: 'sglang:d4p1t4+megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)', in place of --inference "
      "and "
@@ -86,9 +86,9 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      "the inference side alone: sglang:d4p1t4 or vllm:d4p1t4 (e cuts experts), 'vllm:(attn:d8t1|ffn:e8)' "
      "with data-parallel attention, or hf: whole tensors as a "
      "Hugging Face module has them, hf:d4 of four replicas",
-     kJobs | kPlan | kVerify},
+     kJobs | kPlan | kVerify | kRebalance},
     {"inference-stage-layers", "N,N,...", "layers of each of the engine's stages (default: all equal)",
-     kJobs | kPlan | kVerify},
+     kJobs | kPlan | kVerify | kRebalance},
     {"trainer-alloc", "ALLOC", "the trainers' side alone: 'megatron:(attn:d1p4t2c2|ffn:d1p4t2e2)'",
      kTrainers},
     {"stage-layers", "N,N,...",
@@ -110,7 +110,7 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      "where experts' kernels read them: triton (gate first, default), triton-kernels (transposed), cutlass "
      "(up "
      "first), trtllm, trtllm-shuffled, deepgemm, deepgemm-mega, cute-dsl or vllm-cpu",
-     kJobs | kPlan | kVerify},
+     kJobs | kPlan | kVerify | kRebalance},
     {"expert-map", "FILE",
      "expert map, as weightcast balance writes it: which experts sit in which slots of the engine's ranks",
      kJobs | kPlan | kVerify},
@@ -127,22 +127,23 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      "fp8-tensor[:sglang|miles], fp8-channel, mxfp8, nvfp4[:te|unit], "
      "mxfp4[:round-up|round-up-ties-down|ocp] (the first variant where none is named), or none: as in the "
      "model (default)",
-     kJobs | kPlan | kVerify},
+     kJobs | kPlan | kVerify | kRebalance},
     {"quantize-at", "SIDE", "source (default): codes travel; destination: values do. Both give the same bits",
      kJobs | kPlan},
     {"activation-scales", "A,B",
      "calibrated scales of what goes into w13 and w2, for the factors that trtllm keeps beside nvfp4 and "
      "fp8-tensor "
      "(default 1,1)",
-     kJobs | kPlan | kVerify},
+     kJobs | kPlan | kVerify | kRebalance},
     {"fan-out", "WHAT", "needed: each rank what it needs; all: everybody everything", kJobs | kPlan},
-    {"bucket-size", "BYTES", "most bytes of a bucket (default 256MiB, least 64KiB)", kJobs | kPlan},
-    {"buffers", "N", "staging buffers of a rank (default 3)", kJobs | kPlan},
+    {"bucket-size", "BYTES", "most bytes of a bucket (default 256MiB, least 64KiB)",
+     kJobs | kPlan | kRebalance},
+    {"buffers", "N", "staging buffers of a rank (default 3)", kJobs | kPlan | kRebalance},
     {"source-split", "HOW",
      "what each trainer holds: catalog (equal runs of what each set of ranks needs), expert or row",
      kBench | kPlan},
     {"transport", "NAME", "mpi (host memory), nccl (GPUs), or auto: nccl when every rank has its own GPU",
-     kJobs},
+     kJobs | kRebalance},
     {"read-threads", "N",
      "threads of a trainer that read files (default: its share of the node's cores, at most 16)", kJobs,
      Ranks::kEachItsOwn},
@@ -152,6 +153,10 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      "the memory of engines that have published it there (plan: compares what they have published with the "
      "layout)",
      kUpdates | kBench | kPlan},
+    {"sink", "WHERE",
+     "hdf5:DIR or safetensors:DIR, the shard files whose experts move, each replaced by a new one; or none: "
+     "any values in memory, to time what the maps ask for beside the wire",
+     kRebalance},
     {"allow-older", nullptr, "engines of live:DIR may be given an older version than they serve",
      kUpdates | kBench},
     {"on-offer", nullptr,
@@ -175,15 +180,15 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
     {"weight-version", "N", "the one that the shards must have (default: any)", kVerify},
     {"weight-version", "N", "the one that engines are to have afterwards (default: what is offered)",
      kTrigger},
-    {"no-verify", nullptr, "do not compare digests after an update", kJobs},
-    {"timeout", "SECONDS", "longest start and longest update (default 1800)", kJobs},
+    {"no-verify", nullptr, "do not compare digests after an update", kJobs | kRebalance},
+    {"timeout", "SECONDS", "longest start and longest update (default 1800)", kJobs | kRebalance},
     {"timeout", "SECONDS", "longest wait (default 1800)", kTrigger},
     {"progress", "WHEN", "signs of life on stderr: auto (default), always (also with -q) or never",
-     kJobs | kPlan | kInspect | kVerify | kSynth | kConvert, Ranks::kEachItsOwn},
+     kJobs | kPlan | kInspect | kVerify | kSynth | kConvert | kRebalance, Ranks::kEachItsOwn},
     {"quiet,q", nullptr, "no notes and no progress on stderr; the report and errors stay", kAll,
      Ranks::kEachItsOwn},
     {"json", "FILE", "also write the report as JSON; - is stdout, and what else is said goes to stderr",
-     kJobs | kPlan | kInspect | kVerify, Ranks::kEachItsOwn},
+     kJobs | kPlan | kInspect | kVerify | kRebalance, Ranks::kEachItsOwn},
     {"trace", "FILE", "write a Chrome/Perfetto trace: a lane a rank and stage, a slice a bucket",
      kSync | kBench},
     {"picture", "FILE",
@@ -201,6 +206,7 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      "--moe-layout and --quantize",
      kBench},
     {"iterations", "N", "updates to time (default 5), with --layouts unpacks (default 10)", kBench},
+    {"iterations", "N", "with --sink none: how often experts move, timed (default 5)", kRebalance},
     {"blocks", "N", "most thread blocks of a GPU kernel beside transfers (default: what keeps ahead of them)",
      kBench},
     {"min-achieved", "SHARE", "exit 70 when an unverified update reaches less of the wire's rate", kBench},
@@ -220,6 +226,14 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
     {"previous", "MAP",
      "the map that engines have now: what is said of before is of it, and the new map's epoch is one more "
      "(default: slot p has expert p mod experts, epoch 0)",
+     kBalance},
+    {"from", "MAP",
+     "the expert map by which experts lie now, or how engines begin: contiguous or trivial (slot p has "
+     "expert p mod experts), or round-robin",
+     kRebalance},
+    {"to", "MAP", "the expert map by which they are to lie, of the same slots and a later epoch", kRebalance},
+    {"max-moves", "N",
+     "with --previous: in all layers together at most N slots get another expert (default: any number)",
      kBalance},
     {"output", "MAP", "the expert map to write; - is stdout, and what else is said goes to stderr", kBalance},
     {"to", "WHAT",

@@ -1,9 +1,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
+#include "control/control.hpp"
+#include "measure/plain_ways.hpp"
 #include "measure/unpacking.hpp"
 #include "memory/memory.hpp"
 #include "plan/rank_plan.hpp"
@@ -60,5 +63,10 @@ std::unique_ptr<GpuGauges> make_gpu_gauges(Pipeline& pipeline, const RankPlan& r
 std::unique_ptr<Unpacking> make_gpu_unpacking(const RankPlan& rank_plan, UnpackBuffers buffers,
                                               const std::vector<GlobalScale>& scales,
                                               std::vector<IndexedMatrix> matrices);
+
+/// As plain_mpi_seconds(), by ncclSend and ncclRecv, those of a round as one group; may be called again and
+/// again, on all ranks. Collective.
+std::function<double()> make_plain_nccl(Control& control, std::vector<std::vector<PlainMessage>> rounds,
+                                        std::int64_t ring_bytes);
 
 }  // namespace weightcast

@@ -22,5 +22,10 @@ std::unique_ptr<Unpacking> make_gpu_unpacking(const RankPlan& /*rank_plan*/, Unp
                                               std::vector<IndexedMatrix> /*matrices*/) {
   refuse();
 }
+std::function<double()> make_plain_nccl(Control& /*control*/,
+                                        std::vector<std::vector<PlainMessage>> /*rounds*/,
+                                        std::int64_t /*ring_bytes*/) {
+  refuse();
+}
 
 }  // namespace weightcast

@@ -102,6 +102,8 @@ class Mover {
   std::vector<Layer> layers() {
     std::vector<Layer> layers;
     for (std::int64_t layer = 0; layer < from_.layers(); ++layer) {
+      // A layer without experts may have no slots.
+      if (at(from_.placement.experts_of_slots, layer).empty()) continue;
       begin_layer(layer);
       for (std::int64_t rank = 0; rank < layout_.ranks(); ++rank) add_rank(layer, rank);
       if (units_.empty()) continue;
@@ -423,6 +425,18 @@ class RoundFiller {
   std::vector<std::int64_t> busy_;  ///< buckets of it, by rank
 };
 
+/// The same map with the slots of every layer said, also where slot e holds expert e; of the layers of
+/// `other`.
+ExpertMap with_slots(ExpertMap map, const ExpertMap& other) {
+  if (!map.placement.contiguous()) return map;
+  const ExpertMap first = first_expert_map(1, map.experts, map.slots, map.ep);
+  for (const auto& slots : other.placement.experts_of_slots) {
+    map.placement.experts_of_slots.push_back(slots.empty() ? slots
+                                                           : first.placement.experts_of_slots.front());
+  }
+  return map;
+}
+
 /// How the plan calls the ranks: all of them as one stage of one replica.
 Topology slab_topology(std::int64_t ranks) {
   Topology topology;
@@ -463,8 +477,11 @@ void require_successor(const ExpertMap& from, const ExpertMap& to) {
   }
 }
 
-Rebalance plan_rebalance(const Family& family, const EngineLayout& layout, const ExpertMap& from,
-                         const ExpertMap& to, const std::vector<std::int64_t>& hosts, const Limits& limits) {
+Rebalance plan_rebalance(const Family& family, const EngineLayout& layout, const ExpertMap& old_map,
+                         const ExpertMap& new_map, const std::vector<std::int64_t>& hosts,
+                         const Limits& limits) {
+  const ExpertMap from = with_slots(old_map, new_map);
+  const ExpertMap to = with_slots(new_map, old_map);
   require_successor(from, to);
   require_fit(layout, from);
   const std::int64_t ranks = layout.ranks();

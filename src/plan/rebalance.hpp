@@ -43,10 +43,11 @@ struct Rebalance {
 };
 
 /// Plans the moves from one map to the other of what `layout` has in memory, which says nothing of experts'
-/// places. `hosts[r]`: the number of the host of inference rank r. An expert comes from the rank's own slots,
-/// else from a rank of the host, else from elsewhere, of several such ranks from the one that sends least.
-/// Staging is at most `limits.buffers` × `limits.bucket_bytes` on each rank. A pure function of its
-/// arguments.
+/// places. A map has a row for each layer of the model, which may be empty where there are no experts, or no
+/// rows where slot e holds expert e. `hosts[r]`: the number of the host of inference rank r. An expert comes
+/// from the rank's own slots, else from a rank of the host, else from elsewhere, of several such ranks from
+/// the one that sends least. Staging is at most `limits.buffers` × `limits.bucket_bytes` on each rank. A pure
+/// function of its arguments.
 ///
 /// Throws UsageError when the maps do not fit one another, the layout or the model (naming --from, --to),
 /// when nothing of this layout depends on them, and when staging is too small.

@@ -123,13 +123,18 @@ void require_folders_apart(const ShardPlace& to, const std::set<std::string>& fo
   }
 }
 
-ShardSink::ShardSink(Control& control, const Session& session, ThreadPool& writers, ShardPlace to,
-                     const std::optional<Topology>& topology)
-    : control_(control),
-      session_(session),
-      writers_(writers),
-      to_(std::move(to)),
-      topology_(topology.value_or(session.plan().topology)) {}
+ShardSink::ShardSink(Control& control, Topology topology, ThreadPool& writers, ShardPlace to)
+    : control_(control), writers_(writers), to_(std::move(to)), topology_(std::move(topology)) {}
+
+ShardSink::ShardSink(Control& control, const Session& session, ThreadPool& writers, ShardPlace to)
+    : ShardSink(control, session.plan().topology, writers, std::move(to)) {
+  hold(session, session.plan().topology);
+}
+
+void ShardSink::hold(const Session& session, const Topology& topology) {
+  session_ = &session;
+  topology_ = topology;
+}
 
 std::vector<std::string> ShardSink::surplus_files(const std::string& directory,
                                                   std::int64_t inference_rank) const {
@@ -312,7 +317,7 @@ void ShardSink::write(std::int64_t version) {
   control_.agreement.together(stop_if_asked);
   control_.agreement.together([&] {
     if (!rank) return;
-    const std::vector<Parameter>& parameters = session_.rank_plan().parameters;
+    const std::vector<Parameter>& parameters = session_->rank_plan().parameters;
     std::vector<DatasetSpec> datasets;
     datasets.reserve(parameters.size());
     for (const Parameter& parameter : parameters) {
@@ -328,7 +333,7 @@ void ShardSink::write(std::int64_t version) {
     writers_.run(pieces.size(), [&](std::size_t i) {
       stop_if_asked();
       const auto [p, offset] = pieces[i];
-      session_.read_piece(p, offset, [&, p = p, offset = offset](std::span<const std::byte> bytes) {
+      session_->read_piece(p, offset, [&, p = p, offset = offset](std::span<const std::byte> bytes) {
         writer->write(p, offset, bytes);
       });
     });

@@ -44,11 +44,15 @@ void require_no_later_map(const std::string& path, const ExpertPlacement& expert
 /// the same renames, and so do those of an update in the other format.
 class ShardSink {
  public:
-  /// `control` and `session` must outlive the sink. `writers` writes for it alone; unused on a rank that is
-  /// no inference rank. `topology`: whose parameters the files say that they hold, where the session's plan
-  /// has another one.
-  ShardSink(Control& control, const Session& session, ThreadPool& writers, ShardPlace to,
-            const std::optional<Topology>& topology = std::nullopt);
+  /// `control` must outlive the sink. `writers` writes for it alone; unused on a rank that is no inference
+  /// rank. `topology` says which ranks write.
+  ShardSink(Control& control, Topology topology, ThreadPool& writers, ShardPlace to);
+  /// The same for all versions of a session, which must outlive the sink.
+  ShardSink(Control& control, const Session& session, ThreadPool& writers, ShardPlace to);
+
+  /// What is written from now on: the parameters of a session, which must outlive the sink, as those of
+  /// `topology`, in which the same ranks write.
+  void hold(const Session& session, const Topology& topology);
 
   /// To be called before anything of a version moves: locks its folder for as long as the sink lives, and
   /// clears it of what broken runs left. Throws (by agreement) IoError when another job writes there, when
@@ -83,10 +87,10 @@ class ShardSink {
   void place_everywhere(std::span<Replacement* const> parts);
 
   Control& control_;
-  const Session& session_;
+  const Session* session_ = nullptr;
   ThreadPool& writers_;
   ShardPlace to_;
-  const Topology topology_;
+  Topology topology_;
   std::map<std::string, Folder> folders_;  ///< by path
 };
 

@@ -12,8 +12,8 @@
 namespace weightcast::test_support {
 namespace {
 
-constexpr std::array<const char*, 9> kCommands{"sync",  "plan",    "bench", "inspect", "verify",
-                                               "synth", "convert", "hosts", "balance"};
+constexpr std::array<const char*, 10> kCommands{"sync",  "plan",    "bench", "inspect", "verify",
+                                               "synth", "convert", "hosts", "balance", "rebalance"};
 
 using OptionsTest = CliTest;
 
