@@ -398,7 +398,8 @@ class RebalanceJob {
 
   std::string json_text(ExitCode code, const std::string& line) const {
     const RebalanceFigures& figures = rebalance_.figures;
-    nlohmann::ordered_json report = {{"weightcast", "rebalance"}, {"status", status_name(code)}};
+    nlohmann::ordered_json report = {
+        {"weightcast", version_line()}, {"command", options_.command}, {"status", status_name(code)}};
     if (code == ExitCode::kDone) {
       report["weight_version"] = version_;
       report["from_epoch"] = from_.placement.epoch;

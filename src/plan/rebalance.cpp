@@ -39,8 +39,9 @@ struct SlabMove {
 
 /// All slabs of one parameter that move.
 struct Unit {
-  std::int64_t elements = 0;  ///< of each slab
-  std::int64_t element_bytes = 0;
+  std::int64_t rows = 0;  ///< of each slab
+  std::int64_t cols = 0;
+  std::int64_t row_bytes = 0;
   std::vector<SlabMove> moves;
   std::vector<std::int64_t> slabs_of_way;  ///< by way of the layer
 };
@@ -69,6 +70,15 @@ class SlabFamily final : public Family {
   Catalog catalog_;
   std::vector<std::vector<Parameter>> parameters_;  ///< by rank
 };
+
+/// A slab as a matrix whose rows are so short that little staging takes some of each slab, and whose columns
+/// share keys of digests.
+Shape slab_shape(std::int64_t elements, std::int64_t element_bytes) {
+  constexpr std::int64_t kMostRowBytes = 2048;
+  std::int64_t cols = std::min(elements, kMostRowBytes / element_bytes);
+  while (elements % cols != 0) --cols;
+  return {elements / cols, cols};
+}
 
 template <typename Value>
 auto& at(Value& values, std::int64_t index) {
@@ -134,8 +144,8 @@ class Mover {
       std::vector<Parameter>& own = all.emplace_back(slabs_of(rank).parameters);
       for (const auto& [place, tensor] : at(fed_, rank)) {
         const auto [number, slot] = place;
-        const std::int64_t bytes = catalog_[tensor].bytes();
-        own[number].parts.push_back({tensor, Box::whole(catalog_[tensor].shape), slot * bytes, bytes});
+        own[number].parts.push_back(
+            {tensor, Box::whole(catalog_[tensor].shape), slot * catalog_[tensor].bytes(), row_bytes(tensor)});
       }
       for (Parameter& parameter : own) leave_the_rest(parameter);
     }
@@ -150,9 +160,13 @@ class Mover {
     };
     for (const Part& part : parameter.parts) {  // ascending
       leave(part.offset);
-      end = part.offset + part.pitch;
+      end = part.offset + part.box.rows * part.pitch;
     }
     leave(parameter.bytes());
+  }
+
+  std::int64_t row_bytes(std::uint32_t tensor) const {
+    return catalog_[tensor].shape.cols() * dtype_bytes(catalog_[tensor].dtype);
   }
 
   const RankSlabs& slabs_of(std::int64_t rank) const { return at(slabs_, rank % layout_.replica_ranks()); }
@@ -230,8 +244,9 @@ class Mover {
       const Parameter& parameter = of_root.parameters[from.parameter];
       const auto [known, fresh] = tensors_.try_emplace({name, hash}, 0);
       if (fresh) {
-        known->second = catalog_.add(fmt::format("{} of expert {} #{:x}", name, expert, hash),
-                                     parameter.dtype, {from.elements});
+        known->second =
+            catalog_.add(fmt::format("{} of expert {} #{:x}", name, expert, hash), parameter.dtype,
+                         slab_shape(from.elements, dtype_bytes(parameter.dtype)));
         catalog_.set_place(known->second, layer, expert);
       }
       const std::uint32_t tensor = known->second;
@@ -242,13 +257,14 @@ class Mover {
       bytes += slab_bytes;
       if (std::ranges::find(to.before, hash) == to.before.end()) figures_.least_bytes += slab_bytes;
       Unit& unit = units_[name];
-      unit.elements = from.elements;
-      unit.element_bytes = dtype_bytes(parameter.dtype);
+      unit.rows = catalog_[tensor].shape.rows();
+      unit.cols = catalog_[tensor].shape.cols();
+      unit.row_bytes = row_bytes(tensor);
       unit.moves.push_back({tensor, number_of(way)});
       if (sends_.insert({tensor, way.root}).second) {
         at(held_, way.root)
             .push_back({tensor, Box::whole(catalog_[tensor].shape), from.parameter,
-                        (found - from.before.begin()) * slab_bytes, slab_bytes});
+                        (found - from.before.begin()) * slab_bytes, row_bytes(tensor)});
       }
     }
     return bytes;
@@ -321,7 +337,7 @@ std::int64_t busiest_way(const std::vector<Layer>& layers) {
     for (const Unit& unit : layer.units) {
       for (std::size_t way = 0; way < layer.ways.size(); ++way) {
         std::int64_t& sum = bytes[layer.ways[way]];
-        sum += unit.slabs_of_way[way] * round_up(unit.elements * unit.element_bytes, kSegmentAlignment);
+        sum += unit.slabs_of_way[way] * round_up(unit.rows * unit.row_bytes, kSegmentAlignment);
         most = std::max(most, sum);
       }
     }
@@ -338,22 +354,22 @@ class RoundFiller {
   }
 
   void add(const Layer& layer, const Unit& unit) {
-    for (std::int64_t done = 0; done < unit.elements;) {
+    for (std::int64_t done = 0; done < unit.rows;) {
       if (!has_buckets(layer, unit)) close();
-      std::int64_t take = std::min(unit.elements - done, room(layer, unit));
+      std::int64_t take = std::min(unit.rows - done, room(layer, unit));
       // A piece of no size is worth no segment, unless it is all that a bucket has room for.
       constexpr std::int64_t kLeastPiece = 64 << 10;
-      if (take < unit.elements - done && take * unit.element_bytes < kLeastPiece && !segments_.empty()) {
+      if (take < unit.rows - done && take * unit.row_bytes < kLeastPiece && !segments_.empty()) {
         close();
-        take = std::min(unit.elements - done, room(layer, unit));
+        take = std::min(unit.rows - done, room(layer, unit));
       }
       for (const SlabMove& move : unit.moves) {
         const Way& way = layer.ways[move.way];
         if (!segments_.contains(way)) join(way, 1);
         auto& [bytes, list] = segments_[way];
         const std::int64_t offset = round_up(bytes, kSegmentAlignment);
-        list.push_back({move.tensor, {0, 1, done, take}, offset});
-        bytes = offset + take * unit.element_bytes;
+        list.push_back({move.tensor, {done, take, 0, unit.cols}, offset});
+        bytes = offset + take * unit.row_bytes;
       }
       done += take;
     }
@@ -405,7 +421,7 @@ class RoundFiller {
     return fits;
   }
 
-  /// Elements of each slab that all ways have room for.
+  /// Rows of each slab that all ways have room for.
   std::int64_t room(const Layer& layer, const Unit& unit) const {
     std::int64_t least = slot_;
     for (std::size_t way = 0; way < layer.ways.size(); ++way) {
@@ -414,7 +430,7 @@ class RoundFiller {
       const std::int64_t used = open == segments_.end() ? 0 : round_up(open->second.bytes, kSegmentAlignment);
       least = std::min(least, (slot_ - used) / unit.slabs_of_way[way]);
     }
-    return least / kSegmentAlignment * kSegmentAlignment / unit.element_bytes;
+    return least / kSegmentAlignment * kSegmentAlignment / unit.row_bytes;
   }
 
   std::int64_t ranks_;
@@ -518,13 +534,14 @@ Rebalance plan_rebalance(const Family& family, const EngineLayout& layout, const
   for (const Layer& layer : layers) {
     for (const Unit& unit : layer.units) {
       const std::int64_t slabs = *std::ranges::max_element(unit.slabs_of_way);
-      if (plan.limits.bucket_bytes < slabs * kSegmentAlignment) {
-        throw UsageError(fmt::format(
-            "--bucket-size {} --buffers {}: too little staging for {} slabs at once on each of {} ways of a "
-            "rank; "
-            "give {} more",
-            format_bytes(limits.bucket_bytes), limits.buffers, slabs, most,
-            format_bytes(slabs * kSegmentAlignment * plan.limits.buffers - staging + kSegmentAlignment)));
+      const std::int64_t least = slabs * round_up(unit.row_bytes, kSegmentAlignment);
+      if (plan.limits.bucket_bytes < least) {
+        throw UsageError(
+            fmt::format("--bucket-size {} --buffers {}: too little staging for {} slabs at once on each of "
+                        "{} ways of a rank; "
+                        "buckets of {} are needed, and {} of all together",
+                        format_bytes(limits.bucket_bytes), limits.buffers, slabs, most, format_bytes(least),
+                        format_bytes(least * plan.limits.buffers)));
       }
       rounds.add(layer, unit);
     }

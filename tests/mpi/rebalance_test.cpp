@@ -175,7 +175,7 @@ TEST_P(Rebalances, AndUpdatesInAnyOrderLeaveWhatAnUpdateWouldHaveMade) {
       for (std::int64_t rank = 0; rank < layout.ranks(); ++rank) hosts.push_back(random.below(2));
       Limits limits;
       // Little, so that slabs are cut and rounds are many, or plenty.
-      limits.bucket_bytes = step % 2 == 0 ? 4 << 10 : 256 << 20;
+      limits.bucket_bytes = step % 2 == 0 ? 32 << 10 : 256 << 20;
       limits.buffers = step % 2 == 0 ? 24 : 3;
       const Rebalance rebalance = plan_rebalance(*family, layout, map, next, hosts, limits);
       EXPECT_EQ(rebalance.figures.moved_bytes(), rebalance.figures.least_bytes);

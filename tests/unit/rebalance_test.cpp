@@ -114,7 +114,7 @@ TEST(RebalancePlan, RoundsHaveNoByteInCommonAndFitIntoStaging) {
         for (std::uint32_t s = 0; s < bucket.segments; ++s) {
           const Segment& segment = plan.segments[bucket.first_segment + s];
           const HeldBox& held = rebalance.held[static_cast<std::size_t>(rank)].of(segment.tensor).front();
-          const std::int64_t begin = held.at(0, segment.box.col, 2);
+          const std::int64_t begin = held.at(segment.box.row, segment.box.col, 2);
           reads.push_back({held.buffer, begin, begin + plan.segment_bytes(segment), round});
         }
       }
@@ -147,8 +147,9 @@ TEST(RebalancePlan, RefusesMapsThatDoNotFit) {
   Limits limits;
   limits.bucket_bytes = 256;
   limits.buffers = 1;
-  expect_has(refusal("tp=2,ep=2", map_of(four, 2, 1), map_of({2, 3, 0, 1}, 2, 2), limits),
-             {"--bucket-size", "too little staging", "give"});
+  expect_has(
+      refusal("tp=2,ep=2", map_of(four, 2, 1), map_of({2, 3, 0, 1}, 2, 2), limits),
+      {"--bucket-size 256 B --buffers 1", "too little staging", "buckets of 4.00 KiB are needed, and"});
   EngineLayout landed = parse_engine_layout("tp=2,ep=2", "triton");
   landed.landing = "0123";
   EXPECT_THROW(plan_rebalance(*exported_family("block-qwen3-moe"), landed, map_of(four, 2, 1),
