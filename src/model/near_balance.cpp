@@ -97,6 +97,11 @@ Numbers renamed(const Numbers& wanted, const Numbers& previous, std::int64_t nod
   return result;
 }
 
+double sum_of_imbalances(const ExpertLoads& loads, const ExpertMap& map) {
+  const std::vector<double> all = imbalances(loads, map);
+  return std::accumulate(all.begin(), all.end(), 0.0);
+}
+
 /// One layer whose slots are changed step by step.
 class LayerSearch {
  public:
@@ -276,8 +281,6 @@ ExpertMap balance_near(const ExpertLoads& loads, const BalanceShape& shape, cons
     Numbers& slots = at(wanted.placement.experts_of_slots, layer);
     slots = renamed(slots, at(previous.placement.experts_of_slots, layer), nodes, shape.ranks);
   }
-  if (changed_slots(previous, wanted) <= most) return wanted;
-
   std::vector<LayerSearch> layers;
   std::vector<std::optional<LayerSearch::Step>> steps;
   for (std::int64_t layer = 0; layer < loads.layers; ++layer) {
@@ -302,7 +305,8 @@ ExpertMap balance_near(const ExpertLoads& loads, const BalanceShape& shape, cons
   }
   ExpertMap map{"", loads.experts, shape.slots, shape.ranks, {}};
   for (const LayerSearch& layer : layers) map.placement.experts_of_slots.push_back(layer.slots());
-  return map;
+  const bool fits = changed_slots(previous, wanted) <= most;
+  return fits && sum_of_imbalances(loads, wanted) < sum_of_imbalances(loads, map) ? wanted : map;
 }
 
 }  // namespace weightcast
