@@ -203,6 +203,54 @@ TEST_F(BrokenRename, WhatCannotBePutBackTheNextJobPutsBack) {
   expect_version_1(2);
 }
 
+/// Experts of shards that move, of which a rank cannot put its file in place, or dies then.
+class FaultyRebalance : public CliTest {
+ protected:
+  void SetUp() override {
+    ASSERT_TRUE(done(run_job(3, sync_words(trained(1)))));
+    put_file(there_, map(1, "[6, 0, 2, 7, 1, 3, 4, 5]"));
+    put_file(back_, map(2, "[0, 1, 2, 3, 4, 5, 6, 7]"));
+  }
+
+  static std::string map(int epoch, const std::string& row) {
+    return R"({"expert_map": 1, "epoch": )" + std::to_string(epoch) +
+           R"(, "layers": 3, "experts": 8, "slots": 8, "ep": 2, "experts_of_slots": [)" + row + ", " + row +
+           ", " + row + "]}";
+  }
+
+  Words words(const std::string& from, const std::string& to) const {
+    return {"rebalance", "--from", from, "--to", to, "--model", trained(1), "--sink", "hdf5:" + sink_};
+  }
+
+  std::string there_ = dir_ / "there.json";
+  std::string back_ = dir_ / "back.json";
+};
+
+TEST_F(FaultyRebalance, LeavesTheShardsWhereARenameFails) {
+  const auto before = folder_contents(sink_);
+  const Outcome outcome = run_tampered_job(
+      2, words("contiguous", there_), {{"FAIL_RANK", "1"}, {"FAIL_CALL", "rename"}, {"FAIL_PATH", "/rank-"}});
+  EXPECT_TRUE(refused(outcome, 74, {"rank 1 (", "the previous version is intact"}));
+  EXPECT_TRUE(folder_contents(sink_) == before);
+}
+
+TEST_F(FaultyRebalance, IsMadeWholeByTheNextWhereARankDies) {
+  for (const char* rank : {"0", "1"}) {
+    SCOPED_TRACE(rank);
+    const Outcome outcome = run_tampered_job(2, words("contiguous", there_),
+                                             {{"FAIL_RANK", rank},
+                                              {"FAIL_CALL", "rename"},
+                                              {"FAIL_PATH", "/rank-"},
+                                              {"FAIL_SIGNAL", std::to_string(SIGKILL)}});
+    EXPECT_NE(outcome.exit_code, 0);
+    // As if the first one had not been: the same maps, the same shards.
+    ASSERT_TRUE(done(run_job(2, words("contiguous", there_))));
+    ASSERT_TRUE(done(run_job(2, words(there_, back_))));
+    EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(1)})));
+    ASSERT_TRUE(done(run_job(3, sync_words(trained(1)))));
+  }
+}
+
 }  // namespace
 
 }  // namespace weightcast::test_support
