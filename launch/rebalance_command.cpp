@@ -254,7 +254,10 @@ class RebalanceJob {
   void colocate() {
     topology_.colocate = true;
     topology_.trainers = topology_.engine.ranks();
-    require_world_size(topology_, control_.size());
+    if (topology_.ranks() == control_.size()) return;
+    throw UsageError(fmt::format("{} is of {}, but the launcher started {}; start {}",
+                                 place_ ? "--sink " + options_.sink : topology_.engine.option,
+                                 counted(topology_.ranks(), "rank"), control_.size(), topology_.ranks()));
   }
 
   /// The number of each rank's host.

@@ -109,7 +109,6 @@ class LayerSearch {
       : loads_(loads.begin(), loads.end()),
         before_(slots),
         slots_(std::move(slots)),
-        ranks_(ranks),
         nodes_(nodes),
         size_(std::ssize(slots_) / ranks),
         copies_(loads.size()),
@@ -251,7 +250,6 @@ class LayerSearch {
   std::vector<double> loads_;
   Numbers before_;
   Numbers slots_;
-  std::int64_t ranks_;
   std::int64_t nodes_;
   std::int64_t size_;  ///< slots of a rank
   Numbers copies_;

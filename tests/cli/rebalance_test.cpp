@@ -171,7 +171,8 @@ TEST_F(RebalanceTest, RefusesInOneLine) {
   gives(words("round-robin", a_), 64, {"--from round-robin", "contiguous of epoch 0"});
   gives(words("contiguous", write([](json& m) { m["expert_map"] = 9; })), 65, {"other.json: 'expert_map'"});
   gives(words("contiguous", trained(1) + "/config.json"), 65, {"config.json"});
-  gives(words("contiguous", a_), 64, {"too many ranks", "start 2"}, 3);
+  gives(words("contiguous", a_), 64, {"--sink hdf5:", "is of 2 ranks, but the launcher started 3; start 2"},
+        3);
   gives(words("contiguous", a_, {"--inference", "tp=4,ep=2"}), 64,
         {"--inference", "shard files say their layout"});
   gives(words("contiguous", a_, {"--iterations", "3"}), 64, {"--iterations", "--sink none"});
