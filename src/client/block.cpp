@@ -115,7 +115,7 @@ Life life_of(std::uint64_t generation, int* process) {
   if (file >= 0) {
     holder = holder_said_by(file, WEIGHTCAST_LOCK_EXPORTER, F_OFD_GETLK);
   } else {
-    file = ::shm_open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0);
+    file = ::shm_open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW, 0);
     // A block that merely cannot be opened, for want of descriptors for example, may be a living exporter's.
     if (file < 0) return errno == ENOENT ? Life::kDead : Life::kUnknown;
     holder = holder_of_lock(file, WEIGHTCAST_LOCK_EXPORTER);

@@ -1,5 +1,6 @@
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cinttypes>
@@ -33,8 +34,10 @@ Decision decide(const weightcast_export& e, std::uint64_t update) {
   }
   if (errno != EEXIST) return Decision::kUnknown;
   char first = 'v';
-  const int found = ::open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-  const ssize_t got = found < 0 ? -1 : ::read(found, &first, 1);
+  const int found = ::open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+  struct stat status = {};
+  const bool is_file = found >= 0 && ::fstat(found, &status) == 0 && S_ISREG(status.st_mode);
+  const ssize_t got = found < 0 ? -1 : is_file ? ::read(found, &first, 1) : 0;
   const int error = errno;
   if (found >= 0) ::close(found);
   // What is no file has kept the record from its name.

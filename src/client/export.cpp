@@ -83,17 +83,23 @@ void free_all(weightcast_export* e) {
   ::free(e);
 }
 
+/// Whether something has that name, a link that leads nowhere, too.
+bool is_taken(const char* path) {
+  struct stat status = {};
+  return ::lstat(path, &status) == 0;
+}
+
 }  // namespace
 
 int clear_place(const weightcast_export& e) {
   char path[4200];
   manifest_path(e, path, sizeof path);
-  if (::access(path, F_OK) != 0) return WEIGHTCAST_OK;
+  if (!is_taken(path)) return WEIGHTCAST_OK;
   const Clearing clearing;
   if (!clearing.may()) {
     return fail_with_errno("%s: cannot be looked at while others clear up in /dev/shm; try again", path);
   }
-  if (::access(path, F_OK) != 0) return WEIGHTCAST_OK;
+  if (!is_taken(path)) return WEIGHTCAST_OK;
   Publication there;
   if (const int code = read_publication(path, &there); code != WEIGHTCAST_OK) return code;
   const Publication here = publication_from_here();
@@ -306,6 +312,15 @@ extern "C" int weightcast_wait_in_pieces(weightcast_export* e, double seconds) {
   return WEIGHTCAST_OK;
 }
 
+extern "C" int weightcast_keep_memory(weightcast_export* e, int segment) {
+  if (const int code = require_usable(e, e != nullptr && e->published); code != WEIGHTCAST_OK) return code;
+  if (segment < 0 || segment >= e->segments.size || e->segments.items[segment].memory == nullptr) {
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "segment %d: is none of this export's in the host's memory", segment);
+  }
+  e->segments.items[segment].kept = true;
+  return WEIGHTCAST_OK;
+}
+
 extern "C" int weightcast_close(weightcast_export* e, double seconds) {
   if (e == nullptr) return WEIGHTCAST_OK;
   if (e->process != ::getpid()) return require_usable(e, true);
@@ -324,7 +339,7 @@ extern "C" int weightcast_close(weightcast_export* e, double seconds) {
   remove_memory(*e);
   for (int i = 0; i < e->segments.size && free_memory; ++i) {
     const Segment& segment = e->segments.items[i];
-    if (segment.memory != nullptr) ::munmap(segment.memory, static_cast<std::size_t>(segment.bytes));
+    if (segment.memory != nullptr && !segment.kept) ::munmap(segment.memory, static_cast<std::size_t>(segment.bytes));
   }
   if (free_memory) drop_window_list(*e);
   if (free_memory) drop_experts(*e);

@@ -46,6 +46,7 @@ struct Segment {
   void* memory = nullptr;
   std::int64_t bytes = 0;
   std::int64_t limit = 0;  ///< of a window: bytes that may be in it at once; 0: it is none
+  bool kept = false;       ///< stays mapped when the export is closed
   GpuAllocation gpu;       ///< that of the first byte
   List<Piece> pieces;      ///< on a GPU, where there is no handle: one behind the other
 };

@@ -193,12 +193,23 @@ Publication publication_from_here() {
 }
 
 int read_publication(const char* path, Publication* publication) {
-  FILE* file = std::fopen(path, "re");
-  if (file == nullptr) return fail_with_errno("%s: cannot be read; let its owner remove it", path);
+  // Somebody else may have made what has the name: a pipe would be waited for, a link leads to another file.
+  const int file = ::open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+  const bool is_link = file < 0 && errno == ELOOP;
+  if (file < 0 && !is_link) return fail_with_errno("%s: cannot be read; let its owner remove it", path);
+  struct stat status = {};
+  if (is_link || ::fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) {
+    if (file >= 0) ::close(file);
+    return fail(WEIGHTCAST_REFUSED, "%s: is no file; remove it", path);
+  }
   // All of it is on the first line, which this library has written.
   char line[4096] = "";
-  static_cast<void>(std::fgets(line, sizeof line, file));
-  std::fclose(file);
+  const ssize_t got = ::read(file, line, sizeof line - 1);
+  const int error = errno;
+  ::close(file);
+  errno = error;
+  if (got < 0) return fail_with_errno("%s: cannot be read; let its owner remove it", path);
+  line[std::strcspn(line, "\n")] = '\0';
   *publication = Publication();
   char generation[32] = "";
   get_text(line, "\"generation\": \"", generation, sizeof generation);
@@ -257,7 +268,7 @@ int remove_manifest(const weightcast_export& e) {
   char path[4200];
   manifest_path(e, path, sizeof path);
   struct stat status = {};
-  if (::stat(path, &status) != 0 && errno == ENOENT) return WEIGHTCAST_OK;
+  if (::lstat(path, &status) != 0 && errno == ENOENT) return WEIGHTCAST_OK;
   Publication there;
   // Where it cannot be read, for want of descriptors for example, it is known by its file.
   const bool is_own = read_publication(path, &there) == WEIGHTCAST_OK

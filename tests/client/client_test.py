@@ -201,10 +201,10 @@ class Client(unittest.TestCase):
             with self.assertRaisesRegex(weightcast.Error, "extent"):
                 Memory("BF16", (extent,))
 
-    def refuse(self, says, call):
+    def refuse(self, says, call, code=64):
         with self.assertRaisesRegex(weightcast.Error, says) as refused:
             call()
-        self.assertEqual(refused.exception.code, 64)
+        self.assertEqual(refused.exception.code, code)
 
     def test_arguments_of_another_kind_are_named(self):
         def refuse(says, **more):
@@ -287,6 +287,49 @@ class Client(unittest.TestCase):
         with export.memory("a") as view:
             view[0] = 7
         self.assertEqual(export.memory("a")[0], 7)
+
+    def test_memory_lives_as_long_as_its_views(self):
+        def memory():
+            return {name for name in os.listdir("/dev/shm") if "weightcast" in name}
+
+        def mappings():
+            return pathlib.Path("/proc/self/maps").read_text().count("weightcast")
+
+        before, there = mappings(), memory()
+        export = self.publish(window={"w": Memory("F32", (2,))})
+        kept = export.memory("a")[8:16]
+        other = export.memory("b")
+        kept[0] = 7
+        landed = next(iter(export._window.values()))[2][:]  # as Update.landed() gives it
+        export.close()
+        self.assertEqual(os.listdir(self.folder), [])
+        self.assertLessEqual(memory(), there)
+        self.assertEqual(bytes(kept), bytes([7]) + bytes(7))
+        kept[:] = bytes(range(8))
+        landed[0] = 1
+        other[0] = 1
+        self.assertEqual(bytes(kept), bytes(range(8)))
+        self.assertEqual(mappings() - before, 2)  # a segment and a window
+        del landed
+        self.assertEqual(mappings() - before, 1)
+        del kept, other
+        self.assertEqual(mappings(), before)
+        # Without views all goes at once.
+        with self.publish():
+            self.assertGreater(mappings(), before)
+        self.assertEqual(mappings(), before)
+
+    def test_what_is_no_file_under_a_manifests_name_is_refused(self):
+        os.makedirs(self.folder)
+        path = self.folder + "/engine-0.json"
+        target = self._folder.name + "/target"
+        pathlib.Path(target).write_text("precious")
+        makers = [os.mkfifo, os.mkdir, lambda path: os.symlink(target, path), lambda path: os.symlink("nowhere", path)]
+        for make in makers:
+            make(path)
+            self.refuse(f"{path}: is no file; remove it", self.publish, code=74)
+            (os.rmdir if os.path.isdir(path) else os.remove)(path)
+        self.assertEqual(pathlib.Path(target).read_text(), "precious")
 
     def test_a_folder_may_be_named_as_job_steps_name_it(self):
         folder, self.folder = self.folder, "live:" + self.folder

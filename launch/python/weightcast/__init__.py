@@ -26,6 +26,7 @@ import collections.abc
 import mmap
 import os
 import typing
+import weakref
 
 from . import _experts, _library, _tensors
 from ._experts import ExpertMap, Reference
@@ -184,8 +185,9 @@ class Export:
 
     def close(self, timeout=60.0, keep=False):
         """Withdraws the publication. Tensors of torch that lie in its memory lose their elements, or with `keep` get memory
-        of their own again, for which there must be room; views of them, and those of memory(), must not be used
-        afterwards. What is on a GPU stays as it is. Closed once more it does nothing."""
+        of their own again, for which there must be room. Views of them, those of memory() and tensors that came through
+        the window keep the memory, which nobody else sees any more, until they go. What is on a GPU stays as it is.
+        Closed once more it does nothing."""
         if self._process != os.getpid():
             raise Error(64, f"the export belongs to process {self._process}; a forked child leaves it open")
         timeout = _library.seconds(timeout)
@@ -204,10 +206,20 @@ class Export:
         self._views = []
         handle, self._handle = self._handle, None
         places, self._places = self._places, []
+        mappings = self._mappings()
         self._memory = {}
         self._window = {}
+        for mapping in mappings:
+            mapping = mapping()
+            if mapping is not None:  # somebody has views still
+                mapping.keep(handle)
         _library.close(handle, timeout)
         _published.pop(id(places), None)
+
+    def _mappings(self):
+        """Weak references to the memory of this export on the host."""
+        views = [*self._memory.values(), *(memory for _, _, memory in self._window.values())]
+        return [weakref.ref(mapping) for mapping in {id(view.obj.mapping): view.obj.mapping for view in views}.values()]
 
     def _open(self):
         if self._handle is None:
@@ -353,12 +365,12 @@ def _add_window(handle, window, limit, first):
     """Gives each tensor of the window a place that begins with a page. Returns name, form and memory of each by the number
     of its entry; `first` is that of the first."""
     offsets, total = _offsets(window, _PAGE)
-    address, segment = _library.add_window(handle, total, limit)
+    mapping = _library.add_window(handle, total, limit)
     places = {}
     for number, (name, tensor) in enumerate(window.items(), first):
         form = _tensors.form_of(name, tensor)
-        _add_entry(handle, name, form, None, segment, offsets[name])
-        places[number] = name, form, _library.view(address + offsets[name], _tensors.bytes_of(tensor))
+        _add_entry(handle, name, form, None, mapping.segment, offsets[name])
+        places[number] = name, form, mapping.view(offsets[name], _tensors.bytes_of(tensor))
     return places
 
 
@@ -366,13 +378,13 @@ def _add_entries(handle, tensors, forms):
     """Gives every tensor an entry: one in the CPU's memory a place in a new segment, one on a GPU the place where it is.
     Returns the memory of the former by name."""
     offsets, total = _offsets({name: tensor for name, tensor in tensors.items() if not _tensors.on_gpu(tensor)}, _ALIGNMENT)
-    address, segment = _library.add_segment(handle, total) if total else (None, None)
+    mapping = _library.add_segment(handle, total) if total else None
     memory = {}
     empty = []  # on a GPU: without elements they have no place
     for name, tensor in tensors.items():
         if name in offsets:
-            _add_entry(handle, name, forms[name], None, segment, offsets[name])
-            memory[name] = _library.view(address + offsets[name], _tensors.bytes_of(tensor))
+            _add_entry(handle, name, forms[name], None, mapping.segment, offsets[name])
+            memory[name] = mapping.view(offsets[name], _tensors.bytes_of(tensor))
         elif _tensors.bytes_of(tensor) == 0:
             empty.append(name)
         else:

@@ -99,6 +99,7 @@ _SIGNATURES = {
     "weightcast_publish": [_POINTER],
     "weightcast_wait_in_pieces": [_POINTER, ctypes.c_double],
     "weightcast_abandon": [_POINTER, ctypes.c_char_p],
+    "weightcast_keep_memory": [_POINTER, ctypes.c_int],
     "weightcast_close": [_POINTER, ctypes.c_double],
     "weightcast_serve": [_POINTER, ctypes.c_int64],
     "weightcast_wanted": [_POINTER, ctypes.POINTER(ctypes.c_int64)],
@@ -130,6 +131,7 @@ def _require_own_version():
 _require_own_version()
 for _name, _arguments in _SIGNATURES.items():
     getattr(_library, _name).argtypes = _arguments
+_library.munmap.argtypes = [_POINTER, ctypes.c_size_t]
 _library.weightcast_last_error.restype = ctypes.c_char_p
 _library.weightcast_question.restype = ctypes.c_uint64
 
@@ -253,7 +255,7 @@ def add_segment(handle, size):
     number = ctypes.c_int()
     size = whole(size, "tensors of so many bytes:")
     call("weightcast_add_segment", handle, size, ctypes.byref(address), ctypes.byref(number))
-    return address.value, number.value
+    return Mapping(address.value, size, number.value)
 
 
 def add_window(handle, size, limit):
@@ -262,7 +264,7 @@ def add_window(handle, size, limit):
     size = whole(size, "tensors of so many bytes:")
     limit = whole(limit, "a window that so many bytes may be in at once:")
     call("weightcast_add_window", handle, size, limit, ctypes.byref(address), ctypes.byref(number))
-    return address.value, number.value
+    return Mapping(address.value, size, number.value)
 
 
 def add_gpu_memory(handle, address, size):
@@ -289,9 +291,29 @@ def add_alias(handle, name, alias):
     call("weightcast_add_alias", handle, text(name, "tensor"), text(alias, "tensor"))
 
 
-def view(address, size):
-    """Writable bytes at an address."""
-    return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+class Mapping:
+    """The memory of a segment: `size` bytes at `address`. It lives as long as its views, also behind the export's end."""
+
+    def __init__(self, address, size, segment):
+        self.address = address
+        self.size = size
+        self.segment = segment
+        self._kept = False
+
+    def view(self, offset, size):
+        """`size` writable bytes from `offset` on."""
+        place = (ctypes.c_char * size).from_address(self.address + offset)
+        place.mapping = self  # whoever has a view of the bytes, a tensor of torch for example, has the place
+        return memoryview(place).cast("B")
+
+    def keep(self, handle):
+        """Leaves the memory to its views when the export is closed."""
+        call("weightcast_keep_memory", handle, self.segment)
+        self._kept = True
+
+    def __del__(self, munmap=_library.munmap):
+        if self._kept:
+            munmap(self.address, self.size)
 
 
 def wanted(handle):

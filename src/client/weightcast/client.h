@@ -137,6 +137,10 @@ WEIGHTCAST_API int weightcast_abandon(weightcast_export* e, const char* reason);
    manifest that cannot be removed as WEIGHTCAST_REFUSED; the export is gone all the same. */
 WEIGHTCAST_API int weightcast_close(weightcast_export* e, double seconds);
 
+/* Lets a segment's or window's memory stay mapped when the export is closed, with what is in it: for callers
+   who have pointers into it still. Nobody else sees the memory then, and it is theirs to unmap (munmap). */
+WEIGHTCAST_API int weightcast_keep_memory(weightcast_export* e, int segment);
+
 /* Of an engine that is in no update: its memory holds version `version` whole, and it uses it. An invalid
    one, too, may say so, when it has loaded itself anew, from a file for example; on all its ranks.
    WEIGHTCAST_REFUSED while a job step that wrote when the engine was interrupted has not ended. */
