@@ -54,11 +54,10 @@ TEST_P(Trained, MegatronRanksHoldAllThatEnginesNeed) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, Trained,
-                         ::testing::Values("deepseek-v3", "deepseek-v3-noqlora", "deepseek-v32",
-                                           "gemma4-dense", "gemma4-moe", "glm4", "glm-moe-dsa", "glm4-moe",
-                                           "glm4-moe-lite", "llama", "minimax-m2", "mistral", "nemotron-h",
-                                           "qwen2", "qwen2-moe", "qwen3", "qwen3-moe", "qwen3-next",
-                                           "qwen3.5", "qwen3.5-moe"));
+                         ::testing::Values("deepseek-v3", "deepseek-v3-noqlora", "deepseek-v32", "gemma4-moe",
+                                           "glm4", "glm-moe-dsa", "glm4-moe", "glm4-moe-lite", "llama",
+                                           "minimax-m2", "mistral", "nemotron-h", "qwen2", "qwen2-moe",
+                                           "qwen3", "qwen3-moe", "qwen3-next", "qwen3.5", "qwen3.5-moe"));
 
 TEST(Glm4Moe, DraftLayersAreLeftOut) {
   const auto family = family_of(config_of("glm4-moe"));  // three layers, one for drafts
