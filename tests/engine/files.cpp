@@ -113,7 +113,7 @@ ShardFacts read_shard_facts(const std::string& path) {
   facts.replica = number("replica");
   facts.replicas = number("replicas");
   facts.weight_version = number("weight_version");
-  facts.expert_epoch = number("expert_epoch");
+  facts.expert_epoch = integer_in(attributes, "expert_epoch").value_or(0);  // of none: without a map
   if (facts.replica < 0 || facts.replica >= facts.replicas) {
     throw InputError(fmt::format("{}: replica {} of {}", path, facts.replica, facts.replicas));
   }
