@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <initializer_list>
 #include <limits>
 #include <variant>
@@ -89,13 +90,20 @@ void refuse_layout_of_shards(const Values& values) {
   }
 }
 
-/// Throws UsageError for what a rebalance of shard files does not ask for.
-void refuse_measuring(const Values& values) {
-  for (const char* option : {"inference", "engine", "inference-alloc", "inference-stage-layers", "moe-layout",
-                             "quantize", "activation-scales", "layers", "iterations"}) {
+/// Throws UsageError for what a rebalance of shard files or of running engines does not ask for.
+void refuse_measuring(const Values& values, bool shards) {
+  constexpr std::array kOfMeasuring{"layers", "iterations"};
+  constexpr std::array kOfLayouts{"inference",  "engine",   "inference-alloc",  "inference-stage-layers",
+                                  "moe-layout", "quantize", "activation-scales"};
+  for (const char* option : kOfMeasuring) {
     if (!values.typed(option)) continue;
+    throw UsageError(fmt::format("{}: is for --sink none; experts of others are moved once, in all layers",
+                                 values.label(option)));
+  }
+  for (const char* option : kOfLayouts) {
+    if (!shards || !values.typed(option)) continue;
     throw UsageError(
-        fmt::format("{}: is for --sink none; shard files say their layout themselves, and are moved once",
+        fmt::format("{}: is for --sink none and live:DIR; shard files say their layout themselves",
                     values.label(option)));
   }
 }
@@ -310,7 +318,8 @@ Options take_all(const Values& values, std::string command) {
   take(values, static_cast<BenchOptions&>(options));
   take(values, static_cast<BalanceOptions&>(options));
   if (options.command == "rebalance") {
-    if (values.text("sink", "none") != "none") refuse_measuring(values);
+    const std::string sink = values.text("sink", "none");
+    if (sink != "none") refuse_measuring(values, !live_directory(sink));
     take(values, static_cast<RebalanceOptions&>(options));
   }
   take(values, options.command, static_cast<OutputOptions&>(options));

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <chrono>
 #include <iterator>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -18,12 +20,16 @@
 #include "launch/commands.hpp"
 #include "launch/files/shard_set.hpp"
 #include "launch/job/file_threads.hpp"
+#include "launch/job/live_ends.hpp"
 #include "launch/job/run_job.hpp"
 #include "launch/job/shard_place.hpp"
 #include "launch/layouts.hpp"
 #include "launch/model.hpp"
 #include "launch/options.hpp"
 #include "launch/version.hpp"
+#include "live/expert_table.hpp"
+#include "live/folder.hpp"
+#include "live/live_update.hpp"
 #include "measure/gpu_gauges.hpp"
 #include "measure/measured.hpp"
 #include "measure/plain_ways.hpp"
@@ -53,6 +59,9 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
+
+/// What `--from` may say of engines that run: what they have published.
+constexpr const char* kPublished = "published";
 
 /// What `--from` may say in place of a file: how engines begin.
 std::optional<FirstPlacement> first_placement_of(const std::string& name) {
@@ -155,14 +164,19 @@ class RebalanceJob {
       claim_folder();
     }
     control_.agreement.together([&] { place_ ? read_layout() : take_layout(); });
+    if (is_live()) live_.emplace(control_, options_, topology_);
+    const WireChoice wire = live_ ? live_->choose_wire() : choose_wire(control_, options_.transport);
+    wire_ = wire.wire;
     const Model model = load_model(control_, options_, nullptr, topology_, nullptr);
+    if (live_) look_at_engines(model);
+    placed_ = to_;
     control_.agreement.together([&] {
       fit_maps(model);
       if (place_) require_placed_by(from_, place_->directory, shard_);
     });
     activity_.begin("planning what moves");
     plan(*model.family);
-    move();
+    move(*model.family);
     report();
   }
 
@@ -174,11 +188,9 @@ class RebalanceJob {
     require(!options_.to_map.empty(), "--to MAP", "the expert map by which they are to lie");
     require(!options_.model.empty(), "--model CONFIG_JSON", "the model whose experts these are");
     place_ = shard_place(options_.sink);
-    if (!place_ && options_.sink != "none") {
-      throw UsageError(
-          fmt::format("--sink {}: experts of running engines are moved by the engines; write hdf5:DIR, "
-                      "safetensors:DIR or none",
-                      excerpt(options_.sink)));
+    if (is_live()) require_live_options(options_);
+    if (options_.from_map == kPublished && !is_live()) {
+      throw UsageError("--from published: is for --sink live:DIR, whose engines say where their experts sit");
     }
     if (place_ && place_->folder(0) != place_->directory) {
       throw UsageError(
@@ -191,16 +203,49 @@ class RebalanceJob {
     control_.agreement.together([&] {
       if (control_.rank() != 0) return;
       texts[1] = read_json_file(options_.to_map, kMostMapBytes);
-      if (!first_placement_of(options_.from_map)) texts[0] = read_json_file(options_.from_map, kMostMapBytes);
+      if (from_file()) texts[0] = read_json_file(options_.from_map, kMostMapBytes);
     });
     for (std::string& text : texts) text = control_.agreement.broadcast(text);
     control_.agreement.together([&] {
       to_ = parse_expert_map(texts[1], options_.to_map);
-      from_ = first_placement_of(options_.from_map) ? ExpertMap{"", to_.experts, to_.slots, to_.ep, {}}
-                                                    : parse_expert_map(texts[0], options_.from_map);
+      from_ = from_file() ? parse_expert_map(texts[0], options_.from_map)
+                          : ExpertMap{"", to_.experts, to_.slots, to_.ep, {}};
       from_.origin = options_.from_map;
-      if (!first_placement_of(options_.from_map)) require_successor(from_, to_);
+      if (from_file()) require_successor(from_, to_);
     });
+  }
+
+  bool is_live() const { return live_directory(options_.sink).has_value(); }
+  bool from_file() const { return options_.from_map != kPublished && !first_placement_of(options_.from_map); }
+
+  /// Where the engines' experts sit, which is what `--from` has to say. Collective.
+  void look_at_engines(const Model& model) {
+    live_->open(*model.family);
+    const std::optional<ExpertMap> published = live_->published_experts(topology_.engine.ep);
+    control_.agreement.together([&] {
+      if (!published) {
+        throw InputError(
+            fmt::format("{}: its engines do not say where their experts sit; let them publish that "
+                        "(weightcast_add_experts)",
+                        options_.sink));
+      }
+      if (const Exporter* engine = live_->engine(); engine != nullptr && engine->manifest().window()) {
+        throw UsageError(engine->manifest().path +
+                         ": its own loader makes parameters of what comes through a window; run an update");
+      }
+      if (from_file() && key_of(from_) != key_of(*published)) {
+        throw UsageError(
+            fmt::format("--from {}: is of epoch {}, but the engines of {} have another map, of epoch {}; "
+                        "name that one, or "
+                        "published",
+                        from_.origin, from_.placement.epoch, options_.sink, published->placement.epoch));
+      }
+      if (options_.from_map != kPublished) return;
+      from_ = *published;
+      from_.origin = kPublished;
+      require_successor(from_, to_);
+    });
+    published_ = *published;
   }
 
   /// Fits both to the layers of the model.
@@ -213,6 +258,13 @@ class RebalanceJob {
     if (const auto first = first_placement_of(options_.from_map)) {
       from_.placement =
           first_placement(*first, to_.slots - to_.experts, layers, to_.ep, "--from " + options_.from_map);
+      if (live_ && (published_.placement.epoch != 0 ||
+                    fit_placement(published_, layers).fingerprint() != from_.placement.fingerprint())) {
+        throw UsageError(
+            fmt::format("--from {}: the engines of {} have another map, of epoch {}; name that one, or "
+                        "published",
+                        options_.from_map, options_.sink, published_.placement.epoch));
+      }
     } else {
       from_.placement = fit_placement(from_, layers);
     }
@@ -280,14 +332,73 @@ class RebalanceJob {
     plan_seconds_ = seconds_since(start);
   }
 
-  void move() {
-    const WireChoice wire = choose_wire(control_, options_.transport);
-    wire_ = wire.wire;
+  void move(const Family& family) {
     SessionOptions session;
-    session.wire = wire.wire;
+    session.wire = wire_;
     session.activity = &activity_;
+    if (live_) {
+      EngineLayout layout = topology_.engine;
+      layout.experts = from_.placement;
+      control_.agreement.together([&] { session.parameters = live_->parameters(family, layout); });
+      session.while_written = LiveUpdate::kWhileWritten;
+      live_->plan_for(to_.placement);
+    }
     Rebalancing there(control_, rebalance_, session);
+    if (live_) return move_live(there);
     place_ ? move_shards(there) : measure(there);
+  }
+
+  /// The version that all engines serve. Throws (by agreement) IoError where one serves none, or another.
+  /// Collective.
+  std::int64_t served_version() {
+    constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::min();
+    const Exporter* engine = live_->engine();
+    const std::int64_t own = engine->current_version().value_or(kNone);
+    std::array<std::int64_t, 2> seen{own, own == kNone ? kNone : -own};
+    control_.agreement.maximum(std::span<std::int64_t>(seen));
+    control_.agreement.together([&] {
+      if (own != kNone && own == seen[0]) return;
+      throw IoError(fmt::format("{}: {} serves no version, or another than the others; run an update first",
+                                engine->manifest().path, engine->name()));
+    });
+    return seen[0];
+  }
+
+  /// Where the weights of that version come from, as the record of its commit says.
+  std::uint64_t origin_of(std::int64_t version) const {
+    for (const CommitRecord& record : find_commits(live_directory(options_.sink).value())) {
+      if (record.version != version) continue;
+      std::uint64_t origin = 0;
+      std::from_chars(record.origin.data(), record.origin.data() + record.origin.size(), origin, 16);
+      return origin;
+    }
+    return 0;
+  }
+
+  /// The engines get slabs and map under one commit, in the states of an update to the version that they
+  /// have.
+  void move_live(Rebalancing& there) {
+    version_ = served_version();
+    std::uint64_t origin = 0;
+    control_.agreement.together([&] {
+      if (control_.rank() == 0) origin = origin_of(version_);
+    });
+    LiveUpdate& update = live_->update();
+    update.begin(version_, origin);
+    try {
+      if (served_version() != version_) {
+        control_.agreement.together([&] {
+          throw IoError(options_.sink + ": its engines have been updated meanwhile; run it again");
+        });
+      }
+      update.pause(version_, false);
+      seconds_ = there.run(version_, true, progress_);
+      control_.agreement.together([&] { live_->place_experts(placed_); });
+    } catch (const AgreedFailure& failure) {
+      update.fail(failure.what(), there.session().has_written());
+      throw;
+    }
+    update.commit(version_);
   }
 
   void move_shards(Rebalancing& there) {
@@ -385,6 +496,10 @@ class RebalanceJob {
                              format_bytes(figures.least_bytes)));
       print_line(fmt::format("moved in {:.4f} s over {}, {:.2f} GB/s, {}", seconds_.update, wire_name(wire_),
                              rate_gb_s(), options_.no_verify ? "not verified" : "verified"));
+      if (live_) {
+        return print_line(fmt::format("# {} of version {} in {}", counted(topology_.engine.ranks(), "rank"),
+                                      version_, options_.sink));
+      }
       if (place_) {
         return print_line(fmt::format("# {} of version {} in {}", counted(topology_.engine.ranks(), "shard"),
                                       version_, place_->directory));
@@ -421,7 +536,7 @@ class RebalanceJob {
                            {"move", seconds_.update},
                            {"write", seconds_.write}};
       report["rate_gb_s"] = rate_gb_s();
-      if (!place_) {
+      if (!place_ && !live_) {
         report["plain_gb_s"] = plain_.gb_s();
         report["unverified_gb_s"] = unverified_.gb_s();
       }
@@ -438,8 +553,11 @@ class RebalanceJob {
   std::optional<ShardPlace> place_;  ///< of shard files; nothing where values are in memory alone
   std::optional<ThreadPool> files_;
   std::optional<ShardSink> sink_;
+  std::optional<LiveEnds> live_;
   ExpertMap from_;
   ExpertMap to_;
+  ExpertMap placed_;     ///< as `to_`, with the rows of the file
+  ExpertMap published_;  ///< what engines that run say
   Topology topology_;
   std::int64_t version_ = 0;
   Shard shard_;

@@ -373,6 +373,12 @@ void LiveEnds::plan_for(const ExpertPlacement& experts) {
   });
 }
 
+void LiveEnds::place_experts(const ExpertMap& map) {
+  if (!table_) return;
+  table_->write(map);
+  planned_ = key_of(map);
+}
+
 std::shared_ptr<ParameterMemory> LiveEnds::parameters(const Family& family,
                                                       const EngineLayout& layout) const {
   if (!engine_) return nullptr;

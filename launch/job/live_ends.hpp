@@ -89,6 +89,10 @@ class LiveEnds {
   /// is planned to place them. Does not communicate.
   void plan_for(const ExpertPlacement& experts);
 
+  /// Says to this rank's engine, which is being written, that its experts sit by that map now. Throws
+  /// IoError. Does not communicate.
+  void place_experts(const ExpertMap& map);
+
   /// Where this rank's parameters are; null where no engine is live. Throws UsageError where the engine has
   /// published another layout, InputError where it has not all parameters. Does not communicate.
   std::shared_ptr<ParameterMemory> parameters(const Family& family, const EngineLayout& layout) const;

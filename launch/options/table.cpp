@@ -154,7 +154,8 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      "layout)",
      kUpdates | kBench | kPlan},
     {"sink", "WHERE",
-     "hdf5:DIR or safetensors:DIR, the shard files whose experts move, each replaced by a new one; or none: "
+     "hdf5:DIR or safetensors:DIR, the shard files whose experts move, each replaced by a new one; live:DIR, "
+     "engines that run and have published where their experts sit; or none: "
      "any values in memory, to time what the maps ask for beside the wire",
      kRebalance},
     {"allow-older", nullptr, "engines of live:DIR may be given an older version than they serve",
@@ -229,7 +230,7 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      kBalance},
     {"from", "MAP",
      "the expert map by which experts lie now, or how engines begin: contiguous or trivial (slot p has "
-     "expert p mod experts), or round-robin",
+     "expert p mod experts), or round-robin; or published, where engines that run say themselves",
      kRebalance},
     {"to", "MAP", "the expert map by which they are to lie, of the same slots and a later epoch", kRebalance},
     {"max-moves", "N",

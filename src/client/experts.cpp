@@ -161,6 +161,33 @@ extern "C" int weightcast_place_experts(weightcast_export* e, int64_t epoch,
   return WEIGHTCAST_OK;
 }
 
+extern "C" int weightcast_placed_experts(const weightcast_export* e, int64_t* epoch,
+                                         int64_t* experts_of_slots) {
+  if (const int code = require_engine(e); code != WEIGHTCAST_OK) return code;
+  if (const int code = require_given(experts_of_slots, "the room for experts of slots");
+      code != WEIGHTCAST_OK)
+    return code;
+  if (e->experts == nullptr)
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "the export has no expert slots; call weightcast_add_experts first");
+  weightcast_expert_table& table = *e->experts;
+  const std::int64_t* const from = numbers_of(table);
+  // Nobody writes it for longer than a moment.
+  constexpr int kMostLooks = 1000;
+  for (int looks = 0; looks < kMostLooks; ++looks) {
+    const std::uint64_t before = __atomic_load_n(&table.sequence, __ATOMIC_ACQUIRE);
+    if (before % 2 == 0) {
+      if (epoch != nullptr) *epoch = __atomic_load_n(&table.epoch, __ATOMIC_RELAXED);
+      for (std::int64_t i = 0; i < table.layers * table.slots; ++i)
+        experts_of_slots[i] = __atomic_load_n(from + i, __ATOMIC_RELAXED);
+      __atomic_thread_fence(__ATOMIC_ACQUIRE);
+      if (__atomic_load_n(&table.sequence, __ATOMIC_RELAXED) == before) return WEIGHTCAST_OK;
+    }
+    ::usleep(1000);
+  }
+  return fail(WEIGHTCAST_IS_INVALID,
+              "where experts sit was being written when its writer died; call weightcast_place_experts");
+}
+
 extern "C" int weightcast_refer(const weightcast_export* e, const char* name,
                                 weightcast_reference* reference) {
   if (const int code = require_engine(e); code != WEIGHTCAST_OK) return code;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <span>
 #include <thread>
@@ -106,6 +107,41 @@ ExpertMap ExpertTable::read() const {
     map.placement.experts_of_slots.push_back(std::move(row));
   }
   return map;
+}
+
+void ExpertTable::write(const ExpertMap& map) const {
+  const auto [layers, slots, experts] = manifest_.expert_slots;
+  const std::int64_t copies = slots - experts + 1;
+  std::vector<std::int64_t> all(static_cast<std::size_t>(weightcast_table_numbers(layers, slots, experts)),
+                                -1);
+  const std::span<std::int64_t> physical(all);
+  const auto logical = physical.subspan(static_cast<std::size_t>(layers * slots));
+  const auto counts = logical.subspan(static_cast<std::size_t>(layers * experts * copies));
+  std::ranges::fill(counts, 0);
+  const auto at = [](std::span<std::int64_t> list, std::int64_t i) -> std::int64_t& {
+    return list[static_cast<std::size_t>(i)];
+  };
+  for (std::int64_t layer = 0; layer < layers; ++layer) {
+    for (std::int64_t slot = 0; slot < slots; ++slot) {
+      const std::int64_t expert = map.placement.experts_of_slots.at(static_cast<std::size_t>(layer))
+                                      .at(static_cast<std::size_t>(slot));
+      at(physical, layer * slots + slot) = expert;
+      std::int64_t& count = at(counts, layer * experts + expert);
+      at(logical, (layer * experts + expert) * copies + count) = slot;
+      ++count;
+    }
+  }
+  const SharedFile file(manifest_, manifest_.expert_table, Access::kWrite);
+  const auto mapping = file.map(manifest_, weightcast_table_bytes(layers, slots, experts));
+  auto& table = *reinterpret_cast<weightcast_expert_table*>(mapping->data());
+  auto* const to = reinterpret_cast<std::int64_t*>(&table + 1);
+  const std::uint64_t sequence = __atomic_load_n(&table.sequence, __ATOMIC_RELAXED) | 1;
+  __atomic_store_n(&table.sequence, sequence, __ATOMIC_RELAXED);
+  __atomic_thread_fence(__ATOMIC_RELEASE);
+  __atomic_store_n(&table.epoch, map.placement.epoch, __ATOMIC_RELAXED);
+  for (std::size_t i = 0; i < all.size(); ++i) __atomic_store_n(to + i, all[i], __ATOMIC_RELAXED);
+  __atomic_store_n(&table.sequence, sequence + 1, __ATOMIC_RELEASE);
+  require_whole(manifest_, *mapping);
 }
 
 std::int64_t key_of(const ExpertMap& map) {

@@ -23,6 +23,10 @@ class ExpertTable {
   /// IoError where the engine does not come to an end of writing it.
   ExpertMap read() const;
 
+  /// Says in place of the engine, whose parameters are a job step's and have been written so, that its
+  /// experts sit as `map` has them, a map of the table's sizes. Throws IoError as the constructor.
+  void write(const ExpertMap& map) const;
+
  private:
   const weightcast_expert_table& table() const;
   /// The numbers of the table and its epoch, all of one moment. Throws IoError.

@@ -176,8 +176,10 @@ TEST_F(RebalanceTest, RefusesInOneLine) {
   gives(words("contiguous", a_, {"--inference", "tp=4,ep=2"}), 64,
         {"--inference", "shard files say their layout"});
   gives(words("contiguous", a_, {"--iterations", "3"}), 64, {"--iterations", "--sink none"});
-  gives({"rebalance", "--from", "contiguous", "--to", a_, "--model", trained(1), "--sink", "live:" + sink_},
-        64, {"--sink live:", "running engines"});
+  gives(words("published", a_), 64, {"--from published", "live:DIR"});
+  gives({"rebalance", "--from", "published", "--to", a_, "--model", trained(1), "--sink", "live:" + sink_,
+         "--inference", "tp=2,ep=2"},
+        74, {"engine"});
   gives({"rebalance", "--from", "contiguous", "--to", a_, "--model", trained(1), "--sink",
          "hdf5:" + sink_ + "/{version}"},
         64, {"{version}", "write that of one"});

@@ -76,7 +76,9 @@ class Client(unittest.TestCase):
             self.assertEqual((sequence % 2, epoch, sizes), (0, 3, [2, 3, 2, 2]))
             # Experts of slots, slots of experts, and counts.
             self.assertEqual(numbers()[8:], [0, 1, 1, 1, 0, 0] + [0, -1, 1, 2, 1, 2, 0, -1] + [1, 2, 2, 1])
+            self.assertEqual(export.placed_experts(), (3, [[0, 1, 1], [1, 0, 0]]))
             export.place_experts(4, [[1, 0, 0], [0, 0, 1]])
+            self.assertEqual(export.placed_experts(), (4, [[1, 0, 0], [0, 0, 1]]))
             self.assertEqual(numbers()[2:4], [sequence + 2, 4])
             self.assertEqual(numbers()[8:14], [1, 0, 0, 0, 0, 1])
             for wrong, says in {

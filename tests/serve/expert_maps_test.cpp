@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <csignal>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -69,6 +70,25 @@ class MovingExperts : public ::testing::Test {
                 "live:" + folder_, "--bucket-size", "64KiB",    "--timeout",       "60"};
     for (const Words& others : {layout(), more}) words.insert(words.end(), others.begin(), others.end());
     return mpirun(3, words);
+  }
+
+  /// A job that moves the engines' experts.
+  CommandLine rebalance_job(const std::string& from, const std::string& to) const {
+    Words words{WEIGHTCAST_BINARY, "rebalance",       "--from",        from,    "--to",      to,
+                "--sink",          "live:" + folder_, "--bucket-size", "64KiB", "--timeout", "60"};
+    const Words others = layout();
+    words.insert(words.end(), others.begin(), others.end());
+    return mpirun(kRanks, words);
+  }
+
+  /// Whether both ranks' engines say that they have this map.
+  bool have(const engine::ExpertSlots& map) const {
+    return std::ranges::all_of(ranks_, [&](const Rank& rank) {
+      std::vector<std::int64_t> slots(static_cast<std::size_t>(kLayers * kSlots));
+      std::int64_t epoch = 0;
+      check(weightcast_placed_experts(rank.published->handle(), &epoch, slots.data()));
+      return epoch == map.epoch && slots == map.flat();
+    });
   }
 
   void offer(std::int64_t version) {
@@ -224,6 +244,10 @@ class MovingExperts : public ::testing::Test {
     std::mt19937_64 random(static_cast<std::uint64_t>(number));
     engine::ExpertSlots& map = maps_[static_cast<std::size_t>(number)];
     map = random_map(random, 10 + number);
+    put_map_file(map_file(number), map);
+  }
+
+  static void put_map_file(const std::string& path, const engine::ExpertSlots& map) {
     const nlohmann::json text = {{"expert_map", 1},
                                  {"epoch", map.epoch},
                                  {"layers", kLayers},
@@ -231,7 +255,7 @@ class MovingExperts : public ::testing::Test {
                                  {"slots", kSlots},
                                  {"ep", kRanks},
                                  {"experts_of_slots", map.experts_of_slots}};
-    put_file(map_file(number), text.dump());
+    put_file(path, text.dump());
   }
 
   TempDir dir_{"/tmp"};
@@ -360,8 +384,8 @@ TEST_F(MovingExperts, AServerPlansAnew) {
   }
 }
 
-// Updates, moves of experts by the engine itself and restarts, in random order: after each of them every copy
-// of every expert on every rank is the trainer's.
+// Updates, moves of experts by the engine itself and by jobs, and restarts, in random order: after each of
+// them every copy of every expert on every rank is the trainer's.
 TEST_F(MovingExperts, WhateverHappensEveryCopyIsTheTrainers) {
   Process server(job("serve"));
   const std::string file = folder_ + "/server.json";
@@ -374,9 +398,9 @@ TEST_F(MovingExperts, WhateverHappensEveryCopyIsTheTrainers) {
   std::mt19937_64 random(kSeed);
   engine::ExpertSlots map = maps_[0];
   std::int64_t version = 0;
-  std::array<int, 3> done{0, 0, 0};
-  for (int step = 0; step < 24; ++step) {
-    const std::size_t what = step < 3 ? static_cast<std::size_t>(step) : random() % 5 % 3;
+  std::array<int, 4> done{0, 0, 0, 0};
+  for (int step = 0; step < 30; ++step) {
+    const std::size_t what = step < 4 ? static_cast<std::size_t>(step) : random() % 6 % 4;
     SCOPED_TRACE("step " + std::to_string(step) + ", of kind " + std::to_string(what) + ", version " +
                  std::to_string(version) + ", epoch " + std::to_string(map.epoch));
     ++done[what];
@@ -389,13 +413,20 @@ TEST_F(MovingExperts, WhateverHappensEveryCopyIsTheTrainers) {
       const engine::ExpertSlots next = random_map(random, map.epoch + 1);
       rebalance(map, next);
       map = next;
+    } else if (what == 3) {
+      const engine::ExpertSlots next = random_map(random, map.epoch + 1);
+      put_map_file(dir_ / "next.json", next);
+      const Outcome outcome = run(rebalance_job("published", dir_ / "next.json"));
+      ASSERT_EQ(outcome.exit_code, 0) << describe(outcome);
+      ASSERT_TRUE(have(next));
+      map = next;
     } else {
       map = maps_[0];
       for (int rank = 0; rank < kRanks; ++rank) start(rank, version, map);
     }
     ASSERT_EQ(wrong_copy(map, version), "");
   }
-  EXPECT_GT(*std::ranges::min_element(done), 2);
+  EXPECT_GT(*std::ranges::min_element(done), 1);
   EXPECT_NE(wrong_copy(map, version + 1), "");
   server.send_to_children(SIGUSR1);
   EXPECT_EQ(server.wait().exit_code, 75);
@@ -426,6 +457,65 @@ TEST_F(LiveServers, AVersionThatCameByAnotherMapIsSentAgain) {
   EXPECT_NE(sync(in_turn).find("there already"), std::string::npos);
   EXPECT_NE(sync({}).find("placed by another expert map; it is sent"), std::string::npos);
   EXPECT_EQ(model_.difference(1), "");
+}
+
+TEST_F(MovingExperts, AJobMovesThemAndTheirMap) {
+  offer(1);
+  ASSERT_EQ(run(job("sync")).exit_code, 0);
+  EXPECT_TRUE(settle());
+  weightcast_reference reference = {};
+  check(weightcast_refer(ranks_[0].published->handle(), "model.norm.weight", &reference));
+  const Outcome moved = run(rebalance_job(map_file(0), map_file(1)));
+  ASSERT_EQ(moved.exit_code, 0) << describe(moved);
+  EXPECT_NE(moved.out.find("epoch 10 → 11"), std::string::npos) << describe(moved);
+  EXPECT_EQ(difference(1, 1), "");
+  EXPECT_TRUE(have(maps_[1]));
+  void* memory = nullptr;
+  EXPECT_EQ(weightcast_resolve(ranks_[0].published->handle(), &reference, &memory, nullptr),
+            WEIGHTCAST_STALE);
+  // The next update goes there, and the next rebalance begins there.
+  offer(2);
+  const Outcome update = run(job("sync"));
+  ASSERT_EQ(update.exit_code, 0) << describe(update);
+  EXPECT_TRUE(settle());
+  EXPECT_EQ(difference(1, 2), "");
+  const Outcome again = run(rebalance_job("published", map_file(2)));
+  ASSERT_EQ(again.exit_code, 0) << describe(again);
+  EXPECT_EQ(difference(2, 2), "");
+  EXPECT_TRUE(have(maps_[2]));
+}
+
+TEST_F(MovingExperts, AJobThatBeginsElsewhereIsRefused) {
+  expect_refused(run(rebalance_job(map_file(1), map_file(2))), 64,
+                 "--from " + map_file(1) + ": is of epoch 11");
+  expect_refused(run(rebalance_job("contiguous", map_file(2))), 64, "--from contiguous: the engines of");
+  expect_refused(run(rebalance_job(map_file(1), map_file(0))), 64, "does not follow epoch 11");
+  EXPECT_EQ(difference(0, 0), "");
+  EXPECT_TRUE(have(maps_[0]));
+}
+
+TEST_F(MovingExperts, AJobThatDiesBeforeTheyPauseLeavesThemAsTheyAre) {
+  shard(1, 0, 0);
+  hold_ = true;
+  Process dying(rebalance_job(map_file(0), map_file(1)));
+  ASSERT_TRUE(wait_until_asked());
+  // Nobody else moves or updates meanwhile.
+  expect_refused(run(rebalance_job(map_file(0), map_file(2))), 74, "engine-0.json");
+  dying.send_to_children(SIGKILL);
+  EXPECT_NE(dying.wait().exit_code, 0);
+  hold_ = false;
+  EXPECT_EQ(difference(0, 0), "");
+  EXPECT_TRUE(have(maps_[0]));
+  const Outcome again = run(rebalance_job(map_file(0), map_file(1)));
+  ASSERT_EQ(again.exit_code, 0) << describe(again);
+  EXPECT_EQ(difference(1, 0), "");
+  EXPECT_TRUE(have(maps_[1]));
+}
+
+TEST_F(MovingExperts, EnginesThatServeNothingAreNotRebalanced) {
+  check(weightcast_invalidate(ranks_[1].published->handle(), "a test"));
+  expect_refused(run(rebalance_job("published", map_file(1))), 74, "serves no version");
+  EXPECT_TRUE(have(maps_[0]));
 }
 
 TEST_F(MovingExperts, MapsThatDifferBetweenRanksAreRefused) {

@@ -87,6 +87,11 @@ class Export:
         engine does not pause while it moves any."""
         _experts.place(self._open(), self._sizes, epoch, experts_of_slots)
 
+    def placed_experts(self):
+        """Epoch and expert in each slot of each layer, as place_experts() or a job step that has moved them
+        (weightcast rebalance) has said last. In the `with` of pause() it is what the new weights lie by."""
+        return _experts.placed(self._open(), self._sizes)
+
     def refer(self, name):
         """A Reference to weights of an engine by a name, in the form that they have now, to be kept in place of the tensor and
         resolved at each use. Raises Invalid where the memory holds no version, so that no weight has its final form yet."""

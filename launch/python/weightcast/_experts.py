@@ -55,6 +55,17 @@ def place(handle, sizes, epoch, experts_of_slots):
     _library.call("weightcast_place_experts", handle, _library.whole(epoch, "epoch"), flat)
 
 
+def placed(handle, sizes):
+    """The epoch, and the expert in each slot of each layer."""
+    if sizes is None:
+        raise Error(64, "the engine was published without its experts; publish it with experts=")
+    layers, slots = sizes
+    epoch = ctypes.c_int64()
+    flat = (ctypes.c_int64 * (layers * slots))()
+    _library.call("weightcast_placed_experts", handle, ctypes.byref(epoch), flat)
+    return epoch.value, [list(flat[layer * slots : (layer + 1) * slots]) for layer in range(layers)]
+
+
 class Reference:
     """Weights of an engine in the form and place that they had when Export.refer() was called. It holds no weights itself."""
 

@@ -94,6 +94,7 @@ _SIGNATURES = {
     "weightcast_add_alias": [_POINTER, ctypes.c_char_p, ctypes.c_char_p],
     "weightcast_add_experts": [_POINTER, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64],
     "weightcast_place_experts": [_POINTER, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)],
+    "weightcast_placed_experts": [_POINTER, ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_int64)],
     "weightcast_refer": [_POINTER, ctypes.c_char_p, _POINTER],
     "weightcast_resolve": [_POINTER, _POINTER, ctypes.POINTER(_POINTER), ctypes.POINTER(ctypes.c_int64)],
     "weightcast_publish": [_POINTER],

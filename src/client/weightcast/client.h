@@ -115,6 +115,13 @@ WEIGHTCAST_API int weightcast_add_experts(weightcast_export* e, int64_t layers, 
 WEIGHTCAST_API int weightcast_place_experts(weightcast_export* e, int64_t epoch,
                                             const int64_t* experts_of_slots);
 
+/* Which expert is in which slot, into room for layers * slots numbers, and of which epoch (NULL: not asked): as
+   the engine has said, or a job step that has moved experts for it (weightcast rebalance), under whose commit
+   weights and map have changed together: to be asked when weightcast_pause() has returned, before the weights
+   are used. WEIGHTCAST_IS_INVALID where a job step has died while it wrote them: place experts anew. */
+WEIGHTCAST_API int weightcast_placed_experts(const weightcast_export* e, int64_t* epoch,
+                                             int64_t* experts_of_slots);
+
 /* Puts the manifest into the folder: from here on a job step may ask. An engine that has weights already says
    so with weightcast_serve() first. */
 WEIGHTCAST_API int weightcast_publish(weightcast_export* e);
