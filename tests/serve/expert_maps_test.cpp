@@ -512,6 +512,67 @@ TEST_F(MovingExperts, AJobThatDiesBeforeTheyPauseLeavesThemAsTheyAre) {
   EXPECT_TRUE(have(maps_[1]));
 }
 
+/// Whether a process has stopped, as by SIGSTOP.
+bool is_stopped(pid_t process) {
+  const std::string stat = get_file("/proc/" + std::to_string(process) + "/stat");
+  const std::size_t name = stat.rfind(") ");
+  return name != std::string::npos && stat.compare(name + 2, 1, "T") == 0;
+}
+
+// A job that dies while it writes, or when all is written, leaves engines without a version, and the next
+// update writes by the map that they have then; behind the commit the version is theirs.
+TEST_F(MovingExperts, AJobThatDiesLeavesAMapThatTheNextUpdateGoesBy) {
+  struct Moment {
+    const char* stop_at;  ///< as stop_at_state.cpp reads it: writing, written, and behind the commit
+    int rank;
+    int map;  ///< that engines have afterwards
+  };
+  constexpr std::array kMoments{Moment{"5", 1, 0}, Moment{"6", 1, 1}, Moment{"recorded", 0, 1}};
+  std::int64_t version = 0;
+  for (const Moment& moment : kMoments) {
+    SCOPED_TRACE(moment.stop_at);
+    for (int rank = 0; rank < kRanks; ++rank) start(rank, version, maps_[0]);
+    CommandLine command = rebalance_job("published", map_file(1));
+    command.environment["LD_PRELOAD"] = WEIGHTCAST_STOP_AT_STATE;
+    command.environment["STOP_RANK"] = std::to_string(moment.rank);
+    command.environment["STOP_AT"] = moment.stop_at;
+    Process job(command);
+    const auto give_up = std::chrono::steady_clock::now() + 60s;
+    const auto has_stopped = [&] {
+      const std::vector<pid_t> ranks = job.children();
+      return ranks.size() == kRanks && is_stopped(ranks.at(static_cast<std::size_t>(moment.rank)));
+    };
+    while (!has_stopped()) {
+      ASSERT_LT(std::chrono::steady_clock::now(), give_up) << "the job does not come there";
+      std::this_thread::sleep_for(1ms);
+    }
+    // The other rank goes as far as it can.
+    std::this_thread::sleep_for(300ms);
+    job.send_to_children(SIGKILL);
+    EXPECT_NE(job.wait().exit_code, 0);
+    const auto rested = [&] {
+      return std::ranges::all_of(ranks_, [](const Rank& rank) {
+        weightcast_reference reference = {};
+        const int code = weightcast_refer(rank.published->handle(), "model.norm.weight", &reference);
+        return code == WEIGHTCAST_OK || code == WEIGHTCAST_IS_INVALID;
+      });
+    };
+    while (!rested()) {
+      ASSERT_LT(std::chrono::steady_clock::now(), give_up) << "the engines do not come to rest";
+      std::this_thread::sleep_for(1ms);
+    }
+    EXPECT_TRUE(have(maps_[static_cast<std::size_t>(moment.map)]));
+    if (std::string(moment.stop_at) == "recorded") {
+      EXPECT_EQ(difference(moment.map, version), "");
+    }
+    offer(++version);
+    const Outcome update = run(MovingExperts::job("sync"));
+    ASSERT_EQ(update.exit_code, 0) << describe(update);
+    EXPECT_TRUE(settle());
+    EXPECT_EQ(difference(moment.map, version), "");
+  }
+}
+
 TEST_F(MovingExperts, EnginesThatServeNothingAreNotRebalanced) {
   check(weightcast_invalidate(ranks_[1].published->handle(), "a test"));
   expect_refused(run(rebalance_job("published", map_file(1))), 74, "serves no version");
