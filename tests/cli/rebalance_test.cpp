@@ -80,6 +80,7 @@ TEST_F(RebalanceTest, ShardsHoldWhatTheMapSays) {
   EXPECT_EQ(too_wide(outcome.out.substr(0, outcome.out.find("# 2 shards"))), "");
   EXPECT_TRUE(has(outcome.out, {"epoch 0 → 1: 19 of 24 slots get another expert", "2 shards of version"}));
   EXPECT_TRUE(shard_contents(sink_) == placed(plain, shuffled()));
+  EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(1), "--expert-map", a_})));
   const json said = read_json(report);
   EXPECT_EQ(said["status"], "done");
   EXPECT_EQ(said["slots"]["local"].get<int>() + said["slots"]["same_host"].get<int>(), 19);
@@ -92,7 +93,7 @@ TEST_F(RebalanceTest, ShardsHoldWhatTheMapSays) {
   ASSERT_TRUE(
       done(run_job(2, words(a_, back_, {"--bucket-size", "64KiB", "--buffers", "1", "--json", report}))));
   EXPECT_TRUE(shard_contents(sink_) == plain);
-  EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(1)})));
+  EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(1), "--expert-map", back_})));
 }
 
 TEST_F(RebalanceTest, ShardsAreOfEitherFormatAndOfAnyLayout) {

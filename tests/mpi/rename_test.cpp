@@ -246,7 +246,7 @@ TEST_F(FaultyRebalance, IsMadeWholeByTheNextWhereARankDies) {
     // As if the first one had not been: the same maps, the same shards.
     ASSERT_TRUE(done(run_job(2, words("contiguous", there_))));
     ASSERT_TRUE(done(run_job(2, words(there_, back_))));
-    EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(1)})));
+    EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", trained(1), "--expert-map", back_})));
     ASSERT_TRUE(done(run_job(3, sync_words(trained(1)))));
   }
 }
