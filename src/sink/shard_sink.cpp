@@ -197,7 +197,7 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
     for (const FileFormat format : {FileFormat::kHdf5, FileFormat::kSafetensors}) {
       if (!rank) continue;
       require_free_or_own(shard_path(directory, {*rank, format}), kShardKind);
-      require_no_later_map(shard_path(directory, {*rank, format}), session_.plan().topology.engine.experts);
+      require_no_later_map(shard_path(directory, {*rank, format}), topology_.engine.experts);
     }
   } catch (const std::exception& exception) {
     problem = error_of(exception);

@@ -133,12 +133,11 @@ std::vector<std::string> Place::processes() const {
   return found;
 }
 
-std::string Place::report_fault() const {
+std::string Place::report_status() const {
   if (scenario_.ranks == 0) return "";
-  if (!std::filesystem::exists(report())) return "there is no report";
+  if (!std::filesystem::exists(report())) return "missing";
   const auto json = nlohmann::json::parse(get_file(report()), nullptr, false);
-  if (json.is_discarded()) return "the report is no JSON";
-  return json.contains("status") ? "" : "the report has no status";
+  return json.is_object() && json.contains("status") ? json["status"].get<std::string>() : "damaged";
 }
 
 }  // namespace weightcast::faults

@@ -46,8 +46,9 @@ class Place {
   /// Processes that have to do with this folder and still run.
   std::vector<std::string> processes() const;
 
-  /// What is wrong with the job's report, or nothing.
-  std::string report_fault() const;
+  /// What the job's report says of its end: `done`, for example; `missing` and `damaged` where there is none
+  /// that says it. Of a plain command nothing.
+  std::string report_status() const;
 
   std::string folder() const { return folder_.string(); }
   /// Paths that contain it are sources of the version that is brought.
