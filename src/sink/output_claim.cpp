@@ -17,7 +17,9 @@ std::set<std::string> OutputClaim::unfinished() const {
 }
 
 void OutputClaim::put_back(const std::set<std::string>& unfinished) const {
-  if (lock_.held()) left_overs_.put_back(unfinished);
+  if (!lock_.held()) return;
+  left_overs_.put_back(unfinished);
+  if (const std::string note = left_overs_.strangers(); !note.empty()) log_note(note);
 }
 
 void OutputClaim::remove_unfinished() const {

@@ -9,4 +9,8 @@ namespace weightcast {
 /// no file then.
 void write_durably(const std::string& path, std::string_view text);
 
+/// Adds the text to a file that is there, through no link, and puts it on the disk. Throws SystemRefusal; a
+/// part of the text may be there then.
+void append_durably(const std::string& path, std::string_view text);
+
 }  // namespace weightcast

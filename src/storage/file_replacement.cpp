@@ -96,6 +96,13 @@ int FileReplacement::create_partial() {
     fail_to_create(final_path(), error);
   }
   note_unfinished(this, state_);
+  try {
+    begin_journal(state_.journal_path, identity_of(fd, partial_path()).inode);
+  } catch (const IoError&) {
+    ::close(fd);
+    abandon();
+    throw;
+  }
   return fd;
 }
 
@@ -128,15 +135,11 @@ void FileReplacement::move_away() {
 }
 
 void FileReplacement::promise(const std::optional<FileIdentity>& fresh) {
-  state_.entry = {fresh, require_as_seen().has_value()};
-  write_journal(state_.journal_path, state_.entry);
-  try {
-    sync_directory(directory_of(final_path()));
-  } catch (const IoError&) {
-    // Nothing has been promised that others rely on.
-    ::unlink(state_.journal_path.c_str());
-    throw;
-  }
+  JournalEntry entry{fresh, std::nullopt};
+  if (const auto old = require_as_seen()) entry.old = identity_of(*old);
+  promise_in_journal(state_.journal_path, entry);
+  sync_directory(directory_of(final_path()));
+  state_.entry = entry;
   state_.promised = true;
   note_unfinished(this, state_);
 }

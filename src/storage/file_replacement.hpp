@@ -12,7 +12,7 @@
 namespace weightcast {
 
 /// What every replacement of one file has in common: a hidden file that stands for it until it is placed, a
-/// journal from its promise on, and the way back. Errors are IoErrors that name the final path.
+/// journal beside that, and the way back. Errors are IoErrors that name the final path.
 class FileReplacement : public Replacement {
  public:
   FileReplacement(const std::string& final_path, const std::string& id);
@@ -34,8 +34,8 @@ class FileReplacement : public Replacement {
   void keep_in_sight(int descriptor);
   /// Undoes what has not ended.
   void abandon() noexcept;
-  /// Looks at what has the final name, creates the hidden file, and returns a descriptor for it: nobody may
-  /// do with it what others may not do with the file that it replaces.
+  /// Looks at what has the final name, creates the hidden file and its journal, and returns a descriptor for
+  /// the former: nobody may do with it what others may not do with the file that it replaces.
   int create_partial();
   /// What has the final name now. Throws IoError unless that is nothing, or the very file that was there when
   /// `create_partial` looked: what has come since, or was written into it, is somebody else's.
@@ -47,7 +47,8 @@ class FileReplacement : public Replacement {
   /// Moves the old file, if it is still there, to its hidden name. What somebody else has put there gets its
   /// name back, with IoError.
   void move_away();
-  /// Writes the journal, once. `fresh` is the new file, if there is one. Throws as `require_as_seen` does.
+  /// Says so in the journal, once. `fresh` is the new file, if there is one. Throws as `require_as_seen`
+  /// does.
   void promise(const std::optional<FileIdentity>& fresh);
   bool is_promised() const { return state_.promised; }
   const std::string& old_path() const { return state_.old_path; }

@@ -34,8 +34,8 @@ bool is_placed(const std::string& journal, const HiddenName& hidden) {
   const std::string path = (fs::path(journal).parent_path() / hidden.stem).string();
   if (::lstat(path.c_str(), &there) != 0) return false;
   try {
-    const JournalEntry entry = read_journal(journal);
-    return entry.fresh && identity_of(there) == *entry.fresh;
+    const auto known = read_journal(journal);
+    return known && known->entry.fresh && identity_of(there) == *known->entry.fresh;
   } catch (const IoError&) {
     // Another user's, or gone meanwhile: it is nothing that a reader needs.
     return false;

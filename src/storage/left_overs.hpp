@@ -7,10 +7,14 @@
 #include <string_view>
 #include <vector>
 
+#include "storage/journal.hpp"
+
 namespace weightcast {
 
 /// The hidden files that broken runs have left beside files. Only who holds the lock of those files may touch
-/// them: else they may be another job's, which is at work. What cannot be removed does no harm and stays.
+/// them: else they may be another job's, which is at work. Names alone prove nothing: a journal says itself
+/// what it is, new files are those of which a journal tells, old ones are the files that it names or are
+/// known as own. What cannot be removed does no harm and stays.
 class LeftOvers {
  public:
   /// Whether a file is one that the job's program has written: an old one of which no journal tells is
@@ -39,12 +43,18 @@ class LeftOvers {
   /// Once new files have all final names: removes the old ones, too.
   void clear_old() const;
 
+  /// Which files have such names and stay, because nothing says that this program wrote them, as a sentence
+  /// for the log; empty when there is none.
+  std::string strangers() const;
+
  private:
   struct Found;
   bool is_known_as_own(const std::filesystem::path& path) const;
-  void finish(const Found& journal, bool broken_off) const;
+  void finish(const Found& found, const Journal& journal, bool broken_off) const;
   /// The newest first. Throws IoError.
   std::vector<Found> find(std::string_view kind) const;
+  /// Of those the ones that this program wrote: new files of which a journal tells, and journals.
+  std::vector<Found> find_proven(std::string_view kind) const;
 
   std::string directory_;
   std::function<bool(std::string_view)> mine_;

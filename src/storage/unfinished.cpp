@@ -83,15 +83,16 @@ PutBack put_back(const UnfinishedFile& file) {
   if (::lstat(file.old_path.c_str(), &old) != 0) {
     if (errno != ENOENT) return PutBack::kRefused;
     if (!is_fresh) return PutBack::kDone;
-    return file.entry.had_old ? PutBack::kStranger : result_of(hide(file) == 0 ? 0 : errno);
+    return file.entry.old ? PutBack::kStranger : result_of(hide(file) == 0 ? 0 : errno);
   }
-  if (!taken) return result_of(take_free_name(file.old_path, file.final_path));
-  if (is_fresh) return result_of(take_name_of(*file.entry.fresh, file.old_path, file.final_path));
+  const bool is_old = file.entry.old && identity_of(old) == *file.entry.old;
+  if (is_old && !taken) return result_of(take_free_name(file.old_path, file.final_path));
+  if (is_old && is_fresh) return result_of(take_name_of(*file.entry.fresh, file.old_path, file.final_path));
   // Whoever put it back may not have come to remove the new one, which then has the hidden name.
   if (file.entry.fresh && identity_of(old) == *file.entry.fresh) {
     return result_of(::unlink(file.old_path.c_str()) == 0 ? 0 : errno);
   }
-  return is_name_of(file.old_path, there) ? PutBack::kDone : PutBack::kStranger;
+  return taken && is_name_of(file.old_path, there) ? PutBack::kDone : PutBack::kStranger;
 }
 
 bool mark_broken_off(const UnfinishedFile& file) {

@@ -16,7 +16,7 @@ struct UnfinishedFile {
   std::string old_path;      ///< a hidden name of the old file, once it has one
   std::string journal_path;
   JournalEntry entry;     ///< what the journal says
-  bool promised = false;  ///< the journal is there, and files that belong to this one may have their names
+  bool promised = false;  ///< the journal says it, and files that belong to this one may have their names
   int descriptor = -1;    ///< of the new file until it is promised: finds it where its folder was moved
 };
 

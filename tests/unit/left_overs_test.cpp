@@ -3,6 +3,7 @@
 #include "storage/left_overs.hpp"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,6 +21,7 @@
 
 #include "core/error.hpp"
 #include "storage/hidden_names.hpp"
+#include "storage/journal.hpp"
 #include "storage/model_files.hpp"
 #include "storage/output_lock.hpp"
 #include "storage/partial_file.hpp"
@@ -71,6 +73,15 @@ class LeftOversTest : public ::testing::Test {
       ::_exit(0);
     }
     ::waitpid(child, nullptr, 0);
+  }
+
+  /// Half a new file, as a process leaves it that was killed while it wrote: with a journal that tells of it.
+  static void put_half(const std::string& path, const std::string& id) {
+    const std::string partial = hidden_path(path, id, kPartial);
+    put_file(partial, "half a file");
+    struct stat there {};
+    ASSERT_EQ(::lstat(partial.c_str(), &there), 0);
+    begin_journal(hidden_path(path, id, kJournal), there.st_ino);
   }
 
   /// A new file for `name`, which says `version 2`.
@@ -144,7 +155,7 @@ TEST_F(LeftOversTest, NamesThatAreAsLongAsTheyMayBeCanBeReplaced) {
     replace(path, "the old one");
     // As it lies when a run has broken off between two renames.
     fs::rename(path, hidden_path(path, fresh_id(), kOld));
-    put_file(hidden_path(path, fresh_id(), kPartial), "half a file");
+    put_half(path, fresh_id());
     clear(left_overs);
     EXPECT_EQ(get_file(path), "the old one");
     replace(path, "the new one");
@@ -157,8 +168,8 @@ TEST_F(LeftOversTest, NamesThatAreAsLongAsTheyMayBeCanBeReplaced) {
 
 TEST_F(LeftOversTest, OldFilesStayUntilNewOnesAreInPlace) {
   put_file(dir_ / "a.h5", "the new one");
-  put_file(dir_ / ".a.h5.2123456789abcdef.partial", "half a file");
-  put_file(dir_ / ".a.h5.1123456789abcdef.partial", "half a file");
+  put_half(dir_ / "a.h5", "2123456789abcdef");
+  put_half(dir_ / "a.h5", "1123456789abcdef");
   put_file(dir_ / ".a.h5.0123456789abcdef.old", "the old one, replaced");
   put_file(dir_ / ".b.h5.0123456789abcdef.old", "the old one, moved away");
   put_file(dir_ / ".c.txt.partial", "somebody else's");
@@ -182,6 +193,10 @@ TEST_F(LeftOversTest, WhatOthersHaveUnderHiddenNamesStays) {
   Contents mine{{".a.h5.partial", "somebody else's"},
                 {".a.h5." + id + ".old", "somebody else's"},
                 {".b.h5." + id + ".old", "somebody else's"},
+                {".b.h5." + id + ".partial", "somebody else's"},
+                {".b.h5." + id + ".journal", "somebody else's"},
+                {".c.h5." + id + ".partial", ""},
+                {".d.h5." + id + ".journal", ""},
                 {"b.h5", "version 1"}};
   for (const auto& [name, text] : mine) put_file(dir_ / name, text);
   clear(left_overs_);
@@ -213,6 +228,46 @@ TEST_F(LeftOversTest, OfSeveralOldFilesTheNewestGetsTheNameBack) {
   EXPECT_EQ(names_in(dir_.string()).size(), 3U);
 }
 
+TEST_F(LeftOversTest, WhatStaysIsNamedInOneLine) {
+  EXPECT_EQ(left_overs_.strangers(), "");
+  put_half(dir_ / "a.h5", "0123456789abcdef");
+  put_file(dir_ / ".a.h5.1123456789abcdef.old", "version 1");
+  EXPECT_EQ(left_overs_.strangers(), "");
+  put_file(dir_ / ".b.h5.0123456789abcdef.partial", "somebody else's");
+  EXPECT_TRUE(has(left_overs_.strangers(), {dir_ / ".b.h5.0123456789abcdef.partial stays:", "remove it"}));
+  put_file(dir_ / ".a.h5.2123456789abcdef.old", "somebody else's");
+  EXPECT_TRUE(has(left_overs_.strangers(), {dir_ / ".a.h5.2123456789abcdef.old (and 1 more) stays:"}));
+}
+
+TEST_F(LeftOversTest, AJournalProvesItselfAndWhatItNames) {
+  put_file(dir_ / "a.h5", "version 1");
+  die_after([&] {
+    const auto file = make_new("a.h5", "0123456789abcdef");
+    file->prepare();
+    ::_exit(0);
+  });
+  const auto hidden = [&](const char* name, std::string_view kind) {
+    return hidden_path(dir_ / name, "0123456789abcdef", kind);
+  };
+  const auto journal = read_journal(hidden("a.h5", kJournal));
+  ASSERT_TRUE(journal && journal->entry.fresh && journal->entry.old);
+  // A copy under another name tells of nothing, nor one behind a link.
+  fs::copy_file(hidden("a.h5", kJournal), hidden("b.h5", kJournal));
+  fs::create_symlink(hidden("a.h5", kJournal), hidden("c.h5", kJournal));
+  EXPECT_FALSE(read_journal(hidden("b.h5", kJournal)) || read_journal(hidden("c.h5", kJournal)));
+  // Somebody else's files under the names of a real one's stay.
+  fs::remove(hidden("a.h5", kPartial));
+  put_file(dir_ / "new", kOfOthers);
+  fs::rename(dir_ / "new", hidden("a.h5", kPartial));
+  put_file(hidden("a.h5", kOld), kOfOthers);
+  fs::remove(dir_ / "a.h5");
+  clear(left_overs_, {"0123456789abcdef"});
+  left_overs_.clear_old();
+  EXPECT_FALSE(fs::exists(dir_ / "a.h5"));
+  EXPECT_EQ(get_file(hidden("a.h5", kPartial)), kOfOthers);
+  EXPECT_EQ(get_file(hidden("a.h5", kOld)), kOfOthers);
+}
+
 TEST_F(LeftOversTest, AReplacementThatBrokeOffIsUndoneWhole) {
   const std::string broken = "0123456789abcdef";
   const auto hidden = [&](const char* name, const std::string& id, std::string_view kind) {
@@ -224,19 +279,16 @@ TEST_F(LeftOversTest, AReplacementThatBrokeOffIsUndoneWhole) {
   put_file(hidden("a.h5", "1123456789abcdef", kOld), "version 1");
   put_file(dir_ / "b.h5", "version 2");
   fs::create_hard_link(dir_ / "b.h5", hidden("b.h5", broken, kOld));
-  put_file(hidden("b.h5", broken, kPartial), "version 3");
   // Its old file cannot get its name back: a folder has it.
   fs::create_directories(dir_ / "c.h5/full");
   put_file(hidden("c.h5", broken, kOld), "version 2");
-  EXPECT_TRUE(
-      has(message_of<IoError>([&] { clear(left_overs_); }), {dir_ / "c.h5", "rename it, or remove it"}));
+  EXPECT_TRUE(has(message_of<IoError>([&] { clear(left_overs_, {broken}); }),
+                  {dir_ / "c.h5", "rename it, or remove it"}));
   EXPECT_EQ(get_file(dir_ / "a.h5"), "version 2");
   EXPECT_EQ(get_file(dir_ / "b.h5"), "version 2");
   EXPECT_TRUE(fs::exists(hidden("a.h5", "1123456789abcdef", kOld)));
-  // Not ended before that, too, has been undone.
-  EXPECT_TRUE(fs::exists(hidden("b.h5", broken, kPartial)));
   fs::remove_all(dir_ / "c.h5");
-  clear(left_overs_);
+  clear(left_overs_, {broken});
   EXPECT_EQ(get_file(dir_ / "c.h5"), "version 2");
   EXPECT_EQ(names_in(dir_.string()),
             (std::vector<std::string>{".a.h5.1123456789abcdef.old", "a.h5", "b.h5", "c.h5"}));
@@ -251,7 +303,7 @@ TEST_F(LeftOversTest, AReplacementThatBrokeOffOnAnotherNodeIsUndone) {
   EXPECT_EQ(get_file(dir_ / "a.h5"), "version 2");
   clear(left_overs_, {broken});
   EXPECT_EQ(get_file(dir_ / "a.h5"), "version 1");
-  put_file(hidden_path(dir_ / "a.h5", broken, kPartial), "half a file");
+  put_half(dir_ / "a.h5", broken);
   EXPECT_EQ(left_overs_.unfinished(), (std::set<std::string>{broken}));
   clear(left_overs_);
   EXPECT_EQ(names_in(dir_.string()), std::vector<std::string>{"a.h5"});
