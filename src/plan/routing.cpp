@@ -203,6 +203,29 @@ class Sets {
   std::vector<std::vector<std::int64_t>> sets_;
 };
 
+/// The claims on a tensor that reach over the rows from one edge to the next, from top to bottom: of many
+/// experts in one tensor each band of rows has but a few.
+class Sweep {
+ public:
+  explicit Sweep(std::span<const Claim> claims) : claims_(claims.begin(), claims.end()) {
+    std::ranges::stable_sort(claims_, {}, [](const Claim& claim) { return claim.box.row; });
+  }
+
+  /// Those that `row`, which no call before has gone beyond, is in.
+  std::span<const Claim> at(std::int64_t row) {
+    std::erase_if(open_, [&](const Claim& claim) { return claim.box.row + claim.box.rows <= row; });
+    for (; next_ < claims_.size() && claims_[next_].box.row <= row; ++next_) {
+      if (claims_[next_].box.row + claims_[next_].box.rows > row) open_.push_back(claims_[next_]);
+    }
+    return open_;
+  }
+
+ private:
+  std::vector<Claim> claims_;
+  std::size_t next_ = 0;
+  std::vector<Claim> open_;
+};
+
 /// Who claims all of a cell.
 void claimants(std::span<const Claim> claims, const Box& cell, std::vector<std::int64_t>& who) {
   who.clear();
@@ -219,13 +242,18 @@ void cut_tensor(std::span<const Claim> needs, std::span<const Claim> holds, Sets
   const std::vector<std::int64_t> rows = edges(needs, holds, &Box::row, &Box::rows);
   const std::vector<std::int64_t> cols = edges(needs, holds, &Box::col, &Box::cols);
   std::vector<std::int64_t> who;
+  Sweep needing(needs);
+  Sweep holding(holds);
   for (std::size_t r = 0; r + 1 < rows.size(); ++r) {
+    const std::span<const Claim> need = needing.at(rows[r]);
+    const std::span<const Claim> hold = holding.at(rows[r]);
+    if (need.empty()) continue;
     for (std::size_t c = 0; c + 1 < cols.size(); ++c) {
       const Box cell{rows[r], rows[r + 1] - rows[r], cols[c], cols[c + 1] - cols[c]};
-      claimants(needs, cell, who);
+      claimants(need, cell, who);
       if (who.empty()) continue;
       const std::uint32_t to = destinations.index(who);
-      claimants(holds, cell, who);
+      claimants(hold, cell, who);
       pieces.push_back({needs.front().tensor, to, holders.index(who), cell});
     }
   }

@@ -15,6 +15,19 @@ class PlanTest : public CliTest {
   }
 };
 
+TEST_F(PlanTest, ManyExpertsInOneTensorTakeNoLongerThanManyTensors) {
+  for (const auto& [name, field] :
+       {std::pair("gpt-oss", "num_local_experts"), std::pair("gemma4-moe", "num_experts")}) {
+    nlohmann::json config = read_json(std::string(kData) + "/vllm/" + name + "/config.json");
+    config[field] = 16'384;
+    put_file(dir_ / "config.json", config.dump());
+    // Seconds of a processor: each box beside each other one takes half a minute.
+    EXPECT_TRUE(done(run({{"sh", "-c", "ulimit -t 10; exec \"$0\" \"$@\"", WEIGHTCAST_BINARY, "plan",
+                           "--model", dir_ / "config.json", "--inference", "tp=2"},
+                          {}})));
+  }
+}
+
 TEST_F(PlanTest, NumbersAddUp) {
   const auto json = plan({"--source", trained(0), "--trainers", "2", "--inference", "tp=2,ep=2,replicas=2",
                           "--bucket-size", "64KiB", "--buffers", "4"});
