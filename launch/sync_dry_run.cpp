@@ -10,6 +10,7 @@
 #include "core/units.hpp"
 #include "launch/commands.hpp"
 #include "launch/files/checkpoint_origin.hpp"
+#include "launch/files/output_file.hpp"
 #include "launch/files/overlap.hpp"
 #include "launch/job/live_ends.hpp"
 #include "launch/job/shard_place.hpp"
@@ -18,8 +19,11 @@
 #include "memory/available.hpp"
 #include "plan/plan.hpp"
 #include "report/log.hpp"
+#include "report/trace.hpp"
+#include "session/gpu.hpp"
 #include "sink/shard_sink.hpp"
 #include "storage/file_kind.hpp"
+#include "storage/output_lock.hpp"
 #include "storage/partial_file.hpp"
 #include "storage/rank_file.hpp"
 #include "storage/tentative_folder.hpp"
@@ -39,8 +43,7 @@ std::int64_t parameter_bytes(const Family& family, const EngineLayout& layout) {
   return bytes;
 }
 
-/// Throws what a job would throw before it writes into its folders, except that another job has them. Returns
-/// what is found, as a line.
+/// Throws what a job would throw before it writes into its folders. Returns what is found, as a line.
 std::string look_at_sink(const Options& options, const ShardPlace& sink, const Model& model,
                          const EngineLayout& layout, std::int64_t bytes) {
   std::set<std::string> folders;
@@ -57,6 +60,7 @@ std::string look_at_sink(const Options& options, const ShardPlace& sink, const M
     } catch (const IoError& error) {
       throw IoError(fmt::format("{}: {}", sink.option(folder), error.what()));
     }
+    OutputLock::look(folder_lock(folder), sink.option(folder));
     for (std::int64_t rank = 0; rank < layout.ranks(); ++rank) {
       for (const FileFormat format : {FileFormat::kHdf5, FileFormat::kSafetensors}) {
         const std::string path = folder + "/" + rank_file_name(kShardStem, {rank, format});
@@ -88,10 +92,26 @@ std::string look_at_files(const Options& options, const Model& model, const Engi
   return lines;
 }
 
+/// Throws UsageError where every rank of a job here would be without the GPU that NCCL needs.
+void require_gpu(const Options& options) {
+  if (options.transport != "nccl") return;
+  const bool built = !gpu_versions().empty();
+  if (built && !visible_gpus().gpus.empty()) return;
+  throw UsageError(
+      fmt::format("--transport nccl: {}; {}, or use --transport mpi",
+                  built ? "this process sees no GPU" : "this program was built without CUDA and NCCL",
+                  built ? "start the dry run where the job will run" : "build it with them"));
+}
+
 }  // namespace
 
 void run_dry_sync(const Options& options, OutputFile* json) {
   if (options.sources.empty()) throw UsageError("--source PATH is needed, once for each update");
+  require_gpu(options);
+  if (!options.trace.empty()) {
+    if (json != nullptr) require_other_file("trace", options.trace, "json", options.json);
+    OutputFile::look("trace", options.trace, trace_json({}, {}));
+  }
   const bool live = live_directory(options.sources.front()).has_value();
   std::string found;
   std::int64_t ranks = 0;

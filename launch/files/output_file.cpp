@@ -34,24 +34,51 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// How what this program writes begins, today and in all its earlier versions, up to a place that no other
-/// program's file reaches. Reports of jobs and of failures come first; `…` stands for the rest of a line.
-constexpr std::array<std::string_view, 10> kBeginnings{
-    "{\n  \"weightcast\": \"weightcast …\n  \"command\": \"",
-    "{\n  \"weightcast\": \"plan\",\n  \"hash\": \"",
-    "{\n  \"weightcast\": \"inspect\",\n  \"path\": \"",
-    "{\n  \"weightcast\": \"verify\",\n  \"status\": \"",
-    "# ranks of a weightcast job with live:",
-    "{\n  \"expert_map\": 1,\n  \"epoch\": ",
-    "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[]}\n",
-    Svg::kBeginning,
-    "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":0,\"tid\":"
-    "0,\"args\":"
-    "{\"name\":\"rank 0 trainer",
-    "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":0,\"tid\":"
-    "0,\"args\":"
-    "{\"name\":\"rank 0 inference",
+/// What this program writes where an option says: each replaces its own kind alone.
+enum class Kind { kReport, kTrace, kPicture, kHosts, kExpertMap };
+
+/// With the article.
+const char* kind_name(Kind kind) {
+  switch (kind) {
+    case Kind::kReport:
+      return "a report";
+    case Kind::kTrace:
+      return "a trace";
+    case Kind::kPicture:
+      return "a picture";
+    case Kind::kHosts:
+      return "a file of hosts";
+    case Kind::kExpertMap:
+      return "an expert map";
+  }
+  return "";
+}
+
+struct Beginning {
+  Kind kind;
+  std::string_view text;
 };
+
+/// How that begins, today and in all earlier versions of this program, up to a place that no other program's
+/// file reaches. Reports of jobs and of failures come first; `…` stands for the rest of a line.
+constexpr std::array<Beginning, 10> kBeginnings{{
+    {Kind::kReport, "{\n  \"weightcast\": \"weightcast …\n  \"command\": \""},
+    {Kind::kReport, "{\n  \"weightcast\": \"plan\",\n  \"hash\": \""},
+    {Kind::kReport, "{\n  \"weightcast\": \"inspect\",\n  \"path\": \""},
+    {Kind::kReport, "{\n  \"weightcast\": \"verify\",\n  \"status\": \""},
+    {Kind::kHosts, "# ranks of a weightcast job with live:"},
+    {Kind::kExpertMap, "{\n  \"expert_map\": 1,\n  \"epoch\": "},
+    {Kind::kTrace, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[]}\n"},
+    {Kind::kPicture, Svg::kBeginning},
+    {Kind::kTrace,
+     "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":0,\"tid\":"
+     "0,\"args\":"
+     "{\"name\":\"rank 0 trainer"},
+    {Kind::kTrace,
+     "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":0,\"tid\":"
+     "0,\"args\":"
+     "{\"name\":\"rank 0 inference"},
+}};
 
 /// More than any of them, with a line of versions.
 constexpr std::int64_t kLongestBeginning = 4096;
@@ -66,10 +93,20 @@ bool begins_as(std::string_view text, std::string_view beginning) {
          text.substr(line).starts_with(beginning.substr(gap + kRestOfLine.size()));
 }
 
-/// Throws IoError when the file cannot be read.
+/// What a text is by its beginning; nothing where this program has not written it.
+std::optional<Kind> kind_of(std::string_view text) {
+  const auto found =
+      std::ranges::find_if(kBeginnings, [&](const Beginning& one) { return begins_as(text, one.text); });
+  return found == kBeginnings.end() ? std::nullopt : std::optional(found->kind);
+}
+
+/// The same of a file. Throws IoError when it cannot be read.
+std::optional<Kind> kind_of_file(const fs::path& path) {
+  return kind_of(first_bytes(InputFile(path.string()), kLongestBeginning));
+}
+
 bool is_report(const fs::path& path) {
-  const std::string text = first_bytes(InputFile(path.string()), kLongestBeginning);
-  return std::ranges::any_of(kBeginnings, [&](std::string_view one) { return begins_as(text, one); });
+  return kind_of_file(path).has_value();
 }
 
 bool same_file(const struct stat& a, const struct stat& b) {
@@ -184,24 +221,30 @@ void clear_left_overs(const std::string& path) {
   if (lock == nullptr) return;
   const LeftOvers left_overs(path, &is_report);
   left_overs.put_back(left_overs.unfinished());
+  if (const std::string note = left_overs.strangers(); !note.empty()) log_note(note);
   left_overs.remove_unfinished();
   left_overs.clear_old();
 }
 
+/// The path, beside which no broken run has left anything any more.
+const std::string& cleared(const std::string& path) {
+  std::error_code missing;
+  const fs::path behind_links = fs::canonical(path, missing);
+  if (path != "-" && (missing || fs::is_regular_file(behind_links, missing))) {
+    clear_left_overs(behind_links.empty() ? path : behind_links.string());
+  }
+  return path;
+}
+
 }  // namespace
 
-OutputFile::OutputFile(std::string option, const std::string& path, const std::string& first)
-    : option_(std::move(option)), path_(path) {
+OutputFile::OutputFile(std::string option, const std::string& path, std::string first, Look /*alone*/)
+    : option_(std::move(option)), path_(path), first_(std::move(first)) {
   if (path == "-") {
     stdout_ = stream_ = true;
     return;
   }
   struct stat there {};
-  std::error_code missing;
-  const fs::path behind_links = fs::canonical(path, missing);
-  if (missing || fs::is_regular_file(behind_links, missing)) {
-    clear_left_overs(behind_links.empty() ? path : behind_links.string());
-  }
   if (::stat(path.c_str(), &there) != 0) {
     std::error_code ignored;
     if (fs::is_symlink(path, ignored)) {
@@ -227,7 +270,20 @@ OutputFile::OutputFile(std::string option, const std::string& path, const std::s
     throw UsageError(subject() +
                      "the name of a checkpoint's file, and this is a report; choose another, as report.json");
   }
-  put(first);
+}
+
+OutputFile::OutputFile(std::string option, const std::string& path, const std::string& first)
+    : OutputFile(std::move(option), cleared(path), first, Look()) {
+  if (!stream_) put(first);
+}
+
+void OutputFile::look(const std::string& option, const std::string& path, const std::string& first) {
+  const OutputFile file(option, path, first, Look());
+  if (file.stream_ || file.mine_) return;
+  const std::string folder = directory_of(file.path_);
+  if (::faccessat(AT_FDCWD, folder.c_str(), W_OK | X_OK, AT_EACCESS) == 0) return;
+  throw IoError(fmt::format("{}cannot create a file in {}: {}; choose a folder that can be written",
+                            file.subject(), folder, system_error_text(errno)));
 }
 
 void OutputFile::write(const std::string& text) {
@@ -249,7 +305,7 @@ std::string OutputFile::subject() const {
   return fmt::format("--{} {}: ", option_, printable(path_));
 }
 
-std::optional<struct stat> OutputFile::look() const {
+std::optional<struct stat> OutputFile::there_now() const {
   struct stat there {};
   if ((stream_ ? ::stat(path_.c_str(), &there) : ::lstat(path_.c_str(), &there)) != 0) return std::nullopt;
   return there;
@@ -257,16 +313,22 @@ std::optional<struct stat> OutputFile::look() const {
 
 void OutputFile::require_report(const struct stat& there) const {
   if (there.st_size == 0) return;
+  std::optional<Kind> kind;
   try {
-    if (is_report(path_)) return;
+    kind = kind_of_file(path_);
   } catch (const IoError& error) {
     throw IoError(subject() + error.what());
   }
-  throw UsageError(subject() + "a file is there that is no report; name another, or remove it");
+  const std::optional<Kind> own = kind_of(first_);
+  if (kind && own && *kind != *own) {
+    throw UsageError(fmt::format("{}what is there is {}, and this is {}; name another file, or remove it",
+                                 subject(), kind_name(*kind), kind_name(*own)));
+  }
+  if (!kind) throw UsageError(subject() + "a file is there that is no report; name another, or remove it");
 }
 
 void OutputFile::require_mine() const {
-  const auto there = look();
+  const auto there = there_now();
   if (there && (!mine_ || !same_file(*there, *mine_))) {
     throw IoError("somebody has put another file there, which stays; the report is not written");
   }
@@ -304,7 +366,7 @@ void OutputFile::replace(const std::string& text) {
           fmt::format("{}; nor can it be written in place: {}", refusal.what(), system_error_text(error)));
     }
   }
-  mine_ = look();
+  mine_ = there_now();
 }
 
 void require_other_file(const std::string& option, const std::string& path, const std::string& other_option,

@@ -13,10 +13,13 @@ class OutputFile {
  public:
   /// Takes the path of `--option` for this run, `-` for stdout, and puts `first` there at once, because what
   /// an earlier run left must not pass for this one's, and so that a file that cannot be written shows before
-  /// anything is done. A file is taken when it is empty or an earlier report; pipes and terminals are taken
-  /// as they are. Throws UsageError for anything else, and IoError, when the system refuses; nothing was
-  /// changed then.
+  /// anything is done. A file is taken when it is empty or an earlier one of the kind that `first` is of (a
+  /// report, a trace, a picture, …); pipes and terminals are taken as they are. Throws UsageError for
+  /// anything else, and IoError, when the system refuses; nothing was changed then.
   OutputFile(std::string option, const std::string& path, const std::string& first);
+
+  /// Throws what taking the path would throw, as far as a look can tell, and changes nothing.
+  static void look(const std::string& option, const std::string& path, const std::string& first);
 
   /// Replaces the text, whole or not at all; appends to what is no file. A file in a folder that lets nobody
   /// replace it is written in place. Throws IoError, also when somebody has put another file there meanwhile,
@@ -28,9 +31,12 @@ class OutputFile {
   bool written() const { return written_; }
 
  private:
+  struct Look {};
+  /// Looks at what is there, and puts nothing.
+  OutputFile(std::string option, const std::string& path, std::string first, Look alone);
   std::string subject() const;
   /// What lies there, nothing when there is nothing.
-  std::optional<struct stat> look() const;
+  std::optional<struct stat> there_now() const;
   void require_report(const struct stat& there) const;
   /// Throws IoError unless there is still what was looked at, or nothing.
   void require_mine() const;
@@ -39,7 +45,8 @@ class OutputFile {
   void replace(const std::string& text);
 
   std::string option_;
-  std::string path_;  ///< of a file, behind all links
+  std::string path_;   ///< of a file, behind all links
+  std::string first_;  ///< says by its beginning of which kind the file is
   bool stdout_ = false;
   bool stream_ = false;  ///< a pipe or a terminal, or stdout whatever it is
   bool written_ = false;

@@ -152,7 +152,10 @@ void clean(const std::string& directory) {
 }  // namespace
 
 void run_hosts(const Options& options, OutputFile* /*json*/) {
-  if (options.arguments.size() != 1) throw UsageError("write weightcast hosts DIR, with one folder");
+  if (options.arguments.size() != 1) {
+    throw UsageError(
+        fmt::format("write weightcast hosts {}DIR, with one folder", options.clean ? "--clean " : ""));
+  }
   const std::string& named = options.arguments.front();
   const std::string directory = live_directory(named).value_or(named);
   if (options.clean) {
@@ -170,7 +173,7 @@ void run_hosts(const Options& options, OutputFile* /*json*/) {
                            : *options.format == "rankfile" ? rankfile(directory, places)
                                                            : hostlist(directory, places);
   if (options.format && options.output.empty()) return print_report(text);
-  if (options.format) OutputFile("output", options.output, "").write(text);
+  if (options.format) OutputFile("output", options.output, text).write(text);
   Table table({"rank", "role", "host", "device"});
   for (std::size_t rank = 0; rank < places.size(); ++rank) {
     const Place& place = places[rank];

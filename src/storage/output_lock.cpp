@@ -74,15 +74,27 @@ bool is_hdf5_lock(const std::string& name) {
          ends_as_hdf5(std::string_view(name).substr(0, name.size() - kLockEnd.size()));
 }
 
+/// Throws the error for a lock that a job has which says so, or says nothing that is certain.
+[[noreturn]] void fail_for_holder(const std::string& option, const std::string& text) {
+  throw IoError(
+      fmt::format("{}: another job is writing there ({}); wait for its end or name another place", option,
+                  text.empty() ? "it cannot say who it is" : printable(text.substr(0, text.find('\n')))));
+}
+
+[[noreturn]] void fail_to_open(const std::string& path, int error) {
+  throw IoError(fmt::format("cannot open the lock file {}: {}; if no other job is writing there, remove it",
+                            path, system_error_text(error)));
+}
+
 }  // namespace
 
 class OutputLock::File {
  public:
-  /// Opens the file, and makes it when it is missing. `error()` is 0 when that went well.
-  explicit File(std::string path) : path_(std::move(path)) {
+  /// Opens the file, and with O_CREAT makes it when it is missing. `error()` is 0 when that went well.
+  explicit File(std::string path, int make = O_CREAT) : path_(std::move(path)) {
     constexpr int kFlags = O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
     do {
-      fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | kFlags, 0666);
+      fd_ = ::open(path_.c_str(), O_RDWR | make | kFlags, 0666);
     } while (fd_ < 0 && errno == EINTR);
     if (fd_ < 0) error_ = errno;
     // Another user's can be locked, if not written.
@@ -107,6 +119,13 @@ class OutputLock::File {
   int error() const { return error_; }
   /// Whether it can be a lock at all. None has a second name, under which it would be somebody's file.
   bool may_be_lock() const { return S_ISREG(status_.st_mode) && status_.st_nlink <= 1; }
+
+  /// What it says. Throws IoError, which names the option, when it is no lock.
+  std::string lock_text(const std::string& option) const {
+    std::string said = may_be_lock() ? text() : "";
+    if (may_be_lock() && (said.empty() || said.starts_with(kBegin))) return said;
+    throw IoError(fmt::format("{}: {} is no lock file; remove it or name another place", option, path_));
+  }
 
   /// The beginning of its text. Throws IoError.
   std::string text() const {
@@ -216,10 +235,7 @@ OutputLock::OutputLock(std::string lock_path, const std::string& option, const s
       throw IoError(fmt::format("{}: {}", option, refusal.what()));
     }
     if (file == nullptr) return;
-    const std::string text = file->may_be_lock() ? file->text() : "";
-    if (!file->may_be_lock() || (!text.empty() && !text.starts_with(kBegin))) {
-      throw IoError(fmt::format("{}: {} is no lock file; remove it or name another place", option, path_));
-    }
+    const std::string text = file->lock_text(option);
     file_ = file->held_already();
     if (file_ != nullptr) return;
     const int error = file->lock();
@@ -230,10 +246,8 @@ OutputLock::OutputLock(std::string lock_path, const std::string& option, const s
         std::this_thread::sleep_for(100ms);
         continue;
       }
-      const bool certain = said == text && !text.empty() && !keeps_files_of_others(directory_of(path_));
-      throw IoError(
-          fmt::format("{}: another job is writing there ({}); wait for its end or name another place", option,
-                      certain ? printable(text.substr(0, text.find('\n'))) : "it cannot say who it is"));
+      const bool certain = said == text && !keeps_files_of_others(directory_of(path_));
+      fail_for_holder(option, certain ? text : "");
     }
     if (error != 0) {
       // Nobody is kept out by it.
@@ -251,7 +265,7 @@ OutputLock::OutputLock(std::string lock_path, const std::string& option, const s
     file->say(own);
     File::hold(file, folder_);
     file_ = file;
-    require_alone();
+    require_alone(path_, option_);
     return;
   }
   throw IoError(fmt::format("{}: {} changes all the time; other jobs are writing there: name another place",
@@ -269,8 +283,7 @@ std::shared_ptr<OutputLock::File> OutputLock::open() {
   if (file->error() == 0) return file;
   struct stat there {};
   if (::lstat(path_.c_str(), &there) == 0) {
-    throw IoError(fmt::format("cannot open the lock file {}: {}; if no other job is writing there, remove it",
-                              path_, system_error_text(file->error())));
+    fail_to_open(path_, file->error());
   }
   if (!lets_nobody_write(file->error())) {
     throw SystemRefusal(fmt::format("cannot make the lock file {}: {}; see to that, or name another place",
@@ -289,9 +302,9 @@ void OutputLock::require_name() const {
       option_, path_));
 }
 
-void OutputLock::require_alone() const {
-  const std::string directory = directory_of(path_);
-  const std::string name = fs::path(path_).filename().string();
+void OutputLock::require_alone(const std::string& path, const std::string& option) {
+  const std::string directory = directory_of(path);
+  const std::string name = fs::path(path).filename().string();
   std::vector<std::string> beside;
   if (name == kFolderLock) {
     beside = files_in(directory, [](const fs::path& other) { return is_hdf5_lock(other.string()); });
@@ -301,9 +314,27 @@ void OutputLock::require_alone() const {
   for (const std::string& other : beside) {
     if (!File::is_locked_elsewhere(other)) continue;
     throw IoError(fmt::format(
-        "{}: another job is writing beside it (it has {}); wait for its end or name another place", option_,
+        "{}: another job is writing beside it (it has {}); wait for its end or name another place", option,
         other));
   }
+}
+
+void OutputLock::look(const std::string& lock_path, const std::string& option) {
+  struct stat there {};
+  if (::lstat(lock_path.c_str(), &there) == 0) {
+    const File file(lock_path, 0);
+    try {
+      if (file.error() != 0) fail_to_open(lock_path, file.error());
+    } catch (const IoError& error) {
+      throw IoError(fmt::format("{}: {}", option, error.what()));
+    }
+    const std::string text = file.lock_text(option);
+    if (File::is_locked_elsewhere(lock_path)) {
+      fail_for_holder(option, keeps_files_of_others(directory_of(lock_path)) ? "" : text);
+    }
+  }
+  std::error_code ignored;
+  if (fs::is_directory(directory_of(lock_path), ignored)) require_alone(lock_path, option);
 }
 
 void OutputLock::give_up(int error) {

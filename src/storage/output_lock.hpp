@@ -20,6 +20,9 @@ class OutputLock {
   OutputLock(const OutputLock&) = delete;
   OutputLock& operator=(const OutputLock&) = delete;
 
+  /// Throws the IoErrors that a lock would, for another job or for what is no lock, and makes nothing.
+  static void look(const std::string& lock_path, const std::string& option);
+
   /// Whether there is a lock: other jobs keep away.
   bool held() const { return file_ != nullptr; }
 
@@ -42,7 +45,7 @@ class OutputLock {
   std::shared_ptr<File> open();
   void give_up(int error);
   /// Asks when it has its own lock: of two jobs that ask each other at least one is refused.
-  void require_alone() const;
+  static void require_alone(const std::string& path, const std::string& option);
 
   std::string path_;
   std::string option_;

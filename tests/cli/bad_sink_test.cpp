@@ -514,6 +514,31 @@ TEST_F(BadSink, NamesThatLookLikeItsHiddenOnesStay) {
   EXPECT_EQ(contents, others);
 }
 
+TEST_F(BadSink, HiddenFilesOfOthersStayInTheFolderOfShards) {
+  // Each set of kinds that a killed job may leave, of somebody else.
+  const std::vector<std::vector<std::string>> sets{
+      {"old", "journal"},           {"partial"}, {"journal"}, {"old", "partial"}, {"partial", "journal"},
+      {"old", "partial", "journal"}};
+  for (const std::string format : {"hdf5", "safetensors"}) {
+    const std::string end = format == "hdf5" ? "h5" : "safetensors";
+    for (const auto& kinds : sets) {
+      std::filesystem::remove_all(sink_);
+      std::map<std::string, std::string> others;
+      for (const std::string& kind : kinds) {
+        others[".rank-0." + end + ".0123456789abcdef." + kind] = "mine, " + kind;
+      }
+      for (const auto& [name, text] : others) put_file(sink_ + "/" + name, text);
+      const Outcome outcome =
+          run_job(3, {"sync", "--source", trained(0), "--inference", "tp=2", "--sink", format + ":" + sink_});
+      EXPECT_TRUE(done(outcome));
+      EXPECT_TRUE(has(outcome.err, {"stays", "remove it if nobody needs it"}));
+      auto contents = folder_contents(sink_);
+      EXPECT_EQ(contents.erase("rank-0." + end) + contents.erase("rank-1." + end), 2U);
+      EXPECT_EQ(contents, others);
+    }
+  }
+}
+
 TEST_F(BadSink, KeepsThePermissionsOfWhatItReplaces) {
   const auto mode_of = [](const std::string& path) { return std::filesystem::status(path).permissions(); };
   const auto give = [](const std::string& path, mode_t mode) { ASSERT_EQ(::chmod(path.c_str(), mode), 0); };
@@ -583,7 +608,7 @@ TEST_F(BadSink, LinksInTheFolderLeadNobodyAstray) {
   }
   EXPECT_TRUE(done(run_job(3, sync_words(trained(0)))));
   EXPECT_EQ(get_file(dir_ / "victim"), "precious");
-  EXPECT_EQ(folder_contents(sink_).size(), 2);
+  EXPECT_EQ(folder_contents(sink_).size(), 4);  // with the links, which stay
   std::filesystem::create_symlink(dir_ / "victim", folder_lock(sink_));
   EXPECT_TRUE(refused(run_job(3, sync_words(trained(1))), 74, {folder_lock(sink_), "symbolic links"}));
   EXPECT_EQ(get_file(dir_ / "victim"), "precious");

@@ -1,4 +1,9 @@
+#include <sys/stat.h>
+
+#include <functional>
+
 #include "cli/cli.hpp"
+#include "storage/output_lock.hpp"
 
 namespace weightcast::test_support {
 namespace {
@@ -59,6 +64,61 @@ TEST_F(DryRun, RefusesASinkWhereNoFolderCanBe) {
     EXPECT_TRUE(refused(dry, 74, {"--sink hdf5:" + place, "cannot make the folder"}));
   }
   EXPECT_EQ(get_file(dir_ / "notes"), "mine");
+}
+
+TEST_F(DryRun, RefusesWhatLiesUnderTheLocksName) {
+  const std::string lock = sink_ + "/.weightcast.lock";
+  put_file(dir_ / "notes", "");
+  const std::vector<std::function<void()>> makers{
+      [&] { std::filesystem::create_directory(lock); },
+      [&] { std::filesystem::create_symlink(dir_ / "notes", lock); },
+      [&] { ASSERT_EQ(::mkfifo(lock.c_str(), 0600), 0); },
+      [&] { put_file(lock, "mine"); },
+  };
+  for (const auto& make : makers) {
+    std::filesystem::remove_all(sink_);
+    std::filesystem::create_directory(sink_);
+    make();
+    const Outcome job = run_job(3, sync_words(trained(0)));
+    const Outcome dry = run_plain(words_);
+    EXPECT_TRUE(refused(job, 74, {"--sink hdf5:" + sink_, lock}));
+    EXPECT_TRUE(refused(dry, 74, {"--sink hdf5:" + sink_, lock}));
+  }
+}
+
+TEST_F(DryRun, RefusesASinkThatAnotherJobHas) {
+  const OutputLock lock(folder_lock(sink_), "--sink", "another sync");
+  EXPECT_TRUE(refused(run_plain(words_), 74, {"another job is writing there", "another sync on host"}));
+  EXPECT_EQ(folder_contents(sink_).size(), 1U);
+  // One that was left blocks nobody, and stays as it is.
+  const std::string left = dir_ / "left";
+  put_file(folder_lock(left), "weightcast job: sync on host elsewhere\n");
+  const auto before = folder_contents(left);
+  EXPECT_TRUE(done(run_plain(
+      {"sync", "--source", trained(0), "--inference", "tp=2", "--sink", "hdf5:" + left, "--dry-run"})));
+  EXPECT_EQ(folder_contents(left), before);
+}
+
+TEST_F(DryRun, RefusesASinkThatTheKernelMakesUp) {
+  for (const char* place : {"/proc/x", "/sys/kernel/x", "/proc"}) {
+    const Words words{
+        "sync", "--source", trained(0), "--inference", "tp=2", "--sink", std::string("hdf5:") + place};
+    EXPECT_TRUE(refused(run_job(3, words), 74, {std::string("--sink hdf5:") + place}));
+    EXPECT_TRUE(refused(run_plain(words + Words{"--dry-run"}), 74, {std::string("--sink hdf5:") + place}));
+  }
+}
+
+TEST_F(DryRun, RefusesATraceOverSomebodysFileAndGpusThatAreNotThere) {
+  put_file(dir_ / "t.json", "{}");
+  const Words trace{"--trace", dir_ / "t.json"};
+  EXPECT_TRUE(refused(run_plain(words_ + trace), 64, {"--trace " + (dir_ / "t.json"), "no report"}));
+  EXPECT_EQ(get_file(dir_ / "t.json"), "{}");
+  std::filesystem::remove(dir_ / "t.json");
+  EXPECT_TRUE(done(run_plain(words_ + trace)));
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "t.json"));
+  CommandLine nccl{Words{WEIGHTCAST_BINARY} + words_ + Words{"--transport", "nccl"},
+                   {{"CUDA_VISIBLE_DEVICES", ""}}};
+  EXPECT_TRUE(refused(run(nccl), 64, {"--transport nccl", "--transport mpi"}));
 }
 
 TEST_F(DryRun, RefusesAHeadThatIsNotTheEmbedding) {

@@ -17,6 +17,7 @@
 
 #include "control/signals.hpp"
 #include "core/error.hpp"
+#include "report/svg.hpp"
 #include "storage/partial_file.hpp"
 #include "storage_files.hpp"
 #include "support/other_user.hpp"
@@ -67,30 +68,63 @@ class OutputFileTest : public ::testing::Test {
   TempDir dir_;
 };
 
-TEST_F(OutputFileTest, TakesWhatIsEmptyOrAReport) {
+TEST_F(OutputFileTest, TakesWhatIsEmptyOrOfItsKind) {
   const std::string path = dir_ / "file";
   const std::string events = "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[";
   const std::string name =
       "{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":0,\"tid\":0,\"args\":{\"name\":\"rank 0 ";
-  for (const std::string& old :
-       {std::string(), std::string(kFirst),
-        std::string(
-            "{\n  \"weightcast\": \"weightcast 0.1.0 · Open MPI 4.1.4\",\n  \"command\": \"bench\",\n"),
-        std::string("{\n  \"weightcast\": \"plan\",\n  \"hash\": \"00\"\n}\n"),
-        std::string("{\n  \"weightcast\": \"inspect\",\n  \"path\": \"a\"\n}\n"),
-        std::string("{\n  \"weightcast\": \"verify\",\n  \"status\": \"done\"\n}\n"), events + "]}\n",
-        events + name + "trainer\"}}]}\n", events + name + "inference 0\"}}]}\n"}) {
-    put_file(path, old);
-    OutputFile file = begin(path);
-    EXPECT_EQ(get_file(path), kFirst);
-    file.write("the end");
-    EXPECT_EQ(get_file(path), "the end");
-    EXPECT_EQ(names_in(dir_.string()).size(), 1U);
+  const std::vector<std::pair<std::string, std::vector<std::string>>> kinds{
+      {"a report",
+       {kFirst, "{\n  \"weightcast\": \"weightcast 0.1.0 · Open MPI 4.1.4\",\n  \"command\": \"bench\",\n",
+        "{\n  \"weightcast\": \"plan\",\n  \"hash\": \"00\"\n}\n",
+        "{\n  \"weightcast\": \"inspect\",\n  \"path\": \"a\"\n}\n",
+        "{\n  \"weightcast\": \"verify\",\n  \"status\": \"done\"\n}\n"}},
+      {"a trace",
+       {events + "]}\n", events + name + "trainer\"}}]}\n", events + name + "inference 0\"}}]}\n"}},
+      {"a picture", {std::string(Svg::kBeginning) + ">"}},
+      {"a file of hosts", {"# ranks of a weightcast job with live:run\nnode-1\n"}},
+      {"an expert map", {"{\n  \"expert_map\": 1,\n  \"epoch\": 1\n}\n"}}};
+  for (const auto& [kind, texts] : kinds) {
+    const std::string& first = texts.front();
+    for (const auto& [other, old_texts] : kinds) {
+      for (const std::string& old : old_texts) {
+        put_file(path, old);
+        if (other != kind) {
+          EXPECT_TRUE(has(message_of<UsageError>([&] { OutputFile("json", path, first); }),
+                          {"--json " + path, "what is there is " + other, "this is " + kind, "remove it"}));
+          EXPECT_EQ(get_file(path), old);
+          continue;
+        }
+        OutputFile file("json", path, first);
+        EXPECT_EQ(get_file(path), first);
+        file.write("the end");
+        EXPECT_EQ(get_file(path), "the end");
+        EXPECT_EQ(names_in(dir_.string()).size(), 1U);
+      }
+    }
   }
+  put_file(path, "");
+  begin(path).write("the end");
+  EXPECT_EQ(get_file(path), "the end");
   fs::remove(path);
   begin(path).write("the end");
   EXPECT_EQ(get_file(path), "the end");
   EXPECT_FALSE(begin_output("json", "", kFirst).has_value());
+}
+
+TEST_F(OutputFileTest, ALookChangesNothing) {
+  const std::string path = dir_ / "file";
+  const auto look = [&](const std::string& at) { OutputFile::look("trace", at, kFirst); };
+  look(path);
+  EXPECT_TRUE(names_in(dir_.string()).empty());
+  put_file(path, kFirst);
+  look(path);
+  put_file(path, "precious");
+  EXPECT_TRUE(has(message_of<UsageError>([&] { look(path); }), {"--trace " + path, "no report"}));
+  EXPECT_EQ(get_file(path), "precious");
+  EXPECT_TRUE(has(message_of<IoError>([&] { look(dir_ / "absent/t.json"); }), {"absent", "No such file"}));
+  EXPECT_TRUE(has(message_of<UsageError>([&] { look(dir_ / "config.json"); }), {"checkpoint's file"}));
+  EXPECT_EQ(names_in(dir_.string()), std::vector<std::string>{"file"});
 }
 
 TEST_F(OutputFileTest, RefusesEverythingElse) {
