@@ -5,7 +5,9 @@
 #include <filesystem>
 
 #include "core/error.hpp"
+#include "model/landing/unread_rows.hpp"
 #include "model/map_fields.hpp"
+#include "report/log.hpp"
 #include "storage/foreign_file.hpp"
 
 namespace weightcast {
@@ -20,11 +22,19 @@ std::string read_map(const std::string& path) {
   }
 }
 
+/// The map of a text. Says what of the tensors it lets fall.
+std::shared_ptr<const LandingMap> map_of(const std::string& text, const std::string& origin, bool speaks) {
+  auto map = std::make_shared<LandingMap>(parse_landing_map(text, origin));
+  const std::string unread = speaks ? unread_text(*map) : "";
+  if (!unread.empty()) log_note(fmt::format("--landing {}: {}", origin, unread));
+  return map;
+}
+
 }  // namespace
 
 std::shared_ptr<const LandingMap> load_landing(const Options& options) {
   if (options.landing.empty()) return nullptr;
-  return std::make_shared<LandingMap>(parse_landing_map(read_map(options.landing), options.landing));
+  return map_of(read_map(options.landing), options.landing, true);
 }
 
 std::shared_ptr<const LandingMap> load_landing(Control& control, const Options& options) {
@@ -35,8 +45,7 @@ std::shared_ptr<const LandingMap> load_landing(Control& control, const Options& 
   });
   text = control.agreement.broadcast(text);
   std::shared_ptr<const LandingMap> map;
-  control.agreement.together(
-      [&] { map = std::make_shared<LandingMap>(parse_landing_map(text, options.landing)); });
+  control.agreement.together([&] { map = map_of(text, options.landing, control.rank() == 0); });
   return map;
 }
 

@@ -137,6 +137,7 @@ void run_verify(const Options& options, OutputFile* json) {
   const Choice* const choice = source.family().choice();
   Differences differences;
   std::int64_t bytes = 0;
+  std::int64_t unwritten = 0;
   for (const Shard& shard : shards) {
     std::vector<Parameter> parameters;
     try {
@@ -153,6 +154,7 @@ void run_verify(const Options& options, OutputFile* json) {
     activity.begin("comparing " + shard.path);
     bytes +=
         ParameterVerifier(source.family().catalog(), kept, source.planes(), differences).verify(parameters);
+    unwritten += unwritten_bytes(parameters);
     if (choice == nullptr) kept.require_nothing_else(parameters);
     kept.require_unchanged();
   }
@@ -163,6 +165,7 @@ void run_verify(const Options& options, OutputFile* json) {
                          shards.size(), version, options.sources.front(),
                          layout.quantizer ? " quantised to " + quantizer_name(*layout.quantizer) : "",
                          format_bytes(bytes), compared_text(source.family())));
+  if (unwritten > 0) print_line(fmt::format("{}: {}", directory, unwritten_text(unwritten)));
   if (json != nullptr) {
     const nlohmann::ordered_json report = {{"weightcast", "verify"},
                                            {"status", "done"},
@@ -171,6 +174,7 @@ void run_verify(const Options& options, OutputFile* json) {
                                            {"bytes", bytes},
                                            {"expert_epoch", layout.experts.epoch},
                                            {"expert_placement", layout.experts.fingerprint()},
+                                           {"unwritten_bytes", unwritten},
                                            {"partial", choice_json_of(source.family())},
                                            {"error", nullptr}};
     json->write(json_report(report));

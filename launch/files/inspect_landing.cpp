@@ -7,6 +7,7 @@
 #include <string>
 
 #include "core/units.hpp"
+#include "model/landing/unread_rows.hpp"
 #include "report/json_report.hpp"
 #include "report/log.hpp"
 #include "report/table.hpp"
@@ -71,6 +72,8 @@ void inspect_landing(const LandingMap& map, OutputFile* json) {
     print_line(fmt::format("# rank 0: {} goes through the engine's loader: {}",
                            map.tensors[loaded.tensor].name, loaded.why));
   }
+  if (const std::string unread = unread_text(map); !unread.empty())
+    log_note(fmt::format("{}: {}", map.origin, unread));
   if (json != nullptr) json->write(json_report(report));
 }
 

@@ -44,6 +44,16 @@ ReferenceWeights::ReferenceWeights(const Options& options, const std::shared_ptr
   planes_.emplace(model_.family->catalog(), *reader_, quantizer);
 }
 
+std::int64_t unwritten_bytes(const std::vector<Parameter>& parameters) {
+  std::int64_t bytes = 0;
+  for (const Parameter& parameter : parameters) bytes += parameter.bytes() - parameter.written_bytes();
+  return bytes;
+}
+
+std::string unwritten_text(std::int64_t bytes) {
+  return fmt::format("{} of the parameters no update writes, and they are not compared", format_bytes(bytes));
+}
+
 void Differences::add(const std::string& tensor, const std::string& line) {
   if (tensors_.empty()) first_ = line;
   tensors_.insert(tensor);

@@ -56,6 +56,13 @@ class ReferenceWeights {
   std::optional<PlaneReader> planes_;
 };
 
+/// Bytes of parameters that no tensor of the source feeds and no update writes, as rows of keys and values in
+/// layers that use others': they are not compared.
+std::int64_t unwritten_bytes(const std::vector<Parameter>& parameters);
+
+/// `1.25 MiB of the parameters no update writes, and they are not compared`
+std::string unwritten_text(std::int64_t bytes);
+
 /// What differs, over all parameters that a command compares.
 class Differences {
  public:

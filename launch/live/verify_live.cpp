@@ -216,6 +216,7 @@ void refuse_elsewhere(const std::string& directory, const Engines& engines) {
 struct Compared {
   std::int64_t bytes = 0;
   std::int64_t loader_bytes = 0;
+  std::int64_t unwritten_bytes = 0;  ///< of those in place
 };
 
 /// Compares what lies in place. Throws InputError, IoError; UsageError for an engine that has nothing in
@@ -238,6 +239,7 @@ Compared compare(const Engines& engines, const EngineLayout& layout, ReferenceWe
     for (auto loader = loaders; loader != parameters.end(); ++loader)
       compared.loader_bytes += loader->bytes();
     parameters.erase(loaders, parameters.end());
+    compared.unwritten_bytes += unwritten_bytes(parameters);
     compared.bytes +=
         ParameterVerifier(source.family().catalog(), engine, source.planes(), differences).verify(parameters);
   }
@@ -263,7 +265,7 @@ void verify_live(const std::string& directory, const Options& options, OutputFil
   const std::optional<ExpertMap> published = common_experts(engines, layout.ep);
   place_experts(options, published ? published : expert_map, source.model(), topology.engine);
   Differences differences;
-  const auto [bytes, loader_bytes] = compare(engines, layout, source, differences);
+  const auto [bytes, loader_bytes, unwritten] = compare(engines, layout, source, differences);
   // What an update has just written is no fault.
   for (const auto& engine : engines.here) engine->require_served_on();
   source.require_unchanged();
@@ -277,6 +279,7 @@ void verify_live(const std::string& directory, const Options& options, OutputFil
         "live:{}: {} went through the engines' own loaders, and what these made of it is not compared",
         directory, format_bytes(loader_bytes)));
   }
+  if (unwritten > 0) print_line(fmt::format("live:{}: {}", directory, unwritten_text(unwritten)));
   refuse_elsewhere(directory, engines);
   if (json != nullptr) {
     json->write(json_report({{"weightcast", "verify"},
@@ -285,6 +288,7 @@ void verify_live(const std::string& directory, const Options& options, OutputFil
                              {"engines", engines.here.size()},
                              {"bytes", bytes},
                              {"loader_bytes", loader_bytes},
+                             {"unwritten_bytes", unwritten},
                              {"partial", choice_json_of(source.family())},
                              {"error", nullptr}}));
   }

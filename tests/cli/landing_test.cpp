@@ -189,6 +189,23 @@ TEST_F(Landing, NamesAreTheMapsOwn) {
   EXPECT_TRUE(done(run_plain({"verify", sink_, "--source", alone, "--landing", file_})));
 }
 
+TEST_F(Landing, RowsThatLandOnNoRankAreNamed) {
+  // The map of an engine whose config says 2 heads of keys and values, and whose checkpoint has 4.
+  const std::string path = std::string(kData) + "/landing_maps/mimo-v2-flash_tp2.json";
+  const Words words{path, "of 4 tensors elements land on no rank",
+                    "rows 64..128, columns 0..80 of model.layers.1.self_attn.k_proj.weight [128, 80]"};
+  const Outcome outcome = run_plain({"inspect", path});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.err, words));
+  const Outcome whole = run_plain({"inspect", std::string(kData) + "/landing_maps/gpt-oss_tp2ep.json"});
+  EXPECT_TRUE(done(whole));
+  EXPECT_EQ(whole.err, "");
+  // Plan and verify read it alike; here both lack what follows.
+  for (const Words& command : {Words{"plan"}, Words{"sync", "--dry-run"}}) {
+    EXPECT_TRUE(has(run_plain(command + Words{"--source", trained(0), "--landing", path}).err, words));
+  }
+}
+
 TEST_F(Landing, InspectSumsItUp) {
   nlohmann::json with_left = map();
   with_left["ranks"][0]["left"] = {

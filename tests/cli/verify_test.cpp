@@ -48,6 +48,25 @@ class Verify : public CliTest {
   }
 };
 
+TEST_F(Verify, WhatNoUpdateWritesIsSaidToBeLeftOut) {
+  // The last layers have keys and values of others: rows of their projections that no tensor feeds.
+  const std::string model = dir_ / "gemma";
+  ASSERT_TRUE(
+      done(run_plain({"synth", "--model", std::string(kData) + "/vllm/gemma4-ple", "--output", model})));
+  ASSERT_TRUE(
+      done(run_job(3, {"sync", "--source", model, "--inference", "tp=2", "--sink", "hdf5:" + sink_})));
+  const std::string report = dir_ / "report.json";
+  const Outcome outcome = run_plain({"verify", sink_, "--source", model, "--json", report});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"of the parameters no update writes, and they are not compared"}));
+  EXPECT_GT(read_json(report).at("unwritten_bytes"), 0);
+  // Of other models all is written.
+  sync(dir_ / "whole", 1);
+  const Outcome whole = run_plain({"verify", dir_ / "whole", "--source", trained(0)});
+  EXPECT_TRUE(done(whole));
+  EXPECT_FALSE(has(whole.out, {"no update writes"}));
+}
+
 TEST_F(Verify, OneChangedBitIsFoundAndNamed) {
   sync(sink_, 1);
   EXPECT_TRUE(done(verify()));

@@ -14,6 +14,7 @@
 #include "emulated_update.hpp"
 #include "model/landing/landed_family.hpp"
 #include "model/landing/landing_map.hpp"
+#include "model/landing/unread_rows.hpp"
 #include "model_configs.hpp"
 #include "naive_model.hpp"
 #include "plan_cases.hpp"
@@ -306,6 +307,7 @@ TEST(Landing, ATensorThatIsReadInPartTravelsInPart) {
                                               "parts": [[0, 4, 2, 1, 2, 0, 0]]}]})"));
   const auto parsed_map = parsed(map);
   EXPECT_EQ(parsed_map->tensors[0].unread, 32 - 12 - 4 + 2);  // two elements are in both
+  expect_has(unread_text(*parsed_map), {"of 1 tensor elements", "rows 0..2, columns 0..4 of kv [8, 4]"});
   const auto family = make_landed_family(parsed_map, nullptr);
   Topology topology;
   topology.engine = vllm_layout(1, 1, 1);
