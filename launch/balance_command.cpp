@@ -120,15 +120,25 @@ void run_balance(const Options& options, OutputFile* /*json*/) {
                          loads.experts, shape.slots, counted(shape.ranks, "rank"), map.placement.epoch));
   print_line(shape.hierarchical()
                  ? fmt::format("{} on {}", counted(shape.groups, "group"), counted(shape.nodes, "node"))
-                 : fmt::format("all experts as one group: {} nodes do not divide {} groups", shape.nodes,
-                               shape.groups));
+                 : fmt::format("all experts as one group: {} do not divide {}", counted(shape.nodes, "node"),
+                               counted(shape.groups, "group")));
   Table table({"busiest rank ÷ mean", "worst layer", "its number", "mean of layers"});
-  table.add(row_of("before", imbalances(loads, before)));
-  table.add(row_of("after", imbalances(loads, map)));
+  const std::vector<double> old_imbalances = imbalances(loads, before);
+  const std::vector<double> new_imbalances = imbalances(loads, map);
+  table.add(row_of("before", old_imbalances));
+  table.add(row_of("after", new_imbalances));
   print_report(table.text());
   print_line(fmt::format("{} of {} slots get another expert", changed_slots(before, map),
                          loads.layers * shape.slots));
   if (!cost.empty()) print_line(cost);
+  const double old_worst = *std::ranges::max_element(old_imbalances);
+  const double new_worst = *std::ranges::max_element(new_imbalances);
+  if (new_worst > old_worst) {
+    log_note(
+        fmt::format("the busiest rank has {:.3f} times the mean with this map, and {:.3f} with the one "
+                    "before; that one is the better",
+                    new_worst, old_worst));
+  }
 }
 
 }  // namespace weightcast

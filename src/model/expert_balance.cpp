@@ -113,9 +113,9 @@ Numbers balance_layer(std::span<const float> loads, const BalanceShape& shape) {
 
 void require_fit(const ExpertLoads& loads, const BalanceShape& shape) {
   require_divides("--ranks", "ranks", shape.ranks, "the slots of a layer", shape.slots);
+  require_divides("--nodes", "nodes", shape.nodes, "the ranks", shape.ranks);
   if (shape.hierarchical()) {
     require_divides("--groups", "groups", shape.groups, "the experts of " + loads.origin, loads.experts);
-    require_divides("--nodes", "nodes", shape.nodes, "the ranks", shape.ranks);
   }
   if (shape.slots < loads.experts) {
     throw UsageError(

@@ -58,6 +58,18 @@ TEST_F(BalanceTest, TakesAllAsOneGroupWhereNodesDoNotDivideGroups) {
   EXPECT_EQ(json::parse(get_file(map_))["experts_of_slots"], golden_["global_"]["phy2log"]);
 }
 
+TEST_F(BalanceTest, SaysThatTheMapBeforeIsTheBetter) {
+  // By falling load: 4 and 2 to ranks 0 and 1, 2 to each in turn, and 1 where room is left: 7 and 5 of 12. As
+  // they stand it is 6 and 6.
+  put_file(loads_, "[[1, 1, 4, 2, 2, 2]]");
+  const Outcome outcome =
+      run_plain({"balance", "--load", loads_, "--slots", "6", "--ranks", "2", "--output", map_});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(
+      has(outcome.err, {"the busiest rank has 1.167 times the mean with this map, and 1.000 with the one "
+                        "before; that one is the better"}));
+}
+
 TEST_F(BalanceTest, CountsOnFromThePreviousMapAndReplacesIt) {
   ASSERT_TRUE(done(run_plain(balance({}))));
   const json first = json::parse(get_file(map_));
@@ -91,6 +103,10 @@ TEST_F(BalanceTest, RefusesInOneLine) {
   EXPECT_TRUE(refused(run_plain({"balance", "--load", loads_, "--slots", "16", "--ranks", "8"}), 64,
                       {"--output MAP is needed"}));
   EXPECT_TRUE(refused(run_plain(balance({"--nodes", "0"})), 64, {"--nodes"}));
+  for (const char* nodes : {"3", "16", "2000000000"}) {
+    EXPECT_TRUE(refused(run_plain(balance({"--nodes", nodes})), 64,
+                        {std::string("--nodes: nodes=") + nodes + " does not divide the ranks"}));
+  }
   EXPECT_TRUE(refused(run_plain(balance({"--groups", "8", "--nodes", "2"})), 64,
                       {"--groups: groups=8 does not divide the experts", loads_, "(12)"}));
   EXPECT_TRUE(refused(run_plain(balance({"--previous", loads_})), 65, {loads_, "no JSON object"}));
@@ -104,6 +120,21 @@ TEST_F(BalanceTest, RefusesInOneLine) {
   put_file(map_, "mine");
   EXPECT_TRUE(refused(run_plain(balance({})), 64, {map_, "no report"}));
   EXPECT_EQ(get_file(map_), "mine");
+  // Nor does a map replace a report, or a report a map.
+  const Words plan{"plan", "--source", trained(0), "--inference", "tp=2"};
+  const Words option{"--json", map_};
+  std::filesystem::remove(map_);
+  EXPECT_TRUE(done(run_plain(plan + option)));
+  const std::string report = get_file(map_);
+  EXPECT_TRUE(refused(run_plain(balance({})), 64, {"--output " + map_, "is a report"}));
+  EXPECT_EQ(get_file(map_), report);
+  std::filesystem::remove(map_);
+  EXPECT_TRUE(done(run_plain(balance({}))));
+  const std::string map = get_file(map_);
+  for (const char* name : {"--json", "--picture"}) {
+    EXPECT_TRUE(refused(run_plain(plan + Words{name, map_}), 64, {map_, "is an expert map"}));
+    EXPECT_EQ(get_file(map_), map);
+  }
 }
 
 }  // namespace
