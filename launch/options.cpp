@@ -282,6 +282,12 @@ void take(const Values& values, RebalanceOptions& options) {
 
 void take(const Values& values, std::string_view command, OutputOptions& options) {
   options.output = values.text("output", "");
+  if (options.output == "-" && (command == "convert" || command == "synth")) {
+    throw UsageError(
+        values.label("output") +
+        " -: a checkpoint does not go to stdout; name a folder, ./- if it is called so, or a file "
+        "ending in .h5");
+  }
   if (values.has("to") && command != "rebalance") options.to = values.choice("to", {"hf", "megatron"});
   if (values.has("format")) {
     options.format = command == "hosts" ? values.choice("format", {"rankfile", "hostlist"})

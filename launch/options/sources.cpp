@@ -95,6 +95,14 @@ po::parsed_options parse_environment(const po::options_description& description,
   return parsed;
 }
 
+/// Where a `#` begins a value or stands behind a blank in it; npos where none does.
+std::size_t find_comment(std::string_view value) {
+  for (std::size_t at = value.find('#'); at != std::string_view::npos; at = value.find('#', at + 1)) {
+    if (at == 0 || value[at - 1] == ' ' || value[at - 1] == '\t') return at;
+  }
+  return std::string_view::npos;
+}
+
 po::parsed_options parse_file(const po::options_description& description, unsigned command,
                               const std::string& path, const std::string& label, Origins& origins) {
   std::string content = options_text(path, label);
@@ -105,16 +113,13 @@ po::parsed_options parse_file(const po::options_description& description, unsign
   std::string line;
   std::set<std::string> given;
   for (int number = 1; std::getline(file, line); ++number) {
-    // A comment begins the line or follows a blank: values may contain '#'.
-    for (std::size_t at = line.find('#'); at != std::string::npos; at = line.find('#', at + 1)) {
-      if (at == 0 || line[at - 1] == ' ' || line[at - 1] == '\t') line.resize(at);
-    }
     const auto trim = [](std::string_view text) {
       const std::size_t first = text.find_first_not_of(" \t\r");
       if (first == std::string_view::npos) return std::string();
       return std::string(text.substr(first, text.find_last_not_of(" \t\r") + 1 - first));
     };
-    if (trim(line).empty()) continue;
+    // Comments have lines of their own.
+    if (trim(line).empty() || trim(line).front() == '#') continue;
     const std::size_t equals = line.find('=');
     const std::string name = trim(std::string_view(line).substr(0, equals));
     const std::string where = fmt::format("{}:{}: {}", path, number, excerpt(name));
@@ -126,10 +131,17 @@ po::parsed_options parse_file(const po::options_description& description, unsign
       throw UsageError(where + ": a file of options cannot name another one; write that one's lines here");
     }
     if ((option->commands & command) == 0) continue;  // one file may serve several commands
+    const std::string value = trim(std::string_view(line).substr(equals + 1));
+    if (const std::size_t mark = find_comment(value); mark != std::string::npos) {
+      throw UsageError(
+          fmt::format("{}: '{}' may be a comment or a part of the value; put a comment on a line of "
+                      "its own, and such a value on the command line",
+                      where, excerpt(std::string_view(value).substr(mark))));
+    }
     if (!given.insert(name).second && !option->repeats) {
       throw UsageError(where + ": a second time in this file; leave one of them out");
     }
-    add_parsed(parsed, *option, trim(std::string_view(line).substr(equals + 1)), where);
+    add_parsed(parsed, *option, value, where);
     origins.emplace(name, where);
   }
   return parsed;

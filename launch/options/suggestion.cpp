@@ -34,6 +34,15 @@ std::size_t distance(std::string_view a, std::string_view b) {
 std::string suggestion(std::string_view typed, std::span<const std::string_view> names) {
   constexpr std::size_t kLongest = 64;  // what is longer is no name that was mistyped
   if (typed.empty() || typed.size() > kLongest) return "";
+  // What was cut off is likelier than what was mistyped; of several the shortest is what the others go on
+  // from.
+  constexpr std::size_t kEnough = 3;
+  const std::size_t dashes = std::min(typed.find_first_not_of('-'), typed.size());
+  std::string_view whole;
+  for (const std::string_view name : names) {
+    if (name.starts_with(typed) && (whole.empty() || name.size() < whole.size())) whole = name;
+  }
+  if (!whole.empty() && typed.size() - dashes >= kEnough) return fmt::format("; did you mean {}?", whole);
   std::size_t least = 3;
   std::string_view closest;
   for (const std::string_view name : names) {

@@ -216,6 +216,8 @@ extern "C" int weightcast_open(const char* folder, const char* role, int rank, i
   if (!engine && std::strcmp(role, "trainer") != 0) {
     return fail(WEIGHTCAST_BAD_ARGUMENT, "role '%s': write \"trainer\" or \"engine\"", role);
   }
+  if (ranks < 1)
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "%d ranks: there is one at least; give 1 or more", ranks);
   if (rank < 0 || rank >= ranks)
     return fail(WEIGHTCAST_BAD_ARGUMENT, "rank %d of %d: ranks count from 0; give one below %d", rank, ranks,
                 ranks);
@@ -315,7 +317,8 @@ extern "C" int weightcast_wait_in_pieces(weightcast_export* e, double seconds) {
 extern "C" int weightcast_keep_memory(weightcast_export* e, int segment) {
   if (const int code = require_usable(e, e != nullptr && e->published); code != WEIGHTCAST_OK) return code;
   if (segment < 0 || segment >= e->segments.size || e->segments.items[segment].memory == nullptr) {
-    return fail(WEIGHTCAST_BAD_ARGUMENT, "segment %d: is none of this export's in the host's memory", segment);
+    return fail(WEIGHTCAST_BAD_ARGUMENT, "segment %d: is none of this export's in the host's memory",
+                segment);
   }
   e->segments.items[segment].kept = true;
   return WEIGHTCAST_OK;
@@ -339,7 +342,8 @@ extern "C" int weightcast_close(weightcast_export* e, double seconds) {
   remove_memory(*e);
   for (int i = 0; i < e->segments.size && free_memory; ++i) {
     const Segment& segment = e->segments.items[i];
-    if (segment.memory != nullptr && !segment.kept) ::munmap(segment.memory, static_cast<std::size_t>(segment.bytes));
+    if (segment.memory != nullptr && !segment.kept)
+      ::munmap(segment.memory, static_cast<std::size_t>(segment.bytes));
   }
   if (free_memory) drop_window_list(*e);
   if (free_memory) drop_experts(*e);

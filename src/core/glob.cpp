@@ -24,6 +24,16 @@ bool is_in_set(std::string_view set, char c) {
   return false;
 }
 
+/// Whether a set has a range without characters, as `z-a`.
+bool has_empty_range(std::string_view set) {
+  for (std::size_t i = 0; i + 2 < set.size(); ++i) {
+    if (set[i + 1] != '-') continue;
+    if (static_cast<unsigned char>(set[i]) > static_cast<unsigned char>(set[i + 2])) return true;
+    i += 2;
+  }
+  return false;
+}
+
 /// Whether what a glob has at `at`, which is no star, fits a character; `at` is then behind it.
 bool takes(std::string_view glob, std::size_t& at, char c) {
   if (at == glob.size()) return false;
@@ -69,8 +79,14 @@ std::string wrong_in_glob(std::string_view glob) {
   if (glob.empty()) return "is empty";
   for (std::size_t at = 0; at < glob.size(); ++at) {
     if (glob[at] != '[') continue;
-    at = end_of_set(glob, at);
-    if (at == kNone) return "has a [ without its ]";
+    const std::size_t end = end_of_set(glob, at);
+    if (end == kNone) return "has a [ without its ]";
+    std::string_view set = glob.substr(at + 1, end - at - 1);
+    // Where others mean all but these, a ^ must not mean these and itself.
+    if (set.starts_with('^')) return "has [^, and all but the characters of a set is [! here";
+    if (set.starts_with('!')) set.remove_prefix(1);
+    if (has_empty_range(set)) return "has a range that ends before it begins";
+    at = end;
   }
   return "";
 }

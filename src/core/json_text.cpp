@@ -174,6 +174,8 @@ std::string_view other_encoding(std::string_view text) {
   using namespace std::string_view_literals;
   if (text.starts_with("\xff\xfe\0\0"sv) || text.starts_with("\0\0\xfe\xff"sv)) return "UTF-32";
   if (text.starts_with("\xff\xfe") || text.starts_with("\xfe\xff")) return "UTF-16";
+  // Space that was reserved, of which the first byte alone was written.
+  if (text.size() >= 8 && text.substr(1, 7).find_first_not_of('\0') == std::string_view::npos) return "";
   // Without the mark that says so, a '{' of two or four bytes gives it away.
   if (text.substr(0, 4).find('\0') != std::string_view::npos) return "UTF-16 or UTF-32";
   return "";

@@ -98,6 +98,10 @@ std::optional<Quantizer> quantizer_of(const json& config, const QuantizationPlac
     return Quantizer{QuantScheme::kFp8Tensor, QuantRule::kSglang};
   }
   if (method.starts_with("modelopt") && algorithm == "NVFP4") {
+    if (has(config, "group_size") && config.at("group_size") != 16) {
+      unknown(place, fmt::format("NVFP4 with group_size {}, which is 16 elsewhere,",
+                                 excerpt(config.at("group_size").dump())));
+    }
     return Quantizer{QuantScheme::kNvfp4, QuantRule::kTe};
   }
   if (method.starts_with("modelopt") && algorithm.empty()) {

@@ -241,6 +241,12 @@ fs::path config_beside(const fs::path& checkpoint, bool is_directory) {
   return (is_directory ? checkpoint : checkpoint.parent_path()) / "config.json";
 }
 
+bool holds_rank_shards(const std::string& directory) {
+  return !files_in(directory, [](const fs::path& name) {
+            return parse_rank_file(kShardStem, name.string()).has_value();
+          }).empty();
+}
+
 }  // namespace
 
 bool same_bytes(const StoredTensor& a, const StoredTensor& b) {
@@ -314,6 +320,9 @@ std::string read_config_text(const std::string& checkpoint_path, std::vector<Che
   const bool in_directory = kind_of(checkpoint_path) == PathKind::kDirectory;
   // Without weights that is what is missing first.
   if (in_directory && !holds_weights(checkpoint_path)) hdf5_file_in(checkpoint_path);
+  if (in_directory && holds_rank_shards(checkpoint_path)) {
+    throw InputError(fmt::format("{}: {}", checkpoint_path, describe_folder(checkpoint_path)));
+  }
   throw IoError(
       fmt::format("{} has no config.json beside it ({} is not there); name the model's config.json with "
                   "--model",

@@ -91,6 +91,14 @@ TEST_F(OptionsTest, WhatIsNearlyANameIsSuggested) {
   const Outcome far = run_plain({"rsync-all"});
   EXPECT_TRUE(refused(far, 64, {"'rsync-all' is no command; commands are"}));
   EXPECT_TRUE(refused(run_plain({"plan", "--infernce", "tp=2"}), 64, {"did you mean --inference?"}));
+  EXPECT_TRUE(refused(run_plain({"plan", "--inf", "tp=2"}), 64, {"did you mean --inference?"}));
+  EXPECT_TRUE(
+      refused(run_plain({"plan", "--inference-st", "1"}), 64, {"did you mean --inference-stage-layers?"}));
+  for (const char* command : {"convert", "synth"}) {
+    EXPECT_TRUE(refused(run_plain({command, "--output", "-"}), 64,
+                        {"--output -: a checkpoint does not go to stdout"}));
+  }
+  EXPECT_TRUE(refused(run_plain({"hosts", "--clean"}), 64, {"write weightcast hosts --clean DIR"}));
   EXPECT_FALSE(has(run_plain({"plan", "--xyz", "tp=2"}).err, {"did you mean"}));
 }
 
@@ -177,7 +185,7 @@ TEST_F(Precedence, AVariableWithoutAValueIsNone) {
 }
 
 TEST_F(Precedence, CommandLineOverEnvironmentOverFile) {
-  put_file(file_, "# for all commands\nbucket-size = 64KiB\n trainers=3  # some\n\ninference = tp=4\n");
+  put_file(file_, "# for all commands\nbucket-size = 64KiB\n trainers=3\n  # some\n\ninference = tp=4\n");
   const Words from_file{"--config", file_};
   const Variables environment{{"WEIGHTCAST_BUCKET_SIZE", "128KiB"}, {"WEIGHTCAST_TRAINERS", "2"}};
   const Words words{"--bucket-size", "256KiB"};
@@ -196,6 +204,21 @@ TEST_F(Precedence, CommandLineOverEnvironmentOverFile) {
   EXPECT_EQ(json.at("bucket_bytes"), 256 << 10);
   EXPECT_EQ(json.at("trainers"), 2);
   EXPECT_EQ(json.at("inference").at("tp"), 4);
+}
+
+TEST_F(Precedence, AValueOfAFileIsNeverCut) {
+  for (const char* line :
+       {"source = run #2\n", "source = run\t#2\n", "trainers = 3 # some\n", "source = #2\n"}) {
+    put_file(file_, std::string("inference = tp=2\n") + line);
+    EXPECT_TRUE(refused(run_plain({"plan", "--config", file_}), 64,
+                        {file_ + ":2: ", "may be a comment or a part of the value", "a line of its own"}));
+  }
+  // Without a blank in front it is a character as any other.
+  std::filesystem::create_directory_symlink(trained(0), dir_ / "run#2");
+  put_file(file_, "\t# a comment\nsource = " + (dir_ / "run#2") + "\n");
+  const Outcome outcome = run_plain({"plan", "--config", file_});
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"run#2"}));
 }
 
 TEST_F(Precedence, EnvironmentNamesTheFile) {

@@ -150,6 +150,10 @@ TEST_F(ShardFormats, AreNoCheckpoints) {
               {sink_, "shards of inference ranks"}));
   EXPECT_TRUE(refused(run_plain({"convert", "--source", trained(0), "--output", sink_}), 64,
                       {sink_, "two savings", "rank-0.safetensors"}));
+  // Of HDF5 several files are not told from one another by their names alone.
+  EXPECT_TRUE(done(run_job(3, sync_words(trained(0), "hdf5:" + (dir_ / "h"), {"--inference", "tp=2"}))));
+  EXPECT_TRUE(refused(run_plain({"plan", "--source", dir_ / "h", "--inference", "tp=2"}), 65,
+                      {dir_ / "h", "shards of inference ranks"}));
   EXPECT_TRUE(folder_contents(sink_) == before);
   EXPECT_TRUE(has(run_plain({"inspect", sink_}).out, {"2 shards of version 0"}));
   const Outcome inspected = run_plain({"inspect", shard});

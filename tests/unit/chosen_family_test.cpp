@@ -405,6 +405,15 @@ TEST(Glob, WhatIsWrongWithIt) {
   EXPECT_EQ(wrong_in_glob(""), "is empty");
   EXPECT_EQ(wrong_in_glob("*.[0-9.*"), "has a [ without its ]");
   EXPECT_EQ(wrong_in_glob("[!]"), "has a [ without its ]");
+  for (const char* glob : {"[^0]", "*.[^a-z].*", "[0][^1]", "[^]"}) {
+    EXPECT_EQ(wrong_in_glob(glob), "has [^, and all but the characters of a set is [! here") << glob;
+  }
+  for (const char* glob : {"[z-a]", "[!z-a]*", "x[0-9b-a]"}) {
+    EXPECT_EQ(wrong_in_glob(glob), "has a range that ends before it begins") << glob;
+  }
+  // A ^ that is not the first is a character, and ranges of one character have it.
+  for (const char* glob : {"[!^]", "[0^]", "[a-a]", "[-a]", "[a-]", "[!-]"})
+    EXPECT_EQ(wrong_in_glob(glob), "");
 }
 
 }  // namespace

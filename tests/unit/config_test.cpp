@@ -331,6 +331,10 @@ TEST(ConfigQuantization, OfTheCacheAloneMeansValues) {
   }
   expect_has(stored_refusal({{"group_size", 64}, {"bits", 4}}), {"without quant_method", "remove"});
   expect_has(stored_refusal({{"quant_method", "modelopt"}}), {"modelopt"});
+  for (const json& size : {json(0), json(32), json(-1), json("x"), json(16.5)}) {
+    expect_has(stored_refusal({{"quant_method", "modelopt"}, {"quant_algo", "NVFP4"}, {"group_size", size}}),
+               {"NVFP4 with group_size " + size.dump()});
+  }
   // As ModelOpt's own file has it, and no text.
   for (const json& other : {json{{"quantization", {{"quant_algo", "FP8"}}}}, json{{"quant_algo", 8}}}) {
     json config = other;

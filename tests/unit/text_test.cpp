@@ -74,6 +74,7 @@ TEST(JsonText, ColumnsAreThoseOfTheTextAsItWasWritten) {
 
 TEST(JsonText, SaysWhichEncodingAndThatAFileIsEmpty) {
   expect_refused(std::string("\xff\xfe{\0}\0", 6), "UTF-16; save it as UTF-8");
+  expect_refused("{" + std::string(40, '\0'), "a byte 0 in the text; it is damaged, copy it again");
   expect_refused(std::string("\xfe\xff\0{\0}", 6), "UTF-16; save it as UTF-8");
   expect_refused(std::string("{\0}\0", 4), "UTF-16 or UTF-32");
   expect_refused(std::string("\0\0\0{", 4), "UTF-16 or UTF-32");
