@@ -81,9 +81,10 @@ bool is_hdf5_lock(const std::string& name) {
                   text.empty() ? "it cannot say who it is" : printable(text.substr(0, text.find('\n')))));
 }
 
-[[noreturn]] void fail_to_open(const std::string& path, int error) {
-  throw IoError(fmt::format("cannot open the lock file {}: {}; if no other job is writing there, remove it",
-                            path, system_error_text(error)));
+[[noreturn]] void fail_to_open(const std::string& option, const std::string& path, int error) {
+  throw IoError(
+      fmt::format("{}: cannot open the lock file {}: {}; if no other job is writing there, remove it", option,
+                  path, system_error_text(error)));
 }
 
 }  // namespace
@@ -283,7 +284,7 @@ std::shared_ptr<OutputLock::File> OutputLock::open() {
   if (file->error() == 0) return file;
   struct stat there {};
   if (::lstat(path_.c_str(), &there) == 0) {
-    fail_to_open(path_, file->error());
+    fail_to_open(option_, path_, file->error());
   }
   if (!lets_nobody_write(file->error())) {
     throw SystemRefusal(fmt::format("cannot make the lock file {}: {}; see to that, or name another place",
@@ -323,11 +324,7 @@ void OutputLock::look(const std::string& lock_path, const std::string& option) {
   struct stat there {};
   if (::lstat(lock_path.c_str(), &there) == 0) {
     const File file(lock_path, 0);
-    try {
-      if (file.error() != 0) fail_to_open(lock_path, file.error());
-    } catch (const IoError& error) {
-      throw IoError(fmt::format("{}: {}", option, error.what()));
-    }
+    if (file.error() != 0) fail_to_open(option, lock_path, file.error());
     const std::string text = file.lock_text(option);
     if (File::is_locked_elsewhere(lock_path)) {
       fail_for_holder(option, keeps_files_of_others(directory_of(lock_path)) ? "" : text);
