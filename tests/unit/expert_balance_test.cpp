@@ -230,8 +230,9 @@ TEST(ExpertBalance, RefusesSizesThatDoNotDivide) {
             "--slots: 8 are too few for the 12 experts of loads.json; give at least one for each");
   EXPECT_EQ(refused({1 << 25, 4, 2, 8}),
             "--slots: 33554432 in each of 1 layers are more than the 16777216 that a map may have");
-  // Groups and nodes do not count where no node gets whole groups.
-  EXPECT_EQ(refused({15, 5, 2, 5}), "no error");
+  // Also where no node gets whole groups; groups do not count there.
+  EXPECT_EQ(refused({15, 5, 2, 5}), "--nodes: nodes=2 does not divide the ranks (5); choose a divisor");
+  EXPECT_EQ(refused({16, 5, 2, 8}), "no error");
 }
 
 }  // namespace
