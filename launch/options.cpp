@@ -211,6 +211,7 @@ void take(const Values& values, std::size_t sources, UpdateOptions& options) {
   options.bucket_size = values.bytes("bucket-size", std::int64_t{256} << 20, Limits::kLeastBucketBytes);
   options.buffers = values.integer("buffers", 3, 1, 1024);
   options.transport = values.choice("transport", {"auto", "mpi", "nccl"});
+  options.direct = values.choice("direct", {"never", "auto", "always"});
   options.sink = values.text("sink", "none");
   options.has_weight_version = values.has("weight-version");
   // Of several sources each update has one more than the last.

@@ -63,6 +63,7 @@ struct UpdateOptions {
   std::int64_t bucket_size = 0;
   std::int64_t buffers = 0;
   std::string transport = "auto";
+  std::string direct = "never";
   std::string sink = "none";
   std::int64_t weight_version = 0;
   bool has_weight_version = false;

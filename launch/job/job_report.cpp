@@ -57,6 +57,7 @@ void describe(const Options& options, const Model& model, const Plan& plan, cons
 }
 
 void describe_ways(Control& control, const Session& session, JobReport& report) {
+  report.ways = session.start_seconds().gpu.ways;
   std::array<std::uint64_t, 2> bytes{0, 0};
   const ParameterWindow* const window = session.memory().window();
   for (std::size_t p = 0; p < session.rank_plan().parameters.size(); ++p) {

@@ -29,6 +29,23 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+/// Throws UsageError where it is asked for in any case, and this job cannot.
+Direct direct_of(const Options& options, Wire wire, const LiveEnds* live) {
+  if (options.direct == "never") return Direct::kNever;
+  const bool on_gpu = options.command == "bench" ? options.sources.empty() : false;
+  const bool has_weights = on_gpu || (live != nullptr && live->has_trainers());
+  const bool possible = wire == Wire::kNccl && has_weights;
+  if (options.direct == "always" && !possible) {
+    throw UsageError(
+        fmt::format("--direct always: {}; leave it out",
+                    wire == Wire::kNccl
+                        ? "weights come from files, which are read into staging, and not from memory on GPUs"
+                        : "over MPI weights go through the host's memory"));
+  }
+  if (!possible) return Direct::kNever;
+  return options.direct == "always" ? Direct::kAlways : Direct::kAuto;
+}
+
 }  // namespace
 
 UpdateJob::UpdateJob(Control& control, const Options& options)
@@ -62,6 +79,7 @@ void UpdateJob::open(SessionOptions session, const std::function<void()>& check)
   model_ = load_model(control_, options_, landing, topology_, live());
   control_.agreement.together(check);
   session.wire = wire_choice_.wire;
+  control_.agreement.together([&] { session.direct = direct_of(options_, wire_choice_.wire, live()); });
   session.activity = &activity_;
   session_options_ = session;
   if (live_) live_->open(*model_.family);

@@ -144,6 +144,10 @@ constexpr auto kOptions = std::to_array<OptionInfo>({
      kBench | kPlan},
     {"transport", "NAME", "mpi (host memory), nccl (GPUs), or auto: nccl when every rank has its own GPU",
      kJobs | kRebalance},
+    {"direct", "WHEN",
+     "on GPUs of one host, trainers write into engines' memory themselves: never (default), auto (where they "
+     "reach it and it pays) or always",
+     kJobs},
     {"read-threads", "N",
      "threads of a trainer that read files (default: its share of the node's cores, at most 16)", kJobs,
      Ranks::kEachItsOwn},

@@ -1,5 +1,6 @@
 #include "memory/device_memory.hpp"
 
+#include <cstring>
 #include <utility>
 
 #include "memory/device_buffer.hpp"
@@ -39,6 +40,21 @@ void DeviceMemory::fill(std::int64_t offset, std::int64_t bytes, std::byte value
   if (bytes == 0) return;
   WEIGHTCAST_CUDA(cudaMemset(data_ + offset, static_cast<int>(value), static_cast<std::size_t>(bytes)));
   WEIGHTCAST_CUDA(cudaDeviceSynchronize());
+}
+
+PeerHandle DeviceMemory::peer_handle() const {
+  PeerHandle handle{PeerHandle::Kind::kIpc, 0, {}};
+  if (bytes_ == 0) return handle;
+  cudaIpcMemHandle_t ipc{};
+  const cudaError_t status = cudaIpcGetMemHandle(&ipc, data_);
+  if (status != cudaSuccess) {
+    // Not an error to remember: the memory is as it was.
+    static_cast<void>(cudaGetLastError());
+    return {PeerHandle::Kind::kRefused, static_cast<int>(status), {}};
+  }
+  static_assert(sizeof ipc == sizeof handle.ipc);
+  std::memcpy(handle.ipc.data(), &ipc, sizeof ipc);
+  return handle;
 }
 
 std::unique_ptr<Memory> make_device_memory(std::int64_t bytes, const char* purpose) {

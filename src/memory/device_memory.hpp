@@ -15,6 +15,8 @@ class DeviceMemory : public Memory {
   void read(std::int64_t offset, std::span<std::byte> to) const final;
   void write(std::int64_t offset, std::span<const std::byte> from) final;
   void fill(std::int64_t offset, std::int64_t bytes, std::byte value) final;
+  /// Of an allocation of this process.
+  PeerHandle peer_handle() const override;
 
  private:
   std::byte* data_;

@@ -1,11 +1,25 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
 
 namespace weightcast {
+
+/// By what another process of this host opens memory on a GPU.
+struct PeerHandle {
+  enum class Kind : std::uint8_t {
+    kNone,    ///< it is not on a GPU
+    kIpc,     ///< CUDA's handle of the allocation
+    kPieces,  ///< it is made of pieces that are not one allocation
+    kRefused  ///< CUDA gives no handle
+  };
+  Kind kind = Kind::kNone;
+  int error = 0;  ///< CUDA's, where it is refused
+  std::array<std::byte, 64> ipc{};
+};
 
 /// Memory at an address that never changes, on the host or on a GPU.
 class Memory {
@@ -28,6 +42,8 @@ class Memory {
 
   /// Sets every byte of [offset, offset + bytes). Waits.
   virtual void fill(std::int64_t offset, std::int64_t bytes, std::byte value) = 0;
+
+  virtual PeerHandle peer_handle() const { return {}; }
 
   /// Throws IoError when some of it was somebody else's and is no more, so that what was read or written is
   /// not what the other one has.

@@ -61,6 +61,28 @@ ordered_json bound_json(const BoundRecord& bound) {
   return {{"what", bound.what}, {"gb_s", bound.gb_s}, {"achieved", bound.achieved}};
 }
 
+std::string ways_text(const DirectWays& ways) {
+  std::string text =
+      fmt::format("# ways    {} directly, {}; {} over NCCL, {}\n", counted(ways.direct_routes, "route"),
+                  format_bytes(ways.direct_bytes), ways.nccl_routes, format_bytes(ways.nccl_bytes));
+  constexpr std::size_t kMost = 5;
+  for (std::size_t i = 0; i < std::min(kMost, ways.obstacles.size()); ++i) {
+    text += fmt::format("# ways    {}\n", printable(ways.obstacles[i]));
+  }
+  if (ways.obstacles.size() > kMost)
+    text += fmt::format("# ways    and {} pairs more\n", ways.obstacles.size() - kMost);
+  return text;
+}
+
+ordered_json ways_json(const std::optional<DirectWays>& ways) {
+  if (!ways) return nullptr;
+  return {{"direct_routes", ways->direct_routes},
+          {"direct_bytes", ways->direct_bytes},
+          {"nccl_routes", ways->nccl_routes},
+          {"nccl_bytes", ways->nccl_bytes},
+          {"obstacles", ways->obstacles}};
+}
+
 }  // namespace
 
 std::string header_text(const JobReport& report) {
@@ -77,6 +99,7 @@ std::string header_text(const JobReport& report) {
                       counted(report.routes, "route"), counted(report.buckets, "bucket"),
                       format_bytes(report.wire_bytes), format_bytes(report.staging_bytes_per_rank),
                       kContinued, report.plan_hash);
+  if (report.ways) rest += ways_text(*report.ways);
   if (report.loader_bytes > 0) {
     rest += fmt::format("# landing {} directly, {} through the engines' own loaders\n",
                         format_bytes(report.direct_bytes), format_bytes(report.loader_bytes));
@@ -136,6 +159,7 @@ std::string report_json(const JobReport& report, const std::string& status, cons
   root["buckets"] = report.buckets;
   root["routes"] = report.routes;
   root["staging_bytes_per_rank"] = report.staging_bytes_per_rank;
+  root["ways"] = ways_json(report.ways);
   root["landing"] = {{"direct_bytes", report.direct_bytes}, {"loader_bytes", report.loader_bytes}};
   root["plan_hash"] = report.plan_hash;
   root["expert_epoch"] = report.expert_epoch;

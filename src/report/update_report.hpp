@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "report/direct_ways.hpp"
+
 namespace weightcast {
 
 /// One line of the rank map.
@@ -78,8 +80,9 @@ struct JobReport {
   std::int64_t buckets = 0;
   std::int64_t routes = 0;
   std::int64_t staging_bytes_per_rank = 0;
-  std::int64_t direct_bytes = 0;  ///< of all engines' parameters that are written: where they are used
-  std::int64_t loader_bytes = 0;  ///< handed to the engines' own loaders through a window
+  std::optional<DirectWays> ways;  ///< where routes were to go directly if they can
+  std::int64_t direct_bytes = 0;   ///< of all engines' parameters that are written: where they are used
+  std::int64_t loader_bytes = 0;   ///< handed to the engines' own loaders through a window
   std::string plan_hash;
   std::int64_t expert_epoch = 0;  ///< of the map by which experts were placed, and what it is called
   std::string expert_placement = "contiguous";

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -10,9 +11,13 @@
 #include "control/control.hpp"
 #include "memory/memory.hpp"
 #include "model/catalog.hpp"
+#include "model/family.hpp"
+#include "plan/direct_routes.hpp"
 #include "plan/held_weights.hpp"
 #include "plan/plan.hpp"
 #include "plan/rank_plan.hpp"
+#include "plan/routes.hpp"
+#include "report/direct_ways.hpp"
 #include "session/pipeline.hpp"
 #include "session/wire_choice.hpp"
 #include "source/source.hpp"
@@ -46,19 +51,27 @@ std::int64_t available_gpu_bytes();
 
 std::unique_ptr<Memory> make_gpu_memory(std::int64_t bytes, const char* purpose);
 
-/// What opening a GPU session took.
-struct GpuStart {
-  double communicators = 0;  ///< seconds
-  double connections = 0;    ///< seconds: the first transfer along every route
-  double programs = 0;       ///< seconds: compiling, uploading, staging
+/// What writing into the parameters of other ranks needs beside a plan.
+struct DirectRequest {
+  Direct direct = Direct::kNever;
+  const Family& family;
+  std::span<const std::shared_ptr<Memory>> allocations = {};  ///< in which this rank's parameters lie
 };
 
-/// Opens the routes over NCCL and makes the pipeline over them; the arguments as for CudaPipeline, `rounds`
-/// as in SessionOptions. Collective.
-std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const RankPlan& rank_plan,
-                                            const std::vector<Route>& routes,
-                                            std::vector<std::size_t> route_of_bucket,
-                                            std::vector<std::byte*> parameters, Control& control, int blocks,
+/// What opening a GPU session took.
+struct GpuStart {
+  double communicators = 0;        ///< seconds
+  double connections = 0;          ///< seconds: the first transfer along every route
+  double programs = 0;             ///< seconds: compiling, uploading, staging
+  std::optional<DirectWays> ways;  ///< nothing where none was to go directly
+};
+
+/// Opens the routes, each directly or over NCCL, and makes the pipeline over them; the arguments as for
+/// CudaPipeline, `rounds` as in SessionOptions. Where there are rounds nothing goes directly. Throws (by
+/// agreement) UsageError where all routes are to go directly and one cannot. Collective.
+std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const RankPlan& rank_plan, Routes routes,
+                                            std::vector<std::byte*> parameters, const DirectRequest& direct,
+                                            Control& control, int blocks,
                                             const std::vector<std::uint32_t>& rounds, GpuStart& start);
 
 /// A trainer's synthetic weights in device memory.

@@ -49,6 +49,21 @@ void add_widening(const Move& move, std::int64_t wide_bytes, std::vector<Move>& 
 
 }  // namespace
 
+void add_from_weights(Move move, const Move& from, std::vector<Move>& moves) {
+  move.staging = from.offset;
+  move.staging_pitch = from.pitch;
+  if (from.op != MoveOp::kBF16ToF32) {
+    if (adds_one(from.op)) move.op = from.op;
+    moves.push_back(move);
+    return;
+  }
+  // Both are where values lie: what would be widened into staging is widened into the parameter.
+  const std::int64_t wide_bytes = move.row_bytes;
+  move.op = move.op == MoveOp::kNegatedExp ? MoveOp::kNegatedExpOfBF16 : from.op;
+  move.row_bytes /= 2;
+  add_widening(move, wide_bytes, moves);
+}
+
 LocalPrograms compile_local(const RankPlan& rank_plan, const Schedule& schedule,
                             const std::function<Move(std::uint32_t)>& place) {
   LocalPrograms local;
@@ -60,21 +75,7 @@ LocalPrograms compile_local(const RankPlan& rank_plan, const Schedule& schedule,
       const RankBucket& bucket = rank_plan.buckets[k];
       for (std::uint32_t i = 0; i < bucket.moves; ++i) {
         const std::uint32_t segment = rank_plan.checks[bucket.first_check + i].digest;
-        const Move from = place(segment);
-        Move move = rank_plan.moves[bucket.first_move + i];
-        move.staging = from.offset;
-        move.staging_pitch = from.pitch;
-        if (from.op != MoveOp::kBF16ToF32) {
-          if (adds_one(from.op)) move.op = from.op;
-          local.moves.push_back(move);
-          local.segments.push_back(segment);
-          continue;
-        }
-        // Both are where values lie: what would be widened into staging is widened into the parameter.
-        const std::int64_t wide_bytes = move.row_bytes;
-        move.op = move.op == MoveOp::kNegatedExp ? MoveOp::kNegatedExpOfBF16 : from.op;
-        move.row_bytes /= 2;
-        add_widening(move, wide_bytes, local.moves);
+        add_from_weights(rank_plan.moves[bucket.first_move + i], place(segment), local.moves);
         local.segments.resize(local.moves.size(), segment);
       }
       for (const QuantMove& quant : rank_plan.quant_program(bucket)) {

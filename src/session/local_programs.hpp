@@ -22,6 +22,10 @@ struct LocalPrograms {
   std::vector<ProgramRange> quant_programs;
 };
 
+/// Appends what `move` does, reading weights in place of staging: `from` is what would pack the same values,
+/// its offset and pitch where they lie.
+void add_from_weights(Move move, const Move& from, std::vector<Move>& moves);
+
 /// `place(segment)`: where the values of that segment of the plan lie in the weights, as offset and pitch of
 /// the move that would pack it.
 LocalPrograms compile_local(const RankPlan& rank_plan, const Schedule& schedule,

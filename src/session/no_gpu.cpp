@@ -29,9 +29,8 @@ std::unique_ptr<Memory> make_gpu_memory(std::int64_t /*bytes*/, const char* /*pu
   refuse();
 }
 std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& /*plan*/, const RankPlan& /*rank_plan*/,
-                                            const std::vector<Route>& /*routes*/,
-                                            std::vector<std::size_t> /*route_of_bucket*/,
-                                            std::vector<std::byte*> /*parameters*/, Control& /*control*/,
+                                            Routes /*routes*/, std::vector<std::byte*> /*parameters*/,
+                                            const DirectRequest& /*direct*/, Control& /*control*/,
                                             int /*blocks*/, const std::vector<std::uint32_t>& /*rounds*/,
                                             GpuStart& /*start*/) {
   refuse();

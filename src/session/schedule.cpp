@@ -35,10 +35,19 @@ bool stays(const Plan& plan, const Bucket& bucket) {
                      [&](const Segment& segment) { return plan.wire[segment.tensor].travels_as_held(); });
 }
 
-std::vector<bool> staged_buckets(const Plan& plan, const RankPlan& rank_plan, bool resident) {
+std::vector<bool> direct_buckets(const RankPlan& rank_plan, const std::vector<bool>& of_plan) {
+  std::vector<bool> direct;
+  if (of_plan.empty()) return direct;
+  for (const RankBucket& bucket : rank_plan.buckets) direct.push_back(of_plan[bucket.bucket]);
+  return direct;
+}
+
+std::vector<bool> staged_buckets(const Plan& plan, const RankPlan& rank_plan, bool resident,
+                                 const std::vector<bool>& direct) {
   std::vector<bool> staged;
-  for (const RankBucket& bucket : rank_plan.buckets) {
-    staged.push_back(!resident || !stays(plan, plan.buckets[bucket.bucket]));
+  for (std::size_t k = 0; k < rank_plan.buckets.size(); ++k) {
+    const bool is_direct = !direct.empty() && direct[k];
+    staged.push_back(!is_direct && (!resident || !stays(plan, plan.buckets[rank_plan.buckets[k].bucket])));
   }
   return staged;
 }
@@ -46,17 +55,17 @@ std::vector<bool> staged_buckets(const Plan& plan, const RankPlan& rank_plan, bo
 }  // namespace
 
 Schedule::Schedule(const Plan& plan, const RankPlan& rank_plan, bool resident,
-                   std::span<const std::uint32_t> rounds)
-    : batches_(batches_of(plan, rank_plan, rounds)),
-      slots_(staged_buckets(plan, rank_plan, resident), static_cast<std::size_t>(plan.limits.buffers)) {
+                   std::span<const std::uint32_t> rounds, const std::vector<bool>& direct)
+    : direct_(direct_buckets(rank_plan, direct)),
+      batches_(batches_of(plan, rank_plan, rounds)),
+      slots_(staged_buckets(plan, rank_plan, resident, direct_),
+             static_cast<std::size_t>(plan.limits.buffers)) {
   for (const Batch batch : batches_) {
     for (std::size_t k = batch.first; k < batch.last; ++k) {
       if (local(k)) continue;
-      if (first_staged_ == StagingSlots::kNone) {
-        first_staged_ = k;
-        first_batch_ = batch;
-      }
+      if (first_batch_.last == 0) first_batch_ = batch;
       last_batch_ = batch;
+      if (first_staged_ == StagingSlots::kNone && staged(k)) first_staged_ = k;
     }
   }
 }

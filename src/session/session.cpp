@@ -79,9 +79,10 @@ void Session::open_routes() {
   std::vector<std::byte*> parameters;
   for (std::size_t p = 0; p < rank_plan_.parameters.size(); ++p) parameters.push_back(parameter(p).data());
   if (options_.wire == Wire::kNccl) {
-    pipeline_ =
-        make_gpu_pipeline(plan_, rank_plan_, routes.routes, std::move(routes.of_bucket),
-                          std::move(parameters), control_, options_.blocks, options_.rounds, start_.gpu);
+    start_.gpu = {};
+    pipeline_ = make_gpu_pipeline(plan_, rank_plan_, std::move(routes), std::move(parameters),
+                                  {options_.direct, family_, memory_->allocations()}, control_,
+                                  options_.blocks, options_.rounds, start_.gpu);
     return;
   }
   auto transport =

@@ -10,6 +10,7 @@
 
 #include "control/control.hpp"
 #include "model/family.hpp"
+#include "plan/direct_routes.hpp"
 #include "plan/plan.hpp"
 #include "plan/rank_plan.hpp"
 #include "report/activity.hpp"
@@ -32,6 +33,8 @@ struct SessionOptions {
   std::string while_written = {};
   /// What this rank's source will hold beside the session, in the same memory as the parameters.
   std::int64_t (*source_bytes)(const Plan&, const Catalog&, std::int64_t trainer) = nullptr;
+  /// On GPUs: which routes write into their destinations' parameters. Only for sources on GPUs.
+  Direct direct = Direct::kNever;
   /// Most thread blocks of a kernel on a GPU; 0: the default.
   int blocks = 0;
   /// What else needs less memory, behind the remedies of an error: `, or fewer --layers`.

@@ -101,6 +101,19 @@ TEST_F(BadLaunch, NcclWithoutItsHardware) {
   EXPECT_FALSE(std::filesystem::exists(sink_));
 }
 
+TEST_F(BadLaunch, DirectWaysWithoutGpus) {
+  for (const Words& words :
+       {sync_words(trained(0)), Words{"bench", "--model", model_folder("tiny-qwen3"), "--inference",
+                                      "replicas=2", "--iterations", "1"}}) {
+    const Words over_mpi = words + Words{"--transport", "mpi", "--direct"};
+    EXPECT_TRUE(refused(run_job(3, over_mpi + Words{"always"}), 64, {"--direct always: over MPI"}));
+    EXPECT_TRUE(refused(run_job(3, over_mpi + Words{"sometimes"}), 64,
+                        {"--direct sometimes", "never, auto, always"}));
+    EXPECT_TRUE(done(run_job(3, over_mpi + Words{"auto", "--json", dir_ / "report.json"})));
+    EXPECT_TRUE(read_json(dir_ / "report.json").at("ways").is_null());
+  }
+}
+
 TEST_F(BadLaunch, LessMemoryThanThePlanNeeds) {
   // One layer of three matrices of 16 TiB: more than any machine has, and planned at once.
   auto config = read_json(model_folder("tiny-qwen3") + "/config.json");

@@ -124,6 +124,58 @@ TEST_F(GpuLive, RanksThatAreTrainerAndEngineOnTheirGpu) {
   }
 }
 
+TEST_F(GpuLive, WrittenDirectlyByTheTrainersRank) {
+  WEIGHTCAST_NEEDS_GPUS(2);
+  const auto engine = start("engine", 0, 1, 1, references("tp=1", 1)[0]);
+  const auto trainer = start("trainer", 0, 1, 0, both_steps(), {"--versions", "100"});
+  const std::string json = dir_ / "report.json";
+  const Words words = live_words("tp=1") + Words{"--direct", "always"};
+  for (int version = 1; version <= 4; ++version) {
+    SCOPED_TRACE(version);
+    const Outcome outcome = run_job(2, words + Words{"--json", json});
+    EXPECT_TRUE(done(outcome));
+    EXPECT_TRUE(has(outcome.out, {"# ways    1 route directly", "0 over NCCL"}));
+    ASSERT_TRUE(engine->wait_for_output("version " + std::to_string(version) + " is there"));
+    const auto ways = read_json(json).at("ways");
+    EXPECT_EQ(ways.at("direct_routes"), 1);
+    EXPECT_EQ(ways.at("nccl_bytes"), 0);
+    EXPECT_TRUE(ways.at("obstacles").empty());
+  }
+  // Killed with all its ranks at some moment; what was mapped is mapped anew.
+  for (const auto delay : {1500ms, 2500ms, 3000ms}) {
+    SCOPED_TRACE(delay.count());
+    {
+      const Process job(job_command(2, words));
+      std::this_thread::sleep_for(delay);
+    }
+    EXPECT_TRUE(done(run_job(2, words)));
+  }
+  engine->send(SIGKILL);
+  const Outcome outcome = engine->wait();
+  EXPECT_EQ(outcome.out.find("differs"), std::string::npos) << outcome.out;
+}
+
+TEST_F(GpuLive, RanksThatAreBothWriteEachOthersEngines) {
+  WEIGHTCAST_NEEDS_GPUS(2);
+  const auto shards = references("tp=2,ep=2", 2);
+  std::vector<std::unique_ptr<Process>> processes;
+  for (int rank = 0; rank < 2; ++rank) {
+    processes.push_back(start("trainer", rank, 2, 1 - rank, both_steps(), {"--versions", "3"}));
+    processes.push_back(start("engine", rank, 2, 1 - rank, shards[static_cast<std::size_t>(rank)]));
+  }
+  for (int version = 1; version <= 3; ++version) {
+    SCOPED_TRACE(version);
+    const Outcome outcome = run_job(
+        2, live_words("tp=2,ep=2") + Words{"--colocate", "--direct", version == 2 ? "auto" : "always"});
+    EXPECT_TRUE(done(outcome));
+    EXPECT_TRUE(has(outcome.out, {"directly", "0 over NCCL"}));
+    for (const int rank : {0, 1}) {
+      ASSERT_TRUE(processes[static_cast<std::size_t>(2 * rank + 1)]->wait_for_output(
+          "version " + std::to_string(version) + " is there"));
+    }
+  }
+}
+
 TEST_F(GpuLive, FromTheHostToAGpuAlone) {
   WEIGHTCAST_NEEDS_GPUS(2);
   const auto engine = start("engine", 0, 1, 1, references("tp=1", 1)[0]);

@@ -113,6 +113,39 @@ TEST_F(GpuSync, BenchMeasuresTheParts) {
   expect_trace(8);
 }
 
+TEST_F(GpuSync, DirectWaysAreSaidOrRefused) {
+  WEIGHTCAST_NEEDS_GPUS(2);
+  const std::string model = std::string(kData) + "/models/tiny-qwen3-moe";
+  const auto bench = [&](const char* direct) {
+    return Words{"bench", "--model", model, "--transport", "nccl", "--bucket-size", "64KiB", "--iterations",
+                 "1",     "--json",  json_, "--trace",     trace_, "--direct",      direct};
+  };
+  const Outcome outcome = run_job(2, bench("auto"));
+  EXPECT_TRUE(done(outcome));
+  EXPECT_TRUE(has(outcome.out, {"# ways    1 route directly", "update, verified"}));
+  EXPECT_EQ(read_json(json_).at("ways").at("direct_routes"), 1);
+  EXPECT_GE(slices(0, "transport"), 8);
+  EXPECT_EQ(slices(1, "unpack"), 0);
+  EXPECT_GE(slices(1, "verify"), 8);
+  // A trainer that does not see the engine's GPU.
+  const auto seeing_one = [&](const char* direct) {
+    Words words{"bash", "-c"};
+    words.emplace_back("export CUDA_VISIBLE_DEVICES=$OMPI_COMM_WORLD_LOCAL_RANK; exec \"$0\" \"$@\"");
+    words.emplace_back(WEIGHTCAST_BINARY);
+    return run(mpirun(2, words + bench(direct)));
+  };
+  EXPECT_TRUE(refused(seeing_one("always"), 64,
+                      {"--direct always: rank 0", "the parameters of rank 1", "does not see GPU",
+                       "CUDA_VISIBLE_DEVICES", "--direct auto"}));
+  const Outcome over_nccl = seeing_one("auto");
+  EXPECT_TRUE(done(over_nccl));
+  EXPECT_TRUE(has(over_nccl.out, {"# ways    0 routes directly", "1 over NCCL", "does not see GPU"}));
+  EXPECT_EQ(read_json(json_).at("ways").at("obstacles").size(), 1);
+  EXPECT_TRUE(
+      refused(run_job(2, {"sync", "--source", trained(0), "--transport", "nccl", "--direct", "always"}), 64,
+              {"--direct always", "files"}));
+}
+
 TEST_F(GpuSync, TwoRanksOnOneGpuAreRefused) {
   WEIGHTCAST_NEEDS_GPUS(1);
   const Words words{"sync", "--source", trained(0), "--transport", "nccl"};

@@ -1,5 +1,6 @@
 #include "live/gpu_live.hpp"
 
+#include <cstring>
 #include <span>
 #include <utility>
 #include <vector>
@@ -18,11 +19,15 @@ namespace {
 template <typename Mapping>
 class MappedDeviceMemory final : public DeviceMemory {
  public:
-  MappedDeviceMemory(Mapping mapping, std::int64_t bytes)
-      : DeviceMemory(mapping.data(), bytes), mapping_(std::move(mapping)) {}
+  /// `handle`: what its exporter has published.
+  MappedDeviceMemory(Mapping mapping, std::int64_t bytes, const PeerHandle& handle)
+      : DeviceMemory(mapping.data(), bytes), mapping_(std::move(mapping)), handle_(handle) {}
+
+  PeerHandle peer_handle() const override { return handle_; }
 
  private:
   Mapping mapping_;
+  PeerHandle handle_;
 };
 
 class LiveGpuSource final : public ResidentSource {
@@ -41,9 +46,14 @@ class LiveGpuSource final : public ResidentSource {
 
 std::shared_ptr<Memory> open_gpu_segment(const Manifest& manifest, const LiveSegment& segment) {
   if (segment.kind == SegmentKind::kCudaFd) {
-    return std::make_shared<MappedDeviceMemory<FdMapping>>(FdMapping(manifest, segment), segment.bytes);
+    return std::make_shared<MappedDeviceMemory<FdMapping>>(FdMapping(manifest, segment), segment.bytes,
+                                                           PeerHandle{PeerHandle::Kind::kPieces, 0, {}});
   }
-  return std::make_shared<MappedDeviceMemory<IpcMapping>>(IpcMapping(manifest, segment), segment.bytes);
+  PeerHandle handle{PeerHandle::Kind::kIpc, 0, {}};
+  static_assert(LiveSegment::kHandleBytes == sizeof handle.ipc);
+  std::memcpy(handle.ipc.data(), segment.handle.data(), handle.ipc.size());
+  return std::make_shared<MappedDeviceMemory<IpcMapping>>(IpcMapping(manifest, segment), segment.bytes,
+                                                          handle);
 }
 
 std::unique_ptr<Source> make_live_gpu_source(const Plan& plan, const Catalog& catalog, std::int64_t trainer,

@@ -3,22 +3,26 @@
 #include <nvtx3/nvtx3.hpp>
 #include <utility>
 
+#include "core/error.hpp"
 #include "sys/backoff.hpp"
 
 namespace weightcast {
 
-CudaPipeline::CudaPipeline(const Plan& plan, const RankPlan& rank_plan, std::vector<std::size_t> routes,
-                           std::vector<std::byte*> parameters, std::unique_ptr<NcclTransport> transport,
-                           Control& control, int blocks, const std::vector<std::uint32_t>& rounds)
+CudaPipeline::CudaPipeline(const Plan& plan, const RankPlan& rank_plan, const Family& family,
+                           std::vector<std::size_t> routes, std::vector<std::byte*> parameters,
+                           std::unique_ptr<NcclTransport> transport, DirectParts direct, Control& control,
+                           int blocks, const std::vector<std::uint32_t>& rounds)
     : rank_plan_(rank_plan),
       control_(control),
       rounds_(rank_plan, rounds),
       // What a rank writes in a round it may still have to send: nothing goes past staging.
-      resident_schedule_(plan, rank_plan, rounds.empty(), rounds),
-      host_schedule_(plan, rank_plan, false, rounds),
+      resident_schedule_(plan, rank_plan, rounds.empty(), rounds, direct.buckets),
+      host_schedule_(plan, rank_plan, false, rounds, direct.buckets),
       stages_(
-          plan, rank_plan, resident_schedule_, std::move(routes), std::move(parameters), std::move(transport),
-          [this] { poll(); }, blocks) {}
+          plan, rank_plan, family, resident_schedule_, std::move(routes), std::move(parameters),
+          std::move(transport), std::move(direct.peers), [this] { poll(); }, blocks) {
+  awaited_.reserve(rank_plan.buckets.size());
+}
 
 CudaPipeline::~CudaPipeline() = default;
 
@@ -43,7 +47,13 @@ void CudaPipeline::reopen_wire() {
 void CudaPipeline::prepare(const Source* source) {
   if (source == nullptr) return;
   stages_.pack.prepare(*source);
-  if (const ResidentSource* resident = source->resident()) stages_.local.prepare(*resident);
+  const ResidentSource* const resident = source->resident();
+  if (resident == nullptr) {
+    if (stages_.direct.writes()) throw InternalError("weights on the host were to be written directly");
+    return;
+  }
+  stages_.local.prepare(*resident);
+  stages_.direct.prepare(*resident);
 }
 
 std::exception_ptr CudaPipeline::run(Source* source, std::span<const GlobalScale> scales,
@@ -57,9 +67,13 @@ std::exception_ptr CudaPipeline::run(Source* source, std::span<const GlobalScale
   stages_.pack.begin(source, sent);
   stages_.wire.begin(tracing_ || stages_.pack.from_host());
   stages_.digests.begin(resident, sent, written);
+  stages_.direct.begin();
+  done_ = 0;
+  awaited_.clear();
   try {
     enqueue_all(scales);
-    ended_.record(stages_.digests.stream());
+    wait_for_arrivals(progress);
+    enqueue_end();
     wait_for_the_end(progress);
   } catch (const NcclError&) {
     control_.call_off.announce();
@@ -89,6 +103,7 @@ void CudaPipeline::for_each_stream(Work work) {
   work(stages_.local.stream());
   work(stages_.digests.local_stream());
   for (const CudaStream& stream : stages_.wire.streams()) work(stream.get());
+  for (const cudaStream_t stream : stages_.direct.streams()) work(stream);
 }
 
 void CudaPipeline::enqueue_all(std::span<const GlobalScale> scales) {
@@ -102,17 +117,26 @@ void CudaPipeline::enqueue_all(std::span<const GlobalScale> scales) {
   stages_.padding.unpack(0, nullptr, stages_.blocks.beside_transfers, stages_.unpack.stream());
   for (const Schedule::Batch batch : schedule_->batches()) enqueue_batch(batch);
   stages_.wire.enqueue_end(*schedule_);
+}
+
+void CudaPipeline::enqueue_end() {
+  const cudaStream_t first_and_last = stages_.digests.stream();
   // Whatever the other streams still do comes before the end.
   for_each_stream([&](cudaStream_t stream) {
     joined_.record(stream);
     joined_.hold(first_and_last);
   });
   stages_.digests.enqueue_results();
+  ended_.record(first_and_last);
 }
 
 void CudaPipeline::enqueue_batch(Schedule::Batch batch) {
   for (std::size_t k = batch.first; k < batch.last; ++k) {
-    schedule_->local(k) ? enqueue_local(k) : enqueue_departure(k);
+    if (schedule_->direct(k)) {
+      enqueue_direct(k);
+    } else {
+      schedule_->local(k) ? enqueue_local(k) : enqueue_departure(k);
+    }
   }
   stages_.wire.enqueue(*schedule_, batch);
   if (rounds_.none()) return enqueue_arrivals({batch.first, batch.last});
@@ -131,7 +155,7 @@ void CudaPipeline::enqueue_batch(Schedule::Batch batch) {
 
 void CudaPipeline::enqueue_arrivals(Rounds::Range round) {
   for (std::size_t k = round.first; k < round.last; ++k) {
-    if (!schedule_->local(k) && rank_plan_.buckets[k].destination) enqueue_arrival(k);
+    if (schedule_->staged(k) && rank_plan_.buckets[k].destination) enqueue_arrival(k);
   }
 }
 
@@ -140,6 +164,31 @@ void CudaPipeline::enqueue_local(std::size_t k) {
   stages_.digests.enqueue_sent(k, &stages_.local, arrival_blocks(k));
   stages_.digests.enqueue_written(k, stages_.local.stream(), arrival_blocks(k),
                                   stages_.digests.local_stream());
+}
+
+void CudaPipeline::enqueue_direct(std::size_t k) {
+  const RankBucket& bucket = rank_plan_.buckets[k];
+  if (!bucket.root) {
+    awaited_.push_back(k);
+    return;
+  }
+  const cudaStream_t writer = stages_.direct.enqueue(k, stages_.digests.sent());
+  stages_.digests.enqueue_sent_directly(k, stages_.blocks.beside_transfers);
+  if (!bucket.destination) return;
+  stages_.digests.enqueue_written(k, writer, arrival_blocks(k), stages_.digests.stream());
+}
+
+bool CudaPipeline::exchange_direct() {
+  stages_.direct.publish();
+  std::erase_if(awaited_, [&](std::size_t k) {
+    if (!stages_.direct.arrived(k)) return false;
+    // It is there, so that its digests wait for nothing; a rank that writes nothing has the device for them.
+    const cudaStream_t stream = stages_.digests.stream();
+    stages_.digests.enqueue_written(
+        k, stream, stages_.direct.writes() ? arrival_blocks(k) : stages_.blocks.alone, stream);
+    return true;
+  });
+  return awaited_.empty();
 }
 
 void CudaPipeline::enqueue_departure(std::size_t k) {
@@ -176,26 +225,37 @@ int CudaPipeline::arrival_blocks(std::size_t k) const {
   return schedule_->unpacked_alone(k) ? stages_.blocks.alone : stages_.blocks.beside_transfers;
 }
 
+void CudaPipeline::wait_for_arrivals(Progress& progress) {
+  const nvtx3::scoped_range range("wait for what others write");
+  for (Backoff backoff; !exchange_direct(); backoff.pause()) look_around(progress);
+}
+
 void CudaPipeline::wait_for_the_end(Progress& progress) {
-  // The one wait of an update.
   const nvtx3::scoped_range range("wait");
-  Backoff backoff;
-  std::size_t done = 0;
-  while (!ended_.reached()) {
-    for (; done < rank_plan_.buckets.size() && last_stage(done).reached(); ++done) {
-      progress.advance(rank_plan_.buckets[done].progress_bytes);
-    }
-    progress.advance(0);
-    poll();
-    backoff.pause();
+  for (Backoff backoff; !ended_.reached(); backoff.pause()) {
+    exchange_direct();
+    look_around(progress);
   }
-  for (; done < rank_plan_.buckets.size(); ++done) {
-    progress.advance(rank_plan_.buckets[done].progress_bytes);
+  exchange_direct();
+  for (; done_ < rank_plan_.buckets.size(); ++done_) {
+    progress.advance(rank_plan_.buckets[done_].progress_bytes);
   }
 }
 
-const CudaEvent& CudaPipeline::last_stage(std::size_t k) const {
-  return stages_.clock.ended(rank_plan_.buckets[k].destination ? TraceStage::kUnpack : TraceStage::kPack, k);
+void CudaPipeline::look_around(Progress& progress) {
+  for (; done_ < rank_plan_.buckets.size() && is_done(done_); ++done_) {
+    progress.advance(rank_plan_.buckets[done_].progress_bytes);
+  }
+  progress.advance(0);
+  poll();
+}
+
+bool CudaPipeline::is_done(std::size_t k) const {
+  const RankBucket& bucket = rank_plan_.buckets[k];
+  if (schedule_->direct(k)) {
+    return bucket.root ? stages_.clock.ended(TraceStage::kTransport, k).reached() : stages_.direct.arrived(k);
+  }
+  return stages_.clock.ended(bucket.destination ? TraceStage::kUnpack : TraceStage::kPack, k).reached();
 }
 
 StageSeconds CudaPipeline::stage_seconds() {

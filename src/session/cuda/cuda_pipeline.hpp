@@ -22,15 +22,16 @@ namespace weightcast {
 /// Stages on streams of their own (cuda_stages.hpp), ordered by events alone: the host walks the schedule,
 /// puts the whole update into the streams and then waits once, at its end, in one loop over the last event,
 /// the wire's asynchronous errors and the deadline. Only for a source on the host does it wait for what is
-/// being read.
+/// being read, and for what other ranks write into this one's parameters until they say that it is there.
 class CudaPipeline final : public Pipeline {
  public:
   /// All references must outlive the pipeline. `routes[b]` is the transport's route of plan bucket b,
-  /// `parameters[p]` the device memory of parameter p. `blocks`: as for ThreadBlocks. `rounds`: as in
-  /// SessionOptions.
-  CudaPipeline(const Plan& plan, const RankPlan& rank_plan, std::vector<std::size_t> routes,
-               std::vector<std::byte*> parameters, std::unique_ptr<NcclTransport> transport, Control& control,
-               int blocks, const std::vector<std::uint32_t>& rounds);
+  /// where that goes through staging, `parameters[p]` the device memory of parameter p. `blocks`: as for
+  /// ThreadBlocks. `rounds`: as in SessionOptions; where there are any, nothing is direct.
+  CudaPipeline(const Plan& plan, const RankPlan& rank_plan, const Family& family,
+               std::vector<std::size_t> routes, std::vector<std::byte*> parameters,
+               std::unique_ptr<NcclTransport> transport, DirectParts direct, Control& control, int blocks,
+               const std::vector<std::uint32_t>& rounds);
   ~CudaPipeline() override;
   CudaPipeline(const CudaPipeline&) = delete;
   CudaPipeline& operator=(const CudaPipeline&) = delete;
@@ -55,11 +56,18 @@ class CudaPipeline final : public Pipeline {
 
  private:
   void enqueue_all(std::span<const GlobalScale> scales);
+  void enqueue_end();
   void enqueue_batch(Schedule::Batch batch);
   /// What waits until `round`, a rank's buckets, has been read.
   void enqueue_arrivals(Rounds::Range round);
   /// From this rank's weights to its parameters.
   void enqueue_local(std::size_t k);
+  /// From this rank's weights to the parameters of others, or of what others write into this rank's: nothing
+  /// yet.
+  void enqueue_direct(std::size_t k);
+  /// Tells others which direct buckets have been written, and enqueues digests of those that have arrived.
+  /// Returns whether all have.
+  bool exchange_direct();
   /// Enqueues the waits before bucket k travels: its slot is free and, on the root, filled.
   void enqueue_departure(std::size_t k);
   /// Enqueues the work after bucket k has travelled, on a destination.
@@ -70,9 +78,12 @@ class CudaPipeline final : public Pipeline {
   /// The streams of all stages but the digests' first, which begins and ends an update.
   template <typename Work>
   void for_each_stream(Work work);
+  void wait_for_arrivals(Progress& progress);
   void wait_for_the_end(Progress& progress);
-  /// Happens when this rank has done its part of bucket k but for sending and digests.
-  const CudaEvent& last_stage(std::size_t k) const;
+  /// One turn of a wait.
+  void look_around(Progress& progress);
+  /// Whether this rank has done its part of bucket k but for sending and digests.
+  bool is_done(std::size_t k) const;
   /// Called in every wait. Throws when the wire has failed or the deadline is over, CalledOff when another
   /// rank's wire has failed.
   void poll();
@@ -95,6 +106,8 @@ class CudaPipeline final : public Pipeline {
   const Schedule* schedule_ = &host_schedule_;
   bool sends_ = false;
   bool broken_ = false;
+  std::size_t done_ = 0;              ///< buckets of the rank plan that progress has been told of
+  std::vector<std::size_t> awaited_;  ///< direct buckets that have not arrived
 };
 
 }  // namespace weightcast

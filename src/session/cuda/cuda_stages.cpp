@@ -15,9 +15,10 @@ CudaMovePrograms compile_padding(const RankPlan& rank_plan, std::span<std::byte*
 
 }  // namespace
 
-CudaStages::CudaStages(const Plan& plan, const RankPlan& rank_plan, const Schedule& resident,
-                       std::vector<std::size_t> routes, std::vector<std::byte*> parameters,
-                       std::unique_ptr<NcclTransport> transport, std::function<void()> poll, int most_blocks)
+CudaStages::CudaStages(const Plan& plan, const RankPlan& rank_plan, const Family& family,
+                       const Schedule& resident, std::vector<std::size_t> routes,
+                       std::vector<std::byte*> parameters, std::unique_ptr<NcclTransport> transport,
+                       std::unique_ptr<PeerMemory> peers, std::function<void()> poll, int most_blocks)
     : blocks(gpu_work(plan, rank_plan), multiprocessors(), most_blocks),
       clock(rank_plan.buckets.size()),
       memory(plan),
@@ -26,6 +27,8 @@ CudaStages::CudaStages(const Plan& plan, const RankPlan& rank_plan, const Schedu
       pack(plan, rank_plan, memory, digests.results().sent(), clock, std::move(poll)),
       wire(plan, rank_plan, memory, std::move(routes), std::move(transport), clock),
       unpack(plan, rank_plan, memory, parameters, clock),
-      local(rank_plan, resident, memory, std::move(parameters), clock) {}
+      local(rank_plan, resident, memory, parameters, clock),
+      direct(plan, rank_plan, family, resident, memory, std::move(peers), std::move(parameters), clock,
+             most_blocks) {}
 
 }  // namespace weightcast

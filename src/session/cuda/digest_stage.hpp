@@ -42,6 +42,8 @@ class DigestStage {
   /// Digests of what bucket k of the rank plan sends, but for those that packing makes, or `local`, where
   /// that is what brings the bucket to its place.
   void enqueue_sent(std::size_t k, const LocalStage* local, int blocks);
+  /// Digests of what bucket k writes directly, but for those of what is quantised on the way.
+  void enqueue_sent_directly(std::size_t k, int blocks);
   /// Digests of what bucket k has written, after everything that is in the stream `writer` now; in `stream`,
   /// one of the two above.
   void enqueue_written(std::size_t k, cudaStream_t writer, int blocks, cudaStream_t stream);

@@ -12,6 +12,32 @@
 
 namespace weightcast {
 
+namespace {
+
+/// Takes the routes that go directly out of `routes`; the buckets of these have any number there.
+DirectParts open_direct(const Plan& plan, Routes& routes, std::span<std::byte* const> parameters,
+                        const DirectRequest& request, Control& control, std::optional<DirectWays>& ways) {
+  DirectParts parts;
+  if (request.direct == Direct::kNever) return parts;
+  parts.peers = std::make_unique<PeerMemory>(control, routes.routes, request.allocations, parameters,
+                                             plan.buckets.size());
+  const std::vector<bool> chosen = parts.peers->choose(routes.routes, request.direct, ways.emplace());
+  std::vector<std::size_t> numbers;
+  std::vector<Route> over_nccl;
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    numbers.push_back(over_nccl.size());
+    if (!chosen[i]) over_nccl.push_back(std::move(routes.routes[i]));
+  }
+  for (std::size_t& route : routes.of_bucket) {
+    parts.buckets.push_back(chosen[route]);
+    route = numbers[route];
+  }
+  routes.routes = std::move(over_nccl);
+  return parts;
+}
+
+}  // namespace
+
 std::string gpu_versions() {
   return fmt::format(" · {} · {}", cuda_version(), nccl_version());
 }
@@ -43,14 +69,16 @@ std::unique_ptr<Memory> make_gpu_memory(std::int64_t bytes, const char* purpose)
   return make_device_memory(bytes, purpose);
 }
 
-std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const RankPlan& rank_plan,
-                                            const std::vector<Route>& routes,
-                                            std::vector<std::size_t> route_of_bucket,
-                                            std::vector<std::byte*> parameters, Control& control, int blocks,
+std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const RankPlan& rank_plan, Routes routes,
+                                            std::vector<std::byte*> parameters, const DirectRequest& direct,
+                                            Control& control, int blocks,
                                             const std::vector<std::uint32_t>& rounds, GpuStart& start) {
+  DirectParts parts;
+  // What a rank writes in a round it may still have to send, which only that rank knows.
+  if (rounds.empty()) parts = open_direct(plan, routes, parameters, direct, control, start.ways);
   std::unique_ptr<NcclTransport> transport;
   try {
-    transport = std::make_unique<NcclTransport>(control.comm(), routes,
+    transport = std::make_unique<NcclTransport>(control.comm(), routes.routes,
                                                 static_cast<std::size_t>(plan.limits.buffers), [&control] {
                                                   try {
                                                     control.deadline.poll();
@@ -67,9 +95,9 @@ std::unique_ptr<Pipeline> make_gpu_pipeline(const Plan& plan, const RankPlan& ra
   const auto begin = std::chrono::steady_clock::now();
   std::unique_ptr<Pipeline> pipeline;
   control.agreement.together([&] {
-    pipeline =
-        std::make_unique<CudaPipeline>(plan, rank_plan, std::move(route_of_bucket), std::move(parameters),
-                                       std::move(transport), control, blocks, rounds);
+    pipeline = std::make_unique<CudaPipeline>(plan, rank_plan, direct.family, std::move(routes.of_bucket),
+                                              std::move(parameters), std::move(transport), std::move(parts),
+                                              control, blocks, rounds);
   });
   start.programs = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return pipeline;

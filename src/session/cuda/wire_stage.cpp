@@ -18,7 +18,7 @@ WireStage::WireStage(const Plan& plan, const RankPlan& rank_plan, const UpdateMe
 void WireStage::enqueue(const Schedule& schedule, Schedule::Batch batch) {
   const auto for_each_staged = [&](auto work) {
     for (std::size_t k = batch.first; k < batch.last; ++k) {
-      if (!schedule.local(k)) work(k, schedule.slots().slot(k));
+      if (schedule.staged(k)) work(k, schedule.slots().slot(k));
     }
   };
   for_each_staged([&](std::size_t k, std::size_t slot) {

@@ -18,7 +18,8 @@ namespace weightcast {
 /// Sends and receives staging slots over NCCL, those of a batch at once.
 class WireStage {
  public:
-  /// All references must outlive the stage. `routes[b]` is the transport's route of plan bucket b.
+  /// All references must outlive the stage. `routes[b]` is the transport's route of plan bucket b
+  /// where that goes through staging.
   WireStage(const Plan& plan, const RankPlan& rank_plan, const UpdateMemory& memory,
             std::vector<std::size_t> routes, std::unique_ptr<NcclTransport> transport, StageClock& clock);
 
@@ -34,7 +35,7 @@ class WireStage {
   /// An update begins. With `time_each` every bucket is timed, otherwise all of them together: each event
   /// between two buckets is a gap between them.
   void begin(bool time_each) { time_each_ = time_each; }
-  /// Puts the buckets of a batch that are not local into their streams.
+  /// Puts the buckets of a batch that go through staging into their streams.
   void enqueue(const Schedule& schedule, Schedule::Batch batch);
   /// All batches have been enqueued.
   void enqueue_end(const Schedule& schedule);

@@ -39,6 +39,11 @@ ResidentSource::ResidentSource(const Plan& plan, const Catalog& catalog, std::in
   quants_ = CudaQuantPrograms(programs.quants, quants, addresses, {});
   packs_codes_ = std::any_of(programs.quants.begin(), programs.quants.end(),
                              [](const QuantMove& move) { return move.codes.space != Space::kNowhere; });
+  code_programs_.resize(quants.size());
+  if (packs_codes_) {
+    code_moves_ = programs.quants;
+    code_programs_ = quants;
+  }
   for (std::uint32_t i = 0; i < boxes_.size(); ++i) {
     sent_digests_.push_back({boxes_[i].digest, boxes_[i].widened});
     boxes_of_segment_[boxes_[i].digest].push_back(i);
@@ -86,7 +91,16 @@ Move ResidentSource::place(std::uint32_t segment) const {
         catalog_[plan_.segments[segment].tensor].name, plan_.segments[segment].box.to_string(),
         pieces.size()));
   }
-  Move move = pieces.front();
+  return from_first_buffer(pieces.front());
+}
+
+std::vector<Move> ResidentSource::places(std::uint32_t segment) const {
+  std::vector<Move> pieces = places_.at(segment);
+  for (Move& piece : pieces) piece = from_first_buffer(piece);
+  return pieces;
+}
+
+Move ResidentSource::from_first_buffer(Move move) const {
   // Buffers are where they are: a distance, whatever lies between.
   move.offset += reinterpret_cast<std::intptr_t>(buffers_[move.buffer].data()) -
                  reinterpret_cast<std::intptr_t>(buffers_.front().data());

@@ -48,11 +48,19 @@ class ResidentSource : public Source {
   /// Where segment number `segment` of the plan lies, if its values travel: its pack move, with the offset
   /// from the first buffer on. Throws UsageError naming the tensor when it lies in several pieces.
   Move place(std::uint32_t segment) const;
+  /// The same of a segment in any number of pieces.
+  std::vector<Move> places(std::uint32_t segment) const;
   /// What is not quantised: the boxes whose digests are the first of sent_digests(), which of them are in
   /// each bucket of the plan, and the one that a move with place() reads; −1: none.
   const std::vector<DigestBox>& boxes() const { return boxes_; }
   ProgramRange boxes_of(std::uint32_t bucket) const { return box_programs_[bucket]; }
   std::int64_t box_of(std::uint32_t segment) const;
+  /// Whether something is quantised here, and the moves that do that: Sending::quants, with their ranges by
+  /// plan bucket and the digests among `results` that they make. None where nothing is.
+  bool packs_codes() const { return packs_codes_; }
+  std::span<const QuantMove> code_moves() const { return code_moves_; }
+  std::span<const ProgramRange> code_programs() const { return code_programs_; }
+  std::uint64_t* code_digests(std::uint64_t* results) const { return results + boxes_.size(); }
   /// What digest result number i is the digest of.
   const std::vector<SentDigest>& sent_digests() const { return sent_digests_; }
 
@@ -62,6 +70,7 @@ class ResidentSource : public Source {
   static std::uint64_t next_number();
   /// The box that each move reads; −1: none.
   std::vector<std::int64_t> boxes_of_moves(const Sending& programs) const;
+  Move from_first_buffer(Move move) const;
 
   const Plan& plan_;
   const Catalog& catalog_;
@@ -72,6 +81,8 @@ class ResidentSource : public Source {
   CudaDigestPrograms digests_;
   CudaQuantPrograms quants_;  ///< of all that anybody quantises; what is not quantised here for digests alone
   bool packs_codes_ = false;  ///< something is quantised here
+  std::vector<QuantMove> code_moves_;
+  std::vector<ProgramRange> code_programs_;
   std::vector<DigestBox> boxes_;
   std::vector<ProgramRange> box_programs_;
   std::vector<SentDigest> sent_digests_;

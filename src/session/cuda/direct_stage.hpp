@@ -1,0 +1,91 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/cuda/cuda_moves.hpp"
+#include "kernels/cuda/cuda_quantizer.hpp"
+#include "model/family.hpp"
+#include "plan/plan.hpp"
+#include "plan/rank_plan.hpp"
+#include "session/cuda/engine_copies.hpp"
+#include "session/cuda/peer_memory.hpp"
+#include "session/cuda/stage_clock.hpp"
+#include "session/cuda/update_memory.hpp"
+#include "session/schedule.hpp"
+#include "source/cuda/resident_source.hpp"
+#include "sys/cuda.hpp"
+
+namespace weightcast {
+
+/// Brings direct buckets from this rank's weights into the parameters of other ranks of this host, and learns
+/// when others have done so with this rank's. What is told travels through words of the host's memory, one
+/// for each bucket of the plan: the number of the last update in which the bucket was written. So no stream
+/// of a device ever waits for another device, and a rank whose peer dies ends as it does over NCCL.
+class DirectStage {
+ public:
+  /// All references must outlive the stage; `peers` is null where nothing is direct. `parameters[p]` is the
+  /// device memory of parameter p of this rank. `blocks`: most thread blocks of a kernel; 0: the default.
+  DirectStage(const Plan& plan, const RankPlan& rank_plan, const Family& family, const Schedule& schedule,
+              const UpdateMemory& memory, std::unique_ptr<PeerMemory> peers,
+              std::vector<std::byte*> parameters, StageClock& clock, int blocks);
+
+  /// The streams that buckets are written in; none where this rank writes nothing.
+  std::span<const cudaStream_t> streams() const { return streams_; }
+  /// Whether this rank writes direct buckets.
+  bool writes() const { return !streams_.empty(); }
+
+  /// Makes `source` the source of what is enqueued from now on, and compiles its programs unless it is the
+  /// same as before.
+  void prepare(const ResidentSource& source);
+  /// An update begins; the same number of times on all ranks.
+  void begin();
+  /// Writes bucket k of the rank plan. Digests of what is quantised on the way are added to `digests`, unless
+  /// that is null. Returns the stream that it is written in.
+  cudaStream_t enqueue(std::size_t k, std::uint64_t* digests);
+  /// Tells the destinations which buckets are written by now.
+  void publish();
+  /// Whether the root of bucket k has written it in this update.
+  bool arrived(std::size_t k) const;
+
+ private:
+  /// Buckets in turn; several, so that the end of one fills the link while the next begins.
+  struct Lane {
+    CudaStream kernels{CudaStream::Priority::kNormal};
+    CudaStream copies{CudaStream::Priority::kNormal};
+    CudaEvent copied{CudaEvent::Kind::kOrder};
+  };
+
+  void open_lanes(int blocks);
+  /// Whether everything that this rank writes goes to one other rank.
+  bool has_one_peer() const;
+
+  const Plan& plan_;
+  const RankPlan& rank_plan_;
+  const Family& family_;
+  const Schedule& schedule_;
+  const UpdateMemory& memory_;
+  std::unique_ptr<PeerMemory> peers_;
+  std::vector<std::byte*> own_parameters_;
+  StageClock& clock_;
+  int blocks_ = 0;
+  std::vector<Lane> lanes_;
+  std::vector<std::size_t> lane_of_;  ///< by bucket of the rank plan
+  std::vector<cudaStream_t> streams_;
+
+  std::uint64_t source_ = 0;  ///< its number; 0: none yet
+  const ResidentSource* weights_ = nullptr;
+  CudaMovePrograms moves_;  ///< by bucket of the rank plan, as all of these
+  EngineCopies copies_;
+  CudaQuantPrograms codes_;
+  CudaQuantPrograms quants_;
+
+  // Of the current update.
+  std::uint32_t update_ = 0;
+  std::vector<std::size_t> unpublished_;  ///< buckets that have been enqueued
+};
+
+}  // namespace weightcast
