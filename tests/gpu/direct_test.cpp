@@ -39,14 +39,6 @@ Topology split(Topology topology, SourceSplit how) {
   return topology;
 }
 
-/// Large enough for pieces that the copy engines take.
-naive::Model wide_model() {
-  naive::Model model = small_model(false);
-  model.hidden = 512;
-  model.inner = 1024;
-  return model;
-}
-
 std::vector<Case> cases() {
   const naive::Model dense = small_model(false);
   const naive::Model moe = small_model(true);
@@ -56,7 +48,6 @@ std::vector<Case> cases() {
   const auto at_destination = QuantizeAt::kDestination;
   return {
       {"OneToOne", dense, topology_of(1, "tp=1")},
-      {"OneToOneByCopyEngines", wide_model(), topology_of(1, "tp=1"), 4 << 20},
       {"OneToOneOfExperts", moe, topology_of(1, "tp=1", "cutlass"), 100'001},
       {"OneToOneTransposed", moe, topology_of(1, "tp=1", "triton-kernels"), 100'001},
       {"OneToOneInOneBucket", moe, topology_of(1, "tp=1"), 256 << 20},

@@ -139,8 +139,10 @@ TEST_F(GpuSync, DirectWaysAreSaidOrRefused) {
                        "CUDA_VISIBLE_DEVICES", "--direct auto"}));
   const Outcome over_nccl = seeing_one("auto");
   EXPECT_TRUE(done(over_nccl));
-  EXPECT_TRUE(has(over_nccl.out, {"# ways    0 routes directly", "1 over NCCL", "does not see GPU"}));
-  EXPECT_EQ(read_json(json_).at("ways").at("obstacles").size(), 1);
+  EXPECT_TRUE(has(over_nccl.out, {"# ways    0 routes directly", "1 over NCCL", "# ways    rank 0 ("}));
+  const auto obstacles = read_json(json_).at("ways").at("obstacles");
+  ASSERT_EQ(obstacles.size(), 1);
+  EXPECT_TRUE(has(obstacles[0], {"the parameters of rank 1: it does not see GPU"}));
   EXPECT_TRUE(
       refused(run_job(2, {"sync", "--source", trained(0), "--transport", "nccl", "--direct", "always"}), 64,
               {"--direct always", "files"}));

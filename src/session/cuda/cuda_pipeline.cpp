@@ -67,7 +67,7 @@ std::exception_ptr CudaPipeline::run(Source* source, std::span<const GlobalScale
   stages_.pack.begin(source, sent);
   stages_.wire.begin(tracing_ || stages_.pack.from_host());
   stages_.digests.begin(resident, sent, written);
-  stages_.direct.begin();
+  stages_.direct.begin(!sent.empty() || !written.empty());
   done_ = 0;
   awaited_.clear();
   try {
@@ -103,7 +103,7 @@ void CudaPipeline::for_each_stream(Work work) {
   work(stages_.local.stream());
   work(stages_.digests.local_stream());
   for (const CudaStream& stream : stages_.wire.streams()) work(stream.get());
-  for (const cudaStream_t stream : stages_.direct.streams()) work(stream);
+  for (const CudaStream& stream : stages_.direct.streams()) work(stream.get());
 }
 
 void CudaPipeline::enqueue_all(std::span<const GlobalScale> scales) {

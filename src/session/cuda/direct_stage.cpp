@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <map>
-#include <set>
 #include <utility>
 
 #include "session/direct_programs.hpp"
@@ -20,11 +19,12 @@ DirectStage::DirectStage(const Plan& plan, const RankPlan& rank_plan, const Fami
       memory_(memory),
       peers_(std::move(peers)),
       own_parameters_(std::move(parameters)),
-      clock_(clock) {
-  open_lanes(blocks);
+      clock_(clock),
+      most_blocks_(blocks) {
+  open_lanes();
 }
 
-void DirectStage::open_lanes(int blocks) {
+void DirectStage::open_lanes() {
   // What goes to other ranks is written at the same time: each of them gets its share of the link all along.
   std::map<std::uint32_t, std::size_t> sets;
   std::vector<std::size_t> mine;
@@ -37,27 +37,14 @@ void DirectStage::open_lanes(int blocks) {
   if (mine.empty()) return;
   constexpr std::size_t kLeast = 2;
   constexpr std::size_t kMost = 8;
-  lanes_.resize(std::clamp(sets.size(), kLeast, kMost));
+  for (std::size_t lane = 0; lane < std::clamp(sets.size(), kLeast, kMost); ++lane) {
+    lanes_.emplace_back(CudaStream::Priority::kNormal);
+  }
   for (std::size_t i = 0; i < mine.size(); ++i) {
     const std::uint32_t set = plan_.buckets[rank_plan_.buckets[mine[i]].bucket].destinations;
     lane_of_[mine[i]] = (sets.size() == 1 ? i : sets.at(set)) % lanes_.size();
   }
-  for (const Lane& lane : lanes_) streams_.insert(streams_.end(), {lane.kernels.get(), lane.copies.get()});
   unpublished_.reserve(mine.size());
-  constexpr int kLeastBlocks = 16;
-  blocks_ = blocks > 0 ? blocks : std::max(kLeastBlocks, multiprocessors() / static_cast<int>(lanes_.size()));
-}
-
-bool DirectStage::has_one_peer() const {
-  std::set<std::int64_t> ranks;
-  for (std::size_t k = 0; k < rank_plan_.buckets.size(); ++k) {
-    if (!schedule_.direct(k) || !rank_plan_.buckets[k].root) continue;
-    for (const std::int64_t rank :
-         plan_.destination_ranks(plan_.buckets[rank_plan_.buckets[k].bucket].destinations)) {
-      ranks.insert(rank);
-    }
-  }
-  return ranks.size() == 1;
 }
 
 void DirectStage::prepare(const ResidentSource& source) {
@@ -85,22 +72,6 @@ void DirectStage::prepare(const ResidentSource& source) {
                                             source.code_moves(), source.code_programs()});
   std::vector<std::byte*> weights;
   for (const std::span<std::byte> buffer : source.buffers()) weights.push_back(buffer.data());
-  if (EngineCopies::pays() && has_one_peer()) {
-    std::vector<Move> copies;
-    std::vector<ProgramRange> copy_programs;
-    std::vector<Move> rest;
-    for (ProgramRange& program : programs.move_programs) {
-      const auto first_copy = static_cast<std::uint32_t>(copies.size());
-      const auto first = static_cast<std::uint32_t>(rest.size());
-      for (const Move& move : std::span(programs.moves).subspan(program.first, program.count)) {
-        (EngineCopies::takes(move) ? copies : rest).push_back(move);
-      }
-      copy_programs.push_back({first_copy, static_cast<std::uint32_t>(copies.size()) - first_copy});
-      program = {first, static_cast<std::uint32_t>(rest.size()) - first};
-    }
-    programs.moves = std::move(rest);
-    copies_ = EngineCopies(copies, copy_programs, buffers, weights.front());
-  }
   moves_ = CudaMovePrograms(programs.moves, programs.move_programs, buffers);
   codes_ = CudaQuantPrograms(programs.codes, programs.code_programs, weights, buffers);
   quants_ = CudaQuantPrograms(programs.quants, programs.quant_programs, weights, buffers);
@@ -108,24 +79,26 @@ void DirectStage::prepare(const ResidentSource& source) {
   source_ = source.number();
 }
 
-void DirectStage::begin() {
+void DirectStage::begin(bool verifies) {
   ++update_;
   unpublished_.clear();
+  if (!writes()) return;
+  // A block for each multiprocessor fills the link, all together, and leaves room for the kernels of others;
+  // where there are none, two are a little faster, which is what fits.
+  constexpr int kLeast = 16;
+  const int of_multiprocessor = own_parameters_.empty() && !verifies ? 2 : 1;
+  blocks_ = most_blocks_ > 0
+                ? most_blocks_
+                : std::max(kLeast, of_multiprocessor * multiprocessors() / static_cast<int>(lanes_.size()));
 }
 
 cudaStream_t DirectStage::enqueue(std::size_t k, std::uint64_t* digests) {
-  const Lane& lane = lanes_[lane_of_[k]];
-  const cudaStream_t stream = lane.kernels.get();
+  const cudaStream_t stream = lanes_[lane_of_[k]].get();
   clock_.begin(TraceStage::kTransport, k, stream);
-  if (copies_.has(k)) {
-    copies_.run(k, lane.copies.get());
-    lane.copied.record(lane.copies.get());
-  }
   moves_.unpack(k, weights_->buffers().front().data(), blocks_, stream);
   codes_.run(k, nullptr, memory_.scales(), digests == nullptr ? nullptr : weights_->code_digests(digests),
              quantizer_blocks(blocks_), stream);
   quants_.run(k, nullptr, memory_.scales(), nullptr, quantizer_blocks(blocks_), stream);
-  if (copies_.has(k)) lane.copied.hold(stream);
   clock_.end(TraceStage::kTransport, k, stream);
   unpublished_.push_back(k);
   return stream;

@@ -11,7 +11,6 @@
 #include "model/family.hpp"
 #include "plan/plan.hpp"
 #include "plan/rank_plan.hpp"
-#include "session/cuda/engine_copies.hpp"
 #include "session/cuda/peer_memory.hpp"
 #include "session/cuda/stage_clock.hpp"
 #include "session/cuda/update_memory.hpp"
@@ -34,15 +33,15 @@ class DirectStage {
               std::vector<std::byte*> parameters, StageClock& clock, int blocks);
 
   /// The streams that buckets are written in; none where this rank writes nothing.
-  std::span<const cudaStream_t> streams() const { return streams_; }
+  std::span<const CudaStream> streams() const { return lanes_; }
   /// Whether this rank writes direct buckets.
-  bool writes() const { return !streams_.empty(); }
+  bool writes() const { return !lanes_.empty(); }
 
   /// Makes `source` the source of what is enqueued from now on, and compiles its programs unless it is the
   /// same as before.
   void prepare(const ResidentSource& source);
-  /// An update begins; the same number of times on all ranks.
-  void begin();
+  /// An update begins, with digests or without; the same number of times on all ranks.
+  void begin(bool verifies);
   /// Writes bucket k of the rank plan. Digests of what is quantised on the way are added to `digests`, unless
   /// that is null. Returns the stream that it is written in.
   cudaStream_t enqueue(std::size_t k, std::uint64_t* digests);
@@ -52,16 +51,7 @@ class DirectStage {
   bool arrived(std::size_t k) const;
 
  private:
-  /// Buckets in turn; several, so that the end of one fills the link while the next begins.
-  struct Lane {
-    CudaStream kernels{CudaStream::Priority::kNormal};
-    CudaStream copies{CudaStream::Priority::kNormal};
-    CudaEvent copied{CudaEvent::Kind::kOrder};
-  };
-
-  void open_lanes(int blocks);
-  /// Whether everything that this rank writes goes to one other rank.
-  bool has_one_peer() const;
+  void open_lanes();
 
   const Plan& plan_;
   const RankPlan& rank_plan_;
@@ -71,20 +61,19 @@ class DirectStage {
   std::unique_ptr<PeerMemory> peers_;
   std::vector<std::byte*> own_parameters_;
   StageClock& clock_;
-  int blocks_ = 0;
-  std::vector<Lane> lanes_;
+  int most_blocks_ = 0;
+  std::vector<CudaStream> lanes_;
   std::vector<std::size_t> lane_of_;  ///< by bucket of the rank plan
-  std::vector<cudaStream_t> streams_;
 
   std::uint64_t source_ = 0;  ///< its number; 0: none yet
   const ResidentSource* weights_ = nullptr;
   CudaMovePrograms moves_;  ///< by bucket of the rank plan, as all of these
-  EngineCopies copies_;
   CudaQuantPrograms codes_;
   CudaQuantPrograms quants_;
 
   // Of the current update.
   std::uint32_t update_ = 0;
+  int blocks_ = 0;
   std::vector<std::size_t> unpublished_;  ///< buckets that have been enqueued
 };
 
