@@ -220,11 +220,13 @@ class BenchJob {
     return most[0];
   }
 
-  /// What an update is compared with: over NCCL its own transfers, over MPI broadcasts of the best size;
-  /// nothing when no byte has anywhere to go.
+  /// What an update is compared with: over NCCL its own transfers, or one link where something goes directly;
+  /// over MPI broadcasts of the best size; nothing when no byte has anywhere to go.
   const Measured* bound() const {
-    if (gpu_) return gpu_->transfers().seconds.empty() ? nullptr : &gpu_->transfers();
-    return &fastest(mpi_->broadcasts());
+    if (!gpu_) return &fastest(mpi_->broadcasts());
+    if (!gpu_->transfers().seconds.empty()) return &gpu_->transfers();
+    const std::optional<DirectWays>& ways = job_.report().ways;
+    return ways && ways->direct_routes > 0 ? link() : nullptr;
   }
   /// One link: NCCL's broadcasts at the same bucket size, or the same.
   const Measured* link() const {

@@ -6,6 +6,7 @@
 #include <array>
 #include <chrono>
 #include <limits>
+#include <optional>
 
 #include "core/units.hpp"
 
@@ -69,7 +70,7 @@ GpuParts::GpuParts(Control& control, const Session& session, Source* source, std
 
 void GpuParts::measure() {
   for (std::size_t i = 0; i < steps_.size(); ++i) wires_[i].seconds.push_back(broadcast(steps_[i]));
-  if (session_.plan().wire_bytes() > 0) transfers_.seconds.push_back(together([&] { gauges_->transfer(); }));
+  if (all_over_nccl()) transfers_.seconds.push_back(together([&] { gauges_->transfer(); }));
   if (device_.empty()) return;
   using enum GpuGauges::Grid;
   note(device_[0], gauges_->copy_seconds());
@@ -79,6 +80,11 @@ void GpuParts::measure() {
   note(device_[4], gauges_->unpack_seconds(kWholeDevice));
   note(device_[5], gauges_->digest_seconds(kUpdate));
   note(device_[6], gauges_->digest_seconds(kWholeDevice));
+}
+
+bool GpuParts::all_over_nccl() const {
+  const std::optional<DirectWays>& ways = session_.start_seconds().gpu.ways;
+  return session_.plan().wire_bytes() > 0 && (!ways || ways->direct_routes == 0);
 }
 
 double GpuParts::broadcast(std::int64_t step) {

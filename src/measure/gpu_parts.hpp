@@ -31,7 +31,8 @@ class GpuParts {
   /// The wire at the bucket size; then at 1 GiB, where there is room.
   const std::vector<Measured>& wires() const { return wires_; }
   /// The transfers of an update alone, with which it is compared: the limit of the plan's own pattern. Its
-  /// bytes are those of the model that an update sends. Without seconds where nothing travels.
+  /// bytes are those of the model that an update sends. Without seconds where nothing travels, and where
+  /// something goes directly.
   const Measured& transfers() const { return transfers_; }
   /// What the device does alone, bytes read and written; the slowest rank's times. The first is its own copy.
   const std::vector<Measured>& device() const { return device_; }
@@ -40,6 +41,7 @@ class GpuParts {
   std::int64_t memory_beyond_parameters();
 
  private:
+  bool all_over_nccl() const;
   double broadcast(std::int64_t step);
   /// Seconds from where all ranks begin `work` to where the last has done it. Collective.
   template <typename Work>

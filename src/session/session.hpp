@@ -33,7 +33,8 @@ struct SessionOptions {
   std::string while_written = {};
   /// What this rank's source will hold beside the session, in the same memory as the parameters.
   std::int64_t (*source_bytes)(const Plan&, const Catalog&, std::int64_t trainer) = nullptr;
-  /// On GPUs: which routes write into their destinations' parameters. Only for sources on GPUs.
+  /// On GPUs: which routes write into their destinations' parameters. Only for sources on GPUs; none does
+  /// where there are `rounds`.
   Direct direct = Direct::kNever;
   /// Most thread blocks of a kernel on a GPU; 0: the default.
   int blocks = 0;

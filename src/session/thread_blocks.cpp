@@ -52,7 +52,7 @@ GpuWork gpu_work(const Plan& plan, const RankPlan& rank_plan) {
 }
 
 ThreadBlocks::ThreadBlocks(const GpuWork& work, int multiprocessors, int asked)
-    : beside_transfers(asked), alone(4 * multiprocessors) {
+    : beside_transfers(asked), alone(4 * multiprocessors), asked_(asked), multiprocessors_(multiprocessors) {
   if (asked > 0) return;
   // As measured on H200 over NVLink (NV18): bytes that a block reads and writes in a second, and a link. Over
   // a slower link fewer blocks keep ahead; the least is enough there.
@@ -77,6 +77,14 @@ ThreadBlocks::ThreadBlocks(const GpuWork& work, int multiprocessors, int asked)
   const int most = std::max(least, multiprocessors / 2);
   const double ahead = kAhead * seconds(*std::max_element(kinds.begin(), kinds.end())) / wire_seconds;
   beside_transfers = std::clamp(static_cast<int>(ahead), least, most);
+}
+
+int ThreadBlocks::of_direct(std::size_t lanes, bool others) const {
+  if (asked_ > 0) return asked_;
+  // A block for each multiprocessor fills the link, all together, and leaves room for the kernels of others;
+  // where there are none, two are a little faster, which is what fits.
+  constexpr int kLeast = 16;
+  return std::max(kLeast, (others ? 1 : 2) * multiprocessors_ / static_cast<int>(lanes));
 }
 
 }  // namespace weightcast

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "plan/plan.hpp"
@@ -29,6 +30,14 @@ struct ThreadBlocks {
 
   int beside_transfers = 0;
   int alone = 0;
+
+  /// Of each kernel that writes into other ranks' parameters, of which `lanes` run at once; `others`: kernels
+  /// of other kinds may run beside them.
+  int of_direct(std::size_t lanes, bool others) const;
+
+ private:
+  int asked_ = 0;
+  int multiprocessors_ = 0;
 };
 
 }  // namespace weightcast

@@ -108,8 +108,18 @@ std::vector<std::size_t> group_numbers(const Plan& plan) {
   return numbers;
 }
 
+/// Some of the buckets that leave a rank, as if their routes went directly; now and then all or none.
+std::vector<bool> random_direct(const Plan& plan, Random& random) {
+  const std::int64_t share = random.between(0, 3);
+  std::vector<bool> direct;
+  for (const Bucket& bucket : plan.buckets) {
+    direct.push_back(plan.travels(bucket) && random.between(1, 3) <= share);
+  }
+  return direct;
+}
+
 void expect_staging(const Plan& plan, const RankPlan& rank_plan, std::int64_t rank, bool resident,
-                    const Schedule& schedule) {
+                    const std::vector<bool>& direct, const Schedule& schedule) {
   // Whoever needs a slot takes the one that nobody has used for the longest time.
   std::deque<std::pair<std::size_t, std::size_t>> slots;  // and their last users
   for (std::size_t slot = 0; slot < static_cast<std::size_t>(plan.limits.buffers); ++slot) {
@@ -117,8 +127,14 @@ void expect_staging(const Plan& plan, const RankPlan& rank_plan, std::int64_t ra
   }
   std::size_t first_staged = kNone;
   for (std::size_t k = 0; k < rank_plan.buckets.size(); ++k) {
-    const bool staged = !resident || needs_staging(plan, plan.buckets[rank_plan.buckets[k].bucket], rank);
-    ASSERT_EQ(schedule.local(k), !staged) << k;
+    const std::uint32_t bucket = rank_plan.buckets[k].bucket;
+    const bool directly = !direct.empty() && direct[bucket];
+    const bool staged = !directly && (!resident || needs_staging(plan, plan.buckets[bucket], rank));
+    ASSERT_EQ(schedule.direct(k), directly) << k;
+    ASSERT_EQ(schedule.staged(k), staged) << k;
+    ASSERT_EQ(schedule.local(k), !staged && !directly) << k;
+    if (directly) EXPECT_EQ(schedule.slots().slot(k), kNone);
+    if (directly) continue;
     if (!staged) {
       EXPECT_TRUE(rank_plan.buckets[k].root && rank_plan.buckets[k].destination);
       EXPECT_EQ(schedule.slots().slot(k), kNone);
@@ -146,7 +162,7 @@ void expect_groups(const Plan& plan, const RankPlan& rank_plan, const Schedule& 
     std::set<std::size_t> slots;
     for (std::size_t k = batch.first; k < batch.last; ++k) {
       buckets.push_back(k);
-      if (schedule.local(k)) continue;
+      if (!schedule.staged(k)) continue;
       // All of a group are staged at once, in slots that earlier groups have left.
       EXPECT_TRUE(slots.insert(schedule.slots().slot(k)).second);
       const std::size_t before = schedule.slots().before(k);
@@ -185,9 +201,10 @@ void expect_alone(const RankPlan& rank_plan, const Schedule& schedule) {
   ASSERT_LE(before, rank_plan.buckets.size());
 }
 
-void expect_sound(const Plan& plan, const RankPlan& rank_plan, std::int64_t rank, bool resident) {
-  const Schedule schedule(plan, rank_plan, resident);
-  expect_staging(plan, rank_plan, rank, resident, schedule);
+void expect_sound(const Plan& plan, const RankPlan& rank_plan, std::int64_t rank, bool resident,
+                  const std::vector<bool>& direct = {}) {
+  const Schedule schedule(plan, rank_plan, resident, {}, direct);
+  expect_staging(plan, rank_plan, rank, resident, direct, schedule);
   expect_groups(plan, rank_plan, schedule);
   expect_alone(rank_plan, schedule);
 }
@@ -196,10 +213,10 @@ void expect_sound(const Plan& plan, const RankPlan& rank_plan, std::int64_t rank
 /// all of it is packed and has free slots, a bucket has travelled when it is under way on all its ranks.
 class Simulation {
  public:
-  Simulation(const Plan& plan, Random& random) : random_(random) {
+  Simulation(const Plan& plan, const std::vector<bool>& direct, Random& random) : random_(random) {
     for (std::int64_t r = 0; r < plan.topology.ranks(); ++r) {
       RankPlan rank_plan = buckets_of(plan, r);
-      Schedule schedule(plan, rank_plan, random.one_in(2));
+      Schedule schedule(plan, rank_plan, random.one_in(2), {}, direct);
       ranks_.push_back({rank_plan, schedule, std::vector<Bucket>(rank_plan.buckets.size()),
                         std::vector<std::int64_t>(static_cast<std::size_t>(plan.limits.buffers), -1)});
     }
@@ -220,7 +237,7 @@ class Simulation {
   void expect_done() const {
     for (const Rank& rank : ranks_) {
       for (std::size_t k = 0; k < rank.buckets.size(); ++k) {
-        if (rank.schedule.local(k)) continue;
+        if (!rank.schedule.staged(k)) continue;
         EXPECT_TRUE(rank.buckets[k].travelled);
         EXPECT_EQ(rank.buckets[k].unpacked, rank.rank_plan.buckets[k].destination);
       }
@@ -251,7 +268,7 @@ class Simulation {
 
   static bool has_travelled(const Rank& rank, Schedule::Batch batch) {
     for (std::size_t k = batch.first; k < batch.last; ++k) {
-      if (!rank.schedule.local(k) && !rank.buckets[k].travelled) return false;
+      if (rank.schedule.staged(k) && !rank.buckets[k].travelled) return false;
     }
     return true;
   }
@@ -261,7 +278,7 @@ class Simulation {
   static std::size_t first(const Rank& rank, Role RankBucket::*role, Done Bucket::*done) {
     std::size_t k = 0;
     while (k < rank.buckets.size() &&
-           (!(rank.rank_plan.buckets[k].*role) || rank.schedule.local(k) || rank.buckets[k].*done)) {
+           (!(rank.rank_plan.buckets[k].*role) || !rank.schedule.staged(k) || rank.buckets[k].*done)) {
       ++k;
     }
     return k;
@@ -289,7 +306,7 @@ class Simulation {
     if (rank.batch > 0 && !has_travelled(rank, batches[rank.batch - 1])) return false;
     const Schedule::Batch batch = batches[rank.batch];
     for (std::size_t k = batch.first; k < batch.last; ++k) {
-      if (rank.schedule.local(k)) continue;
+      if (!rank.schedule.staged(k)) continue;
       if (rank.rank_plan.buckets[k].root ? !rank.buckets[k].packed : !slot_free(rank, k)) return false;
     }
     for (std::size_t k = batch.first; k < batch.last; ++k) rank.buckets[k].under_way = true;
@@ -314,7 +331,7 @@ class Simulation {
     std::set<std::uint32_t> missing;
     for (Rank& rank : ranks_) {
       for (std::size_t k = 0; k < rank.buckets.size(); ++k) {
-        if (rank.schedule.local(k) || rank.buckets[k].travelled) continue;
+        if (!rank.schedule.staged(k) || rank.buckets[k].travelled) continue;
         const std::uint32_t bucket = rank.rank_plan.buckets[k].bucket;
         if (rank.buckets[k].under_way) under_way[bucket].emplace_back(&rank, k);
         if (!rank.buckets[k].under_way) missing.insert(bucket);
@@ -356,10 +373,12 @@ TEST(Schedule, IsWhatARingAndThePlansGroupsSay) {
   for (int round = 0; round < 400; ++round) {
     SCOPED_TRACE(round);
     const Plan plan = random_plan(random);
+    const std::vector<bool> direct = random_direct(plan, random);
     for (std::int64_t rank = 0; rank < plan.topology.ranks(); ++rank) {
       const RankPlan rank_plan = buckets_of(plan, rank);
       for (const bool resident : {false, true}) {
         expect_sound(plan, rank_plan, rank, resident);
+        expect_sound(plan, rank_plan, rank, resident, direct);
         const Schedule schedule(plan, rank_plan, resident);
         for (std::size_t k = 0; k < rank_plan.buckets.size(); ++k) local += schedule.local(k) ? 1 : 0;
         for (const auto [first, last] : schedule.batches())
@@ -396,7 +415,7 @@ TEST(Schedule, EverythingArrivesWhoeverIsSlow) {
   for (int round = 0; round < 400; ++round) {
     SCOPED_TRACE(round);
     const Plan plan = random_plan(random);
-    Simulation simulation(plan, random);
+    Simulation simulation(plan, random_direct(plan, random), random);
     simulation.run();
     simulation.expect_done();
     if (HasFailure()) return;

@@ -40,6 +40,15 @@ TEST(ThreadBlocks, AreThoseThatWereAskedFor) {
   EXPECT_EQ(ThreadBlocks({.wire = 61, .pack = 122}, kMultiprocessors, 20).alone, 4 * kMultiprocessors);
 }
 
+TEST(ThreadBlocks, OfDirectBucketsFillTheLinkTogether) {
+  const ThreadBlocks blocks({.wire = 61, .pack = 122}, kMultiprocessors, 0);
+  EXPECT_EQ(blocks.of_direct(2, true), kMultiprocessors / 2);
+  EXPECT_EQ(blocks.of_direct(2, false), kMultiprocessors);
+  EXPECT_EQ(blocks.of_direct(6, true), kMultiprocessors / 6);
+  EXPECT_EQ(blocks.of_direct(132, true), 16);
+  EXPECT_EQ(ThreadBlocks({.wire = 61, .pack = 122}, kMultiprocessors, 20).of_direct(2, false), 20);
+}
+
 TEST(ThreadBlocks, WorkIsWhatARankMoves) {
   const auto family = plan_cases::small_moe().family();
   const Limits limits = plan_cases::capped(64 << 10);

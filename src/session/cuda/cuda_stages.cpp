@@ -29,6 +29,6 @@ CudaStages::CudaStages(const Plan& plan, const RankPlan& rank_plan, const Family
       unpack(plan, rank_plan, memory, parameters, clock),
       local(rank_plan, resident, memory, parameters, clock),
       direct(plan, rank_plan, family, resident, memory, std::move(peers), std::move(parameters), clock,
-             most_blocks) {}
+             blocks) {}
 
 }  // namespace weightcast

@@ -11,7 +11,7 @@ namespace weightcast {
 DirectStage::DirectStage(const Plan& plan, const RankPlan& rank_plan, const Family& family,
                          const Schedule& schedule, const UpdateMemory& memory,
                          std::unique_ptr<PeerMemory> peers, std::vector<std::byte*> parameters,
-                         StageClock& clock, int blocks)
+                         StageClock& clock, const ThreadBlocks& blocks)
     : plan_(plan),
       rank_plan_(rank_plan),
       family_(family),
@@ -20,7 +20,7 @@ DirectStage::DirectStage(const Plan& plan, const RankPlan& rank_plan, const Fami
       peers_(std::move(peers)),
       own_parameters_(std::move(parameters)),
       clock_(clock),
-      most_blocks_(blocks) {
+      thread_blocks_(blocks) {
   open_lanes();
 }
 
@@ -82,14 +82,7 @@ void DirectStage::prepare(const ResidentSource& source) {
 void DirectStage::begin(bool verifies) {
   ++update_;
   unpublished_.clear();
-  if (!writes()) return;
-  // A block for each multiprocessor fills the link, all together, and leaves room for the kernels of others;
-  // where there are none, two are a little faster, which is what fits.
-  constexpr int kLeast = 16;
-  const int of_multiprocessor = own_parameters_.empty() && !verifies ? 2 : 1;
-  blocks_ = most_blocks_ > 0
-                ? most_blocks_
-                : std::max(kLeast, of_multiprocessor * multiprocessors() / static_cast<int>(lanes_.size()));
+  if (writes()) blocks_ = thread_blocks_.of_direct(lanes_.size(), verifies || !own_parameters_.empty());
 }
 
 cudaStream_t DirectStage::enqueue(std::size_t k, std::uint64_t* digests) {

@@ -15,6 +15,7 @@
 #include "session/cuda/stage_clock.hpp"
 #include "session/cuda/update_memory.hpp"
 #include "session/schedule.hpp"
+#include "session/thread_blocks.hpp"
 #include "source/cuda/resident_source.hpp"
 #include "sys/cuda.hpp"
 
@@ -27,10 +28,10 @@ namespace weightcast {
 class DirectStage {
  public:
   /// All references must outlive the stage; `peers` is null where nothing is direct. `parameters[p]` is the
-  /// device memory of parameter p of this rank. `blocks`: most thread blocks of a kernel; 0: the default.
+  /// device memory of parameter p of this rank.
   DirectStage(const Plan& plan, const RankPlan& rank_plan, const Family& family, const Schedule& schedule,
               const UpdateMemory& memory, std::unique_ptr<PeerMemory> peers,
-              std::vector<std::byte*> parameters, StageClock& clock, int blocks);
+              std::vector<std::byte*> parameters, StageClock& clock, const ThreadBlocks& blocks);
 
   /// The streams that buckets are written in; none where this rank writes nothing.
   std::span<const CudaStream> streams() const { return lanes_; }
@@ -61,7 +62,7 @@ class DirectStage {
   std::unique_ptr<PeerMemory> peers_;
   std::vector<std::byte*> own_parameters_;
   StageClock& clock_;
-  int most_blocks_ = 0;
+  const ThreadBlocks& thread_blocks_;
   std::vector<CudaStream> lanes_;
   std::vector<std::size_t> lane_of_;  ///< by bucket of the rank plan
 
