@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <chrono>
 #include <iterator>
 #include <limits>
@@ -240,10 +239,11 @@ class RebalanceJob {
                         "published",
                         from_.origin, from_.placement.epoch, options_.sink, published->placement.epoch));
       }
+      // The engines' table has a row for each row of theirs.
+      require_successor(*published, to_);
       if (options_.from_map != kPublished) return;
       from_ = *published;
       from_.origin = kPublished;
-      require_successor(from_, to_);
     });
     published_ = *published;
   }
@@ -344,6 +344,7 @@ class RebalanceJob {
       live_->plan_for(to_.placement);
     }
     Rebalancing there(control_, rebalance_, session);
+    activity_.end();
     if (live_) return move_live(there);
     place_ ? move_shards(there) : measure(there);
   }
@@ -364,28 +365,14 @@ class RebalanceJob {
     return seen[0];
   }
 
-  /// Where the weights of that version come from, as the record of its commit says.
-  std::uint64_t origin_of(std::int64_t version) const {
-    for (const CommitRecord& record : find_commits(live_directory(options_.sink).value())) {
-      if (record.version != version) continue;
-      std::uint64_t origin = 0;
-      std::from_chars(record.origin.data(), record.origin.data() + record.origin.size(), origin, 16);
-      return origin;
-    }
-    return 0;
-  }
-
   /// The engines get slabs and map under one commit, in the states of an update to the version that they
   /// have.
   void move_live(Rebalancing& there) {
     version_ = served_version();
-    std::uint64_t origin = 0;
-    control_.agreement.together([&] {
-      if (control_.rank() == 0) origin = origin_of(version_);
-    });
     LiveUpdate& update = live_->update();
-    update.begin(version_, origin);
+    update.begin(version_, 0);
     try {
+      update.move(version_);
       if (served_version() != version_) {
         control_.agreement.together([&] {
           throw IoError(options_.sink + ": its engines have been updated meanwhile; run it again");

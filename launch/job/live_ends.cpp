@@ -341,10 +341,10 @@ std::optional<ExpertMap> LiveEnds::published_experts(std::int64_t ep) {
     if (keys[0] == -keys[1]) break;
     control_.agreement.together([&] {
       if (keys[2] == 0 || !engine_ || planned_ == keys[0]) return;
-      throw IoError(
-          fmt::format("{}: has another expert map (epoch {}) than other ranks; let all ranks of an "
-                      "engine have one, and update replicas that differ in jobs of their own",
-                      engine_->manifest().path, map.placement.epoch));
+      throw IoError(fmt::format(
+          "{}: has another expert map (epoch {}) than other ranks; let all ranks of an "
+          "engine say one (weightcast_place_experts), and update replicas that differ in jobs of their own",
+          engine_->manifest().path, map.placement.epoch));
     });
     control_.deadline.poll();
     std::this_thread::sleep_for(std::chrono::milliseconds(20));

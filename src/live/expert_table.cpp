@@ -58,7 +58,7 @@ std::vector<std::int64_t> ExpertTable::numbers(std::int64_t& epoch) const {
     if (std::chrono::steady_clock::now() > give_up) {
       throw IoError(
           fmt::format("{}: its table of experts has been amid a change for {} s; look whether the "
-                      "engine lives",
+                      "engine lives, and let it say anew where its experts sit (weightcast_place_experts)",
                       manifest_.path, kPatience.count()));
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -112,6 +112,11 @@ ExpertMap ExpertTable::read() const {
 void ExpertTable::write(const ExpertMap& map) const {
   const auto [layers, slots, experts] = manifest_.expert_slots;
   const std::int64_t copies = slots - experts + 1;
+  if (map.layers() != layers || map.slots != slots || map.experts != experts) {
+    throw InternalError(
+        fmt::format("{}: a map of {} layers, {} slots and {} experts does not go into its table of experts",
+                    manifest_.path, map.layers(), map.slots, map.experts));
+  }
   std::vector<std::int64_t> all(static_cast<std::size_t>(weightcast_table_numbers(layers, slots, experts)),
                                 -1);
   const std::span<std::int64_t> physical(all);

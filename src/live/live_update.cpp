@@ -185,6 +185,8 @@ std::optional<CommitRecord> LiveUpdate::record_of(std::int64_t version) const {
 }
 
 std::int64_t LiveUpdate::begin(std::int64_t otherwise, std::uint64_t files) {
+  moves_ = false;
+  moved_.reset();
   try {
     take();
     update_ = next_update();
@@ -203,6 +205,26 @@ std::int64_t LiveUpdate::begin(std::int64_t otherwise, std::uint64_t files) {
     fail(failure.what(), false);
     throw;
   }
+}
+
+void LiveUpdate::move(std::int64_t version) {
+  moves_ = true;
+  std::optional<CommitRecord> last;
+  std::array<std::int64_t, 1> brought{0};
+  control_.agreement.together([&] {
+    if (control_.rank() != 0) return;
+    for (const CommitRecord& record : find_commits(directory_)) {
+      if (!record.version) continue;
+      if (record.version == version) last = record;
+      break;
+    }
+    if (last) brought[0] = static_cast<std::int64_t>(last->update);
+  });
+  control_.agreement.maximum(std::span<std::int64_t>(brought));
+  std::array<std::int64_t, 1> other{0};
+  if (engine_ != nullptr) other[0] = static_cast<std::int64_t>(engine_->update()) == brought[0] ? 0 : 1;
+  control_.agreement.maximum(std::span<std::int64_t>(other));
+  if (other[0] == 0) moved_ = last;
 }
 
 bool LiveUpdate::is_there(std::int64_t version) {
@@ -289,6 +311,12 @@ void LiveUpdate::pause(std::int64_t version, bool allow_older) {
         if (exporter != nullptr) exporter->require_there();
       }
       if (require_in_place_) require_in_place_();
+      // From its pause on it says no other version.
+      if (moves_ && engine_ != nullptr && (rest_ != WEIGHTCAST_SERVING || engine_->version() != version)) {
+        throw IoError(
+            fmt::format("{}: {} does not serve version {} any more; run it again, or an update first",
+                        engine_->manifest().path, engine_->name(), version));
+      }
     });
     control_.agreement.together([&] {
       if (engine_ == nullptr || engine_->change(WEIGHTCAST_PAUSED, WEIGHTCAST_WRITING)) return;
@@ -341,6 +369,11 @@ void LiveUpdate::prepare_record(std::int64_t version) const {
   }
   if (const Choice* const choice = family_.choice(); choice != nullptr)
     record["partial"] = choice_json(*choice);
+  if (moves_) {
+    record["origin"] = moved_ ? moved_->origin : "";
+    record["names"] = moved_ ? moved_->names : "";
+    if (moved_ && moved_->partial) record["partial"] = choice_json(*moved_->partial);
+  }
   write_durably(prepared_path(), json_report(record));
 }
 

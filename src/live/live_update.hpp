@@ -40,6 +40,12 @@ class LiveUpdate {
   /// number for others. Throws AgreedFailure; nothing is taken then. Collective.
   std::int64_t begin(std::int64_t otherwise, std::uint64_t files);
 
+  /// Behind begin(): this update moves what engines have of that version, and brings nothing. So its record
+  /// says of the weights what the record of their last update says, and that nothing is known of them where
+  /// they have loaded them otherwise since. An engine that does not serve the version when it pauses is
+  /// refused. Throws AgreedFailure. Collective.
+  void move(std::int64_t version);
+
   /// Whether every engine has that version already, from the same publications of the trainers or the same
   /// files; false where none is live. The same number alone is no proof of the same weights: trainers may
   /// have been started anew, and the update that brought it may have brought only a part. Collective.
@@ -108,6 +114,9 @@ class LiveUpdate {
   bool asked_ = false;    ///< this rank's engine, in this update
   bool reading_ = false;  ///< this rank's trainer
   std::uint64_t update_ = 0;
+  /// What engines have is moved.
+  bool moves_ = false;
+  std::optional<CommitRecord> moved_;        ///< on rank 0: by which they have it; nothing: not known
   std::uint64_t origin_ = 0;                 ///< on rank 0: of which publications or files the weights are
   weightcast_state rest_ = WEIGHTCAST_NONE;  ///< of the engine before the update
 };

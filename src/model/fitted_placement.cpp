@@ -47,7 +47,18 @@ std::int64_t row_of(const ExpertMap& map, const ModelLayers& layers, std::size_t
   const auto with_experts = std::ssize(layers.experts);
   const auto own_with_experts =
       std::ranges::count_if(layers.experts, [&](const ExpertLayer& one) { return one.layer < layers.own; });
-  if (rows == layers.all || rows == layers.own) return layer < rows ? layer : -1;
+  if (rows == layers.all || rows == layers.own) {
+    const auto number_of = [&](const ExpertLayer& one) { return &one - layers.experts.data(); };
+    const bool alike = std::ranges::all_of(
+        layers.experts, [&](const ExpertLayer& one) { return one.layer == number_of(one); });
+    if (rows == with_experts && !alike) {
+      throw InputError(fmt::format(
+          "{}: has {}, which may be those of the model without its draft layers or all that have experts; "
+          "name a map with a row for each layer of either",
+          map.origin, counted(rows, "layer")));
+    }
+    return layer < rows ? layer : -1;
+  }
   if (rows == with_experts || (rows == own_with_experts && rows > 0)) {
     return static_cast<std::int64_t>(number) < rows ? static_cast<std::int64_t>(number) : -1;
   }

@@ -197,7 +197,9 @@ void ShardSink::begin(std::int64_t version, const std::string& command) {
     for (const FileFormat format : {FileFormat::kHdf5, FileFormat::kSafetensors}) {
       if (!rank) continue;
       require_free_or_own(shard_path(directory, {*rank, format}), kShardKind);
-      require_no_later_map(shard_path(directory, {*rank, format}), topology_.engine.experts);
+      // Without a session the files there are looked at, and what is to be written is not known yet.
+      if (session_ != nullptr)
+        require_no_later_map(shard_path(directory, {*rank, format}), topology_.engine.experts);
     }
   } catch (const std::exception& exception) {
     problem = error_of(exception);
