@@ -22,15 +22,15 @@ constexpr auto kSignalGrace = 8s;
 Deadline::Deadline(const ThisRank& self, const Neighbours& neighbours, LastWords& last_words,
                    Watchdog& watchdog, std::chrono::seconds timeout)
     : self_(self), neighbours_(neighbours), last_words_(last_words), watchdog_(watchdog), timeout_(timeout) {
-  begin_phase("start");
-  // Where another rank than the first is ended so, the launcher stops that one, and it has the word. A
-  // launcher repeats its signals: the second says no more than the first.
+  // Of ranks of several hosts the first speaks: where another is ended so, the launcher stops that one, and
+  // it has the word. A launcher repeats its signals: the second says no more than the first.
   set_last_resort(LastResort{[this](const std::string& end) {
-                               return self_.rank == 0 && neighbours_.take_the_word() ? last_resort_line(end)
-                                                                                     : "";
+                               const bool may_speak = self_.rank == 0 || neighbours_.are_all();
+                               return may_speak && neighbours_.take_the_word() ? last_resort_line(end) : "";
                              },
                              false, kSignalGrace});
   watchdog_.share_the_word(neighbours_.word(), neighbours_.are_all());
+  begin_phase("start");
 }
 
 Deadline::~Deadline() {

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <filesystem>
+#include <system_error>
 
 #include "core/error.hpp"
 #include "core/hash.hpp"
@@ -14,9 +16,12 @@ namespace weightcast {
 
 namespace {
 
-/// Hosts are told apart by their names and by when they were started.
+/// Hosts are told apart by their names and by when they were started; containers of one by their processes'
+/// numbers.
 std::uint64_t hash_of_host(const std::string& host) {
-  return Hasher().add(host).add(this_boot()).digest();
+  std::error_code ignored;
+  const std::string processes = std::filesystem::read_symlink("/proc/self/ns/pid", ignored).string();
+  return Hasher().add(host).add(this_boot()).add(processes).digest();
 }
 
 }  // namespace
@@ -64,7 +69,11 @@ Neighbours::Neighbours(const ThisRank& self) : rank_(self.rank) {
   if (first != self.rank)
     if_permitted(
         [&] { spoken_ = std::make_shared<SharedWords>(all[static_cast<std::size_t>(first)].words); });
-  WEIGHTCAST_MPI(MPI_Barrier(self.comm.get()));
+  // Whether one word stands for all of the job; and nobody opens it any more.
+  const int mine_is_shared = all_ && spoken_ ? 1 : 0;
+  int all_share = 0;
+  WEIGHTCAST_MPI(MPI_Allreduce(&mine_is_shared, &all_share, 1, MPI_INT, MPI_MIN, self.comm.get()));
+  all_ = all_share != 0;
   if (own) own->unpublish();
 }
 
@@ -81,8 +90,14 @@ int Neighbours::alive_below() const {
   }));
 }
 
+bool Neighbours::take_the_word() const {
+  const std::function<bool()> may_speak = word();
+  return !may_speak || may_speak();
+}
+
 std::function<bool()> Neighbours::word() const {
-  return [spoken = spoken_] { return !spoken || (*spoken)[0].exchange(1) == 0; };
+  if (!spoken_) return {};
+  return [spoken = spoken_] { return (*spoken)[0].exchange(1) == 0; };
 }
 
 bool Neighbours::have_spoken() const {

@@ -26,13 +26,13 @@ class Neighbours {
   /// How many lower ones live.
   int alive_below() const;
 
-  /// Whether all ranks of the job are among them.
+  /// Whether all ranks of the job are among them, and share the word.
   bool are_all() const { return all_; }
 
-  /// True once for all of them together: whoever gets it says the one line with which the job ends. From any
-  /// thread, and without MPI.
-  bool take_the_word() const { return word()(); }
-  /// The same as a function that may outlive this.
+  /// True once for all of them together: whoever gets it says the one line with which the job ends. Where
+  /// they share no memory it is true for each.
+  bool take_the_word() const;
+  /// The same as a function for any thread, which may outlive this; none where they share no memory.
   std::function<bool()> word() const;
   /// Whether one of them has taken it.
   bool have_spoken() const;

@@ -324,7 +324,10 @@ HeldWeights held_in_segments(const Manifest& manifest, const Checkpoint& checkpo
       boxes.back().offset += own->offset;
     }
     const auto added = std::span(boxes).subspan(before);
-    for (HeldBox& of : added) of.narrow = narrow;
+    for (HeldBox& of : added) {
+      of.narrow = narrow;
+      of.less_one = box.less_one;
+    }
     const bool on_host = std::any_of(added.begin(), added.end(), [&](const HeldBox& of) {
       return manifest.segments[of.buffer].on_host();
     });

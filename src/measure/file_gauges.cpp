@@ -83,7 +83,8 @@ void FileGauges::find_what_is_read(const HeldWeights& weights) {
         const std::int64_t element = dtype_bytes(stored.dtype);
         const std::int64_t col = (common.col - held.box.col) * common.rows;
         const std::int64_t offset =
-            stored.offset + held.at(common.row, held.box.col, element) + col * element;
+            held.turned > 0 ? stored.offset + ((common.row - held.box.row) * held.box.cols + col) * element
+                            : stored.offset + held.at(common.row, held.box.col, element) + col * element;
         const std::int64_t bytes = common.area() * element;
         if (!runs_.empty() && runs_.back().file == stored.file &&
             runs_.back().offset + runs_.back().bytes == offset) {
