@@ -98,6 +98,11 @@ int FileReplacement::create_partial() {
   note_unfinished(this, state_);
   try {
     begin_journal(state_.journal_path, identity_of(fd, partial_path()).inode);
+  } catch (const SystemRefusal& refusal) {
+    ::close(fd);
+    abandon();
+    // Of the file, not of what is written beside it.
+    fail_to_create(final_path(), refusal.number());
   } catch (const IoError&) {
     ::close(fd);
     abandon();

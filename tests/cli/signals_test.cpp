@@ -283,7 +283,19 @@ TEST_F(Signals, NobodyRenamesWhenOneHasLostItsFile) {
   put_old_shards();
   const auto before = folder_contents(sink_);
   Process job(slow_disk_job(3, sync_words(trained(1)), "/.rank-1.h5.", 1s));
-  while (!has_hidden_file(sink_, ".rank-1.h5.")) ASSERT_TRUE(job.running()) << describe(job.wait());
+  const auto is_begun = [&] {
+    std::error_code ignored;  // files come and go meanwhile
+    std::filesystem::directory_iterator entry(sink_, ignored);
+    for (const std::filesystem::directory_iterator end; entry != end; entry.increment(ignored)) {
+      if (entry->path().extension() == ".partial" &&
+          entry->path().filename().string().starts_with(".rank-1.h5.") && entry->file_size(ignored) > 0 &&
+          !ignored) {
+        return true;
+      }
+    }
+    return false;
+  };
+  while (!is_begun()) ASSERT_TRUE(job.running()) << describe(job.wait());
   // It is written, and flushed slowly.
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
   for (const auto& entry : std::filesystem::directory_iterator(sink_)) {

@@ -78,11 +78,24 @@ TEST(FittedPlacement, DraftLayersWithoutARowBeginAsEnginesDo) {
   const ModelLayers layers = model_layers(catalog_of({{0, 0}, {1, 2}, {2, 2}}), 2);
   const Slots one{1, 1, 0, 0};
   const Slots first{0, 1, 0, 1};
-  for (const auto& rows : {std::vector<Slots>{one}, std::vector<Slots>{first, one}}) {
-    EXPECT_EQ(fit_placement(map_of(rows, 2), layers).experts_of_slots, (std::vector<Slots>{{}, one, first}));
-  }
+  EXPECT_EQ(fit_placement(map_of({one}, 2), layers).experts_of_slots, (std::vector<Slots>{{}, one, first}));
+  const ModelLayers two_dense = model_layers(catalog_of({{0, 0}, {1, 0}, {2, 2}, {3, 2}}), 3);
+  EXPECT_EQ(fit_placement(map_of({first, first, one}, 2), two_dense).experts_of_slots,
+            (std::vector<Slots>{{}, {}, one, first}));
   const Slots draft{0, 1, 1, 1};
   EXPECT_EQ(fit_placement(map_of({first, one, draft}, 2), layers).experts_of_slots.back(), draft);
+}
+
+TEST(FittedPlacement, RowsThatCouldBeOfOtherLayersAreRefused) {
+  // One layer without experts and one draft layer: two rows are those of the model alone, or all with
+  // experts.
+  const ModelLayers layers = model_layers(catalog_of({{0, 0}, {1, 2}, {2, 2}}), 2);
+  EXPECT_EQ(refusal([&] {
+              fit_placement(map_of({{0, 1}, {1, 0}}, 2), layers);
+            }),
+            "map.json: has 2 layers, which may be those of the model without its draft layers or all that "
+            "have experts; name a map "
+            "with a row for each layer of either");
 }
 
 TEST(FittedPlacement, AMapThatChangesNothingIsNone) {
