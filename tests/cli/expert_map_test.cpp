@@ -148,7 +148,7 @@ TEST_F(ExpertMapTest, LayersWithoutExpertsDraftLayersAndExpertsInOneTensor) {
   // Of the first model layer 0 has no experts, and layer 3 is a draft's.
   const Words drafts{"--mtp", "include"};
   for (const Model& model :
-       {Model{"deepseek-v3", 3, 8, drafts}, Model{"deepseek-v3", 4, 8, drafts}, Model{"gpt-oss", 2, 6, {}}}) {
+       {Model{"deepseek-v3", 2, 8, drafts}, Model{"deepseek-v3", 4, 8, drafts}, Model{"gpt-oss", 2, 6, {}}}) {
     SCOPED_TRACE(model.name);
     const std::string source = dir_ / model.name;
     const std::string config = std::string(kData) + "/tiny/" + model.name + "/config.json";
@@ -158,6 +158,10 @@ TEST_F(ExpertMapTest, LayersWithoutExpertsDraftLayersAndExpertsInOneTensor) {
     ASSERT_TRUE(done(run_job(3, sync_words(source) + map)));
     EXPECT_TRUE(done(run_plain(verify(source, map))));
   }
+  // Three rows are those of the model without its draft layer, or of all layers with experts.
+  const Words either = drafts + Words{"--expert-map", put_map(map_of(shuffled(3, 8, 2), 8, 2))};
+  EXPECT_TRUE(refused(run_plain(sync_words(dir_ / "deepseek-v3") + either + Words{"--dry-run"}), 65,
+                      {"map.json: has 3 layers, which may be those"}));
 }
 
 TEST_F(ExpertMapTest, ShardsOfALaterMapAreNotReplaced) {

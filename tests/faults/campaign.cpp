@@ -135,6 +135,7 @@ CommandLine Campaign::command(const std::string& path) const {
   command.environment["LD_PRELOAD"] = WEIGHTCAST_FAULT;
   command.environment["FAULT_RECORD"] = record_;
   command.environment["FAULT_PATH"] = path;
+  if (place_.scenario().ranks == 0) command.environment["FAULT_PLAIN"] = "1";
   command.timeout = kMost;
   return command;
 }

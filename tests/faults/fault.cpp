@@ -1,9 +1,15 @@
 // To be preloaded into a job: counts calls, and at one of them, of one rank, does something else. Which one,
 // in the environment:
-//   FAULT_RECORD  a folder; every rank keeps a Record in its file `rank-R` there (`rank-0` without a
-//   launcher) FAULT_PATH    only files whose path contains this count FAULT_RANK, FAULT_CALL, FAULT_NUMBER
-//   the rank, the call's name, and its number among those, from 0 FAULT_DO, FAULT_VALUE  the deed's name, and
-//   its number
+//
+//   FAULT_RECORD  a folder; every rank keeps a Record in its file `rank-R` there
+//
+//   FAULT_PLAIN   set: there is no launcher, and every process is rank 0
+//
+//   FAULT_PATH    only files whose path contains this count
+//
+//   FAULT_RANK, FAULT_CALL, FAULT_NUMBER  the rank, the call's name, its number among those, from 0
+//
+//   FAULT_DO, FAULT_VALUE  the deed's name, and its number
 
 #include "faults/fault.hpp"
 
@@ -55,7 +61,10 @@ struct Plan {
 
   static Record* map_record(long rank) {
     const char* folder = std::getenv("FAULT_RECORD");
-    if (folder == nullptr) return nullptr;
+    // A launcher is neither.
+    const bool counts =
+        std::getenv("OMPI_COMM_WORLD_RANK") != nullptr || std::getenv("FAULT_PLAIN") != nullptr;
+    if (folder == nullptr || !counts) return nullptr;
     char name[kMostPath];
     std::snprintf(name, sizeof name, "%s/rank-%ld", folder, rank);
     const auto file =
