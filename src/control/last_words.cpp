@@ -31,8 +31,8 @@ constexpr auto kOtherHostGrace = 300ms;
 constexpr int kFailureTag = 2;
 constexpr int kSpokenTag = 3;
 // Ranks wait so much longer each, up to that many of them, so that they do not speak at once.
-constexpr auto kStagger = 250ms;
-constexpr int kMostStagger = 100;
+constexpr auto kTurn = 250ms;
+constexpr int kMostTurns = 100;
 constexpr auto kReportLimit = 60s;
 // How long the word that a rank has spoken may take to leave it: well below that.
 constexpr auto kWordGrace = 100ms;
@@ -152,8 +152,8 @@ void LastWords::send_failure(const Failure& failure) {
   // Should rank 0 itself hang, another rank speaks: the lowest, because it waits the shortest. Where it has
   // died, at once: the launcher ends them all within a second.
   const auto give_up = neighbours_.dead() == 0
-                           ? Clock::now() + kHearing + neighbours_.alive_below() * kStagger
-                           : Clock::now() + kReportGrace + std::min(self_.rank - 1, kMostStagger) * kStagger;
+                           ? Clock::now() + kHearing + neighbours_.alive_below() * kTurn
+                           : Clock::now() + kReportGrace + std::min(self_.rank - 1, kMostTurns) * kTurn;
   const bool told_before = hard_stop_signal() != 0;
   bool spoken = false;
   while (Clock::now() < give_up) {
