@@ -21,8 +21,9 @@ using namespace test_support;
 
 namespace {
 
-// How much later than its deadline a job may end.
+// How much later than its deadline a job may end; a launcher takes a second more for a rank that is stopped.
 constexpr int kGrace = 2;
+constexpr int kLauncherGrace = 1;
 // What a job that hangs is given before it is killed, so that it can still end late.
 constexpr std::chrono::seconds kMost{60};
 constexpr int kSignalled = 128;
@@ -229,7 +230,7 @@ void Campaign::judge(const Fault& fault, const Outcome& outcome, Trial& trial) c
   const auto lines = error_lines(outcome.err);
   if (outcome.timed_out) {
     broken("it hangs");
-  } else if (trial.seconds > deadline_ + kGrace) {
+  } else if (trial.seconds > deadline_ + kGrace + (fault.deed == Deed::kStop ? kLauncherGrace : 0)) {
     broken(fmt::format("it ends {:.1f} s after the fault", trial.seconds));
   }
   const std::vector<int> kCodes{0, 64, 65, 66, 70, 74, 75, 76};

@@ -112,6 +112,8 @@ std::vector<std::string> Place::litter() const {
   }
   for (const auto& entry : std::filesystem::directory_iterator(sink(), ignored)) {
     const std::string name = entry.path().filename().string();
+    // Killed just when it had made the file: nobody can tell whose it is, and there is nothing in it.
+    if (name.ends_with(".partial") && std::filesystem::file_size(entry.path(), ignored) == 0) continue;
     if (name.starts_with(".") || (!name.starts_with("rank-") && !name.starts_with("x.")))
       names.push_back("out/" + name);
   }
