@@ -35,8 +35,8 @@ struct DeviceBox {
   std::uint32_t result;  ///< number of the sum
   bool negated_exp;      ///< as of a DigestBox
   bool one_more;
-  bool staged;           ///< the address of `to` is a distance from staging's beginning
-  DigestPlace to;        ///< of a copy
+  bool staged;     ///< the address of `to` is a distance from staging's beginning
+  DigestPlace to;  ///< of a copy
   DigestCut cut;
 };
 
@@ -524,8 +524,9 @@ std::optional<DeviceBox> resolve_copy(const DigestBox& box, std::uint32_t result
                                       CudaDigestedMoves::Into into, std::span<std::byte* const> buffers,
                                       std::span<std::byte* const> digested) {
   constexpr std::uint32_t kVector = 16;
-  const bool same = box.layout.plain() && !box.widened && !box.negated_exp && !box.one_more && move.op == MoveOp::kCopy &&
-                    box.box.rows == move.rows && box.box.cols * box.element_bytes == move.row_bytes;
+  const bool same = box.layout.plain() && !box.widened && !box.negated_exp && !box.one_more &&
+                    move.op == MoveOp::kCopy && box.box.rows == move.rows &&
+                    box.box.cols * box.element_bytes == move.row_bytes;
   if (!same || move.row_bytes % kVector != 0) return std::nullopt;
   DeviceBox made = resolve(box, digested[box.buffer] + box.offset, result);
   if (into == CudaDigestedMoves::Into::kStaging) {

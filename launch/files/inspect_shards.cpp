@@ -49,12 +49,11 @@ void inspect_shards(const std::string& directory, OutputFile* json) {
   const WrittenPlacement placement = placement_of(shards.front());
   report["expert_epoch"] = placement.epoch;
   report["expert_placement"] = placement.fingerprint;
-  print_line(fmt::format(
-      "# experts: {}{}{}", layout.experts_text(),
-      placement.none()
-          ? ""
-          : fmt::format(", slots by map {} of epoch {}", excerpt(placement.fingerprint), placement.epoch),
-      layout.quantizer ? ", " + quantizer_name(*layout.quantizer) : ""));
+  print_line(fmt::format("# experts: {}{}{}", layout.experts_text(),
+                         placement.none() ? ""
+                                          : fmt::format(", slots by map {} of epoch {}",
+                                                        excerpt(placement.fingerprint), placement.epoch),
+                         layout.quantizer ? ", " + quantizer_name(*layout.quantizer) : ""));
   print_report(table.text());
   print_line(fmt::format("# weightcast inspect {} lists its parameters", shards.front().path));
   if (json != nullptr) json->write(json_report(report));

@@ -13,7 +13,7 @@ namespace weightcast::test_support {
 namespace {
 
 constexpr std::array<const char*, 10> kCommands{"sync",  "plan",    "bench", "inspect", "verify",
-                                               "synth", "convert", "hosts", "balance", "rebalance"};
+                                                "synth", "convert", "hosts", "balance", "rebalance"};
 
 using OptionsTest = CliTest;
 

@@ -16,40 +16,13 @@
 #include "cli/families.hpp"
 #include "engine/published.hpp"
 #include "support/child.hpp"
+#include "support/tensor_cuts.hpp"
 #include "weightcast/client.h"
 
 namespace weightcast::test_support {
 namespace {
 
 using Tensor = SafetensorsFile::Tensor;
-
-/// Rows of a matrix, or elements of a vector.
-Tensor rows(const Tensor& whole, std::int64_t first, std::int64_t count) {
-  const auto row_bytes = static_cast<std::int64_t>(whole.data.size()) / whole.shape.at(0);
-  Tensor part{whole.dtype, whole.shape,
-              whole.data.substr(static_cast<std::size_t>(first * row_bytes),
-                                static_cast<std::size_t>(count * row_bytes))};
-  part.shape.at(0) = count;
-  return part;
-}
-
-Tensor stacked(const std::vector<Tensor>& parts) {
-  Tensor whole = parts.front();
-  for (std::size_t i = 1; i < parts.size(); ++i) {
-    whole.shape.at(0) += parts[i].shape.at(0);
-    whole.data += parts[i].data;
-  }
-  return whole;
-}
-
-Tensor columns(const Tensor& whole, std::int64_t first, std::int64_t count) {
-  Tensor part{whole.dtype, {whole.shape.at(0), count}, ""};
-  for (std::int64_t row = 0; row < whole.shape.at(0); ++row) {
-    part.data += whole.data.substr(static_cast<std::size_t>((row * whole.shape.at(1) + first) * 2),
-                                   static_cast<std::size_t>(count * 2));
-  }
-  return part;
-}
 
 /// The transpose of a matrix of two-byte elements.
 Tensor transposed(const Tensor& whole) {

@@ -194,20 +194,29 @@ TEST_P(Rebalances, AndUpdatesInAnyOrderLeaveWhatAnUpdateWouldHaveMade) {
 INSTANTIATE_TEST_SUITE_P(Layouts, Rebalances, ::testing::ValuesIn(cases()),
                          [](const auto& of) { return std::string(of.param.name); });
 
-/// Passes all on to another source, by itself after a while.
-class SlowSource final : public HostSource {
+/// Passes all on to another source.
+class PassedOn : public HostSource {
  public:
-  explicit SlowSource(HostSource& source) : source_(source) {}
+  explicit PassedOn(HostSource& source) : source_(source) {}
   void find_largest(std::int64_t /*trainer*/, std::span<float> /*largest*/,
                     const std::function<void()>& /*poll*/) override {}
   void finish_bucket(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override {
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
     source_.finish_bucket(bucket, staging, digests);
   }
   std::byte* in_place(std::uint32_t segment) const override { return source_.in_place(segment); }
 
  private:
   HostSource& source_;
+};
+
+/// By itself after a while.
+class SlowSource final : public PassedOn {
+ public:
+  using PassedOn::PassedOn;
+  void finish_bucket(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    PassedOn::finish_bucket(bucket, staging, digests);
+  }
 };
 
 TEST(Rebalance, ARankReadsWhatItSendsBeforeItWritesWhatItGets) {
@@ -230,22 +239,16 @@ TEST(Rebalance, ARankReadsWhatItSendsBeforeItWritesWhatItGets) {
 }
 
 /// Says other digests than those of what it sends.
-class LyingSource final : public HostSource {
+class LyingSource final : public PassedOn {
  public:
-  explicit LyingSource(HostSource& source) : source_(source) {}
-  void find_largest(std::int64_t /*trainer*/, std::span<float> /*largest*/,
-                    const std::function<void()>& /*poll*/) override {}
+  using PassedOn::PassedOn;
   void finish_bucket(std::uint32_t bucket, std::byte* staging, std::span<std::uint64_t> digests) override {
-    source_.finish_bucket(bucket, staging, digests);
+    PassedOn::finish_bucket(bucket, staging, digests);
     if (const auto sent = std::ranges::find_if(digests, [](auto digest) { return digest != 0; });
         sent != digests.end()) {
       ++*sent;
     }
   }
-  std::byte* in_place(std::uint32_t segment) const override { return source_.in_place(segment); }
-
- private:
-  HostSource& source_;
 };
 
 TEST(Rebalance, WhatArrivesWrongIsNoticed) {

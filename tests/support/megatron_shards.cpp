@@ -10,6 +10,7 @@
 #include "storage/reader.hpp"
 #include "storage/writer.hpp"
 #include "support/files.hpp"
+#include "support/tensor_cuts.hpp"
 
 namespace weightcast::test_support {
 
@@ -22,37 +23,6 @@ std::int64_t divide(std::int64_t total, std::int64_t parts) {
     throw std::runtime_error(fmt::format("{} does not divide {}", parts, total));
   }
   return total / parts;
-}
-
-/// Rows of a matrix, or elements of a vector.
-Tensor rows(const Tensor& whole, std::int64_t first, std::int64_t count) {
-  const std::size_t row_bytes = whole.data.size() / static_cast<std::size_t>(whole.shape.at(0));
-  Tensor part{whole.dtype, whole.shape,
-              whole.data.substr(static_cast<std::size_t>(first) * row_bytes,
-                                static_cast<std::size_t>(count) * row_bytes)};
-  part.shape.at(0) = count;
-  return part;
-}
-
-Tensor columns(const Tensor& whole, std::int64_t first, std::int64_t count) {
-  const std::int64_t height = whole.shape.at(0);
-  const std::int64_t width = whole.shape.at(1);
-  const std::size_t element = whole.data.size() / static_cast<std::size_t>(height * width);
-  Tensor part{whole.dtype, {height, count}, ""};
-  for (std::int64_t row = 0; row < height; ++row) {
-    part.data += whole.data.substr(static_cast<std::size_t>(row * width + first) * element,
-                                   static_cast<std::size_t>(count) * element);
-  }
-  return part;
-}
-
-Tensor stacked(const std::vector<Tensor>& parts) {
-  Tensor whole = parts.front();
-  for (std::size_t i = 1; i < parts.size(); ++i) {
-    whole.shape.at(0) += parts[i].shape.at(0);
-    whole.data += parts[i].data;
-  }
-  return whole;
 }
 
 Tensor row_share(const Tensor& whole, std::int64_t rank, std::int64_t ranks) {
